@@ -1,0 +1,132 @@
+//! Where things are in the running kernel's structs, resolved by name from its BTF and handed over as a frozen global.
+
+/// Offset or value that this kernel does not have. A read guarded by it is pruned by the verifier.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! layout {
+    ($( $(#[$doc:meta])* $field:ident ),* $(,)?) => {
+        /// The running kernel's numbers: byte offsets unless the field says otherwise, [`ABSENT`] where it has none.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct Layout {
+            $( $(#[$doc])* pub $field: u32, )*
+        }
+
+        impl Layout {
+            /// A layout in which nothing is known.
+            pub const EMPTY: Self = Self { $( $field: ABSENT, )* };
+
+            /// Every field with its name, for diagnosis.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static str, u32)> {
+                [ $( (stringify!($field), self.$field) ),* ].into_iter()
+            }
+        }
+    };
+}
+
+layout! {
+    /// [`VERSION`](super::VERSION), not an offset.
+    version,
+    /// Position of the reason among the arguments of the `kfree_skb` tracepoint, not an offset.
+    reason_arg,
+    /// Value of `SKB_DROP_REASON_NETFILTER_DROP`, not an offset.
+    reason_netfilter,
+    /// Value of `SKB_DROP_REASON_BPF_CGROUP_EGRESS`, not an offset.
+    reason_cgroup_egress,
+    /// Value of `SKB_DROP_REASON_TC_EGRESS`, not an offset.
+    reason_tc_egress,
+
+    /// `sk_buff.sk`
+    skb_sk,
+    /// `sk_buff.dev`
+    skb_dev,
+    /// `sk_buff.len`
+    skb_len,
+    /// `sk_buff.data_len`
+    skb_data_len,
+    /// `sk_buff.head`
+    skb_head,
+    /// `sk_buff.data`
+    skb_data,
+    /// `sk_buff.network_header`
+    skb_network_header,
+    /// `sk_buff.mac_header`
+    skb_mac_header,
+    /// `sk_buff.protocol`
+    skb_protocol,
+    /// `sk_buff.skb_iif`
+    skb_iif,
+    /// `sk_buff._skb_refdst`
+    skb_refdst,
+
+    /// `dst_entry.dev`
+    dst_dev,
+    /// `dst_entry.flags`
+    dst_flags,
+
+    /// `net_device.nd_net.net`
+    dev_net,
+    /// `net_device.ifindex`
+    dev_ifindex,
+    /// `net_device.name`
+    dev_name,
+
+    /// `net.ns.inum`
+    net_inum,
+
+    /// `sock.__sk_common.skc_net.net`
+    sk_net,
+    /// `sock.__sk_common.skc_cookie`
+    sk_cookie,
+    /// `sock.__sk_common.skc_state`
+    sk_state,
+    /// `sock.__sk_common.skc_family`
+    sk_family,
+    /// `sock.__sk_common.skc_flags`
+    sk_flags,
+    /// Number of the flag `SOCK_DEAD` in `skc_flags`, not an offset.
+    sk_flag_dead,
+    /// `sock.sk_socket`
+    sk_socket,
+    /// `sock.sk_uid`
+    sk_uid,
+    /// `sock.sk_lock.owned`
+    sk_lock_owned,
+    /// `sock.sk_cgrp_data.cgroup`
+    sk_cgroup,
+
+    /// `socket.sk`
+    socket_sk,
+    /// Distance from a `struct socket` to its inode's number: `socket_alloc.vfs_inode` and `inode.i_ino`.
+    socket_inode,
+
+    /// `cgroup.kn`
+    cgroup_kn,
+    /// `kernfs_node.id`
+    kn_id,
+
+    /// `task_struct.group_leader`
+    task_leader,
+    /// `task_struct.real_parent`
+    task_parent,
+    /// `task_struct.tgid`
+    task_tgid,
+    /// `task_struct.pid`
+    task_pid,
+    /// `task_struct.start_boottime`
+    task_start,
+    /// `task_struct.cred`
+    task_cred,
+    /// `task_struct.comm`
+    task_comm,
+    /// `task_struct.cgroups`
+    task_cgroups,
+    /// `css_set.dfl_cgrp`
+    css_set_cgroup,
+    /// `cred.uid`
+    cred_uid,
+    /// `cred.gid`
+    cred_gid,
+    /// `cred.euid`
+    cred_euid,
+}

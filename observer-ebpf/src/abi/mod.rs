@@ -1,0 +1,20 @@
+//! What crosses between the kernel half and user space.
+//!
+//! Every type is `repr(C)`, made of integers and byte arrays only, without implicit padding, and its size is asserted
+//! at compile time. A change to any of them changes [`VERSION`].
+
+mod counters;
+mod layout;
+mod names;
+mod record;
+mod task;
+
+pub use counters::Counter;
+pub use layout::{ABSENT, Layout};
+pub use names::{map, program};
+pub use record::{Cause, DropRecord, Hook, OwnerSource, PACKET_BYTES, flag};
+pub use task::{COMM_BYTES, Owner, Task};
+
+/// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
+/// other sources is refused instead of misread.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,29 @@
+//! Names of programs and maps inside the BPF object, in one place for both halves.
+
+/// Programs, as `<stem>_<kernel symbol>`, at most 15 bytes (the kernel cuts longer ones).
+pub mod program {
+    /// BTF tracepoint `kfree_skb`: a packet is freed for a reason.
+    pub const DROP_BTF: &str = "drop_kfree_skb";
+    /// The same as a raw tracepoint, for kernels that refuse the BTF one.
+    pub const DROP_RAW: &str = "rdrop_kfree_skb";
+    /// BTF tracepoint `inet_sock_set_state`: a connect begins, a connection ends.
+    pub const STATE: &str = "own_sock_state";
+    /// cgroup program at socket creation.
+    pub const CREATE: &str = "own_sock_create";
+    /// cgroup program at socket release.
+    pub const RELEASE: &str = "own_sock_close";
+    /// Iterator over every open file: owners of sockets older than observer.
+    pub const SEED: &str = "seed_task_file";
+}
+
+/// Maps.
+pub mod map {
+    /// Ring buffer of [`DropRecord`](super::DropRecord).
+    pub const EVENTS: &str = "EVENTS";
+    /// Hash from socket cookie to [`Owner`](super::Owner).
+    pub const OWNERS: &str = "OWNERS";
+    /// Per-CPU array of monotonic counters, indexed by [`Counter`](super::Counter).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Frozen global with the running kernel's [`Layout`](super::Layout).
+    pub const LAYOUT: &str = "LAYOUT";
+}

@@ -1,0 +1,26 @@
+//! `trace_inet_sock_set_state(sk, oldstate, newstate)`: a connection changes its state.
+//!
+//! On the way to SYN_SENT the caller of connect is current and no packet has been sent yet, so the owner is bound before
+//! the first drop. (The source port is still 0 there: it binds the owner and gives no flow.)
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use observer_ebpf::abi::OwnerSource;
+
+use crate::kernel::{
+    layout::field,
+    owner,
+    read::{Direct, Reader},
+    sock, task,
+};
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
+    let sk: u64 = context.arg(0);
+    let state: u64 = context.arg(2);
+    match state as u32 {
+        sock::SYN_SENT => owner::bind(sock::make_cookie(sk as *mut u8), task::current(), OwnerSource::Connect),
+        sock::CLOSE => owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0)),
+        _ => {}
+    }
+    0
+}

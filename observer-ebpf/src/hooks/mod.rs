@@ -1,0 +1,6 @@
+//! One file a hook: the entry point, what the kernel promises there, and nothing else.
+
+mod cgroup_sock;
+mod inet_sock_set_state;
+mod kfree_skb;
+mod task_file;

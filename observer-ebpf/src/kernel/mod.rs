@@ -1,0 +1,11 @@
+//! Typed field reads, the owner map, the counters and the ring: the only unsafe code of the kernel half.
+
+pub mod counters;
+pub mod emit;
+pub mod layout;
+pub mod owner;
+pub mod read;
+pub mod skb;
+pub mod sock;
+pub mod task;
+pub mod time;

@@ -1,0 +1,136 @@
+//! Fields of a `struct sk_buff`.
+
+use core::hint::black_box;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel as probe_read_kernel;
+use observer_ebpf::{
+    abi::{Cause, Hook, PACKET_BYTES},
+    logic::{
+        direction::{self, Origin, Place},
+        packet::{ethertype, protocol},
+    },
+};
+
+use super::{
+    layout::field,
+    read::{Probe, Reader},
+};
+
+/// Low bit of `skb->_skb_refdst`: the reference is not counted.
+const DST_NOREF: u64 = 1;
+/// `DST_METADATA` of `include/net/dst.h` (since 4.3): a tunnel's description, not a route.
+const DST_METADATA: u16 = 0x80;
+/// `skb->mac_header` before it is set.
+const MAC_HEADER_UNSET: u16 = 0xffff;
+
+/// A dropped packet.
+#[derive(Clone, Copy)]
+pub struct Skb {
+    address: u64,
+    /// Its socket, or 0.
+    pub sk: u64,
+    /// Its route, or 0.
+    pub dst: u64,
+    /// `skb->dev`, or 0.
+    pub dev: u64,
+}
+
+impl Skb {
+    /// Reads the pointers that decide what kind of packet it is.
+    #[inline(always)]
+    pub fn read<R: Reader>(address: u64) -> Self {
+        let refdst: u64 = R::field(address, field!(skb_refdst)).unwrap_or(0);
+        let dst = refdst & !DST_NOREF;
+        let flags: u16 = Probe::field(dst, field!(dst_flags)).unwrap_or(0);
+        Self {
+            address,
+            sk: R::field(address, field!(skb_sk)).unwrap_or(0),
+            dst: if flags & DST_METADATA == 0 { dst } else { 0 },
+            dev: R::field(address, field!(skb_dev)).unwrap_or(0),
+        }
+    }
+
+    /// It was sent by this host's own socket or stack.
+    #[inline(always)]
+    pub fn is_local_egress<R: Reader>(&self) -> bool {
+        let skb_iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
+        // The black box keeps the compiler from testing both pointers with one OR, which the verifier refuses.
+        direction::is_local_egress(Origin { skb_iif, route: self.dst != 0, socket: black_box(self.sk != 0) })
+    }
+
+    /// Ethertype, host byte order.
+    #[inline(always)]
+    pub fn ethertype<R: Reader>(&self) -> u16 {
+        u16::from_be(R::field(self.address, field!(skb_protocol)).unwrap_or(0))
+    }
+
+    /// Length in bytes as the hook sees it.
+    #[inline(always)]
+    pub fn length<R: Reader>(&self) -> u32 {
+        R::field(self.address, field!(skb_len)).unwrap_or(0)
+    }
+
+    /// The device that the packet was to leave by, or 0.
+    #[inline(always)]
+    pub fn out_device(&self) -> u64 {
+        let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
+        if routes != 0 { routes } else { self.dev }
+    }
+
+    /// Hook at which it died, from where its data stands and what `capture` copied.
+    #[inline(always)]
+    pub fn hook<R: Reader>(&self, cause: Cause, packet: &[u8; PACKET_BYTES], captured: u16) -> Option<Hook> {
+        let mac: u16 = R::field(self.address, field!(skb_mac_header)).unwrap_or(MAC_HEADER_UNSET);
+        let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
+        direction::hook(
+            cause,
+            Place {
+                device: self.dev != 0,
+                device_is_routes: self.dev == routes,
+                at_link_header: mac != MAC_HEADER_UNSET && u64::from(mac) == self.headroom::<R>(),
+                device_preset: device_preset(self.ethertype::<R>(), packet, captured),
+            },
+        )
+    }
+
+    /// Bytes between the start of the buffer and the packet's data.
+    #[inline(always)]
+    fn headroom<R: Reader>(&self) -> u64 {
+        let head: u64 = R::field(self.address, field!(skb_head)).unwrap_or(0);
+        let data: u64 = R::field(self.address, field!(skb_data)).unwrap_or(0);
+        // To the verifier both are pointers and only their difference is a number: it must be computed as it stands.
+        black_box(data.wrapping_sub(head))
+    }
+
+    /// Copies the packet from its network header on, as far as it is linear; returns the bytes copied.
+    #[inline(always)]
+    pub fn capture<R: Reader>(&self, into: *mut [u8; PACKET_BYTES]) -> u16 {
+        let head: u64 = R::field(self.address, field!(skb_head)).unwrap_or(0);
+        let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
+        let paged: u32 = R::field(self.address, field!(skb_data_len)).unwrap_or(0);
+        let end = self.headroom::<R>() + u64::from(self.length::<R>().wrapping_sub(paged));
+        if end <= network {
+            return 0;
+        }
+        let mut bytes = end - network;
+        if bytes > PACKET_BYTES as u64 {
+            bytes = PACKET_BYTES as u64;
+        }
+        // SAFETY: the verifier knows `bytes` to be between 1 and the size of the buffer; the helper checks the source.
+        let status = unsafe { probe_read_kernel(into.cast(), bytes as u32, (head + network) as *const _) };
+        if status == 0 { bytes as u16 } else { 0 }
+    }
+}
+
+/// Neighbour discovery, multicast listener reports and IGMP: the kernel makes them with the device already set.
+#[inline(always)]
+fn device_preset(kind: u16, packet: &[u8; PACKET_BYTES], captured: u16) -> bool {
+    const HOP_BY_HOP: u8 = 0;
+    match kind {
+        ethertype::IPV4 => captured > 9 && packet[9] == protocol::IGMP,
+        ethertype::IPV6 if captured > 40 => {
+            packet[6] == HOP_BY_HOP || packet[6] == protocol::ICMPV6 && matches!(packet[40], 130..=137 | 143)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,64 @@
+//! The current process, read in its own context.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+    generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
+};
+use observer_ebpf::abi::{COMM_BYTES, Task};
+
+use super::{
+    layout::field,
+    read::{Probe, Reader},
+};
+
+/// Facts about the process that is on the CPU.
+#[inline(always)]
+pub fn current() -> Task {
+    // SAFETY: both helpers only return numbers.
+    let (task, cgroup) = unsafe { (bpf_get_current_task(), bpf_get_current_cgroup_id()) };
+    let id = bpf_get_current_pid_tgid();
+    let user = bpf_get_current_uid_gid();
+    let mut facts = from_task(task);
+    facts.pid = (id >> 32) as u32;
+    facts.tid = id as u32;
+    facts.uid = user as u32;
+    facts.gid = (user >> 32) as u32;
+    facts.cgroup = cgroup;
+    facts
+}
+
+/// Facts about any process, from its `task_struct`, the cgroup included.
+#[inline(always)]
+pub fn of(task: u64) -> Task {
+    let mut facts = from_task(task);
+    let cred: u64 = Probe::field(task, field!(task_cred)).unwrap_or(0);
+    facts.uid = Probe::field(cred, field!(cred_uid)).unwrap_or(u32::MAX);
+    facts.gid = Probe::field(cred, field!(cred_gid)).unwrap_or(u32::MAX);
+    facts.pid = Probe::field(task, field!(task_tgid)).unwrap_or(0);
+    facts.tid = Probe::field(task, field!(task_pid)).unwrap_or(0);
+    let set: u64 = Probe::field(task, field!(task_cgroups)).unwrap_or(0);
+    let cgroup: u64 = Probe::field(set, field!(css_set_cgroup)).unwrap_or(0);
+    facts.cgroup = cgroup_id(cgroup);
+    facts
+}
+
+/// Id of a `struct cgroup`; 0 when it cannot be read.
+#[inline(always)]
+pub fn cgroup_id(cgroup: u64) -> u64 {
+    let node: u64 = Probe::field(cgroup, field!(cgroup_kn)).unwrap_or(0);
+    Probe::field(node, field!(kn_id)).unwrap_or(0)
+}
+
+#[inline(always)]
+fn from_task(task: u64) -> Task {
+    let leader: u64 = Probe::field(task, field!(task_leader)).unwrap_or(0);
+    let parent: u64 = Probe::field(leader, field!(task_parent)).unwrap_or(0);
+    let cred: u64 = Probe::field(task, field!(task_cred)).unwrap_or(0);
+    Task {
+        start_ns: Probe::field(leader, field!(task_start)).unwrap_or(0),
+        parent_pid: Probe::field(parent, field!(task_tgid)).unwrap_or(0),
+        euid: Probe::field(cred, field!(cred_euid)).unwrap_or(u32::MAX),
+        comm: Probe::field::<[u8; COMM_BYTES]>(leader, field!(task_comm)).unwrap_or_default(),
+        ..Task::default()
+    }
+}

@@ -1,0 +1,41 @@
+//! `observer doctor`
+
+use std::io::{self, BufWriter, ErrorKind};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use super::Exit;
+use crate::{doctor, model::Status, output::doctor as render, privilege::Helper};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How the answer is written.
+    #[arg(short, long, value_enum, default_value = "human")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// For a person.
+    Human,
+    /// One JSON object.
+    Json,
+    /// A table for a ticket.
+    Markdown,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit> {
+    let diagnosis = doctor::examine(Helper::start()?);
+    let mut stdout = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
+    let written = match args.output {
+        Format::Human => render::human(&mut stdout, &diagnosis),
+        Format::Json => render::json(&mut stdout, &diagnosis),
+        Format::Markdown => render::markdown(&mut stdout, &diagnosis),
+    };
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error).context("cannot write the answer"),
+        _ => {}
+    }
+    Ok(if diagnosis.worst() == Status::Failed { Exit::CannotObserve } else { Exit::Done })
+}

@@ -1,0 +1,111 @@
+//! Filters as typed, and what they mean.
+
+use std::{
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use super::exit::UsageError;
+use crate::model::{DestinationFilter, Filter, parse_action, parse_cause, parse_transport};
+
+/// Where `ip netns add` keeps its names.
+const NAMED: &str = "/run/netns";
+
+/// Which events are told. The same option again: one of them is enough; different options: all must match.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Filters")]
+pub struct Args {
+    /// The process with this id, or any of its children.
+    #[arg(long)]
+    pid: Vec<u32>,
+    /// Processes with this name.
+    #[arg(long, value_name = "NAME")]
+    comm: Vec<String>,
+    /// Processes that run this executable.
+    #[arg(long, value_name = "PATH")]
+    exe: Vec<String>,
+    /// Sockets of this user, by name or number.
+    #[arg(long)]
+    user: Vec<String>,
+    /// Processes of this systemd unit.
+    #[arg(long)]
+    unit: Vec<String>,
+    /// Processes of this container, by id or its beginning.
+    #[arg(long, value_name = "ID")]
+    container: Vec<String>,
+    /// Packets to this address, network or host name.
+    #[arg(long, value_name = "CIDR|NAME")]
+    dst: Vec<String>,
+    /// Packets to this port.
+    #[arg(long)]
+    port: Vec<u16>,
+    /// Packets of this protocol: tcp, udp, icmp, ipv6-icmp, sctp or a number.
+    #[arg(long, value_parser = parse_transport)]
+    proto: Vec<String>,
+    /// What decided: netfilter, cgroup or tc.
+    #[arg(long, value_parser = parse_cause)]
+    cause: Vec<String>,
+    /// What happened: egress-blocked.
+    #[arg(long, value_parser = parse_action)]
+    action: Vec<String>,
+    /// Network namespace: all, the path of one, or a name that `ip netns` knows.
+    #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
+    netns: String,
+}
+
+impl Args {
+    /// What is meant. Resolves names by the host's resolver, before anything is observed.
+    pub fn plan(self) -> Result<Filter> {
+        let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
+        Ok(Filter {
+            pids: pid,
+            comms: comm,
+            executables: exe,
+            users: user,
+            units: unit,
+            containers: container,
+            destinations: dst.iter().map(|text| destination(text)).collect::<Result<_>>()?,
+            ports: port,
+            transports: proto,
+            causes: cause,
+            actions: action,
+            netns: namespace(&netns)?,
+        })
+    }
+}
+
+fn destination(text: &str) -> Result<DestinationFilter> {
+    if let Ok(network) = text.parse::<IpNet>() {
+        return Ok(DestinationFilter::Network(network));
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(DestinationFilter::Network(address.into()));
+    }
+    if text.contains('/') || text.is_empty() {
+        let sentence = format!("`{text}` is neither an address, a network nor a host name");
+        return Err(UsageError { sentence, hint: "write 203.0.113.10, 203.0.113.0/24 or install.example.com".into() }.into());
+    }
+    let addresses = crate::enrich::resolve::addresses(text).map_err(|error| UsageError {
+        sentence: format!("cannot resolve `{text}` to filter by it: {error:#}"),
+        hint: "filter by address or network instead, or watch without this filter: a blocked resolver is shown too".into(),
+    })?;
+    Ok(DestinationFilter::Name { name: text.to_owned(), addresses })
+}
+
+/// Inode number of a network namespace; `None` for all.
+fn namespace(text: &str) -> Result<Option<u32>> {
+    if text == "all" {
+        return Ok(None);
+    }
+    let path = if text.contains('/') { PathBuf::from(text) } else { Path::new(NAMED).join(text) };
+    let metadata = std::fs::metadata(&path).map_err(|error| UsageError {
+        sentence: format!("there is no network namespace `{text}`: {}: {error}", path.display()),
+        hint: "`ip netns` lists the names; a process's own is /proc/PID/ns/net".into(),
+    })?;
+    let number = u32::try_from(metadata.ino()).context("the namespace's number is too large")?;
+    Ok(Some(number))
+}

@@ -1,0 +1,89 @@
+//! The command line: what was typed becomes what is meant, then the library is called.
+
+mod doctor;
+mod exit;
+mod filters;
+mod watch;
+
+use std::io::Write;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub use exit::Exit;
+
+/// Who blocked my connection? This process, this destination, this rule.
+///
+/// Shows every outbound packet that this host drops or rejects, with the process that sent it. Reads only: no rule, no
+/// setting and no file on this host is changed.
+#[derive(Debug, Parser)]
+#[command(name = "observer", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Say more on stderr: warnings, `-vv` details, `-vvv` everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what this host blocks, as it happens.
+    Watch(Box<watch::Args>),
+    /// What this kernel and host support, what is degraded and why, with a remedy for each, and a self-test.
+    Doctor(doctor::Args),
+}
+
+/// `-o`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For a person.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the command and returns its status.
+pub fn run() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout and is no error; a usage error is one sentence and the remedy.
+            let status = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let _ = error.print();
+            return status;
+        }
+    };
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
+        Some(Command::Doctor(args)) => doctor::run(&args),
+        None => {
+            let _ = Cli::command().print_help();
+            Ok(Exit::Done)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        let _ = writeln!(anstream::stderr(), "observer: {error:#}");
+        exit::of(&error)
+    })
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Error,
+        1 => log::LevelFilter::Warn,
+        2 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    };
+    env_logger::Builder::new().filter_level(level).format_target(false).init();
+}
+
+/// How much the BPF half may say: an `aya_log` level, 0 for nothing.
+fn kernel_log_level(verbose: u8) -> u8 {
+    match verbose {
+        0 => 0,
+        1 => aya_log::Level::Warn as u8,
+        2 => aya_log::Level::Debug as u8,
+        _ => aya_log::Level::Trace as u8,
+    }
+}

@@ -1,0 +1,119 @@
+//! `observer watch`
+
+use std::{
+    io::{self, BufWriter, IsTerminal, Write},
+    time::Duration,
+};
+
+use anyhow::Result;
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+
+use super::{Exit, Format, exit, filters, kernel_log_level};
+use crate::{
+    doctor,
+    enrich::{assemble::Assembler, host::Identity},
+    model::{Account, Degraded, Filter},
+    output::{Output, json::JsonLines, terminal::Terminal},
+    pipeline::{Ended, Limits, Run},
+    privilege::{Helper, confine},
+    probe::Probes,
+};
+
+/// Bytes collected before a write, when much happens at once.
+const BUFFER: usize = 64 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    filters: filters::Args,
+    /// How events are written: for a person, or as JSON, one object a line.
+    #[arg(short, long, value_enum, default_value = "human")]
+    output: Format,
+    /// Stop after this long, for example `90s` or `2h`.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    duration: Option<Duration>,
+    /// Stop after this many events.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Show background traffic, which nobody waits for, like everything else.
+    #[arg(long)]
+    all: bool,
+    /// Exit with status 4 when anything was lost.
+    #[arg(long)]
+    strict: bool,
+    /// Show command lines as they are, with the passwords and keys in them.
+    #[arg(long)]
+    no_redact: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration: SignedDuration = text.parse().map_err(|_| "write for example `90s`, `15m` or `2h`".to_owned())?;
+    duration.try_into().map_err(|_| "it must not be negative".to_owned())
+}
+
+pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
+    // The helper first: it is forked, and that takes a process with one thread.
+    let mut helper = Helper::start()?;
+    let filter = args.filters.plan()?;
+    let mut probes = Probes::attach(kernel_log_level(verbose)).map_err(|error| exit::with_hint(&error))?;
+    let firewalls = helper.firewalls().map(|inventory| {
+        inventory.active().map(|front_end| front_end.name.clone()).collect::<Vec<_>>().join(", ")
+    });
+    let mut degraded = doctor::shortcomings(&probes);
+    let zone = TimeZone::system();
+    let output: Box<dyn Output> = match args.output {
+        Format::Json => Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()))),
+        Format::Human => {
+            let styled = anstream::AutoStream::auto(io::stdout());
+            Box::new(Terminal::new(BufWriter::with_capacity(BUFFER, styled), zone.clone(), args.all))
+        }
+    };
+    let ready = ready_line(&filter, &probes, firewalls.as_deref().unwrap_or_default(), &zone, args.output);
+    let assembler = Assembler::new(Identity::read(), std::mem::take(&mut probes.reasons), helper, !args.no_redact);
+    match confine(|| probes.totals().is_ok()) {
+        Ok(confined) => log::debug!("confined: {confined:?}"),
+        Err(error) => degraded.push(Degraded {
+            what: "privileges".to_owned(),
+            why: format!("{error:#}"),
+            consequence: "observer keeps more privileges than it needs".to_owned(),
+        }),
+    }
+    crate::sys::trim_memory();
+    let limits = Limits { duration: args.duration, count: args.count };
+    let run = Run { probes, assembler, output, filter, limits, degraded };
+    let (ended, helper) = run.run(|| {
+        let _ = writeln!(anstream::stderr(), "{ready}");
+    })?;
+    if let Some(failure) = helper.failure() {
+        let _ = writeln!(anstream::stderr(), "observer: {failure}; processes were named without executable and arguments");
+    }
+    match ended {
+        Ended::Clean(account) if args.strict && anything_lost(&account) => Ok(Exit::Lost),
+        Ended::Clean(_) | Ended::ClosedPipe => Ok(Exit::Done),
+    }
+}
+
+fn anything_lost(account: &Account) -> bool {
+    account.lost.total() > 0 || account.missed_max > 0
+}
+
+/// `observer: ready · all namespaces · …`: what is watched, and how it is told.
+fn ready_line(filter: &Filter, probes: &Probes, firewalls: &str, zone: &TimeZone, format: Format) -> String {
+    let mut parts = vec!["observer: ready".to_owned()];
+    parts.push(filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")));
+    parts.push(format!("owners live, {} older sockets", probes.seeded));
+    parts.push(if firewalls.is_empty() { "no firewall in this namespace".to_owned() } else { format!("firewalls: {firewalls}") });
+    if format == Format::Human {
+        let now = Timestamp::now().to_zoned(zone.clone());
+        parts.push(format!("times {}", now.strftime("%Z (UTC%:z)")));
+        if io::stdout().is_terminal() {
+            parts.push("Ctrl-C ends".to_owned());
+        }
+    }
+    let failed: Vec<&str> =
+        probes.states.iter().filter(|state| state.result.is_err()).map(|state| state.hook.name).collect();
+    if !failed.is_empty() {
+        parts.push(format!("degraded: {} (see `observer doctor`)", failed.join(", ")));
+    }
+    parts.join(" · ")
+}

@@ -1,0 +1,251 @@
+//! What this kernel and host support: looks, tries, and proves it with one dropped packet.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    enrich::proc,
+    intake::decode::decode,
+    model::{Check, Degraded, Diagnosis, Status},
+    privilege::Helper,
+    probe::{
+        AttachError, HookState, Probes, attach,
+        btf::{self, Btf},
+        cgroup, program_names,
+    },
+};
+
+/// How long the self-test waits for its packet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Looks at everything. Attaches for a moment; nothing stays.
+pub fn examine(mut helper: Helper) -> Diagnosis {
+    let mut checks = vec![kernel(), types(), lockdown(), privilege(), container(), hierarchy()];
+    let others = others();
+    match Probes::attach(0) {
+        Ok(mut probes) => {
+            checks.extend(probes.states.iter().map(hook));
+            checks.push(reasons(&probes));
+            checks.push(owners(&probes));
+            checks.push(self_test(&mut probes, &mut helper));
+        }
+        Err(error) => checks.push(refused(&error)),
+    }
+    checks.push(firewalls(&mut helper));
+    checks.push(others);
+    Diagnosis { checks }
+}
+
+/// Shortcomings of attached probes and of this place, for the account of a run.
+pub fn shortcomings(probes: &Probes) -> Vec<Degraded> {
+    [container(), hierarchy(), reasons(probes)]
+        .into_iter()
+        .chain(probes.states.iter().map(hook))
+        .filter(|check| check.status == Status::Degraded)
+        .map(|check| Degraded {
+            what: check.name.to_owned(),
+            why: check.detail,
+            consequence: check.consequence.unwrap_or_default(),
+        })
+        .collect()
+}
+
+fn kernel() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Check::fine("kernel", format!("{} {}", release.trim(), std::env::consts::ARCH))
+}
+
+fn types() -> Check {
+    match Btf::of_kernel() {
+        Ok(btf) => Check::fine("btf", format!("{} types in {}", btf.len(), btf::VMLINUX)),
+        Err(error) => {
+            let error = AttachError::from(error);
+            Check::short("btf", Status::Failed, error.to_string(), "nothing can be observed", error.hint())
+        }
+    }
+}
+
+fn lockdown() -> Check {
+    match attach::lockdown() {
+        Some(mode) if mode == "confidentiality" => {
+            let error = AttachError::Lockdown;
+            Check::short("lockdown", Status::Failed, mode, "BPF programs may not read kernel memory", error.hint())
+        }
+        Some(mode) => Check::fine("lockdown", mode),
+        None => Check::fine("lockdown", "not in this kernel, or securityfs is not mounted"),
+    }
+}
+
+fn privilege() -> Check {
+    match attach::check_privilege() {
+        Ok(()) => Check::fine("privilege", "may load and attach BPF programs"),
+        Err(error) => Check::short("privilege", Status::Failed, error.to_string(), "nothing can be observed", error.hint()),
+    }
+}
+
+fn container() -> Check {
+    let marker = [("/.dockerenv", "docker"), ("/run/.containerenv", "podman")]
+        .into_iter()
+        .find(|(path, _)| fs::exists(path).unwrap_or(false))
+        .map(|(_, runtime)| runtime);
+    match (proc::sees_initial_pids(), marker) {
+        (true, None) => Check::fine("container", "no: this is the host"),
+        (true, Some(runtime)) => Check::fine("container", format!("inside {runtime}, with the host's processes in view")),
+        (false, marker) => Check::short(
+            "container",
+            Status::Degraded,
+            format!("inside {}, in a pid namespace of its own", marker.unwrap_or("a container")),
+            "processes are known by name and number only, without executable, arguments and parents",
+            "run observer on the host, or the container with `--pid=host`",
+        ),
+    }
+}
+
+fn hierarchy() -> Check {
+    match cgroup::find() {
+        Ok(cgroup::Hierarchy::Mounted { path, whole: true }) => Check::fine("cgroup2", format!("mounted at {}", path.display())),
+        Ok(cgroup::Hierarchy::Mounted { path, whole: false }) => Check::short(
+            "cgroup2",
+            Status::Degraded,
+            format!("only a part of the hierarchy is mounted, at {}", path.display()),
+            "sockets that are created outside that part get their owner late or not at all",
+            "run observer on the host, or the container with `--cgroupns=host`",
+        ),
+        Ok(cgroup::Hierarchy::NotMounted) => Check::fine("cgroup2", "not mounted; observer uses a private mount"),
+        Err(error) => Check::short(
+            "cgroup2",
+            Status::Degraded,
+            format!("{error:#}"),
+            "short-lived senders of UDP and ICMP stay without a name",
+            "mount /proc",
+        ),
+    }
+}
+
+fn hook(state: &HookState) -> Check {
+    let hook = state.hook;
+    match &state.result {
+        Ok(way) => Check::fine(hook.name, format!("{} as {}: {}", hook.symbol, way.name(), hook.purpose)),
+        Err(why) => Check::short(
+            hook.name,
+            if hook.required { Status::Failed } else { Status::Degraded },
+            format!("{} cannot be attached: {why}", hook.symbol),
+            hook.without,
+            "run `observer -vv doctor` for the kernel's own words, and report them with the kernel's version",
+        ),
+    }
+}
+
+fn reasons(probes: &Probes) -> Check {
+    let missing: Vec<&str> = [("cgroup programs", "BPF_CGROUP_EGRESS"), ("traffic control", "TC_EGRESS")]
+        .into_iter()
+        .filter(|(_, reason)| !probes.reasons.has(reason))
+        .map(|(what, _)| what)
+        .collect();
+    if missing.is_empty() {
+        return Check::fine("reasons", "netfilter, cgroup programs and traffic control are told apart");
+    }
+    let what = missing.join(" and ");
+    Check::short(
+        "reasons",
+        Status::Degraded,
+        format!("this kernel does not name drops by {what}"),
+        format!("drops by {what} are not seen"),
+        "boot Linux 5.18 or later",
+    )
+}
+
+fn owners(probes: &Probes) -> Check {
+    Check::fine("sockets", format!("{} sockets that are older than observer have an owner", probes.seeded))
+}
+
+fn refused(error: &AttachError) -> Check {
+    Check::short("drops", Status::Failed, error.to_string(), "nothing can be observed", error.hint())
+}
+
+/// Drops one packet and looks for exactly it, with the right owner.
+fn self_test(probes: &mut Probes, helper: &mut Helper) -> Check {
+    match try_self_test(probes, helper) {
+        Ok(delay) => Check::fine(
+            "self-test",
+            format!("dropped 1 packet in a private namespace, seen after {:.1} ms with the right owner", delay.as_secs_f64() * 1e3),
+        ),
+        Err(why) => Check::short(
+            "self-test",
+            Status::Degraded,
+            why,
+            "it is not proven that drops are seen here",
+            "run `observer -vv doctor` and report what it says",
+        ),
+    }
+}
+
+fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, String> {
+    let mut ring = probes.take_ring().map_err(|error| format!("{error:#}"))?;
+    let sent = helper.self_test().map_err(|error| error.to_string())??;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        while let Some(item) = ring.next() {
+            let Ok(dropped) = decode(Bytes::copy_from_slice(&item)) else { continue };
+            let ports = dropped.endpoints.and_then(|endpoints| endpoints.ports());
+            if dropped.netns != sent.netns || ports.map(|(source, _)| source) != Some(sent.port) {
+                continue;
+            }
+            let seen = clock_gettime(ClockId::Boottime);
+            let seen_ns = seen.tv_sec.unsigned_abs() * 1_000_000_000 + seen.tv_nsec.unsigned_abs();
+            let pid = dropped.owner.map(|owner| owner.task.pid);
+            let initial = proc::sees_initial_pids();
+            return match pid {
+                Some(pid) if pid == sent.pid || !initial => Ok(Duration::from_nanos(seen_ns.saturating_sub(sent.boot_ns))),
+                Some(pid) => Err(format!("the packet of process {} was named as process {pid}'s", sent.pid)),
+                None => Err("the packet was seen, but without its owner".to_owned()),
+            };
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(format!("the packet was not seen within {} s", PATIENCE.as_secs()))
+}
+
+fn firewalls(helper: &mut Helper) -> Check {
+    let inventory = match helper.firewalls() {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            return Check::short("firewalls", Status::Unknown, error.to_string(), "not looked at", "run it with sudo");
+        }
+    };
+    if let Some(why) = inventory.unreadable {
+        return Check::short("firewalls", Status::Unknown, why, "the rules in force are not known", "run it with sudo");
+    }
+    let told: Vec<String> = inventory
+        .front_ends
+        .iter()
+        .map(|front_end| format!("{} ({})", front_end.name, front_end.evidence))
+        .collect();
+    match inventory.active().count() {
+        0 if told.is_empty() => Check::fine("firewalls", "none with rules in this namespace"),
+        0 | 1 => Check::fine("firewalls", told.join(", ")),
+        count => Check::short(
+            "firewalls",
+            Status::Note,
+            told.join(", "),
+            format!("{count} decide; a packet must pass all of them, and allowing it in one does not overrule another"),
+            "change the one that drops; keep one front end where you can",
+        ),
+    }
+}
+
+/// Other programs of this kind that are attached now; they do not disturb each other.
+fn others() -> Check {
+    match program_names() {
+        Ok(names) => match names.iter().filter(|name| name.ends_with("drop_kfree_skb")).count() {
+            0 => Check::fine("observers", "no other observer is attached"),
+            count => Check::fine("observers", format!("{count} other observer attached; each sees everything")),
+        },
+        Err(why) => Check::short("observers", Status::Unknown, why, "other observers are not known", "run it with sudo"),
+    }
+}

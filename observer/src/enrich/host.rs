@@ -1,0 +1,74 @@
+//! This host: name, machine id, boot, and the relation of its clocks.
+
+use std::fs;
+
+use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+use uuid::Uuid;
+
+use crate::model::{Agent, Host, HostBoot};
+
+/// Facts that do not change while observer runs.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// `agent`
+    pub agent: Agent,
+    /// `host`
+    pub host: Host,
+    /// Space of names for ids that hold for this boot.
+    boot: Uuid,
+}
+
+impl Identity {
+    /// Reads the host's files; what cannot be read stays unknown.
+    pub fn read() -> Self {
+        let machine = word("/etc/machine-id").or_else(|| word("/var/lib/dbus/machine-id"));
+        let boot = word("/proc/sys/kernel/random/boot_id");
+        let agent_id = machine.as_ref().map(|id| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("observer:{id}").as_bytes()));
+        Self {
+            agent: Agent { r#type: "observer", version: env!("CARGO_PKG_VERSION"), id: agent_id },
+            boot: boot.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(Uuid::new_v4),
+            host: Host { name: word("/proc/sys/kernel/hostname"), id: machine, boot: boot.map(|id| HostBoot { id }) },
+        }
+    }
+
+    /// Id of a process that survives pid reuse.
+    pub fn process_id(&self, pid: u32, start_ticks: u64) -> Uuid {
+        Uuid::new_v5(&self.boot, format!("{pid}:{start_ticks}").as_bytes())
+    }
+}
+
+/// Wall-clock time of a time of `CLOCK_BOOTTIME`, by the clocks' distance now.
+pub fn wall(boot_ns: u64) -> Timestamp {
+    let nanoseconds = |id| {
+        let time = clock_gettime(id);
+        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+    };
+    let offset = nanoseconds(ClockId::Realtime) - nanoseconds(ClockId::Boottime);
+    Timestamp::from_nanosecond(offset + i128::from(boot_ns)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn word(path: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let word = text.trim();
+    (!word.is_empty()).then(|| word.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_time_becomes_wall_time() {
+        let boot = clock_gettime(ClockId::Boottime);
+        let now = wall(u64::try_from(boot.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(boot.tv_nsec).unwrap());
+        assert!(now.duration_since(Timestamp::now()).abs().as_secs_f64() < 1.0);
+    }
+
+    #[test]
+    fn another_start_is_another_process() {
+        let identity = Identity::read();
+        assert_eq!(identity.process_id(1, 2), identity.process_id(1, 2));
+        assert_ne!(identity.process_id(1, 2), identity.process_id(1, 3));
+    }
+}

@@ -1,0 +1,5 @@
+//! Events of one cause, told as one story.
+
+pub mod fold;
+
+pub use fold::{Fold, Repeats, Told};

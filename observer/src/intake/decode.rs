@@ -1,0 +1,213 @@
+//! The bytes of a drop record, read in the order of its fields.
+
+use std::net::IpAddr;
+
+use bytes::{Buf, Bytes};
+use observer_ebpf::{
+    abi::{Cause, DropRecord, Hook, OwnerSource, PACKET_BYTES, Task, flag},
+    logic::packet::{self, Addresses},
+};
+
+use crate::model::{Dropped, Endpoints, Owner, Socket};
+
+/// A record that this version cannot read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Not as long as a record.
+    #[error("a record of {0} bytes, expected {expected}", expected = size_of::<DropRecord>())]
+    Length(usize),
+    /// A cause that this version does not know.
+    #[error("unknown cause {0}")]
+    Cause(u8),
+}
+
+/// Decodes one record.
+pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
+    if bytes.len() != size_of::<DropRecord>() {
+        return Err(DecodeError::Length(bytes.len()));
+    }
+    let boot_ns = bytes.get_u64_ne();
+    let cookie = bytes.get_u64_ne();
+    let inode = bytes.get_u64_ne();
+    let cgroup = bytes.get_u64_ne();
+    let _location = bytes.get_u64_ne();
+    let owner = decode_owner(&mut bytes);
+    let netns = bytes.get_u32_ne();
+    let _ifindex = bytes.get_u32_ne();
+    let reason = bytes.get_u32_ne();
+    let length = bytes.get_u32_ne();
+    let uid = bytes.get_u32_ne();
+    let current_pid = bytes.get_u32_ne();
+    let ethertype = bytes.get_u16_ne();
+    let captured = usize::from(bytes.get_u16_ne()).min(PACKET_BYTES);
+    let cause = bytes.get_u8();
+    let hook = bytes.get_u8();
+    let state = bytes.get_u8();
+    let flags = bytes.get_u8();
+    let interface = bytes.split_to(16);
+    let packet = bytes.split_to(captured);
+    let full = flags & flag::FULL_SOCKET != 0;
+    Ok(Dropped {
+        boot_ns,
+        endpoints: endpoints(&packet, ethertype),
+        ethertype,
+        cause: decode_cause(cause).ok_or(DecodeError::Cause(cause))?,
+        hook: decode_hook(hook),
+        reason,
+        bytes: length,
+        netns,
+        interface: text(&interface),
+        socket: (flags & flag::SOCKET != 0).then_some(Socket {
+            cookie: nonzero(cookie),
+            inode: nonzero(inode),
+            uid: full.then_some(uid),
+            cgroup: nonzero(cgroup),
+            state,
+            locked: flags & flag::LOCKED != 0,
+            orphan: flags & flag::ORPHAN != 0,
+        }),
+        owner,
+        current_pid,
+        packet,
+    })
+}
+
+fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
+    let task = Task {
+        start_ns: bytes.get_u64_ne(),
+        cgroup: bytes.get_u64_ne(),
+        pid: bytes.get_u32_ne(),
+        tid: bytes.get_u32_ne(),
+        parent_pid: bytes.get_u32_ne(),
+        uid: bytes.get_u32_ne(),
+        euid: bytes.get_u32_ne(),
+        gid: bytes.get_u32_ne(),
+        comm: {
+            let mut comm = [0; 16];
+            bytes.copy_to_slice(&mut comm);
+            comm
+        },
+    };
+    let _bound_ns = bytes.get_u64_ne();
+    let source = bytes.get_u32_ne();
+    let holders = bytes.get_u32_ne();
+    let source = match source {
+        1 => OwnerSource::Connect,
+        2 => OwnerSource::Create,
+        3 => OwnerSource::Seed,
+        _ => return None,
+    };
+    Some(Owner { task, source, shared: holders > 1 })
+}
+
+fn decode_cause(value: u8) -> Option<Cause> {
+    [Cause::Netfilter, Cause::Cgroup, Cause::Tc].into_iter().find(|cause| *cause as u8 == value)
+}
+
+fn decode_hook(value: u8) -> Option<Hook> {
+    [Hook::Output, Hook::Postrouting, Hook::Egress].into_iter().find(|hook| *hook as u8 == value)
+}
+
+fn endpoints(bytes: &[u8], ethertype: u16) -> Option<Endpoints> {
+    let parsed = packet::parse(bytes, ethertype)?;
+    let (source, destination) = match parsed.addresses {
+        Addresses::V4 { source, destination } => (IpAddr::from(source), IpAddr::from(destination)),
+        Addresses::V6 { source, destination } => (IpAddr::from(source), IpAddr::from(destination)),
+    };
+    Some(Endpoints { source, destination, protocol: parsed.protocol, transport: parsed.transport })
+}
+
+/// A zero-terminated name of the kernel; `None` when empty.
+pub fn text(bytes: &[u8]) -> Option<String> {
+    let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
+    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+fn nonzero(value: u64) -> Option<u64> {
+    (value != 0).then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::mem::offset_of;
+
+    /// Bytes of a record in which only the named fields are set.
+    fn record(fields: &[(usize, &[u8])]) -> Bytes {
+        let mut bytes = vec![0; size_of::<DropRecord>()];
+        for (offset, value) in fields {
+            bytes[*offset..offset + value.len()].copy_from_slice(value);
+        }
+        Bytes::from(bytes)
+    }
+
+    #[test]
+    fn every_field_is_read_from_its_own_place() {
+        let mut syn = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 203, 0, 113, 10];
+        syn.extend([0xa0, 0x3e, 0x01, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2]);
+        let owner = offset_of!(DropRecord, owner);
+        let dropped = decode(record(&[
+            (offset_of!(DropRecord, time_ns), &7u64.to_ne_bytes()),
+            (offset_of!(DropRecord, cookie), &8u64.to_ne_bytes()),
+            (offset_of!(DropRecord, inode), &9u64.to_ne_bytes()),
+            (offset_of!(DropRecord, cgroup), &10u64.to_ne_bytes()),
+            (owner + offset_of!(observer_ebpf::abi::Owner, task.start_ns), &11u64.to_ne_bytes()),
+            (owner + offset_of!(observer_ebpf::abi::Owner, task.pid), &12u32.to_ne_bytes()),
+            (owner + offset_of!(observer_ebpf::abi::Owner, task.parent_pid), &13u32.to_ne_bytes()),
+            (owner + offset_of!(observer_ebpf::abi::Owner, task.euid), &14u32.to_ne_bytes()),
+            (owner + offset_of!(observer_ebpf::abi::Owner, task.comm), b"curl"),
+            (owner + offset_of!(observer_ebpf::abi::Owner, source), &1u32.to_ne_bytes()),
+            (owner + offset_of!(observer_ebpf::abi::Owner, holders), &2u32.to_ne_bytes()),
+            (offset_of!(DropRecord, netns), &15u32.to_ne_bytes()),
+            (offset_of!(DropRecord, reason), &16u32.to_ne_bytes()),
+            (offset_of!(DropRecord, length), &17u32.to_ne_bytes()),
+            (offset_of!(DropRecord, uid), &18u32.to_ne_bytes()),
+            (offset_of!(DropRecord, current_pid), &19u32.to_ne_bytes()),
+            (offset_of!(DropRecord, ethertype), &0x0800u16.to_ne_bytes()),
+            (offset_of!(DropRecord, captured), &(syn.len() as u16).to_ne_bytes()),
+            (offset_of!(DropRecord, cause), &[1]),
+            (offset_of!(DropRecord, hook), &[2]),
+            (offset_of!(DropRecord, state), &[3]),
+            (offset_of!(DropRecord, flags), &[flag::SOCKET | flag::FULL_SOCKET | flag::LOCKED]),
+            (offset_of!(DropRecord, interface), b"eth0"),
+            (offset_of!(DropRecord, packet), &syn),
+        ]))
+        .unwrap();
+        let socket = dropped.socket.unwrap();
+        let owner = dropped.owner.unwrap();
+        let endpoints = dropped.endpoints.unwrap();
+        assert_eq!((dropped.boot_ns, socket.cookie, socket.inode, socket.cgroup), (7, Some(8), Some(9), Some(10)));
+        assert_eq!((owner.task.start_ns, owner.task.pid, owner.task.parent_pid, owner.task.euid), (11, 12, 13, 14));
+        assert_eq!((text(&owner.task.comm).as_deref(), owner.source, owner.shared), (Some("curl"), OwnerSource::Connect, true));
+        assert_eq!((dropped.netns, dropped.reason, dropped.bytes, socket.uid, dropped.current_pid), (15, 16, 17, Some(18), 19));
+        assert_eq!((dropped.cause, dropped.hook, socket.state), (Cause::Netfilter, Some(Hook::Postrouting), 3));
+        assert_eq!((socket.locked, socket.orphan, dropped.interface.as_deref()), (true, false, Some("eth0")));
+        assert_eq!((endpoints.destination.to_string().as_str(), endpoints.ports()), ("203.0.113.10", Some((0xa03e, 443))));
+        assert_eq!(dropped.packet.len(), syn.len());
+    }
+
+    #[test]
+    fn a_request_socket_has_no_user() {
+        let dropped = decode(record(&[
+            (offset_of!(DropRecord, cause), &[1]),
+            (offset_of!(DropRecord, flags), &[flag::SOCKET]),
+        ]))
+        .unwrap();
+        assert_eq!(dropped.socket.unwrap().uid, None);
+        assert_eq!(dropped.owner, None);
+    }
+
+    #[test]
+    fn wrong_lengths_and_unknown_causes_are_errors() {
+        assert_eq!(decode(Bytes::from_static(&[0; 9])).unwrap_err(), DecodeError::Length(9));
+        assert_eq!(decode(record(&[])).unwrap_err(), DecodeError::Cause(0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_of_the_right_length_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), size_of::<DropRecord>())) {
+            let _ = decode(Bytes::from(bytes));
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! observer: who blocked my connection?
+//!
+//! A packet's death flows through these modules in order, each step its own type. The rooms know the model and not each
+//! other; only [`pipeline`] wires them, [`cli`] stands above it and [`model`] below. ARCHITECTURE.md draws the picture.
+
+/// Above everything: arguments → plan → call the library.
+pub mod cli;
+
+/// Wires the rooms; owns start and shutdown.
+pub mod pipeline;
+
+/// BTF → layout → programs attached.
+pub mod probe;
+
+/// Ring → drop records → dropped packets.
+pub mod intake;
+
+/// Dropped packets → events: process, user, unit, container.
+pub mod enrich;
+
+/// Which firewalls decide here.
+pub mod firewall;
+
+/// Events → incidents.
+pub mod incident;
+
+/// Events, incidents and the account → text and JSON.
+pub mod output;
+
+/// What this kernel and host support.
+pub mod doctor;
+
+/// The helper process, and giving up privileges.
+pub mod privilege;
+
+/// The few system calls that need unsafe code.
+pub mod sys;
+
+/// Below everything: the words that all rooms share.
+pub mod model;

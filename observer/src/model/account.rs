@@ -1,0 +1,54 @@
+//! The account: what became of every packet that was seen.
+
+use serde::{Deserialize, Serialize};
+
+/// Packets that were seen and not reported, by where they were lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// A kernel map was full.
+    pub map: u64,
+    /// The ring to user space was full.
+    pub ring: u64,
+    /// The record could not be decoded.
+    pub decode: u64,
+    /// The queue inside the program was full.
+    pub queue: u64,
+    /// The store could not take it.
+    pub store: u64,
+}
+
+impl Lost {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        let Self { map, ring, decode, queue, store } = self;
+        map + ring + decode + queue + store
+    }
+}
+
+/// Something that works worse than it could.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// What, in one or two words.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// What that means for the answers.
+    pub consequence: String,
+}
+
+/// The closing line of a stream, in packets. `seen = reported + filtered + lost`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Outbound packets that a decision on this host dropped.
+    pub seen: u64,
+    /// Of these, told.
+    pub reported: u64,
+    /// Of these, left out by the filters that were given (or past the `--count` that was).
+    pub filtered: u64,
+    /// Of these, lost.
+    pub lost: Lost,
+    /// Program runs that the kernel skipped: an upper bound outside the equation.
+    pub missed_max: u64,
+    /// What works worse than it could.
+    pub degraded: Vec<Degraded>,
+}

@@ -1,0 +1,180 @@
+//! Blocked packets that nobody waits for.
+
+use std::net::IpAddr;
+
+use observer_ebpf::logic::packet::{Transport, protocol};
+use serde::{Deserialize, Serialize};
+
+use super::dropped::Dropped;
+
+/// Kinds of background traffic, as the contract lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Background {
+    /// Multicast DNS.
+    Mdns,
+    /// Link-local multicast name resolution.
+    Llmnr,
+    /// Service discovery (UPnP).
+    Ssdp,
+    /// NetBIOS name and datagram service.
+    Netbios,
+    /// To everyone on the link.
+    Broadcast,
+    /// IGMP and multicast listener reports.
+    MulticastJoin,
+    /// Neighbour and router discovery.
+    Discovery,
+    /// A reset or FIN for a connection that is over.
+    InvalidState,
+    /// An answer to a peer that contacted this host.
+    Answer,
+    /// The kernel's own retransmits for a socket that its process has closed.
+    Orphan,
+}
+
+impl Background {
+    /// Words for a person.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Mdns => "mDNS",
+            Self::Llmnr => "LLMNR",
+            Self::Ssdp => "SSDP",
+            Self::Netbios => "NetBIOS",
+            Self::Broadcast => "broadcast",
+            Self::MulticastJoin => "multicast joins",
+            Self::Discovery => "neighbour and router discovery",
+            Self::InvalidState => "invalid-state RST and FIN",
+            Self::Answer => "answers to inbound peers",
+            Self::Orphan => "retransmits of closed sockets",
+        }
+    }
+
+    /// Which kind a dropped packet is; `None` when somebody may wait for it.
+    pub fn of(dropped: &Dropped) -> Option<Self> {
+        let endpoints = dropped.endpoints.as_ref()?;
+        let to = endpoints.destination;
+        match endpoints.transport {
+            Transport::Icmp { kind, .. } if endpoints.protocol == protocol::ICMPV6 => icmpv6(kind),
+            Transport::Icmp { kind, .. } => icmp(kind),
+            Transport::Ports { destination: 5353, .. } if is_group(to, "224.0.0.251", "ff02::fb") => Some(Self::Mdns),
+            Transport::Ports { destination: 5355, .. } if is_group(to, "224.0.0.252", "ff02::1:3") => Some(Self::Llmnr),
+            Transport::Ports { destination: 1900, .. } if is_group(to, "239.255.255.250", "ff02::c") => Some(Self::Ssdp),
+            Transport::Ports { destination: 137 | 138, .. } if endpoints.protocol == protocol::UDP => Some(Self::Netbios),
+            Transport::Ports { tcp_flags: Some(flags), .. } => tcp(flags, dropped),
+            Transport::Opaque if endpoints.protocol == protocol::IGMP => Some(Self::MulticastJoin),
+            Transport::Opaque if dropped.packet.get(6) == Some(&0) && endpoints.protocol == protocol::ICMPV6 => {
+                Some(Self::MulticastJoin)
+            }
+            _ if to == IpAddr::from([255, 255, 255, 255]) => Some(Self::Broadcast),
+            _ => None,
+        }
+    }
+}
+
+fn is_group(address: IpAddr, v4: &str, v6: &str) -> bool {
+    [v4, v6].iter().any(|group| group.parse() == Ok(address))
+}
+
+fn icmp(kind: u8) -> Option<Background> {
+    // Echo reply, errors, and answers to timestamp and mask requests: nothing that a process here asked for.
+    match kind {
+        0 | 3 | 4 | 5 | 11 | 12 | 14 | 18 => Some(Background::Answer),
+        9 | 10 => Some(Background::Discovery),
+        _ => None,
+    }
+}
+
+fn icmpv6(kind: u8) -> Option<Background> {
+    match kind {
+        1..=4 | 129 => Some(Background::Answer),
+        130..=132 | 143 => Some(Background::MulticastJoin),
+        133..=137 => Some(Background::Discovery),
+        _ => None,
+    }
+}
+
+fn tcp(flags: u8, dropped: &Dropped) -> Option<Background> {
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    const ACK: u8 = 16;
+    /// `TCP_TIME_WAIT` and `TCP_NEW_SYN_RECV`.
+    const TIME_WAIT: u8 = 6;
+    const NEW_SYN_RECV: u8 = 12;
+    let state = dropped.socket.map(|socket| socket.state);
+    let orphan = dropped.socket.is_none_or(|socket| socket.orphan);
+    if flags & (SYN | ACK) == SYN | ACK || state == Some(NEW_SYN_RECV) {
+        Some(Background::Answer)
+    } else if flags & RST != 0 || state == Some(TIME_WAIT) || flags & FIN != 0 && orphan {
+        Some(Background::InvalidState)
+    } else if orphan && flags & SYN == 0 && dropped.owner.is_some() {
+        Some(Background::Orphan)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cause, Endpoints, Socket};
+
+    fn dropped(destination: &str, protocol: u8, transport: Transport) -> Dropped {
+        Dropped {
+            boot_ns: 0,
+            endpoints: Some(Endpoints {
+                source: "10.0.0.1".parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                protocol,
+                transport,
+            }),
+            ethertype: 0x0800,
+            cause: Cause::Netfilter,
+            hook: None,
+            reason: 0,
+            bytes: 0,
+            netns: 0,
+            interface: None,
+            socket: Some(Socket {
+                cookie: None,
+                inode: None,
+                uid: None,
+                cgroup: None,
+                state: 1,
+                locked: false,
+                orphan: false,
+            }),
+            owner: None,
+            current_pid: 0,
+            packet: bytes::Bytes::new(),
+        }
+    }
+
+    fn ports(destination: u16, tcp_flags: Option<u8>) -> Transport {
+        Transport::Ports { source: 1, destination, tcp_flags }
+    }
+
+    #[test]
+    fn what_nobody_waits_for() {
+        let of = |destination, number, transport| Background::of(&dropped(destination, number, transport));
+        assert_eq!(of("224.0.0.251", 17, ports(5353, None)), Some(Background::Mdns));
+        assert_eq!(of("10.0.0.9", 17, ports(5353, None)), None, "unicast to that port is a question someone asked");
+        assert_eq!(of("10.0.0.9", 6, ports(443, Some(2))), None, "a SYN is waited for");
+        assert_eq!(of("10.0.0.9", 6, ports(443, Some(0x12))), Some(Background::Answer));
+        assert_eq!(of("10.0.0.9", 6, ports(443, Some(4))), Some(Background::InvalidState));
+        assert_eq!(of("10.0.0.9", 6, ports(443, Some(0x11))), None, "FIN of a socket that is still open");
+        assert_eq!(of("fe80::1", 58, Transport::Icmp { kind: 135, code: 0 }), Some(Background::Discovery));
+        assert_eq!(of("fe80::1", 58, Transport::Icmp { kind: 128, code: 0 }), None, "a ping is waited for");
+        assert_eq!(of("10.0.0.9", 1, Transport::Icmp { kind: 8, code: 0 }), None);
+        assert_eq!(of("10.0.0.9", 1, Transport::Icmp { kind: 0, code: 0 }), Some(Background::Answer));
+        assert_eq!(of("255.255.255.255", 17, ports(9999, None)), Some(Background::Broadcast));
+    }
+
+    #[test]
+    fn the_kernel_finishing_a_closed_connection() {
+        let mut orphan = dropped("10.0.0.9", 6, ports(443, Some(0x11)));
+        orphan.socket = orphan.socket.map(|socket| Socket { orphan: true, ..socket });
+        assert_eq!(Background::of(&orphan), Some(Background::InvalidState));
+    }
+}

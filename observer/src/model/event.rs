@@ -1,0 +1,325 @@
+//! The event record, schema 1: field names follow the Elastic Common Schema, the rest lives under `egress`.
+//!
+//! A field that is not known is absent, never guessed and never an empty string.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{account::Account, background::Background};
+
+/// Version of the record.
+pub const SCHEMA: u32 = 1;
+/// Version of the Elastic Common Schema that the names follow.
+pub const ECS_VERSION: &str = "8.17.0";
+
+/// `ecs`
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ecs {
+    /// Schema version.
+    pub version: &'static str,
+}
+
+/// `agent`
+#[derive(Clone, Debug, Serialize)]
+pub struct Agent {
+    /// Always `observer`.
+    pub r#type: &'static str,
+    /// Version of the program.
+    pub version: &'static str,
+    /// Stable for this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+}
+
+/// `host.boot`
+#[derive(Clone, Debug, Serialize)]
+pub struct HostBoot {
+    /// The kernel's boot id.
+    pub id: String,
+}
+
+/// `host`
+#[derive(Clone, Debug, Serialize)]
+pub struct Host {
+    /// Host name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Machine id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// This boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<HostBoot>,
+}
+
+/// `event.kind`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Something happened.
+    Event,
+    /// A number, such as the account.
+    Metric,
+    /// How things stand.
+    State,
+}
+
+/// `event.action`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// A decision on this host stopped an outbound packet.
+    EgressBlocked,
+    /// The account line.
+    Summary,
+}
+
+/// `event`
+#[derive(Clone, Debug, Serialize)]
+pub struct EventMeta {
+    /// Kind.
+    pub kind: Kind,
+    /// Data set.
+    pub dataset: &'static str,
+    /// Always `observer`.
+    pub module: &'static str,
+    /// Unique.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// ECS categories.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub category: &'static [&'static str],
+    /// ECS types.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub r#type: &'static [&'static str],
+    /// What happened.
+    pub action: Action,
+    /// ECS outcome: an enforced block succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<&'static str>,
+    /// Number in this stream, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// First packet of this line, or start of the coverage.
+    pub start: Timestamp,
+    /// Last packet of this line, or end of the coverage.
+    pub end: Timestamp,
+    /// The finding in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `network`
+#[derive(Clone, Debug, Serialize)]
+pub struct Network {
+    /// Transport, or the protocol number as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// `ipv4`, `ipv6`, `arp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    /// Always `egress`.
+    pub direction: &'static str,
+}
+
+/// `source`
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// `destination`
+#[derive(Clone, Debug, Serialize)]
+pub struct Destination {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// `process.parent`
+#[derive(Clone, Debug, Serialize)]
+pub struct Parent {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// Name; absent when the parent is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+
+
+
+/// `process`
+#[derive(Clone, Debug, Serialize)]
+pub struct Process {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// Survives pid reuse: made of boot, pid and start.
+    pub entity_id: Uuid,
+    /// Name.
+    pub name: String,
+    /// Path of the executable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executable: Option<String>,
+    /// Arguments, secrets masked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+    /// The same as one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
+    /// When it started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Timestamp>,
+    /// Its parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+}
+
+/// `user`: the socket's credential; the process's where it differs.
+#[derive(Clone, Debug, Serialize)]
+pub struct User {
+    /// User id in the initial namespace.
+    pub id: String,
+    /// Name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The process's effective user, where it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Box<User>>,
+}
+
+/// `container`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Container {
+    /// Full id.
+    pub id: String,
+    /// Runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<&'static str>,
+}
+
+/// One of the parents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ancestor {
+    /// Process id in the initial namespace.
+    pub pid: u32,
+    /// Name.
+    pub name: String,
+}
+
+/// `egress.owner`: how the process is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerKnown {
+    /// It owns the socket.
+    Socket,
+    /// It is inside a call on that very socket.
+    Syscall,
+}
+
+/// `egress`
+#[derive(Clone, Debug, Serialize)]
+pub struct Egress {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Stable id of the cause that is told as one story.
+    pub incident: Uuid,
+    /// Which kind of decision.
+    pub cause: &'static str,
+    /// The running kernel's own name for the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_reason: Option<String>,
+    /// Where on the way out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<&'static str>,
+    /// Outgoing interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Packets that this line adds.
+    pub count: u64,
+    /// Bytes that this line adds.
+    pub bytes: u64,
+    /// Which kind of background it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<Background>,
+    /// How the process is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerKnown>,
+    /// systemd unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// cgroup path in the unified hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Inode number of the network namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u32>,
+    /// Inode number of the socket file, with which `ss` and /proc/PID/fd name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket_inode: Option<u64>,
+    /// The process and its parents, nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ancestry: Vec<Ancestor>,
+}
+
+/// One line of the stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    /// When it happened.
+    #[serde(rename = "@timestamp")]
+    pub timestamp: Timestamp,
+    /// `ecs`
+    pub ecs: Ecs,
+    /// `agent`
+    pub agent: Agent,
+    /// `host`
+    pub host: Host,
+    /// `event`
+    pub event: EventMeta,
+    /// `network`
+    pub network: Network,
+    /// `source`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// `destination`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Destination>,
+    /// `process`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// `user`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
+    /// `container`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// `egress`
+    pub egress: Egress,
+}
+
+/// The account as a line of the stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// End of the coverage.
+    #[serde(rename = "@timestamp")]
+    pub timestamp: Timestamp,
+    /// `ecs`
+    pub ecs: Ecs,
+    /// `agent`
+    pub agent: Agent,
+    /// `host`
+    pub host: Host,
+    /// `event`, with the coverage as start and end.
+    pub event: EventMeta,
+    /// `egress`
+    pub egress: Account,
+}

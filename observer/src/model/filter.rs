@@ -1,0 +1,171 @@
+//! Which events are told. One value of a kind is enough; every kind that was given must match.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{
+    dropped::transport_name,
+    event::{Action, Event},
+};
+
+/// A filter that cannot be understood, with what would be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {kind} `{value}`; known: {known}")]
+pub struct FilterError {
+    kind: &'static str,
+    value: String,
+    known: String,
+}
+
+/// A destination to match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Addresses of a network.
+    Network(IpNet),
+    /// Addresses that a name had when observer started.
+    Name {
+        /// The name as typed.
+        name: String,
+        /// What it resolved to.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// All filters of a command line; empty ones match everything.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// The process or one of its parents.
+    pub pids: Vec<u32>,
+    /// Process name.
+    pub comms: Vec<String>,
+    /// Path of the executable.
+    pub executables: Vec<String>,
+    /// User name or number.
+    pub users: Vec<String>,
+    /// systemd unit, `.service` may be left out.
+    pub units: Vec<String>,
+    /// Container id or its beginning.
+    pub containers: Vec<String>,
+    /// Destination.
+    pub destinations: Vec<Destination>,
+    /// Destination port.
+    pub ports: Vec<u16>,
+    /// Transport, as the event names it.
+    pub transports: Vec<String>,
+    /// Cause, as the event names it.
+    pub causes: Vec<String>,
+    /// Action, as the event names it.
+    pub actions: Vec<String>,
+    /// Inode number of the network namespace.
+    pub netns: Option<u32>,
+}
+
+impl Filter {
+    /// True when the event is to be told.
+    pub fn matches(&self, event: &Event) -> bool {
+        let egress = &event.egress;
+        let process = event.process.as_ref();
+        let name = process.map(|process| process.name.as_str());
+        let executable = process.and_then(|process| process.executable.as_deref());
+        any(&self.pids, |pid| egress.ancestry.iter().any(|ancestor| ancestor.pid == *pid))
+            && any(&self.comms, |wanted| name == Some(wanted))
+            && any(&self.executables, |wanted| executable == Some(wanted))
+            && any(&self.users, |wanted| {
+                event.user.as_ref().is_some_and(|user| user.id == *wanted || user.name.as_ref() == Some(wanted))
+            })
+            && any(&self.units, |wanted| {
+                egress.unit.as_ref().is_some_and(|unit| {
+                    unit == wanted || unit.strip_suffix(".service").is_some_and(|stem| stem == wanted)
+                })
+            })
+            && any(&self.containers, |wanted| {
+                event.container.as_ref().is_some_and(|container| container.id.starts_with(wanted.as_str()))
+            })
+            && any(&self.destinations, |wanted| {
+                event.destination.as_ref().is_some_and(|destination| wanted.contains(destination.ip))
+            })
+            && any(&self.ports, |wanted| {
+                event.destination.as_ref().is_some_and(|destination| destination.port == Some(*wanted))
+            })
+            && any(&self.transports, |wanted| event.network.transport.as_ref() == Some(wanted))
+            && any(&self.causes, |wanted| egress.cause == wanted)
+            && any(&self.actions, |wanted| action_name(event.event.action) == wanted)
+            && self.netns.is_none_or(|wanted| egress.netns == Some(wanted))
+    }
+}
+
+impl Destination {
+    fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Network(network) => network.contains(&address),
+            Self::Name { addresses, .. } => addresses.contains(&address),
+        }
+    }
+}
+
+fn any<T>(wanted: &[T], matches: impl Fn(&T) -> bool) -> bool {
+    wanted.is_empty() || wanted.iter().any(matches)
+}
+
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::EgressBlocked => "egress-blocked",
+        Action::Summary => "summary",
+    }
+}
+
+/// A transport by name or protocol number, as the event names it.
+pub fn parse_transport(value: &str) -> Result<String, FilterError> {
+    const NAMES: [&str; 5] = ["tcp", "udp", "icmp", "ipv6-icmp", "sctp"];
+    if let Ok(number) = value.parse::<u8>() {
+        return Ok(transport_name(number));
+    }
+    let lower = value.to_ascii_lowercase();
+    let name = if lower == "icmpv6" { "ipv6-icmp" } else { &lower };
+    known("protocol", name, &NAMES, "or a protocol number")
+}
+
+/// A cause that this version can report.
+pub fn parse_cause(value: &str) -> Result<String, FilterError> {
+    known("cause", value, &["netfilter", "cgroup", "tc"], "")
+}
+
+/// An action that this version can report.
+pub fn parse_action(value: &str) -> Result<String, FilterError> {
+    known("action", value, &["egress-blocked"], "")
+}
+
+fn known(kind: &'static str, value: &str, names: &[&str], more: &str) -> Result<String, FilterError> {
+    if names.contains(&value) {
+        return Ok(value.to_owned());
+    }
+    let known = format!("{} {more}", names.join(", ")).trim_end().to_owned();
+    Err(FilterError { kind, value: value.to_owned(), known })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(parse_transport("TCP").as_deref(), Ok("tcp"));
+        assert_eq!(parse_transport("58").as_deref(), Ok("ipv6-icmp"));
+        assert_eq!(parse_transport("47").as_deref(), Ok("47"));
+        assert_eq!(
+            parse_transport("tpc").unwrap_err().to_string(),
+            "unknown protocol `tpc`; known: tcp, udp, icmp, ipv6-icmp, sctp or a protocol number"
+        );
+        assert!(parse_cause("weather").is_err());
+    }
+
+    #[test]
+    fn destinations_match_by_network_or_by_name() {
+        let network = Destination::Network("203.0.113.0/24".parse().unwrap());
+        assert!(network.contains("203.0.113.10".parse().unwrap()));
+        assert!(!network.contains("2001:db8::1".parse().unwrap()));
+        let name = Destination::Name { name: "x".into(), addresses: vec!["2001:db8::1".parse().unwrap()] };
+        assert!(name.contains("2001:db8::1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,23 @@
+//! The words that all rooms share: a dropped packet, a process, an event, the account. No I/O, and no knowledge of any
+//! other room.
+
+mod account;
+mod background;
+mod check;
+mod dropped;
+mod event;
+mod filter;
+mod process;
+
+pub use account::{Account, Degraded, Lost};
+pub use background::Background;
+pub use check::{Check, Diagnosis, Status};
+pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
+pub use event::{
+    Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
+    Network, OwnerKnown, Parent, Process, SCHEMA, Source, Summary, User,
+};
+pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
+pub use process::{Facts, Relative};
+
+pub use observer_ebpf::abi::{Cause, Hook, OwnerSource};

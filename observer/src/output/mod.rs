@@ -1,0 +1,21 @@
+//! What a person or a program reads: [`terminal`] and [`json`], both over any writer. Everything that came from outside
+//! is escaped here ([`escape`]) and nowhere else.
+
+pub mod doctor;
+pub mod escape;
+pub mod json;
+pub mod terminal;
+
+use std::io;
+
+use crate::model::{Event, Summary};
+
+/// Where events go.
+pub trait Output: Send {
+    /// One event.
+    fn event(&mut self, event: &Event) -> io::Result<()>;
+    /// Called when nothing happened for a moment, and at least once a second: tell what waited, flush.
+    fn idle(&mut self) -> io::Result<()>;
+    /// The end.
+    fn finish(&mut self, summary: &Summary) -> io::Result<()>;
+}

@@ -1,0 +1,194 @@
+//! Events for a person: one block an incident, repeats in short, background folded into the closing lines.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    time::Instant,
+};
+
+use anstyle::{AnsiColor, Style};
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::{Output, escape::escape};
+use crate::{
+    incident::{Fold, Told},
+    model::{Background, Event, Summary},
+};
+
+const ALERT: Style = AnsiColor::Red.on_default().bold();
+const STRONG: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// Parents shown in the first line of a block.
+const MAX_PARENTS: usize = 6;
+
+/// Writes to `W`, which strips styles where there is no terminal.
+pub struct Terminal<W> {
+    writer: W,
+    zone: TimeZone,
+    fold: Fold,
+    show_background: bool,
+    background: BTreeMap<Background, u64>,
+}
+
+impl<W: Write + Send> Terminal<W> {
+    /// `show_background` shows what nobody waits for like everything else.
+    pub fn new(writer: W, zone: TimeZone, show_background: bool) -> Self {
+        Self { writer, zone, fold: Fold::default(), show_background, background: BTreeMap::new() }
+    }
+
+    fn time(&self, timestamp: Timestamp) -> String {
+        timestamp.to_zoned(self.zone.clone()).strftime("%H:%M:%S").to_string()
+    }
+
+    fn block(&mut self, event: &Event) -> io::Result<()> {
+        let time = self.time(event.timestamp);
+        let kind = event.egress.background.map(|kind| format!("  {DIM}({}){DIM:#}", kind.label())).unwrap_or_default();
+        writeln!(self.writer, "{time} {ALERT}BLOCKED{ALERT:#}  {}{kind}", who_at_length(event))?;
+        self.line("to", &format!("{STRONG}{}{STRONG:#}{}", destination(event), way(event)))?;
+        if let Some(reason) = &event.event.reason {
+            self.line("by", &escape(reason))?;
+        }
+        if let Some(command) = event.process.as_ref().and_then(|process| process.command_line.as_ref()) {
+            self.line("ran", &escape(command))?;
+        }
+        let place = place(event);
+        if !place.is_empty() {
+            self.line("in", &place)?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, label: &str, text: &str) -> io::Result<()> {
+        writeln!(self.writer, "  {DIM}{label:<5}{DIM:#} {text}")
+    }
+
+    fn repeats(&mut self, all: bool) -> io::Result<()> {
+        for repeats in self.fold.due(Instant::now(), all) {
+            let time = self.time(repeats.last);
+            writeln!(self.writer, "{time} {DIM}again{DIM:#}    {}  ×{}", repeats.title, repeats.count)?;
+        }
+        Ok(())
+    }
+}
+
+impl<W: Write + Send> Output for Terminal<W> {
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        if let Some(kind) = event.egress.background
+            && !self.show_background
+        {
+            *self.background.entry(kind).or_default() += event.egress.count;
+            return Ok(());
+        }
+        let told = self.fold.take(event, Instant::now(), || format!("{} → {}", who(event), destination(event)));
+        if told == Told::New { self.block(event) } else { Ok(()) }
+    }
+
+    fn idle(&mut self) -> io::Result<()> {
+        self.repeats(false)?;
+        self.writer.flush()
+    }
+
+    fn finish(&mut self, summary: &Summary) -> io::Result<()> {
+        self.repeats(true)?;
+        if !self.background.is_empty() {
+            let total: u64 = self.background.values().sum();
+            let kinds: Vec<String> =
+                self.background.iter().map(|(kind, count)| format!("{} {count}", kind.label())).collect();
+            writeln!(self.writer, "{DIM}folded (--all shows): {}: {}{DIM:#}", packets(total), kinds.join(", "))?;
+        }
+        let account = &summary.egress;
+        let lost = account.lost.total();
+        let at_least = if account.missed_max > 0 { "at least " } else { "" };
+        let incidents = match self.fold.total {
+            1 => "1 incident".to_owned(),
+            total => format!("{total} incidents"),
+        };
+        write!(self.writer, "{at_least}{} blocked, {incidents}", packets(account.seen))?;
+        if account.filtered > 0 {
+            write!(self.writer, " · {} filtered out", account.filtered)?;
+        }
+        if lost > 0 {
+            write!(self.writer, " · {ALERT}{lost} lost{ALERT:#}")?;
+        } else {
+            write!(self.writer, " · lost 0")?;
+        }
+        if account.missed_max > 0 {
+            write!(self.writer, " · up to {} runs skipped by the kernel", account.missed_max)?;
+        }
+        writeln!(self.writer)?;
+        for degraded in &account.degraded {
+            writeln!(self.writer, "{DIM}degraded: {}: {} → {}{DIM:#}", degraded.what, escape(&degraded.why), degraded.consequence)?;
+        }
+        self.writer.flush()
+    }
+}
+
+fn packets(count: u64) -> String {
+    if count == 1 { "1 packet".to_owned() } else { format!("{count} packets") }
+}
+
+/// `curl[2211]`, or what is known instead.
+fn who(event: &Event) -> String {
+    match (&event.process, &event.egress.unit, &event.user) {
+        (Some(process), ..) => format!("{}[{}]", escape(&process.name), process.pid),
+        (None, Some(unit), _) => format!("a process of {}", escape(unit)),
+        (None, None, Some(user)) => format!("a process of user {}", user_name(user)),
+        (None, None, None) => "no process".to_owned(),
+    }
+}
+
+fn who_at_length(event: &Event) -> String {
+    let parents: String = event
+        .egress
+        .ancestry
+        .iter()
+        .skip(1)
+        .filter(|parent| parent.pid != 1)
+        .take(MAX_PARENTS)
+        .map(|parent| format!(" ← {}", escape(&parent.name)))
+        .collect();
+    let user = event.user.as_ref().filter(|_| event.process.is_some()).map(|user| {
+        let effective = user.effective.as_ref().map(|user| format!(", running as {}", user_name(user))).unwrap_or_default();
+        format!("  ({}{effective})", user_name(user))
+    });
+    format!("{STRONG}{}{STRONG:#}{parents}{}", who(event), user.unwrap_or_default())
+}
+
+fn user_name(user: &crate::model::User) -> String {
+    user.name.as_ref().map_or_else(|| format!("uid {}", user.id), |name| escape(name).into_owned())
+}
+
+/// `203.0.113.10:443/tcp`, `[2001:db8::1]:53/udp`, `10.0.0.1 icmp`.
+fn destination(event: &Event) -> String {
+    let transport = event.network.transport.as_deref();
+    match (&event.destination, transport) {
+        (Some(destination), Some(transport)) => match destination.port {
+            Some(port) => format!("{}/{transport}", std::net::SocketAddr::new(destination.ip, port)),
+            None if transport.starts_with(|first: char| first.is_ascii_digit()) => {
+                format!("{} protocol {transport}", destination.ip)
+            }
+            None => format!("{} {transport}", destination.ip),
+        },
+        (Some(destination), None) => destination.ip.to_string(),
+        (None, _) => event.network.r#type.map_or_else(|| "an unknown destination".to_owned(), str::to_owned),
+    }
+}
+
+fn way(event: &Event) -> String {
+    event.egress.interface.as_ref().map(|interface| format!(" via {}", escape(interface))).unwrap_or_default()
+}
+
+fn place(event: &Event) -> String {
+    let mut parts = Vec::new();
+    if let Some(container) = &event.container {
+        let short: String = container.id.chars().take(12).collect();
+        parts.push(format!("container {short}"));
+    }
+    if let Some(unit) = &event.egress.unit {
+        parts.push(escape(unit).into_owned());
+    } else if let Some(cgroup) = event.egress.cgroup.as_ref().filter(|cgroup| *cgroup != "/") {
+        parts.push(format!("cgroup {}", escape(cgroup)));
+    }
+    parts.join(" · ")
+}

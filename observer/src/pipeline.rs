@@ -1,0 +1,290 @@
+//! Wires the rooms: ring → decode → attribute → filter → output, and owns start and shutdown.
+//!
+//! The runtime's only thread empties the ring into a bounded queue; one more thread takes from the queue and does
+//! everything that may wait (asking the helper, writing). Whatever does not fit is counted. The end is always the same:
+//! detach, empty the ring until the numbers add up, let the queue run dry, write the account.
+
+use std::{
+    io,
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+use crate::{
+    enrich::{assemble::Assembler, attribute::Eyes, host::Identity},
+    intake::{decode::decode, ring::Reader},
+    model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Kind, Lost, Summary},
+    output::Output,
+    probe::Probes,
+};
+
+/// Records that may wait for the slower half: some seconds of a storm, at most 30 MB.
+const QUEUE: usize = 65_536;
+/// Output is told at least this often that time passes.
+const IDLE: Duration = Duration::from_millis(250);
+/// How long the end waits for programs that were still running when they were detached.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// When to stop without being told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After this long.
+    pub duration: Option<Duration>,
+    /// After this many events.
+    pub count: Option<u64>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By a signal or a limit; the account was written.
+    Clean(Account),
+    /// The reader of the output is gone.
+    ClosedPipe,
+}
+
+/// Everything a run needs.
+pub struct Run<E> {
+    /// Attached.
+    pub probes: Probes,
+    /// Makes events.
+    pub assembler: Assembler<E>,
+    /// Where they go.
+    pub output: Box<dyn Output>,
+    /// Which are told.
+    pub filter: Filter,
+    /// When to stop.
+    pub limits: Limits,
+    /// What is known to work worse than it could.
+    pub degraded: Vec<Degraded>,
+}
+
+/// What the slower half did.
+struct Consumed<E> {
+    reported: u64,
+    filtered: u64,
+    decode: u64,
+    output: Box<dyn Output>,
+    assembler: Assembler<E>,
+    error: Option<io::Error>,
+}
+
+impl<E: Eyes + Send + 'static> Run<E> {
+    /// Runs until a signal, a limit or the end of the output. `ready` is called once everything is being observed.
+    /// Must not be called inside a runtime.
+    pub fn run(self, ready: impl FnOnce()) -> Result<(Ended, E)>
+    where
+        Assembler<E>: Send,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+        runtime.block_on(self.observe(ready))
+    }
+
+    async fn observe(mut self, ready: impl FnOnce()) -> Result<(Ended, E)> {
+        let start = Timestamp::now();
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+        let (sender, receiver) = sync_channel(QUEUE);
+        let mut reader = Reader::new(self.probes.take_ring()?, sender).context("cannot watch the ring")?;
+        let log = self.probes.take_log().filter(|_| log::log_enabled!(log::Level::Warn)).map(kernel_log);
+        let (stop, mut stopped) = oneshot::channel();
+        let (assembler, output, filter, count) = (self.assembler, self.output, self.filter, self.limits.count);
+        let identity = assembler.identity().clone();
+        let consumer = thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || consume(&receiver, assembler, output, &filter, count, stop))
+            .context("cannot start a thread")?;
+        ready();
+
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = after(self.limits.duration) => {}
+            _ = &mut stopped => {}
+            result = reader.run() => result.context("cannot read the ring")?,
+        }
+
+        self.probes.detach();
+        let settled = Instant::now();
+        let totals = loop {
+            while reader.drain(usize::MAX) > 0 {}
+            let totals = self.probes.totals().context("cannot read the counters")?;
+            if totals.seen == reader.taken + totals.ring || settled.elapsed() > SETTLE {
+                break totals;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        let missed_max = self.probes.missed_max().unwrap_or(0);
+        let (taken, overflow) = (reader.taken, reader.overflow);
+        drop(reader);
+        if let Some(log) = log {
+            log.abort();
+        }
+        let consumed = consumer.join().map_err(|_| anyhow::anyhow!("the thread that makes events failed"))?;
+        if let Some(error) = consumed.error {
+            if error.kind() == io::ErrorKind::BrokenPipe {
+                return Ok((Ended::ClosedPipe, consumed.assembler.into_eyes()));
+            }
+            return Err(error).context("cannot write the output");
+        }
+        if totals.owner_map_full > 0 {
+            self.degraded.push(Degraded {
+                what: "owners".to_owned(),
+                why: format!("the owner map was full for {} sockets", totals.owner_map_full),
+                consequence: "their packets are named by other means or not at all".to_owned(),
+            });
+        }
+        let account = Account {
+            seen: totals.seen,
+            reported: consumed.reported,
+            filtered: consumed.filtered,
+            lost: Lost {
+                // What was detached in the middle of its work never reached the ring.
+                ring: totals.seen.saturating_sub(taken),
+                decode: consumed.decode,
+                queue: overflow,
+                ..Lost::default()
+            },
+            missed_max,
+            degraded: self.degraded,
+        };
+        let summary = summary(&identity, start, account);
+        let mut output = consumed.output;
+        match output.finish(&summary) {
+            Ok(()) => Ok((Ended::Clean(summary.egress), consumed.assembler.into_eyes())),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok((Ended::ClosedPipe, consumed.assembler.into_eyes())),
+            Err(error) => Err(error).context("cannot write the output"),
+        }
+    }
+}
+
+/// Waits, or for ever.
+async fn after(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Passes on what the BPF half says.
+fn kernel_log(log: aya_log::EbpfLogger<&'static dyn log::Log>) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let Ok(mut log) = crate::sys::watch_readable(log) else { return };
+        pass_on(&mut log).await;
+    })
+}
+
+async fn pass_on(log: &mut AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>) {
+    while let Ok(mut guard) = log.readable_mut().await {
+        guard.get_inner_mut().flush();
+        guard.clear_ready();
+    }
+}
+
+/// The slower half: until the queue is closed and empty. After an error or the last event that was asked for, it counts
+/// on and writes no more.
+fn consume<E: Eyes>(
+    queue: &Receiver<Bytes>,
+    assembler: Assembler<E>,
+    output: Box<dyn Output>,
+    filter: &Filter,
+    count: Option<u64>,
+    stop: oneshot::Sender<()>,
+) -> Consumed<E> {
+    let mut consumed = Consumed { reported: 0, filtered: 0, decode: 0, output, assembler, error: None };
+    let mut stop = Some(stop);
+    let mut told = Instant::now();
+    loop {
+        let bytes = match queue.try_recv() {
+            Ok(bytes) => Some(bytes),
+            Err(_) => {
+                consumed.pause();
+                told = Instant::now();
+                match queue.recv_timeout(IDLE) {
+                    Ok(bytes) => Some(bytes),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return consumed,
+                }
+            }
+        };
+        if told.elapsed() > IDLE {
+            consumed.pause();
+            told = Instant::now();
+        }
+        if let Some(bytes) = bytes {
+            consumed.take(bytes, filter, count);
+        }
+        if (consumed.error.is_some() || count.is_some_and(|count| consumed.reported >= count))
+            && let Some(stop) = stop.take()
+        {
+            // The other end is gone only when everything is stopping already.
+            let _ = stop.send(());
+        }
+    }
+}
+
+impl<E: Eyes> Consumed<E> {
+    fn pause(&mut self) {
+        if self.error.is_none() {
+            self.error = self.output.idle().err();
+        }
+    }
+
+    fn take(&mut self, bytes: Bytes, filter: &Filter, count: Option<u64>) {
+        let dropped = match decode(bytes) {
+            Ok(dropped) => dropped,
+            Err(error) => {
+                log::warn!("{error}");
+                self.decode += 1;
+                return;
+            }
+        };
+        if self.error.is_some() || count.is_some_and(|count| self.reported >= count) {
+            self.filtered += 1;
+            return;
+        }
+        let mut event = self.assembler.assemble(&dropped);
+        if !filter.matches(&event) {
+            self.filtered += 1;
+            return;
+        }
+        self.reported += 1;
+        event.event.sequence = Some(self.reported);
+        self.error = self.output.event(&event).err();
+    }
+}
+
+fn summary(identity: &Identity, start: Timestamp, account: Account) -> Summary {
+    let end = Timestamp::now();
+    Summary {
+        timestamp: end,
+        ecs: Ecs { version: ECS_VERSION },
+        agent: identity.agent.clone(),
+        host: identity.host.clone(),
+        event: EventMeta {
+            kind: Kind::Metric,
+            dataset: "observer.egress",
+            module: "observer",
+            id: None,
+            category: &[],
+            r#type: &[],
+            action: Action::Summary,
+            outcome: None,
+            sequence: None,
+            start,
+            end,
+            reason: None,
+        },
+        egress: account,
+    }
+}

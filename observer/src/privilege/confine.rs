@@ -1,0 +1,63 @@
+//! Gives up everything that observing no longer needs.
+//!
+//! The order is a contract:
+//! 1. every descriptor that needs privilege to open is open: probes, ring, output files, the helper's socket;
+//! 2. there is one thread;
+//! 3. capabilities are tried without: before Linux 5.19 reading the counters takes CAP_BPF, which is then kept alone;
+//! 4. supplementary groups, group and user become nobody's, so that root's files are out of reach too;
+//! 5. permitted, effective, inheritable and ambient capabilities go, then new privileges are forbidden.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, Result};
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+/// The kernel's overflow user and group, nobody on every distribution.
+const NOBODY: u32 = 65534;
+
+/// What is left.
+#[derive(Clone, Debug)]
+pub struct Confined {
+    /// Capabilities that were kept.
+    pub kept: Vec<String>,
+    /// The user is not root any more.
+    pub unprivileged_user: bool,
+}
+
+/// Confines this process for good. `still_works` is tried without capabilities; when it fails, CAP_BPF stays.
+pub fn confine(still_works: impl Fn() -> bool) -> Result<Confined> {
+    let permitted = caps::read(None, CapSet::Permitted).context("cannot read own capabilities")?;
+    let effective = caps::read(None, CapSet::Effective).context("cannot read own capabilities")?;
+    caps::clear(None, CapSet::Effective).context("cannot lower capabilities")?;
+    let bare = still_works();
+    caps::set(None, CapSet::Effective, &effective).context("cannot raise capabilities")?;
+    let kept: CapsHashSet = if bare {
+        HashSet::new()
+    } else {
+        [Capability::CAP_BPF].into_iter().filter(|capability| permitted.contains(capability)).collect()
+    };
+
+    let unprivileged_user = Uid::effective().is_root() && become_nobody(&permitted).is_ok();
+    caps::clear(None, CapSet::Ambient).ok();
+    caps::clear(None, CapSet::Inheritable).context("cannot give up capabilities")?;
+    caps::set(None, CapSet::Effective, &kept).context("cannot give up capabilities")?;
+    caps::set(None, CapSet::Permitted, &kept).context("cannot give up capabilities")?;
+    rustix::thread::set_no_new_privs(true).context("cannot forbid new privileges")?;
+    Ok(Confined { kept: kept.iter().map(ToString::to_string).collect(), unprivileged_user })
+}
+
+fn become_nobody(permitted: &CapsHashSet) -> Result<()> {
+    anyhow::ensure!(
+        permitted.contains(&Capability::CAP_SETUID) && permitted.contains(&Capability::CAP_SETGID),
+        "may not change the user"
+    );
+    // Otherwise the permitted set would go with the user, and with it what is to be kept.
+    rustix::thread::set_keep_capabilities(true)?;
+    let (group, user) = (Gid::from_raw(NOBODY), Uid::from_raw(NOBODY));
+    setgroups(&[])?;
+    setresgid(group, group, group)?;
+    setresuid(user, user, user)?;
+    rustix::thread::set_keep_capabilities(false)?;
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! The helper process: started first, asked one question at a time, gone with its parent.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    sys::{
+        prctl,
+        signal::{SigHandler, Signal},
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socketpair,
+            sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike},
+    },
+    unistd::ForkResult,
+};
+
+use super::{
+    protocol::{Request, Response},
+    server,
+};
+use crate::{
+    enrich::attribute::Eyes,
+    firewall::inventory::Inventory,
+    model::Facts,
+    probe::selftest::Sent,
+};
+
+/// Longest message; arguments are cut well below it.
+const MAX_MESSAGE: usize = 128 * 1024;
+/// An answer that takes longer is given up, and the helper with it. Walking /proc on a large host takes milliseconds.
+const PATIENCE_SECONDS: i64 = 3;
+
+/// The helper does not answer any more.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the helper process does not answer: {0}")]
+pub struct HelperError(String);
+
+/// This side's end of the helper.
+pub struct Helper {
+    socket: OwnedFd,
+    /// Process id of the helper.
+    pub pid: u32,
+    broken: Option<HelperError>,
+}
+
+impl Helper {
+    /// Starts the helper. Must be called before any thread is started.
+    pub fn start() -> Result<Self> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).context("cannot make a socket pair")?;
+        match crate::sys::fork_single_threaded().context("cannot start the helper process")? {
+            ForkResult::Parent { child } => {
+                drop(theirs);
+                setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS)).context("cannot set a time limit")?;
+                Ok(Self { socket: ours, pid: child.as_raw().unsigned_abs(), broken: None })
+            }
+            ForkResult::Child => {
+                drop(ours);
+                let status = i32::from(serve(&theirs).is_err());
+                std::process::exit(status);
+            }
+        }
+    }
+
+    /// Asks; after a failure every further question fails at once.
+    pub fn ask(&mut self, request: &Request) -> Result<Response, HelperError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        self.exchange(request).map_err(|error| {
+            let error = HelperError(format!("{error:#}"));
+            self.broken = Some(error.clone());
+            error
+        })
+    }
+
+    /// Why it does not answer, once it does not.
+    pub fn failure(&self) -> Option<&HelperError> {
+        self.broken.as_ref()
+    }
+
+    /// Firewalls of the host's own namespace.
+    pub fn firewalls(&mut self) -> Result<Inventory, HelperError> {
+        match self.ask(&Request::Firewalls)? {
+            Response::Firewalls(inventory) => Ok(inventory),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends one packet into a drop.
+    pub fn self_test(&mut self) -> Result<Result<Sent, String>, HelperError> {
+        match self.ask(&Request::SelfTest)? {
+            Response::SelfTest(sent) => Ok(sent),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn exchange(&self, request: &Request) -> Result<Response> {
+        send(&self.socket, &serde_json::to_vec(request)?)?;
+        let answer = receive(&self.socket)?.context("it is gone")?;
+        Ok(serde_json::from_slice(&answer)?)
+    }
+}
+
+impl Eyes for Helper {
+    fn facts(&mut self, pid: u32, start_ns: Option<u64>) -> Option<Facts> {
+        match self.ask(&Request::Facts { pid, start_ns }) {
+            Ok(Response::Facts(facts)) => facts.map(|facts| *facts),
+            _ => None,
+        }
+    }
+
+    fn holders(&mut self, inode: u64, first: u32, only_first: bool) -> Vec<u32> {
+        match self.ask(&Request::Holders { inode, first, only_first }) {
+            Ok(Response::Holders(pids)) => pids,
+            _ => Vec::new(),
+        }
+    }
+
+    fn cgroup_path(&mut self, id: u64) -> Option<String> {
+        match self.ask(&Request::CgroupPath { id }) {
+            Ok(Response::CgroupPath(path)) => path,
+            _ => None,
+        }
+    }
+}
+
+fn unexpected(response: &Response) -> HelperError {
+    HelperError(format!("it gave the wrong kind of answer: {response:?}"))
+}
+
+/// The child: gives up what it does not need, then answers until its parent is gone.
+fn serve(socket: &OwnedFd) -> Result<()> {
+    // Should the parent be gone already, the first read finds the socket closed.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let _ = prctl::set_name(c"observer-helper");
+    // Ctrl-C and a service manager's stop reach the whole group; the parent still has questions then.
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        ignore(signal)?;
+    }
+    release_standard_streams()?;
+    server::keep_needed_capabilities()?;
+    let mut server = server::Server::new();
+    while let Some(message) = receive(socket)? {
+        let request = serde_json::from_slice(&message)?;
+        send(socket, &serde_json::to_vec(&server.answer(&request))?)?;
+    }
+    Ok(())
+}
+
+fn ignore(signal: Signal) -> Result<()> {
+    crate::sys::set_signal_handler(signal, SigHandler::SigIgn)?;
+    Ok(())
+}
+
+/// A reader at the other end of a pipe must not wait for the helper.
+fn release_standard_streams() -> Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    let Ok(null) = null else { return Ok(()) };
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
+fn send(socket: &OwnedFd, message: &[u8]) -> Result<()> {
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// The next message; `None` when the other end is closed.
+fn receive(socket: &OwnedFd) -> Result<Option<Vec<u8>>> {
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let length = {
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        loop {
+            match recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, MsgFlags::empty()) {
+                Ok(message) => {
+                    anyhow::ensure!(!message.flags.contains(MsgFlags::MSG_TRUNC), "a message is too long");
+                    break message.bytes;
+                }
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    };
+    buffer.truncate(length);
+    Ok((length > 0).then_some(buffer))
+}

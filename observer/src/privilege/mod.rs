@@ -1,0 +1,14 @@
+//! Who may do what, after start.
+//!
+//! The program splits before it does anything else: a small helper process ([`helper`], with the requests of
+//! [`protocol`]) keeps the few capabilities that reading other processes and entering namespaces takes, and does nothing
+//! but answer; the process that decodes packets, reads names and prints gives everything up once its probes are attached
+//! ([`confine`]). Both happen while there is one thread, because capabilities and namespaces belong to threads.
+
+mod confine;
+mod helper;
+pub mod protocol;
+mod server;
+
+pub use confine::{Confined, confine};
+pub use helper::{Helper, HelperError};

@@ -1,0 +1,54 @@
+//! Everything that can be asked of the helper, and its answers. One request, one answer, as JSON in one datagram.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    firewall::inventory::Inventory,
+    model::Facts,
+    probe::selftest::Sent,
+};
+
+/// A question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Facts about a process.
+    Facts {
+        /// Process id.
+        pid: u32,
+        /// Only if it started then, nanoseconds of `CLOCK_BOOTTIME`.
+        start_ns: Option<u64>,
+    },
+    /// Processes that have a socket open.
+    Holders {
+        /// Inode number of the socket file.
+        inode: u64,
+        /// Looked at first.
+        first: u32,
+        /// Look at no other.
+        only_first: bool,
+    },
+    /// Path of a cgroup.
+    CgroupPath {
+        /// Its id.
+        id: u64,
+    },
+    /// Which firewalls decide in the host's own namespace.
+    Firewalls,
+    /// Send one packet into a drop, in a namespace that is made for it.
+    SelfTest,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Response {
+    /// To [`Request::Facts`].
+    Facts(Option<Box<Facts>>),
+    /// To [`Request::Holders`].
+    Holders(Vec<u32>),
+    /// To [`Request::CgroupPath`].
+    CgroupPath(Option<String>),
+    /// To [`Request::Firewalls`].
+    Firewalls(Inventory),
+    /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
+    SelfTest(Result<Sent, String>),
+}

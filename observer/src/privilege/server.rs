@@ -1,0 +1,67 @@
+//! The helper's answers: a fixed set, each by the room that knows.
+
+use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
+
+use anyhow::{Context, Result};
+use caps::{CapSet, Capability};
+
+use super::protocol::{Request, Response};
+use crate::{
+    enrich::{cgroups::Cgroups, proc},
+    firewall::inventory,
+    probe::{cgroup, selftest},
+};
+
+/// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
+/// firewall files that only root may.
+const NEEDED: [Capability; 4] = [
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_DAC_READ_SEARCH,
+];
+
+/// Gives up every capability that is not needed.
+pub(super) fn keep_needed_capabilities() -> Result<()> {
+    let permitted = caps::read(None, CapSet::Permitted).context("cannot read own capabilities")?;
+    let kept: HashSet<Capability> = NEEDED.into_iter().filter(|needed| permitted.contains(needed)).collect();
+    caps::clear(None, CapSet::Ambient).ok();
+    caps::clear(None, CapSet::Inheritable).context("cannot give up capabilities")?;
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept).context("cannot give up capabilities")?;
+    }
+    rustix::thread::set_no_new_privs(true).context("cannot forbid new privileges")?;
+    Ok(())
+}
+
+/// Answers requests.
+pub(super) struct Server {
+    cgroups: Cgroups,
+    /// Keeps a private mount alive.
+    _hierarchy: Option<std::fs::File>,
+    initial_pids: bool,
+}
+
+impl Server {
+    pub(super) fn new() -> Self {
+        let hierarchy = cgroup::open().ok();
+        let root = match cgroup::find() {
+            Ok(cgroup::Hierarchy::Mounted { path, .. }) => Some(path),
+            _ => hierarchy.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))),
+        };
+        Self { cgroups: Cgroups::new(root), _hierarchy: hierarchy, initial_pids: proc::sees_initial_pids() }
+    }
+
+    pub(super) fn answer(&mut self, request: &Request) -> Response {
+        match *request {
+            // In another pid namespace the kernel's pids would name somebody else here.
+            Request::Facts { .. } if !self.initial_pids => Response::Facts(None),
+            Request::Holders { .. } if !self.initial_pids => Response::Holders(Vec::new()),
+            Request::Facts { pid, start_ns } => Response::Facts(proc::facts(pid, start_ns).map(Box::new)),
+            Request::Holders { inode, first, only_first } => Response::Holders(proc::holders(inode, first, only_first)),
+            Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
+            Request::Firewalls => Response::Firewalls(inventory::read()),
+            Request::SelfTest => Response::SelfTest(selftest::send().map_err(|error| format!("{error:#}"))),
+        }
+    }
+}

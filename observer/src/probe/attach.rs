@@ -1,0 +1,273 @@
+//! Loads the BPF object and attaches its programs.
+
+use std::{any::Any, io::Read, os::fd::OwnedFd};
+
+use anyhow::Context;
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, Program, RawTracePoint},
+};
+use aya_log::EbpfLogger;
+use observer_ebpf::abi::{Layout, Owner, map};
+
+use super::{
+    HOOKS, HookState, Totals, Way, btf, cgroup,
+    layout::{self, LayoutError, Reasons},
+    totals,
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
+
+/// Why nothing can be observed here. Each is one sentence; [`AttachError::hint`] is the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Not privileged enough.
+    #[error("observer must run as root here (it lacks {0})")]
+    Privilege(String),
+    /// No BTF.
+    #[error("this kernel does not describe its own types: {0}")]
+    NoBtf(#[from] btf::BtfError),
+    /// BTF lacks something.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Lockdown forbids reading kernel memory.
+    #[error("the kernel is locked down (confidentiality): BPF programs may not read kernel memory")]
+    Lockdown,
+    /// The object or a required program was refused.
+    #[error("the kernel refused `{what}`: {why}")]
+    Refused {
+        /// Program or step.
+        what: String,
+        /// The kernel's word, in one line.
+        why: String,
+    },
+}
+
+impl AttachError {
+    /// What the operator can do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Privilege(_) => "run it with sudo; in a container it needs `--privileged --pid=host`",
+            Self::NoBtf(_) => "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y; every current distribution's is",
+            Self::Layout(_) => "boot Linux 5.17 or later; `observer doctor` says what else is missing",
+            Self::Lockdown => {
+                "boot with `lockdown=integrity` or without Secure Boot's confidentiality mode; see `man kernel_lockdown`"
+            }
+            Self::Refused { .. } => "`observer doctor` shows what this kernel takes and what it refuses",
+        }
+    }
+}
+
+/// Attached programs. Dropping it detaches everything.
+pub struct Probes {
+    ebpf: Ebpf,
+    links: Vec<Box<dyn Any + Send>>,
+    counters: PerCpuArray<MapData, u64>,
+    /// What became of each hook.
+    pub states: Vec<HookState>,
+    /// Names of this kernel's drop reasons.
+    pub reasons: Reasons,
+    /// Sockets that were found at start and have an owner.
+    pub seeded: usize,
+}
+
+impl Probes {
+    /// Attaches everything, or nothing. `log_level` is how much the BPF half may say (an `aya_log` level, 0 for nothing).
+    pub fn attach(log_level: u8) -> Result<Self, AttachError> {
+        check_privilege()?;
+        if lockdown().as_deref() == Some("confidentiality") {
+            return Err(AttachError::Lockdown);
+        }
+        let kernel = layout::resolve(&btf::Btf::of_kernel()?)?;
+        let types = AyaBtf::from_sys_fs().map_err(|error| refused("BTF", &error))?;
+        let numbers = layout_words(&kernel.layout);
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&types))
+            .override_global(map::LAYOUT, numbers.as_slice(), true)
+            .override_global(aya_log::LEVEL, &log_level, false)
+            .load(OBJECT)
+            .map_err(|error| refused("the BPF object", &error))?;
+        let counters = ebpf
+            .take_map(map::COUNTERS)
+            .and_then(|map| PerCpuArray::try_from(map).ok())
+            .ok_or_else(|| missing(map::COUNTERS))?;
+        let mut probes = Self { ebpf, links: Vec::new(), counters, states: Vec::new(), reasons: kernel.reasons, seeded: 0 };
+        for hook in &HOOKS {
+            let mut errors = Vec::new();
+            let way = hook.programs.iter().find_map(|(name, way)| match probes.attach_program(name, *way, hook.symbol, &types) {
+                Ok(()) => Some(*way),
+                Err(error) => {
+                    errors.push(format!("{}: {}", way.name(), one_line(&error)));
+                    None
+                }
+            });
+            let result = way.ok_or_else(|| errors.join("; "));
+            if let (true, Err(why)) = (hook.required, &result) {
+                return Err(AttachError::Refused { what: hook.symbol.to_owned(), why: why.clone() });
+            }
+            probes.states.push(HookState { hook, result });
+        }
+        Ok(probes)
+    }
+
+    fn attach_program(&mut self, name: &str, way: Way, symbol: &str, types: &AyaBtf) -> anyhow::Result<()> {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
+        let link: Box<dyn Any + Send> = match way {
+            Way::BtfTracepoint => {
+                let program: &mut BtfTracePoint = program.try_into()?;
+                program.load(symbol, types)?;
+                let id = program.attach()?;
+                Box::new(program.take_link(id)?)
+            }
+            Way::RawTracepoint => {
+                let program: &mut RawTracePoint = program.try_into()?;
+                program.load()?;
+                let id = program.attach(symbol)?;
+                Box::new(program.take_link(id)?)
+            }
+            Way::Cgroup => {
+                let root = cgroup::open()?;
+                let program: &mut CgroupSock = program.try_into()?;
+                program.load()?;
+                let id = program.attach(root, CgroupAttachMode::Single)?;
+                Box::new(program.take_link(id)?)
+            }
+            Way::Iterator => {
+                let program: &mut Iter = program.try_into()?;
+                program.load(symbol.trim_start_matches("iter/"), types)?;
+                let id = program.attach()?;
+                // The kernel runs the program while its file is read; it writes nothing into it.
+                let mut file = program.take_link(id)?.into_file()?;
+                file.read_to_end(&mut Vec::new()).context("cannot walk the open files")?;
+                self.seeded = self.count_owners();
+                return Ok(());
+            }
+        };
+        self.links.push(link);
+        Ok(())
+    }
+
+    fn count_owners(&self) -> usize {
+        const OWNER_BYTES: usize = size_of::<Owner>();
+        self.ebpf
+            .map(map::OWNERS)
+            .and_then(|map| HashMap::<_, u64, [u8; OWNER_BYTES]>::try_from(map).ok())
+            .map_or(0, |owners| owners.keys().filter(Result::is_ok).count())
+    }
+
+    /// The ring of drop records; once.
+    pub fn take_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        let ring = self.ebpf.take_map(map::EVENTS).context("the ring was taken already")?;
+        RingBuf::try_from(ring).context("the BPF object's ring is of another kind")
+    }
+
+    /// What the BPF half says for diagnosis; once, and only when a log level was given.
+    pub fn take_log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
+        EbpfLogger::init(&mut self.ebpf).ok()
+    }
+
+    /// Stops observing: from here on the counters stand still, and what is in the ring is all there will be.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    /// The counters now.
+    pub fn totals(&self) -> Result<Totals, aya::maps::MapError> {
+        totals::read(&self.counters)
+    }
+
+    /// Upper bound of the drops that no program saw because the kernel skipped the run; `None` where it does not say.
+    pub fn missed_max(&self) -> Option<u64> {
+        self.states
+            .iter()
+            .filter(|state| state.hook.required)
+            .filter_map(|state| {
+                let way = state.result.as_ref().ok()?;
+                let (name, _) = state.hook.programs.iter().find(|(_, candidate)| candidate == way)?;
+                totals::skipped_runs(&program_descriptor(self.ebpf.program(name)?)?)
+            })
+            .reduce(|sum, runs| sum + runs)
+    }
+
+    /// Instructions that the verifier walked for each loaded program, by name.
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?)))
+            .collect()
+    }
+}
+
+fn program_descriptor(program: &Program) -> Option<OwnedFd> {
+    use std::os::fd::AsFd;
+    program.fd().ok()?.as_fd().try_clone_to_owned().ok()
+}
+
+/// The layout as the words it is made of, in the order of its fields.
+fn layout_words(layout: &Layout) -> Vec<u32> {
+    layout.fields().map(|(_, value)| value).collect()
+}
+
+/// What this process may; an error names what it lacks.
+pub fn check_privilege() -> Result<(), AttachError> {
+    use caps::{CapSet, Capability};
+    let effective = caps::read(None, CapSet::Effective).unwrap_or_default();
+    if effective.contains(&Capability::CAP_SYS_ADMIN) {
+        return Ok(());
+    }
+    let missing: Vec<String> = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN]
+        .into_iter()
+        .filter(|needed| !effective.contains(needed))
+        .map(|needed| needed.to_string())
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(AttachError::Privilege(missing.join(", "))) }
+}
+
+/// The kernel's lockdown mode; `None` when it has none or does not say.
+pub fn lockdown() -> Option<String> {
+    let modes = std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    let (_, mode) = modes.split_once('[')?;
+    Some(mode.split_once(']')?.0.to_owned())
+}
+
+/// Names of all BPF programs that are loaded on this host.
+pub fn program_names() -> Result<Vec<String>, String> {
+    aya::programs::loaded_programs()
+        .map(|program| program.map(|program| program.name_as_str().unwrap_or_default().to_owned()).map_err(|error| error.to_string()))
+        .collect()
+}
+
+fn refused(what: &str, error: &dyn std::error::Error) -> AttachError {
+    let mut why = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !why.contains(&text) {
+            why = format!("{why}: {text}");
+        }
+        source = inner.source();
+    }
+    log::debug!("{what}: {why}");
+    AttachError::Refused { what: what.to_owned(), why: last_line(&why) }
+}
+
+fn missing(name: &str) -> AttachError {
+    AttachError::Refused { what: "the BPF object".to_owned(), why: format!("it has no map `{name}`") }
+}
+
+/// An error with its causes in one line; a verifier's log is reduced to its last line (the whole goes to the debug log).
+fn one_line(error: &anyhow::Error) -> String {
+    let whole = format!("{error:#}");
+    log::debug!("{whole}");
+    last_line(&whole)
+}
+
+fn last_line(text: &str) -> String {
+    const KEEP: usize = 300;
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("processed "));
+    let first = lines.next().unwrap_or_default();
+    let last = lines.next_back();
+    let joined = last.map_or_else(|| first.to_owned(), |last| format!("{first} … {last}"));
+    joined.chars().take(KEEP).collect()
+}

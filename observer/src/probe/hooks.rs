@@ -1,0 +1,110 @@
+//! The table of hooks: what each is for, the ways it can be attached, and what is lost without it.
+
+use observer_ebpf::abi::program;
+
+/// A way to attach a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Tracepoint with typed arguments (`tp_btf`, Linux 5.5).
+    BtfTracepoint,
+    /// Raw tracepoint, arguments as plain numbers (Linux 4.17).
+    RawTracepoint,
+    /// Program on the root of the unified cgroup hierarchy, as a link (Linux 5.7).
+    Cgroup,
+    /// Iterator, run once at start (Linux 5.8).
+    Iterator,
+}
+
+impl Way {
+    /// Name as operators of BPF know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BtfTracepoint => "tp_btf",
+            Self::RawTracepoint => "raw_tp",
+            Self::Cgroup => "cgroup",
+            Self::Iterator => "iter",
+        }
+    }
+}
+
+/// One hook of the kernel that observer wants.
+#[derive(Debug)]
+pub struct Hook {
+    /// Name in the answer of `doctor`.
+    pub name: &'static str,
+    /// Kernel symbol or attach point.
+    pub symbol: &'static str,
+    /// Programs that can serve it, best first.
+    pub programs: &'static [(&'static str, Way)],
+    /// Without a required hook nothing is attached at all.
+    pub required: bool,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// What is lost without it.
+    pub without: &'static str,
+}
+
+/// All hooks, in the order in which they are attached: owners are bound before the first drop can be seen.
+pub static HOOKS: [Hook; 5] = [
+    Hook {
+        name: "connect",
+        symbol: "inet_sock_set_state",
+        programs: &[(program::STATE, Way::BtfTracepoint)],
+        required: false,
+        purpose: "binds a connecting socket to its process",
+        without: "a connection is named by the process that created its socket",
+    },
+    Hook {
+        name: "create",
+        symbol: "cgroup/sock_create",
+        programs: &[(program::CREATE, Way::Cgroup)],
+        required: false,
+        purpose: "binds UDP, raw and ping sockets to their process",
+        without: "short-lived senders of UDP and ICMP stay without a name",
+    },
+    Hook {
+        name: "close",
+        symbol: "cgroup/sock_release",
+        programs: &[(program::RELEASE, Way::Cgroup)],
+        required: false,
+        purpose: "forgets closed sockets",
+        without: "owners of closed sockets fill the owner map on a busy host",
+    },
+    Hook {
+        name: "seed",
+        symbol: "iter/task_file",
+        programs: &[(program::SEED, Way::Iterator)],
+        required: false,
+        purpose: "finds the owners of sockets that are older than observer",
+        without: "a socket older than observer is looked up only when it is blocked",
+    },
+    Hook {
+        name: "drops",
+        symbol: "kfree_skb",
+        programs: &[(program::DROP_BTF, Way::BtfTracepoint), (program::DROP_RAW, Way::RawTracepoint)],
+        required: true,
+        purpose: "sees every packet that is dropped, with the reason",
+        without: "nothing can be observed",
+    },
+];
+
+/// What became of a hook.
+#[derive(Debug)]
+pub struct HookState {
+    /// Which one.
+    pub hook: &'static Hook,
+    /// The way it is attached, or why not (every way's error).
+    pub result: Result<Way, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_names_are_not_cut_by_the_kernel() {
+        for (name, _) in HOOKS.iter().flat_map(|hook| hook.programs) {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+}

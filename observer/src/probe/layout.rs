@@ -1,0 +1,195 @@
+//! From the kernel's BTF to the numbers that the BPF half needs.
+//!
+//! Everything is resolved by name; nothing is chosen by kernel version.
+
+use observer_ebpf::abi::{ABSENT, Layout, VERSION};
+
+use super::btf::Btf;
+
+/// The enum that names why packets are freed, and the prefix of its enumerators.
+const REASONS: &str = "skb_drop_reason";
+const REASON_PREFIX: &str = "SKB_DROP_REASON_";
+
+/// What this kernel lacks that observer cannot do without.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// Before 5.17 the tracepoint names no reason.
+    #[error("this kernel's `kfree_skb` tracepoint names no drop reason (it does since Linux 5.17)")]
+    NoReason,
+    /// No such tracepoint.
+    #[error("this kernel has no `kfree_skb` tracepoint")]
+    NoTracepoint,
+    /// A field is missing or has another width than the program reads.
+    #[error("this kernel's BTF does not describe {0} as expected")]
+    Fields(String),
+}
+
+/// What was learnt from BTF.
+pub struct Kernel {
+    /// Numbers for the BPF half.
+    pub layout: Layout,
+    /// Names of the drop reasons, without their prefix.
+    pub reasons: Reasons,
+}
+
+/// The running kernel's drop reasons.
+#[derive(Clone, Debug, Default)]
+pub struct Reasons(Vec<(u32, String)>);
+
+impl Reasons {
+    /// Name of a reason, without the `SKB_DROP_REASON_` prefix; `None` for a value that BTF does not name (subsystems
+    /// such as mac80211 have their own).
+    pub fn name(&self, value: u32) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == value).map(|(_, name)| name.as_str())
+    }
+
+    /// True when this kernel has a reason of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.value(name) != ABSENT
+    }
+
+    fn value(&self, name: &str) -> u32 {
+        self.0.iter().find(|(_, known)| known == name).map_or(ABSENT, |(value, _)| *value)
+    }
+}
+
+/// Resolves everything the BPF half needs.
+pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
+    let reason_arg = btf
+        .tracepoint_enum_argument("kfree_skb", REASONS)
+        .ok_or(LayoutError::NoTracepoint)?
+        .ok_or(LayoutError::NoReason)?;
+    let reasons = Reasons(
+        btf.enum_values(REASONS)
+            .into_iter()
+            .filter_map(|(name, value)| {
+                Some((u32::try_from(value).ok()?, name.strip_prefix(REASON_PREFIX).unwrap_or(&name).to_owned()))
+            })
+            .collect(),
+    );
+    let mut fields = Fields { btf, wrong: Vec::new() };
+    let layout = Layout {
+        version: VERSION,
+        reason_arg: u32::try_from(reason_arg).unwrap_or(ABSENT),
+        reason_netfilter: reasons.value("NETFILTER_DROP"),
+        reason_cgroup_egress: reasons.value("BPF_CGROUP_EGRESS"),
+        reason_tc_egress: reasons.value("TC_EGRESS"),
+
+        skb_sk: fields.need("sk_buff", "sk", 8),
+        skb_dev: fields.need("sk_buff", "dev", 8),
+        skb_len: fields.need("sk_buff", "len", 4),
+        skb_data_len: fields.need("sk_buff", "data_len", 4),
+        skb_head: fields.need("sk_buff", "head", 8),
+        skb_data: fields.need("sk_buff", "data", 8),
+        skb_network_header: fields.need("sk_buff", "network_header", 2),
+        skb_mac_header: fields.need("sk_buff", "mac_header", 2),
+        skb_protocol: fields.need("sk_buff", "protocol", 2),
+        skb_iif: fields.need("sk_buff", "skb_iif", 4),
+        skb_refdst: fields.need("sk_buff", "_skb_refdst", 8),
+
+        dst_dev: fields.need("dst_entry", "dev", 8),
+        dst_flags: fields.need("dst_entry", "flags", 2),
+
+        dev_net: fields.need("net_device", "nd_net.net", 8),
+        dev_ifindex: fields.need("net_device", "ifindex", 4),
+        dev_name: fields.need("net_device", "name", 16),
+
+        net_inum: fields.need("net", "ns.inum", 4),
+
+        sk_net: fields.need("sock", "__sk_common.skc_net.net", 8),
+        sk_cookie: fields.need("sock", "__sk_common.skc_cookie", 8),
+        sk_state: fields.need("sock", "__sk_common.skc_state", 1),
+        sk_family: fields.need("sock", "__sk_common.skc_family", 2),
+        sk_flags: fields.want("sock", "__sk_common.skc_flags", 8),
+        sk_flag_dead: btf
+            .enum_value("sock_flags", "SOCK_DEAD")
+            .and_then(|value| u32::try_from(value).ok())
+            .unwrap_or(ABSENT),
+        sk_socket: fields.need("sock", "sk_socket", 8),
+        sk_uid: fields.need("sock", "sk_uid", 4),
+        sk_lock_owned: fields.want("sock", "sk_lock.owned", 4),
+        sk_cgroup: fields.want("sock", "sk_cgrp_data.cgroup", 8),
+
+        socket_sk: fields.need("socket", "sk", 8),
+        socket_inode: fields.socket_inode(),
+
+        cgroup_kn: fields.want("cgroup", "kn", 8),
+        kn_id: fields.want("kernfs_node", "id", 8),
+
+        task_leader: fields.need("task_struct", "group_leader", 8),
+        task_parent: fields.need("task_struct", "real_parent", 8),
+        task_tgid: fields.need("task_struct", "tgid", 4),
+        task_pid: fields.need("task_struct", "pid", 4),
+        task_start: fields.either("task_struct", ["start_boottime", "real_start_time"], 8),
+        task_cred: fields.need("task_struct", "cred", 8),
+        task_comm: fields.need("task_struct", "comm", 16),
+        task_cgroups: fields.want("task_struct", "cgroups", 8),
+        css_set_cgroup: fields.want("css_set", "dfl_cgrp", 8),
+        cred_uid: fields.need("cred", "uid", 4),
+        cred_gid: fields.need("cred", "gid", 4),
+        cred_euid: fields.need("cred", "euid", 4),
+    };
+    if layout.reason_netfilter == ABSENT {
+        return Err(LayoutError::NoReason);
+    }
+    if fields.wrong.is_empty() { Ok(Kernel { layout, reasons }) } else { Err(LayoutError::Fields(fields.wrong.join(", "))) }
+}
+
+/// Looks fields up and remembers what is wrong, so that one message names everything.
+struct Fields<'a> {
+    btf: &'a Btf,
+    wrong: Vec<String>,
+}
+
+impl Fields<'_> {
+    /// Byte offset of a field that the program reads with this width, or [`ABSENT`].
+    fn want(&self, name: &str, path: &str, bytes: u32) -> u32 {
+        match self.btf.member(name, path) {
+            Some(member) if member.bits == bytes * 8 && member.bit_offset.is_multiple_of(8) => member.bit_offset / 8,
+            _ => ABSENT,
+        }
+    }
+
+    fn need(&mut self, name: &str, path: &str, bytes: u32) -> u32 {
+        self.either(name, [path], bytes)
+    }
+
+    fn either<const N: usize>(&mut self, name: &str, paths: [&str; N], bytes: u32) -> u32 {
+        let found = paths.iter().map(|path| self.want(name, path, bytes)).find(|offset| *offset != ABSENT);
+        found.unwrap_or_else(|| {
+            self.wrong.push(format!("`{name}.{}`", paths[0]));
+            ABSENT
+        })
+    }
+
+    /// A `struct socket` is embedded in `struct socket_alloc`, beside its inode.
+    fn socket_inode(&mut self) -> u32 {
+        let socket = self.btf.member("socket_alloc", "socket").map(|member| member.bit_offset / 8);
+        let inode = self.btf.member("socket_alloc", "vfs_inode").map(|member| member.bit_offset / 8);
+        let number = self.need("inode", "i_ino", 8);
+        match (socket, inode) {
+            (Some(socket), Some(inode)) if number != ABSENT => inode - socket + number,
+            _ => {
+                self.wrong.push("`socket_alloc`".to_owned());
+                ABSENT
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_resolves() {
+        let Ok(btf) = Btf::of_kernel() else { return };
+        let kernel = match resolve(&btf) {
+            Ok(kernel) => kernel,
+            Err(LayoutError::NoReason) => return,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(kernel.reasons.name(kernel.layout.reason_netfilter), Some("NETFILTER_DROP"));
+        assert_eq!(kernel.reasons.name(u32::MAX), None);
+    }
+}

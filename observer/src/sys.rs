@@ -1,0 +1,39 @@
+//! The few system calls that need unsafe code; nothing else in user space does.
+#![allow(unsafe_code, reason = "the only module of user space that may; each block names what it relies on")]
+
+use std::{io, os::fd::AsRawFd};
+
+use nix::unistd::ForkResult;
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Forks while the process has one thread.
+///
+/// Fails when it has more: the child would inherit locks that nobody will release.
+pub fn fork_single_threaded() -> io::Result<ForkResult> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::Error::other("the helper must be started before any thread"));
+    }
+    // SAFETY: there is one thread, so the child may use the whole of the standard library.
+    unsafe { nix::unistd::fork() }.map_err(io::Error::from)
+}
+
+/// Watches a BPF ring for wake-ups. Must be called inside the runtime.
+pub fn watch_readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the value owns its descriptor, which stays open and the same until the value is dropped.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// Gives freed memory back to the system; only a hint.
+pub fn trim_memory() {
+    // SAFETY: takes a number and touches only free memory of the allocator.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Sets what a signal does. For the helper, which only ignores.
+pub fn set_signal_handler(signal: nix::sys::signal::Signal, handler: nix::sys::signal::SigHandler) -> io::Result<()> {
+    // SAFETY: the handlers passed here run no code of ours.
+    unsafe { nix::sys::signal::signal(signal, handler) }.map(drop).map_err(io::Error::from)
+}
