@@ -6,10 +6,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    enrich::proc,
+    enrich::{host::boot_ns, proc},
     intake::decode::decode,
     model::{Check, Degraded, Diagnosis, Status},
     privilege::Helper,
@@ -84,18 +83,23 @@ fn lockdown() -> Check {
 fn privilege() -> Check {
     match attach::check_privilege() {
         Ok(()) => Check::fine("privilege", "may load and attach BPF programs"),
-        Err(error) => Check::short("privilege", Status::Failed, error.to_string(), "nothing can be observed", error.hint()),
+        Err(error) => {
+            Check::short("privilege", Status::Failed, error.to_string(), "nothing can be observed", error.hint())
+        }
     }
 }
 
 fn container() -> Check {
+    let own_mounts = fs::read_link("/proc/1/ns/mnt").ok() != fs::read_link("/proc/self/ns/mnt").ok();
     let marker = [("/.dockerenv", "docker"), ("/run/.containerenv", "podman")]
         .into_iter()
-        .find(|(path, _)| fs::exists(path).unwrap_or(false))
+        .find(|(path, _)| own_mounts && fs::exists(path).unwrap_or(false))
         .map(|(_, runtime)| runtime);
     match (proc::sees_initial_pids(), marker) {
         (true, None) => Check::fine("container", "no: this is the host"),
-        (true, Some(runtime)) => Check::fine("container", format!("inside {runtime}, with the host's processes in view")),
+        (true, Some(runtime)) => {
+            Check::fine("container", format!("inside {runtime}, with the host's processes in view"))
+        }
         (false, marker) => Check::short(
             "container",
             Status::Degraded,
@@ -108,7 +112,9 @@ fn container() -> Check {
 
 fn hierarchy() -> Check {
     match cgroup::find() {
-        Ok(cgroup::Hierarchy::Mounted { path, whole: true }) => Check::fine("cgroup2", format!("mounted at {}", path.display())),
+        Ok(cgroup::Hierarchy::Mounted { path, whole: true }) => {
+            Check::fine("cgroup2", format!("mounted at {}", path.display()))
+        }
         Ok(cgroup::Hierarchy::Mounted { path, whole: false }) => Check::short(
             "cgroup2",
             Status::Degraded,
@@ -173,7 +179,10 @@ fn self_test(probes: &mut Probes, helper: &mut Helper) -> Check {
     match try_self_test(probes, helper) {
         Ok(delay) => Check::fine(
             "self-test",
-            format!("dropped 1 packet in a private namespace, seen after {:.1} ms with the right owner", delay.as_secs_f64() * 1e3),
+            format!(
+                "dropped 1 packet in a private namespace, seen after {:.1} ms with the right owner",
+                delay.as_secs_f64() * 1e3
+            ),
         ),
         Err(why) => Check::short(
             "self-test",
@@ -196,12 +205,13 @@ fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, S
             if dropped.netns != sent.netns || ports.map(|(source, _)| source) != Some(sent.port) {
                 continue;
             }
-            let seen = clock_gettime(ClockId::Boottime);
-            let seen_ns = seen.tv_sec.unsigned_abs() * 1_000_000_000 + seen.tv_nsec.unsigned_abs();
+            let seen_ns = boot_ns();
             let pid = dropped.owner.map(|owner| owner.task.pid);
             let initial = proc::sees_initial_pids();
             return match pid {
-                Some(pid) if pid == sent.pid || !initial => Ok(Duration::from_nanos(seen_ns.saturating_sub(sent.boot_ns))),
+                Some(pid) if pid == sent.pid || !initial => {
+                    Ok(Duration::from_nanos(seen_ns.saturating_sub(sent.boot_ns)))
+                }
                 Some(pid) => Err(format!("the packet of process {} was named as process {pid}'s", sent.pid)),
                 None => Err("the packet was seen, but without its owner".to_owned()),
             };
@@ -221,11 +231,8 @@ fn firewalls(helper: &mut Helper) -> Check {
     if let Some(why) = inventory.unreadable {
         return Check::short("firewalls", Status::Unknown, why, "the rules in force are not known", "run it with sudo");
     }
-    let told: Vec<String> = inventory
-        .front_ends
-        .iter()
-        .map(|front_end| format!("{} ({})", front_end.name, front_end.evidence))
-        .collect();
+    let told: Vec<String> =
+        inventory.front_ends.iter().map(|front_end| format!("{} ({})", front_end.name, front_end.evidence)).collect();
     match inventory.active().count() {
         0 if told.is_empty() => Check::fine("firewalls", "none with rules in this namespace"),
         0 | 1 => Check::fine("firewalls", told.join(", ")),
@@ -246,6 +253,8 @@ fn others() -> Check {
             0 => Check::fine("observers", "no other observer is attached"),
             count => Check::fine("observers", format!("{count} other observer attached; each sees everything")),
         },
-        Err(why) => Check::short("observers", Status::Unknown, why, "other observers are not known", "run it with sudo"),
+        Err(why) => {
+            Check::short("observers", Status::Unknown, why, "other observers are not known", "run it with sudo")
+        }
     }
 }

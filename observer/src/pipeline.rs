@@ -86,7 +86,8 @@ impl<E: Eyes + Send + 'static> Run<E> {
     where
         Assembler<E>: Send,
     {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         runtime.block_on(self.observe(ready))
     }
 
@@ -162,7 +163,9 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let mut output = consumed.output;
         match output.finish(&summary) {
             Ok(()) => Ok((Ended::Clean(summary.egress), consumed.assembler.into_eyes())),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok((Ended::ClosedPipe, consumed.assembler.into_eyes())),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Ok((Ended::ClosedPipe, consumed.assembler.into_eyes()))
+            }
             Err(error) => Err(error).context("cannot write the output"),
         }
     }

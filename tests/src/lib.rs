@@ -1,0 +1,33 @@
+//! What scenarios, the demo and the bench are made of: network namespaces with private files ([`namespace`]), two of them
+//! joined ([`lab`]), the program under test ([`observer`]), traffic ([`traffic`]), and BPF programs that block
+//! ([`testbed`]).
+//!
+//! Nothing here touches the host: every rule, address and file belongs to a namespace that dies with its holder process,
+//! and the holder dies with whoever made it.
+
+pub mod lab;
+pub mod namespace;
+pub mod observer;
+pub mod testbed;
+pub mod traffic;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// Longest wait for anything that should happen at once.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `ready` gives an answer, looking every few milliseconds.
+pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ready()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {} s in vain for {what}", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -28,7 +28,9 @@ const AF_PACKET: u16 = 17;
 #[unsafe(no_mangle)]
 extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
     // SAFETY: the kernel passes a context of this shape; both fields are NULL in the closing call.
-    let (process, file) = unsafe { (core::ptr::read_volatile(&raw const (*context).task), core::ptr::read_volatile(&raw const (*context).file)) };
+    let (process, file) = unsafe {
+        (core::ptr::read_volatile(&raw const (*context).task), core::ptr::read_volatile(&raw const (*context).file))
+    };
     if process == 0 || file == 0 {
         return 0;
     }

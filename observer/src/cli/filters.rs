@@ -18,7 +18,7 @@ const NAMED: &str = "/run/netns";
 /// Which events are told. The same option again: one of them is enough; different options: all must match.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Filters")]
-pub struct Args {
+pub struct Filters {
     /// The process with this id, or any of its children.
     #[arg(long)]
     pid: Vec<u32>,
@@ -57,7 +57,7 @@ pub struct Args {
     netns: String,
 }
 
-impl Args {
+impl Filters {
     /// What is meant. Resolves names by the host's resolver, before anything is observed.
     pub fn plan(self) -> Result<Filter> {
         let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
@@ -87,11 +87,14 @@ fn destination(text: &str) -> Result<DestinationFilter> {
     }
     if text.contains('/') || text.is_empty() {
         let sentence = format!("`{text}` is neither an address, a network nor a host name");
-        return Err(UsageError { sentence, hint: "write 203.0.113.10, 203.0.113.0/24 or install.example.com".into() }.into());
+        return Err(
+            UsageError { sentence, hint: "write 203.0.113.10, 203.0.113.0/24 or install.example.com".into() }.into()
+        );
     }
     let addresses = crate::enrich::resolve::addresses(text).map_err(|error| UsageError {
         sentence: format!("cannot resolve `{text}` to filter by it: {error:#}"),
-        hint: "filter by address or network instead, or watch without this filter: a blocked resolver is shown too".into(),
+        hint: "filter by address or network instead, or watch without this filter: a blocked resolver is shown too"
+            .into(),
     })?;
     Ok(DestinationFilter::Name { name: text.to_owned(), addresses })
 }

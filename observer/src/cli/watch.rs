@@ -25,7 +25,7 @@ const BUFFER: usize = 64 * 1024;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    filters: filters::Args,
+    filters: filters::Filters,
     /// How events are written: for a person, or as JSON, one object a line.
     #[arg(short, long, value_enum, default_value = "human")]
     output: Format,
@@ -56,9 +56,9 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     let mut helper = Helper::start()?;
     let filter = args.filters.plan()?;
     let mut probes = Probes::attach(kernel_log_level(verbose)).map_err(|error| exit::with_hint(&error))?;
-    let firewalls = helper.firewalls().map(|inventory| {
-        inventory.active().map(|front_end| front_end.name.clone()).collect::<Vec<_>>().join(", ")
-    });
+    let firewalls = helper
+        .firewalls()
+        .map(|inventory| inventory.active().map(|front_end| front_end.name.clone()).collect::<Vec<_>>().join(", "));
     let mut degraded = doctor::shortcomings(&probes);
     let zone = TimeZone::system();
     let output: Box<dyn Output> = match args.output {
@@ -85,7 +85,8 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         let _ = writeln!(anstream::stderr(), "{ready}");
     })?;
     if let Some(failure) = helper.failure() {
-        let _ = writeln!(anstream::stderr(), "observer: {failure}; processes were named without executable and arguments");
+        let _ =
+            writeln!(anstream::stderr(), "observer: {failure}; processes were named without executable and arguments");
     }
     match ended {
         Ended::Clean(account) if args.strict && anything_lost(&account) => Ok(Exit::Lost),
@@ -102,7 +103,11 @@ fn ready_line(filter: &Filter, probes: &Probes, firewalls: &str, zone: &TimeZone
     let mut parts = vec!["observer: ready".to_owned()];
     parts.push(filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")));
     parts.push(format!("owners live, {} older sockets", probes.seeded));
-    parts.push(if firewalls.is_empty() { "no firewall in this namespace".to_owned() } else { format!("firewalls: {firewalls}") });
+    parts.push(if firewalls.is_empty() {
+        "no firewall in this namespace".to_owned()
+    } else {
+        format!("firewalls: {firewalls}")
+    });
     if format == Format::Human {
         let now = Timestamp::now().to_zoned(zone.clone());
         parts.push(format!("times {}", now.strftime("%Z (UTC%:z)")));

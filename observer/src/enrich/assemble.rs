@@ -1,19 +1,18 @@
 //! Makes an event of a dropped packet: everything that is known, each under its field.
 
-use jiff::Timestamp;
 use observer_ebpf::logic::packet::ethertype;
 use uuid::Uuid;
 
 use super::{
     attribute::{Attributor, Eyes, Found},
-    host::{Identity, wall},
+    host::{Clock, Identity},
     redact, unit,
     users::Users,
 };
 use crate::{
     model::{
-        Action, Ancestor, Background, Cause, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook, Kind,
-        Network, Parent, Process, SCHEMA, Source, User, transport_name,
+        Action, Ancestor, Background, Cause, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook,
+        Kind, Network, Parent, Process, SCHEMA, Source, User, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -27,13 +26,21 @@ pub struct Assembler<E> {
     reasons: Reasons,
     attributor: Attributor<E>,
     users: Users,
+    clock: Clock,
     redact: bool,
 }
 
 impl<E: Eyes> Assembler<E> {
     /// `redact` masks secrets in command lines.
     pub fn new(identity: Identity, reasons: Reasons, eyes: E, redact: bool) -> Self {
-        Self { identity, reasons, attributor: Attributor::new(eyes), users: Users::default(), redact }
+        Self {
+            identity,
+            reasons,
+            attributor: Attributor::new(eyes),
+            users: Users::default(),
+            clock: Clock::default(),
+            redact,
+        }
     }
 
     /// This host.
@@ -48,7 +55,7 @@ impl<E: Eyes> Assembler<E> {
 
     /// One event for one packet.
     pub fn assemble(&mut self, dropped: &Dropped) -> Event {
-        let timestamp = wall(dropped.boot_ns);
+        let timestamp = self.clock.wall(dropped.boot_ns);
         let found = self.attributor.owner(dropped);
         let socket = dropped.socket;
         let cgroup = found
@@ -56,8 +63,9 @@ impl<E: Eyes> Assembler<E> {
             .and_then(|found| found.facts.as_ref()?.cgroup.clone())
             .or_else(|| self.attributor.cgroup_path(socket?.cgroup?));
         let unit = cgroup.as_deref().and_then(unit::unit);
-        let process = found.as_ref().map(|found| self.process(found, timestamp, dropped.boot_ns));
-        let user = socket.and_then(|socket| socket.uid).map(|uid| self.user(uid, found.as_ref().and_then(|found| found.euid)));
+        let process = found.as_ref().map(|found| self.process(found));
+        let user =
+            socket.and_then(|socket| socket.uid).map(|uid| self.user(uid, found.as_ref().and_then(|found| found.euid)));
         let drop_reason = self.reasons.name(dropped.reason).map(str::to_owned);
         let destination = dropped.endpoints.map(|endpoints| Destination {
             ip: endpoints.destination,
@@ -85,19 +93,21 @@ impl<E: Eyes> Assembler<E> {
                 end: timestamp,
                 reason: Some(reason(dropped, drop_reason.as_deref())),
             },
-            network: Network {
-                r#type: network_type(dropped),
-                direction: "egress",
-                transport: transport.clone(),
-            },
-            source: dropped.endpoints.map(|endpoints| Source {
-                ip: endpoints.source,
-                port: endpoints.ports().map(|(source, _)| source),
-            }),
+            network: Network { r#type: network_type(dropped), direction: "egress", transport: transport.clone() },
+            source: dropped
+                .endpoints
+                .map(|endpoints| Source { ip: endpoints.source, port: endpoints.ports().map(|(source, _)| source) }),
             container: cgroup.as_deref().and_then(unit::container),
             egress: Egress {
                 schema: SCHEMA,
-                incident: incident(process.as_ref(), unit.as_deref(), destination.as_ref(), transport.as_deref(), cause, hook),
+                incident: incident(
+                    process.as_ref(),
+                    unit.as_deref(),
+                    destination.as_ref(),
+                    transport.as_deref(),
+                    cause,
+                    hook,
+                ),
                 cause,
                 drop_reason,
                 hook,
@@ -118,12 +128,14 @@ impl<E: Eyes> Assembler<E> {
         }
     }
 
-    fn process(&self, found: &Found, now: Timestamp, now_boot_ns: u64) -> Process {
-        let args = found.facts.as_ref().filter(|facts| !facts.args.is_empty()).map(|facts| {
-            if self.redact { redact::redact(&facts.args) } else { facts.args.clone() }
-        });
-        let start_ns = found.start_ns.unwrap_or(found.start_ticks * (1_000_000_000 / procfs::ticks_per_second().max(1)));
-        let age = now_boot_ns.saturating_sub(start_ns);
+    fn process(&mut self, found: &Found) -> Process {
+        let args = found
+            .facts
+            .as_ref()
+            .filter(|facts| !facts.args.is_empty())
+            .map(|facts| if self.redact { redact::redact(&facts.args) } else { facts.args.clone() });
+        let start_ns =
+            found.start_ns.unwrap_or(found.start_ticks * (1_000_000_000 / procfs::ticks_per_second().max(1)));
         Process {
             pid: found.pid,
             entity_id: self.identity.process_id(found.pid, found.start_ticks),
@@ -131,7 +143,7 @@ impl<E: Eyes> Assembler<E> {
             executable: found.facts.as_ref().and_then(|facts| facts.executable.clone()),
             command_line: args.as_ref().map(|args| args.join(" ")),
             args,
-            start: Timestamp::from_nanosecond(now.as_nanosecond() - i128::from(age)).ok(),
+            start: Some(self.clock.wall(start_ns)),
             parent: found.parent_pid.map(|pid| Parent {
                 pid,
                 name: found.parents.first().filter(|parent| parent.pid == pid).map(|parent| parent.name.clone()),
@@ -140,7 +152,8 @@ impl<E: Eyes> Assembler<E> {
     }
 
     fn user(&mut self, uid: u32, euid: Option<u32>) -> User {
-        let mut plain = |id: u32| User { id: id.to_string(), name: self.users.name(id).map(str::to_owned), effective: None };
+        let mut plain =
+            |id: u32| User { id: id.to_string(), name: self.users.name(id).map(str::to_owned), effective: None };
         let effective = euid.filter(|euid| *euid != uid).map(|euid| Box::new(plain(euid)));
         User { effective, ..plain(uid) }
     }
@@ -162,7 +175,8 @@ fn incident(
     cause: &str,
     hook: Option<&str>,
 ) -> Uuid {
-    let who = process.map(|process| process.executable.as_deref().unwrap_or(&process.name)).or(unit).unwrap_or_default();
+    let who =
+        process.map(|process| process.executable.as_deref().unwrap_or(&process.name)).or(unit).unwrap_or_default();
     let (ip, port) = destination.map_or((String::new(), String::new()), |destination| {
         (destination.ip.to_string(), destination.port.map(|port| port.to_string()).unwrap_or_default())
     });
@@ -173,7 +187,9 @@ fn incident(
 fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
     let what = match (dropped.cause, dropped.hook) {
         (Cause::Netfilter, Some(Hook::Output)) => "a firewall rule or policy at hook output stopped it".to_owned(),
-        (Cause::Netfilter, Some(Hook::Postrouting)) => "a firewall rule or policy at hook postrouting stopped it".to_owned(),
+        (Cause::Netfilter, Some(Hook::Postrouting)) => {
+            "a firewall rule or policy at hook postrouting stopped it".to_owned()
+        }
         (Cause::Netfilter, Some(Hook::Egress)) => {
             format!("a firewall rule or policy at hook egress{} stopped it", on(dropped))
         }

@@ -277,7 +277,10 @@ mod tests {
     }
 
     fn host(holders: &[u32]) -> Host {
-        Host { processes: vec![(10, 100 * SECOND, 5), (11, 100 * SECOND, 10), (5, SECOND, 1)], holders: holders.to_vec() }
+        Host {
+            processes: vec![(10, 100 * SECOND, 5), (11, 100 * SECOND, 10), (5, SECOND, 1)],
+            holders: holders.to_vec(),
+        }
     }
 
     #[test]

@@ -24,7 +24,8 @@ impl Identity {
     pub fn read() -> Self {
         let machine = word("/etc/machine-id").or_else(|| word("/var/lib/dbus/machine-id"));
         let boot = word("/proc/sys/kernel/random/boot_id");
-        let agent_id = machine.as_ref().map(|id| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("observer:{id}").as_bytes()));
+        let agent_id =
+            machine.as_ref().map(|id| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("observer:{id}").as_bytes()));
         Self {
             agent: Agent { r#type: "observer", version: env!("CARGO_PKG_VERSION"), id: agent_id },
             boot: boot.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(Uuid::new_v4),
@@ -38,14 +39,36 @@ impl Identity {
     }
 }
 
-/// Wall-clock time of a time of `CLOCK_BOOTTIME`, by the clocks' distance now.
-pub fn wall(boot_ns: u64) -> Timestamp {
-    let nanoseconds = |id| {
-        let time = clock_gettime(id);
-        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
-    };
-    let offset = nanoseconds(ClockId::Realtime) - nanoseconds(ClockId::Boottime);
-    Timestamp::from_nanosecond(offset + i128::from(boot_ns)).unwrap_or(Timestamp::UNIX_EPOCH)
+/// Turns times of `CLOCK_BOOTTIME` into wall-clock time. The distance of the clocks is kept until the wall clock is set,
+/// so that the same moment is always told as the same time.
+#[derive(Debug, Default)]
+pub struct Clock {
+    offset: Option<i128>,
+}
+
+/// Two readings of the clocks' distance differ by less; a clock that was set differs by more.
+const JITTER_NS: u128 = 1_000_000;
+
+impl Clock {
+    /// Wall-clock time of a time of `CLOCK_BOOTTIME` in nanoseconds.
+    pub fn wall(&mut self, boot_ns: u64) -> Timestamp {
+        let now = nanoseconds(ClockId::Realtime) - nanoseconds(ClockId::Boottime);
+        let offset = match self.offset {
+            Some(offset) if offset.abs_diff(now) < JITTER_NS => offset,
+            _ => *self.offset.insert(now),
+        };
+        Timestamp::from_nanosecond(offset + i128::from(boot_ns)).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+fn nanoseconds(id: ClockId) -> i128 {
+    let time = clock_gettime(id);
+    i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME` now.
+pub fn boot_ns() -> u64 {
+    u64::try_from(nanoseconds(ClockId::Boottime)).unwrap_or(0)
 }
 
 fn word(path: &str) -> Option<String> {
@@ -59,10 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn boot_time_becomes_wall_time() {
-        let boot = clock_gettime(ClockId::Boottime);
-        let now = wall(u64::try_from(boot.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(boot.tv_nsec).unwrap());
-        assert!(now.duration_since(Timestamp::now()).abs().as_secs_f64() < 1.0);
+    fn boot_time_becomes_wall_time_and_the_same_moment_the_same_time() {
+        let mut clock = Clock::default();
+        let boot = boot_ns();
+        let wall = clock.wall(boot);
+        assert!(wall.duration_since(Timestamp::now()).abs().as_secs_f64() < 1.0);
+        assert_eq!(clock.wall(boot), wall);
     }
 
     #[test]

@@ -12,7 +12,9 @@ pub const MASK: &str = "***";
 
 /// A name that promises a secret, as a whole option, variable or header name.
 static SECRET_NAME: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(r"(?i)(^|[-_.]|api|access|auth|private|secret|app)(key|token|secret|passw(or)?d|passwd|pwd|passphrase|credentials?)s?($|[-_.](id|file)?$|[-_.])")
+    pattern(
+        r"(?i)(^|[-_.]|api|access|auth|private|secret|app)(key|token|secret|passw(or)?d|passwd|pwd|passphrase|credentials?)s?($|[-_.](id|file)?$|[-_.])",
+    )
 });
 /// `NAME=value` or `--name=value` or `Name: value`, anywhere in an argument (an inline script has several).
 static ASSIGNMENT: LazyLock<Regex> =
@@ -39,7 +41,12 @@ pub fn redact(args: &[String]) -> Vec<String> {
     args.iter()
         .map(|arg| {
             let masked = match previous {
-                Some(option) if option.starts_with('-') && !option.contains('=') && is_secret_name(option.trim_start_matches('-')) && !arg.starts_with('-') => {
+                Some(option)
+                    if option.starts_with('-')
+                        && !option.contains('=')
+                        && is_secret_name(option.trim_start_matches('-'))
+                        && !arg.starts_with('-') =>
+                {
                     MASK.to_owned()
                 }
                 Some(option) if USER_OPTIONS.contains(&option) => mask_user(arg),
@@ -94,7 +101,8 @@ mod tests {
 
     #[test]
     fn secrets_inside_a_script() {
-        let script = "DD_API_KEY=abc DD_SITE=\"x\" bash -c \"$(curl -L https://install.datadoghq.com/s.sh)\"".to_owned();
+        let script =
+            "DD_API_KEY=abc DD_SITE=\"x\" bash -c \"$(curl -L https://install.datadoghq.com/s.sh)\"".to_owned();
         let masked = redact(&["sh".into(), "-c".into(), script]);
         assert_eq!(masked[2], "DD_API_KEY=*** DD_SITE=\"x\" bash -c \"$(curl -L https://install.datadoghq.com/s.sh)\"");
     }

@@ -9,7 +9,8 @@ use hickory_resolver::TokioResolver;
 
 /// All addresses of a name, both families. Must be called outside any runtime.
 pub fn addresses(name: &str) -> Result<Vec<IpAddr>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the resolver")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the resolver")?;
     runtime.block_on(async {
         let mut builder = TokioResolver::builder_tokio().context("cannot read /etc/resolv.conf")?;
         builder.options_mut().ip_strategy = hickory_resolver::config::LookupIpStrategy::Ipv4AndIpv6;

@@ -28,7 +28,8 @@ pub fn container(path: &str) -> Option<Container> {
     let parts: Vec<&str> = path.split('/').collect();
     (0..parts.len()).rev().find_map(|index| {
         let stem = parts[index].strip_suffix(".scope").unwrap_or(parts[index]);
-        if let Some((id, runtime)) = PREFIXES.iter().find_map(|(prefix, runtime)| Some((stem.strip_prefix(prefix)?, *runtime)))
+        if let Some((id, runtime)) =
+            PREFIXES.iter().find_map(|(prefix, runtime)| Some((stem.strip_prefix(prefix)?, *runtime)))
             && is_id(id)
         {
             return Some(Container { id: id.to_owned(), runtime: Some(runtime) });

@@ -136,7 +136,11 @@ mod tests {
 
     #[test]
     fn front_ends_are_known_by_their_chains() {
-        let chains = [chain("filter", "OUTPUT", true), chain("filter", "ufw-user-output", false), chain("filter", "DOCKER-USER", false)];
+        let chains = [
+            chain("filter", "OUTPUT", true),
+            chain("filter", "ufw-user-output", false),
+            chain("filter", "DOCKER-USER", false),
+        ];
         assert_eq!(names(&recognise(&chains, &[], true)), [("ufw", true), ("docker", true)]);
         assert_eq!(names(&recognise(&[chain("firewalld", "filter_OUTPUT", true)], &[], false)), [("firewalld", true)]);
         assert_eq!(names(&recognise(&[chain("t", "out", true)], &[], false)), [("nftables", true)]);

@@ -87,7 +87,11 @@ impl Fold {
     }
 
     fn forget_quietest(&mut self) {
-        let quietest = self.incidents.iter().filter(|(_, incident)| incident.untold == 0).min_by_key(|(_, incident)| incident.last);
+        let quietest = self
+            .incidents
+            .iter()
+            .filter(|(_, incident)| incident.untold == 0)
+            .min_by_key(|(_, incident)| incident.last);
         let quietest = quietest.or_else(|| self.incidents.iter().min_by_key(|(_, incident)| incident.last));
         if let Some(id) = quietest.map(|(id, _)| *id) {
             self.incidents.remove(&id);

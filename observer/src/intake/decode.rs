@@ -179,21 +179,28 @@ mod tests {
         let endpoints = dropped.endpoints.unwrap();
         assert_eq!((dropped.boot_ns, socket.cookie, socket.inode, socket.cgroup), (7, Some(8), Some(9), Some(10)));
         assert_eq!((owner.task.start_ns, owner.task.pid, owner.task.parent_pid, owner.task.euid), (11, 12, 13, 14));
-        assert_eq!((text(&owner.task.comm).as_deref(), owner.source, owner.shared), (Some("curl"), OwnerSource::Connect, true));
-        assert_eq!((dropped.netns, dropped.reason, dropped.bytes, socket.uid, dropped.current_pid), (15, 16, 17, Some(18), 19));
+        assert_eq!(
+            (text(&owner.task.comm).as_deref(), owner.source, owner.shared),
+            (Some("curl"), OwnerSource::Connect, true)
+        );
+        assert_eq!(
+            (dropped.netns, dropped.reason, dropped.bytes, socket.uid, dropped.current_pid),
+            (15, 16, 17, Some(18), 19)
+        );
         assert_eq!((dropped.cause, dropped.hook, socket.state), (Cause::Netfilter, Some(Hook::Postrouting), 3));
         assert_eq!((socket.locked, socket.orphan, dropped.interface.as_deref()), (true, false, Some("eth0")));
-        assert_eq!((endpoints.destination.to_string().as_str(), endpoints.ports()), ("203.0.113.10", Some((0xa03e, 443))));
+        assert_eq!(
+            (endpoints.destination.to_string().as_str(), endpoints.ports()),
+            ("203.0.113.10", Some((0xa03e, 443)))
+        );
         assert_eq!(dropped.packet.len(), syn.len());
     }
 
     #[test]
     fn a_request_socket_has_no_user() {
-        let dropped = decode(record(&[
-            (offset_of!(DropRecord, cause), &[1]),
-            (offset_of!(DropRecord, flags), &[flag::SOCKET]),
-        ]))
-        .unwrap();
+        let dropped =
+            decode(record(&[(offset_of!(DropRecord, cause), &[1]), (offset_of!(DropRecord, flags), &[flag::SOCKET])]))
+                .unwrap();
         assert_eq!(dropped.socket.unwrap().uid, None);
         assert_eq!(dropped.owner, None);
     }

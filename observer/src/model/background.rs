@@ -59,8 +59,12 @@ impl Background {
             Transport::Icmp { kind, .. } => icmp(kind),
             Transport::Ports { destination: 5353, .. } if is_group(to, "224.0.0.251", "ff02::fb") => Some(Self::Mdns),
             Transport::Ports { destination: 5355, .. } if is_group(to, "224.0.0.252", "ff02::1:3") => Some(Self::Llmnr),
-            Transport::Ports { destination: 1900, .. } if is_group(to, "239.255.255.250", "ff02::c") => Some(Self::Ssdp),
-            Transport::Ports { destination: 137 | 138, .. } if endpoints.protocol == protocol::UDP => Some(Self::Netbios),
+            Transport::Ports { destination: 1900, .. } if is_group(to, "239.255.255.250", "ff02::c") => {
+                Some(Self::Ssdp)
+            }
+            Transport::Ports { destination: 137 | 138, .. } if endpoints.protocol == protocol::UDP => {
+                Some(Self::Netbios)
+            }
             Transport::Ports { tcp_flags: Some(flags), .. } => tcp(flags, dropped),
             Transport::Opaque if endpoints.protocol == protocol::IGMP => Some(Self::MulticastJoin),
             Transport::Opaque if dropped.packet.get(6) == Some(&0) && endpoints.protocol == protocol::ICMPV6 => {

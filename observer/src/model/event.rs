@@ -155,9 +155,6 @@ pub struct Parent {
     pub name: Option<String>,
 }
 
-
-
-
 /// `process`
 #[derive(Clone, Debug, Serialize)]
 pub struct Process {

@@ -100,12 +100,7 @@ pub fn json(writer: &mut impl Write, diagnosis: &Diagnosis) -> io::Result<()> {
         ecs: Ecs { version: ECS_VERSION },
         agent: &identity.agent,
         host: &identity.host,
-        event: StateMeta {
-            kind: "state",
-            dataset: "observer.doctor",
-            module: "observer",
-            reason: diagnosis.verdict(),
-        },
+        event: StateMeta { kind: "state", dataset: "observer.doctor", module: "observer", reason: diagnosis.verdict() },
         egress: StateEgress { observable: diagnosis.worst() < Status::Failed, diagnosis },
     };
     json::write_line(writer, &state)?;

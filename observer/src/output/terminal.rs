@@ -118,7 +118,13 @@ impl<W: Write + Send> Output for Terminal<W> {
         }
         writeln!(self.writer)?;
         for degraded in &account.degraded {
-            writeln!(self.writer, "{DIM}degraded: {}: {} → {}{DIM:#}", degraded.what, escape(&degraded.why), degraded.consequence)?;
+            writeln!(
+                self.writer,
+                "{DIM}degraded: {}: {} → {}{DIM:#}",
+                degraded.what,
+                escape(&degraded.why),
+                degraded.consequence
+            )?;
         }
         self.writer.flush()
     }
@@ -149,7 +155,8 @@ fn who_at_length(event: &Event) -> String {
         .map(|parent| format!(" ← {}", escape(&parent.name)))
         .collect();
     let user = event.user.as_ref().filter(|_| event.process.is_some()).map(|user| {
-        let effective = user.effective.as_ref().map(|user| format!(", running as {}", user_name(user))).unwrap_or_default();
+        let effective =
+            user.effective.as_ref().map(|user| format!(", running as {}", user_name(user))).unwrap_or_default();
         format!("  ({}{effective})", user_name(user))
     });
     format!("{STRONG}{}{STRONG:#}{parents}{}", who(event), user.unwrap_or_default())

@@ -23,12 +23,7 @@ use super::{
     protocol::{Request, Response},
     server,
 };
-use crate::{
-    enrich::attribute::Eyes,
-    firewall::inventory::Inventory,
-    model::Facts,
-    probe::selftest::Sent,
-};
+use crate::{enrich::attribute::Eyes, firewall::inventory::Inventory, model::Facts, probe::selftest::Sent};
 
 /// Longest message; arguments are cut well below it.
 const MAX_MESSAGE: usize = 128 * 1024;
@@ -51,12 +46,13 @@ pub struct Helper {
 impl Helper {
     /// Starts the helper. Must be called before any thread is started.
     pub fn start() -> Result<Self> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).context("cannot make a socket pair")?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .context("cannot make a socket pair")?;
         match crate::sys::fork_single_threaded().context("cannot start the helper process")? {
             ForkResult::Parent { child } => {
                 drop(theirs);
-                setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS)).context("cannot set a time limit")?;
+                setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))
+                    .context("cannot set a time limit")?;
                 Ok(Self { socket: ours, pid: child.as_raw().unsigned_abs(), broken: None })
             }
             ForkResult::Child => {

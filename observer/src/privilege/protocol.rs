@@ -2,11 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    firewall::inventory::Inventory,
-    model::Facts,
-    probe::selftest::Sent,
-};
+use crate::{firewall::inventory::Inventory, model::Facts, probe::selftest::Sent};
 
 /// A question.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -14,12 +14,8 @@ use crate::{
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
 /// firewall files that only root may.
-const NEEDED: [Capability; 4] = [
-    Capability::CAP_SYS_PTRACE,
-    Capability::CAP_SYS_ADMIN,
-    Capability::CAP_NET_ADMIN,
-    Capability::CAP_DAC_READ_SEARCH,
-];
+const NEEDED: [Capability; 4] =
+    [Capability::CAP_SYS_PTRACE, Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_DAC_READ_SEARCH];
 
 /// Gives up every capability that is not needed.
 pub(super) fn keep_needed_capabilities() -> Result<()> {

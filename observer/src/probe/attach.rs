@@ -92,14 +92,17 @@ impl Probes {
             .take_map(map::COUNTERS)
             .and_then(|map| PerCpuArray::try_from(map).ok())
             .ok_or_else(|| missing(map::COUNTERS))?;
-        let mut probes = Self { ebpf, links: Vec::new(), counters, states: Vec::new(), reasons: kernel.reasons, seeded: 0 };
+        let mut probes =
+            Self { ebpf, links: Vec::new(), counters, states: Vec::new(), reasons: kernel.reasons, seeded: 0 };
         for hook in &HOOKS {
             let mut errors = Vec::new();
-            let way = hook.programs.iter().find_map(|(name, way)| match probes.attach_program(name, *way, hook.symbol, &types) {
-                Ok(()) => Some(*way),
-                Err(error) => {
-                    errors.push(format!("{}: {}", way.name(), one_line(&error)));
-                    None
+            let way = hook.programs.iter().find_map(|(name, way)| {
+                match probes.attach_program(name, *way, hook.symbol, &types) {
+                    Ok(()) => Some(*way),
+                    Err(error) => {
+                        errors.push(format!("{}: {}", way.name(), one_line(&error)));
+                        None
+                    }
                 }
             });
             let result = way.ok_or_else(|| errors.join("; "));
@@ -234,7 +237,11 @@ pub fn lockdown() -> Option<String> {
 /// Names of all BPF programs that are loaded on this host.
 pub fn program_names() -> Result<Vec<String>, String> {
     aya::programs::loaded_programs()
-        .map(|program| program.map(|program| program.name_as_str().unwrap_or_default().to_owned()).map_err(|error| error.to_string()))
+        .map(|program| {
+            program
+                .map(|program| program.name_as_str().unwrap_or_default().to_owned())
+                .map_err(|error| error.to_string())
+        })
         .collect()
 }
 

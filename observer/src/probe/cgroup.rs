@@ -38,7 +38,8 @@ pub fn open() -> Result<File> {
     match find()? {
         Hierarchy::Mounted { path, .. } => open_path(&path),
         Hierarchy::NotMounted => {
-            let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC).context("cannot open the cgroup2 file system")?;
+            let context =
+                fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC).context("cannot open the cgroup2 file system")?;
             fsconfig_create(&context).context("cannot create a cgroup2 mount")?;
             let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
                 .context("cannot make a private cgroup2 mount")?;

@@ -132,7 +132,11 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
     if layout.reason_netfilter == ABSENT {
         return Err(LayoutError::NoReason);
     }
-    if fields.wrong.is_empty() { Ok(Kernel { layout, reasons }) } else { Err(LayoutError::Fields(fields.wrong.join(", "))) }
+    if fields.wrong.is_empty() {
+        Ok(Kernel { layout, reasons })
+    } else {
+        Err(LayoutError::Fields(fields.wrong.join(", ")))
+    }
 }
 
 /// Looks fields up and remembers what is wrong, so that one message names everything.

@@ -13,10 +13,9 @@ use anyhow::{Context, Result, bail};
 use netlink_bindings::rt_link;
 use netlink_socket2::NetlinkSocket;
 use nix::sched::{CloneFlags, unshare};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::nft;
+use crate::{enrich::host::boot_ns, firewall::nft};
 
 /// Where the packet is sent: the discard port of the namespace's own loopback.
 const DESTINATION: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9);
@@ -50,13 +49,13 @@ fn send_in_own_namespace() -> Result<Sent> {
     let netns = std::fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot make a socket")?;
     let port = socket.local_addr().context("cannot read the socket's port")?.port();
-    let now = clock_gettime(ClockId::Boottime);
+    let boot_ns = boot_ns();
     match socket.send_to(b"observer self-test", DESTINATION) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Sent {
             netns: u32::try_from(netns).context("the namespace's number is too large")?,
             pid: std::process::id(),
             port,
-            boot_ns: now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs(),
+            boot_ns,
         }),
         Err(error) => Err(error).context("the packet failed otherwise than by the drop"),
         Ok(_) => bail!("the packet was not dropped by a chain whose policy is drop"),

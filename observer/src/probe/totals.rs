@@ -19,11 +19,7 @@ pub struct Totals {
 /// Reads the counters.
 pub fn read(counters: &PerCpuArray<MapData, u64>) -> Result<Totals, aya::maps::MapError> {
     let sum = |counter: Counter| Ok::<u64, aya::maps::MapError>(counters.get(&(counter as u32), 0)?.iter().sum());
-    Ok(Totals {
-        seen: sum(Counter::Seen)?,
-        ring: sum(Counter::RingFull)?,
-        owner_map_full: sum(Counter::OwnerMapFull)?,
-    })
+    Ok(Totals { seen: sum(Counter::Seen)?, ring: sum(Counter::RingFull)?, owner_map_full: sum(Counter::OwnerMapFull)? })
 }
 
 /// Runs of a program that the kernel skipped because the program was already running on that CPU; `None` where the

@@ -1,0 +1,132 @@
+//! Every place on the way out where a packet can be stopped.
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{CLIENT_INTERFACE, FAR_V4, FAR_V6, Lab},
+    observer::{Observer, Report, expect},
+    testbed::{self, DenyingCgroup},
+    traffic,
+};
+use serde_json::{Value, json};
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("output", || netfilter("type filter hook output priority 0;", "inet", "output")),
+    ("output_before_conntrack", || netfilter("type filter hook output priority -300;", "inet", "output")),
+    ("postrouting", || netfilter("type filter hook postrouting priority 0;", "inet", "postrouting")),
+    ("netdev_egress", || {
+        netfilter(&format!("type filter hook egress device {CLIENT_INTERFACE} priority 0;"), "netdev", "egress")
+    }),
+    ("cgroup_egress", cgroup),
+    ("tc_egress", tc),
+    ("neighbour_discovery_is_background", neighbour_discovery),
+];
+
+fn netfilter(hook: &str, family: &str, name: &str) -> Result<Outcome> {
+    let lab = Lab::new()?;
+    // netdev chains see frames: the protocol must be said.
+    let rules = "meta l4proto udp counter drop\nmeta l4proto tcp counter drop";
+    lab.client.nft(&format!("table {family} t {{ chain c {{ {hook}\n{rules}\n}} }}"))?;
+    let report = all_kinds(&lab, json!("netfilter"), json!(name), &json!("NETFILTER_DROP"))?;
+    ensure!(
+        report.foreground().len() as u64 == lab.client.counted()?,
+        "the firewall counted {}",
+        lab.client.counted()?
+    );
+    Ok(Outcome::Passed)
+}
+
+/// TCP and UDP in both families, each by its own process.
+fn all_kinds(lab: &Lab, cause: Value, hook: Value, reason: &Value) -> Result<Report> {
+    let observer = Observer::watch(&lab.client)?;
+    let mut clients = Vec::new();
+    for address in [FAR_V4, FAR_V6] {
+        clients.push((traffic::run(&lab.client, &["tcp", address, "443", "0.3"])?.pid, address, "tcp"));
+        clients.push((traffic::run(&lab.client, &["udp", address, "443"])?.pid, address, "udp"));
+    }
+    let report = observer.stop()?;
+    let events = report.foreground();
+    ensure!(events.len() == clients.len(), "{} packets, {} events: {events:?}", clients.len(), events.len());
+    for (event, (pid, address, transport)) in events.iter().zip(clients) {
+        expect(
+            event,
+            &[
+                ("/process/pid", json!(pid)),
+                ("/destination/ip", json!(address)),
+                ("/destination/port", json!(443)),
+                ("/network/transport", json!(transport)),
+                ("/egress/cause", cause.clone()),
+                ("/egress/hook", hook.clone()),
+                ("/egress/drop_reason", reason.clone()),
+            ],
+        )?;
+    }
+    Ok(report)
+}
+
+fn cgroup() -> Result<Outcome> {
+    let Some(root) = testbed::cgroup_root()? else {
+        return Ok(Outcome::Skipped("the unified cgroup hierarchy is not mounted".to_owned()));
+    };
+    let lab = Lab::new()?;
+    let name = format!("observer-test-{}.service", std::process::id());
+    let group = DenyingCgroup::new(&root, &name)?;
+    let observer = Observer::watch(&lab.client)?;
+    let enter = format!("echo $$ > {} && exec python3 -I -c \"$@\"", group.processes().display());
+    let child = lab
+        .client
+        .command("sh")
+        .args(["-c", &enter, "sh", traffic::SCRIPT, "udp", FAR_V4, "53"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .context("cannot start the client")?;
+    let client = traffic::finish(child)?;
+    let report = observer.stop()?;
+    ensure!(client.said == "EPERM", "the client was told {}", client.said);
+    ensure!(report.events.len() == 1, "{:?}", report.events);
+    expect(
+        &report.events[0],
+        &[
+            ("/egress/cause", json!("cgroup")),
+            ("/egress/hook", json!("egress")),
+            ("/egress/drop_reason", json!("BPF_CGROUP_EGRESS")),
+            ("/process/pid", json!(client.pid)),
+            ("/destination/port", json!(53)),
+            ("/egress/cgroup", json!(format!("/{name}"))),
+            ("/egress/unit", json!(name)),
+        ],
+    )?;
+    Ok(Outcome::Passed)
+}
+
+fn tc() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let _program = testbed::deny_tc(&lab.client, CLIENT_INTERFACE)?;
+    all_kinds(&lab, json!("tc"), json!("egress"), &json!("TC_EGRESS"))?;
+    Ok(Outcome::Passed)
+}
+
+/// The kernel's own questions to its neighbours: told, as background, and of no process.
+fn neighbour_discovery() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain out { type filter hook output priority 0; icmpv6 type nd-neighbor-solicit counter drop; } }")?;
+    let observer = Observer::watch(&lab.client)?;
+    traffic::run(&lab.client, &["udp", "fd00:9::77", "53"])?;
+    harness::wait_for("a neighbour solicitation", || Ok((lab.client.counted()? > 0).then_some(())))?;
+    let report = observer.stop()?;
+    ensure!(!report.events.is_empty() && report.foreground().is_empty(), "{:?}", report.events);
+    for event in &report.events {
+        expect(
+            event,
+            &[
+                ("/egress/background", json!("discovery")),
+                ("/network/transport", json!("ipv6-icmp")),
+                ("/process", Value::Null),
+                ("/egress/hook", Value::Null),
+            ],
+        )?;
+    }
+    Ok(Outcome::Passed)
+}

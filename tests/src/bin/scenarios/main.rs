@@ -1,0 +1,48 @@
+//! The scenarios: the real program, real rulesets, real clients, one binary. It needs root, the program (`OBSERVER`), the
+//! testbed's BPF object (`OBSERVER_TESTBED`) and nothing else of the project, so that it runs on other kernels as it is.
+
+mod cli;
+mod directions;
+mod doctor;
+mod firewalls;
+mod hooks;
+mod owners;
+mod packets;
+mod privileges;
+mod terminal;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// What a scenario ends with when it did not fail.
+enum Outcome {
+    Passed,
+    /// It cannot run here, and why.
+    Skipped(String),
+}
+
+type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
+
+fn main() {
+    let groups: [(&str, &[Scenario]); 9] = [
+        ("packets", packets::ALL),
+        ("firewalls", firewalls::ALL),
+        ("hooks", hooks::ALL),
+        ("directions", directions::ALL),
+        ("owners", owners::ALL),
+        ("cli", cli::ALL),
+        ("terminal", terminal::ALL),
+        ("doctor", doctor::ALL),
+        ("privileges", privileges::ALL),
+    ];
+    let trials = groups.iter().flat_map(|(group, scenarios)| {
+        scenarios.iter().map(move |(name, scenario)| {
+            let scenario = *scenario;
+            Trial::ignorable_test(format!("{group}::{name}"), move || match scenario() {
+                Ok(Outcome::Passed) => Ok(Completion::Completed),
+                Ok(Outcome::Skipped(why)) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
+                Err(error) => Err(Failed::from(format!("{error:#}"))),
+            })
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}

@@ -1,0 +1,154 @@
+//! A network and mount namespace of its own, held by a process that sleeps.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::wait_for;
+
+/// A namespace; gone when dropped, with everything in it.
+pub struct Namespace {
+    holder: Child,
+    overlay: Option<TempDir>,
+}
+
+impl Namespace {
+    /// Makes one with its loopback up.
+    pub fn new() -> Result<Self> {
+        // The signal makes it die with the thread that made it, should that be killed.
+        let holder = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--net",
+                "--mount",
+                "--propagation",
+                "private",
+                "sleep",
+                "infinity",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start the namespace's holder")?;
+        let namespace = Self { holder, overlay: None };
+        wait_for("the namespace", || {
+            let name = fs::read_to_string(format!("/proc/{}/comm", namespace.pid())).context("the holder ended")?;
+            Ok((name.trim() == "sleep").then_some(()))
+        })?;
+        namespace.ip(&["link set lo up"])?;
+        Ok(namespace)
+    }
+
+    /// Process id of the holder.
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Path of the network namespace.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.pid()))
+    }
+
+    /// Inode number of the network namespace.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(fs::metadata(self.path())?.ino())
+    }
+
+    /// A command inside; its process id is the child's own.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--"]).arg(program);
+        command
+    }
+
+    /// Runs a command inside to its end; fails when it does, with what it said.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.command(program).args(args).stdin(Stdio::null()).output()?;
+        said(&format!("{program} {}", args.join(" ")), &output)
+    }
+
+    /// Runs a command inside with text on its input.
+    pub fn feed(&self, program: &str, args: &[&str], input: &str) -> Result<String> {
+        let mut child = self
+            .command(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {program}"))?;
+        child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
+        said(&format!("{program} {}", args.join(" ")), &child.wait_with_output()?)
+    }
+
+    /// Lines for `ip`.
+    pub fn ip(&self, lines: &[&str]) -> Result<()> {
+        self.feed("ip", &["-batch", "-"], &lines.join("\n")).map(drop)
+    }
+
+    /// Adds an nftables ruleset.
+    pub fn nft(&self, ruleset: &str) -> Result<()> {
+        self.feed("nft", &["-f", "-"], ruleset).map(drop)
+    }
+
+    /// Packets that the counters of all nftables rules hold.
+    pub fn counted(&self) -> Result<u64> {
+        let listing: Value = serde_json::from_str(&self.run("nft", &["-j", "list", "ruleset"])?)?;
+        let rules = listing["nftables"].as_array().context("nft's listing")?;
+        Ok(rules
+            .iter()
+            .filter_map(|item| item["rule"]["expr"].as_array())
+            .flatten()
+            .filter_map(|expression| expression["counter"]["packets"].as_u64())
+            .sum())
+    }
+
+    /// Gives it private, writable copies of /etc, /var/lib, /var/cache and an empty /run: what ufw, apt and others write
+    /// stays inside.
+    pub fn private_files(&mut self) -> Result<&Path> {
+        let folder = TempDir::with_prefix("observer-")?;
+        let base = folder.path().display().to_string();
+        // On a tmpfs of its own: an overlay does not stack on every file system, and nothing is left behind.
+        let script = format!(
+            "set -e
+             mount -t tmpfs observer {base}
+             for path in etc var/lib var/cache var/log; do
+                 mkdir -p {base}/upper/$path {base}/work/$path
+                 mount -t overlay overlay -o lowerdir=/$path,upperdir={base}/upper/$path,workdir={base}/work/$path /$path
+             done
+             mkdir {base}/run
+             mount --bind {base}/run /run
+             mkdir -p /run/lock /run/netns"
+        );
+        self.run("sh", &["-c", &script])?;
+        Ok(self.overlay.insert(folder).path())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+fn said(what: &str, output: &Output) -> Result<String> {
+    ensure!(
+        output.status.success(),
+        "`{what}` failed ({}): {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

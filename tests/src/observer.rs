@@ -1,0 +1,158 @@
+//! The program under test.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::{PATIENCE, namespace::Namespace};
+
+/// Path of the program, from the environment variable `OBSERVER`.
+pub fn program() -> PathBuf {
+    std::env::var_os("OBSERVER").map_or_else(|| PathBuf::from("target/release/observer"), PathBuf::from)
+}
+
+/// The program in a command line.
+pub fn command() -> Command {
+    Command::new(program())
+}
+
+/// A running observer that is ready.
+pub struct Observer {
+    /// Its process.
+    pub child: Child,
+    /// Its ready line.
+    pub ready: String,
+    stdout: JoinHandle<Vec<u8>>,
+    stderr: JoinHandle<String>,
+}
+
+/// What an observer that ended had told.
+pub struct Report {
+    /// Events, in order.
+    pub events: Vec<Value>,
+    /// The account.
+    pub account: Value,
+}
+
+impl Observer {
+    /// `observer watch -o json` on one namespace, once it is ready.
+    pub fn watch(namespace: &Namespace) -> Result<Self> {
+        let path = namespace.path();
+        Self::start(["watch".as_ref(), "-o".as_ref(), "json".as_ref(), "--netns".as_ref(), path.as_os_str()])
+    }
+
+    /// Any command line that announces itself, once it is ready.
+    pub fn start<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::start_command(command().args(args))
+    }
+
+    /// The same for a prepared command.
+    pub fn start_command(command: &mut Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start observer")?;
+        let mut stdout = child.stdout.take().context("no stdout")?;
+        let stdout = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = stdout.read_to_end(&mut bytes);
+            bytes
+        });
+        let (send, receive) = mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().context("no stderr")?).lines();
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            for line in lines.map_while(Result::ok) {
+                if line.starts_with("observer: ready") {
+                    let _ = send.send(line.clone());
+                }
+                text.push_str(&line);
+                text.push('\n');
+            }
+            text
+        });
+        match receive.recv_timeout(PATIENCE) {
+            Ok(ready) => Ok(Self { child, ready, stdout, stderr }),
+            Err(_) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("observer was not ready: {}", stderr.join().unwrap_or_default())
+            }
+        }
+    }
+
+    /// Ends it with a signal; returns its status, stdout and stderr.
+    pub fn end(mut self, signal: Signal) -> Result<(ExitStatus, Vec<u8>, String)> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        // It may have ended by itself already.
+        let _ = kill(pid, signal);
+        let status = self.child.wait()?;
+        let stdout = self.stdout.join().map_err(|_| anyhow::anyhow!("reading stdout failed"))?;
+        let stderr = self.stderr.join().map_err(|_| anyhow::anyhow!("reading stderr failed"))?;
+        Ok((status, stdout, stderr))
+    }
+
+    /// Ends a JSON stream as Ctrl-C does, and checks what holds for every stream: status 0, one ready line, the account
+    /// as last line, and its sum.
+    pub fn stop(self) -> Result<Report> {
+        let (status, stdout, stderr) = self.end(Signal::SIGINT)?;
+        ensure!(status.success(), "observer ended with {status}: {stderr}");
+        ensure!(stderr.matches("observer: ready").count() == 1, "not one ready line: {stderr}");
+        Report::parse(&stdout)
+    }
+}
+
+impl Report {
+    /// Reads a JSON stream and checks its account.
+    pub fn parse(stdout: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(stdout)?;
+        let mut events: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}")))
+            .collect::<Result<_>>()?;
+        let summary = events.pop().context("an empty stream")?;
+        ensure!(summary["event"]["action"] == "summary", "the last line is no account: {summary}");
+        let account = summary["egress"].clone();
+        let number = |value: &Value| value.as_u64().with_context(|| format!("a number is missing in {summary}"));
+        let lost: u64 = account["lost"].as_object().context("lost")?.values().map(number).sum::<Result<u64>>()?;
+        let (seen, reported, filtered) =
+            (number(&account["seen"])?, number(&account["reported"])?, number(&account["filtered"])?);
+        ensure!(seen == reported + filtered + lost, "the account does not add up: {summary}");
+        let told: u64 = events.iter().map(|event| event["egress"]["count"].as_u64().unwrap_or(0)).sum();
+        ensure!(told == reported, "{told} packets in the lines, {reported} in the account");
+        Ok(Self { events, account })
+    }
+
+    /// Events that somebody waits for.
+    pub fn foreground(&self) -> Vec<&Value> {
+        self.events.iter().filter(|event| event["egress"]["background"].is_null()).collect()
+    }
+
+    /// Number under a JSON pointer of the account.
+    pub fn number(&self, pointer: &str) -> u64 {
+        self.account.pointer(pointer).and_then(Value::as_u64).unwrap_or(u64::MAX)
+    }
+}
+
+/// Fails unless the event has these values, each under a JSON pointer.
+pub fn expect(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
+    for (pointer, value) in wanted {
+        let found = event.pointer(pointer).unwrap_or(&Value::Null);
+        ensure!(found == value, "{pointer} is {found}, expected {value}, in {event}");
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! BPF programs that block on purpose, from the object `testbed-bpf`.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, SchedClassifier, TcAttachType, tc},
+};
+use nix::sched::{CloneFlags, setns};
+
+use crate::namespace::Namespace;
+
+/// Path of the object, from the environment variable `OBSERVER_TESTBED`.
+pub fn object() -> PathBuf {
+    std::env::var_os("OBSERVER_TESTBED")
+        .map_or_else(|| PathBuf::from("target/bpf/bpfel-unknown-none/bpf/testbed-bpf"), PathBuf::from)
+}
+
+/// Loads the object.
+pub fn load() -> Result<Ebpf> {
+    Ebpf::load_file(object()).context("cannot load the testbed's BPF object")
+}
+
+/// Where the unified cgroup hierarchy is mounted; `None` when it is not.
+pub fn cgroup_root() -> Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (path, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    }))
+}
+
+/// A cgroup that lets nothing out; gone when dropped.
+pub struct DenyingCgroup {
+    path: PathBuf,
+    _ebpf: Ebpf,
+}
+
+impl DenyingCgroup {
+    /// Makes it below the hierarchy's root.
+    pub fn new(root: &Path, name: &str) -> Result<Self> {
+        let path = root.join(name);
+        fs::create_dir_all(&path)?;
+        let mut ebpf = load()?;
+        let program: &mut CgroupSkb = ebpf.program_mut("deny_egress").context("deny_egress")?.try_into()?;
+        program.load()?;
+        program.attach(File::open(&path)?, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
+        Ok(Self { path, _ebpf: ebpf })
+    }
+
+    /// File that takes the ids of its processes.
+    pub fn processes(&self) -> PathBuf {
+        self.path.join("cgroup.procs")
+    }
+}
+
+impl Drop for DenyingCgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A traffic control action that drops what leaves a namespace by `interface`; gone when the result is dropped.
+pub fn deny_tc(namespace: &Namespace, interface: &str) -> Result<Ebpf> {
+    let (path, interface) = (namespace.path(), interface.to_owned());
+    // A thread of its own: it stays in the namespace that it enters.
+    thread::spawn(move || {
+        setns(File::open(path)?, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+        let mut ebpf = load()?;
+        tc::qdisc_add_clsact(&interface).context("cannot add a clsact qdisc")?;
+        let program: &mut SchedClassifier = ebpf.program_mut("deny_tc").context("deny_tc")?.try_into()?;
+        program.load()?;
+        program.attach(&interface, TcAttachType::Egress)?;
+        Ok(ebpf)
+    })
+    .join()
+    .map_err(|_| anyhow::anyhow!("the thread failed"))?
+}

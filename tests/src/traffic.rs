@@ -1,0 +1,43 @@
+//! Traffic of every kind, by a small Python program: a real client whose calls are in plain sight.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::namespace::Namespace;
+
+/// The program.
+pub const SCRIPT: &str = include_str!("../fixtures/traffic.py");
+
+/// A finished client.
+pub struct Client {
+    /// Its process id.
+    pub pid: u32,
+    /// What it printed: one word for each packet or call.
+    pub said: String,
+}
+
+/// `traffic.py ARGS` inside a namespace.
+pub fn command(namespace: &Namespace, args: &[&str]) -> Command {
+    let mut command = namespace.command("python3");
+    command.args(["-I", "-c", SCRIPT]).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end.
+pub fn run(namespace: &Namespace, args: &[&str]) -> Result<Client> {
+    finish(command(namespace, args).spawn().context("cannot start the client")?)
+}
+
+/// Waits for its end.
+pub fn finish(child: Child) -> Result<Client> {
+    let pid = child.id();
+    let output = child.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "the client failed ({}): {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(Client { pid, said: String::from_utf8_lossy(&output.stdout).trim().to_owned() })
+}

@@ -1,0 +1,63 @@
+//! Builds both halves, one after the other: two builds at once would only share the cores.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::{command, root, setup};
+
+/// Target of the kernel half.
+const BPF_TARGET: &str = "bpfel-unknown-none";
+
+/// The kernel half; returns the path of its object.
+pub(crate) fn kernel_half() -> Result<PathBuf> {
+    let toolchain = setup::toolchain()?;
+    let arch = std::env::consts::ARCH;
+    // The object's BTF comes from debug information; the architecture decides the layout of registers in bindings.
+    let flags =
+        ["-Cdebuginfo=2", "-Clinker=bpf-linker", "-Clink-arg=--btf", &format!("--cfg=bpf_target_arch=\"{arch}\"")];
+    let target = root().join("target/bpf");
+    command::check(
+        toolchain
+            .cargo()
+            .args(["build", "--quiet", "--package", "observer-ebpf", "--bins", "--features", "bpf", "--profile", "bpf"])
+            .args(["--target", BPF_TARGET, "-Zbuild-std=core", "--target-dir"])
+            .arg(&target)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
+    )?;
+    Ok(target.join(BPF_TARGET).join("bpf/observer-bpf"))
+}
+
+/// The program: one static file.
+pub(crate) fn release() -> Result<PathBuf> {
+    let object = kernel_half()?;
+    let triple = host()?;
+    let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
+    // With an explicit target the flag does not reach procedural macros, which must stay dynamic.
+    command::check(
+        command::cargo()
+            .args(["build", "--quiet", "--release", "--package", "observer", "--target", &triple])
+            .env(variable, "-Ctarget-feature=+crt-static")
+            .env("OBSERVER_BPF_OBJECT", object),
+    )?;
+    let built = root().join("target").join(&triple).join("release/observer");
+    let program = root().join("target/release/observer");
+    fs::create_dir_all(root().join("target/release")).context("cannot make target/release")?;
+    // Replaced, not overwritten: a running observer keeps its file.
+    let fresh = program.with_extension("new");
+    fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
+    fs::rename(&fresh, &program).context("cannot put the program in its place")?;
+    Ok(program)
+}
+
+/// A program of the tests package.
+pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
+    command::check(command::cargo().args(["build", "--quiet", "--package", "observer-tests", "--bin", name]))?;
+    Ok(root().join("target/debug").join(name))
+}
+
+fn host() -> Result<String> {
+    let version = command::output(command::new("rustc").arg("-vV")).context("cannot run `rustc -vV`")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("`rustc -vV` names no host")?.to_owned())
+}

@@ -1,0 +1,25 @@
+//! Format and lint checks; every warning is an error.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{build, command};
+
+/// Runs them.
+pub(crate) fn run() -> Result<ExitCode> {
+    command::check(command::cargo().args(["fmt", "--all", "--check"]))?;
+    // The program embeds the kernel half, so even a check needs it.
+    build::kernel_half()?;
+    command::check(command::cargo().args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
+    println!("format and lints: clean");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,226 @@
+//! Finds what building and testing need, and installs what is missing: by apt on Debian and Ubuntu as root, by rustup and
+//! cargo elsewhere. What it cannot install it names, with the command for it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, bail};
+
+use crate::command;
+
+/// Version of the BPF linker that the project is built with.
+const LINKER_VERSION: &str = "0.13.0";
+/// Major versions of LLVM that this linker can be built with.
+const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
+/// The oldest compiler with the language that the kernel half is written in.
+const OLDEST: (u32, u32) = (1, 88);
+/// Programs that tests and the demo run, with the Debian package that brings each.
+const TEST_TOOLS: [(&str, &str); 17] = [
+    ("nft", "nftables"),
+    ("iptables-nft", "iptables"),
+    ("iptables-legacy", "iptables"),
+    ("ufw", "ufw"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("chroot", "coreutils"),
+    ("python3", "python3"),
+    ("curl", "curl"),
+    ("ping", "iputils-ping"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("openssl", "openssl"),
+    ("dpkg-deb", "dpkg"),
+    ("update-ca-certificates", "ca-certificates"),
+];
+
+/// A compiler with the library sources that the BPF target is built from.
+pub(crate) struct Toolchain {
+    cargo: PathBuf,
+    rustc: PathBuf,
+    /// Major version of its LLVM.
+    llvm: u32,
+    nightly: bool,
+}
+
+impl Toolchain {
+    /// Cargo of this toolchain, allowed to build the core library.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = command::new(&self.cargo);
+        command.env("RUSTC", &self.rustc).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTDOC");
+        if !self.nightly {
+            // `-Z build-std` is all that is asked of it.
+            command.env("RUSTC_BOOTSTRAP", "1");
+        }
+        command
+    }
+}
+
+/// The toolchain for the kernel half, with its linker; installed when missing.
+pub(crate) fn toolchain() -> Result<Toolchain> {
+    let toolchain = match find_toolchain() {
+        Some(toolchain) => toolchain,
+        None => {
+            install_toolchain()?;
+            match find_toolchain() {
+                Some(toolchain) => toolchain,
+                None => bail!("a toolchain was installed, but its library sources are not where they should be"),
+            }
+        }
+    };
+    linker(&toolchain)?;
+    Ok(toolchain)
+}
+
+/// Programs for tests and the demo; installed when missing.
+pub(crate) fn test_tools() -> Result<()> {
+    let mut packages: Vec<&str> =
+        TEST_TOOLS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if packages.is_empty() { Ok(()) } else { apt_install(&packages, "tests and the demo") }
+}
+
+/// Candidates: the compiler that runs this, every rustup toolchain, the distribution's own. The first with sources.
+fn find_toolchain() -> Option<Toolchain> {
+    let mut compilers = Vec::new();
+    if let Some(path) = command::output(&mut rustup(&["which", "rustc"])) {
+        compilers.push(PathBuf::from(path));
+    }
+    for name in command::output(&mut rustup(&["toolchain", "list", "--quiet"])).unwrap_or_default().lines() {
+        compilers.extend(command::output(&mut rustup(&["which", "rustc", "--toolchain", name])).map(PathBuf::from));
+    }
+    compilers.extend(find_program("rustc"));
+    compilers.push(PathBuf::from("/usr/bin/rustc"));
+    compilers.iter().find_map(|rustc| inspect(rustc))
+}
+
+fn rustup(args: &[&str]) -> Command {
+    let mut command = command::new("rustup");
+    command.args(args);
+    command
+}
+
+/// Looks whether a compiler has the sources, a cargo beside it, and a language and LLVM that fit.
+fn inspect(rustc: &Path) -> Option<Toolchain> {
+    let sysroot = command::output(command::new(rustc).args(["--print", "sysroot"]))?;
+    let sources = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml");
+    let cargo = rustc.with_file_name("cargo");
+    if !sources.exists() || !cargo.exists() {
+        return None;
+    }
+    let version = command::output(command::new(rustc).arg("-vV"))?;
+    let field = |name: &str| version.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let release = field("release:")?;
+    let mut numbers = release.split(['.', '-']).filter_map(|part| part.parse::<u32>().ok());
+    let language = (numbers.next()?, numbers.next()?);
+    let llvm: u32 = field("LLVM version:")?.split('.').next()?.parse().ok()?;
+    if language < OLDEST || !LINKER_LLVM.contains(&llvm) {
+        return None;
+    }
+    Some(Toolchain { cargo, rustc: rustc.to_owned(), llvm, nightly: release.contains("nightly") })
+}
+
+fn install_toolchain() -> Result<()> {
+    const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+    if debian() && available(PACKAGES[2]) {
+        return apt_install(&PACKAGES, "the kernel half: a compiler with the sources of its library");
+    }
+    if find_program("rustup").is_some() {
+        println!("xtask: installing a nightly toolchain with its library sources, for the kernel half");
+        let installed = command::check(&mut rustup(&[
+            "toolchain",
+            "install",
+            "nightly",
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+        ]));
+        if installed.is_ok() {
+            return Ok(());
+        }
+    }
+    bail!(
+        "the kernel half needs a compiler with the sources of its library: `rustup toolchain install nightly --component \
+         rust-src`, or on Debian 12 `apt-get install {}`",
+        PACKAGES.join(" ")
+    )
+}
+
+/// bpf-linker, built against the LLVM of the compiler: it must read what the compiler writes.
+fn linker(toolchain: &Toolchain) -> Result<()> {
+    let installed =
+        command::output(command::new("bpf-linker").arg("--version")).is_some_and(|text| text.ends_with(LINKER_VERSION));
+    if installed {
+        return Ok(());
+    }
+    let llvm = toolchain.llvm;
+    let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
+    if !prefix.join("bin/llvm-config").exists() {
+        apt_install(&[&format!("llvm-{llvm}-dev"), &format!("libpolly-{llvm}-dev")], "building bpf-linker")?;
+    }
+    println!("xtask: installing bpf-linker {LINKER_VERSION} with LLVM {llvm} (about a minute)");
+    command::check(
+        command::cargo()
+            .args(["install", "--quiet", "bpf-linker", "--version", LINKER_VERSION, "--no-default-features", "--force"])
+            .args(["--features", &format!("llvm-{llvm}")])
+            .env("LLVM_PREFIX", &prefix)
+            .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix),
+    )
+}
+
+fn apt_install(packages: &[&str], purpose: &str) -> Result<()> {
+    let list = packages.join(" ");
+    let by_hand = format!("`apt-get install {list}`");
+    if !debian() {
+        bail!("{purpose} need packages that Debian calls {list}: install them with this system's package manager");
+    }
+    if command::output(command::new("id").arg("-u")).as_deref() != Some("0") {
+        bail!("{purpose} need packages that are not installed: run {by_hand} as root");
+    }
+    println!("xtask: installing {list}, for {purpose}");
+    let apt = |args: &[&str]| {
+        let mut command = command::new("apt-get");
+        command.args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        command.stdout(std::process::Stdio::null());
+        command
+    };
+    if !packages.iter().all(|package| available(package)) {
+        command::check(&mut apt(&["update"]))?;
+    }
+    command::check(apt(&["install", "-y", "--no-install-recommends"]).args(packages))
+        .map_err(|error| error.context(format!("cannot install packages for {purpose}; try {by_hand}")))
+}
+
+/// apt knows the package; a fresh machine has no lists yet.
+fn available(package: &str) -> bool {
+    let known = || {
+        command::output(command::new("apt-cache").args(["policy", package])).is_some_and(|text| {
+            text.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)"))
+        })
+    };
+    if known() {
+        return true;
+    }
+    let lists = fs::read_dir("/var/lib/apt/lists").is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with("_Packages")))
+    });
+    if !lists {
+        let _ = command::check(command::new("apt-get").args(["-qq", "update"]));
+    }
+    known()
+}
+
+fn debian() -> bool {
+    find_program("apt-get").is_some()
+}
+
+/// Path of a program, looked for where root's programs are too.
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').chain(["/usr/sbin", "/sbin"]).map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
+}

@@ -1,0 +1,67 @@
+//! All tests, and one honest count of them.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build, command, setup};
+
+/// What a test runner counted.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Unit and property tests, then the scenarios.
+pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
+    setup::test_tools()?;
+    let observer = build::release()?;
+    let testbed = build::kernel_half()?.with_file_name("testbed-bpf");
+    let mut total = Count::default();
+    let mut clean = true;
+
+    let mut units = command::cargo();
+    units.args(["test", "--quiet", "--workspace", "--no-fail-fast"]).args(filter);
+    clean &= count(&mut units, &mut total)?;
+
+    let scenarios = build::test_program("scenarios")?;
+    let mut scenarios = command::new(scenarios);
+    scenarios.env("OBSERVER", observer).env("OBSERVER_TESTBED", testbed).args(filter);
+    clean &= count(&mut scenarios, &mut total)?;
+
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    if !clean && total.failed == 0 {
+        bail!("a test program failed without naming a test: see above");
+    }
+    if total.passed == 0 && filter.is_none() {
+        bail!("no test ran");
+    }
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a test program, shows what it prints, and adds up its closing lines (`test result: ok. 3 passed; 0 failed; …`).
+/// True when it ended well.
+fn count(program: &mut Command, total: &mut Count) -> Result<bool> {
+    let text = command::text(program);
+    let mut child = program.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{text}`"))?;
+    let stdout = child.stdout.take().context("the test program has no stdout")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line.with_context(|| format!("cannot read what `{text}` prints"))?;
+        println!("{line}");
+        if line.starts_with("test result:") {
+            let number = |word: &str| {
+                let before = line.split_once(word).map_or("", |(before, _)| before.trim_end());
+                before.rsplit([' ', ';']).next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+            };
+            total.passed += number("passed");
+            total.failed += number("failed");
+            total.skipped += number("ignored");
+        }
+    }
+    Ok(child.wait().with_context(|| format!("cannot wait for `{text}`"))?.success())
+}
