@@ -43,8 +43,10 @@ impl Lab {
             "neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev eth0",
             "neigh add fd00:9::2 lladdr 02:00:00:00:00:02 dev eth0",
             "route add default via 10.9.0.2",
-            "-6 route add default via fd00:9::2",
+            "route add default via inet6 fd00:9::2",
         ])?;
+        // In a new namespace nobody may have a ping socket.
+        client.run("sh", &["-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range"])?;
         server.ip(&[
             "addr add 10.9.0.2/24 dev eth0",
             "addr add fd00:9::2/64 dev eth0 nodad",

@@ -96,9 +96,9 @@ impl Namespace {
         self.feed("ip", &["-batch", "-"], &lines.join("\n")).map(drop)
     }
 
-    /// Adds an nftables ruleset.
+    /// Adds an nftables ruleset; a closing brace may follow another on its line, which nft itself does not take.
     pub fn nft(&self, ruleset: &str) -> Result<()> {
-        self.feed("nft", &["-f", "-"], ruleset).map(drop)
+        self.feed("nft", &["-f", "-"], &format!("{}\n", ruleset.replace("} }", "}\n}"))).map(drop)
     }
 
     /// Packets that the counters of all nftables rules hold.

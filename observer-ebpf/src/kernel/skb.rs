@@ -58,10 +58,29 @@ impl Skb {
         direction::is_local_egress(Origin { skb_iif, route: self.dst != 0, socket: black_box(self.sk != 0) })
     }
 
-    /// Ethertype, host byte order.
+    /// Ethertype of what stands at the network header, host byte order.
+    ///
+    /// For a tagged frame `skb->protocol` is the tag's, while the network header is at the tag or behind it, as the
+    /// sender left it. The two bytes before the network header tell which.
     #[inline(always)]
     pub fn ethertype<R: Reader>(&self) -> u16 {
-        u16::from_be(R::field(self.address, field!(skb_protocol)).unwrap_or(0))
+        let kind = u16::from_be(R::field(self.address, field!(skb_protocol)).unwrap_or(0));
+        if kind != ethertype::VLAN && kind != ethertype::VLAN_OUTER {
+            return kind;
+        }
+        let head: u64 = R::field(self.address, field!(skb_head)).unwrap_or(0);
+        let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
+        if !self.at_link_header::<R>() || network < 2 {
+            return 0;
+        }
+        u16::from_be(Probe::field((head + network).wrapping_sub(2), 0).unwrap_or(0))
+    }
+
+    /// `skb->data` stands at the link header.
+    #[inline(always)]
+    fn at_link_header<R: Reader>(&self) -> bool {
+        let mac: u16 = R::field(self.address, field!(skb_mac_header)).unwrap_or(MAC_HEADER_UNSET);
+        mac != MAC_HEADER_UNSET && u64::from(mac) == self.headroom::<R>()
     }
 
     /// Length in bytes as the hook sees it.
@@ -80,14 +99,13 @@ impl Skb {
     /// Hook at which it died, from where its data stands and what `capture` copied.
     #[inline(always)]
     pub fn hook<R: Reader>(&self, cause: Cause, packet: &[u8; PACKET_BYTES], captured: u16) -> Option<Hook> {
-        let mac: u16 = R::field(self.address, field!(skb_mac_header)).unwrap_or(MAC_HEADER_UNSET);
         let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
         direction::hook(
             cause,
             Place {
                 device: self.dev != 0,
                 device_is_routes: self.dev == routes,
-                at_link_header: mac != MAC_HEADER_UNSET && u64::from(mac) == self.headroom::<R>(),
+                at_link_header: self.at_link_header::<R>(),
                 device_preset: device_preset(self.ethertype::<R>(), packet, captured),
             },
         )

@@ -28,12 +28,16 @@ pub struct Assembler<E> {
     users: Users,
     clock: Clock,
     redact: bool,
+    run: Uuid,
+    events: u64,
 }
 
 impl<E: Eyes> Assembler<E> {
     /// `redact` masks secrets in command lines.
     pub fn new(identity: Identity, reasons: Reasons, eyes: E, redact: bool) -> Self {
         Self {
+            run: identity.run_id(),
+            events: 0,
             identity,
             reasons,
             attributor: Attributor::new(eyes),
@@ -41,6 +45,11 @@ impl<E: Eyes> Assembler<E> {
             clock: Clock::default(),
             redact,
         }
+    }
+
+    fn event_id(&mut self) -> Uuid {
+        self.events += 1;
+        Uuid::new_v5(&self.run, &self.events.to_be_bytes())
     }
 
     /// This host.
@@ -83,7 +92,7 @@ impl<E: Eyes> Assembler<E> {
                 kind: Kind::Event,
                 dataset: "observer.egress",
                 module: "observer",
-                id: Some(Uuid::new_v4()),
+                id: Some(self.event_id()),
                 category: &["network"],
                 r#type: &["connection", "denied"],
                 action: Action::EgressBlocked,

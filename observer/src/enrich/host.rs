@@ -28,9 +28,15 @@ impl Identity {
             machine.as_ref().map(|id| Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("observer:{id}").as_bytes()));
         Self {
             agent: Agent { r#type: "observer", version: env!("CARGO_PKG_VERSION"), id: agent_id },
-            boot: boot.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(Uuid::new_v4),
+            boot: boot.as_deref().and_then(|id| id.parse().ok()).unwrap_or(Uuid::NAMESPACE_OID),
             host: Host { name: word("/proc/sys/kernel/hostname"), id: machine, boot: boot.map(|id| HostBoot { id }) },
         }
+    }
+
+    /// Name space for the ids of one run's events. Made of what is unique, not of chance: an empty root file system has
+    /// no source of it.
+    pub fn run_id(&self) -> Uuid {
+        Uuid::new_v5(&self.boot, format!("run:{}:{}", std::process::id(), boot_ns()).as_bytes())
     }
 
     /// Id of a process that survives pid reuse.

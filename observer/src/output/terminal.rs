@@ -22,6 +22,9 @@ const DIM: Style = Style::new().dimmed();
 /// Parents shown in the first line of a block.
 const MAX_PARENTS: usize = 6;
 
+/// Characters of a command line shown; JSON has all of it.
+const MAX_COMMAND: usize = 160;
+
 /// Writes to `W`, which strips styles where there is no terminal.
 pub struct Terminal<W> {
     writer: W,
@@ -50,7 +53,7 @@ impl<W: Write + Send> Terminal<W> {
             self.line("by", &escape(reason))?;
         }
         if let Some(command) = event.process.as_ref().and_then(|process| process.command_line.as_ref()) {
-            self.line("ran", &escape(command))?;
+            self.line("ran", &escape(&shorten(command)))?;
         }
         let place = place(event);
         if !place.is_empty() {
@@ -104,9 +107,9 @@ impl<W: Write + Send> Output for Terminal<W> {
             1 => "1 incident".to_owned(),
             total => format!("{total} incidents"),
         };
-        write!(self.writer, "{at_least}{} blocked, {incidents}", packets(account.seen))?;
+        write!(self.writer, "{at_least}{} blocked, {incidents}", packets(account.reported))?;
         if account.filtered > 0 {
-            write!(self.writer, " · {} filtered out", account.filtered)?;
+            write!(self.writer, " · {} more filtered out", account.filtered)?;
         }
         if lost > 0 {
             write!(self.writer, " · {ALERT}{lost} lost{ALERT:#}")?;
@@ -128,6 +131,14 @@ impl<W: Write + Send> Output for Terminal<W> {
         }
         self.writer.flush()
     }
+}
+
+/// Command lines can be whole scripts.
+fn shorten(text: &str) -> String {
+    if text.chars().count() <= MAX_COMMAND {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_COMMAND).chain(['…']).collect()
 }
 
 fn packets(count: u64) -> String {

@@ -164,7 +164,7 @@ fn curl() -> Result<Outcome> {
                 ("/process/pid", json!(pid)),
                 ("/process/name", json!("curl")),
                 ("/process/parent/pid", json!(std::process::id())),
-                ("/process/args/4", json!("DD-API-KEY: ***")),
+                ("/process/args/5", json!("DD-API-KEY: ***")),
                 ("/egress/ancestry/0/name", json!("curl")),
                 ("/egress/ancestry/1/pid", json!(std::process::id())),
             ],

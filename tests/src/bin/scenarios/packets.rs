@@ -33,7 +33,7 @@ pub(crate) const ALL: &[Scenario] = &[
 fn one(traffic: &[&str], address: &str, transport: Value, port: Value) -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(
-        "table inet t { chain out { type filter hook output priority 0; policy drop; icmpv6 type != echo-request accept; counter } }",
+        "table inet t { chain out { type filter hook output priority 0; policy drop; icmpv6 type != echo-request accept; counter; } }",
     )?;
     let observer = Observer::watch(&lab.client)?;
     let client = traffic::run(&lab.client, traffic)?;
@@ -65,23 +65,34 @@ fn one(traffic: &[&str], address: &str, transport: Value, port: Value) -> Result
     Ok(Outcome::Passed)
 }
 
-/// Fragments of a large datagram at netdev egress: the first has ports, later ones never have.
+/// The first fragment has ports, later ones never have, whatever their bytes look like.
 fn fragments() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(&format!(
-        "table netdev t {{ chain out {{ type filter hook egress device {CLIENT_INTERFACE} priority 0; ip protocol udp counter drop; }} }}"
+        "table netdev t {{ chain out {{ type filter hook egress device {CLIENT_INTERFACE} priority 0; meta l4proto {{ udp, ipv6-frag }} counter drop; }} }}"
     ))?;
-    let observer = Observer::watch(&lab.client)?;
-    let client = traffic::run(&lab.client, &["big", FAR_V4, "53", "4000"])?;
-    let report = observer.stop()?;
-    ensure!(report.events.len() == 3 && lab.client.counted()? == 3, "three fragments: {:?}", report.events);
-    for (index, event) in report.events.iter().enumerate() {
-        let port = if index == 0 { json!(53) } else { Value::Null };
+    // Offset 185 in units of eight bytes; the payload would read as ports 12345 and 53.
+    let later_v4 = "45000020000000b940110000 0a090001 cb00710a 30390035000c0000 00000000".replace(' ', "");
+    let later_v6 = "60000000 0014 2c 40 fd000009000000000000000000000001 20010db8000100000000000000000010 \
+                    11 00 05c8 00000001 30390035000c0000 00000000"
+        .replace(' ', "");
+    let cases: [(&[&str], &str, Value); 4] = [
+        (&["big", FAR_V4, "53", "4000"], FAR_V4, json!(53)),
+        (&["big", FAR_V6, "53", "4000"], FAR_V6, json!(53)),
+        (&["whole", FAR_V4, &later_v4], FAR_V4, Value::Null),
+        (&["whole", FAR_V6, &later_v6], FAR_V6, Value::Null),
+    ];
+    for (traffic, address, port) in cases {
+        let observer = Observer::watch(&lab.client)?;
+        let client = traffic::run(&lab.client, traffic)?;
+        let report = observer.stop()?;
+        let events = report.foreground();
+        ensure!(events.len() == 1, "{traffic:?}: {:?}", report.events);
         expect(
-            event,
+            events[0],
             &[
                 ("/network/transport", json!("udp")),
-                ("/destination/ip", json!(FAR_V4)),
+                ("/destination/ip", json!(address)),
                 ("/destination/port", port),
                 ("/process/pid", json!(client.pid)),
                 ("/egress/hook", json!("egress")),
