@@ -126,7 +126,7 @@ fn inspect(rustc: &Path) -> Option<Toolchain> {
 
 fn install_toolchain() -> Result<()> {
     const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
-    if debian() && available(PACKAGES[2]) {
+    if debian() && known_to_apt(PACKAGES[2]) {
         return apt_install(&PACKAGES, "the kernel half: a compiler with the sources of its library");
     }
     if find_program("rustup").is_some() {
@@ -189,15 +189,14 @@ fn apt_install(packages: &[&str], purpose: &str) -> Result<()> {
         command.stdout(std::process::Stdio::null());
         command
     };
-    if !packages.iter().all(|package| available(package)) {
-        command::check(&mut apt(&["update"]))?;
-    }
+    // Old lists lead to old versions, or to files that the server no longer has.
+    command::check(&mut apt(&["update"]))?;
     command::check(apt(&["install", "-y", "--no-install-recommends"]).args(packages))
         .map_err(|error| error.context(format!("cannot install packages for {purpose}; try {by_hand}")))
 }
 
 /// apt knows the package; a fresh machine has no lists yet.
-fn available(package: &str) -> bool {
+fn known_to_apt(package: &str) -> bool {
     let known = || {
         command::output(command::new("apt-cache").args(["policy", package])).is_some_and(|text| {
             text.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)"))
