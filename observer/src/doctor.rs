@@ -222,15 +222,18 @@ fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, S
 }
 
 fn firewalls(helper: &mut Helper) -> Check {
-    let inventory = match helper.firewalls() {
+    let inventory = match helper.firewalls(None).map_err(|error| error.to_string()).and_then(|read| read) {
         Ok(inventory) => inventory,
-        Err(error) => {
-            return Check::short("firewalls", Status::Unknown, error.to_string(), "not looked at", "run it with sudo");
+        Err(why) => {
+            return Check::short(
+                "firewalls",
+                Status::Unknown,
+                why,
+                "the rules in force are not known",
+                "run it with sudo",
+            );
         }
     };
-    if let Some(why) = inventory.unreadable {
-        return Check::short("firewalls", Status::Unknown, why, "the rules in force are not known", "run it with sudo");
-    }
     let told: Vec<String> =
         inventory.front_ends.iter().map(|front_end| format!("{} ({})", front_end.name, front_end.evidence)).collect();
     match inventory.active().count() {

@@ -50,9 +50,9 @@ pub(crate) fn release() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A program of the tests package.
+/// A program of the tests package, with its neighbours, which it may run.
 pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
-    command::check(command::cargo().args(["build", "--quiet", "--package", "observer-tests", "--bin", name]))?;
+    command::check(command::cargo().args(["build", "--quiet", "--package", "observer-tests", "--bins"]))?;
     Ok(root().join("target/debug").join(name))
 }
 

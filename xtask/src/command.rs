@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
 };
 
@@ -33,11 +34,10 @@ pub(crate) fn output(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Runs to the end with this terminal and returns its status.
-pub(crate) fn pass_through(command: &mut Command) -> Result<ExitCode> {
-    let text = text(command);
-    let status = command.status().with_context(|| format!("cannot run `{text}`"))?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+/// Becomes the command: signals, terminal and status are its own.
+pub(crate) fn become_it(command: &mut Command) -> Result<ExitCode> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run `{}`", text(command)))
 }
 
 /// The command as a person would type it.

@@ -75,12 +75,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
             println!("{}", build::release()?.display());
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Run { args } => command::pass_through(command::new(build::release()?).args(args)),
+        Verb::Run { args } => command::become_it(command::new(build::release()?).args(args)),
         Verb::Demo { variant } => {
             setup::test_tools()?;
             let observer = build::release()?;
             let demo = build::test_program("demo")?;
-            command::pass_through(command::new(demo).env("OBSERVER", observer).args(variant))
+            command::become_it(command::new(demo).env("OBSERVER", observer).args(variant))
         }
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Lint => lint::run(),
@@ -89,7 +89,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let observer = build::release()?;
             let bench = build::test_program("bench")?;
             let object = build::kernel_half()?.with_file_name("testbed-bpf");
-            command::pass_through(
+            command::become_it(
                 command::new(bench).env("OBSERVER", observer).env("OBSERVER_TESTBED", object).arg(rounds.to_string()),
             )
         }

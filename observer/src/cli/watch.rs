@@ -56,9 +56,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     let mut helper = Helper::start()?;
     let filter = args.filters.plan()?;
     let mut probes = Probes::attach(kernel_log_level(verbose)).map_err(|error| exit::with_hint(&error))?;
-    let firewalls = helper
-        .firewalls()
-        .map(|inventory| inventory.active().map(|front_end| front_end.name.clone()).collect::<Vec<_>>().join(", "));
+    let firewalls = firewalls(&mut helper, filter.netns);
     let mut degraded = doctor::shortcomings(&probes);
     let zone = TimeZone::system();
     let output: Box<dyn Output> = match args.output {
@@ -68,7 +66,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
             Box::new(Terminal::new(BufWriter::with_capacity(BUFFER, styled), zone.clone(), args.all))
         }
     };
-    let ready = ready_line(&filter, &probes, firewalls.as_deref().unwrap_or_default(), &zone, args.output);
+    let ready = ready_line(&filter, &probes, &firewalls, &zone, args.output);
     let assembler = Assembler::new(Identity::read(), std::mem::take(&mut probes.reasons), helper, !args.no_redact);
     match confine(|| probes.totals().is_ok()) {
         Ok(confined) => log::debug!("confined: {confined:?}"),
@@ -98,16 +96,27 @@ fn anything_lost(account: &Account) -> bool {
     account.lost.total() > 0 || account.missed_max > 0
 }
 
+/// Which firewalls decide in the host's namespace, or in the only one that is watched.
+fn firewalls(helper: &mut Helper, netns: Option<u32>) -> String {
+    match helper.firewalls(netns).map_err(|error| error.to_string()).and_then(|read| read) {
+        Ok(inventory) => {
+            let names: Vec<&str> = inventory.active().map(|front_end| front_end.name.as_str()).collect();
+            match (names.is_empty(), netns) {
+                (false, _) => format!("firewalls: {}", names.join(", ")),
+                (true, Some(_)) => "no firewall rules there".to_owned(),
+                (true, None) => "no firewall rules in the host's namespace".to_owned(),
+            }
+        }
+        Err(why) => format!("firewalls unknown: {why}"),
+    }
+}
+
 /// `observer: ready · all namespaces · …`: what is watched, and how it is told.
 fn ready_line(filter: &Filter, probes: &Probes, firewalls: &str, zone: &TimeZone, format: Format) -> String {
     let mut parts = vec!["observer: ready".to_owned()];
     parts.push(filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")));
     parts.push(format!("owners live, {} older sockets", probes.seeded));
-    parts.push(if firewalls.is_empty() {
-        "no firewall in this namespace".to_owned()
-    } else {
-        format!("firewalls: {firewalls}")
-    });
+    parts.push(firewalls.to_owned());
     if format == Format::Human {
         let now = Timestamp::now().to_zoned(zone.clone());
         parts.push(format!("times {}", now.strftime("%Z (UTC%:z)")));

@@ -1,8 +1,9 @@
-//! Which firewalls decide in the host's own network namespace. Only reads, and loads no module: what is not loaded does
+//! Which firewalls decide in a network namespace. Only reads, and loads no module: what is not loaded does
 //! not decide.
 
 use std::fs;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::nft::{self, Chain};
@@ -28,10 +29,6 @@ pub struct FrontEnd {
 pub struct Inventory {
     /// All that were found.
     pub front_ends: Vec<FrontEnd>,
-    /// nftables chains that hang on a hook (iptables-nft's included).
-    pub base_chains: usize,
-    /// Why the rules could not be read.
-    pub unreadable: Option<String>,
 }
 
 impl Inventory {
@@ -42,24 +39,15 @@ impl Inventory {
 }
 
 /// Reads the namespace of the calling thread and the host's configuration files.
-pub fn read() -> Inventory {
-    let (chains, unreadable) = match nftables_in_use() {
-        true => match nft::chains() {
-            Ok(chains) => (chains, None),
-            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-        },
-        false => (Vec::new(), None),
-    };
-    let legacy = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
+pub fn read() -> Result<Inventory> {
+    let chains = if nftables_in_use() { nft::chains()? } else { Vec::new() };
+    // Of the thread: `/proc/net` is the namespace of the process.
+    let legacy = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
         .iter()
         .flat_map(|path| fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>())
         .collect::<Vec<_>>();
     let ufw_enabled = fs::read_to_string("/etc/ufw/ufw.conf").is_ok_and(|text| ufw_is_enabled(&text));
-    Inventory {
-        base_chains: chains.iter().filter(|chain| chain.base).count(),
-        front_ends: recognise(&chains, &legacy, ufw_enabled),
-        unreadable,
-    }
+    Ok(Inventory { front_ends: recognise(&chains, &legacy, ufw_enabled) })
 }
 
 /// Asking for rules would load the module.

@@ -80,9 +80,9 @@ impl Helper {
         self.broken.as_ref()
     }
 
-    /// Firewalls of the host's own namespace.
-    pub fn firewalls(&mut self) -> Result<Inventory, HelperError> {
-        match self.ask(&Request::Firewalls)? {
+    /// Firewalls of a network namespace, by its inode number; without one, of the host's own.
+    pub fn firewalls(&mut self, netns: Option<u32>) -> Result<Result<Inventory, String>, HelperError> {
+        match self.ask(&Request::Firewalls { netns })? {
             Response::Firewalls(inventory) => Ok(inventory),
             other => Err(unexpected(&other)),
         }

@@ -7,7 +7,8 @@
 
 mod confine;
 mod helper;
-pub mod protocol;
+mod netns;
+mod protocol;
 mod server;
 
 pub use confine::{Confined, confine};

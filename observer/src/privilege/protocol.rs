@@ -28,8 +28,11 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
-    /// Which firewalls decide in the host's own namespace.
-    Firewalls,
+    /// Which firewalls decide in a network namespace.
+    Firewalls {
+        /// Its inode number; without one, the host's own.
+        netns: Option<u32>,
+    },
     /// Send one packet into a drop, in a namespace that is made for it.
     SelfTest,
 }
@@ -44,7 +47,7 @@ pub enum Response {
     /// To [`Request::CgroupPath`].
     CgroupPath(Option<String>),
     /// To [`Request::Firewalls`].
-    Firewalls(Inventory),
+    Firewalls(Result<Inventory, String>),
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
     SelfTest(Result<Sent, String>),
 }

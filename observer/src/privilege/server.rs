@@ -5,7 +5,10 @@ use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability};
 
-use super::protocol::{Request, Response};
+use super::{
+    netns,
+    protocol::{Request, Response},
+};
 use crate::{
     enrich::{cgroups::Cgroups, proc},
     firewall::inventory,
@@ -56,7 +59,9 @@ impl Server {
             Request::Facts { pid, start_ns } => Response::Facts(proc::facts(pid, start_ns).map(Box::new)),
             Request::Holders { inode, first, only_first } => Response::Holders(proc::holders(inode, first, only_first)),
             Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
-            Request::Firewalls => Response::Firewalls(inventory::read()),
+            Request::Firewalls { netns } => Response::Firewalls(
+                netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
+            ),
             Request::SelfTest => Response::SelfTest(selftest::send().map_err(|error| format!("{error:#}"))),
         }
     }

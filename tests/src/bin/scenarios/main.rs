@@ -2,6 +2,7 @@
 //! testbed's BPF object (`OBSERVER_TESTBED`) and nothing else of the project, so that it runs on other kernels as it is.
 
 mod cli;
+mod demo;
 mod directions;
 mod doctor;
 mod firewalls;
@@ -23,7 +24,7 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 9] = [
+    let groups: [(&str, &[Scenario]); 10] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
@@ -33,6 +34,7 @@ fn main() {
         ("terminal", terminal::ALL),
         ("doctor", doctor::ALL),
         ("privileges", privileges::ALL),
+        ("demo", demo::ALL),
     ];
     let trials = groups.iter().flat_map(|(group, scenarios)| {
         scenarios.iter().map(move |(name, scenario)| {

@@ -1,0 +1,66 @@
+//! Network namespaces by their number: found, and entered by a thread of its own.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    thread,
+};
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
+
+/// Runs `work` on a thread in the namespace with this inode number; without one, in this process's own.
+pub(super) fn inside<T: Send + 'static>(number: Option<u32>, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let Some(number) = number else { return Ok(work()) };
+    let namespace = open(number)?;
+    // A namespace belongs to a thread; this one ends with the work.
+    thread::spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
+        Ok(work())
+    })
+    .join()
+    .map_err(|_| anyhow::anyhow!("the thread in the network namespace failed"))?
+}
+
+/// A namespace is where a process lives in it, or where it is bound to a path.
+fn open(number: u32) -> Result<File> {
+    of_a_process(number)
+        .or_else(|| bound(number))
+        .with_context(|| format!("network namespace {number} has neither a process nor a path in sight"))
+}
+
+fn of_a_process(number: u32) -> Option<File> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let name = entry.file_name();
+        name.to_str()?.parse::<u32>().ok()?;
+        with_number(entry.path().join("ns/net"), number)
+    })
+}
+
+fn bound(number: u32) -> Option<File> {
+    let mounts = procfs::process::Process::myself().ok()?.mountinfo().ok()?;
+    mounts
+        .0
+        .into_iter()
+        .filter(|mount| mount.fs_type == "nsfs")
+        .find_map(|mount| with_number(mount.mount_point, number))
+}
+
+fn with_number(path: PathBuf, number: u32) -> Option<File> {
+    // Compared on the open file: the process may be another by now.
+    let file = File::open(path).ok()?;
+    (file.metadata().ok()?.ino() == u64::from(number)).then_some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_found() {
+        let number = u32::try_from(fs::metadata("/proc/self/ns/net").unwrap().ino()).unwrap();
+        assert_eq!(open(number).unwrap().metadata().unwrap().ino(), u64::from(number));
+        assert!(open(1).is_err());
+    }
+}
