@@ -30,7 +30,7 @@ use crate::{
 
 /// Records that may wait for the slower half: some seconds of a storm, at most 30 MB.
 const QUEUE: usize = 65_536;
-/// Output is told at least this often that time passes.
+/// Output that has something left to tell is asked this often.
 const IDLE: Duration = Duration::from_millis(250);
 /// How long the end waits for programs that were still running when they were detached.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -211,9 +211,11 @@ fn consume<E: Eyes>(
         let bytes = match queue.try_recv() {
             Ok(bytes) => Some(bytes),
             Err(_) => {
-                consumed.pause();
+                let waiting = consumed.pause();
                 told = Instant::now();
-                match queue.recv_timeout(IDLE) {
+                // An idle host costs nothing: without anything to tell there is nothing to wake up for.
+                let next = if waiting { queue.recv_timeout(IDLE) } else { queue.recv().map_err(Into::into) };
+                match next {
                     Ok(bytes) => Some(bytes),
                     Err(RecvTimeoutError::Timeout) => None,
                     Err(RecvTimeoutError::Disconnected) => return consumed,
@@ -237,10 +239,15 @@ fn consume<E: Eyes>(
 }
 
 impl<E: Eyes> Consumed<E> {
-    fn pause(&mut self) {
-        if self.error.is_none() {
-            self.error = self.output.idle().err();
+    /// True when the output has something left to tell.
+    fn pause(&mut self) -> bool {
+        if self.error.is_some() {
+            return false;
         }
+        self.output.idle().unwrap_or_else(|error| {
+            self.error = Some(error);
+            false
+        })
     }
 
     fn take(&mut self, bytes: Bytes, filter: &Filter, count: Option<u64>) {

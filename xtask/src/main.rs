@@ -47,9 +47,9 @@ enum Verb {
     Lint,
     /// What the kernel side costs: interleaved runs, medians and spread.
     Bench {
-        /// Rounds of each measurement.
-        #[arg(long, default_value_t = 7)]
-        rounds: usize,
+        /// Passed to the bench: `--rounds N`, `--output json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
 }
 
@@ -84,14 +84,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Lint => lint::run(),
-        Verb::Bench { rounds } => {
+        Verb::Bench { args } => {
             setup::test_tools()?;
             let observer = build::release()?;
             let bench = build::test_program("bench")?;
             let object = build::kernel_half()?.with_file_name("testbed-bpf");
-            command::become_it(
-                command::new(bench).env("OBSERVER", observer).env("OBSERVER_TESTBED", object).arg(rounds.to_string()),
-            )
+            command::become_it(command::new(bench).env("OBSERVER", observer).env("OBSERVER_TESTBED", object).args(args))
         }
     }
 }

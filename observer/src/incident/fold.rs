@@ -86,6 +86,11 @@ impl Fold {
         due
     }
 
+    /// Repeats are still to be told.
+    pub fn waiting(&self) -> bool {
+        self.incidents.values().any(|incident| incident.untold > 0)
+    }
+
     fn forget_quietest(&mut self) {
         let quietest = self
             .incidents

@@ -28,8 +28,9 @@ impl<W: Write + Send> Output for JsonLines<W> {
         write_line(&mut self.writer, event)
     }
 
-    fn idle(&mut self) -> io::Result<()> {
-        self.writer.flush()
+    fn idle(&mut self) -> io::Result<bool> {
+        self.writer.flush()?;
+        Ok(false)
     }
 
     fn finish(&mut self, summary: &Summary) -> io::Result<()> {

@@ -14,8 +14,9 @@ use crate::model::{Event, Summary};
 pub trait Output: Send {
     /// One event.
     fn event(&mut self, event: &Event) -> io::Result<()>;
-    /// Called when nothing happened for a moment, and at least once a second: tell what waited, flush.
-    fn idle(&mut self) -> io::Result<()>;
+    /// Called when nothing more is at hand, and several times a second in a storm: tell what waited long enough, flush.
+    /// True when something still waits; then it is called again soon.
+    fn idle(&mut self) -> io::Result<bool>;
     /// The end.
     fn finish(&mut self, summary: &Summary) -> io::Result<()>;
 }

@@ -87,9 +87,10 @@ impl<W: Write + Send> Output for Terminal<W> {
         if told == Told::New { self.block(event) } else { Ok(()) }
     }
 
-    fn idle(&mut self) -> io::Result<()> {
+    fn idle(&mut self) -> io::Result<bool> {
         self.repeats(false)?;
-        self.writer.flush()
+        self.writer.flush()?;
+        Ok(self.fold.waiting())
     }
 
     fn finish(&mut self, summary: &Summary) -> io::Result<()> {

@@ -19,6 +19,10 @@ use super::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
 
+/// Environment variable with ways to attach that are not to be tried (`tp_btf,cgroup`): for a kernel on which one of them
+/// misbehaves, and to compare them.
+const AVOID: &str = "OBSERVER_AVOID";
+
 /// Why nothing can be observed here. Each is one sentence; [`AttachError::hint`] is the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
@@ -94,9 +98,14 @@ impl Probes {
             .ok_or_else(|| missing(map::COUNTERS))?;
         let mut probes =
             Self { ebpf, links: Vec::new(), counters, states: Vec::new(), reasons: kernel.reasons, seeded: 0 };
+        let avoided = std::env::var(AVOID).unwrap_or_default();
         for hook in &HOOKS {
             let mut errors = Vec::new();
             let way = hook.programs.iter().find_map(|(name, way)| {
+                if avoided.split(',').any(|avoided| avoided.trim() == way.name()) {
+                    errors.push(format!("{}: not tried, because {AVOID} names it", way.name()));
+                    return None;
+                }
                 match probes.attach_program(name, *way, hook.symbol, &types) {
                     Ok(()) => Some(*way),
                     Err(error) => {
@@ -191,14 +200,6 @@ impl Probes {
                 totals::skipped_runs(&program_descriptor(self.ebpf.program(name)?)?)
             })
             .reduce(|sum, runs| sum + runs)
-    }
-
-    /// Instructions that the verifier walked for each loaded program, by name.
-    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
-        self.ebpf
-            .programs()
-            .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?)))
-            .collect()
     }
 }
 

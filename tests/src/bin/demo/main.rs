@@ -156,7 +156,8 @@ impl Watching {
     fn start(lab: &Lab) -> Result<Self> {
         let mut command = observer::command();
         command.args(["watch", "--netns"]).arg(lab.client.path()).stdin(Stdio::null());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start observer")?;
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start observer")?;
         let ready = Arc::new(AtomicBool::new(false));
         relay("observer ", child.stdout.take().context("no stdout")?, "\0", Arc::new(AtomicBool::new(false)));
         relay("observer ", child.stderr.take().context("no stderr")?, "observer: ready", Arc::clone(&ready));

@@ -53,11 +53,20 @@ impl PackageHost {
         let names = lab
             .server
             .command("dnsmasq")
-            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file=", "--log-facility=-"])
+            .args([
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--no-resolv",
+                "--no-hosts",
+                "--pid-file=",
+                "--log-facility=-",
+            ])
             .args(["--user=root", "--group=root", "--bind-interfaces", &format!("--listen-address={SERVER_V4}")])
-            .args([VENDOR, MIRROR].iter().flat_map(|name| {
-                [format!("--address=/{name}/{FAR_V4}"), format!("--address=/{name}/{FAR_V6}")]
-            }))
+            .args(
+                [VENDOR, MIRROR]
+                    .iter()
+                    .flat_map(|name| [format!("--address=/{name}/{FAR_V4}"), format!("--address=/{name}/{FAR_V6}")]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -76,7 +85,13 @@ impl PackageHost {
 
         // All of these are the client's private copies.
         lab.client.feed("sh", &["-c", "cat > /etc/resolv.conf"], &format!("nameserver {SERVER_V4}\n"))?;
-        lab.client.run("sh", &["-c", "rm -rf /etc/apt/sources.list* /etc/apt/apt.conf* && mkdir /etc/apt/sources.list.d /etc/apt/apt.conf.d"])?;
+        lab.client.run(
+            "sh",
+            &[
+                "-c",
+                "rm -rf /etc/apt/sources.list* /etc/apt/apt.conf* && mkdir /etc/apt/sources.list.d /etc/apt/apt.conf.d",
+            ],
+        )?;
         let source = format!("deb [trusted=yes] http://{MIRROR} ./\n");
         lab.client.feed("sh", &["-c", "cat > /etc/apt/sources.list"], &source)?;
         let bundle = "mkdir -p /etc/ssl/certs && cat >> /etc/ssl/certs/ca-certificates.crt";

@@ -33,7 +33,8 @@ fn demo(variant: &str, temporary: &TempDir) -> Result<Command> {
 fn host(temporary: &TempDir) -> Result<String> {
     let left = std::fs::read_dir(temporary.path())?.count();
     ensure!(left == 0, "{left} temporary files are left");
-    let shell = "cat /etc/resolv.conf /etc/apt/sources.list /etc/ufw/*.rules /etc/ufw/ufw.conf /etc/default/ufw 2>/dev/null
+    let shell =
+        "cat /etc/resolv.conf /etc/apt/sources.list /etc/ufw/*.rules /etc/ufw/ufw.conf /etc/default/ufw 2>/dev/null
          ls -la /etc/ufw /etc/datadog-agent /etc/demo-dependency /etc/apt/sources.list.d 2>&1
          sha256sum /etc/ssl/certs/ca-certificates.crt /var/lib/dpkg/status 2>&1
          nft list ruleset 2>&1; ip -o link 2>&1";

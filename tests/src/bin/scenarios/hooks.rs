@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{CLIENT_INTERFACE, FAR_V4, FAR_V6, Lab},
-    observer::{Observer, Report, expect},
+    observer::{self, Observer, Report, expect},
     testbed::{self, DenyingCgroup},
     traffic,
 };
@@ -18,6 +18,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("netdev_egress", || {
         netfilter(&format!("type filter hook egress device {CLIENT_INTERFACE} priority 0;"), "netdev", "egress")
     }),
+    ("without_typed_tracepoints", without_typed_tracepoints),
     ("cgroup_egress", cgroup),
     ("tc_egress", tc),
     ("neighbour_discovery_is_background", neighbour_discovery),
@@ -28,7 +29,7 @@ fn netfilter(hook: &str, family: &str, name: &str) -> Result<Outcome> {
     // netdev chains see frames: the protocol must be said.
     let rules = "meta l4proto udp counter drop\nmeta l4proto tcp counter drop";
     lab.client.nft(&format!("table {family} t {{ chain c {{ {hook}\n{rules}\n}} }}"))?;
-    let report = all_kinds(&lab, json!("netfilter"), json!(name), &json!("NETFILTER_DROP"))?;
+    let report = all_kinds(&lab, "netfilter", name, "NETFILTER_DROP")?;
     ensure!(
         report.foreground().len() as u64 == lab.client.counted()?,
         "the firewall counted {}",
@@ -38,8 +39,12 @@ fn netfilter(hook: &str, family: &str, name: &str) -> Result<Outcome> {
 }
 
 /// TCP and UDP in both families, each by its own process.
-fn all_kinds(lab: &Lab, cause: Value, hook: Value, reason: &Value) -> Result<Report> {
-    let observer = Observer::watch(&lab.client)?;
+fn all_kinds(lab: &Lab, cause: &str, hook: &str, reason: &str) -> Result<Report> {
+    knock_with_everything(lab, Observer::watch(&lab.client)?, cause, hook, reason)
+}
+
+/// Every event as it should be, and no other.
+fn knock_with_everything(lab: &Lab, observer: Observer, cause: &str, hook: &str, reason: &str) -> Result<Report> {
     let mut clients = Vec::new();
     for address in [FAR_V4, FAR_V6] {
         clients.push((traffic::run(&lab.client, &["tcp", address, "443", "0.3"])?.pid, address, "tcp"));
@@ -56,13 +61,28 @@ fn all_kinds(lab: &Lab, cause: Value, hook: Value, reason: &Value) -> Result<Rep
                 ("/destination/ip", json!(address)),
                 ("/destination/port", json!(443)),
                 ("/network/transport", json!(transport)),
-                ("/egress/cause", cause.clone()),
-                ("/egress/hook", hook.clone()),
-                ("/egress/drop_reason", reason.clone()),
+                ("/egress/cause", json!(cause)),
+                ("/egress/hook", json!(hook)),
+                ("/egress/drop_reason", json!(reason)),
             ],
         )?;
     }
     Ok(report)
+}
+
+/// As on a kernel that refuses them: raw tracepoints see the same, owners are bound at the socket's creation, and it is
+/// said.
+fn without_typed_tracepoints() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain c { type filter hook output priority 0; udp dport 443 counter drop; tcp dport 443 counter drop; } }")?;
+    let mut command = observer::command();
+    command.args(["watch", "-o", "json", "--netns"]).arg(lab.client.path()).env("OBSERVER_AVOID", "tp_btf");
+    let observer = Observer::start_command(&mut command)?;
+    ensure!(observer.ready.contains("degraded: connect"), "{}", observer.ready);
+    let report = knock_with_everything(&lab, observer, "netfilter", "output", "NETFILTER_DROP")?;
+    ensure!(report.foreground().len() as u64 == lab.client.counted()?, "not what the firewall counted");
+    ensure!(report.account["degraded"].to_string().contains("connect"), "{}", report.account);
+    Ok(Outcome::Passed)
 }
 
 fn cgroup() -> Result<Outcome> {
@@ -104,7 +124,7 @@ fn cgroup() -> Result<Outcome> {
 fn tc() -> Result<Outcome> {
     let lab = Lab::new()?;
     let _program = testbed::deny_tc(&lab.client, CLIENT_INTERFACE)?;
-    all_kinds(&lab, json!("tc"), json!("egress"), &json!("TC_EGRESS"))?;
+    all_kinds(&lab, "tc", "egress", "TC_EGRESS")?;
     Ok(Outcome::Passed)
 }
 

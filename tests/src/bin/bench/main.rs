@@ -1,0 +1,160 @@
+//! What observer costs. Every figure comes from runs that are interleaved with unobserved ones and with the least program
+//! that can be attached, in changing order, so that what else happens on the machine meets all of them alike.
+
+mod load;
+mod report;
+mod watch;
+
+use std::{collections::HashMap, fs, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use aya::sys::{Stats, enable_stats};
+use clap::Parser;
+use harness::namespace::Namespace;
+use nix::unistd::{SysconfVar, sysconf};
+use report::{Report, Samples};
+use watch::Watcher;
+
+/// Port that the firewall drops, and port that nothing listens on.
+const DROPPED: u16 = 9999;
+const CLOSED: u16 = 9;
+/// Packets of one run: about a second.
+const PACKETS: u32 = 800_000;
+/// Packets of a run under the kernel's statistics, which cost time themselves.
+const MEASURED: u32 = 200_000;
+/// How long an idle observer is looked at.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Measures what observer costs, against unobserved runs and an empty program.
+#[derive(Parser)]
+struct Args {
+    /// Rounds of each measurement.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// A table, or one JSON object.
+    #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+    output: String,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let result = match words.split_first() {
+        Some((first, rest)) if first == "load" => load::inside(rest),
+        _ => bench(&Args::parse()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &Args) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the bench makes namespaces and loads BPF programs: run it as root");
+    let namespace = Namespace::new()?;
+    namespace.nft(&format!(
+        "table inet bench {{ chain out {{ type filter hook output priority 0; udp dport {DROPPED} counter drop; }} }}"
+    ))?;
+    let mut groups = Vec::new();
+    for (title, port) in [
+        ("UDP flood into a drop, one thread: every freed packet is a drop of the host's firewall", DROPPED),
+        ("UDP flood to a closed port: every freed packet has another reason", CLOSED),
+    ] {
+        groups.push((title.to_owned(), flood(&namespace, port, args.rounds)?.figures()));
+    }
+    groups.push(("Start and idle".to_owned(), idle(args.rounds)?.figures()));
+    let report = Report {
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        cpus: std::thread::available_parallelism()?.get(),
+        groups,
+    };
+    if args.output == "json" {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("{}", report.text());
+    }
+    Ok(())
+}
+
+/// One flood under each watcher, round by round.
+fn flood(namespace: &Namespace, port: u16, rounds: u64) -> Result<Samples> {
+    let mut samples = Samples::default();
+    for round in 0..rounds {
+        let mut order = Watcher::ALL;
+        order.rotate_left(usize::try_from(round)? % Watcher::ALL.len());
+        let mut spent = HashMap::new();
+        let mut inside = HashMap::new();
+        for watcher in order {
+            let _running = watcher.start()?;
+            spent.insert(watcher.name(), load::run(namespace, port, PACKETS)?);
+            if watcher != Watcher::Nobody {
+                let _statistics = enable_stats(Stats::RunTime).context("the kernel counts no program times")?;
+                let before = watcher.program_time()?;
+                load::run(namespace, port, MEASURED)?;
+                let after = watcher.program_time()?;
+                inside.insert(watcher.name(), (after.0 - before.0) as f64 / (after.1 - before.1) as f64);
+            }
+        }
+        let unobserved = spent[Watcher::Nobody.name()];
+        samples.add("sender's CPU a packet, unobserved", "ns", unobserved.cpu_ns);
+        for watcher in [Watcher::Empty, Watcher::Observer] {
+            let observed = spent[watcher.name()];
+            samples.add(format!("CPU, unobserved ÷ {}", watcher.name()), "×", unobserved.cpu_ns / observed.cpu_ns);
+            samples.add(format!("rate, {} ÷ unobserved", watcher.name()), "×", unobserved.wall_ns / observed.wall_ns);
+        }
+        let (empty, observer) = (inside[Watcher::Empty.name()], inside[Watcher::Observer.name()]);
+        samples.add("in the empty program, a freed packet", "ns", empty);
+        samples.add("in observer's program, over the empty one", "ns", observer - empty);
+    }
+    Ok(samples)
+}
+
+/// Time to ready, memory, and what a watching observer does when nothing happens.
+fn idle(rounds: u64) -> Result<Samples> {
+    let mut samples = Samples::default();
+    for round in 0..rounds {
+        let running = Watcher::Observer.start()?;
+        let observer = running.observer().context("no observer runs")?;
+        samples.add("from start to ready", "ms", observer.ready_after.as_secs_f64() * 1e3);
+        let processes = observer.processes()?;
+        for (field, what) in [("VmRSS:", "resident, with its helper"), ("RssAnon:", "of that, its own")] {
+            let sum: f64 = processes.iter().map(|pid| status(*pid, field)).sum::<Result<f64>>()?;
+            samples.add(what, "MB", sum / 1e3);
+        }
+        if round == 0 {
+            let before = usage(&processes)?;
+            std::thread::sleep(IDLE);
+            let after = usage(&processes)?;
+            let ticks = sysconf(SysconfVar::CLK_TCK)?.context("the system does not say how long a clock tick is")?;
+            samples.add("CPU while idle", "%", (after.0 - before.0) / ticks as f64 / IDLE.as_secs_f64() * 100.0);
+            samples.add("wake-ups while idle", "1/s", (after.1 - before.1) / IDLE.as_secs_f64());
+        }
+    }
+    Ok(samples)
+}
+
+/// Clock ticks of user and system time, and voluntary context switches of all threads.
+fn usage(processes: &[u32]) -> Result<(f64, f64)> {
+    let (mut ticks, mut switches) = (0.0, 0.0);
+    for pid in processes {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        ticks += fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let text = fs::read_to_string(thread?.path().join("status"))?;
+            switches += field(&text, "voluntary_ctxt_switches:")?;
+        }
+    }
+    Ok((ticks, switches))
+}
+
+fn status(pid: u32, name: &str) -> Result<f64> {
+    field(&fs::read_to_string(format!("/proc/{pid}/status"))?, name)
+}
+
+fn field(text: &str, name: &str) -> Result<f64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    value.with_context(|| format!("no {name}"))
+}
