@@ -6,13 +6,13 @@
 
 use std::{
     io,
-    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    os::fd::OwnedFd,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     io::unix::AsyncFd,
@@ -22,10 +22,14 @@ use tokio::{
 
 use crate::{
     enrich::{assemble::Assembler, attribute::Eyes, host::Identity},
-    intake::{decode::decode, ring::Reader},
+    intake::{
+        decode::decode,
+        ring::{Item, Reader},
+    },
     model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Kind, Lost, Summary},
     output::Output,
     probe::Probes,
+    sys::watch_readable,
 };
 
 /// Records that may wait for the slower half: some seconds of a storm, at most 30 MB.
@@ -57,6 +61,8 @@ pub enum Ended {
 pub struct Run<E> {
     /// Attached.
     pub probes: Probes,
+    /// Readable when the ring of process records is filling up.
+    pub filling: OwnedFd,
     /// Makes events.
     pub assembler: Assembler<E>,
     /// Where they go.
@@ -96,6 +102,8 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
         let (sender, receiver) = sync_channel(QUEUE);
+        let filling = watch_readable(self.filling).context("cannot watch the ring of processes")?;
+        let nudge = tokio::spawn(nudge(filling, sender.clone()));
         let mut reader = Reader::new(self.probes.take_ring()?, sender).context("cannot watch the ring")?;
         let log = self.probes.take_log().filter(|_| log::log_enabled!(log::Level::Warn)).map(kernel_log);
         let (stop, mut stopped) = oneshot::channel();
@@ -127,7 +135,10 @@ impl<E: Eyes + Send + 'static> Run<E> {
         };
         let missed_max = self.probes.missed_max().unwrap_or(0);
         let (taken, overflow) = (reader.taken, reader.overflow);
+        // The queue closes with its last sender.
         drop(reader);
+        nudge.abort();
+        let _ = nudge.await;
         if let Some(log) = log {
             log.abort();
         }
@@ -137,6 +148,13 @@ impl<E: Eyes + Send + 'static> Run<E> {
                 return Ok((Ended::ClosedPipe, consumed.assembler.into_eyes()));
             }
             return Err(error).context("cannot write the output");
+        }
+        if totals.process_ring_full > 0 {
+            self.degraded.push(Degraded {
+                what: "processes".to_owned(),
+                why: format!("the ring of process records was full for {} of them", totals.process_ring_full),
+                consequence: "some short-lived processes have no executable, arguments or parents".to_owned(),
+            });
         }
         if totals.owner_map_full > 0 {
             self.degraded.push(Degraded {
@@ -179,10 +197,19 @@ async fn after(duration: Option<Duration>) {
     }
 }
 
+/// Has the slower half take in process records before their ring is full. A full queue is no matter: it does so at every
+/// drop anyway.
+async fn nudge(mut filling: AsyncFd<OwnedFd>, queue: SyncSender<Item>) {
+    while let Ok(mut guard) = filling.readable_mut().await {
+        guard.clear_ready();
+        let _ = queue.try_send(Item::Processes);
+    }
+}
+
 /// Passes on what the BPF half says.
 fn kernel_log(log: aya_log::EbpfLogger<&'static dyn log::Log>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
-        let Ok(mut log) = crate::sys::watch_readable(log) else { return };
+        let Ok(mut log) = watch_readable(log) else { return };
         pass_on(&mut log).await;
     })
 }
@@ -197,7 +224,7 @@ async fn pass_on(log: &mut AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>) 
 /// The slower half: until the queue is closed and empty. After an error or the last event that was asked for, it counts
 /// on and writes no more.
 fn consume<E: Eyes>(
-    queue: &Receiver<Bytes>,
+    queue: &Receiver<Item>,
     assembler: Assembler<E>,
     output: Box<dyn Output>,
     filter: &Filter,
@@ -208,15 +235,15 @@ fn consume<E: Eyes>(
     let mut stop = Some(stop);
     let mut told = Instant::now();
     loop {
-        let bytes = match queue.try_recv() {
-            Ok(bytes) => Some(bytes),
+        let item = match queue.try_recv() {
+            Ok(item) => Some(item),
             Err(_) => {
                 let waiting = consumed.pause();
                 told = Instant::now();
                 // An idle host costs nothing: without anything to tell there is nothing to wake up for.
                 let next = if waiting { queue.recv_timeout(IDLE) } else { queue.recv().map_err(Into::into) };
                 match next {
-                    Ok(bytes) => Some(bytes),
+                    Ok(item) => Some(item),
                     Err(RecvTimeoutError::Timeout) => None,
                     Err(RecvTimeoutError::Disconnected) => return consumed,
                 }
@@ -226,8 +253,10 @@ fn consume<E: Eyes>(
             consumed.pause();
             told = Instant::now();
         }
-        if let Some(bytes) = bytes {
-            consumed.take(bytes, filter, count);
+        match item {
+            Some(Item::Drop(bytes)) => consumed.take(bytes, filter, count),
+            Some(Item::Processes) => consumed.assembler.catch_up(),
+            None => {}
         }
         if (consumed.error.is_some() || count.is_some_and(|count| consumed.reported >= count))
             && let Some(stop) = stop.take()
@@ -250,7 +279,7 @@ impl<E: Eyes> Consumed<E> {
         })
     }
 
-    fn take(&mut self, bytes: Bytes, filter: &Filter, count: Option<u64>) {
+    fn take(&mut self, bytes: bytes::Bytes, filter: &Filter, count: Option<u64>) {
         let dropped = match decode(bytes) {
             Ok(dropped) => dropped,
             Err(error) => {

@@ -12,9 +12,11 @@ pub enum Counter {
     OwnerMapFull = 2,
     /// Dropped for a watched reason but not outbound by this host's own sockets; never reported.
     NotEgress = 3,
+    /// Process records not handed over because their ring was full; in records.
+    ProcessRingFull = 4,
 }
 
 impl Counter {
     /// Number of counters, the length of the array.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }

@@ -86,6 +86,8 @@ layout! {
     sk_flags,
     /// Number of the flag `SOCK_DEAD` in `skc_flags`, not an offset.
     sk_flag_dead,
+    /// `sock.sk_type`
+    sk_type,
     /// `sock.sk_socket`
     sk_socket,
     /// `sock.sk_uid`
@@ -100,6 +102,13 @@ layout! {
     /// Distance from a `struct socket` to its inode's number: `socket_alloc.vfs_inode` and `inode.i_ino`.
     socket_inode,
 
+    /// `socket.file`
+    socket_file,
+
+    /// `cgroup.root`
+    cgroup_root,
+    /// `cgroup_root.hierarchy_id`
+    root_hierarchy,
     /// `cgroup.kn`
     cgroup_kn,
     /// `kernfs_node.id`
@@ -121,6 +130,52 @@ layout! {
     task_comm,
     /// `task_struct.cgroups`
     task_cgroups,
+    /// `task_struct.mm`
+    task_mm,
+    /// `task_struct.signal`
+    task_signal,
+    /// `task_struct.thread_pid`
+    task_thread_pid,
+    /// `signal_struct.live`
+    signal_live,
+    /// `mm_struct.arg_start`
+    mm_arg_start,
+    /// `mm_struct.arg_end`
+    mm_arg_end,
+    /// `pid.level`
+    pid_level,
+    /// `pid.numbers`
+    pid_numbers,
+    /// Size of `struct upid`, not an offset.
+    upid_bytes,
+    /// `upid.nr`
+    upid_nr,
+    /// `upid.ns`
+    upid_ns,
+    /// `pid_namespace.ns.inum`
+    pid_ns_inum,
+    /// `user_namespace.ns.inum`
+    user_ns_inum,
+    /// `linux_binprm.file`
+    bprm_file,
+    /// `linux_binprm.filename`
+    bprm_filename,
+    /// `file.f_path.dentry`
+    file_dentry,
+    /// `file.f_path.mnt`
+    file_mount,
+    /// `dentry.d_parent`
+    dentry_parent,
+    /// `dentry.d_name.name`
+    dentry_name,
+    /// `vfsmount.mnt_root`
+    vfsmount_root,
+    /// `mount.mnt`: the `struct vfsmount` inside it
+    mount_vfsmount,
+    /// `mount.mnt_parent`
+    mount_parent,
+    /// `mount.mnt_mountpoint`
+    mount_mountpoint,
     /// `css_set.dfl_cgrp`
     css_set_cgroup,
     /// `cred.uid`
@@ -129,4 +184,6 @@ layout! {
     cred_gid,
     /// `cred.euid`
     cred_euid,
+    /// `cred.user_ns`
+    cred_user_ns,
 }

@@ -12,6 +12,14 @@ pub mod program {
     pub const CREATE: &str = "own_sock_create";
     /// cgroup program at socket release.
     pub const RELEASE: &str = "own_sock_close";
+    /// BTF tracepoint `sched_process_fork`.
+    pub const FORK: &str = "proc_fork";
+    /// BTF tracepoint `sched_process_exec`.
+    pub const EXEC: &str = "proc_exec";
+    /// BTF tracepoint `sched_process_exit`.
+    pub const EXIT: &str = "proc_exit";
+    /// BTF tracepoint `cgroup_mkdir`.
+    pub const MKDIR: &str = "proc_mkdir";
     /// Iterator over every open file: owners of sockets older than observer.
     pub const SEED: &str = "seed_task_file";
 }
@@ -20,6 +28,8 @@ pub mod program {
 pub mod map {
     /// Ring buffer of [`DropRecord`](super::DropRecord).
     pub const EVENTS: &str = "EVENTS";
+    /// Ring buffer of [`ProcessRecord`](super::ProcessRecord), each with its data behind it.
+    pub const PROCESSES: &str = "PROCESSES";
     /// Hash from socket cookie to [`Owner`](super::Owner).
     pub const OWNERS: &str = "OWNERS";
     /// Per-CPU array of monotonic counters, indexed by [`Counter`](super::Counter).

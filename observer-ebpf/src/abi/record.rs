@@ -53,6 +53,11 @@ pub mod flag {
     pub const ORPHAN: u8 = 8;
     /// The packet's headers could not be read.
     pub const UNREADABLE: u8 = 16;
+    /// The kernel made the socket for itself: no process has it open.
+    pub const KERNEL: u8 = 32;
+    /// Datagrams of this socket leave inside the call that sends them (UDP, raw, ping); a connection's may also leave by a
+    /// timer or on an answer.
+    pub const DATAGRAM: u8 = 64;
 }
 
 /// One dropped packet. All integers are in the machine's byte order unless said otherwise.

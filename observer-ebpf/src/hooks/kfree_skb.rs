@@ -75,7 +75,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
     let socket = sock::facts::<R>(skb.sk);
     let device = skb.out_device();
     let net = if socket.net != 0 { socket.net } else { Probe::field(device, field!(dev_net)).unwrap_or(0) };
-    emit(time_ns, |record: *mut DropRecord| {
+    emit(|record: *mut DropRecord| {
         // SAFETY: the ring's entry is writable and large enough; every field of it is written here, `packet` up to
         // `captured`.
         unsafe {

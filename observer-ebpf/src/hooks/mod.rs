@@ -1,6 +1,8 @@
 //! One file a hook: the entry point, what the kernel promises there, and nothing else.
 
+mod cgroup_mkdir;
 mod cgroup_sock;
 mod inet_sock_set_state;
 mod kfree_skb;
+mod sched_process;
 mod task_file;

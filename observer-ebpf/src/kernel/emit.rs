@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::abi::{Counter, DropRecord};
 
-use super::counters::count;
+use super::{counters::count, time::boot_ns};
 
 /// Bytes of the ring: about 9,000 records, some milliseconds of a flood.
 const RING_BYTES: u32 = 1 << 22;
@@ -20,15 +20,16 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 static LAST_WAKE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// Hands over one record; `fill` writes it in place. A full ring counts.
+/// Hands over one record; `fill` writes it in place. A full ring counts. The time of the wake-up is taken last: a record
+/// that took long must not rely on a wake-up from before it was there.
 #[inline(always)]
-pub fn emit(time_ns: u64, fill: impl FnOnce(*mut DropRecord)) {
+pub fn emit(fill: impl FnOnce(*mut DropRecord)) {
     let Some(mut entry) = EVENTS.reserve::<DropRecord>(0) else {
         count(Counter::RingFull);
         return;
     };
     fill(entry.as_mut_ptr());
-    entry.submit(wake_flag(time_ns));
+    entry.submit(wake_flag(boot_ns()));
 }
 
 #[inline(always)]

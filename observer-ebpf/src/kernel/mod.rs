@@ -4,6 +4,8 @@ pub mod counters;
 pub mod emit;
 pub mod layout;
 pub mod owner;
+pub mod path;
+pub mod process;
 pub mod read;
 pub mod skb;
 pub mod sock;

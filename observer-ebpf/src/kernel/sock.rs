@@ -14,6 +14,10 @@ use super::{
 const TIME_WAIT: u8 = 6;
 const NEW_SYN_RECV: u8 = 12;
 
+/// `SOCK_DGRAM` and `SOCK_RAW` of `include/linux/net.h` (part of the system call ABI; another order on MIPS only).
+const SOCK_DGRAM: u16 = 2;
+const SOCK_RAW: u16 = 3;
+
 /// `TCP_SYN_SENT` and `TCP_CLOSE`, likewise.
 pub const SYN_SENT: u32 = 2;
 /// See [`SYN_SENT`].
@@ -54,6 +58,13 @@ pub fn facts<R: Reader>(sk: u64) -> Facts {
     facts.uid = R::field(sk, field!(sk_uid)).unwrap_or(0);
     let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
     facts.inode = Probe::field(socket, field!(socket_inode)).unwrap_or(0);
+    if socket != 0 && Probe::field::<u64>(socket, field!(socket_file)) == Some(0) {
+        facts.flags |= flag::KERNEL;
+    }
+    let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
+    if kind == SOCK_DGRAM || kind == SOCK_RAW {
+        facts.flags |= flag::DATAGRAM;
+    }
     let cgroup: u64 = R::field(sk, field!(sk_cgroup)).unwrap_or(0);
     facts.cgroup = task::cgroup_id(cgroup);
     if R::field::<i32>(sk, field!(sk_lock_owned)).unwrap_or(0) != 0 {

@@ -2,16 +2,24 @@
 
 use std::{
     io::{self, BufWriter, IsTerminal, Write},
+    os::fd::AsFd,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
 use super::{Exit, Format, exit, filters, kernel_log_level};
 use crate::{
     doctor,
-    enrich::{assemble::Assembler, host::Identity},
+    enrich::{
+        assemble::Assembler,
+        attribute::{Attributor, Lives},
+        host::{Identity, boot_ns},
+        proc,
+        processes::Processes,
+    },
     model::{Account, Degraded, Filter},
     output::{Output, json::JsonLines, terminal::Terminal},
     pipeline::{Ended, Limits, Run},
@@ -57,7 +65,18 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     let filter = args.filters.plan()?;
     let mut probes = Probes::attach(kernel_log_level(verbose)).map_err(|error| exit::with_hint(&error))?;
     let firewalls = firewalls(&mut helper, filter.netns);
+    let since_ns = boot_ns();
     let mut degraded = doctor::shortcomings(&probes);
+    let mut ring = probes.take_process_ring()?;
+    let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;
+    let lives: Lives = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));
+    // What ran before is read once; what begins from now on is told.
+    let mut processes = Processes::default();
+    if proc::sees_initial_pids() {
+        let mut all = proc::all();
+        all.sort_by_key(|facts| facts.id.start_ticks);
+        all.into_iter().for_each(|facts| processes.seed(facts));
+    }
     let zone = TimeZone::system();
     let output: Box<dyn Output> = match args.output {
         Format::Json => Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()))),
@@ -67,7 +86,8 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         }
     };
     let ready = ready_line(&filter, &probes, &firewalls, &zone, args.output);
-    let assembler = Assembler::new(Identity::read(), std::mem::take(&mut probes.reasons), helper, !args.no_redact);
+    let attributor = Attributor::new(helper, processes, lives, since_ns);
+    let assembler = Assembler::new(Identity::read(), std::mem::take(&mut probes.reasons), attributor, !args.no_redact);
     match confine(|| probes.totals().is_ok()) {
         Ok(confined) => log::debug!("confined: {confined:?}"),
         Err(error) => degraded.push(Degraded {
@@ -78,7 +98,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     }
     crate::sys::trim_memory();
     let limits = Limits { duration: args.duration, count: args.count };
-    let run = Run { probes, assembler, output, filter, limits, degraded };
+    let run = Run { probes, filling, assembler, output, filter, limits, degraded };
     let (ended, helper) = run.run(|| {
         let _ = writeln!(anstream::stderr(), "{ready}");
     })?;

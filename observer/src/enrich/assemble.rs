@@ -10,9 +10,11 @@ use super::{
     users::Users,
 };
 use crate::{
+    intake::decode::text,
     model::{
-        Action, Ancestor, Background, Cause, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook,
-        Kind, Network, Parent, Process, SCHEMA, Source, User, transport_name,
+        Action, Background, Cause, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook, Image, Kind,
+        Namespaces, Network, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Thread, User,
+        transport_name,
     },
     probe::layout::Reasons,
 };
@@ -34,13 +36,13 @@ pub struct Assembler<E> {
 
 impl<E: Eyes> Assembler<E> {
     /// `redact` masks secrets in command lines.
-    pub fn new(identity: Identity, reasons: Reasons, eyes: E, redact: bool) -> Self {
+    pub fn new(identity: Identity, reasons: Reasons, attributor: Attributor<E>, redact: bool) -> Self {
         Self {
             run: identity.run_id(),
             events: 0,
             identity,
             reasons,
-            attributor: Attributor::new(eyes),
+            attributor,
             users: Users::default(),
             clock: Clock::default(),
             redact,
@@ -62,19 +64,27 @@ impl<E: Eyes> Assembler<E> {
         self.attributor.into_eyes()
     }
 
+    /// Takes in what was told of processes meanwhile.
+    pub fn catch_up(&mut self) {
+        self.attributor.catch_up();
+    }
+
     /// One event for one packet.
     pub fn assemble(&mut self, dropped: &Dropped) -> Event {
         let timestamp = self.clock.wall(dropped.boot_ns);
         let found = self.attributor.owner(dropped);
         let socket = dropped.socket;
-        let cgroup = found
-            .as_ref()
-            .and_then(|found| found.facts.as_ref()?.cgroup.clone())
-            .or_else(|| self.attributor.cgroup_path(socket?.cgroup?));
+        let kernel = socket.is_some_and(|socket| socket.kernel);
+        let who = found.map(|found| self.describe(found, dropped.boot_ns));
+        let cgroup = match &who {
+            Some(who) if who.cgroup.is_some() => who.cgroup.clone(),
+            _ => socket.filter(|_| !kernel).and_then(|socket| self.attributor.cgroup_path(socket.cgroup?)),
+        };
         let unit = cgroup.as_deref().and_then(unit::unit);
-        let process = found.as_ref().map(|found| self.process(found));
-        let user =
-            socket.and_then(|socket| socket.uid).map(|uid| self.user(uid, found.as_ref().and_then(|found| found.euid)));
+        let user = socket
+            .filter(|_| !kernel)
+            .and_then(|socket| socket.uid)
+            .map(|uid| self.user(uid, who.as_ref().and_then(|who| who.euid)));
         let drop_reason = self.reasons.name(dropped.reason).map(str::to_owned);
         let destination = dropped.endpoints.map(|endpoints| Destination {
             ip: endpoints.destination,
@@ -83,6 +93,7 @@ impl<E: Eyes> Assembler<E> {
         let transport = dropped.endpoints.map(|endpoints| transport_name(endpoints.protocol));
         let cause = cause_name(dropped.cause);
         let hook = dropped.hook.map(hook_name);
+        let process = who.as_ref().map(|who| who.process.clone());
         Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
@@ -124,12 +135,19 @@ impl<E: Eyes> Assembler<E> {
                 count: 1,
                 bytes: u64::from(dropped.bytes),
                 background: Background::of(dropped),
-                owner: found.as_ref().map(|found| found.known),
+                owner: found.map(|found| found.known).or(kernel.then_some(OwnerKnown::Kernel)),
+                owner_by: found.map(|found| found.by),
+                script: who.as_ref().and_then(|who| who.script.clone()),
+                truncated: who.as_ref().map(|who| who.truncated.clone()).unwrap_or_default(),
+                namespaces: who.as_ref().and_then(|who| who.namespaces),
                 unit,
                 cgroup,
                 netns: (dropped.netns != 0).then_some(dropped.netns),
                 socket_inode: socket.and_then(|socket| socket.inode),
-                ancestry: found.map(ancestry).unwrap_or_default(),
+                ancestry: found
+                    .zip(process.as_ref())
+                    .map(|(found, process)| self.attributor.processes.ancestry(found.id, &process.name))
+                    .unwrap_or_default(),
             },
             destination,
             process,
@@ -137,27 +155,62 @@ impl<E: Eyes> Assembler<E> {
         }
     }
 
-    fn process(&mut self, found: &Found) -> Process {
-        let args = found
-            .facts
-            .as_ref()
-            .filter(|facts| !facts.args.is_empty())
-            .map(|facts| if self.redact { redact::redact(&facts.args) } else { facts.args.clone() });
+    /// Everything that is known about the process that was found, as it was at that time.
+    fn describe(&mut self, found: Found, boot_ns: u64) -> Who {
+        let processes = &self.attributor.processes;
+        let entry = processes.get(found.id);
+        let ran = entry.and_then(|entry| entry.image_at(boot_ns));
+        let image = ran.map(|(_, image)| std::sync::Arc::clone(image));
+        // The name at the time it was bound, unless the process has run another program since.
+        let (task, bound_ns) = found.bound.unzip();
+        let replaced = ran.zip(bound_ns).is_some_and(|((since, _), bound_ns)| *since > bound_ns);
+        let bound_name = task.filter(|_| !replaced).and_then(|task| text(&task.comm));
+        let name = bound_name.or_else(|| entry.map(|entry| entry.name.clone())).or_else(|| text(&task?.comm));
+        let parent = entry
+            .and_then(|entry| entry.parent)
+            .map(|id| Parent { pid: id.pid, name: processes.get(id).map(|parent| parent.name.clone()) });
+        let parent = parent.or_else(|| {
+            let pid = task.map(|task| task.parent_pid).filter(|pid| *pid != 0)?;
+            Some(Parent { pid, name: None })
+        });
         let start_ns =
-            found.start_ns.unwrap_or(found.start_ticks * (1_000_000_000 / procfs::ticks_per_second().max(1)));
-        Process {
-            pid: found.pid,
-            entity_id: self.identity.process_id(found.pid, found.start_ticks),
-            name: found.name.clone(),
-            executable: found.facts.as_ref().and_then(|facts| facts.executable.clone()),
-            command_line: args.as_ref().map(|args| args.join(" ")),
-            args,
-            start: Some(self.clock.wall(start_ns)),
-            parent: found.parent_pid.map(|pid| Parent {
-                pid,
-                name: found.parents.first().filter(|parent| parent.pid == pid).map(|parent| parent.name.clone()),
-            }),
+            task.map(|task| task.start_ns).or_else(|| entry?.start_ns).unwrap_or_else(|| found.id.start_ns());
+        let thread = task.filter(|task| task.tid != task.pid && task.tid != 0).map(|task| Thread { id: task.tid });
+        let euid = task.map(|task| task.euid).or_else(|| entry?.euid);
+        let namespaces = entry.and_then(|entry| namespaces(entry.namespaces));
+        let cgroup_id = task.map(|task| task.cgroup).or_else(|| Some(entry?.cgroup)).filter(|id| *id != 0);
+        let cgroup_path = entry.and_then(|entry| entry.cgroup_path.clone());
+        let cgroup = cgroup_id.and_then(|id| self.attributor.cgroup_path(id)).or(cgroup_path);
+        let image = image.as_deref();
+        let args = image.filter(|image| !image.args.is_empty()).map(|image| self.arguments(image));
+        Who {
+            process: Process {
+                pid: found.id.pid,
+                entity_id: self.identity.process_id(found.id),
+                name: name.unwrap_or_default(),
+                executable: image.and_then(executable),
+                command_line: args.as_ref().map(|args| args.join(" ")),
+                args,
+                start: Some(self.clock.wall(start_ns)),
+                thread,
+                parent,
+            },
+            script: image.and_then(|image| image.script.clone()),
+            truncated: [
+                ("process.executable", image.is_some_and(|image| image.executable_cut)),
+                ("process.args", image.is_some_and(|image| image.args_cut)),
+            ]
+            .into_iter()
+            .filter_map(|(field, cut)| cut.then_some(field))
+            .collect(),
+            namespaces,
+            euid,
+            cgroup,
         }
+    }
+
+    fn arguments(&self, image: &Image) -> Vec<String> {
+        if self.redact { redact::redact(&image.args) } else { image.args.clone() }
     }
 
     fn user(&mut self, uid: u32, euid: Option<u32>) -> User {
@@ -168,10 +221,27 @@ impl<E: Eyes> Assembler<E> {
     }
 }
 
-fn ancestry(found: Found) -> Vec<Ancestor> {
-    std::iter::once(Ancestor { pid: found.pid, name: found.name })
-        .chain(found.parents.into_iter().map(|parent| Ancestor { pid: parent.pid, name: parent.name }))
-        .collect()
+/// What is known about a process.
+struct Who {
+    process: Process,
+    script: Option<String>,
+    truncated: Vec<&'static str>,
+    namespaces: Option<ProcessNamespaces>,
+    euid: Option<u32>,
+    cgroup: Option<String>,
+}
+
+/// A path of which only the end is known begins with a mark.
+fn executable(image: &Image) -> Option<String> {
+    let path = image.executable.as_ref()?;
+    Some(if image.executable_cut { format!("…{path}") } else { path.clone() })
+}
+
+fn namespaces(numbers: Namespaces) -> Option<ProcessNamespaces> {
+    let known = |number: u32| (number != 0).then_some(number);
+    let namespaces =
+        ProcessNamespaces { pid: known(numbers.pid), inner_pid: known(numbers.inner_pid), user: known(numbers.user) };
+    (namespaces.pid.is_some() || namespaces.user.is_some()).then_some(namespaces)
 }
 
 /// The same cause gives the same id, on every run and every host: program (or unit), destination, port, protocol and,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
-use crate::model::{Agent, Host, HostBoot};
+use crate::model::{Agent, Host, HostBoot, ProcessId};
 
 /// Facts that do not change while observer runs.
 #[derive(Clone, Debug)]
@@ -40,8 +40,8 @@ impl Identity {
     }
 
     /// Id of a process that survives pid reuse.
-    pub fn process_id(&self, pid: u32, start_ticks: u64) -> Uuid {
-        Uuid::new_v5(&self.boot, format!("{pid}:{start_ticks}").as_bytes())
+    pub fn process_id(&self, id: ProcessId) -> Uuid {
+        Uuid::new_v5(&self.boot, format!("{}:{}", id.pid, id.start_ticks).as_bytes())
     }
 }
 
@@ -99,7 +99,8 @@ mod tests {
     #[test]
     fn another_start_is_another_process() {
         let identity = Identity::read();
-        assert_eq!(identity.process_id(1, 2), identity.process_id(1, 2));
-        assert_ne!(identity.process_id(1, 2), identity.process_id(1, 3));
+        let id = |start_ticks| identity.process_id(ProcessId { pid: 1, start_ticks });
+        assert_eq!(id(2), id(2));
+        assert_ne!(id(2), id(3));
     }
 }

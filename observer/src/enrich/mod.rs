@@ -1,13 +1,14 @@
 //! Who sent it: the process, its parents, user, unit and container.
 //!
 //! [`proc`] and [`cgroups`] read the host (in the helper, which may), [`unit`], [`redact`] and [`users`] are pure,
-//! [`attribute`] decides. Every claim has a source; two candidates make no answer.
+//! [`processes`] remembers, [`attribute`] decides. Every claim has a source; two candidates make no answer.
 
 pub mod assemble;
 pub mod attribute;
 pub mod cgroups;
 pub mod host;
 pub mod proc;
+pub mod processes;
 pub mod redact;
 pub mod resolve;
 pub mod unit;

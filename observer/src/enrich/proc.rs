@@ -1,17 +1,22 @@
 //! What /proc says about processes and who holds a socket. Runs in the helper: other users' files need its privilege.
 
-use std::{fs, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    io::Read,
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use observer_ebpf::abi::ARGS_BYTES;
 use procfs::process::Process;
 
-use crate::model::{Facts, Relative};
+use crate::model::{Facts, Image, ProcessId};
 
-/// Parents followed before giving up on a loop that /proc should not have.
-const MAX_PARENTS: usize = 64;
-/// Bytes of arguments kept; what is longer is cut, with a mark.
-const MAX_ARG_BYTES: usize = 16 * 1024;
-/// Stands for what was cut.
-const CUT: &str = "…";
+/// How long one walk over all open files answers questions.
+const FRESH: Duration = Duration::from_secs(1);
+/// Holders of one socket that are told; two are already too many for an answer.
+const MAX_HOLDERS: usize = 16;
 /// Inode number of the initial pid namespace (`PROC_PID_INIT_INO` of `include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
@@ -20,92 +25,101 @@ pub fn sees_initial_pids() -> bool {
     fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(INITIAL_PID_NAMESPACE))
 }
 
-/// Facts about a process; `None` when it is gone, or when it is another one than the one that started at `start_ns`.
-pub fn facts(pid: u32, start_ns: Option<u64>) -> Option<Facts> {
+/// Facts about a process; `None` when it is gone, or when it is another one than the one that started then.
+pub fn facts(pid: u32, start_ticks: Option<u64>) -> Option<Facts> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     let stat = process.stat().ok()?;
-    if start_ns.is_some_and(|start_ns| ticks(start_ns) != stat.starttime) {
+    if start_ticks.is_some_and(|wanted| wanted != stat.starttime) {
         return None;
     }
+    let (args, args_cut) = arguments(pid);
     let facts = Facts {
-        pid,
-        start_ticks: stat.starttime,
-        executable: process.exe().ok().map(|path| path.to_string_lossy().into_owned()),
-        args: process.cmdline().map(cut_args).unwrap_or_default(),
+        id: ProcessId { pid, start_ticks: stat.starttime },
+        parent_pid: u32::try_from(stat.ppid).unwrap_or(0),
+        image: Image {
+            executable: process.exe().ok().map(|path| path.to_string_lossy().into_owned()),
+            executable_cut: false,
+            script: None,
+            args,
+            args_cut,
+        },
         euid: process.status().ok().map(|status| status.euid),
         cgroup: unified_cgroup(&process),
-        parents: parents(stat.ppid),
         name: stat.comm,
     };
     // The pid may have been taken over while the files were read one by one.
-    let still = process.stat().ok()?.starttime == facts.start_ticks;
+    let still = process.stat().ok()?.starttime == facts.id.start_ticks;
     still.then_some(facts)
 }
 
-/// Clock ticks since boot, the unit of /proc, for a time of `CLOCK_BOOTTIME`.
-pub fn ticks(boot_ns: u64) -> u64 {
-    const NANOSECONDS: u64 = 1_000_000_000;
-    boot_ns / (NANOSECONDS / procfs::ticks_per_second().max(1))
+/// Facts about every process that runs now.
+pub fn all() -> Vec<Facts> {
+    pids().filter_map(|pid| facts(pid, None)).collect()
 }
 
-/// Processes that have the socket with this inode number open. `first` is looked at first and is the only answer when it
-/// is one of them and `only_first` is set.
-pub fn holders(inode: u64, first: u32, only_first: bool) -> Vec<u32> {
-    let link = format!("socket:[{inode}]");
-    if holds(first, &link) {
-        return vec![first];
-    }
-    if only_first {
-        return Vec::new();
-    }
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| holds(*pid, &link))
-        .collect()
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-fn holds(pid: u32, link: &str) -> bool {
-    pid != 0
-        && fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut entries| {
-            entries.any(|entry| {
-                entry.is_ok_and(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == Path::new(link)))
-            })
-        })
+/// Arguments, and whether there are more. Read as bytes: they need not be text, and an empty one is one.
+fn arguments(pid: u32) -> (Vec<String>, bool) {
+    let mut bytes = Vec::new();
+    let opened = fs::File::open(format!("/proc/{pid}/cmdline"));
+    if opened.and_then(|file| file.take(ARGS_BYTES as u64 + 1).read_to_end(&mut bytes)).is_err() {
+        return (Vec::new(), false);
+    }
+    let cut = bytes.len() > ARGS_BYTES;
+    bytes.truncate(ARGS_BYTES);
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+    if bytes.is_empty() {
+        return (Vec::new(), cut);
+    }
+    (bytes.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect(), cut)
 }
 
-fn parents(first: i32) -> Vec<Relative> {
-    let mut parents = Vec::new();
-    let mut next = first;
-    while next > 0
-        && parents.len() < MAX_PARENTS
-        && let Ok(stat) = Process::new(next).and_then(|process| process.stat())
-    {
-        parents.push(Relative { pid: next.unsigned_abs(), name: stat.comm });
-        next = stat.ppid;
+/// True when a process has the socket with this inode number open.
+pub fn holds(pid: u32, inode: u64) -> bool {
+    pid != 0 && sockets(pid).any(|socket| socket == inode)
+}
+
+/// Which processes have which sockets open. One walk over all of /proc answers every question for [`FRESH`].
+#[derive(Default)]
+pub struct Holders {
+    walked: Option<Instant>,
+    by_inode: HashMap<u64, Vec<u32>>,
+}
+
+impl Holders {
+    /// Processes that have the socket open, at most [`MAX_HOLDERS`].
+    pub fn of(&mut self, inode: u64) -> Vec<u32> {
+        if self.walked.is_none_or(|walked| walked.elapsed() > FRESH) {
+            self.by_inode.clear();
+            for pid in pids() {
+                for socket in sockets(pid) {
+                    let holders = self.by_inode.entry(socket).or_default();
+                    if holders.last() != Some(&pid) && holders.len() < MAX_HOLDERS {
+                        holders.push(pid);
+                    }
+                }
+            }
+            self.walked = Some(Instant::now());
+        }
+        self.by_inode.get(&inode).cloned().unwrap_or_default()
     }
-    parents
+}
+
+/// Inode numbers of a process's open sockets.
+fn sockets(pid: u32) -> impl Iterator<Item = u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    entries.filter_map(|entry| {
+        let target = fs::read_link(entry.ok()?.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
 }
 
 fn unified_cgroup(process: &Process) -> Option<String> {
     process.cgroups().ok()?.0.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname)
-}
-
-fn cut_args(args: Vec<String>) -> Vec<String> {
-    let mut left = MAX_ARG_BYTES;
-    let mut kept = Vec::new();
-    for mut arg in args {
-        if arg.len() > left {
-            let end = (0..=left).rev().find(|end| arg.is_char_boundary(*end)).unwrap_or(0);
-            arg.truncate(end);
-            arg.push_str(CUT);
-            kept.push(arg);
-            break;
-        }
-        left -= arg.len();
-        kept.push(arg);
-    }
-    kept
 }
 
 #[cfg(test)]
@@ -117,11 +131,11 @@ mod tests {
     fn knows_itself_and_refuses_another_start() {
         let me = std::process::id();
         let facts = facts(me, None).unwrap();
-        assert_eq!(facts.pid, me);
-        assert!(facts.executable.is_some() && !facts.args.is_empty());
-        let start_ns = facts.start_ticks * 10_000_000;
-        assert!(super::facts(me, Some(start_ns)).is_some());
-        assert!(super::facts(me, Some(start_ns + 1_000_000_000)).is_none());
+        assert_eq!(facts.id.pid, me);
+        assert!(facts.image.executable.is_some() && !facts.image.args.is_empty());
+        assert!(super::facts(me, Some(facts.id.start_ticks)).is_some());
+        assert!(super::facts(me, Some(facts.id.start_ticks + 1)).is_none());
+        assert!(all().contains(&facts));
     }
 
     #[test]
@@ -130,15 +144,10 @@ mod tests {
         let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
         let text = link.to_str().unwrap();
         let inode = text.trim_start_matches("socket:[").trim_end_matches(']').parse().unwrap();
-        assert_eq!(holders(inode, std::process::id(), true), [std::process::id()]);
-        assert_eq!(holders(inode, 0, false), [std::process::id()]);
-        assert!(holders(1, std::process::id(), true).is_empty());
-    }
-
-    #[test]
-    fn long_arguments_are_cut_with_a_mark() {
-        let kept = cut_args(vec!["a".repeat(MAX_ARG_BYTES - 1), "ää".into(), "never".into()]);
-        assert_eq!(kept.len(), 2);
-        assert_eq!(kept[1], CUT);
+        let me = std::process::id();
+        assert!(holds(me, inode) && !holds(me, 1) && !holds(0, inode));
+        let mut holders = Holders::default();
+        assert_eq!(holders.of(inode), [me]);
+        assert!(holders.of(1).is_empty());
     }
 }

@@ -19,6 +19,9 @@ pub enum DecodeError {
     /// A cause that this version does not know.
     #[error("unknown cause {0}")]
     Cause(u8),
+    /// A process event that this version does not know.
+    #[error("unknown process event {0}")]
+    Event(u8),
 }
 
 /// Decodes one record.
@@ -65,6 +68,8 @@ pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
             state,
             locked: flags & flag::LOCKED != 0,
             orphan: flags & flag::ORPHAN != 0,
+            kernel: flags & flag::KERNEL != 0,
+            datagram: flags & flag::DATAGRAM != 0,
         }),
         owner,
         current_pid,
@@ -72,8 +77,9 @@ pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
     })
 }
 
-fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
-    let task = Task {
+/// A task, in the order of its fields.
+pub(super) fn decode_task(bytes: &mut Bytes) -> Task {
+    Task {
         start_ns: bytes.get_u64_ne(),
         cgroup: bytes.get_u64_ne(),
         pid: bytes.get_u32_ne(),
@@ -87,8 +93,12 @@ fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
             bytes.copy_to_slice(&mut comm);
             comm
         },
-    };
-    let _bound_ns = bytes.get_u64_ne();
+    }
+}
+
+fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
+    let task = decode_task(bytes);
+    let bound_ns = bytes.get_u64_ne();
     let source = bytes.get_u32_ne();
     let holders = bytes.get_u32_ne();
     let source = match source {
@@ -97,7 +107,7 @@ fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
         3 => OwnerSource::Seed,
         _ => return None,
     };
-    Some(Owner { task, source, shared: holders > 1 })
+    Some(Owner { task, bound_ns, source, shared: holders > 1 })
 }
 
 fn decode_cause(value: u8) -> Option<Cause> {

@@ -1,5 +1,6 @@
-//! From the ring to decoded records: reads ([`ring`]) and decodes ([`decode`]); every record ends up in a queue or in a
-//! loss counter.
+//! From the rings to decoded records: reads ([`ring`]) and decodes ([`decode`] drops, [`life`] processes); every drop
+//! record ends up in a queue or in a loss counter.
 
 pub mod decode;
+pub mod life;
 pub mod ring;

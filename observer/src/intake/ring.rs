@@ -20,10 +20,19 @@ const POLL: Duration = Duration::from_millis(5);
 /// Records taken in one go before other tasks have their turn.
 const BATCH: usize = 1024;
 
+/// What is queued for the slower half.
+#[derive(Debug)]
+pub enum Item {
+    /// A drop record.
+    Drop(Bytes),
+    /// Process records wait in their ring, which fills up.
+    Processes,
+}
+
 /// The reading end of the ring.
 pub struct Reader {
     ring: AsyncFd<RingBuf<MapData>>,
-    queue: SyncSender<Bytes>,
+    queue: SyncSender<Item>,
     /// Records taken out of the ring.
     pub taken: u64,
     /// Of these, records that did not fit into the queue.
@@ -33,7 +42,7 @@ pub struct Reader {
 
 impl Reader {
     /// Reads `ring` into `queue`. Must be called inside the runtime.
-    pub fn new(ring: RingBuf<MapData>, queue: SyncSender<Bytes>) -> std::io::Result<Self> {
+    pub fn new(ring: RingBuf<MapData>, queue: SyncSender<Item>) -> std::io::Result<Self> {
         Ok(Self { ring: watch_readable(ring)?, queue, taken: 0, overflow: 0, closed: false })
     }
 
@@ -61,7 +70,7 @@ impl Reader {
             && let Some(item) = ring.next()
         {
             taken += 1;
-            match self.queue.try_send(Bytes::copy_from_slice(&item)) {
+            match self.queue.try_send(Item::Drop(Bytes::copy_from_slice(&item))) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_)) => self.overflow += 1,
                 Err(TrySendError::Disconnected(_)) => {

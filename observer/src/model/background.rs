@@ -148,6 +148,8 @@ mod tests {
                 state: 1,
                 locked: false,
                 orphan: false,
+                kernel: false,
+                datagram: false,
             }),
             owner: None,
             current_pid: 0,

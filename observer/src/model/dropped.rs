@@ -48,6 +48,10 @@ pub struct Socket {
     pub locked: bool,
     /// No process has it open any more.
     pub orphan: bool,
+    /// The kernel made it for itself.
+    pub kernel: bool,
+    /// A datagram, raw or ping socket: what it sends leaves inside the call.
+    pub datagram: bool,
 }
 
 /// Owner that the kernel half knew by cookie.
@@ -55,6 +59,8 @@ pub struct Socket {
 pub struct Owner {
     /// The process as it was when it was bound.
     pub task: Task,
+    /// When it was bound, nanoseconds of `CLOCK_BOOTTIME`.
+    pub bound_ns: u64,
     /// How it is known.
     pub source: OwnerSource,
     /// More than one process held the socket when it was seeded.

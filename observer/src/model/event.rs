@@ -176,6 +176,9 @@ pub struct Process {
     /// When it started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<Timestamp>,
+    /// The thread that connected or created the socket, where it is not the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread: Option<Thread>,
     /// Its parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
@@ -219,8 +222,47 @@ pub struct Ancestor {
 pub enum OwnerKnown {
     /// It owns the socket.
     Socket,
-    /// It is inside a call on that very socket.
+    /// It was inside a call on that very socket.
     Syscall,
+    /// No process: the kernel sends on a socket of its own (a tunnel, a network file system, a reset).
+    Kernel,
+}
+
+/// `egress.owner_by`: what made the process the owner of the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnerBy {
+    /// It connected the socket.
+    Connect,
+    /// It created the socket; who uses it may be another, but that is not proven.
+    Create,
+    /// It had the socket open when observer started.
+    Open,
+    /// It was seen sending on the socket.
+    Send,
+    /// It is the only process that has the socket open.
+    Holder,
+}
+
+/// `process.thread`
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Thread {
+    /// Thread id in the initial namespace.
+    pub id: u32,
+}
+
+/// `egress.namespaces`: present where they are not the host's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProcessNamespaces {
+    /// Inode number of its pid namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Its process id in there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inner_pid: Option<u32>,
+    /// Inode number of its user namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
 }
 
 /// `egress`
@@ -251,6 +293,18 @@ pub struct Egress {
     /// How the process is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<OwnerKnown>,
+    /// What made it the owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner_by: Option<OwnerBy>,
+    /// The script that the process's executable interprets, as it was executed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// Fields of `process` that are cut short.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub truncated: Vec<&'static str>,
+    /// Namespaces of the process that are not the host's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<ProcessNamespaces>,
     /// systemd unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,

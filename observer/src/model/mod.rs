@@ -15,9 +15,9 @@ pub use check::{Check, Diagnosis, Status};
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
-    Network, OwnerKnown, Parent, Process, SCHEMA, Source, Summary, User,
+    Network, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Summary, Thread, User,
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
-pub use process::{Facts, Relative};
+pub use process::{Born, Facts, Image, Life, Namespaces, ProcessId};
 
 pub use observer_ebpf::abi::{Cause, Hook, OwnerSource};

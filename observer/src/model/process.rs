@@ -1,33 +1,102 @@
-//! A process as /proc knows it.
+//! A process as the kernel half and /proc know it.
 
+use observer_ebpf::abi::Task;
 use serde::{Deserialize, Serialize};
 
-/// A process that is named beside another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Relative {
-    /// Process id in the initial pid namespace.
-    pub pid: u32,
-    /// Name (`comm`).
-    pub name: String,
-}
-
-/// What /proc says about a process; a field that could not be read is `None`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
+/// A process, by what survives reuse of its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessId {
     /// Process id in the initial pid namespace.
     pub pid: u32,
     /// Start, in clock ticks since boot (`/proc/PID/stat`, field 22).
     pub start_ticks: u64,
-    /// Name (`comm`).
-    pub name: String,
-    /// Executable; `None` for a kernel thread.
+}
+
+impl ProcessId {
+    /// From a start in nanoseconds of `CLOCK_BOOTTIME`.
+    pub fn new(pid: u32, start_ns: u64) -> Self {
+        Self { pid, start_ticks: start_ns / TICK_NS }
+    }
+
+    /// Start in nanoseconds of `CLOCK_BOOTTIME`, to the tick.
+    pub fn start_ns(self) -> u64 {
+        self.start_ticks * TICK_NS
+    }
+}
+
+/// Nanoseconds of the clock tick in which /proc tells times: `USER_HZ` is 100 wherever this program runs.
+const TICK_NS: u64 = 10_000_000;
+
+/// The program that a process runs; a field that is not known is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Path of the executable; of a script its interpreter. `None` for a kernel thread.
     pub executable: Option<String>,
+    /// The path is only its end.
+    pub executable_cut: bool,
+    /// What was executed, where that is another file: a script.
+    pub script: Option<String>,
     /// Arguments; empty for a kernel thread.
     pub args: Vec<String>,
+    /// There are more arguments, or longer ones.
+    pub args_cut: bool,
+}
+
+/// Namespaces of a process that are not the host's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    /// Inode number of its pid namespace.
+    pub pid: u32,
+    /// Its process id in there.
+    pub inner_pid: u32,
+    /// Inode number of its user namespace.
+    pub user: u32,
+}
+
+/// What /proc says about a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Which one.
+    pub id: ProcessId,
+    /// Its parent's process id; 0 for none.
+    pub parent_pid: u32,
+    /// Name (`comm`).
+    pub name: String,
+    /// What it runs.
+    pub image: Image,
     /// Effective user id.
     pub euid: Option<u32>,
     /// Path in the unified cgroup hierarchy.
     pub cgroup: Option<String>,
-    /// Parents, nearest first, up to pid 1.
-    pub parents: Vec<Relative>,
+}
+
+/// What the kernel half tells about processes as it happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// A process was made.
+    Fork(Box<Born>),
+    /// A process runs another program.
+    Exec(Box<Born>, Image),
+    /// A process ended.
+    Exit(ProcessId),
+    /// A cgroup was made.
+    Cgroup {
+        /// Its id.
+        id: u64,
+        /// Its path in the unified hierarchy.
+        path: String,
+    },
+}
+
+/// A process as it was made, or as it began to run another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Born {
+    /// When, nanoseconds of `CLOCK_BOOTTIME`.
+    pub boot_ns: u64,
+    /// The process.
+    pub task: Task,
+    /// Its parent.
+    pub parent: Option<ProcessId>,
+    /// Its namespaces.
+    pub namespaces: Namespaces,
 }

@@ -104,15 +104,19 @@ impl Helper {
 }
 
 impl Eyes for Helper {
-    fn facts(&mut self, pid: u32, start_ns: Option<u64>) -> Option<Facts> {
-        match self.ask(&Request::Facts { pid, start_ns }) {
+    fn facts(&mut self, pid: u32, start_ticks: Option<u64>) -> Option<Facts> {
+        match self.ask(&Request::Facts { pid, start_ticks }) {
             Ok(Response::Facts(facts)) => facts.map(|facts| *facts),
             _ => None,
         }
     }
 
-    fn holders(&mut self, inode: u64, first: u32, only_first: bool) -> Vec<u32> {
-        match self.ask(&Request::Holders { inode, first, only_first }) {
+    fn holds(&mut self, pid: u32, inode: u64) -> bool {
+        matches!(self.ask(&Request::Holds { pid, inode }), Ok(Response::Holds(true)))
+    }
+
+    fn holders(&mut self, inode: u64) -> Vec<u32> {
+        match self.ask(&Request::Holders { inode }) {
             Ok(Response::Holders(pids)) => pids,
             _ => Vec::new(),
         }

@@ -11,17 +11,20 @@ pub enum Request {
     Facts {
         /// Process id.
         pid: u32,
-        /// Only if it started then, nanoseconds of `CLOCK_BOOTTIME`.
-        start_ns: Option<u64>,
+        /// Only if it started then, in clock ticks since boot.
+        start_ticks: Option<u64>,
+    },
+    /// Whether a process has a socket open.
+    Holds {
+        /// Process id.
+        pid: u32,
+        /// Inode number of the socket file.
+        inode: u64,
     },
     /// Processes that have a socket open.
     Holders {
         /// Inode number of the socket file.
         inode: u64,
-        /// Looked at first.
-        first: u32,
-        /// Look at no other.
-        only_first: bool,
     },
     /// Path of a cgroup.
     CgroupPath {
@@ -42,6 +45,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Facts`].
     Facts(Option<Box<Facts>>),
+    /// To [`Request::Holds`].
+    Holds(bool),
     /// To [`Request::Holders`].
     Holders(Vec<u32>),
     /// To [`Request::CgroupPath`].

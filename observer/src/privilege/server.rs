@@ -36,6 +36,7 @@ pub(super) fn keep_needed_capabilities() -> Result<()> {
 /// Answers requests.
 pub(super) struct Server {
     cgroups: Cgroups,
+    holders: proc::Holders,
     /// Keeps a private mount alive.
     _hierarchy: Option<std::fs::File>,
     initial_pids: bool,
@@ -48,16 +49,23 @@ impl Server {
             Ok(cgroup::Hierarchy::Mounted { path, .. }) => Some(path),
             _ => hierarchy.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))),
         };
-        Self { cgroups: Cgroups::new(root), _hierarchy: hierarchy, initial_pids: proc::sees_initial_pids() }
+        Self {
+            cgroups: Cgroups::new(root),
+            holders: proc::Holders::default(),
+            _hierarchy: hierarchy,
+            initial_pids: proc::sees_initial_pids(),
+        }
     }
 
     pub(super) fn answer(&mut self, request: &Request) -> Response {
         match *request {
             // In another pid namespace the kernel's pids would name somebody else here.
             Request::Facts { .. } if !self.initial_pids => Response::Facts(None),
+            Request::Holds { .. } if !self.initial_pids => Response::Holds(false),
             Request::Holders { .. } if !self.initial_pids => Response::Holders(Vec::new()),
-            Request::Facts { pid, start_ns } => Response::Facts(proc::facts(pid, start_ns).map(Box::new)),
-            Request::Holders { inode, first, only_first } => Response::Holders(proc::holders(inode, first, only_first)),
+            Request::Facts { pid, start_ticks } => Response::Facts(proc::facts(pid, start_ticks).map(Box::new)),
+            Request::Holds { pid, inode } => Response::Holds(proc::holds(pid, inode)),
+            Request::Holders { inode } => Response::Holders(self.holders.of(inode)),
             Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
             Request::Firewalls { netns } => Response::Firewalls(
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),

@@ -170,7 +170,16 @@ impl Probes {
 
     /// The ring of drop records; once.
     pub fn take_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let ring = self.ebpf.take_map(map::EVENTS).context("the ring was taken already")?;
+        self.take(map::EVENTS)
+    }
+
+    /// The ring of process records; once.
+    pub fn take_process_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        self.take(map::PROCESSES)
+    }
+
+    fn take(&mut self, name: &str) -> anyhow::Result<RingBuf<MapData>> {
+        let ring = self.ebpf.take_map(name).with_context(|| format!("the ring {name} was taken already"))?;
         RingBuf::try_from(ring).context("the BPF object's ring is of another kind")
     }
 

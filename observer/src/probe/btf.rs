@@ -154,6 +154,11 @@ impl Btf {
         Some(found)
     }
 
+    /// Size of a struct in bytes.
+    pub fn struct_bytes(&self, name: &str) -> Option<u32> {
+        self.head(self.find(name, |kind| kind == kind::STRUCT)?).map(|head| head.size_or_type)
+    }
+
     /// Value of an enumerator.
     pub fn enum_value(&self, name: &str, enumerator: &str) -> Option<i64> {
         self.enum_values(name).into_iter().find(|(found, _)| found == enumerator).map(|(_, value)| value)

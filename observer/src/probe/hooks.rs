@@ -44,8 +44,41 @@ pub struct Hook {
     pub without: &'static str,
 }
 
-/// All hooks, in the order in which they are attached: owners are bound before the first drop can be seen.
-pub static HOOKS: [Hook; 5] = [
+/// All hooks, in the order in which they are attached: processes are known and owners
+/// bound before the first drop can be seen.
+pub static HOOKS: [Hook; 9] = [
+    Hook {
+        name: "fork",
+        symbol: "sched_process_fork",
+        programs: &[(program::FORK, Way::BtfTracepoint)],
+        required: false,
+        purpose: "knows every process's parents",
+        without: "parents of processes that ended are not known",
+    },
+    Hook {
+        name: "exec",
+        symbol: "sched_process_exec",
+        programs: &[(program::EXEC, Way::BtfTracepoint)],
+        required: false,
+        purpose: "knows every process's executable and arguments",
+        without: "processes that live some milliseconds have neither executable nor arguments",
+    },
+    Hook {
+        name: "exit",
+        symbol: "sched_process_exit",
+        programs: &[(program::EXIT, Way::BtfTracepoint)],
+        required: false,
+        purpose: "forgets processes some minutes after their end",
+        without: "memory for processes that ended is given back late",
+    },
+    Hook {
+        name: "cgroups",
+        symbol: "cgroup_mkdir",
+        programs: &[(program::MKDIR, Way::BtfTracepoint)],
+        required: false,
+        purpose: "knows the names of cgroups that are gone when somebody asks",
+        without: "short-lived units and containers stay without a name",
+    },
     Hook {
         name: "connect",
         symbol: "inet_sock_set_state",

@@ -105,6 +105,7 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
             .enum_value("sock_flags", "SOCK_DEAD")
             .and_then(|value| u32::try_from(value).ok())
             .unwrap_or(ABSENT),
+        sk_type: fields.want("sock", "sk_type", 2),
         sk_socket: fields.need("sock", "sk_socket", 8),
         sk_uid: fields.need("sock", "sk_uid", 4),
         sk_lock_owned: fields.want("sock", "sk_lock.owned", 4),
@@ -113,6 +114,10 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
         socket_sk: fields.need("socket", "sk", 8),
         socket_inode: fields.socket_inode(),
 
+        socket_file: fields.want("socket", "file", 8),
+
+        cgroup_root: fields.want("cgroup", "root", 8),
+        root_hierarchy: fields.want("cgroup_root", "hierarchy_id", 4),
         cgroup_kn: fields.want("cgroup", "kn", 8),
         kn_id: fields.want("kernfs_node", "id", 8),
 
@@ -124,10 +129,34 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
         task_cred: fields.need("task_struct", "cred", 8),
         task_comm: fields.need("task_struct", "comm", 16),
         task_cgroups: fields.want("task_struct", "cgroups", 8),
+        task_mm: fields.want("task_struct", "mm", 8),
+        task_signal: fields.want("task_struct", "signal", 8),
+        task_thread_pid: fields.want("task_struct", "thread_pid", 8),
+        signal_live: fields.want("signal_struct", "live", 4),
+        mm_arg_start: fields.want("mm_struct", "arg_start", 8),
+        mm_arg_end: fields.want("mm_struct", "arg_end", 8),
+        pid_level: fields.want("pid", "level", 4),
+        pid_numbers: fields.place("pid", "numbers"),
+        upid_bytes: btf.struct_bytes("upid").unwrap_or(ABSENT),
+        upid_nr: fields.want("upid", "nr", 4),
+        upid_ns: fields.want("upid", "ns", 8),
+        pid_ns_inum: fields.want("pid_namespace", "ns.inum", 4),
+        user_ns_inum: fields.want("user_namespace", "ns.inum", 4),
+        bprm_file: fields.want("linux_binprm", "file", 8),
+        bprm_filename: fields.want("linux_binprm", "filename", 8),
+        file_dentry: fields.want("file", "f_path.dentry", 8),
+        file_mount: fields.want("file", "f_path.mnt", 8),
+        dentry_parent: fields.want("dentry", "d_parent", 8),
+        dentry_name: fields.want("dentry", "d_name.name", 8),
+        vfsmount_root: fields.want("vfsmount", "mnt_root", 8),
+        mount_vfsmount: fields.place("mount", "mnt"),
+        mount_parent: fields.want("mount", "mnt_parent", 8),
+        mount_mountpoint: fields.want("mount", "mnt_mountpoint", 8),
         css_set_cgroup: fields.want("css_set", "dfl_cgrp", 8),
         cred_uid: fields.need("cred", "uid", 4),
         cred_gid: fields.need("cred", "gid", 4),
         cred_euid: fields.need("cred", "euid", 4),
+        cred_user_ns: fields.want("cred", "user_ns", 8),
     };
     if layout.reason_netfilter == ABSENT {
         return Err(LayoutError::NoReason);
@@ -152,6 +181,11 @@ impl Fields<'_> {
             Some(member) if member.bits == bytes * 8 && member.bit_offset.is_multiple_of(8) => member.bit_offset / 8,
             _ => ABSENT,
         }
+    }
+
+    /// Byte offset of a field of any width, or [`ABSENT`].
+    fn place(&self, name: &str, path: &str) -> u32 {
+        self.btf.member(name, path).map_or(ABSENT, |member| member.bit_offset / 8)
     }
 
     fn need(&mut self, name: &str, path: &str, bytes: u32) -> u32 {

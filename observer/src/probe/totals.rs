@@ -14,12 +14,19 @@ pub struct Totals {
     pub ring: u64,
     /// Sockets whose owner could not be kept, in sockets.
     pub owner_map_full: u64,
+    /// Process records lost because their ring was full, in records.
+    pub process_ring_full: u64,
 }
 
 /// Reads the counters.
 pub fn read(counters: &PerCpuArray<MapData, u64>) -> Result<Totals, aya::maps::MapError> {
     let sum = |counter: Counter| Ok::<u64, aya::maps::MapError>(counters.get(&(counter as u32), 0)?.iter().sum());
-    Ok(Totals { seen: sum(Counter::Seen)?, ring: sum(Counter::RingFull)?, owner_map_full: sum(Counter::OwnerMapFull)? })
+    Ok(Totals {
+        seen: sum(Counter::Seen)?,
+        ring: sum(Counter::RingFull)?,
+        owner_map_full: sum(Counter::OwnerMapFull)?,
+        process_ring_full: sum(Counter::ProcessRingFull)?,
+    })
 }
 
 /// Runs of a program that the kernel skipped because the program was already running on that CPU; `None` where the

@@ -78,7 +78,7 @@ fn without_typed_tracepoints() -> Result<Outcome> {
     let mut command = observer::command();
     command.args(["watch", "-o", "json", "--netns"]).arg(lab.client.path()).env("OBSERVER_AVOID", "tp_btf");
     let observer = Observer::start_command(&mut command)?;
-    ensure!(observer.ready.contains("degraded: connect"), "{}", observer.ready);
+    ensure!(observer.ready.contains("degraded: fork, exec, exit, cgroups, connect"), "{}", observer.ready);
     let report = knock_with_everything(&lab, observer, "netfilter", "output", "NETFILTER_DROP")?;
     ensure!(report.foreground().len() as u64 == lab.client.counted()?, "not what the firewall counted");
     ensure!(report.account["degraded"].to_string().contains("connect"), "{}", report.account);

@@ -1,0 +1,66 @@
+//! Process records: what the kernel half says about a process at fork, exec and exit, and about the flows of other
+//! namespaces' sockets.
+
+use super::task::Task;
+
+/// What happened. Values are part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ProcessEvent {
+    /// A process (not a thread) was made; `task` is the child.
+    Fork = 1,
+    /// It runs another program; a path, a name and arguments follow the record.
+    Exec = 2,
+    /// Its last thread ended.
+    Exit = 3,
+    /// A cgroup of the unified hierarchy was made: `task.cgroup` is its id, its path follows in place of the name.
+    Cgroup = 4,
+}
+
+/// Bits of [`ProcessRecord::flags`].
+pub mod process_flag {
+    /// The path has more components, or a longer one, than were read.
+    pub const PATH_CUT: u8 = 1;
+    /// The arguments are longer than what was read.
+    pub const ARGS_CUT: u8 = 2;
+}
+
+/// Bytes of the path that are read: components from the file up to the root, each zero-terminated.
+pub const PATH_BYTES: usize = 1024;
+/// Bytes of the name as executed, its terminating zero included.
+pub const NAME_BYTES: usize = 256;
+/// Bytes of arguments that are read, each argument zero-terminated.
+pub const ARGS_BYTES: usize = 4095;
+
+/// The fixed part of a process record; `path_bytes`, `name_bytes` and `args_bytes` of data follow it, in this order.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ProcessRecord {
+    /// When, nanoseconds of `CLOCK_BOOTTIME`.
+    pub time_ns: u64,
+    /// The process; of an exit only `pid` and `start_ns`.
+    pub task: Task,
+    /// Start of the parent, nanoseconds of `CLOCK_BOOTTIME`.
+    pub parent_start_ns: u64,
+    /// Inode number of its pid namespace.
+    pub pid_namespace: u32,
+    /// Its process id in that namespace.
+    pub inner_pid: u32,
+    /// Inode number of its user namespace.
+    pub user_namespace: u32,
+    /// A [`ProcessEvent`].
+    pub event: u8,
+    /// Bits of [`process_flag`].
+    pub flags: u8,
+    /// Bytes of the executable's path that follow.
+    pub path_bytes: u16,
+    /// Bytes of the name as executed.
+    pub name_bytes: u16,
+    /// Bytes of arguments.
+    pub args_bytes: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<ProcessRecord>() == 8 + 56 + 8 + 3 * 4 + 2 + 3 * 2 + 4);
+const _: () = assert!(size_of::<ProcessRecord>().is_multiple_of(8));

@@ -1,0 +1,141 @@
+//! Process records and their ring.
+//!
+//! Nobody waits for them: user space takes them when a drop is to be named, or when the ring is a quarter full. So a host
+//! on which nothing is blocked is not woken for every process that it starts.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query},
+    macros::map,
+    maps::{PerCpuArray, RingBuf},
+};
+use observer_ebpf::abi::{ARGS_BYTES, Counter, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, Task};
+
+use super::{
+    counters::count,
+    layout::field,
+    path::Walk,
+    read::{Probe, Reader},
+    time::boot_ns,
+};
+
+/// Bytes of the ring: about ten thousand programs started.
+const RING_BYTES: u32 = 1 << 22;
+/// Fill at which user space is woken to empty it.
+const WAKE_AT: u64 = RING_BYTES as u64 / 4;
+
+/// Largest offset of the name, and of the arguments, in the data: what the verifier is told by masking.
+pub const PATH_MASK: u64 = 2 * PATH_BYTES as u64 - 1;
+/// See [`PATH_MASK`].
+pub const NAME_MASK: u64 = 4 * PATH_BYTES as u64 - 1;
+
+/// Room for a record with all its data; the masks keep every write inside.
+const DATA_BYTES: usize = NAME_MASK as usize + 1 + ARGS_BYTES + 1;
+const _: () = assert!(PATH_MASK as usize + NAME_BYTES < DATA_BYTES);
+
+/// A record that is being put together.
+#[repr(C)]
+pub struct Scratch {
+    pub record: ProcessRecord,
+    pub data: [u8; DATA_BYTES],
+    /// Not part of what is handed over.
+    pub walk: Walk,
+}
+
+#[map]
+static PROCESSES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's room for one record.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(0)
+}
+
+/// The fixed part for a process.
+#[inline(always)]
+pub fn record(task: u64, facts: Task, event: ProcessEvent) -> ProcessRecord {
+    let parent: u64 = Probe::field(task, field!(task_parent)).unwrap_or(0);
+    let leader: u64 = Probe::field(parent, field!(task_leader)).unwrap_or(0);
+    let pid: u64 = Probe::field(task, field!(task_thread_pid)).unwrap_or(0);
+    let level: u32 = Probe::field(pid, field!(pid_level)).unwrap_or(0);
+    let number = pid + u64::from(field!(pid_numbers)) + u64::from(level) * u64::from(field!(upid_bytes));
+    let namespace: u64 = Probe::field(number, field!(upid_ns)).unwrap_or(0);
+    let cred: u64 = Probe::field(task, field!(task_cred)).unwrap_or(0);
+    let user_namespace: u64 = Probe::field(cred, field!(cred_user_ns)).unwrap_or(0);
+    ProcessRecord {
+        parent_start_ns: Probe::field(leader, field!(task_start)).unwrap_or(0),
+        pid_namespace: Probe::field(namespace, field!(pid_ns_inum)).unwrap_or(0),
+        inner_pid: Probe::field(number, field!(upid_nr)).unwrap_or(0),
+        user_namespace: Probe::field(user_namespace, field!(user_ns_inum)).unwrap_or(0),
+        ..bare(facts, event)
+    }
+}
+
+/// A record of which only the event and some of the task are known.
+#[inline(always)]
+pub fn bare(task: Task, event: ProcessEvent) -> ProcessRecord {
+    ProcessRecord {
+        time_ns: boot_ns(),
+        task,
+        parent_start_ns: 0,
+        pid_namespace: 0,
+        inner_pid: 0,
+        user_namespace: 0,
+        event: event as u8,
+        flags: 0,
+        path_bytes: 0,
+        name_bytes: 0,
+        args_bytes: 0,
+        reserved: 0,
+    }
+}
+
+/// The end of a process, from its last thread.
+#[inline(always)]
+pub fn exit_record(thread: u64) -> ProcessRecord {
+    let leader: u64 = Probe::field(thread, field!(task_leader)).unwrap_or(0);
+    let task = Task {
+        pid: Probe::field(thread, field!(task_tgid)).unwrap_or(0),
+        start_ns: Probe::field(leader, field!(task_start)).unwrap_or(0),
+        ..Task::default()
+    };
+    bare(task, ProcessEvent::Exit)
+}
+
+/// Hands over a record without data.
+#[inline(always)]
+pub fn emit(record: &ProcessRecord) {
+    output((&raw const *record).cast(), size_of::<ProcessRecord>() as u64);
+}
+
+/// Hands over what was put together, with as much data as its lengths say.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn emit_scratch(scratch: *const Scratch) {
+    // SAFETY: the caller's promise.
+    let record = unsafe { &(*scratch).record };
+    let data = u64::from(record.path_bytes) + u64::from(record.name_bytes) + u64::from(record.args_bytes);
+    let mut bytes = size_of::<ProcessRecord>() as u64 + data;
+    if bytes > (size_of::<ProcessRecord>() + DATA_BYTES) as u64 {
+        bytes = (size_of::<ProcessRecord>() + DATA_BYTES) as u64;
+    }
+    output(scratch.cast(), bytes);
+}
+
+#[inline(always)]
+fn output(bytes: *const u8, length: u64) {
+    let ring = (&raw const PROCESSES).cast_mut().cast();
+    // SAFETY: the map is a ring buffer, and the verifier checks that `length` bytes are readable.
+    let status = unsafe {
+        let full = bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) > WAKE_AT;
+        let flags = if full { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+        bpf_ringbuf_output(ring, bytes.cast_mut().cast(), length, u64::from(flags))
+    };
+    if status != 0 {
+        count(Counter::ProcessRingFull);
+    }
+}

@@ -1,0 +1,152 @@
+use super::*;
+use crate::model::{Born, Image, Life, Namespaces, Owner, Socket};
+
+const SECOND: u64 = 1_000_000_000;
+const SHELL: u32 = 5;
+const PARENT: u32 = 10;
+const CHILD: u32 = 11;
+const STRANGER: u32 = 20;
+
+/// A host on which these processes hold socket 7, and /proc knows nobody.
+struct Host {
+    holders: Vec<u32>,
+}
+
+impl Eyes for Host {
+    fn facts(&mut self, _pid: u32, _start_ticks: Option<u64>) -> Option<Facts> {
+        None
+    }
+
+    fn holds(&mut self, pid: u32, _inode: u64) -> bool {
+        self.holders.contains(&pid)
+    }
+
+    fn holders(&mut self, _inode: u64) -> Vec<u32> {
+        self.holders.clone()
+    }
+
+    fn cgroup_path(&mut self, _id: u64) -> Option<String> {
+        None
+    }
+}
+
+fn task(pid: u32) -> Task {
+    Task { pid, start_ns: u64::from(pid) * SECOND, ..Task::default() }
+}
+
+fn id(pid: u32) -> ProcessId {
+    ProcessId::new(pid, u64::from(pid) * SECOND)
+}
+
+/// A shell with a child, which has a child; and a stranger.
+fn attributor(holders: &[u32]) -> Attributor<Host> {
+    let mut processes = Processes::default();
+    for (pid, parent) in [(SHELL, None), (PARENT, Some(SHELL)), (CHILD, Some(PARENT)), (STRANGER, None)] {
+        let born = Born { boot_ns: 0, task: task(pid), parent: parent.map(id), namespaces: Namespaces::default() };
+        processes.apply(Life::Exec(Box::new(born), Image::default()), Instant::now());
+    }
+    Attributor::new(Host { holders: holders.to_vec() }, processes, Box::new(|| None), 0)
+}
+
+fn bound(pid: u32, shared: bool) -> Option<Owner> {
+    Some(Owner { task: task(pid), bound_ns: 0, source: OwnerSource::Connect, shared })
+}
+
+fn dropped(owner: Option<Owner>, current_pid: u32, locked: bool) -> Dropped {
+    Dropped {
+        boot_ns: 0,
+        endpoints: None,
+        ethertype: 0,
+        cause: Cause::Netfilter,
+        hook: Some(Hook::Output),
+        reason: 0,
+        bytes: 0,
+        netns: 0,
+        interface: None,
+        socket: Some(Socket {
+            cookie: Some(1),
+            inode: Some(7),
+            uid: Some(0),
+            cgroup: None,
+            state: 1,
+            locked,
+            orphan: false,
+            kernel: false,
+            datagram: false,
+        }),
+        owner,
+        current_pid,
+        packet: Bytes::new(),
+    }
+}
+
+fn who(attributor: &mut Attributor<Host>, dropped: &Dropped) -> Option<(u32, OwnerKnown, OwnerBy)> {
+    attributor.owner(dropped).map(|found| (found.id.pid, found.known, found.by))
+}
+
+#[test]
+fn a_retransmit_belongs_to_the_owner_whoever_is_on_the_cpu() {
+    for current in [0, STRANGER, CHILD] {
+        // The child has the socket open too, and is on the CPU: that proves nothing.
+        let found = who(&mut attributor(&[PARENT, CHILD]), &dropped(bound(PARENT, false), current, false));
+        assert_eq!(found, Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
+    }
+}
+
+#[test]
+fn inside_a_call_a_child_of_the_owner_is_the_sender_also_of_what_follows() {
+    let mut attributor = attributor(&[]);
+    let found = who(&mut attributor, &dropped(bound(PARENT, false), CHILD, true));
+    assert_eq!(found, Some((CHILD, OwnerKnown::Syscall, OwnerBy::Send)));
+    let later = who(&mut attributor, &dropped(bound(PARENT, false), STRANGER, false));
+    assert_eq!(later, Some((CHILD, OwnerKnown::Socket, OwnerBy::Send)));
+}
+
+#[test]
+fn a_stranger_inside_some_call_is_the_sender_only_with_the_socket_in_hand() {
+    let passed = dropped(bound(PARENT, false), STRANGER, true);
+    assert_eq!(who(&mut attributor(&[STRANGER]), &passed), Some((STRANGER, OwnerKnown::Syscall, OwnerBy::Send)));
+    assert_eq!(who(&mut attributor(&[]), &passed), Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
+}
+
+#[test]
+fn a_datagram_leaves_inside_the_call_at_output_and_not_on_the_device() {
+    let mut datagram = dropped(bound(PARENT, false), CHILD, false);
+    datagram.socket = datagram.socket.map(|socket| Socket { datagram: true, ..socket });
+    assert_eq!(who(&mut attributor(&[]), &datagram), Some((CHILD, OwnerKnown::Syscall, OwnerBy::Send)));
+    datagram.hook = Some(Hook::Egress);
+    assert_eq!(who(&mut attributor(&[]), &datagram), Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
+}
+
+#[test]
+fn without_an_owner_one_holder_is_an_answer_and_two_are_none() {
+    let holder = Some((CHILD, OwnerKnown::Socket, OwnerBy::Holder));
+    assert_eq!(who(&mut attributor(&[CHILD]), &dropped(None, 0, false)), holder);
+    assert_eq!(who(&mut attributor(&[CHILD]), &dropped(bound(PARENT, true), STRANGER, true)), holder);
+    assert_eq!(who(&mut attributor(&[PARENT, CHILD]), &dropped(None, STRANGER, true)), None);
+    assert_eq!(who(&mut attributor(&[PARENT, CHILD]), &dropped(bound(PARENT, true), CHILD, false)), None);
+    assert_eq!(who(&mut attributor(&[]), &dropped(None, CHILD, true)), None, "on the CPU without the socket");
+}
+
+#[test]
+fn an_owner_that_ended_left_the_socket_to_the_one_that_still_has_it() {
+    let mut attributor = attributor(&[CHILD]);
+    attributor.processes.apply(Life::Exit(id(PARENT)), Instant::now());
+    let found = who(&mut attributor, &dropped(bound(PARENT, false), 0, false));
+    assert_eq!(found, Some((CHILD, OwnerKnown::Socket, OwnerBy::Holder)));
+}
+
+#[test]
+fn an_owner_that_ended_with_its_socket_is_still_the_owner() {
+    let mut attributor = attributor(&[]);
+    attributor.processes.apply(Life::Exit(id(PARENT)), Instant::now());
+    let found = who(&mut attributor, &dropped(bound(PARENT, false), 0, false));
+    assert_eq!(found, Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
+}
+
+#[test]
+fn the_kernels_own_socket_belongs_to_no_process() {
+    let mut own = dropped(bound(PARENT, false), PARENT, true);
+    own.socket = own.socket.map(|socket| Socket { kernel: true, ..socket });
+    assert_eq!(who(&mut attributor(&[PARENT]), &own), None);
+}

@@ -1,0 +1,323 @@
+//! Every process that lives, and those that ended a while ago: what each ran, and who made it.
+//!
+//! Fed by the kernel half from the moment it is attached, and once by /proc for what ran before. There is no bound on
+//! living processes but memory (about half a kilobyte each, and its arguments); of those that ended, the last
+//! [`MAX_ENDED`] are kept for [`KEPT`].
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    intake::decode::text,
+    model::{Ancestor, Born, Facts, Image, Life, Namespaces, ProcessId},
+};
+
+/// How long a process is remembered after its end: as long as the kernel may retransmit for it.
+const KEPT: Duration = Duration::from_secs(300);
+/// Ended processes remembered at most; a fork bomb makes more.
+const MAX_ENDED: usize = 32_768;
+/// Programs remembered that a process ran one after the other.
+const MAX_IMAGES: usize = 4;
+/// Parents followed.
+const MAX_PARENTS: usize = 64;
+/// Cgroups whose path is remembered.
+const MAX_CGROUPS: usize = 65_536;
+
+/// One process.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Name (`comm`) when it last ran a program or was made.
+    pub name: String,
+    /// Start, nanoseconds of `CLOCK_BOOTTIME`; `None` where only /proc told.
+    pub start_ns: Option<u64>,
+    /// The process that made it, as far as it is known.
+    pub parent: Option<ProcessId>,
+    /// Namespaces that are not the host's.
+    pub namespaces: Namespaces,
+    /// Effective user when it last ran a program.
+    pub euid: Option<u32>,
+    /// Id of its cgroup when it last ran a program; 0 when only /proc told.
+    pub cgroup: u64,
+    /// Path of its cgroup, where /proc told.
+    pub cgroup_path: Option<String>,
+    /// What it ran, each from this time on.
+    images: Vec<(u64, Arc<Image>)>,
+    /// Its children that are still in the table.
+    children: u32,
+    ended: bool,
+}
+
+impl Entry {
+    /// What it ran at that time, and since when.
+    pub fn image_at(&self, boot_ns: u64) -> Option<&(u64, Arc<Image>)> {
+        self.images.iter().rev().find(|(since, _)| *since <= boot_ns).or(self.images.first())
+    }
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Processes {
+    entries: HashMap<ProcessId, Entry>,
+    /// The newest process with each number.
+    latest: HashMap<u32, ProcessId>,
+    ended: VecDeque<(Instant, ProcessId)>,
+    cgroups: HashMap<u64, String>,
+}
+
+impl Processes {
+    /// Takes in what the kernel half told.
+    pub fn apply(&mut self, life: Life, now: Instant) {
+        match life {
+            Life::Fork(born) => {
+                let images = born.parent.and_then(|parent| Some(self.entries.get(&parent)?.images.last()?.1.clone()));
+                self.born(&born, images.map(|image| (born.boot_ns, image)));
+            }
+            Life::Exec(born, image) => self.born(&born, Some((born.boot_ns, Arc::new(image)))),
+            Life::Exit(id) => {
+                if let Some(entry) = self.entries.get_mut(&id)
+                    && !entry.ended
+                {
+                    entry.ended = true;
+                    self.ended.push_back((now, id));
+                }
+            }
+            Life::Cgroup { id, path } => self.remember_cgroup(id, path),
+        }
+        self.forget(now);
+    }
+
+    /// Takes in what /proc said; what the kernel half told stands.
+    pub fn seed(&mut self, facts: Facts) {
+        let parent = self.latest.get(&facts.parent_pid).copied();
+        let entry = Entry {
+            name: facts.name,
+            start_ns: None,
+            parent,
+            namespaces: Namespaces::default(),
+            euid: facts.euid,
+            cgroup: 0,
+            cgroup_path: facts.cgroup,
+            images: vec![(0, Arc::new(facts.image))],
+            children: 0,
+            ended: false,
+        };
+        if let std::collections::hash_map::Entry::Vacant(vacant) = self.entries.entry(facts.id) {
+            vacant.insert(entry);
+            self.adopt(facts.id, parent);
+        }
+    }
+
+    /// The process, when it is known.
+    pub fn get(&self, id: ProcessId) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    /// The living process with this number.
+    pub fn living(&self, pid: u32) -> Option<ProcessId> {
+        let id = *self.latest.get(&pid)?;
+        self.entries.get(&id).filter(|entry| !entry.ended).map(|_| id)
+    }
+
+    /// It is known to have ended.
+    pub fn has_ended(&self, id: ProcessId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.ended)
+    }
+
+    /// Its parents, nearest first: those that made it, whether they still live or not.
+    pub fn parents(&self, id: ProcessId) -> impl Iterator<Item = (ProcessId, &Entry)> {
+        let parent = |id: &ProcessId| self.entries.get(id)?.parent;
+        std::iter::successors(parent(&id), parent).take(MAX_PARENTS).map_while(|id| Some((id, self.entries.get(&id)?)))
+    }
+
+    /// The process under the name that it had, and its parents.
+    pub fn ancestry(&self, id: ProcessId, name: &str) -> Vec<Ancestor> {
+        std::iter::once(Ancestor { pid: id.pid, name: name.to_owned() })
+            .chain(self.parents(id).map(|(id, entry)| Ancestor { pid: id.pid, name: entry.name.clone() }))
+            .collect()
+    }
+
+    /// Path of a cgroup that was made while observer ran, or that was asked for before.
+    pub fn cgroup(&self, id: u64) -> Option<&str> {
+        self.cgroups.get(&id).map(String::as_str)
+    }
+
+    /// Remembers the path of a cgroup: its id is never used again.
+    pub fn remember_cgroup(&mut self, id: u64, path: String) {
+        if self.cgroups.len() >= MAX_CGROUPS {
+            self.cgroups.clear();
+        }
+        self.cgroups.insert(id, path);
+    }
+
+    fn born(&mut self, born: &Born, image: Option<(u64, Arc<Image>)>) {
+        let task = &born.task;
+        let id = ProcessId::new(task.pid, task.start_ns);
+        let name = text(&task.comm).unwrap_or_default();
+        match self.entries.entry(id) {
+            std::collections::hash_map::Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.name = name;
+                known.start_ns = Some(task.start_ns);
+                known.namespaces = born.namespaces;
+                known.euid = Some(task.euid);
+                known.cgroup = task.cgroup;
+                known.images.extend(image);
+                if known.images.len() > MAX_IMAGES {
+                    known.images.remove(0);
+                }
+            }
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(Entry {
+                    name,
+                    start_ns: Some(task.start_ns),
+                    parent: born.parent,
+                    namespaces: born.namespaces,
+                    euid: Some(task.euid),
+                    cgroup: task.cgroup,
+                    cgroup_path: None,
+                    images: image.into_iter().collect(),
+                    children: 0,
+                    ended: false,
+                });
+                self.adopt(id, born.parent);
+            }
+        }
+    }
+
+    fn adopt(&mut self, id: ProcessId, parent: Option<ProcessId>) {
+        if self.latest.get(&id.pid).is_none_or(|known| known.start_ticks <= id.start_ticks) {
+            self.latest.insert(id.pid, id);
+        }
+        if let Some(parent) = parent.and_then(|parent| self.entries.get_mut(&parent)) {
+            parent.children += 1;
+        }
+    }
+
+    /// Forgets what ended long ago. A parent stays as long as its children are there, while there is room.
+    fn forget(&mut self, now: Instant) {
+        while let Some((when, id)) = self.ended.front().copied()
+            && (self.ended.len() > MAX_ENDED || now.duration_since(when) > KEPT)
+        {
+            self.ended.pop_front();
+            if self.ended.len() < MAX_ENDED && self.entries.get(&id).is_some_and(|entry| entry.children > 0) {
+                self.ended.push_back((now, id));
+                continue;
+            }
+            let Some(entry) = self.entries.remove(&id) else { continue };
+            if self.latest.get(&id.pid) == Some(&id) {
+                self.latest.remove(&id.pid);
+            }
+            if let Some(parent) = entry.parent.and_then(|parent| self.entries.get_mut(&parent)) {
+                parent.children = parent.children.saturating_sub(1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use observer_ebpf::abi::Task;
+
+    fn id(pid: u32, second: u64) -> ProcessId {
+        ProcessId::new(pid, second * 1_000_000_000)
+    }
+
+    fn born(pid: u32, second: u64, parent: Option<ProcessId>, name: &str) -> Box<Born> {
+        let mut comm = [0; 16];
+        comm[..name.len()].copy_from_slice(name.as_bytes());
+        let start_ns = second * 1_000_000_000;
+        Box::new(Born {
+            boot_ns: start_ns,
+            task: Task { pid, start_ns, comm, ..Task::default() },
+            parent,
+            namespaces: Namespaces::default(),
+        })
+    }
+
+    fn image(path: &str) -> Image {
+        Image { executable: Some(path.to_owned()), ..Image::default() }
+    }
+
+    fn executable(processes: &Processes, id: ProcessId, second: u64) -> Option<&str> {
+        processes.get(id)?.image_at(second * 1_000_000_000)?.1.executable.as_deref()
+    }
+
+    #[test]
+    fn a_child_runs_its_parents_program_until_it_runs_another() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        processes.apply(Life::Exec(born(10, 1, None, "bash"), image("/bin/bash")), now);
+        processes.apply(Life::Fork(born(11, 2, Some(id(10, 1)), "bash")), now);
+        assert_eq!(executable(&processes, id(11, 2), 2), Some("/bin/bash"));
+        let mut exec = born(11, 2, Some(id(10, 1)), "curl");
+        exec.boot_ns = 3_000_000_000;
+        processes.apply(Life::Exec(exec, image("/bin/curl")), now);
+        assert_eq!(executable(&processes, id(11, 2), 4), Some("/bin/curl"));
+        assert_eq!(executable(&processes, id(11, 2), 2), Some("/bin/bash"), "what it ran before is not forgotten");
+        assert_eq!(processes.ancestry(id(11, 2), "curl").len(), 2);
+    }
+
+    #[test]
+    fn the_same_number_later_is_another_process() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        processes.apply(Life::Exec(born(10, 1, None, "old"), image("/old")), now);
+        processes.apply(Life::Exit(id(10, 1)), now);
+        assert_eq!(processes.living(10), None);
+        processes.apply(Life::Exec(born(10, 9, None, "new"), image("/new")), now);
+        assert_eq!(processes.living(10), Some(id(10, 9)));
+        assert_eq!(executable(&processes, id(10, 1), 1), Some("/old"), "the ended one is still known");
+    }
+
+    #[test]
+    fn the_ended_are_forgotten_and_parents_after_their_children() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        processes.apply(Life::Fork(born(10, 1, None, "parent")), now);
+        processes.apply(Life::Fork(born(11, 2, Some(id(10, 1)), "child")), now);
+        processes.apply(Life::Exit(id(10, 1)), now);
+        let later = now + KEPT + Duration::from_secs(1);
+        processes.apply(Life::Exit(id(99, 1)), later);
+        assert!(processes.get(id(10, 1)).is_some(), "its child lives");
+        processes.apply(Life::Exit(id(11, 2)), later);
+        let end = later + KEPT + KEPT;
+        processes.apply(Life::Exit(id(99, 1)), end);
+        processes.apply(Life::Exit(id(99, 1)), end + KEPT + KEPT);
+        assert!(processes.entries.is_empty() && processes.latest.is_empty());
+    }
+
+    #[test]
+    fn a_fork_bomb_stays_within_bounds() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        let mut parent = None;
+        for pid in 0..3 * u32::try_from(MAX_ENDED).unwrap() {
+            let born = born(pid, 1, parent, "bomb");
+            parent = Some(id(pid, 1));
+            processes.apply(Life::Fork(born), now);
+            processes.apply(Life::Exit(id(pid, 1)), now);
+        }
+        assert!(processes.entries.len() <= MAX_ENDED + 1, "{}", processes.entries.len());
+        assert!(processes.ancestry(parent.unwrap(), "bomb").len() <= MAX_PARENTS + 1);
+    }
+
+    #[test]
+    fn what_the_kernel_told_stands_against_proc() {
+        let mut processes = Processes::default();
+        processes.apply(Life::Exec(born(10, 1, None, "real"), image("/real")), Instant::now());
+        let facts = Facts {
+            id: id(10, 1),
+            parent_pid: 1,
+            name: "late".to_owned(),
+            image: image("/late"),
+            euid: None,
+            cgroup: None,
+        };
+        processes.seed(facts);
+        assert_eq!(processes.get(id(10, 1)).unwrap().name, "real");
+    }
+}
