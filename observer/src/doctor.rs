@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     enrich::{host::boot_ns, proc},
+    firewall::inventory::nftables_in_use,
     intake::decode::decode,
     model::{Check, Degraded, Diagnosis, Status},
     privilege::Helper,
@@ -184,19 +185,38 @@ fn self_test(probes: &mut Probes, helper: &mut Helper) -> Check {
                 delay.as_secs_f64() * 1e3
             ),
         ),
-        Err(why) => Check::short(
+        Err(NotProven::Wrong(why)) => Check::short(
+            "self-test",
+            Status::Failed,
+            why,
+            "what observer says on this kernel cannot be relied on",
+            "run `observer -vv doctor` and report what it says, with the kernel's version",
+        ),
+        Err(NotProven::NotTried(why)) => Check::short(
             "self-test",
             Status::Degraded,
             why,
             "it is not proven that drops are seen here",
-            "run `observer -vv doctor` and report what it says",
+            "run `observer doctor` as root on the host, where nftables is in use",
         ),
     }
 }
 
-fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, String> {
-    let mut ring = probes.take_ring().map_err(|error| format!("{error:#}"))?;
-    let sent = helper.self_test().map_err(|error| error.to_string())??;
+/// Why the self-test proves nothing.
+enum NotProven {
+    /// The packet was dropped, and not seen as it was.
+    Wrong(String),
+    /// No packet could be dropped.
+    NotTried(String),
+}
+
+fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, NotProven> {
+    if !nftables_in_use() {
+        return Err(NotProven::NotTried("not tried: it would load nftables, which this host does not use".to_owned()));
+    }
+    let mut ring = probes.take_ring().map_err(|error| NotProven::NotTried(format!("{error:#}")))?;
+    let sent =
+        helper.self_test().map_err(|error| error.to_string()).and_then(|sent| sent).map_err(NotProven::NotTried)?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         while let Some(item) = ring.next() {
@@ -212,13 +232,15 @@ fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, S
                 Some(pid) if pid == sent.pid || !initial => {
                     Ok(Duration::from_nanos(seen_ns.saturating_sub(sent.boot_ns)))
                 }
-                Some(pid) => Err(format!("the packet of process {} was named as process {pid}'s", sent.pid)),
-                None => Err("the packet was seen, but without its owner".to_owned()),
+                Some(pid) => {
+                    Err(NotProven::Wrong(format!("the packet of process {} was named as process {pid}'s", sent.pid)))
+                }
+                None => Err(NotProven::Wrong("the packet was seen, but without its owner".to_owned())),
             };
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Err(format!("the packet was not seen within {} s", PATIENCE.as_secs()))
+    Err(NotProven::Wrong(format!("the packet was dropped, but not seen within {} s", PATIENCE.as_secs())))
 }
 
 fn firewalls(helper: &mut Helper) -> Check {

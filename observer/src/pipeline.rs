@@ -7,7 +7,11 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -28,7 +32,7 @@ use crate::{
     },
     model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Kind, Lost, Summary},
     output::Output,
-    probe::Probes,
+    probe::{Probes, Totals},
     sys::watch_readable,
 };
 
@@ -38,6 +42,10 @@ const QUEUE: usize = 65_536;
 const IDLE: Duration = Duration::from_millis(250);
 /// How long the end waits for programs that were still running when they were detached.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long what waits in the queue is told after the end, and how long the output may then take to notice.
+const DRAIN: Duration = Duration::from_secs(5);
+const GIVE_UP: Duration = Duration::from_secs(2);
 
 /// When to stop without being told.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +63,8 @@ pub enum Ended {
     Clean(Account),
     /// The reader of the output is gone.
     ClosedPipe,
+    /// The output takes nothing and was given up; there is no account.
+    Stuck,
 }
 
 /// Everything a run needs.
@@ -76,19 +86,22 @@ pub struct Run<E> {
 }
 
 /// What the slower half did.
-struct Consumed<E> {
+struct Consumed {
     reported: u64,
     filtered: u64,
     decode: u64,
+    /// Given up at the end, because the output did not take them in time.
+    abandoned: u64,
+    told: u64,
     output: Box<dyn Output>,
-    assembler: Assembler<E>,
+    degraded: Vec<Degraded>,
     error: Option<io::Error>,
 }
 
 impl<E: Eyes + Send + 'static> Run<E> {
     /// Runs until a signal, a limit or the end of the output. `ready` is called once everything is being observed.
     /// Must not be called inside a runtime.
-    pub fn run(self, ready: impl FnOnce()) -> Result<(Ended, E)>
+    pub fn run(self, ready: impl FnOnce()) -> Result<Ended>
     where
         Assembler<E>: Send,
     {
@@ -97,7 +110,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         runtime.block_on(self.observe(ready))
     }
 
-    async fn observe(mut self, ready: impl FnOnce()) -> Result<(Ended, E)> {
+    async fn observe(mut self, ready: impl FnOnce()) -> Result<Ended> {
         let start = Timestamp::now();
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
@@ -109,10 +122,16 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let (stop, mut stopped) = oneshot::channel();
         let (assembler, output, filter, count) = (self.assembler, self.output, self.filter, self.limits.count);
         let identity = assembler.identity().clone();
-        let consumer = thread::Builder::new()
-            .name("events".to_owned())
-            .spawn(move || consume(&receiver, assembler, output, &filter, count, stop))
-            .context("cannot start a thread")?;
+        let hurry = Arc::new(AtomicBool::new(false));
+        let (finished, mut done) = oneshot::channel();
+        let consumer = {
+            let hurry = Arc::clone(&hurry);
+            move || {
+                // The other end is gone only when the program is.
+                let _ = finished.send(consume(&receiver, assembler, output, &filter, count, stop, &hurry));
+            }
+        };
+        thread::Builder::new().name("events".to_owned()).spawn(consumer).context("cannot start a thread")?;
         ready();
 
         tokio::select! {
@@ -133,7 +152,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         };
-        let missed_max = self.probes.missed_max().unwrap_or(0);
+        let missed_max = self.probes.missed_max();
         let (taken, overflow) = (reader.taken, reader.overflow);
         // The queue closes with its last sender.
         drop(reader);
@@ -142,27 +161,32 @@ impl<E: Eyes + Send + 'static> Run<E> {
         if let Some(log) = log {
             log.abort();
         }
-        let consumed = consumer.join().map_err(|_| anyhow::anyhow!("the thread that makes events failed"))?;
+
+        // What waits in the queue is still told, but not for ever: a second signal, or an output that takes nothing, ends
+        // that too.
+        let mut consumed = None;
+        for patience in [DRAIN, GIVE_UP] {
+            tokio::select! {
+                result = &mut done => {
+                    consumed = Some(result.context("the thread that makes events failed")?);
+                    break;
+                }
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                () = tokio::time::sleep(patience) => {}
+            }
+            hurry.store(true, Ordering::Relaxed);
+        }
+        let Some(consumed) = consumed else { return Ok(Ended::Stuck) };
+
         if let Some(error) = consumed.error {
             if error.kind() == io::ErrorKind::BrokenPipe {
-                return Ok((Ended::ClosedPipe, consumed.assembler.into_eyes()));
+                return Ok(Ended::ClosedPipe);
             }
             return Err(error).context("cannot write the output");
         }
-        if totals.process_ring_full > 0 {
-            self.degraded.push(Degraded {
-                what: "processes".to_owned(),
-                why: format!("the ring of process records was full for {} of them", totals.process_ring_full),
-                consequence: "some short-lived processes have no executable, arguments or parents".to_owned(),
-            });
-        }
-        if totals.owner_map_full > 0 {
-            self.degraded.push(Degraded {
-                what: "owners".to_owned(),
-                why: format!("the owner map was full for {} sockets", totals.owner_map_full),
-                consequence: "their packets are named by other means or not at all".to_owned(),
-            });
-        }
+        self.degraded.extend(consumed.degraded);
+        self.degraded.extend(shortages(&totals, missed_max));
         let account = Account {
             seen: totals.seen,
             reported: consumed.reported,
@@ -171,22 +195,52 @@ impl<E: Eyes + Send + 'static> Run<E> {
                 // What was detached in the middle of its work never reached the ring.
                 ring: totals.seen.saturating_sub(taken),
                 decode: consumed.decode,
-                queue: overflow,
+                queue: overflow + consumed.abandoned,
                 ..Lost::default()
             },
-            missed_max,
+            missed_max: missed_max.unwrap_or(0),
             degraded: self.degraded,
         };
         let summary = summary(&identity, start, account);
         let mut output = consumed.output;
         match output.finish(&summary) {
-            Ok(()) => Ok((Ended::Clean(summary.egress), consumed.assembler.into_eyes())),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                Ok((Ended::ClosedPipe, consumed.assembler.into_eyes()))
-            }
+            Ok(()) => Ok(Ended::Clean(summary.egress)),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Ended::ClosedPipe),
             Err(error) => Err(error).context("cannot write the output"),
         }
     }
+}
+
+/// What ran short in the kernel.
+fn shortages(totals: &Totals, missed_max: Option<u64>) -> Vec<Degraded> {
+    let shortage = |what: &str, why: String, consequence: &str| Degraded {
+        what: what.to_owned(),
+        why,
+        consequence: consequence.to_owned(),
+    };
+    let mut shortages = Vec::new();
+    if totals.process_ring_full > 0 {
+        shortages.push(shortage(
+            "processes",
+            format!("the ring of process records was full for {} of them", totals.process_ring_full),
+            "some short-lived processes have no executable, arguments or parents",
+        ));
+    }
+    if totals.owner_map_full > 0 {
+        shortages.push(shortage(
+            "owners",
+            format!("the owner map was full for {} sockets", totals.owner_map_full),
+            "their packets are named by other means or not at all",
+        ));
+    }
+    if missed_max.is_none() {
+        shortages.push(shortage(
+            "missed",
+            "this kernel does not tell how many program runs it skipped".to_owned(),
+            "every count may be too low by an unknown number",
+        ));
+    }
+    shortages
 }
 
 /// Waits, or for ever.
@@ -222,16 +276,26 @@ async fn pass_on(log: &mut AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>) 
 }
 
 /// The slower half: until the queue is closed and empty. After an error or the last event that was asked for, it counts
-/// on and writes no more.
+/// on and writes no more; in a hurry it only counts.
 fn consume<E: Eyes>(
     queue: &Receiver<Item>,
-    assembler: Assembler<E>,
+    mut assembler: Assembler<E>,
     output: Box<dyn Output>,
     filter: &Filter,
     count: Option<u64>,
     stop: oneshot::Sender<()>,
-) -> Consumed<E> {
-    let mut consumed = Consumed { reported: 0, filtered: 0, decode: 0, output, assembler, error: None };
+    hurry: &AtomicBool,
+) -> Consumed {
+    let mut consumed = Consumed {
+        reported: 0,
+        filtered: 0,
+        decode: 0,
+        abandoned: 0,
+        told: 0,
+        output,
+        degraded: Vec::new(),
+        error: None,
+    };
     let mut stop = Some(stop);
     let mut told = Instant::now();
     loop {
@@ -245,7 +309,10 @@ fn consume<E: Eyes>(
                 match next {
                     Ok(item) => Some(item),
                     Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return consumed,
+                    Err(RecvTimeoutError::Disconnected) => {
+                        consumed.degraded = assembler.degraded();
+                        return consumed;
+                    }
                 }
             }
         };
@@ -254,11 +321,12 @@ fn consume<E: Eyes>(
             told = Instant::now();
         }
         match item {
-            Some(Item::Drop(bytes)) => consumed.take(bytes, filter, count),
-            Some(Item::Processes) => consumed.assembler.catch_up(),
+            Some(Item::Drop(_)) if hurry.load(Ordering::Relaxed) => consumed.abandoned += 1,
+            Some(Item::Drop(bytes)) => consumed.take(bytes, &mut assembler, filter, count),
+            Some(Item::Processes) => assembler.catch_up(),
             None => {}
         }
-        if (consumed.error.is_some() || count.is_some_and(|count| consumed.reported >= count))
+        if (consumed.error.is_some() || count.is_some_and(|count| consumed.told >= count))
             && let Some(stop) = stop.take()
         {
             // The other end is gone only when everything is stopping already.
@@ -267,7 +335,7 @@ fn consume<E: Eyes>(
     }
 }
 
-impl<E: Eyes> Consumed<E> {
+impl Consumed {
     /// True when the output has something left to tell.
     fn pause(&mut self) -> bool {
         if self.error.is_some() {
@@ -279,7 +347,13 @@ impl<E: Eyes> Consumed<E> {
         })
     }
 
-    fn take(&mut self, bytes: bytes::Bytes, filter: &Filter, count: Option<u64>) {
+    fn take<E: Eyes>(
+        &mut self,
+        bytes: bytes::Bytes,
+        assembler: &mut Assembler<E>,
+        filter: &Filter,
+        count: Option<u64>,
+    ) {
         let dropped = match decode(bytes) {
             Ok(dropped) => dropped,
             Err(error) => {
@@ -288,18 +362,21 @@ impl<E: Eyes> Consumed<E> {
                 return;
             }
         };
-        if self.error.is_some() || count.is_some_and(|count| self.reported >= count) {
+        if self.error.is_some() || count.is_some_and(|count| self.told >= count) {
             self.filtered += 1;
             return;
         }
-        let mut event = self.assembler.assemble(&dropped);
+        let mut event = assembler.assemble(&dropped);
         if !filter.matches(&event) {
             self.filtered += 1;
             return;
         }
         self.reported += 1;
         event.event.sequence = Some(self.reported);
-        self.error = self.output.event(&event).err();
+        match self.output.event(&event) {
+            Ok(shown) => self.told += u64::from(shown),
+            Err(error) => self.error = Some(error),
+        }
     }
 }
 

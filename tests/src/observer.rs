@@ -152,7 +152,7 @@ impl Report {
 pub fn expect(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
     for (pointer, value) in wanted {
         let found = event.pointer(pointer).unwrap_or(&Value::Null);
-        ensure!(found == value, "{pointer} is {found}, expected {value}, in {event}");
+        ensure!(found == value, "{pointer} is {found}, expected {value}, in {:.3000}", event.to_string());
     }
     Ok(())
 }

@@ -1,13 +1,25 @@
 //! Traffic of every kind, by a small Python program: a real client whose calls are in plain sight.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs::File,
+    io::{Seek, Write},
+    process::{Child, Command, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::namespace::Namespace;
 
 /// The program.
-pub const SCRIPT: &str = include_str!("../fixtures/traffic.py");
+const SCRIPT: &str = include_str!("../fixtures/traffic.py");
+
+/// The program as a file to read from: on standard input, so that it is no argument of its process.
+pub fn script() -> Result<File> {
+    let mut file = tempfile::tempfile().context("cannot make a temporary file")?;
+    file.write_all(SCRIPT.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
 
 /// A finished client.
 pub struct Client {
@@ -17,16 +29,16 @@ pub struct Client {
     pub said: String,
 }
 
-/// `traffic.py ARGS` inside a namespace.
-pub fn command(namespace: &Namespace, args: &[&str]) -> Command {
+/// `traffic.py` with ARGS inside a namespace.
+pub fn command(namespace: &Namespace, args: &[&str]) -> Result<Command> {
     let mut command = namespace.command("python3");
-    command.args(["-I", "-c", SCRIPT]).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    command.args(["-I", "-"]).args(args).stdin(script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
 }
 
 /// Runs it to its end.
 pub fn run(namespace: &Namespace, args: &[&str]) -> Result<Client> {
-    finish(command(namespace, args).spawn().context("cannot start the client")?)
+    finish(command(namespace, args)?.spawn().context("cannot start the client")?)
 }
 
 /// Waits for its end.

@@ -136,6 +136,16 @@ layout! {
     task_signal,
     /// `task_struct.thread_pid`
     task_thread_pid,
+    /// `task_struct.files`
+    task_files,
+    /// `files_struct.fdt`
+    files_table,
+    /// `fdtable.max_fds`
+    table_size,
+    /// `fdtable.fd`
+    table_files,
+    /// `file.private_data`
+    file_private,
     /// `signal_struct.live`
     signal_live,
     /// `mm_struct.arg_start`

@@ -58,6 +58,8 @@ pub mod flag {
     /// Datagrams of this socket leave inside the call that sends them (UDP, raw, ping); a connection's may also leave by a
     /// timer or on an answer.
     pub const DATAGRAM: u8 = 64;
+    /// The process on the CPU had the socket among its first open files, and was not the socket's owner.
+    pub const HELD: u8 = 128;
 }
 
 /// One dropped packet. All integers are in the machine's byte order unless said otherwise.

@@ -21,7 +21,7 @@ use crate::kernel::{
     owner,
     read::{Direct, Probe, Reader},
     skb::Skb,
-    sock,
+    sock, task,
     time::boot_ns,
 };
 
@@ -73,7 +73,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
     count(Counter::Seen);
     let time_ns = boot_ns();
     let socket = sock::facts::<R>(skb.sk);
-    let device = skb.out_device();
+    let device = skb.out_device::<R>();
     let net = if socket.net != 0 { socket.net } else { Probe::field(device, field!(dev_net)).unwrap_or(0) };
     emit(|record: *mut DropRecord| {
         // SAFETY: the ring's entry is writable and large enough; every field of it is written here, `packet` up to
@@ -90,16 +90,22 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             (*record).inode = socket.inode;
             (*record).cgroup = socket.cgroup;
             (*record).location = location;
+            let current_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            (*record).current_pid = current_pid;
             (*record).owner = match owner::get(socket.cookie) {
                 Some(owner) => *owner,
                 None => Owner::default(),
             };
+            // Somebody else may be inside a call on this socket: a look at what that process has open will tell.
+            let in_call = flags & (flag::LOCKED | flag::DATAGRAM) != 0 && flags & flag::KERNEL == 0;
+            if in_call && current_pid != 0 && current_pid != (*record).owner.task.pid && task::holds(socket.socket) {
+                flags |= flag::HELD;
+            }
             (*record).netns = Probe::field(net, field!(net_inum)).unwrap_or(0);
             (*record).ifindex = Probe::field(device, field!(dev_ifindex)).unwrap_or(0);
             (*record).reason = reason;
             (*record).length = skb.length::<R>();
             (*record).uid = socket.uid;
-            (*record).current_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
             (*record).ethertype = skb.ethertype::<R>();
             (*record).captured = captured;
             (*record).cause = cause as u8;

@@ -89,11 +89,12 @@ impl Skb {
         R::field(self.address, field!(skb_len)).unwrap_or(0)
     }
 
-    /// The device that the packet was to leave by, or 0.
+    /// The device that the packet was to leave by, or 0: on the device itself that is where it died (a VLAN's or a bond's
+    /// packet has the upper device as its route's), before that the route's.
     #[inline(always)]
-    pub fn out_device(&self) -> u64 {
+    pub fn out_device<R: Reader>(&self) -> u64 {
         let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
-        if routes != 0 { routes } else { self.dev }
+        if routes == 0 || self.dev != 0 && self.at_link_header::<R>() { self.dev } else { routes }
     }
 
     /// Hook at which it died, from where its data stands and what `capture` copied.

@@ -37,6 +37,8 @@ pub struct Facts {
     pub inode: u64,
     pub cgroup: u64,
     pub net: u64,
+    /// Its `struct socket`, or 0.
+    pub socket: u64,
     pub uid: u32,
     pub state: u8,
     pub flags: u8,
@@ -58,6 +60,7 @@ pub fn facts<R: Reader>(sk: u64) -> Facts {
     facts.uid = R::field(sk, field!(sk_uid)).unwrap_or(0);
     let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
     facts.inode = Probe::field(socket, field!(socket_inode)).unwrap_or(0);
+    facts.socket = socket;
     if socket != 0 && Probe::field::<u64>(socket, field!(socket_file)) == Some(0) {
         facts.flags |= flag::KERNEL;
     }

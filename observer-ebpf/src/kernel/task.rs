@@ -42,6 +42,33 @@ pub fn of(task: u64) -> Task {
     facts
 }
 
+/// Open files of the current process that are looked through.
+const MAX_FILES: u32 = 64;
+
+/// True when the current process has this `struct socket` among its first open files.
+#[inline(always)]
+pub fn holds(socket: u64) -> bool {
+    if socket == 0 {
+        return false;
+    }
+    // SAFETY: the helper only returns a number.
+    let task = unsafe { bpf_get_current_task() };
+    let files: u64 = Probe::field(task, field!(task_files)).unwrap_or(0);
+    let table: u64 = Probe::field(files, field!(files_table)).unwrap_or(0);
+    let size: u32 = Probe::field(table, field!(table_size)).unwrap_or(0);
+    let list: u64 = Probe::field(table, field!(table_files)).unwrap_or(0);
+    for index in 0..MAX_FILES {
+        if index >= size {
+            return false;
+        }
+        let file: u64 = Probe::field(list, index * size_of::<u64>() as u32).unwrap_or(0);
+        if Probe::field::<u64>(file, field!(file_private)) == Some(socket) {
+            return true;
+        }
+    }
+    false
+}
+
 /// Id of a `struct cgroup`; 0 when it cannot be read.
 #[inline(always)]
 pub fn cgroup_id(cgroup: u64) -> u64 {

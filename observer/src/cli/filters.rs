@@ -10,7 +10,10 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::exit::UsageError;
-use crate::model::{DestinationFilter, Filter, parse_action, parse_cause, parse_transport};
+use crate::{
+    enrich::users::Users,
+    model::{DestinationFilter, Filter, parse_action, parse_cause, parse_transport},
+};
 
 /// Where `ip netns add` keeps its names.
 const NAMED: &str = "/run/netns";
@@ -63,9 +66,9 @@ impl Filters {
         let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
         Ok(Filter {
             pids: pid,
-            comms: comm,
-            executables: exe,
-            users: user,
+            comms: comm.into_iter().map(kernel_name).collect(),
+            executables: exe.into_iter().map(real_path).collect(),
+            users: user.iter().map(|text| user_id(text)).collect::<Result<_>>()?,
             units: unit,
             containers: container,
             destinations: dst.iter().map(|text| destination(text)).collect::<Result<_>>()?,
@@ -99,6 +102,30 @@ fn destination(text: &str) -> Result<DestinationFilter> {
     Ok(DestinationFilter::Name { name: text.to_owned(), addresses })
 }
 
+/// The kernel keeps 15 bytes of a name.
+fn kernel_name(mut name: String) -> String {
+    const KEPT: usize = 15;
+    let end = (0..=KEPT.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    name.truncate(end);
+    name
+}
+
+/// The kernel knows a program by its file, not by a link to it.
+fn real_path(path: String) -> String {
+    std::fs::canonicalize(&path).ok().and_then(|real| real.into_os_string().into_string().ok()).unwrap_or(path)
+}
+
+fn user_id(text: &str) -> Result<String> {
+    if text.parse::<u32>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let id = Users::default().id(text).ok_or_else(|| UsageError {
+        sentence: format!("there is no user `{text}` in /etc/passwd"),
+        hint: format!("give the number of a user from elsewhere, as `id -u {text}` prints it"),
+    })?;
+    Ok(id.to_string())
+}
+
 /// Inode number of a network namespace; `None` for all.
 fn namespace(text: &str) -> Result<Option<u32>> {
     if text == "all" {
@@ -109,6 +136,15 @@ fn namespace(text: &str) -> Result<Option<u32>> {
         sentence: format!("there is no network namespace `{text}`: {}: {error}", path.display()),
         hint: "`ip netns` lists the names; a process's own is /proc/PID/ns/net".into(),
     })?;
+    // Namespaces are files of a file system of their own.
+    let own = std::fs::metadata("/proc/self/ns/net").context("cannot read the own network namespace")?;
+    if metadata.dev() != own.dev() {
+        return Err(UsageError {
+            sentence: format!("{} is no network namespace", path.display()),
+            hint: "`ip netns` lists the names; a process's own is /proc/PID/ns/net".into(),
+        }
+        .into());
+    }
     let number = u32::try_from(metadata.ino()).context("the namespace's number is too large")?;
     Ok(Some(number))
 }

@@ -89,7 +89,16 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     let attributor = Attributor::new(helper, processes, lives, since_ns);
     let assembler = Assembler::new(Identity::read(), std::mem::take(&mut probes.reasons), attributor, !args.no_redact);
     match confine(|| probes.totals().is_ok()) {
-        Ok(confined) => log::debug!("confined: {confined:?}"),
+        Ok(confined) => {
+            log::debug!("confined: {confined:?}");
+            if let Some(why) = confined.still_root {
+                degraded.push(Degraded {
+                    what: "privileges".to_owned(),
+                    why: format!("cannot become an unprivileged user: {why}"),
+                    consequence: "the process that decodes packets runs as root, without capabilities".to_owned(),
+                });
+            }
+        }
         Err(error) => degraded.push(Degraded {
             what: "privileges".to_owned(),
             why: format!("{error:#}"),
@@ -99,16 +108,16 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     crate::sys::trim_memory();
     let limits = Limits { duration: args.duration, count: args.count };
     let run = Run { probes, filling, assembler, output, filter, limits, degraded };
-    let (ended, helper) = run.run(|| {
+    let ended = run.run(|| {
         let _ = writeln!(anstream::stderr(), "{ready}");
     })?;
-    if let Some(failure) = helper.failure() {
-        let _ =
-            writeln!(anstream::stderr(), "observer: {failure}; processes were named without executable and arguments");
-    }
     match ended {
         Ended::Clean(account) if args.strict && anything_lost(&account) => Ok(Exit::Lost),
         Ended::Clean(_) | Ended::ClosedPipe => Ok(Exit::Done),
+        Ended::Stuck => anyhow::bail!(
+            "the output takes nothing, so the end of the events and the account are not written\nhint: whatever reads \
+             observer's output has stopped; let it go on, or write to a file"
+        ),
     }
 }
 

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     intake::decode::text,
     model::{
-        Action, Background, Cause, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook, Image, Kind,
-        Namespaces, Network, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Thread, User,
+        Action, Background, Cause, Degraded, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook,
+        Image, Kind, Namespaces, Network, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Thread, User,
         transport_name,
     },
     probe::layout::Reasons,
@@ -59,9 +59,24 @@ impl<E: Eyes> Assembler<E> {
         &self.identity
     }
 
-    /// Gives back who answered questions.
-    pub fn into_eyes(self) -> E {
-        self.attributor.into_eyes()
+    /// What made the answers worse than they could be.
+    pub fn degraded(&self) -> Vec<Degraded> {
+        let mut degraded = Vec::new();
+        if let Some(why) = self.attributor.failure() {
+            degraded.push(Degraded {
+                what: "helper".to_owned(),
+                why,
+                consequence: "some processes and cgroups that are older than observer were not named".to_owned(),
+            });
+        }
+        if self.attributor.undecodable > 0 {
+            degraded.push(Degraded {
+                what: "processes".to_owned(),
+                why: format!("{} process records could not be read", self.attributor.undecodable),
+                consequence: "some processes have no executable, arguments or parents".to_owned(),
+            });
+        }
+        degraded
     }
 
     /// Takes in what was told of processes meanwhile.
@@ -265,14 +280,16 @@ fn incident(
 
 fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
     let what = match (dropped.cause, dropped.hook) {
-        (Cause::Netfilter, Some(Hook::Output)) => "a firewall rule or policy at hook output stopped it".to_owned(),
+        (Cause::Netfilter, Some(Hook::Output)) => {
+            "netfilter stopped it at hook output: a firewall rule or policy".to_owned()
+        }
         (Cause::Netfilter, Some(Hook::Postrouting)) => {
-            "a firewall rule or policy at hook postrouting stopped it".to_owned()
+            "netfilter stopped it at hook postrouting: a firewall rule or policy".to_owned()
         }
         (Cause::Netfilter, Some(Hook::Egress)) => {
-            format!("a firewall rule or policy at hook egress{} stopped it", on(dropped))
+            format!("netfilter stopped it at hook egress{}: a firewall rule or policy", on(dropped))
         }
-        (Cause::Netfilter, None) => "a firewall rule or policy stopped it".to_owned(),
+        (Cause::Netfilter, None) => "netfilter stopped it: a firewall rule or policy".to_owned(),
         (Cause::Cgroup, _) => "a cgroup egress program (such as systemd's IPAddressDeny=) stopped it".to_owned(),
         (Cause::Tc, _) => format!("a traffic control action{} stopped it", on(dropped)),
     };

@@ -46,6 +46,8 @@ pub trait Eyes {
     fn holders(&mut self, inode: u64) -> Vec<u32>;
     /// Path of a cgroup by id.
     fn cgroup_path(&mut self, id: u64) -> Option<String>;
+    /// Why questions were not answered, where they were not.
+    fn failure(&self) -> Option<String>;
 }
 
 /// Where process records come from: the next one, if there is one.
@@ -96,9 +98,9 @@ impl<E: Eyes> Attributor<E> {
         }
     }
 
-    /// Gives back who answered questions.
-    pub fn into_eyes(self) -> E {
-        self.eyes
+    /// Why questions were not answered, where they were not.
+    pub fn failure(&self) -> Option<String> {
+        self.eyes.failure()
     }
 
     /// Takes in what was told of processes since the last time.
@@ -143,19 +145,19 @@ impl<E: Eyes> Attributor<E> {
             return Some(Found { id: sender, known: OwnerKnown::Syscall, by: OwnerBy::Send, bound: None });
         }
         if let Some(sender) = key.and_then(|key| self.senders.get(&key)).copied()
-            && !self.processes.has_ended(sender)
+            && !self.processes.had_ended(sender, dropped.boot_ns)
         {
             return Some(Found { id: sender, known: OwnerKnown::Socket, by: OwnerBy::Send, bound: None });
         }
         if let Some(bound) = bound {
             let bound = self.known(bound);
-            return Some(if self.processes.has_ended(bound.id) {
-                self.only_holder(socket.inode).unwrap_or(bound)
+            return Some(if self.processes.had_ended(bound.id, dropped.boot_ns) {
+                self.only_holder(socket.inode, dropped.boot_ns).unwrap_or(bound)
             } else {
                 bound
             });
         }
-        self.only_holder(socket.inode)
+        self.only_holder(socket.inode, dropped.boot_ns)
     }
 
     /// Path of a cgroup by id.
@@ -179,26 +181,28 @@ impl<E: Eyes> Attributor<E> {
         if dropped.current_pid == 0 || !synchronous || !(socket.locked || socket.datagram) {
             return None;
         }
-        let current = self.living(dropped.current_pid)?;
+        let current = self.living(dropped.current_pid, dropped.boot_ns)?;
         let owner = dropped.owner.map(|owner| ProcessId::new(owner.task.pid, owner.task.start_ns));
         let proven = owner == Some(current)
             || owner.is_some_and(|owner| self.processes.parents(current).any(|(parent, _)| parent == owner))
+            || socket.held
             || socket
                 .inode
                 .is_some_and(|inode| self.holds.get((current.pid, inode), || self.eyes.holds(current.pid, inode)));
         proven.then_some(current)
     }
 
-    /// The living process with this number.
-    fn living(&mut self, pid: u32) -> Option<ProcessId> {
-        self.processes.living(pid).or_else(|| self.ask(pid, None))
+    /// The process that had this number at that time.
+    fn living(&mut self, pid: u32, boot_ns: u64) -> Option<ProcessId> {
+        let known = self.processes.living(pid, boot_ns);
+        known.or_else(|| self.ask(pid, None).filter(|id| id.start_ns() <= boot_ns))
     }
 
-    fn only_holder(&mut self, inode: Option<u64>) -> Option<Found> {
+    fn only_holder(&mut self, inode: Option<u64>, boot_ns: u64) -> Option<Found> {
         let inode = inode?;
         match *self.holders.get(inode, || self.eyes.holders(inode)) {
             [only] => {
-                let id = self.living(only)?;
+                let id = self.living(only, boot_ns)?;
                 Some(Found { id, known: OwnerKnown::Socket, by: OwnerBy::Holder, bound: None })
             }
             _ => None,
@@ -229,7 +233,7 @@ impl<E: Eyes> Attributor<E> {
         let mut chain = vec![first];
         while chain.len() < MAX_PARENTS
             && let Some(parent) = chain.last().map(|facts| facts.parent_pid).filter(|pid| *pid != 0)
-            && self.processes.living(parent).is_none()
+            && self.processes.living(parent, id.start_ns()).is_none()
             && let Some(facts) = self.eyes.facts(parent, None)
         {
             chain.push(facts);

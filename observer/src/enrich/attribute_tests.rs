@@ -28,6 +28,10 @@ impl Eyes for Host {
     fn cgroup_path(&mut self, _id: u64) -> Option<String> {
         None
     }
+
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 fn task(pid: u32) -> Task {
@@ -54,7 +58,7 @@ fn bound(pid: u32, shared: bool) -> Option<Owner> {
 
 fn dropped(owner: Option<Owner>, current_pid: u32, locked: bool) -> Dropped {
     Dropped {
-        boot_ns: 0,
+        boot_ns: 60 * SECOND,
         endpoints: None,
         ethertype: 0,
         cause: Cause::Netfilter,
@@ -73,6 +77,7 @@ fn dropped(owner: Option<Owner>, current_pid: u32, locked: bool) -> Dropped {
             orphan: false,
             kernel: false,
             datagram: false,
+            held: false,
         }),
         owner,
         current_pid,
@@ -106,6 +111,9 @@ fn inside_a_call_a_child_of_the_owner_is_the_sender_also_of_what_follows() {
 fn a_stranger_inside_some_call_is_the_sender_only_with_the_socket_in_hand() {
     let passed = dropped(bound(PARENT, false), STRANGER, true);
     assert_eq!(who(&mut attributor(&[STRANGER]), &passed), Some((STRANGER, OwnerKnown::Syscall, OwnerBy::Send)));
+    let mut seen = passed.clone();
+    seen.socket = seen.socket.map(|socket| Socket { held: true, ..socket });
+    assert_eq!(who(&mut attributor(&[]), &seen), Some((STRANGER, OwnerKnown::Syscall, OwnerBy::Send)));
     assert_eq!(who(&mut attributor(&[]), &passed), Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
 }
 
@@ -131,7 +139,7 @@ fn without_an_owner_one_holder_is_an_answer_and_two_are_none() {
 #[test]
 fn an_owner_that_ended_left_the_socket_to_the_one_that_still_has_it() {
     let mut attributor = attributor(&[CHILD]);
-    attributor.processes.apply(Life::Exit(id(PARENT)), Instant::now());
+    attributor.processes.apply(Life::Exit { id: id(PARENT), boot_ns: 30 * SECOND }, Instant::now());
     let found = who(&mut attributor, &dropped(bound(PARENT, false), 0, false));
     assert_eq!(found, Some((CHILD, OwnerKnown::Socket, OwnerBy::Holder)));
 }
@@ -139,7 +147,7 @@ fn an_owner_that_ended_left_the_socket_to_the_one_that_still_has_it() {
 #[test]
 fn an_owner_that_ended_with_its_socket_is_still_the_owner() {
     let mut attributor = attributor(&[]);
-    attributor.processes.apply(Life::Exit(id(PARENT)), Instant::now());
+    attributor.processes.apply(Life::Exit { id: id(PARENT), boot_ns: 30 * SECOND }, Instant::now());
     let found = who(&mut attributor, &dropped(bound(PARENT, false), 0, false));
     assert_eq!(found, Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
 }

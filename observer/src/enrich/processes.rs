@@ -47,7 +47,8 @@ pub struct Entry {
     images: Vec<(u64, Arc<Image>)>,
     /// Its children that are still in the table.
     children: u32,
-    ended: bool,
+    /// When it ended, nanoseconds of `CLOCK_BOOTTIME`.
+    ended_ns: Option<u64>,
 }
 
 impl Entry {
@@ -76,11 +77,11 @@ impl Processes {
                 self.born(&born, images.map(|image| (born.boot_ns, image)));
             }
             Life::Exec(born, image) => self.born(&born, Some((born.boot_ns, Arc::new(image)))),
-            Life::Exit(id) => {
+            Life::Exit { id, boot_ns } => {
                 if let Some(entry) = self.entries.get_mut(&id)
-                    && !entry.ended
+                    && entry.ended_ns.is_none()
                 {
-                    entry.ended = true;
+                    entry.ended_ns = Some(boot_ns);
                     self.ended.push_back((now, id));
                 }
             }
@@ -102,7 +103,7 @@ impl Processes {
             cgroup_path: facts.cgroup,
             images: vec![(0, Arc::new(facts.image))],
             children: 0,
-            ended: false,
+            ended_ns: None,
         };
         if let std::collections::hash_map::Entry::Vacant(vacant) = self.entries.entry(facts.id) {
             vacant.insert(entry);
@@ -115,15 +116,15 @@ impl Processes {
         self.entries.get(&id)
     }
 
-    /// The living process with this number.
-    pub fn living(&self, pid: u32) -> Option<ProcessId> {
+    /// The process that had this number at that time, as long as no other has had it since.
+    pub fn living(&self, pid: u32, boot_ns: u64) -> Option<ProcessId> {
         let id = *self.latest.get(&pid)?;
-        self.entries.get(&id).filter(|entry| !entry.ended).map(|_| id)
+        (id.start_ns() <= boot_ns && !self.had_ended(id, boot_ns)).then_some(id)
     }
 
-    /// It is known to have ended.
-    pub fn has_ended(&self, id: ProcessId) -> bool {
-        self.entries.get(&id).is_some_and(|entry| entry.ended)
+    /// It is known to have ended by that time.
+    pub fn had_ended(&self, id: ProcessId, boot_ns: u64) -> bool {
+        self.entries.get(&id).and_then(|entry| entry.ended_ns).is_some_and(|ended_ns| ended_ns < boot_ns)
     }
 
     /// Its parents, nearest first: those that made it, whether they still live or not.
@@ -180,7 +181,7 @@ impl Processes {
                     cgroup_path: None,
                     images: image.into_iter().collect(),
                     children: 0,
-                    ended: false,
+                    ended_ns: None,
                 });
                 self.adopt(id, born.parent);
             }
@@ -238,6 +239,11 @@ mod tests {
         })
     }
 
+    /// An end ten seconds after the start.
+    fn exit(pid: u32, second: u64) -> Life {
+        Life::Exit { id: id(pid, second), boot_ns: (second + 10) * 1_000_000_000 }
+    }
+
     fn image(path: &str) -> Image {
         Image { executable: Some(path.to_owned()), ..Image::default() }
     }
@@ -266,10 +272,11 @@ mod tests {
         let mut processes = Processes::default();
         let now = Instant::now();
         processes.apply(Life::Exec(born(10, 1, None, "old"), image("/old")), now);
-        processes.apply(Life::Exit(id(10, 1)), now);
-        assert_eq!(processes.living(10), None);
-        processes.apply(Life::Exec(born(10, 9, None, "new"), image("/new")), now);
-        assert_eq!(processes.living(10), Some(id(10, 9)));
+        processes.apply(exit(10, 1), now);
+        assert_eq!(processes.living(10, 12_000_000_000), None);
+        assert_eq!(processes.living(10, 5_000_000_000), Some(id(10, 1)), "it had not ended then");
+        processes.apply(Life::Exec(born(10, 19, None, "new"), image("/new")), now);
+        assert_eq!(processes.living(10, 20_000_000_000), Some(id(10, 19)));
         assert_eq!(executable(&processes, id(10, 1), 1), Some("/old"), "the ended one is still known");
     }
 
@@ -279,14 +286,14 @@ mod tests {
         let now = Instant::now();
         processes.apply(Life::Fork(born(10, 1, None, "parent")), now);
         processes.apply(Life::Fork(born(11, 2, Some(id(10, 1)), "child")), now);
-        processes.apply(Life::Exit(id(10, 1)), now);
+        processes.apply(exit(10, 1), now);
         let later = now + KEPT + Duration::from_secs(1);
-        processes.apply(Life::Exit(id(99, 1)), later);
+        processes.apply(exit(99, 1), later);
         assert!(processes.get(id(10, 1)).is_some(), "its child lives");
-        processes.apply(Life::Exit(id(11, 2)), later);
+        processes.apply(exit(11, 2), later);
         let end = later + KEPT + KEPT;
-        processes.apply(Life::Exit(id(99, 1)), end);
-        processes.apply(Life::Exit(id(99, 1)), end + KEPT + KEPT);
+        processes.apply(exit(99, 1), end);
+        processes.apply(exit(99, 1), end + KEPT + KEPT);
         assert!(processes.entries.is_empty() && processes.latest.is_empty());
     }
 
@@ -299,7 +306,7 @@ mod tests {
             let born = born(pid, 1, parent, "bomb");
             parent = Some(id(pid, 1));
             processes.apply(Life::Fork(born), now);
-            processes.apply(Life::Exit(id(pid, 1)), now);
+            processes.apply(exit(pid, 1), now);
         }
         assert!(processes.entries.len() <= MAX_ENDED + 1, "{}", processes.entries.len());
         assert!(processes.ancestry(parent.unwrap(), "bomb").len() <= MAX_PARENTS + 1);

@@ -26,13 +26,23 @@ impl Default for Users {
 }
 
 impl Users {
+    /// Id of a user by name.
+    pub fn id(&mut self, name: &str) -> Option<u32> {
+        self.refresh();
+        self.names.iter().find(|(_, known)| *known == name).map(|(id, _)| *id)
+    }
+
     /// Name of a user; `None` when the file does not have one.
     pub fn name(&mut self, id: u32) -> Option<&str> {
+        self.refresh();
+        self.names.get(&id).map(String::as_str)
+    }
+
+    fn refresh(&mut self) {
         if self.read.is_none_or(|read| read.elapsed() > FRESH) {
             self.read = Some(Instant::now());
             self.names = fs::read_to_string(&self.path).map(|text| parse(&text)).unwrap_or_default();
         }
-        self.names.get(&id).map(String::as_str)
     }
 }
 

@@ -10,6 +10,11 @@ use super::nft::{self, Chain};
 
 /// Tables that iptables-nft makes.
 const IPTABLES_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+/// Base chains that iptables makes in them.
+const IPTABLES_CHAINS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const FAMILY_IP: u8 = 2;
+const FAMILY_IP6: u8 = 10;
 /// Tables of front ends that are recognised otherwise.
 const OWNED_TABLES: [&str; 4] = ["firewalld", "firewalld_policy_drop", "netavark", "f2b-table"];
 
@@ -50,8 +55,8 @@ pub fn read() -> Result<Inventory> {
     Ok(Inventory { front_ends: recognise(&chains, &legacy, ufw_enabled) })
 }
 
-/// Asking for rules would load the module.
-fn nftables_in_use() -> bool {
+/// nftables is in this kernel, or its module is loaded. Asking for rules would load it.
+pub fn nftables_in_use() -> bool {
     fs::read_to_string("/proc/modules").is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nf_tables ")))
         || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_chain"))
 }
@@ -93,12 +98,20 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
     if !legacy_tables.is_empty() {
         found.push(active("iptables-legacy", format!("tables {}", legacy_tables.join(", "))));
     }
-    let iptables = chains.iter().any(|chain| chain.base && IPTABLES_TABLES.contains(&chain.table.as_str()));
+    // iptables-nft's tables are of family ip or ip6, and their base chains have the names that iptables gives.
+    let is_iptables = |chain: &&Chain| {
+        [FAMILY_IP, FAMILY_IP6].contains(&chain.family)
+            && IPTABLES_TABLES.contains(&chain.table.as_str())
+            && IPTABLES_CHAINS.contains(&chain.name.as_str())
+    };
+    let iptables = chains.iter().filter(|chain| chain.base).any(|chain| is_iptables(&chain));
     if iptables && !found.iter().any(|front_end| front_end.active && front_end.name != "iptables-legacy") {
         found.push(active("iptables-nft", "tables of iptables in nftables".to_owned()));
     }
-    let mut tables: Vec<&str> = chains.iter().filter(|chain| chain.base).map(|chain| chain.table.as_str()).collect();
-    tables.retain(|table| !IPTABLES_TABLES.contains(table) && !OWNED_TABLES.contains(table));
+    let mut tables: Vec<&str> =
+        chains.iter().filter(|chain| chain.base && !is_iptables(chain)).map(|chain| chain.table.as_str()).collect();
+    tables.retain(|table| !OWNED_TABLES.contains(table));
+    tables.sort_unstable();
     tables.dedup();
     if !tables.is_empty() {
         found.push(active("nftables", format!("tables of no known front end: {}", tables.join(", "))));
@@ -133,6 +146,8 @@ mod tests {
         assert_eq!(names(&recognise(&[chain("firewalld", "filter_OUTPUT", true)], &[], false)), [("firewalld", true)]);
         assert_eq!(names(&recognise(&[chain("t", "out", true)], &[], false)), [("nftables", true)]);
         assert_eq!(names(&recognise(&[chain("filter", "OUTPUT", true)], &[], false)), [("iptables-nft", true)]);
+        let native = Chain { family: 1, ..chain("filter", "output", true) };
+        assert_eq!(names(&recognise(&[native], &[], false)), [("nftables", true)], "Debian's stock nftables.conf");
         assert_eq!(names(&recognise(&[], &["filter".to_owned()], false)), [("iptables-legacy", true)]);
         assert_eq!(names(&recognise(&[], &[], true)), [("ufw", false)]);
         assert!(recognise(&[], &[], false).is_empty());

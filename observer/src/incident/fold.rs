@@ -1,19 +1,21 @@
 //! Folds repeats: the first event of an incident is told at once, what follows is counted and told now and then.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::model::Event;
+use crate::model::{Event, OwnerKnown};
 
 /// Repeats of an incident are told at most this often.
 const QUIET: Duration = Duration::from_secs(5);
 /// Incidents remembered; beyond, the ones that were quiet longest are forgotten and would be told as new.
 const MAX_INCIDENTS: usize = 4096;
+/// Processes of one incident that are counted.
+const MAX_PIDS: usize = 10_000;
 
 /// What to do with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +29,43 @@ pub enum Told {
 /// Repeats that are due.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Repeats {
-    /// In short, who and where to; made by whoever told the first one.
-    pub title: String,
+    /// The last process, as `name[pid]`, or what is known instead.
+    pub who: String,
+    /// How many other processes there were.
+    pub others: usize,
+    /// Where to; made by whoever told the first one.
+    pub to: String,
     /// Packets since the incident began.
     pub count: u64,
     /// The last one.
     pub last: Timestamp,
 }
 
+/// What a person takes for one thing: the incident, and who it happened to. Another user, container or namespace is another
+/// story even where the cause is the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    incident: Uuid,
+    user: Option<String>,
+    place: Option<String>,
+    netns: Option<u32>,
+}
+
+impl Key {
+    fn of(event: &Event) -> Self {
+        Self {
+            incident: event.egress.incident,
+            user: event.user.as_ref().map(|user| user.id.clone()),
+            place: event.container.as_ref().map(|container| container.id.clone()).or_else(|| event.egress.unit.clone()),
+            netns: event.egress.netns,
+        }
+    }
+}
+
 struct Incident {
-    title: String,
+    who: String,
+    pids: HashSet<u32>,
+    to: String,
     count: u64,
     untold: u64,
     last: Timestamp,
@@ -46,27 +75,41 @@ struct Incident {
 /// All incidents of a run.
 #[derive(Default)]
 pub struct Fold {
-    incidents: HashMap<Uuid, Incident>,
+    incidents: HashMap<Key, Incident>,
     /// How many different ones there were.
     pub total: u64,
 }
 
 impl Fold {
-    /// Takes an event in. `title` is called for the first of an incident.
-    pub fn take(&mut self, event: &Event, now: Instant, title: impl FnOnce() -> String) -> Told {
-        if let Some(incident) = self.incidents.get_mut(&event.egress.incident) {
+    /// Takes an event in. `to` is called for the first of an incident.
+    pub fn take(&mut self, event: &Event, now: Instant, to: impl FnOnce() -> String) -> Told {
+        let key = Key::of(event);
+        let pid = event.process.as_ref().map(|process| process.pid);
+        let who = who(event);
+        if let Some(incident) = self.incidents.get_mut(&key) {
             incident.count += event.egress.count;
             incident.untold += event.egress.count;
             incident.last = event.event.end;
+            incident.who = who;
+            if incident.pids.len() < MAX_PIDS {
+                incident.pids.extend(pid);
+            }
             return Told::Folded;
         }
         self.total += 1;
         if self.incidents.len() >= MAX_INCIDENTS {
             self.forget_quietest();
         }
-        let incident =
-            Incident { title: title(), count: event.egress.count, untold: 0, last: event.event.end, told: now };
-        self.incidents.insert(event.egress.incident, incident);
+        let incident = Incident {
+            who,
+            pids: pid.into_iter().collect(),
+            to: to(),
+            count: event.egress.count,
+            untold: 0,
+            last: event.event.end,
+            told: now,
+        };
+        self.incidents.insert(key, incident);
         Told::New
     }
 
@@ -79,7 +122,13 @@ impl Fold {
             .map(|incident| {
                 incident.untold = 0;
                 incident.told = now;
-                Repeats { title: incident.title.clone(), count: incident.count, last: incident.last }
+                Repeats {
+                    who: incident.who.clone(),
+                    others: incident.pids.len().saturating_sub(1),
+                    to: incident.to.clone(),
+                    count: incident.count,
+                    last: incident.last,
+                }
             })
             .collect();
         due.sort_by_key(|repeats| repeats.last);
@@ -98,8 +147,23 @@ impl Fold {
             .filter(|(_, incident)| incident.untold == 0)
             .min_by_key(|(_, incident)| incident.last);
         let quietest = quietest.or_else(|| self.incidents.iter().min_by_key(|(_, incident)| incident.last));
-        if let Some(id) = quietest.map(|(id, _)| *id) {
-            self.incidents.remove(&id);
+        if let Some(key) = quietest.map(|(key, _)| key.clone()) {
+            self.incidents.remove(&key);
         }
+    }
+}
+
+/// `curl[2211]`, or what is known instead. Not escaped: that is the output's business.
+pub fn who(event: &Event) -> String {
+    if event.egress.owner == Some(OwnerKnown::Kernel) {
+        return "the kernel".to_owned();
+    }
+    match (&event.process, &event.egress.unit, &event.user) {
+        (Some(process), ..) => format!("{}[{}]", process.name, process.pid),
+        (None, Some(unit), _) => format!("a process of {unit}"),
+        (None, None, Some(user)) => {
+            format!("a process of user {}", user.name.clone().unwrap_or_else(|| format!("uid {}", user.id)))
+        }
+        (None, None, None) => "no process".to_owned(),
     }
 }

@@ -2,4 +2,4 @@
 
 pub mod fold;
 
-pub use fold::{Fold, Repeats, Told};
+pub use fold::{Fold, Repeats, Told, who};

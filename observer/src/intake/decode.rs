@@ -70,6 +70,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
             orphan: flags & flag::ORPHAN != 0,
             kernel: flags & flag::KERNEL != 0,
             datagram: flags & flag::DATAGRAM != 0,
+            held: flags & flag::HELD != 0,
         }),
         owner,
         current_pid,

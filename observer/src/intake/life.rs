@@ -53,7 +53,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     } else if is(ProcessEvent::Exec) {
         Ok(Life::Exec(born, image(&path, &name, &args, flags)))
     } else if is(ProcessEvent::Exit) {
-        Ok(Life::Exit(ProcessId::new(task.pid, task.start_ns)))
+        Ok(Life::Exit { id: ProcessId::new(task.pid, task.start_ns), boot_ns })
     } else if is(ProcessEvent::Cgroup) {
         Ok(Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) })
     } else {
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn an_end_and_a_cgroup() {
         let id = ProcessId { pid: 12, start_ticks: 5 };
-        assert_eq!(decode(record(ProcessEvent::Exit, 0, [b"", b"", b""])), Ok(Life::Exit(id)));
+        assert_eq!(decode(record(ProcessEvent::Exit, 0, [b"", b"", b""])), Ok(Life::Exit { id, boot_ns: 7 }));
         let life = decode(record(ProcessEvent::Cgroup, 0, [b"", b"/system.slice/x.service\0", b""]));
         assert_eq!(life, Ok(Life::Cgroup { id: 9, path: "/system.slice/x.service".to_owned() }));
     }

@@ -103,12 +103,16 @@ fn tcp(flags: u8, dropped: &Dropped) -> Option<Background> {
     const SYN: u8 = 2;
     const RST: u8 = 4;
     const ACK: u8 = 16;
-    /// `TCP_TIME_WAIT` and `TCP_NEW_SYN_RECV`.
+    /// `TCP_ESTABLISHED`, `TCP_TIME_WAIT` and `TCP_NEW_SYN_RECV`.
+    const ESTABLISHED: u8 = 1;
     const TIME_WAIT: u8 = 6;
     const NEW_SYN_RECV: u8 = 12;
     let state = dropped.socket.map(|socket| socket.state);
     let orphan = dropped.socket.is_none_or(|socket| socket.orphan);
-    if flags & (SYN | ACK) == SYN | ACK || state == Some(NEW_SYN_RECV) {
+    if dropped.socket.is_some_and(|socket| socket.kernel) && flags & SYN == 0 && state != Some(ESTABLISHED) {
+        // Resets, and acknowledgements of connections that are over, go out by a socket of the kernel's.
+        Some(Background::InvalidState)
+    } else if flags & (SYN | ACK) == SYN | ACK || state == Some(NEW_SYN_RECV) {
         Some(Background::Answer)
     } else if flags & RST != 0 || state == Some(TIME_WAIT) || flags & FIN != 0 && orphan {
         Some(Background::InvalidState)
@@ -150,6 +154,7 @@ mod tests {
                 orphan: false,
                 kernel: false,
                 datagram: false,
+                held: false,
             }),
             owner: None,
             current_pid: 0,

@@ -50,6 +50,8 @@ pub struct Socket {
     pub orphan: bool,
     /// The kernel made it for itself.
     pub kernel: bool,
+    /// The process that was on the CPU had it open.
+    pub held: bool,
     /// A datagram, raw or ping socket: what it sends leaves inside the call.
     pub datagram: bool,
 }

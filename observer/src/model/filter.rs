@@ -41,7 +41,7 @@ pub struct Filter {
     pub comms: Vec<String>,
     /// Path of the executable.
     pub executables: Vec<String>,
-    /// User name or number.
+    /// User id.
     pub users: Vec<String>,
     /// systemd unit, `.service` may be left out.
     pub units: Vec<String>,
@@ -67,13 +67,13 @@ impl Filter {
         let egress = &event.egress;
         let process = event.process.as_ref();
         let name = process.map(|process| process.name.as_str());
+        // A program that was replaced while it runs has a mark behind its path.
         let executable = process.and_then(|process| process.executable.as_deref());
+        let executable = executable.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
         any(&self.pids, |pid| egress.ancestry.iter().any(|ancestor| ancestor.pid == *pid))
             && any(&self.comms, |wanted| name == Some(wanted))
             && any(&self.executables, |wanted| executable == Some(wanted))
-            && any(&self.users, |wanted| {
-                event.user.as_ref().is_some_and(|user| user.id == *wanted || user.name.as_ref() == Some(wanted))
-            })
+            && any(&self.users, |wanted| event.user.as_ref().is_some_and(|user| user.id == *wanted))
             && any(&self.units, |wanted| {
                 egress.unit.as_ref().is_some_and(|unit| {
                     unit == wanted || unit.strip_suffix(".service").is_some_and(|stem| stem == wanted)

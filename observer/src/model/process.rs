@@ -78,7 +78,12 @@ pub enum Life {
     /// A process runs another program.
     Exec(Box<Born>, Image),
     /// A process ended.
-    Exit(ProcessId),
+    Exit {
+        /// Which one.
+        id: ProcessId,
+        /// When, nanoseconds of `CLOCK_BOOTTIME`.
+        boot_ns: u64,
+    },
     /// A cgroup was made.
     Cgroup {
         /// Its id.

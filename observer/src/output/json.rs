@@ -24,8 +24,9 @@ impl<W: Write + Send> JsonLines<W> {
 }
 
 impl<W: Write + Send> Output for JsonLines<W> {
-    fn event(&mut self, event: &Event) -> io::Result<()> {
-        write_line(&mut self.writer, event)
+    fn event(&mut self, event: &Event) -> io::Result<bool> {
+        write_line(&mut self.writer, event)?;
+        Ok(true)
     }
 
     fn idle(&mut self) -> io::Result<bool> {

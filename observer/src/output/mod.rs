@@ -12,8 +12,8 @@ use crate::model::{Event, Summary};
 
 /// Where events go.
 pub trait Output: Send {
-    /// One event.
-    fn event(&mut self, event: &Event) -> io::Result<()>;
+    /// One event; false when it is not shown by itself (background).
+    fn event(&mut self, event: &Event) -> io::Result<bool>;
     /// Called when nothing more is at hand, and several times a second in a storm: tell what waited long enough, flush.
     /// True when something still waits; then it is called again soon.
     fn idle(&mut self) -> io::Result<bool>;

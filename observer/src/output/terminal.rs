@@ -11,7 +11,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::{Output, escape::escape};
 use crate::{
-    incident::{Fold, Told},
+    incident::{Fold, Told, who},
     model::{Background, Event, Summary},
 };
 
@@ -69,22 +69,28 @@ impl<W: Write + Send> Terminal<W> {
     fn repeats(&mut self, all: bool) -> io::Result<()> {
         for repeats in self.fold.due(Instant::now(), all) {
             let time = self.time(repeats.last);
-            writeln!(self.writer, "{time} {DIM}again{DIM:#}    {}  ×{}", repeats.title, repeats.count)?;
+            let who = match repeats.others {
+                0 => repeats.who,
+                others => format!("{} and {others} more", repeats.who),
+            };
+            writeln!(self.writer, "{time} {DIM}again{DIM:#}    {} → {}  ×{}", escape(&who), repeats.to, repeats.count)?;
         }
         Ok(())
     }
 }
 
 impl<W: Write + Send> Output for Terminal<W> {
-    fn event(&mut self, event: &Event) -> io::Result<()> {
+    fn event(&mut self, event: &Event) -> io::Result<bool> {
         if let Some(kind) = event.egress.background
             && !self.show_background
         {
             *self.background.entry(kind).or_default() += event.egress.count;
-            return Ok(());
+            return Ok(false);
         }
-        let told = self.fold.take(event, Instant::now(), || format!("{} → {}", who(event), destination(event)));
-        if told == Told::New { self.block(event) } else { Ok(()) }
+        if self.fold.take(event, Instant::now(), || destination(event)) == Told::New {
+            self.block(event)?;
+        }
+        Ok(true)
     }
 
     fn idle(&mut self) -> io::Result<bool> {
@@ -146,16 +152,6 @@ fn packets(count: u64) -> String {
     if count == 1 { "1 packet".to_owned() } else { format!("{count} packets") }
 }
 
-/// `curl[2211]`, or what is known instead.
-fn who(event: &Event) -> String {
-    match (&event.process, &event.egress.unit, &event.user) {
-        (Some(process), ..) => format!("{}[{}]", escape(&process.name), process.pid),
-        (None, Some(unit), _) => format!("a process of {}", escape(unit)),
-        (None, None, Some(user)) => format!("a process of user {}", user_name(user)),
-        (None, None, None) => "no process".to_owned(),
-    }
-}
-
 fn who_at_length(event: &Event) -> String {
     let parents: String = event
         .egress
@@ -171,7 +167,7 @@ fn who_at_length(event: &Event) -> String {
             user.effective.as_ref().map(|user| format!(", running as {}", user_name(user))).unwrap_or_default();
         format!("  ({}{effective})", user_name(user))
     });
-    format!("{STRONG}{}{STRONG:#}{parents}{}", who(event), user.unwrap_or_default())
+    format!("{STRONG}{}{STRONG:#}{parents}{}", escape(&who(event)), user.unwrap_or_default())
 }
 
 fn user_name(user: &crate::model::User) -> String {

@@ -21,8 +21,8 @@ const NOBODY: u32 = 65534;
 pub struct Confined {
     /// Capabilities that were kept.
     pub kept: Vec<String>,
-    /// The user is not root any more.
-    pub unprivileged_user: bool,
+    /// Why the user is still root, where it is.
+    pub still_root: Option<String>,
 }
 
 /// Confines this process for good. `still_works` is tried without capabilities; when it fails, CAP_BPF stays.
@@ -38,13 +38,14 @@ pub fn confine(still_works: impl Fn() -> bool) -> Result<Confined> {
         [Capability::CAP_BPF].into_iter().filter(|capability| permitted.contains(capability)).collect()
     };
 
-    let unprivileged_user = Uid::effective().is_root() && become_nobody(&permitted).is_ok();
+    let still_root =
+        Uid::effective().is_root().then(|| become_nobody(&permitted).err()).flatten().map(|error| format!("{error:#}"));
     caps::clear(None, CapSet::Ambient).ok();
     caps::clear(None, CapSet::Inheritable).context("cannot give up capabilities")?;
     caps::set(None, CapSet::Effective, &kept).context("cannot give up capabilities")?;
     caps::set(None, CapSet::Permitted, &kept).context("cannot give up capabilities")?;
     rustix::thread::set_no_new_privs(true).context("cannot forbid new privileges")?;
-    Ok(Confined { kept: kept.iter().map(ToString::to_string).collect(), unprivileged_user })
+    Ok(Confined { kept: kept.iter().map(ToString::to_string).collect(), still_root })
 }
 
 fn become_nobody(permitted: &CapsHashSet) -> Result<()> {

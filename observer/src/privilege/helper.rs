@@ -27,10 +27,11 @@ use crate::{enrich::attribute::Eyes, firewall::inventory::Inventory, model::Fact
 
 /// Longest message; arguments are cut well below it.
 const MAX_MESSAGE: usize = 128 * 1024;
-/// An answer that takes longer is given up, and the helper with it. Walking /proc on a large host takes milliseconds.
+/// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
+/// kernel can hold up whoever reads its command line.
 const PATIENCE_SECONDS: i64 = 3;
 
-/// The helper does not answer any more.
+/// The helper does not answer.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the helper process does not answer: {0}")]
 pub struct HelperError(String);
@@ -40,7 +41,12 @@ pub struct Helper {
     socket: OwnedFd,
     /// Process id of the helper.
     pub pid: u32,
-    broken: Option<HelperError>,
+    /// Number of the last question.
+    asked: u64,
+    /// The answer to the last question is still out.
+    waiting: bool,
+    /// The first time it did not answer.
+    failure: Option<HelperError>,
 }
 
 impl Helper {
@@ -53,7 +59,7 @@ impl Helper {
                 drop(theirs);
                 setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))
                     .context("cannot set a time limit")?;
-                Ok(Self { socket: ours, pid: child.as_raw().unsigned_abs(), broken: None })
+                Ok(Self { socket: ours, pid: child.as_raw().unsigned_abs(), asked: 0, waiting: false, failure: None })
             }
             ForkResult::Child => {
                 drop(ours);
@@ -63,21 +69,16 @@ impl Helper {
         }
     }
 
-    /// Asks; after a failure every further question fails at once.
+    /// Asks. While an answer is overdue every further question fails at once; once it has come, all is well again.
     pub fn ask(&mut self, request: &Request) -> Result<Response, HelperError> {
-        if let Some(error) = &self.broken {
-            return Err(error.clone());
-        }
         self.exchange(request).map_err(|error| {
             let error = HelperError(format!("{error:#}"));
-            self.broken = Some(error.clone());
+            if self.failure.is_none() {
+                self.failure = Some(error.clone());
+                log::error!("{error}; until it does, processes are known by what the kernel told alone");
+            }
             error
         })
-    }
-
-    /// Why it does not answer, once it does not.
-    pub fn failure(&self) -> Option<&HelperError> {
-        self.broken.as_ref()
     }
 
     /// Firewalls of a network namespace, by its inode number; without one, of the host's own.
@@ -96,10 +97,18 @@ impl Helper {
         }
     }
 
-    fn exchange(&self, request: &Request) -> Result<Response> {
-        send(&self.socket, &serde_json::to_vec(request)?)?;
-        let answer = receive(&self.socket)?.context("it is gone")?;
-        Ok(serde_json::from_slice(&answer)?)
+    fn exchange(&mut self, request: &Request) -> Result<Response> {
+        let overdue = std::mem::replace(&mut self.waiting, true);
+        if overdue && receive(&self.socket, MsgFlags::MSG_DONTWAIT).is_err() {
+            anyhow::bail!("an answer is overdue");
+        }
+        self.asked += 1;
+        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?)?;
+        let answer = receive(&self.socket, MsgFlags::empty())?.context("it is gone")?;
+        let (number, response): (u64, Response) = serde_json::from_slice(&answer)?;
+        anyhow::ensure!(number == self.asked, "it answered another question");
+        self.waiting = false;
+        Ok(response)
     }
 }
 
@@ -128,6 +137,10 @@ impl Eyes for Helper {
             _ => None,
         }
     }
+
+    fn failure(&self) -> Option<String> {
+        self.failure.as_ref().map(ToString::to_string)
+    }
 }
 
 fn unexpected(response: &Response) -> HelperError {
@@ -136,7 +149,8 @@ fn unexpected(response: &Response) -> HelperError {
 
 /// The child: gives up what it does not need, then answers until its parent is gone.
 fn serve(socket: &OwnedFd) -> Result<()> {
-    // Should the parent be gone already, the first read finds the socket closed.
+    // The parent gives up the right to signal this process, so its death is told by the socket: the next read finds it
+    // closed. Until the parent has, the signal is quicker.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let _ = prctl::set_name(c"observer-helper");
     // Ctrl-C and a service manager's stop reach the whole group; the parent still has questions then.
@@ -146,9 +160,9 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     release_standard_streams()?;
     server::keep_needed_capabilities()?;
     let mut server = server::Server::new();
-    while let Some(message) = receive(socket)? {
-        let request = serde_json::from_slice(&message)?;
-        send(socket, &serde_json::to_vec(&server.answer(&request))?)?;
+    while let Some(message) = receive(socket, MsgFlags::empty())? {
+        let (number, request): (u64, Request) = serde_json::from_slice(&message)?;
+        send(socket, &serde_json::to_vec(&(number, server.answer(&request)))?)?;
     }
     Ok(())
 }
@@ -174,12 +188,12 @@ fn send(socket: &OwnedFd, message: &[u8]) -> Result<()> {
 }
 
 /// The next message; `None` when the other end is closed.
-fn receive(socket: &OwnedFd) -> Result<Option<Vec<u8>>> {
+fn receive(socket: &OwnedFd, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
     let mut buffer = vec![0; MAX_MESSAGE];
     let length = {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         loop {
-            match recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, MsgFlags::empty()) {
+            match recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, flags) {
                 Ok(message) => {
                     anyhow::ensure!(!message.flags.contains(MsgFlags::MSG_TRUNC), "a message is too long");
                     break message.bytes;

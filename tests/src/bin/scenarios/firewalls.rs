@@ -38,7 +38,13 @@ fn nft(rules: &str) -> Result<Outcome> {
     ))?;
     let report = knock(&lab, FAR_V4)?;
     let events = report.foreground().len() as u64;
-    ensure!(events > 0 && events == lab.client.counted()?, "{events} events, {} counted", lab.client.counted()?);
+    ensure!(
+        events > 0 && events == lab.client.counted()?,
+        "{events} events, {} counted: {:?} {}",
+        lab.client.counted()?,
+        report.events,
+        report.account
+    );
     let report = knock(&lab, FAR_V6)?;
     ensure!(!report.foreground().is_empty(), "IPv6 gives no event");
     Ok(Outcome::Passed)

@@ -93,11 +93,12 @@ fn cgroup() -> Result<Outcome> {
     let name = format!("observer-test-{}.service", std::process::id());
     let group = DenyingCgroup::new(&root, &name)?;
     let observer = Observer::watch(&lab.client)?;
-    let enter = format!("echo $$ > {} && exec python3 -I -c \"$@\"", group.processes().display());
+    let enter = format!("echo $$ > {} && exec python3 -I - \"$@\"", group.processes().display());
     let child = lab
         .client
         .command("sh")
-        .args(["-c", &enter, "sh", traffic::SCRIPT, "udp", FAR_V4, "53"])
+        .args(["-c", &enter, "sh", "udp", FAR_V4, "53"])
+        .stdin(traffic::script()?)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()

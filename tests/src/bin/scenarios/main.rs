@@ -10,6 +10,7 @@ mod hooks;
 mod owners;
 mod packets;
 mod privileges;
+mod processes;
 mod terminal;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -24,12 +25,13 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 10] = [
+    let groups: [(&str, &[Scenario]); 11] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
         ("directions", directions::ALL),
         ("owners", owners::ALL),
+        ("processes", processes::ALL),
         ("cli", cli::ALL),
         ("terminal", terminal::ALL),
         ("doctor", doctor::ALL),

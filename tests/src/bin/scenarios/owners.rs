@@ -34,7 +34,7 @@ const DROP_443: &str = "table inet t { chain out { type filter hook output prior
 
 /// Starts a client and reads the first line that it prints.
 fn start(lab: &Lab, args: &[&str]) -> Result<(Child, BufReader<std::process::ChildStdout>, String)> {
-    let mut child = traffic::command(&lab.client, args).spawn().context("cannot start the client")?;
+    let mut child = traffic::command(&lab.client, args)?.spawn().context("cannot start the client")?;
     let mut lines = BufReader::new(child.stdout.take().context("no stdout")?);
     let mut first = String::new();
     lines.read_line(&mut first)?;
@@ -46,10 +46,10 @@ fn blocked_connect_under_load() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(DROP_443)?;
     let mut load: Vec<Child> = (0..3)
-        .map(|_| traffic::command(&lab.client, &["burn", "10"]).spawn().context("cannot start the load"))
+        .map(|_| traffic::command(&lab.client, &["burn", "10"])?.spawn().context("cannot start the load"))
         .collect::<Result<_>>()?;
     let observer = Observer::watch(&lab.client)?;
-    let v6 = traffic::command(&lab.client, &["tcp", FAR_V6, "443", "8"]).spawn()?;
+    let v6 = traffic::command(&lab.client, &["tcp", FAR_V6, "443", "8"])?.spawn()?;
     let v4 = traffic::run(&lab.client, &["tcp", FAR_V4, "443", "8"])?;
     let v6 = traffic::finish(v6)?;
     let report = observer.stop()?;
@@ -96,7 +96,7 @@ fn accepted() -> Result<Outcome> {
     let observer = Observer::watch(&lab.client)?;
     let (mut child, mut lines, first) = start(&lab, &["accepted", "7000", &go.display().to_string()])?;
     ensure!(first == "listening", "the server said {first}");
-    let mut peer = traffic::command(&lab.server, &["tcp", CLIENT_V4, "7000", "5"]).spawn()?;
+    let mut peer = traffic::command(&lab.server, &["tcp", CLIENT_V4, "7000", "5"])?.spawn()?;
     let mut second = String::new();
     lines.read_line(&mut second)?;
     ensure!(second.trim() == "accepted", "the server said {second}");
@@ -204,8 +204,8 @@ fn two_processes() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(DROP_443)?;
     let observer = Observer::watch(&lab.client)?;
-    let first = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "2.5"]).spawn()?;
-    let second = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "2.5"]).spawn()?;
+    let first = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "2.5"])?.spawn()?;
+    let second = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "2.5"])?.spawn()?;
     let (first, second) = (traffic::finish(first)?, traffic::finish(second)?);
     let report = observer.stop()?;
     let mut by_port = std::collections::BTreeMap::new();
