@@ -90,6 +90,8 @@ struct Consumed {
     reported: u64,
     filtered: u64,
     decode: u64,
+    /// Packets that turned out to be no egress.
+    inbound: u64,
     /// Given up at the end, because the output did not take them in time.
     abandoned: u64,
     told: u64,
@@ -188,7 +190,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         self.degraded.extend(consumed.degraded);
         self.degraded.extend(shortages(&totals, missed_max));
         let account = Account {
-            seen: totals.seen,
+            seen: totals.seen.saturating_sub(consumed.inbound),
             reported: consumed.reported,
             filtered: consumed.filtered,
             lost: Lost {
@@ -290,6 +292,7 @@ fn consume<E: Eyes>(
         reported: 0,
         filtered: 0,
         decode: 0,
+        inbound: 0,
         abandoned: 0,
         told: 0,
         output,
@@ -364,6 +367,10 @@ impl Consumed {
         };
         if self.error.is_some() || count.is_some_and(|count| self.told >= count) {
             self.filtered += 1;
+            return;
+        }
+        if !assembler.is_egress(&dropped) {
+            self.inbound += 1;
             return;
         }
         let mut event = assembler.assemble(&dropped);

@@ -68,6 +68,15 @@ impl Drop for DenyingCgroup {
 
 /// A traffic control action that drops what leaves a namespace by `interface`; gone when the result is dropped.
 pub fn deny_tc(namespace: &Namespace, interface: &str) -> Result<Ebpf> {
+    attach_tc(namespace, interface, TcAttachType::Egress)
+}
+
+/// The same for what comes in by it.
+pub fn deny_tc_ingress(namespace: &Namespace, interface: &str) -> Result<Ebpf> {
+    attach_tc(namespace, interface, TcAttachType::Ingress)
+}
+
+fn attach_tc(namespace: &Namespace, interface: &str, way: TcAttachType) -> Result<Ebpf> {
     let (path, interface) = (namespace.path(), interface.to_owned());
     // A thread of its own: it stays in the namespace that it enters.
     thread::spawn(move || {
@@ -76,7 +85,7 @@ pub fn deny_tc(namespace: &Namespace, interface: &str) -> Result<Ebpf> {
         tc::qdisc_add_clsact(&interface).context("cannot add a clsact qdisc")?;
         let program: &mut SchedClassifier = ebpf.program_mut("deny_tc").context("deny_tc")?.try_into()?;
         program.load()?;
-        program.attach(&interface, TcAttachType::Egress)?;
+        program.attach(&interface, way)?;
         Ok(ebpf)
     })
     .join()

@@ -36,6 +36,25 @@ layout! {
     /// Value of `SKB_DROP_REASON_TC_EGRESS`, not an offset.
     reason_tc_egress,
 
+    /// Value of `SKB_DROP_REASON_TC_INGRESS`, not an offset.
+    reason_tc_ingress,
+    /// Values of the reasons of a full queue, not offsets.
+    reason_qdisc_drop,
+    /// See [`Self::reason_qdisc_drop`].
+    reason_qdisc_overlimit,
+    /// See [`Self::reason_qdisc_drop`].
+    reason_qdisc_congested,
+    /// Inode number of the host's network namespace, not an offset.
+    host_netns,
+    /// Low and high half of the address of `ip_forward`, not offsets.
+    ip_forward_low,
+    /// See [`Self::ip_forward_low`].
+    ip_forward_high,
+    /// Low and high half of the address of `ip6_forward`, not offsets.
+    ip6_forward_low,
+    /// See [`Self::ip6_forward_low`].
+    ip6_forward_high,
+
     /// `sk_buff.sk`
     skb_sk,
     /// `sk_buff.dev`
@@ -59,6 +78,15 @@ layout! {
     /// `sk_buff._skb_refdst`
     skb_refdst,
 
+    /// `sk_buff.cb`
+    skb_cb,
+    /// `sk_buff._nfct`
+    skb_nfct,
+    /// `nf_conn.tuplehash[0].tuple`
+    conn_original,
+
+    /// `dst_entry.input`
+    dst_input,
     /// `dst_entry.dev`
     dst_dev,
     /// `dst_entry.flags`
@@ -70,6 +98,13 @@ layout! {
     dev_ifindex,
     /// `net_device.name`
     dev_name,
+
+    /// `net_device.rtnl_link_ops`
+    dev_link_ops,
+    /// `rtnl_link_ops.kind`
+    link_ops_kind,
+    /// Private data behind a `net_device`, of a veth its peer.
+    dev_private,
 
     /// `net.ns.inum`
     net_inum,
@@ -86,6 +121,20 @@ layout! {
     sk_flags,
     /// Number of the flag `SOCK_DEAD` in `skc_flags`, not an offset.
     sk_flag_dead,
+    /// `sock.__sk_common.skc_num`: the local port, host byte order
+    sk_num,
+    /// `sock.__sk_common.skc_dport`
+    sk_dport,
+    /// `sock.__sk_common.skc_rcv_saddr`
+    sk_local_v4,
+    /// `sock.__sk_common.skc_daddr`
+    sk_remote_v4,
+    /// `sock.__sk_common.skc_v6_rcv_saddr`
+    sk_local_v6,
+    /// `sock.__sk_common.skc_v6_daddr`
+    sk_remote_v6,
+    /// `sock.sk_protocol`
+    sk_protocol,
     /// `sock.sk_type`
     sk_type,
     /// `sock.sk_socket`
@@ -132,6 +181,10 @@ layout! {
     task_cgroups,
     /// `task_struct.mm`
     task_mm,
+    /// `task_struct.nsproxy`
+    task_nsproxy,
+    /// `nsproxy.net_ns`
+    nsproxy_net,
     /// `task_struct.signal`
     task_signal,
     /// `task_struct.thread_pid`

@@ -20,6 +20,8 @@ pub mod program {
     pub const EXIT: &str = "proc_exit";
     /// BTF tracepoint `cgroup_mkdir`.
     pub const MKDIR: &str = "proc_mkdir";
+    /// cgroup program at a connection's events: TCP flows of other namespaces.
+    pub const FLOW: &str = "flow_sock_ops";
     /// Iterator over every open file: owners of sockets older than observer.
     pub const SEED: &str = "seed_task_file";
 }

@@ -15,6 +15,9 @@ pub enum ProcessEvent {
     Exit = 3,
     /// A cgroup of the unified hierarchy was made: `task.cgroup` is its id, its path follows in place of the name.
     Cgroup = 4,
+    /// A socket of another namespace than the host's began a connection, or was closed: `task` is its owner, a
+    /// [`FlowRecord`] follows in place of the arguments.
+    Flow = 5,
 }
 
 /// Bits of [`ProcessRecord::flags`].
@@ -31,6 +34,32 @@ pub const PATH_BYTES: usize = 1024;
 pub const NAME_BYTES: usize = 256;
 /// Bytes of arguments that are read, each argument zero-terminated.
 pub const ARGS_BYTES: usize = 4095;
+
+/// Where a socket's packets went: what names the sender once another namespace has taken the packet from its socket.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FlowRecord {
+    /// Local address, in network byte order, an IPv4 one in the first four bytes; zero when not bound to one.
+    pub local: [u8; 16],
+    /// Remote address; zero when not connected.
+    pub remote: [u8; 16],
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Local port, host byte order; of a ping socket its identifier.
+    pub local_port: u16,
+    /// Remote port, host byte order; 0 when not connected.
+    pub remote_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The addresses are IPv6.
+    pub v6: u8,
+    /// The socket was closed.
+    pub closed: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+const _: () = assert!(size_of::<FlowRecord>() == 44);
 
 /// The fixed part of a process record; `path_bytes`, `name_bytes` and `args_bytes` of data follow it, in this order.
 #[derive(Clone, Copy, Debug)]

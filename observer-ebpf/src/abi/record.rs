@@ -13,8 +13,10 @@ pub enum Cause {
     Netfilter = 1,
     /// A cgroup egress BPF program, systemd's `IPAddressDeny=` included.
     Cgroup = 2,
-    /// A traffic control egress action.
+    /// A traffic control action.
     Tc = 3,
+    /// A full queue: nobody's decision.
+    Queue = 4,
 }
 
 /// Where on its way out the packet died. Values are part of the ABI; 0 is unknown.
@@ -27,6 +29,12 @@ pub enum Hook {
     Postrouting = 2,
     /// On the device: netfilter's netdev egress hook, tc egress, or a cgroup egress program.
     Egress = 3,
+    /// Netfilter FORWARD.
+    Forward = 4,
+    /// Netfilter PRE_ROUTING, of a packet that another namespace sent.
+    Prerouting = 5,
+    /// On the device that received it from another namespace: netfilter's netdev ingress hook or tc ingress.
+    Ingress = 6,
 }
 
 /// How the kernel half knows the owner. Values are part of the ABI; 0 is none.
@@ -40,6 +48,21 @@ pub enum OwnerSource {
     /// The process held the socket when observer started.
     Seed = 3,
 }
+
+/// Which way the packet was going. Values are part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// A socket of this namespace, or the kernel, sent it.
+    Local = 1,
+    /// This namespace forwards it.
+    Forward = 2,
+    /// It came from another namespace and has no route yet: forwarded unless its destination is an address of this one.
+    Unrouted = 3,
+}
+
+/// Bytes of a `struct nf_conntrack_tuple`.
+pub const TUPLE_BYTES: usize = 40;
 
 /// Bits of [`DropRecord::flags`].
 pub mod flag {
@@ -90,6 +113,8 @@ pub struct DropRecord {
     pub uid: u32,
     /// Process that was on the CPU: only ever a hint to be proven, never an answer.
     pub current_pid: u32,
+    /// Inode number of the namespace that it came from, where that is another and known; else 0.
+    pub origin_netns: u32,
     /// Ethertype of the packet, host byte order.
     pub ethertype: u16,
     /// Valid bytes in `packet`.
@@ -102,11 +127,20 @@ pub struct DropRecord {
     pub state: u8,
     /// Bits of [`flag`].
     pub flags: u8,
+    /// A [`Direction`].
+    pub direction: u8,
+    /// `enum ip_conntrack_info` of its connection; valid where `original` is not zero.
+    pub conntrack_info: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// The connection's original `struct nf_conntrack_tuple`, as it was before any translation of addresses; zero without
+    /// connection tracking.
+    pub original: [u8; TUPLE_BYTES],
     /// Outgoing interface's name, zero-terminated; empty when unknown.
     pub interface: [u8; 16],
     /// The packet from its network header on.
     pub packet: [u8; PACKET_BYTES],
 }
 
-const _: () = assert!(size_of::<DropRecord>() == 5 * 8 + 72 + 6 * 4 + 2 * 2 + 4 + 16 + PACKET_BYTES);
+const _: () = assert!(size_of::<DropRecord>() == 5 * 8 + 80 + 7 * 4 + 2 * 2 + 8 + TUPLE_BYTES + 16 + PACKET_BYTES);
 const _: () = assert!(size_of::<DropRecord>().is_multiple_of(8));

@@ -39,7 +39,11 @@ pub struct Owner {
     pub source: u32,
     /// How many different processes were found holding the socket when it was seeded; 1 for a binding hook.
     pub holders: u32,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Task>() == 56);
-const _: () = assert!(size_of::<Owner>() == 72);
+const _: () = assert!(size_of::<Owner>() == 80);

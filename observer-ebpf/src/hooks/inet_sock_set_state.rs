@@ -18,7 +18,10 @@ pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
     let sk: u64 = context.arg(0);
     let state: u64 = context.arg(2);
     match state as u32 {
-        sock::SYN_SENT => owner::bind(sock::make_cookie(sk as *mut u8), task::current(), OwnerSource::Connect),
+        sock::SYN_SENT => {
+            let netns = sock::netns::<Direct>(sk);
+            owner::bind(sock::make_cookie(sk as *mut u8), task::current(), netns, OwnerSource::Connect);
+        }
         sock::CLOSE => owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0)),
         _ => {}
     }

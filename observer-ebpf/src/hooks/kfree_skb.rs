@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::debug;
-use observer_ebpf::abi::{Cause, Counter, DropRecord, Owner, flag};
+use observer_ebpf::abi::{Cause, Counter, Direction, DropRecord, Owner, TUPLE_BYTES, flag};
 
 use crate::kernel::{
     counters::count,
@@ -56,8 +56,13 @@ fn cause(reason: u32) -> Option<Cause> {
         Some(Cause::Netfilter)
     } else if reason == field!(reason_cgroup_egress) {
         Some(Cause::Cgroup)
-    } else if reason == field!(reason_tc_egress) {
+    } else if reason == field!(reason_tc_egress) || reason == field!(reason_tc_ingress) {
         Some(Cause::Tc)
+    } else if reason == field!(reason_qdisc_drop)
+        || reason == field!(reason_qdisc_overlimit)
+        || reason == field!(reason_qdisc_congested)
+    {
+        Some(Cause::Queue)
     } else {
         None
     }
@@ -66,15 +71,20 @@ fn cause(reason: u32) -> Option<Cause> {
 #[inline(always)]
 fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, reason: u32, cause: Cause) {
     let skb = Skb::read::<R>(address);
-    if !skb.is_local_egress::<R>() {
+    let Some((direction, from)) = skb.direction::<R>() else {
         count(Counter::NotEgress);
         return;
-    }
+    };
     count(Counter::Seen);
     let time_ns = boot_ns();
     let socket = sock::facts::<R>(skb.sk);
     let device = skb.out_device::<R>();
-    let net = if socket.net != 0 { socket.net } else { Probe::field(device, field!(dev_net)).unwrap_or(0) };
+    // The namespace whose rules decided: the socket's own, unless another one forwards for it.
+    let net = if socket.net != 0 && direction == Direction::Local {
+        socket.net
+    } else {
+        Probe::field(device, field!(dev_net)).unwrap_or(0)
+    };
     emit(|record: *mut DropRecord| {
         // SAFETY: the ring's entry is writable and large enough; every field of it is written here, `packet` up to
         // `captured`.
@@ -109,12 +119,19 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             (*record).ethertype = skb.ethertype::<R>();
             (*record).captured = captured;
             (*record).cause = cause as u8;
-            (*record).hook = match skb.hook::<R>(cause, &(*record).packet, captured) {
+            (*record).hook = match skb.hook::<R>(cause, direction, &(*record).packet, captured) {
                 Some(hook) => hook as u8,
                 None => 0,
             };
             (*record).state = socket.state;
             (*record).flags = flags;
+            (*record).direction = direction as u8;
+            (*record).origin_netns = Probe::field(from, field!(net_inum)).unwrap_or(0);
+            (*record).reserved = [0; 2];
+            match skb.original::<R>(&raw mut (*record).original) {
+                Some(info) => (*record).conntrack_info = info,
+                None => (*record).original = [0; TUPLE_BYTES],
+            }
             (*record).interface = Probe::field(device, field!(dev_name)).unwrap_or_default();
         }
     });

@@ -5,4 +5,5 @@ mod cgroup_sock;
 mod inet_sock_set_state;
 mod kfree_skb;
 mod sched_process;
+mod sock_ops;
 mod task_file;

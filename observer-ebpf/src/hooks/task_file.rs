@@ -39,7 +39,7 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
     let sk: u64 = Direct::field(socket, field!(socket_sk)).unwrap_or(0);
     let Some(family) = Direct::field::<u16>(sk, field!(sk_family)) else { return 0 };
     if family == AF_INET || family == AF_INET6 || family == AF_PACKET {
-        owner::seed(sock::make_cookie(sk as *mut u8), task::of(process));
+        owner::seed(sock::make_cookie(sk as *mut u8), task::of(process), sock::netns::<Direct>(sk));
     }
     0
 }

@@ -21,3 +21,12 @@ pub fn load(offset: usize) -> u32 {
     // SAFETY: the offset is of a `u32` field of the static; the read is volatile because the loader replaces the value.
     unsafe { core::ptr::read_volatile((&raw const LAYOUT).byte_add(offset).cast()) }
 }
+
+/// A kernel address from its two halves; 0 when it is not known.
+#[inline(always)]
+pub fn address(low: u32, high: u32) -> u64 {
+    if high == observer_ebpf::abi::ABSENT && low == observer_ebpf::abi::ABSENT {
+        return 0;
+    }
+    u64::from(high) << 32 | u64::from(low)
+}

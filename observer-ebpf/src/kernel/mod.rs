@@ -2,7 +2,9 @@
 
 pub mod counters;
 pub mod emit;
+pub mod flow;
 pub mod layout;
+pub mod link;
 pub mod owner;
 pub mod path;
 pub mod process;

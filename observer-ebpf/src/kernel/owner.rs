@@ -47,8 +47,8 @@ pub fn get(cookie: u64) -> Option<&'static Owner> {
 
 /// Binds a socket to the process that is inside a call on it.
 #[inline(always)]
-pub fn bind(cookie: u64, task: Task, source: OwnerSource) {
-    let owner = Owner { task, bound_ns: boot_ns(), source: source as u32, holders: 1 };
+pub fn bind(cookie: u64, task: Task, netns: u32, source: OwnerSource) {
+    let owner = Owner { task, bound_ns: boot_ns(), source: source as u32, holders: 1, netns, reserved: 0 };
     if OWNERS.insert(cookie, owner, u64::from(BPF_ANY)).is_err() {
         count(Counter::OwnerMapFull);
     }
@@ -57,7 +57,7 @@ pub fn bind(cookie: u64, task: Task, source: OwnerSource) {
 /// Notes that a process holds a socket that is older than observer. A binding hook's word stands; a second holder makes
 /// the owner ambiguous.
 #[inline(always)]
-pub fn seed(cookie: u64, task: Task) {
+pub fn seed(cookie: u64, task: Task, netns: u32) {
     if let Some(known) = OWNERS.get_ptr_mut(cookie) {
         // SAFETY: the pointer is to a live map value; only the seeding iterator, which runs once and alone, writes seeds.
         unsafe {
@@ -67,7 +67,7 @@ pub fn seed(cookie: u64, task: Task) {
         }
         return;
     }
-    let owner = Owner { task, bound_ns: boot_ns(), source: OwnerSource::Seed as u32, holders: 1 };
+    let owner = Owner { task, bound_ns: boot_ns(), source: OwnerSource::Seed as u32, holders: 1, netns, reserved: 0 };
     if OWNERS.insert(cookie, owner, u64::from(BPF_NOEXIST)).is_err() && get(cookie).is_none() {
         count(Counter::OwnerMapFull);
     }

@@ -3,12 +3,13 @@
 //! A BTF tracepoint's arguments are typed pointers: the verifier lets the program load fields directly, one instruction
 //! a field. A raw tracepoint's arguments are plain numbers, for which a helper does the same.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel as probe_read_kernel;
 use observer_ebpf::abi::ABSENT;
 
 /// Reads fields of objects that the verifier knows by type, or does not.
 pub trait Reader {
-    /// Field of type `T` at `object + offset`; `None` for a NULL object or an absent field.
+    /// Field of type `T` at `object + offset`, zero where the memory cannot be read; `None` for an absent field. A NULL
+    /// object gives `None` or zero.
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T>;
 }
 
@@ -33,10 +34,19 @@ impl Reader for Direct {
 impl Reader for Probe {
     #[inline(always)]
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
-        if object == 0 || offset == ABSENT {
+        if offset == ABSENT {
             return None;
         }
-        // SAFETY: the helper checks the address and fails for one that is not mapped.
-        unsafe { bpf_probe_read_kernel((object + u64::from(offset)) as *const T) }.ok()
+        let mut value = T::default();
+        // The status is not looked at: every branch on it would be one more way for the verifier to follow.
+        // SAFETY: the helper checks the address, and writes zeros for one that is not the kernel's or not mapped.
+        unsafe {
+            probe_read_kernel(
+                (&raw mut value).cast(),
+                size_of::<T>() as u32,
+                object.wrapping_add(u64::from(offset)) as *const _,
+            );
+        }
+        Some(value)
     }
 }

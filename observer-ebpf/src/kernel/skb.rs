@@ -4,7 +4,7 @@ use core::hint::black_box;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel as probe_read_kernel;
 use observer_ebpf::{
-    abi::{Cause, Hook, PACKET_BYTES},
+    abi::{ABSENT, Cause, Direction, Hook, PACKET_BYTES, TUPLE_BYTES},
     logic::{
         direction::{self, Origin, Place},
         packet::{ethertype, protocol},
@@ -12,7 +12,8 @@ use observer_ebpf::{
 };
 
 use super::{
-    layout::field,
+    layout::{address, field},
+    link::{self, Link},
     read::{Probe, Reader},
 };
 
@@ -50,12 +51,58 @@ impl Skb {
         }
     }
 
-    /// It was sent by this host's own socket or stack.
+    /// Which way it was going, and the namespace that it came from where that is another; `None` for an inbound packet.
     #[inline(always)]
-    pub fn is_local_egress<R: Reader>(&self) -> bool {
+    pub fn direction<R: Reader>(&self) -> Option<(Direction, u64)> {
         let skb_iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
         // The black box keeps the compiler from testing both pointers with one OR, which the verifier refuses.
-        direction::is_local_egress(Origin { skb_iif, route: self.dst != 0, socket: black_box(self.sk != 0) })
+        let (route, socket) = (self.dst != 0, black_box(self.sk != 0));
+        let mut origin = Origin { skb_iif, route, socket, forwarding: false, foreign_socket: false, gateway: false };
+        if skb_iif == 0 {
+            return direction::direction(origin).map(|direction| (direction, 0));
+        }
+        let here: u64 = Probe::field(self.dev, field!(dev_net)).unwrap_or(0);
+        // Read again as a plain number, which is all that a function of its own takes.
+        let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
+        let kind = link::kind(device);
+        let peer = if kind == Link::Veth { link::peer_net(device) } else { 0 };
+        let mut from = if peer != here { peer } else { 0 };
+        if route {
+            let input: u64 = Probe::field(self.dst, field!(dst_input)).unwrap_or(0);
+            origin.forwarding = input != 0
+                && (input == address(field!(ip_forward_low), field!(ip_forward_high))
+                    || input == address(field!(ip6_forward_low), field!(ip6_forward_high)));
+            // At FORWARD the device is still the one that it came in by; later it is the one that it leaves by.
+            let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
+            if routes == self.dev {
+                from = 0;
+            }
+        } else {
+            let net: u64 = if socket { R::field(self.sk, field!(sk_net)).unwrap_or(0) } else { 0 };
+            origin.foreign_socket = net != 0 && net != here;
+            origin.gateway = from != 0 || kind == Link::Bridge;
+            if origin.foreign_socket {
+                from = net;
+            }
+        }
+        direction::direction(origin).map(|direction| (direction, from))
+    }
+
+    /// Its connection's original tuple, copied to `into`; returns the connection's state, or `None` without one.
+    #[inline(always)]
+    pub fn original<R: Reader>(&self, into: *mut [u8; TUPLE_BYTES]) -> Option<u8> {
+        /// The state lies in the low bits of `skb->_nfct` (`NFCT_INFOMASK`).
+        const INFO: u64 = 7;
+        let word: u64 = R::field(self.address, field!(skb_nfct)).unwrap_or(0);
+        let connection = word & !INFO;
+        let tuple = field!(conn_original);
+        if connection == 0 || tuple == ABSENT {
+            return None;
+        }
+        // SAFETY: the destination is as large as is read; the helper checks the source.
+        let status =
+            unsafe { probe_read_kernel(into.cast(), TUPLE_BYTES as u32, (connection + u64::from(tuple)) as *const _) };
+        if status == 0 { Some((word & INFO) as u8) } else { None }
     }
 
     /// Ethertype of what stands at the network header, host byte order.
@@ -99,11 +146,24 @@ impl Skb {
 
     /// Hook at which it died, from where its data stands and what `capture` copied.
     #[inline(always)]
-    pub fn hook<R: Reader>(&self, cause: Cause, packet: &[u8; PACKET_BYTES], captured: u16) -> Option<Hook> {
+    pub fn hook<R: Reader>(
+        &self,
+        cause: Cause,
+        direction: Direction,
+        packet: &[u8; PACKET_BYTES],
+        captured: u16,
+    ) -> Option<Hook> {
         let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
+        // `ip_rcv_core` and `ip6_rcv_core` write it to the front of `skb->cb` (`inet_skb_parm.iif`).
+        let received: u32 = Probe::field(self.address, field!(skb_cb)).unwrap_or(0);
+        let iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(0);
         direction::hook(
             cause,
+            direction,
             Place {
+                protocol_reached: black_box(self.sk == 0) && received == iif,
+                control_empty: black_box(self.sk == 0) && received == 0,
+                hairpin: Probe::field(routes, field!(dev_ifindex)) == Some(iif),
                 device: self.dev != 0,
                 device_is_routes: self.dev == routes,
                 at_link_header: self.at_link_header::<R>(),

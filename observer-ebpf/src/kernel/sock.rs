@@ -15,8 +15,9 @@ const TIME_WAIT: u8 = 6;
 const NEW_SYN_RECV: u8 = 12;
 
 /// `SOCK_DGRAM` and `SOCK_RAW` of `include/linux/net.h` (part of the system call ABI; another order on MIPS only).
-const SOCK_DGRAM: u16 = 2;
-const SOCK_RAW: u16 = 3;
+pub const SOCK_DGRAM: u32 = 2;
+/// See [`SOCK_DGRAM`].
+pub const SOCK_RAW: u32 = 3;
 
 /// `TCP_SYN_SENT` and `TCP_CLOSE`, likewise.
 pub const SYN_SENT: u32 = 2;
@@ -28,6 +29,13 @@ pub const CLOSE: u32 = 7;
 pub fn make_cookie<T>(sk: *mut T) -> u64 {
     // SAFETY: the verifier accepts only a live socket here.
     unsafe { bpf_get_socket_cookie(sk.cast()) }
+}
+
+/// Inode number of a socket's network namespace; 0 when unknown.
+#[inline(always)]
+pub fn netns<R: Reader>(sk: u64) -> u32 {
+    let net: u64 = R::field(sk, field!(sk_net)).unwrap_or(0);
+    Probe::field(net, field!(net_inum)).unwrap_or(0)
 }
 
 /// What a drop record takes from the packet's socket.
@@ -48,6 +56,9 @@ pub struct Facts {
 #[inline(always)]
 pub fn facts<R: Reader>(sk: u64) -> Facts {
     let mut facts = Facts::default();
+    if sk == 0 {
+        return facts;
+    }
     let Some(state) = R::field::<u8>(sk, field!(sk_state)) else { return facts };
     facts.state = state;
     facts.flags = flag::SOCKET;
@@ -60,11 +71,12 @@ pub fn facts<R: Reader>(sk: u64) -> Facts {
     facts.uid = R::field(sk, field!(sk_uid)).unwrap_or(0);
     let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
     facts.inode = Probe::field(socket, field!(socket_inode)).unwrap_or(0);
-    facts.socket = socket;
+    // Read again as a plain number, which is all that a function of its own takes.
+    facts.socket = Probe::field(sk, field!(sk_socket)).unwrap_or(0);
     if socket != 0 && Probe::field::<u64>(socket, field!(socket_file)) == Some(0) {
         facts.flags |= flag::KERNEL;
     }
-    let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
+    let kind = u32::from(R::field::<u16>(sk, field!(sk_type)).unwrap_or(0));
     if kind == SOCK_DGRAM || kind == SOCK_RAW {
         facts.flags |= flag::DATAGRAM;
     }

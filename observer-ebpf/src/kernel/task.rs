@@ -42,15 +42,29 @@ pub fn of(task: u64) -> Task {
     facts
 }
 
+/// Inode number of the current process's network namespace.
+#[inline(always)]
+pub fn netns() -> u32 {
+    // SAFETY: the helper only returns a number.
+    let task = unsafe { bpf_get_current_task() };
+    let namespaces: u64 = Probe::field(task, field!(task_nsproxy)).unwrap_or(0);
+    let net: u64 = Probe::field(namespaces, field!(nsproxy_net)).unwrap_or(0);
+    Probe::field(net, field!(net_inum)).unwrap_or(0)
+}
+
 /// Open files of the current process that are looked through.
 const MAX_FILES: u32 = 64;
 
 /// True when the current process has this `struct socket` among its first open files.
 #[inline(always)]
 pub fn holds(socket: u64) -> bool {
-    if socket == 0 {
-        return false;
-    }
+    socket != 0 && task_holds(socket) != 0
+}
+
+/// A function of its own to the verifier too: it is checked once, and not again for every way that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn task_holds(socket: u64) -> u64 {
     // SAFETY: the helper only returns a number.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = Probe::field(task, field!(task_files)).unwrap_or(0);
@@ -59,14 +73,14 @@ pub fn holds(socket: u64) -> bool {
     let list: u64 = Probe::field(table, field!(table_files)).unwrap_or(0);
     for index in 0..MAX_FILES {
         if index >= size {
-            return false;
+            return 0;
         }
         let file: u64 = Probe::field(list, index * size_of::<u64>() as u32).unwrap_or(0);
         if Probe::field::<u64>(file, field!(file_private)) == Some(socket) {
-            return true;
+            return 1;
         }
     }
-    false
+    0
 }
 
 /// Id of a `struct cgroup`; 0 when it cannot be read.

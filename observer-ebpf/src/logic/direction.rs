@@ -1,6 +1,6 @@
 //! Is a dropped packet this host's own egress, and where on its way did it die.
 
-use crate::abi::{Cause, Hook};
+use crate::abi::{Cause, Direction, Hook};
 
 /// What the kernel half reads from the packet to tell its direction.
 #[derive(Clone, Copy, Debug)]
@@ -10,16 +10,31 @@ pub struct Origin {
     pub skb_iif: u32,
     /// It has a route (a metadata dst of a tunnel is not one).
     pub route: bool,
+    /// The route's input function forwards.
+    pub forwarding: bool,
     /// It has a socket.
     pub socket: bool,
+    /// The socket belongs to another namespace than the device that received it.
+    pub foreign_socket: bool,
+    /// The device that received it is where another namespace's packets come in: a veth whose peer is there, or a bridge.
+    pub gateway: bool,
 }
 
-/// True for a packet that a socket of this host sent: never received anywhere, and with a route or a socket.
+/// Which way a packet was going; `None` for one that was coming in, whose drop is no egress.
 ///
-/// "Not local" would be the wrong test: an inbound IPv6 multicast packet has a route without the local flag.
+/// "Not local" would be the wrong test for a forwarded packet: an inbound IPv6 multicast packet has a route without the
+/// local flag.
 #[inline(always)]
-pub fn is_local_egress(origin: Origin) -> bool {
-    origin.skb_iif == 0 && (origin.route || origin.socket)
+pub fn direction(origin: Origin) -> Option<Direction> {
+    if origin.skb_iif == 0 {
+        if origin.route || origin.socket { Some(Direction::Local) } else { None }
+    } else if origin.route {
+        if origin.forwarding { Some(Direction::Forward) } else { None }
+    } else if origin.foreign_socket || origin.gateway {
+        Some(Direction::Unrouted)
+    } else {
+        None
+    }
 }
 
 /// What the kernel half reads from the packet to tell the hook.
@@ -35,18 +50,45 @@ pub struct Place {
     pub at_link_header: bool,
     /// Made by the kernel with the device already set: ICMPv6 and IGMP.
     pub device_preset: bool,
+    /// The protocol's receive function has begun with the packet: it has taken the socket off and written the incoming
+    /// device into the control block.
+    pub protocol_reached: bool,
+    /// The socket is off, and the control block is empty: a bridge's netfilter leaves it so before its call of the
+    /// protocol's hooks, but others may too.
+    pub control_empty: bool,
+    /// It is to leave by the device that it came in by.
+    pub hairpin: bool,
 }
 
-/// Hook of a locally made packet that died of `cause`; `None` when it cannot be told.
+/// Hook of a packet that died of `cause`; `None` when it cannot be told.
 #[inline(always)]
-pub fn hook(cause: Cause, place: Place) -> Option<Hook> {
-    match cause {
-        Cause::Cgroup | Cause::Tc => Some(Hook::Egress),
-        Cause::Netfilter if !place.device => Some(Hook::Output),
-        Cause::Netfilter if place.at_link_header => Some(Hook::Egress),
-        Cause::Netfilter if !place.device_is_routes => Some(Hook::Output),
-        Cause::Netfilter if place.device_preset => None,
-        Cause::Netfilter => Some(Hook::Postrouting),
+pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
+    match (direction, cause) {
+        (Direction::Unrouted, Cause::Netfilter) if place.protocol_reached => Some(Hook::Prerouting),
+        (Direction::Unrouted, Cause::Netfilter) if place.control_empty => None,
+        (Direction::Unrouted, _) => Some(Hook::Ingress),
+        (_, Cause::Cgroup | Cause::Tc | Cause::Queue) => Some(Hook::Egress),
+        (Direction::Local, Cause::Netfilter) => local(place),
+        (Direction::Forward, Cause::Netfilter) if place.at_link_header => Some(Hook::Egress),
+        // Until it is sent out, the packet's device is the one that received it.
+        (Direction::Forward, Cause::Netfilter) if !place.device_is_routes => Some(Hook::Forward),
+        (Direction::Forward, Cause::Netfilter) if place.hairpin => None,
+        (Direction::Forward, Cause::Netfilter) => Some(Hook::Postrouting),
+    }
+}
+
+#[inline(always)]
+fn local(place: Place) -> Option<Hook> {
+    if !place.device {
+        Some(Hook::Output)
+    } else if place.at_link_header {
+        Some(Hook::Egress)
+    } else if !place.device_is_routes {
+        Some(Hook::Output)
+    } else if place.device_preset {
+        None
+    } else {
+        Some(Hook::Postrouting)
     }
 }
 
@@ -54,27 +96,65 @@ pub fn hook(cause: Cause, place: Place) -> Option<Hook> {
 mod tests {
     use super::*;
 
+    const ORIGIN: Origin =
+        Origin { skb_iif: 0, route: false, forwarding: false, socket: false, foreign_socket: false, gateway: false };
+    const PLACE: Place = Place {
+        device: false,
+        device_is_routes: false,
+        at_link_header: false,
+        device_preset: false,
+        protocol_reached: false,
+        control_empty: false,
+        hairpin: false,
+    };
+
     #[test]
-    fn only_packets_made_here_are_egress() {
-        let origin = |skb_iif, route, socket| Origin { skb_iif, route, socket };
-        assert!(is_local_egress(origin(0, true, true)));
-        assert!(is_local_egress(origin(0, true, false)), "a reset has a route and sometimes no socket");
-        assert!(is_local_egress(origin(0, false, true)), "a packet socket has no route");
-        assert!(!is_local_egress(origin(0, false, false)));
-        assert!(!is_local_egress(origin(2, true, true)), "early demux gives inbound packets a socket");
-        assert!(!is_local_egress(origin(1, true, false)), "loopback counts as received");
+    fn packets_made_here_are_local_egress() {
+        let made = |route, socket| direction(Origin { route, socket, ..ORIGIN });
+        assert_eq!(made(true, true), Some(Direction::Local));
+        assert_eq!(made(true, false), Some(Direction::Local), "a reset has a route and sometimes no socket");
+        assert_eq!(made(false, true), Some(Direction::Local), "a packet socket has no route");
+        assert_eq!(made(false, false), None);
     }
 
     #[test]
-    fn hooks_are_told_apart_or_left_open() {
-        let place = Place { device: false, device_is_routes: false, at_link_header: false, device_preset: false };
-        assert_eq!(hook(Cause::Netfilter, place), Some(Hook::Output));
-        let with_device = Place { device: true, device_is_routes: true, ..place };
-        assert_eq!(hook(Cause::Netfilter, with_device), Some(Hook::Postrouting));
-        assert_eq!(hook(Cause::Netfilter, Place { at_link_header: true, ..with_device }), Some(Hook::Egress));
-        assert_eq!(hook(Cause::Netfilter, Place { device_is_routes: false, ..with_device }), Some(Hook::Output));
-        assert_eq!(hook(Cause::Netfilter, Place { device_preset: true, ..with_device }), None);
-        assert_eq!(hook(Cause::Cgroup, with_device), Some(Hook::Egress));
-        assert_eq!(hook(Cause::Tc, with_device), Some(Hook::Egress));
+    fn received_packets_are_forwarded_or_inbound() {
+        let received = Origin { skb_iif: 2, ..ORIGIN };
+        assert_eq!(direction(Origin { route: true, forwarding: true, ..received }), Some(Direction::Forward));
+        assert_eq!(direction(Origin { route: true, socket: true, ..received }), None, "early demux gives a socket");
+        assert_eq!(direction(Origin { route: true, gateway: true, ..received }), None, "its route does not forward");
+        assert_eq!(direction(received), None);
+        assert_eq!(direction(Origin { foreign_socket: true, ..received }), Some(Direction::Unrouted));
+        assert_eq!(direction(Origin { gateway: true, ..received }), Some(Direction::Unrouted));
+    }
+
+    #[test]
+    fn hooks_of_local_packets_are_told_apart_or_left_open() {
+        let local = |cause, place| hook(cause, Direction::Local, place);
+        let with_device = Place { device: true, device_is_routes: true, ..PLACE };
+        assert_eq!(local(Cause::Netfilter, PLACE), Some(Hook::Output));
+        assert_eq!(local(Cause::Netfilter, with_device), Some(Hook::Postrouting));
+        assert_eq!(local(Cause::Netfilter, Place { at_link_header: true, ..with_device }), Some(Hook::Egress));
+        assert_eq!(local(Cause::Netfilter, Place { device_is_routes: false, ..with_device }), Some(Hook::Output));
+        assert_eq!(local(Cause::Netfilter, Place { device_preset: true, ..with_device }), None);
+        for cause in [Cause::Cgroup, Cause::Tc, Cause::Queue] {
+            assert_eq!(local(cause, with_device), Some(Hook::Egress));
+        }
+    }
+
+    #[test]
+    fn hooks_of_forwarded_packets() {
+        let forward = |place| hook(Cause::Netfilter, Direction::Forward, place);
+        let with_device = Place { device: true, device_is_routes: true, ..PLACE };
+        assert_eq!(forward(Place { device_is_routes: false, ..with_device }), Some(Hook::Forward));
+        assert_eq!(forward(with_device), Some(Hook::Postrouting));
+        assert_eq!(forward(Place { hairpin: true, ..with_device }), None);
+        assert_eq!(forward(Place { at_link_header: true, ..with_device }), Some(Hook::Egress));
+        let unrouted = |cause, place| hook(cause, Direction::Unrouted, place);
+        let behind = Place { protocol_reached: true, ..with_device };
+        assert_eq!(unrouted(Cause::Netfilter, behind), Some(Hook::Prerouting));
+        assert_eq!(unrouted(Cause::Netfilter, with_device), Some(Hook::Ingress));
+        assert_eq!(unrouted(Cause::Netfilter, Place { control_empty: true, ..with_device }), None);
+        assert_eq!(unrouted(Cause::Tc, behind), Some(Hook::Ingress));
     }
 }

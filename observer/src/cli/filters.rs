@@ -49,10 +49,10 @@ pub struct Filters {
     /// Packets of this protocol: tcp, udp, icmp, ipv6-icmp, sctp or a number.
     #[arg(long, value_parser = parse_transport)]
     proto: Vec<String>,
-    /// What decided: netfilter, cgroup or tc.
+    /// What decided: netfilter, cgroup or tc; or a full queue.
     #[arg(long, value_parser = parse_cause)]
     cause: Vec<String>,
-    /// What happened: egress-blocked.
+    /// What happened: egress-blocked or egress-dropped.
     #[arg(long, value_parser = parse_action)]
     action: Vec<String>,
     /// Network namespace: all, the path of one, or a name that `ip netns` knows.

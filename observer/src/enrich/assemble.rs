@@ -12,9 +12,9 @@ use super::{
 use crate::{
     intake::decode::text,
     model::{
-        Action, Background, Cause, Degraded, Destination, Dropped, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hook,
-        Image, Kind, Namespaces, Network, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Thread, User,
-        transport_name,
+        Action, Background, Cause, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress, Endpoints,
+        Event, EventMeta, Hook, Image, Kind, Namespaces, Nat, Network, OwnerKnown, Parent, Process, ProcessNamespaces,
+        SCHEMA, Source, Thread, User, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -84,6 +84,14 @@ impl<E: Eyes> Assembler<E> {
         self.attributor.catch_up();
     }
 
+    /// False for a packet of another namespace that was coming in here: its drop is no egress.
+    pub fn is_egress(&mut self, dropped: &Dropped) -> bool {
+        if dropped.direction == Direction::Unrouted {
+            self.attributor.catch_up();
+        }
+        self.attributor.is_forwarded(dropped)
+    }
+
     /// One event for one packet.
     pub fn assemble(&mut self, dropped: &Dropped) -> Event {
         let timestamp = self.clock.wall(dropped.boot_ns);
@@ -101,10 +109,21 @@ impl<E: Eyes> Assembler<E> {
             .and_then(|socket| socket.uid)
             .map(|uid| self.user(uid, who.as_ref().and_then(|who| who.euid)));
         let drop_reason = self.reasons.name(dropped.reason).map(str::to_owned);
-        let destination = dropped.endpoints.map(|endpoints| Destination {
-            ip: endpoints.destination,
-            port: endpoints.ports().map(|(_, destination)| destination),
+        let asked = dropped.original.or(dropped.endpoints);
+        let translated = dropped.endpoints.filter(|_| dropped.original.is_some());
+        let destination = asked.map(|asked| {
+            let place = |endpoints: Endpoints| (endpoints.destination, endpoints.ports().map(|(_, to)| to));
+            let (ip, port) = place(asked);
+            let nat = translated.map(place).filter(|other| *other != (ip, port)).map(|(ip, port)| Nat { ip, port });
+            Destination { ip, port, nat }
         });
+        let source = asked.map(|asked| {
+            let place = |endpoints: Endpoints| (endpoints.source, endpoints.ports().map(|(from, _)| from));
+            let (ip, port) = place(asked);
+            let nat = translated.map(place).filter(|other| *other != (ip, port)).map(|(ip, port)| Nat { ip, port });
+            Source { ip, port, nat }
+        });
+        let decided = dropped.cause != Cause::Queue;
         let transport = dropped.endpoints.map(|endpoints| transport_name(endpoints.protocol));
         let cause = cause_name(dropped.cause);
         let hook = dropped.hook.map(hook_name);
@@ -120,18 +139,16 @@ impl<E: Eyes> Assembler<E> {
                 module: "observer",
                 id: Some(self.event_id()),
                 category: &["network"],
-                r#type: &["connection", "denied"],
-                action: Action::EgressBlocked,
-                outcome: Some("success"),
+                r#type: if decided { &["connection", "denied"] } else { &["connection", "end"] },
+                action: if decided { Action::EgressBlocked } else { Action::EgressDropped },
+                outcome: Some(if decided { "success" } else { "failure" }),
                 sequence: None,
                 start: timestamp,
                 end: timestamp,
                 reason: Some(reason(dropped, drop_reason.as_deref())),
             },
             network: Network { r#type: network_type(dropped), direction: "egress", transport: transport.clone() },
-            source: dropped
-                .endpoints
-                .map(|endpoints| Source { ip: endpoints.source, port: endpoints.ports().map(|(source, _)| source) }),
+            source,
             container: cgroup.as_deref().and_then(unit::container),
             egress: Egress {
                 schema: SCHEMA,
@@ -158,6 +175,7 @@ impl<E: Eyes> Assembler<E> {
                 unit,
                 cgroup,
                 netns: (dropped.netns != 0).then_some(dropped.netns),
+                origin_netns: dropped.origin_netns,
                 socket_inode: socket.and_then(|socket| socket.inode),
                 ancestry: found
                     .zip(process.as_ref())
@@ -279,19 +297,18 @@ fn incident(
 }
 
 fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
-    let what = match (dropped.cause, dropped.hook) {
-        (Cause::Netfilter, Some(Hook::Output)) => {
-            "netfilter stopped it at hook output: a firewall rule or policy".to_owned()
+    let what = match dropped.cause {
+        Cause::Netfilter => {
+            let hook = dropped.hook.map(|hook| format!(" at hook {}", hook_name(hook))).unwrap_or_default();
+            let device = match dropped.hook {
+                Some(Hook::Egress | Hook::Ingress) => on(dropped),
+                _ => String::new(),
+            };
+            format!("netfilter stopped it{hook}{device}: a firewall rule or policy")
         }
-        (Cause::Netfilter, Some(Hook::Postrouting)) => {
-            "netfilter stopped it at hook postrouting: a firewall rule or policy".to_owned()
-        }
-        (Cause::Netfilter, Some(Hook::Egress)) => {
-            format!("netfilter stopped it at hook egress{}: a firewall rule or policy", on(dropped))
-        }
-        (Cause::Netfilter, None) => "netfilter stopped it: a firewall rule or policy".to_owned(),
-        (Cause::Cgroup, _) => "a cgroup egress program (such as systemd's IPAddressDeny=) stopped it".to_owned(),
-        (Cause::Tc, _) => format!("a traffic control action{} stopped it", on(dropped)),
+        Cause::Cgroup => "a cgroup egress program (such as systemd's IPAddressDeny=) stopped it".to_owned(),
+        Cause::Tc => format!("a traffic control action{} stopped it", on(dropped)),
+        Cause::Queue => format!("a queue{} was full: nobody's decision", on(dropped)),
     };
     match drop_reason {
         Some(name) => format!("{what} ({name})"),
@@ -317,6 +334,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::Netfilter => "netfilter",
         Cause::Cgroup => "cgroup",
         Cause::Tc => "tc",
+        Cause::Queue => "queue",
     }
 }
 
@@ -325,5 +343,8 @@ fn hook_name(hook: Hook) -> &'static str {
         Hook::Output => "output",
         Hook::Postrouting => "postrouting",
         Hook::Egress => "egress",
+        Hook::Forward => "forward",
+        Hook::Prerouting => "prerouting",
+        Hook::Ingress => "ingress",
     }
 }

@@ -9,20 +9,23 @@
 //! 3. the owner that the kernel half bound to the socket's cookie; if that one has ended and exactly one process has the
 //!    socket open, that process;
 //! 4. without an owner, or with several holders when it was seeded, the only process that has it open;
-//! 5. nobody: two candidates make no answer.
+//! 5. of a packet that this namespace forwards for another, which has left its socket behind: the only process whose
+//!    socket's addresses and ports are the packet's, before any translation;
+//! 6. nobody: two candidates make no answer.
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use observer_ebpf::abi::Task;
+use observer_ebpf::{abi::Task, logic::packet::Transport};
 
 use super::processes::Processes;
 use crate::{
     intake::life,
-    model::{Cause, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId},
+    model::{Cause, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId, Wanted},
 };
 
 /// How long an answer about a socket is good for.
@@ -33,6 +36,10 @@ const MAX_ANSWERS: usize = 4096;
 /// in front of it: so often and so long it is waited for.
 const RETRIES: u32 = 10;
 const RETRY: Duration = Duration::from_micros(100);
+/// Looks for the sender of a forwarded packet, the time between them, and how many senders a second get so many.
+const ATTEMPTS: u32 = 6;
+const AGAIN: Duration = Duration::from_millis(4);
+const PATIENT_LOOKS: u32 = 20;
 /// Parents that are asked for one by one when only /proc knows them.
 const MAX_PARENTS: usize = 64;
 
@@ -46,6 +53,10 @@ pub trait Eyes {
     fn holders(&mut self, inode: u64) -> Vec<u32>;
     /// Path of a cgroup by id.
     fn cgroup_path(&mut self, id: u64) -> Option<String>;
+    /// Addresses of a network namespace's interfaces; `None` when they cannot be read.
+    fn addresses(&mut self, netns: u32) -> Option<Vec<IpAddr>>;
+    /// Inode numbers of the sockets that can have sent a packet, in all namespaces but the one that forwarded it.
+    fn sockets(&mut self, wanted: &Wanted, forwarder: u32) -> Vec<u64>;
     /// Why questions were not answered, where they were not.
     fn failure(&self) -> Option<String>;
 }
@@ -78,6 +89,9 @@ pub struct Attributor<E> {
     holds: Answers<(u32, u64), bool>,
     holders: Answers<u64, Vec<u32>>,
     cgroups: Answers<u64, Option<String>>,
+    addresses: Answers<u32, Option<Vec<IpAddr>>>,
+    routes: Answers<(Wanted, u32), Option<Found>>,
+    patience: Patience,
     /// Process records that could not be read.
     pub undecodable: u64,
 }
@@ -94,6 +108,9 @@ impl<E: Eyes> Attributor<E> {
             holds: Answers::new(),
             holders: Answers::new(),
             cgroups: Answers::new(),
+            addresses: Answers::new(),
+            routes: Answers::new(),
+            patience: Patience::default(),
             undecodable: 0,
         }
     }
@@ -120,7 +137,10 @@ impl<E: Eyes> Attributor<E> {
     /// The process that sent a packet, when that can be proven.
     pub fn owner(&mut self, dropped: &Dropped) -> Option<Found> {
         self.catch_up();
-        let socket = dropped.socket.filter(|socket| !socket.kernel)?;
+        let Some(socket) = dropped.socket else { return self.forwarded(dropped) };
+        if socket.kernel {
+            return None;
+        }
         let bound = dropped.owner.filter(|owner| !owner.shared).map(|owner| Found {
             id: ProcessId::new(owner.task.pid, owner.task.start_ns),
             known: OwnerKnown::Socket,
@@ -176,7 +196,7 @@ impl<E: Eyes> Attributor<E> {
         let synchronous = match dropped.hook {
             Some(Hook::Output | Hook::Postrouting) => dropped.cause == Cause::Netfilter,
             Some(Hook::Egress) => dropped.cause == Cause::Cgroup,
-            None => false,
+            Some(Hook::Forward | Hook::Prerouting | Hook::Ingress) | None => false,
         };
         if dropped.current_pid == 0 || !synchronous || !(socket.locked || socket.datagram) {
             return None;
@@ -190,6 +210,75 @@ impl<E: Eyes> Attributor<E> {
                 .inode
                 .is_some_and(|inode| self.holds.get((current.pid, inode), || self.eyes.holds(current.pid, inode)));
         proven.then_some(current)
+    }
+
+    /// It came from another namespace and is forwarded here: true unless its destination is an address of this one.
+    pub fn is_forwarded(&mut self, dropped: &Dropped) -> bool {
+        if dropped.direction != Direction::Unrouted {
+            return true;
+        }
+        let Some(endpoints) = dropped.endpoints else { return false };
+        let to = endpoints.destination;
+        if to.is_multicast() || to.is_loopback() || to == IpAddr::from([255, 255, 255, 255]) {
+            return false;
+        }
+        let netns = dropped.netns;
+        let Some(own) = self.addresses.get(netns, || self.eyes.addresses(netns)) else { return false };
+        // By a bridge, another host's packet comes in as well as a container's: only a known sender tells.
+        !own.contains(&to)
+            && (dropped.socket.is_some() || dropped.origin_netns.is_some() || self.forwarded(dropped).is_some())
+    }
+
+    /// The sender of a packet that has left its socket behind in another namespace.
+    fn forwarded(&mut self, dropped: &Dropped) -> Option<Found> {
+        if dropped.direction == Direction::Local {
+            return None;
+        }
+        let endpoints = dropped.original.or(dropped.endpoints)?;
+        let (from, to) = match endpoints.transport {
+            Transport::Ports { source, destination, .. } => (source, destination),
+            Transport::Icmp { .. } => (dropped.icmp_identifier()?, 0),
+            Transport::Opaque => (u16::from(endpoints.protocol), 0),
+        };
+        let wanted = Wanted {
+            source: (endpoints.source, from),
+            destination: (endpoints.destination, to),
+            protocol: endpoints.protocol,
+            netns: dropped.origin_netns,
+        };
+        let key = (wanted, dropped.netns);
+        if let Some(found) = self.routes.get_known(&key) {
+            return found;
+        }
+        let found = self.sender_by_address(&wanted, dropped);
+        self.routes.put(key, found);
+        found
+    }
+
+    /// By what was told of connections and closed sockets, or by the sockets that are open now. One that is being closed at
+    /// this moment is in neither for a while, so it is looked for again.
+    fn sender_by_address(&mut self, wanted: &Wanted, dropped: &Dropped) -> Option<Found> {
+        for attempt in 0..self.patience.attempts() {
+            if attempt > 0 {
+                std::thread::sleep(AGAIN);
+            }
+            self.catch_up();
+            let by_address = |id| Found { id, known: OwnerKnown::Flow, by: OwnerBy::Address, bound: None };
+            if let Some(id) = self.processes.flows.sender(wanted) {
+                return Some(by_address(id));
+            }
+            let inodes = self.eyes.sockets(wanted, dropped.netns);
+            if let [inode] = inodes.as_slice()
+                && let [only] = self.eyes.holders(*inode).as_slice()
+                && let Some(id) = self.living(*only, dropped.boot_ns)
+            {
+                return Some(by_address(id));
+            }
+            if inodes.len() > 1 {
+                return None;
+            }
+        }
+        None
     }
 
     /// The process that had this number at that time.
@@ -255,19 +344,43 @@ impl<K: std::hash::Hash + Eq + Copy, V: Clone> Answers<K, V> {
     }
 
     fn get(&mut self, key: K, ask: impl FnOnce() -> V) -> V {
-        if let Some((when, answer)) = self.0.get(&key)
-            && when.elapsed() < FRESH
-        {
-            return answer.clone();
+        if let Some(answer) = self.get_known(&key) {
+            return answer;
         }
+        let answer = ask();
+        self.put(key, answer.clone());
+        answer
+    }
+
+    fn get_known(&self, key: &K) -> Option<V> {
+        self.0.get(key).filter(|(when, _)| when.elapsed() < FRESH).map(|(_, answer)| answer.clone())
+    }
+
+    fn put(&mut self, key: K, answer: V) {
         if self.0.len() >= MAX_ANSWERS {
             self.0.retain(|_, (when, _)| when.elapsed() < FRESH);
         }
-        let answer = ask();
         if self.0.len() < MAX_ANSWERS {
-            self.0.insert(key, (Instant::now(), answer.clone()));
+            self.0.insert(key, (Instant::now(), answer));
         }
-        answer
+    }
+}
+
+/// How often in a second a sender that cannot be found is looked for more than once: a flood of strangers' packets must not
+/// hold up everything else.
+#[derive(Default)]
+struct Patience {
+    second: Option<Instant>,
+    spent: u32,
+}
+
+impl Patience {
+    fn attempts(&mut self) -> u32 {
+        if self.second.is_none_or(|second| second.elapsed() > Duration::from_secs(1)) {
+            (self.second, self.spent) = (Some(Instant::now()), 0);
+        }
+        self.spent += 1;
+        if self.spent <= PATIENT_LOOKS { ATTEMPTS } else { 1 }
     }
 }
 

@@ -29,6 +29,14 @@ impl Eyes for Host {
         None
     }
 
+    fn addresses(&mut self, _netns: u32) -> Option<Vec<IpAddr>> {
+        Some(vec!["10.0.0.1".parse().unwrap()])
+    }
+
+    fn sockets(&mut self, _wanted: &Wanted, _forwarder: u32) -> Vec<u64> {
+        vec![7]
+    }
+
     fn failure(&self) -> Option<String> {
         None
     }
@@ -66,6 +74,9 @@ fn dropped(owner: Option<Owner>, current_pid: u32, locked: bool) -> Dropped {
         reason: 0,
         bytes: 0,
         netns: 0,
+        direction: Direction::Local,
+        origin_netns: None,
+        original: None,
         interface: None,
         socket: Some(Socket {
             cookie: Some(1),
@@ -157,4 +168,37 @@ fn the_kernels_own_socket_belongs_to_no_process() {
     let mut own = dropped(bound(PARENT, false), PARENT, true);
     own.socket = own.socket.map(|socket| Socket { kernel: true, ..socket });
     assert_eq!(who(&mut attributor(&[PARENT]), &own), None);
+}
+
+/// A datagram that another namespace forwards, to this address.
+fn forwarded(direction: Direction, to: &str) -> Dropped {
+    let endpoints = crate::model::Endpoints {
+        source: "172.17.0.2".parse().unwrap(),
+        destination: to.parse().unwrap(),
+        protocol: 17,
+        transport: Transport::Ports { source: 5000, destination: 53, tcp_flags: None },
+    };
+    Dropped { direction, endpoints: Some(endpoints), socket: None, ..dropped(None, STRANGER, false) }
+}
+
+#[test]
+fn a_forwarded_packet_belongs_to_the_only_socket_with_its_addresses() {
+    let packet = forwarded(Direction::Forward, "203.0.113.10");
+    let found = who(&mut attributor(&[CHILD]), &packet);
+    assert_eq!(found, Some((CHILD, OwnerKnown::Flow, OwnerBy::Address)));
+    assert_eq!(who(&mut attributor(&[CHILD, PARENT]), &packet), None);
+    assert_eq!(who(&mut attributor(&[CHILD]), &forwarded(Direction::Local, "203.0.113.10")), None);
+}
+
+#[test]
+fn without_a_route_it_is_forwarded_only_to_somebody_elses_address() {
+    let mut attributor = attributor(&[CHILD]);
+    assert!(attributor.is_forwarded(&forwarded(Direction::Unrouted, "203.0.113.10")));
+    assert!(!attributor.is_forwarded(&forwarded(Direction::Unrouted, "10.0.0.1")), "inbound");
+    assert!(!attributor.is_forwarded(&forwarded(Direction::Unrouted, "224.0.0.251")));
+    attributor.eyes.holders.clear();
+    let mut stranger = forwarded(Direction::Unrouted, "203.0.113.99");
+    assert!(!attributor.is_forwarded(&stranger), "a bridge, and nobody here sent it");
+    stranger.origin_netns = Some(7);
+    assert!(attributor.is_forwarded(&stranger), "the other end of a veth");
 }

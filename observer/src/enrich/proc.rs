@@ -15,6 +15,8 @@ use crate::model::{Facts, Image, ProcessId};
 
 /// How long one walk over all open files answers questions.
 const FRESH: Duration = Duration::from_secs(1);
+/// A socket that the last walk did not see may be new; not sooner than this after it.
+const STALE: Duration = Duration::from_millis(20);
 /// Holders of one socket that are told; two are already too many for an answer.
 const MAX_HOLDERS: usize = 16;
 /// Inode number of the initial pid namespace (`PROC_PID_INIT_INO` of `include/linux/proc_ns.h`).
@@ -93,7 +95,8 @@ pub struct Holders {
 impl Holders {
     /// Processes that have the socket open, at most [`MAX_HOLDERS`].
     pub fn of(&mut self, inode: u64) -> Vec<u32> {
-        if self.walked.is_none_or(|walked| walked.elapsed() > FRESH) {
+        let old = |limit: Duration| self.walked.is_none_or(|walked| walked.elapsed() > limit);
+        if old(FRESH) || !self.by_inode.contains_key(&inode) && old(STALE) {
             self.by_inode.clear();
             for pid in pids() {
                 for socket in sockets(pid) {

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::flows::Flows;
 use crate::{
     intake::decode::text,
     model::{Ancestor, Born, Facts, Image, Life, Namespaces, ProcessId},
@@ -66,6 +67,8 @@ pub struct Processes {
     latest: HashMap<u32, ProcessId>,
     ended: VecDeque<(Instant, ProcessId)>,
     cgroups: HashMap<u64, String>,
+    /// Where sockets of other namespaces sent to.
+    pub flows: Flows,
 }
 
 impl Processes {
@@ -85,6 +88,7 @@ impl Processes {
                     self.ended.push_back((now, id));
                 }
             }
+            Life::Flow(flow) => self.flows.add(flow, now),
             Life::Cgroup { id, path } => self.remember_cgroup(id, path),
         }
         self.forget(now);

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{Cause, DropRecord, Hook, OwnerSource, PACKET_BYTES, Task, flag},
-    logic::packet::{self, Addresses},
+    abi::{Cause, Direction, DropRecord, Hook, OwnerSource, PACKET_BYTES, TUPLE_BYTES, Task, flag},
+    logic::packet::{self, Addresses, Transport},
 };
 
 use crate::model::{Dropped, Endpoints, Owner, Socket};
@@ -19,6 +19,9 @@ pub enum DecodeError {
     /// A cause that this version does not know.
     #[error("unknown cause {0}")]
     Cause(u8),
+    /// A direction that this version does not know.
+    #[error("unknown direction {0}")]
+    Direction(u8),
     /// A process event that this version does not know.
     #[error("unknown process event {0}")]
     Event(u8),
@@ -41,18 +44,27 @@ pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
     let length = bytes.get_u32_ne();
     let uid = bytes.get_u32_ne();
     let current_pid = bytes.get_u32_ne();
+    let origin_netns = bytes.get_u32_ne();
     let ethertype = bytes.get_u16_ne();
     let captured = usize::from(bytes.get_u16_ne()).min(PACKET_BYTES);
     let cause = bytes.get_u8();
     let hook = bytes.get_u8();
     let state = bytes.get_u8();
     let flags = bytes.get_u8();
+    let direction = bytes.get_u8();
+    let conntrack_info = bytes.get_u8();
+    bytes.advance(2);
+    let original = bytes.split_to(TUPLE_BYTES);
     let interface = bytes.split_to(16);
     let packet = bytes.split_to(captured);
     let full = flags & flag::FULL_SOCKET != 0;
+    let endpoints = endpoints(&packet, ethertype);
     Ok(Dropped {
         boot_ns,
-        endpoints: endpoints(&packet, ethertype),
+        endpoints,
+        direction: decode_direction(direction).ok_or(DecodeError::Direction(direction))?,
+        origin_netns: (origin_netns != 0).then_some(origin_netns),
+        original: endpoints.and_then(|seen| before_translation(&original, conntrack_info, seen)),
         ethertype,
         cause: decode_cause(cause).ok_or(DecodeError::Cause(cause))?,
         hook: decode_hook(hook),
@@ -102,6 +114,7 @@ fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
     let bound_ns = bytes.get_u64_ne();
     let source = bytes.get_u32_ne();
     let holders = bytes.get_u32_ne();
+    bytes.advance(2 * size_of::<u32>());
     let source = match source {
         1 => OwnerSource::Connect,
         2 => OwnerSource::Create,
@@ -112,11 +125,42 @@ fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
 }
 
 fn decode_cause(value: u8) -> Option<Cause> {
-    [Cause::Netfilter, Cause::Cgroup, Cause::Tc].into_iter().find(|cause| *cause as u8 == value)
+    [Cause::Netfilter, Cause::Cgroup, Cause::Tc, Cause::Queue].into_iter().find(|cause| *cause as u8 == value)
 }
 
 fn decode_hook(value: u8) -> Option<Hook> {
-    [Hook::Output, Hook::Postrouting, Hook::Egress].into_iter().find(|hook| *hook as u8 == value)
+    [Hook::Output, Hook::Postrouting, Hook::Egress, Hook::Forward, Hook::Prerouting, Hook::Ingress]
+        .into_iter()
+        .find(|hook| *hook as u8 == value)
+}
+
+fn decode_direction(value: u8) -> Option<Direction> {
+    [Direction::Local, Direction::Forward, Direction::Unrouted].into_iter().find(|known| *known as u8 == value)
+}
+
+/// The addresses that the sender's socket used, by the connection's original `struct nf_conntrack_tuple`; `None` where they
+/// are the packet's own, and for answers.
+fn before_translation(tuple: &[u8], info: u8, seen: Endpoints) -> Option<Endpoints> {
+    /// From here on the states of `enum ip_conntrack_info` are those of answers (`IP_CT_IS_REPLY`).
+    const ANSWER: u8 = 3;
+    let word = |at: usize| u16::from_be_bytes([tuple[at], tuple[at + 1]]);
+    let address = |at: usize| -> Option<IpAddr> {
+        let bytes = &tuple[at..at + 16];
+        match seen.source {
+            IpAddr::V4(_) => Some(IpAddr::from(<[u8; 4]>::try_from(&bytes[..4]).ok()?)),
+            IpAddr::V6(_) => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+        }
+    };
+    let (source, destination, protocol) = (address(0)?, address(20)?, tuple[38]);
+    if info >= ANSWER || protocol != seen.protocol || source.is_unspecified() && destination.is_unspecified() {
+        return None;
+    }
+    let transport = match seen.transport {
+        Transport::Ports { tcp_flags, .. } => Transport::Ports { source: word(16), destination: word(36), tcp_flags },
+        other => other,
+    };
+    let original = Endpoints { source, destination, protocol, transport };
+    (original != seen).then_some(original)
 }
 
 fn endpoints(bytes: &[u8], ethertype: u16) -> Option<Endpoints> {
@@ -158,6 +202,12 @@ mod tests {
         let mut syn = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 203, 0, 113, 10];
         syn.extend([0xa0, 0x3e, 0x01, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2]);
         let owner = offset_of!(DropRecord, owner);
+        let mut tuple = [0; TUPLE_BYTES];
+        tuple[..4].copy_from_slice(&[172, 17, 0, 2]);
+        tuple[16..18].copy_from_slice(&0x1388u16.to_be_bytes());
+        tuple[20..24].copy_from_slice(&[203, 0, 113, 10]);
+        tuple[36..38].copy_from_slice(&443u16.to_be_bytes());
+        tuple[38] = 6;
         let dropped = decode(record(&[
             (offset_of!(DropRecord, time_ns), &7u64.to_ne_bytes()),
             (offset_of!(DropRecord, cookie), &8u64.to_ne_bytes()),
@@ -180,11 +230,18 @@ mod tests {
             (offset_of!(DropRecord, cause), &[1]),
             (offset_of!(DropRecord, hook), &[2]),
             (offset_of!(DropRecord, state), &[3]),
+            (offset_of!(DropRecord, direction), &[2]),
+            (offset_of!(DropRecord, conntrack_info), &[2]),
+            (offset_of!(DropRecord, origin_netns), &20u32.to_ne_bytes()),
+            (offset_of!(DropRecord, original), &tuple),
             (offset_of!(DropRecord, flags), &[flag::SOCKET | flag::FULL_SOCKET | flag::LOCKED]),
             (offset_of!(DropRecord, interface), b"eth0"),
             (offset_of!(DropRecord, packet), &syn),
         ]))
         .unwrap();
+        assert_eq!((dropped.direction, dropped.origin_netns), (Direction::Forward, Some(20)));
+        let original = dropped.original.unwrap();
+        assert_eq!((original.source.to_string().as_str(), original.ports()), ("172.17.0.2", Some((5000, 443))));
         let socket = dropped.socket.unwrap();
         let owner = dropped.owner.unwrap();
         let endpoints = dropped.endpoints.unwrap();
@@ -209,9 +266,12 @@ mod tests {
 
     #[test]
     fn a_request_socket_has_no_user() {
-        let dropped =
-            decode(record(&[(offset_of!(DropRecord, cause), &[1]), (offset_of!(DropRecord, flags), &[flag::SOCKET])]))
-                .unwrap();
+        let dropped = decode(record(&[
+            (offset_of!(DropRecord, cause), &[1]),
+            (offset_of!(DropRecord, direction), &[1]),
+            (offset_of!(DropRecord, flags), &[flag::SOCKET]),
+        ]))
+        .unwrap();
         assert_eq!(dropped.socket.unwrap().uid, None);
         assert_eq!(dropped.owner, None);
     }
@@ -219,7 +279,8 @@ mod tests {
     #[test]
     fn wrong_lengths_and_unknown_causes_are_errors() {
         assert_eq!(decode(Bytes::from_static(&[0; 9])).unwrap_err(), DecodeError::Length(9));
-        assert_eq!(decode(record(&[])).unwrap_err(), DecodeError::Cause(0));
+        assert_eq!(decode(record(&[(offset_of!(DropRecord, direction), &[1])])).unwrap_err(), DecodeError::Cause(0));
+        assert_eq!(decode(record(&[(offset_of!(DropRecord, cause), &[1])])).unwrap_err(), DecodeError::Direction(0));
     }
 
     proptest! {

@@ -1,10 +1,12 @@
 //! The bytes of a process record.
 
+use std::net::IpAddr;
+
 use bytes::{Buf, Bytes};
-use observer_ebpf::abi::{ProcessEvent, ProcessRecord, process_flag};
+use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord, process_flag};
 
 use super::decode::{DecodeError, decode_task, text};
-use crate::model::{Born, Image, Life, Namespaces, ProcessId};
+use crate::model::{Born, Flow, Image, Life, Namespaces, ProcessId};
 
 /// Inode numbers of the initial pid and user namespace (`include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u32 = 0xefff_fffc;
@@ -54,11 +56,32 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
         Ok(Life::Exec(born, image(&path, &name, &args, flags)))
     } else if is(ProcessEvent::Exit) {
         Ok(Life::Exit { id: ProcessId::new(task.pid, task.start_ns), boot_ns })
+    } else if is(ProcessEvent::Flow) {
+        flow(ProcessId::new(task.pid, task.start_ns), args).map(Life::Flow).ok_or(DecodeError::Length(length))
     } else if is(ProcessEvent::Cgroup) {
         Ok(Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) })
     } else {
         Err(DecodeError::Event(event))
     }
+}
+
+fn flow(process: ProcessId, mut bytes: Bytes) -> Option<Flow> {
+    if bytes.len() != size_of::<FlowRecord>() {
+        return None;
+    }
+    let (mut local, mut remote) = ([0; 16], [0; 16]);
+    bytes.copy_to_slice(&mut local);
+    bytes.copy_to_slice(&mut remote);
+    let netns = bytes.get_u32_ne();
+    let local_port = bytes.get_u16_ne();
+    let remote_port = bytes.get_u16_ne();
+    let protocol = bytes.get_u8();
+    let v6 = bytes.get_u8() != 0;
+    let address = |bytes: [u8; 16]| {
+        let address = if v6 { IpAddr::from(bytes) } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) };
+        (!address.is_unspecified()).then_some(address)
+    };
+    Some(Flow { process, netns, protocol, v6, local: address(local), remote: address(remote), local_port, remote_port })
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {

@@ -126,7 +126,7 @@ fn tcp(flags: u8, dropped: &Dropped) -> Option<Background> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cause, Endpoints, Socket};
+    use crate::model::{Cause, Direction, Endpoints, Socket};
 
     fn dropped(destination: &str, protocol: u8, transport: Transport) -> Dropped {
         Dropped {
@@ -143,6 +143,9 @@ mod tests {
             reason: 0,
             bytes: 0,
             netns: 0,
+            direction: Direction::Local,
+            origin_netns: None,
+            original: None,
             interface: None,
             socket: Some(Socket {
                 cookie: None,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use observer_ebpf::{
-    abi::{Cause, Hook, OwnerSource, Task},
+    abi::{Cause, Direction, Hook, OwnerSource, Task},
     logic::packet::{Transport, protocol},
 };
 
@@ -86,8 +86,14 @@ pub struct Dropped {
     pub reason: u32,
     /// Bytes as the firewall's counters count them.
     pub bytes: u32,
-    /// Inode number of the network namespace.
+    /// Inode number of the network namespace whose rules decided.
     pub netns: u32,
+    /// Which way it was going.
+    pub direction: Direction,
+    /// Inode number of the namespace that it came from, where that is another and known.
+    pub origin_netns: Option<u32>,
+    /// Addresses before any translation, where they differ from the packet's.
+    pub original: Option<Endpoints>,
     /// Outgoing interface.
     pub interface: Option<String>,
     /// Its socket.
@@ -98,6 +104,19 @@ pub struct Dropped {
     pub current_pid: u32,
     /// The packet from its network header on, as far as it was captured.
     pub packet: Bytes,
+}
+
+impl Dropped {
+    /// Identifier of an ICMP echo request: what a ping has for a port.
+    pub fn icmp_identifier(&self) -> Option<u16> {
+        let (header, request) = match self.endpoints?.protocol {
+            protocol::ICMP => (usize::from(self.packet.first()? & 15) * 4, 8),
+            protocol::ICMPV6 => (40, 128),
+            _ => return None,
+        };
+        let message = self.packet.get(header..header + 8)?;
+        (message[0] == request).then(|| u16::from_be_bytes([message[4], message[5]]))
+    }
 }
 
 /// ECS name of an IP protocol, or its number as text.

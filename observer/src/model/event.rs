@@ -73,6 +73,8 @@ pub enum Kind {
 pub enum Action {
     /// A decision on this host stopped an outbound packet.
     EgressBlocked,
+    /// An outbound packet was lost on this host by nobody's decision: a full queue.
+    EgressDropped,
     /// The account line.
     Summary,
 }
@@ -125,6 +127,16 @@ pub struct Network {
     pub direction: &'static str,
 }
 
+/// `source.nat`, `destination.nat`: the address in the packet, where it was translated.
+#[derive(Clone, Debug, Serialize)]
+pub struct Nat {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
 /// `source`
 #[derive(Clone, Debug, Serialize)]
 pub struct Source {
@@ -133,6 +145,9 @@ pub struct Source {
     /// Port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// After translation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat: Option<Nat>,
 }
 
 /// `destination`
@@ -143,6 +158,9 @@ pub struct Destination {
     /// Port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// After translation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat: Option<Nat>,
 }
 
 /// `process.parent`
@@ -224,6 +242,8 @@ pub enum OwnerKnown {
     Socket,
     /// It was inside a call on that very socket.
     Syscall,
+    /// It is the only one whose socket can have sent the packet, which another namespace forwarded.
+    Flow,
     /// No process: the kernel sends on a socket of its own (a tunnel, a network file system, a reset).
     Kernel,
 }
@@ -242,6 +262,8 @@ pub enum OwnerBy {
     Send,
     /// It is the only process that has the socket open.
     Holder,
+    /// Its socket's addresses and ports are the packet's.
+    Address,
 }
 
 /// `process.thread`
@@ -311,9 +333,12 @@ pub struct Egress {
     /// cgroup path in the unified hierarchy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
-    /// Inode number of the network namespace.
+    /// Inode number of the network namespace whose rules decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<u32>,
+    /// Inode number of the network namespace that it came from, where another one forwarded it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin_netns: Option<u32>,
     /// Inode number of the socket file, with which `ss` and /proc/PID/fd name it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket_inode: Option<u64>,

@@ -83,7 +83,10 @@ impl Filter {
                 event.container.as_ref().is_some_and(|container| container.id.starts_with(wanted.as_str()))
             })
             && any(&self.destinations, |wanted| {
-                event.destination.as_ref().is_some_and(|destination| wanted.contains(destination.ip))
+                event.destination.as_ref().is_some_and(|destination| {
+                    wanted.contains(destination.ip)
+                        || destination.nat.as_ref().is_some_and(|nat| wanted.contains(nat.ip))
+                })
             })
             && any(&self.ports, |wanted| {
                 event.destination.as_ref().is_some_and(|destination| destination.port == Some(*wanted))
@@ -91,7 +94,7 @@ impl Filter {
             && any(&self.transports, |wanted| event.network.transport.as_ref() == Some(wanted))
             && any(&self.causes, |wanted| egress.cause == wanted)
             && any(&self.actions, |wanted| action_name(event.event.action) == wanted)
-            && self.netns.is_none_or(|wanted| egress.netns == Some(wanted))
+            && self.netns.is_none_or(|wanted| egress.netns == Some(wanted) || egress.origin_netns == Some(wanted))
     }
 }
 
@@ -111,6 +114,7 @@ fn any<T>(wanted: &[T], matches: impl Fn(&T) -> bool) -> bool {
 fn action_name(action: Action) -> &'static str {
     match action {
         Action::EgressBlocked => "egress-blocked",
+        Action::EgressDropped => "egress-dropped",
         Action::Summary => "summary",
     }
 }
@@ -128,12 +132,12 @@ pub fn parse_transport(value: &str) -> Result<String, FilterError> {
 
 /// A cause that this version can report.
 pub fn parse_cause(value: &str) -> Result<String, FilterError> {
-    known("cause", value, &["netfilter", "cgroup", "tc"], "")
+    known("cause", value, &["netfilter", "cgroup", "tc", "queue"], "")
 }
 
 /// An action that this version can report.
 pub fn parse_action(value: &str) -> Result<String, FilterError> {
-    known("action", value, &["egress-blocked"], "")
+    known("action", value, &["egress-blocked", "egress-dropped"], "")
 }
 
 fn known(kind: &'static str, value: &str, names: &[&str], more: &str) -> Result<String, FilterError> {

@@ -7,6 +7,7 @@ mod check;
 mod dropped;
 mod event;
 mod filter;
+mod flow;
 mod process;
 
 pub use account::{Account, Degraded, Lost};
@@ -15,9 +16,10 @@ pub use check::{Check, Diagnosis, Status};
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
-    Network, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Summary, Thread, User,
+    Nat, Network, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Summary, Thread, User,
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
+pub use flow::{Flow, Wanted};
 pub use process::{Born, Facts, Image, Life, Namespaces, ProcessId};
 
-pub use observer_ebpf::abi::{Cause, Hook, OwnerSource};
+pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

@@ -3,6 +3,8 @@
 use observer_ebpf::abi::Task;
 use serde::{Deserialize, Serialize};
 
+use super::flow::Flow;
+
 /// A process, by what survives reuse of its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -84,6 +86,8 @@ pub enum Life {
         /// When, nanoseconds of `CLOCK_BOOTTIME`.
         boot_ns: u64,
     },
+    /// A socket of another namespace than the host's began a connection, or was closed.
+    Flow(Flow),
     /// A cgroup was made.
     Cgroup {
         /// Its id.

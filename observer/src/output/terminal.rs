@@ -12,7 +12,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::{Output, escape::escape};
 use crate::{
     incident::{Fold, Told, who},
-    model::{Background, Event, Summary},
+    model::{Action, Background, Event, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -32,12 +32,14 @@ pub struct Terminal<W> {
     fold: Fold,
     show_background: bool,
     background: BTreeMap<Background, u64>,
+    /// Packets that full queues lost.
+    dropped: u64,
 }
 
 impl<W: Write + Send> Terminal<W> {
     /// `show_background` shows what nobody waits for like everything else.
     pub fn new(writer: W, zone: TimeZone, show_background: bool) -> Self {
-        Self { writer, zone, fold: Fold::default(), show_background, background: BTreeMap::new() }
+        Self { writer, zone, fold: Fold::default(), show_background, background: BTreeMap::new(), dropped: 0 }
     }
 
     fn time(&self, timestamp: Timestamp) -> String {
@@ -47,7 +49,8 @@ impl<W: Write + Send> Terminal<W> {
     fn block(&mut self, event: &Event) -> io::Result<()> {
         let time = self.time(event.timestamp);
         let kind = event.egress.background.map(|kind| format!("  {DIM}({}){DIM:#}", kind.label())).unwrap_or_default();
-        writeln!(self.writer, "{time} {ALERT}BLOCKED{ALERT:#}  {}{kind}", who_at_length(event))?;
+        let word = if event.event.action == Action::EgressDropped { "LOST   " } else { "BLOCKED" };
+        writeln!(self.writer, "{time} {ALERT}{word}{ALERT:#}  {}{kind}", who_at_length(event))?;
         self.line("to", &format!("{STRONG}{}{STRONG:#}{}", destination(event), way(event)))?;
         if let Some(reason) = &event.event.reason {
             self.line("by", &escape(reason))?;
@@ -81,6 +84,12 @@ impl<W: Write + Send> Terminal<W> {
 
 impl<W: Write + Send> Output for Terminal<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
+        if event.event.action == Action::EgressDropped {
+            self.dropped += event.egress.count;
+            if !self.show_background {
+                return Ok(false);
+            }
+        }
         if let Some(kind) = event.egress.background
             && !self.show_background
         {
@@ -107,6 +116,9 @@ impl<W: Write + Send> Output for Terminal<W> {
                 self.background.iter().map(|(kind, count)| format!("{} {count}", kind.label())).collect();
             writeln!(self.writer, "{DIM}folded (--all shows): {}: {}{DIM:#}", packets(total), kinds.join(", "))?;
         }
+        if self.dropped > 0 {
+            writeln!(self.writer, "{DIM}not blocked: full queues lost {}{DIM:#}", packets(self.dropped))?;
+        }
         let account = &summary.egress;
         let lost = account.lost.total();
         let at_least = if account.missed_max > 0 { "at least " } else { "" };
@@ -114,7 +126,11 @@ impl<W: Write + Send> Output for Terminal<W> {
             1 => "1 incident".to_owned(),
             total => format!("{total} incidents"),
         };
-        write!(self.writer, "{at_least}{} blocked, {incidents}", packets(account.reported))?;
+        write!(
+            self.writer,
+            "{at_least}{} blocked, {incidents}",
+            packets(account.reported.saturating_sub(self.dropped))
+        )?;
         if account.filtered > 0 {
             write!(self.writer, " · {} more filtered out", account.filtered)?;
         }
@@ -196,6 +212,9 @@ fn way(event: &Event) -> String {
 
 fn place(event: &Event) -> String {
     let mut parts = Vec::new();
+    if let Some(origin) = event.egress.origin_netns {
+        parts.push(format!("forwarded for namespace net:[{origin}]"));
+    }
     if let Some(container) = &event.container {
         let short: String = container.id.chars().take(12).collect();
         parts.push(format!("container {short}"));

@@ -2,6 +2,7 @@
 
 use std::{
     io::{IoSlice, IoSliceMut},
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -23,7 +24,12 @@ use super::{
     protocol::{Request, Response},
     server,
 };
-use crate::{enrich::attribute::Eyes, firewall::inventory::Inventory, model::Facts, probe::selftest::Sent};
+use crate::{
+    enrich::attribute::Eyes,
+    firewall::inventory::Inventory,
+    model::{Facts, Wanted},
+    probe::selftest::Sent,
+};
 
 /// Longest message; arguments are cut well below it.
 const MAX_MESSAGE: usize = 128 * 1024;
@@ -135,6 +141,20 @@ impl Eyes for Helper {
         match self.ask(&Request::CgroupPath { id }) {
             Ok(Response::CgroupPath(path)) => path,
             _ => None,
+        }
+    }
+
+    fn addresses(&mut self, netns: u32) -> Option<Vec<IpAddr>> {
+        match self.ask(&Request::Addresses { netns }) {
+            Ok(Response::Addresses(addresses)) => addresses,
+            _ => None,
+        }
+    }
+
+    fn sockets(&mut self, wanted: &Wanted, forwarder: u32) -> Vec<u64> {
+        match self.ask(&Request::Sockets { wanted: *wanted, forwarder }) {
+            Ok(Response::Sockets(inodes)) => inodes,
+            _ => Vec::new(),
         }
     }
 

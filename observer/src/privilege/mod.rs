@@ -10,6 +10,7 @@ mod helper;
 mod netns;
 mod protocol;
 mod server;
+mod sockets;
 
 pub use confine::{Confined, confine};
 pub use helper::{Helper, HelperError};

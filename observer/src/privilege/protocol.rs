@@ -1,8 +1,14 @@
 //! Everything that can be asked of the helper, and its answers. One request, one answer, as JSON in one datagram.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{firewall::inventory::Inventory, model::Facts, probe::selftest::Sent};
+use crate::{
+    firewall::inventory::Inventory,
+    model::{Facts, Wanted},
+    probe::selftest::Sent,
+};
 
 /// A question.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +37,18 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
+    /// Addresses of a network namespace's interfaces.
+    Addresses {
+        /// Its inode number.
+        netns: u32,
+    },
+    /// Sockets that can have sent a packet.
+    Sockets {
+        /// Its addresses.
+        wanted: Wanted,
+        /// The namespace that forwarded it, where nobody is looked for.
+        forwarder: u32,
+    },
     /// Which firewalls decide in a network namespace.
     Firewalls {
         /// Its inode number; without one, the host's own.
@@ -51,6 +69,10 @@ pub enum Response {
     Holders(Vec<u32>),
     /// To [`Request::CgroupPath`].
     CgroupPath(Option<String>),
+    /// To [`Request::Addresses`].
+    Addresses(Option<Vec<IpAddr>>),
+    /// To [`Request::Sockets`]: inode numbers.
+    Sockets(Vec<u64>),
     /// To [`Request::Firewalls`].
     Firewalls(Result<Inventory, String>),
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.

@@ -8,6 +8,7 @@ use caps::{CapSet, Capability};
 use super::{
     netns,
     protocol::{Request, Response},
+    sockets,
 };
 use crate::{
     enrich::{cgroups::Cgroups, proc},
@@ -37,6 +38,7 @@ pub(super) fn keep_needed_capabilities() -> Result<()> {
 pub(super) struct Server {
     cgroups: Cgroups,
     holders: proc::Holders,
+    residents: sockets::Residents,
     /// Keeps a private mount alive.
     _hierarchy: Option<std::fs::File>,
     initial_pids: bool,
@@ -52,6 +54,7 @@ impl Server {
         Self {
             cgroups: Cgroups::new(root),
             holders: proc::Holders::default(),
+            residents: sockets::Residents::default(),
             _hierarchy: hierarchy,
             initial_pids: proc::sees_initial_pids(),
         }
@@ -67,6 +70,10 @@ impl Server {
             Request::Holds { pid, inode } => Response::Holds(proc::holds(pid, inode)),
             Request::Holders { inode } => Response::Holders(self.holders.of(inode)),
             Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
+            Request::Addresses { netns } => {
+                Response::Addresses(netns::inside(Some(netns), sockets::addresses).and_then(|addresses| addresses).ok())
+            }
+            Request::Sockets { wanted, forwarder } => Response::Sockets(self.residents.sockets(&wanted, forwarder)),
             Request::Firewalls { netns } => Response::Firewalls(
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),

@@ -6,14 +6,14 @@ use anyhow::Context;
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, Program, RawTracePoint},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, Program, RawTracePoint, SockOps},
 };
 use aya_log::EbpfLogger;
 use observer_ebpf::abi::{Layout, Owner, map};
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
-    layout::{self, LayoutError, Reasons},
+    layout::{self, LayoutError, Reasons, Symbols},
     totals,
 };
 
@@ -83,7 +83,12 @@ impl Probes {
         if lockdown().as_deref() == Some("confidentiality") {
             return Err(AttachError::Lockdown);
         }
-        let kernel = layout::resolve(&btf::Btf::of_kernel()?)?;
+        // Two large files, one on each of two cores.
+        let (btf, symbols) = std::thread::scope(|scope| {
+            let symbols = scope.spawn(Symbols::of_kernel);
+            (btf::Btf::of_kernel(), symbols.join().unwrap_or_default())
+        });
+        let kernel = layout::resolve(&btf?, symbols)?;
         let types = AyaBtf::from_sys_fs().map_err(|error| refused("BTF", &error))?;
         let numbers = layout_words(&kernel.layout);
         let mut ebpf = EbpfLoader::new()
@@ -141,6 +146,13 @@ impl Probes {
             Way::Cgroup => {
                 let root = cgroup::open()?;
                 let program: &mut CgroupSock = program.try_into()?;
+                program.load()?;
+                let id = program.attach(root, CgroupAttachMode::Single)?;
+                Box::new(program.take_link(id)?)
+            }
+            Way::SockOps => {
+                let root = cgroup::open()?;
+                let program: &mut SockOps = program.try_into()?;
                 program.load()?;
                 let id = program.attach(root, CgroupAttachMode::Single)?;
                 Box::new(program.take_link(id)?)

@@ -11,6 +11,8 @@ pub enum Way {
     RawTracepoint,
     /// Program on the root of the unified cgroup hierarchy, as a link (Linux 5.7).
     Cgroup,
+    /// Program at a connection's events on the root of the unified hierarchy, as a link (Linux 5.7).
+    SockOps,
     /// Iterator, run once at start (Linux 5.8).
     Iterator,
 }
@@ -22,6 +24,7 @@ impl Way {
             Self::BtfTracepoint => "tp_btf",
             Self::RawTracepoint => "raw_tp",
             Self::Cgroup => "cgroup",
+            Self::SockOps => "sock_ops",
             Self::Iterator => "iter",
         }
     }
@@ -46,7 +49,7 @@ pub struct Hook {
 
 /// All hooks, in the order in which they are attached: processes are known and owners
 /// bound before the first drop can be seen.
-pub static HOOKS: [Hook; 9] = [
+pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "fork",
         symbol: "sched_process_fork",
@@ -102,6 +105,14 @@ pub static HOOKS: [Hook; 9] = [
         required: false,
         purpose: "forgets closed sockets",
         without: "owners of closed sockets fill the owner map on a busy host",
+    },
+    Hook {
+        name: "flows",
+        symbol: "cgroup/sock_ops",
+        programs: &[(program::FLOW, Way::SockOps)],
+        required: false,
+        purpose: "knows the connections of containers, which the host forwards without their socket",
+        without: "a forwarded connection is named only while its socket is open",
     },
     Hook {
         name: "seed",

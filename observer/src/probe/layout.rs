@@ -2,6 +2,11 @@
 //!
 //! Everything is resolved by name; nothing is chosen by kernel version.
 
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::fs::MetadataExt,
+};
+
 use observer_ebpf::abi::{ABSENT, Layout, VERSION};
 
 use super::btf::Btf;
@@ -53,8 +58,51 @@ impl Reasons {
     }
 }
 
+/// What is not in BTF.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Symbols {
+    /// Address of `ip_forward`.
+    pub ip_forward: Option<u64>,
+    /// Address of `ip6_forward`, `None` too while IPv6 is not loaded.
+    pub ip6_forward: Option<u64>,
+}
+
+impl Symbols {
+    /// Reads /proc/kallsyms, which shows addresses to those who may see them.
+    pub fn of_kernel() -> Self {
+        let mut symbols = Self::default();
+        let Ok(file) = std::fs::File::open("/proc/kallsyms") else { return symbols };
+        for line in BufReader::with_capacity(1 << 18, file).lines().map_while(Result::ok) {
+            let mut words = line.split_ascii_whitespace();
+            let (Some(address), Some(name)) = (words.next(), words.nth(1)) else { continue };
+            let slot = match name {
+                "ip_forward" => &mut symbols.ip_forward,
+                "ip6_forward" => &mut symbols.ip6_forward,
+                _ => continue,
+            };
+            *slot = u64::from_str_radix(address, 16).ok().filter(|address| *address != 0);
+        }
+        symbols
+    }
+}
+
+/// Halves of an address.
+fn low(address: Option<u64>) -> u32 {
+    address.map_or(ABSENT, |address| (address & 0xffff_ffff) as u32)
+}
+
+fn high(address: Option<u64>) -> u32 {
+    address.map_or(ABSENT, |address| (address >> 32) as u32)
+}
+
+/// Inode number of the network namespace of the host's first process.
+fn host_netns() -> Option<u32> {
+    std::fs::metadata("/proc/1/ns/net").ok().and_then(|meta| u32::try_from(meta.ino()).ok())
+}
+
 /// Resolves everything the BPF half needs.
-pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
+pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
+    let host_netns = host_netns().unwrap_or(ABSENT);
     let reason_arg = btf
         .tracepoint_enum_argument("kfree_skb", REASONS)
         .ok_or(LayoutError::NoTracepoint)?
@@ -75,6 +123,16 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
         reason_cgroup_egress: reasons.value("BPF_CGROUP_EGRESS"),
         reason_tc_egress: reasons.value("TC_EGRESS"),
 
+        reason_tc_ingress: reasons.value("TC_INGRESS"),
+        reason_qdisc_drop: reasons.value("QDISC_DROP"),
+        reason_qdisc_overlimit: reasons.value("QDISC_OVERLIMIT"),
+        reason_qdisc_congested: reasons.value("QDISC_CONGESTED"),
+        host_netns,
+        ip_forward_low: low(symbols.ip_forward),
+        ip_forward_high: high(symbols.ip_forward),
+        ip6_forward_low: low(symbols.ip6_forward),
+        ip6_forward_high: high(symbols.ip6_forward),
+
         skb_sk: fields.need("sk_buff", "sk", 8),
         skb_dev: fields.need("sk_buff", "dev", 8),
         skb_len: fields.need("sk_buff", "len", 4),
@@ -87,12 +145,21 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
         skb_iif: fields.need("sk_buff", "skb_iif", 4),
         skb_refdst: fields.need("sk_buff", "_skb_refdst", 8),
 
+        skb_cb: fields.place("sk_buff", "cb"),
+        skb_nfct: fields.want("sk_buff", "_nfct", 8),
+        conn_original: fields.conn_original(),
+
+        dst_input: fields.want("dst_entry", "input", 8),
         dst_dev: fields.need("dst_entry", "dev", 8),
         dst_flags: fields.need("dst_entry", "flags", 2),
 
         dev_net: fields.need("net_device", "nd_net.net", 8),
         dev_ifindex: fields.need("net_device", "ifindex", 4),
         dev_name: fields.need("net_device", "name", 16),
+
+        dev_link_ops: fields.want("net_device", "rtnl_link_ops", 8),
+        link_ops_kind: fields.want("rtnl_link_ops", "kind", 8),
+        dev_private: fields.dev_private(),
 
         net_inum: fields.need("net", "ns.inum", 4),
 
@@ -105,6 +172,13 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
             .enum_value("sock_flags", "SOCK_DEAD")
             .and_then(|value| u32::try_from(value).ok())
             .unwrap_or(ABSENT),
+        sk_num: fields.want("sock", "__sk_common.skc_num", 2),
+        sk_dport: fields.want("sock", "__sk_common.skc_dport", 2),
+        sk_local_v4: fields.want("sock", "__sk_common.skc_rcv_saddr", 4),
+        sk_remote_v4: fields.want("sock", "__sk_common.skc_daddr", 4),
+        sk_local_v6: fields.want("sock", "__sk_common.skc_v6_rcv_saddr", 16),
+        sk_remote_v6: fields.want("sock", "__sk_common.skc_v6_daddr", 16),
+        sk_protocol: fields.want("sock", "sk_protocol", 2),
         sk_type: fields.want("sock", "sk_type", 2),
         sk_socket: fields.need("sock", "sk_socket", 8),
         sk_uid: fields.need("sock", "sk_uid", 4),
@@ -130,6 +204,8 @@ pub fn resolve(btf: &Btf) -> Result<Kernel, LayoutError> {
         task_comm: fields.need("task_struct", "comm", 16),
         task_cgroups: fields.want("task_struct", "cgroups", 8),
         task_mm: fields.want("task_struct", "mm", 8),
+        task_nsproxy: fields.want("task_struct", "nsproxy", 8),
+        nsproxy_net: fields.want("nsproxy", "net_ns", 8),
         task_signal: fields.want("task_struct", "signal", 8),
         task_thread_pid: fields.want("task_struct", "thread_pid", 8),
         task_files: fields.want("task_struct", "files", 8),
@@ -193,6 +269,25 @@ impl Fields<'_> {
         self.btf.member(name, path).map_or(ABSENT, |member| member.bit_offset / 8)
     }
 
+    /// The original tuple inside a connection; its own parts lie where the program expects them, or it is not read.
+    fn conn_original(&self) -> u32 {
+        let connection = self.place("nf_conn", "tuplehash");
+        let tuple = self.place("nf_conntrack_tuple_hash", "tuple");
+        let parts =
+            [("src.u3", 0), ("src.u", 16), ("src.l3num", 18), ("dst.u3", 20), ("dst.u", 36), ("dst.protonum", 38)];
+        let as_expected = parts.iter().all(|(path, offset)| self.place("nf_conntrack_tuple", path) == *offset);
+        if connection == ABSENT || tuple == ABSENT || !as_expected { ABSENT } else { connection + tuple }
+    }
+
+    /// Private data behind a device: a member since 6.10, before that behind the struct, aligned.
+    fn dev_private(&self) -> u32 {
+        const ALIGN: u32 = 32;
+        match (self.place("net_device", "priv"), self.btf.struct_bytes("net_device")) {
+            (ABSENT, Some(bytes)) => bytes.next_multiple_of(ALIGN),
+            (offset, _) => offset,
+        }
+    }
+
     fn need(&mut self, name: &str, path: &str, bytes: u32) -> u32 {
         self.either(name, [path], bytes)
     }
@@ -227,7 +322,7 @@ mod tests {
     #[test]
     fn the_running_kernel_resolves() {
         let Ok(btf) = Btf::of_kernel() else { return };
-        let kernel = match resolve(&btf) {
+        let kernel = match resolve(&btf, Symbols::default()) {
             Ok(kernel) => kernel,
             Err(LayoutError::NoReason) => return,
             Err(error) => panic!("{error}"),

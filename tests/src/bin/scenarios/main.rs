@@ -2,6 +2,7 @@
 //! testbed's BPF object (`OBSERVER_TESTBED`) and nothing else of the project, so that it runs on other kernels as it is.
 
 mod cli;
+mod containers;
 mod demo;
 mod directions;
 mod doctor;
@@ -25,11 +26,12 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 11] = [
+    let groups: [(&str, &[Scenario]); 12] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
         ("directions", directions::ALL),
+        ("containers", containers::ALL),
         ("owners", owners::ALL),
         ("processes", processes::ALL),
         ("cli", cli::ALL),

@@ -1,0 +1,283 @@
+//! Containers' egress, which the host forwards: named as the process inside, wherever on the host it was stopped.
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{CLIENT_V4, Containers, FAR_V4, FAR_V6, Plug},
+    namespace::Namespace,
+    observer::{Observer, Report, expect},
+    testbed, traffic,
+};
+use serde_json::{Value, json};
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("forward_from_a_veth", || forward(Plug::Veth)),
+    ("forward_from_a_bridge", || forward(Plug::Bridge)),
+    ("postrouting_after_translation", translated),
+    ("raw_prerouting", || {
+        unrouted(
+            "table inet t { chain c { type filter hook prerouting priority -300; MATCH } }",
+            "prerouting",
+            "netfilter",
+        )
+    }),
+    ("netdev_ingress", || {
+        unrouted(
+            "table netdev t { chain c { type filter hook ingress device veth2 priority 0; MATCH } }",
+            "ingress",
+            "netfilter",
+        )
+    }),
+    ("tc_ingress", tc_ingress),
+    ("prerouting_of_a_bridge", bridge_prerouting),
+    ("dockers_rules", docker),
+    ("two_containers_at_once", two),
+    ("senders_that_live_for_one_call", brief),
+    ("what_comes_in_is_not_told", inbound),
+    ("destination_before_translation", redirected),
+];
+
+const MATCH: &str = "meta l4proto { tcp, udp } th dport { 443, 53 } counter drop\nicmp type echo-request counter drop\nicmpv6 type echo-request counter drop";
+
+/// TCP, UDP (one packet, and one by a connected socket) and ping in both families from one container.
+fn all_kinds(container: &Namespace) -> Result<Vec<(u32, &'static str, &'static str)>> {
+    let mut clients = Vec::new();
+    for (address, ping) in [(FAR_V4, "icmp"), (FAR_V6, "ipv6-icmp")] {
+        clients.push((traffic::run(container, &["tcp", address, "443", "0.4"])?.pid, address, "tcp"));
+        clients.push((traffic::run(container, &["udp", address, "53"])?.pid, address, "udp"));
+        clients.push((traffic::run(container, &["udp", address, "53", "1", "yes"])?.pid, address, "udp"));
+        clients.push((traffic::run(container, &["ping", address])?.pid, address, ping));
+    }
+    Ok(clients)
+}
+
+fn check(report: &Report, clients: &[(u32, &str, &str)], more: &[(&str, Value)]) -> Result<()> {
+    let events = report.foreground();
+    ensure!(events.len() == clients.len(), "{} packets, {} events: {events:?}", clients.len(), events.len());
+    for (event, (pid, address, transport)) in events.iter().zip(clients) {
+        expect(
+            event,
+            &[
+                ("/process/pid", json!(pid)),
+                ("/process/name", json!("python3")),
+                ("/destination/ip", json!(address)),
+                ("/network/transport", json!(transport)),
+            ],
+        )?;
+        expect(event, more)?;
+    }
+    Ok(())
+}
+
+fn forward(plug: Plug) -> Result<Outcome> {
+    let lab = Containers::new(plug)?;
+    lab.host.nft(&format!("table inet t {{ chain c {{ type filter hook forward priority 0;\n{MATCH}\n}} }}"))?;
+    let observer = Observer::watch(&lab.host)?;
+    let clients = all_kinds(&lab.containers[0])?;
+    let report = observer.stop()?;
+    let mut more = vec![
+        ("/egress/hook", json!("forward")),
+        ("/egress/owner", json!("flow")),
+        ("/egress/netns", json!(lab.host.inode()?)),
+    ];
+    if plug == Plug::Veth {
+        more.push(("/egress/origin_netns", json!(lab.containers[0].inode()?)));
+    }
+    check(&report, &clients, &more)?;
+    ensure!(report.number("/reported") == lab.host.counted()?, "the firewall counted {}", lab.host.counted()?);
+    Ok(Outcome::Passed)
+}
+
+/// Past source address translation the packet has the host's address; the sender's is in the connection.
+fn translated() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft(&format!(
+        "table inet n {{ chain c {{ type nat hook postrouting priority 100; oif eth0 masquerade; }} }}\n\
+         table netdev t {{ chain c {{ type filter hook egress device eth0 priority 0;\n{MATCH}\n}} }}"
+    ))?;
+    let observer = Observer::watch(&lab.host)?;
+    let client = traffic::run(&lab.containers[1], &["tcp", FAR_V4, "443", "0.4"])?;
+    let report = observer.stop()?;
+    ensure!(report.events.len() == 1, "{:?}", report.events);
+    expect(
+        &report.events[0],
+        &[
+            ("/process/pid", json!(client.pid)),
+            ("/egress/hook", json!("egress")),
+            ("/source/ip", json!(lab.addresses[1])),
+            ("/source/nat/ip", json!(CLIENT_V4)),
+            ("/destination/nat", Value::Null),
+        ],
+    )?;
+    Ok(Outcome::Passed)
+}
+
+/// Where Cilium and Calico stop a container: before there is a route.
+fn unrouted(ruleset: &str, hook: &str, cause: &str) -> Result<Outcome> {
+    let lab = Containers::new(Plug::Veth)?;
+    lab.host.nft(&ruleset.replace("MATCH", &format!("\n{MATCH}\n")))?;
+    let observer = Observer::watch(&lab.host)?;
+    let clients = all_kinds(&lab.containers[0])?;
+    let report = observer.stop()?;
+    let origin = json!(lab.containers[0].inode()?);
+    check(
+        &report,
+        &clients,
+        &[("/egress/hook", json!(hook)), ("/egress/cause", json!(cause)), ("/egress/origin_netns", origin)],
+    )?;
+    Ok(Outcome::Passed)
+}
+
+fn tc_ingress() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Veth)?;
+    let _program = testbed::deny_tc_ingress(&lab.host, "veth2")?;
+    let observer = Observer::watch(&lab.host)?;
+    let client = traffic::run(&lab.containers[0], &["udp", FAR_V4, "53"])?;
+    let report = observer.stop()?;
+    let events = report.foreground();
+    ensure!(events.len() == 1, "{events:?}");
+    expect(
+        events[0],
+        &[
+            ("/process/pid", json!(client.pid)),
+            ("/egress/hook", json!("ingress")),
+            ("/egress/cause", json!("tc")),
+            ("/egress/interface", json!("veth2")),
+        ],
+    )?;
+    Ok(Outcome::Passed)
+}
+
+/// At a bridge a container's packet is known by its sender alone.
+fn bridge_prerouting() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft(&format!("table inet t {{ chain c {{ type filter hook prerouting priority -300;\n{MATCH}\n}} }}"))?;
+    let observer = Observer::watch(&lab.host)?;
+    let clients = all_kinds(&lab.containers[0])?;
+    let report = observer.stop()?;
+    check(&report, &clients, &[("/egress/owner", json!("flow"))])?;
+    for event in report.foreground() {
+        // Where the bridge's own netfilter calls the hook, it cannot be told from the device's.
+        let hook = &event["egress"]["hook"];
+        ensure!(hook == "prerouting" || hook.is_null(), "{event}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// The shape of Docker's tables, with the administrator's rule where Docker's pages put it.
+fn docker() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    for rule in [
+        "-N DOCKER",
+        "-N DOCKER-USER",
+        "-N DOCKER-ISOLATION-STAGE-1",
+        "-P FORWARD DROP",
+        "-A FORWARD -j DOCKER-USER",
+        "-A FORWARD -j DOCKER-ISOLATION-STAGE-1",
+        "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+        "-A DOCKER-USER -p tcp --dport 443 -j DROP",
+        "-A DOCKER-USER -j RETURN",
+        "-t nat -A POSTROUTING ! -o docker0 -j MASQUERADE",
+    ] {
+        lab.host.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
+    }
+    let observer = Observer::watch(&lab.host)?;
+    let blocked = traffic::run(&lab.containers[0], &["tcp", FAR_V4, "443", "0.4"])?;
+    let open = traffic::run(&lab.containers[0], &["tcp", FAR_V4, "80", "0.4"])?;
+    let report = observer.stop()?;
+    ensure!(open.said == "ECONNREFUSED", "port 80 is not open: {}", open.said);
+    ensure!(report.foreground().len() == 1, "{:?}", report.events);
+    expect(report.foreground()[0], &[("/process/pid", json!(blocked.pid)), ("/egress/hook", json!("forward"))])?;
+    ensure!(observer_names(&report, open.pid) == 0);
+    Ok(Outcome::Passed)
+}
+
+fn observer_names(report: &Report, pid: u32) -> usize {
+    report.events.iter().filter(|event| event["process"]["pid"] == pid).count()
+}
+
+/// The same destination from two containers at the same time.
+fn two() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft(&format!("table inet t {{ chain c {{ type filter hook forward priority 0;\n{MATCH}\n}} }}"))?;
+    let observer = Observer::watch(&lab.host)?;
+    let first = traffic::command(&lab.containers[0], &["tcp", FAR_V4, "443", "2.5"])?.spawn()?;
+    let second = traffic::command(&lab.containers[1], &["tcp", FAR_V4, "443", "2.5"])?.spawn()?;
+    let pids = [first.id(), second.id()];
+    traffic::finish(first)?;
+    traffic::finish(second)?;
+    let report = observer.stop()?;
+    for (pid, address) in pids.into_iter().zip(&lab.addresses) {
+        let events: Vec<_> = report.events.iter().filter(|event| event["source"]["ip"] == **address).collect();
+        ensure!(events.len() >= 2, "{} packets of {address}", events.len());
+        for event in events {
+            expect(event, &[("/process/pid", json!(pid))])?;
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Gone before anybody could look, with their namespace's socket.
+fn brief() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft(&format!("table inet t {{ chain c {{ type filter hook forward priority 0;\n{MATCH}\n}} }}"))?;
+    let observer = Observer::watch(&lab.host)?;
+    let client = std::env::current_exe()?.with_file_name("client");
+    lab.containers[0].run(client.to_str().context("path")?, &["many", "50", FAR_V4, "443"])?;
+    let report = observer.stop()?;
+    ensure!(report.events.len() == 50, "{} events", report.events.len());
+    let mut numbers: Vec<_> = report.events.iter().map(|event| event["process"]["args"][4].to_string()).collect();
+    numbers.sort();
+    numbers.dedup();
+    ensure!(numbers.len() == 50, "{} different clients are named", numbers.len());
+    Ok(Outcome::Passed)
+}
+
+/// To the host itself, from outside to the host, and from outside into the host's own chains: no egress.
+fn inbound() -> Result<Outcome> {
+    for plug in [Plug::Veth, Plug::Bridge] {
+        let lab = Containers::new(plug)?;
+        lab.host.nft(
+            &"table inet t { chain i { type filter hook input priority 0; iif != lo counter drop; }
+             chain p { type filter hook prerouting priority -300; ip daddr { GATEWAY, 10.9.0.1 } udp dport 99 counter drop; } }"
+                .replace("GATEWAY", &lab.gateway),
+        )?;
+        let observer = Observer::watch(&lab.host)?;
+        for port in ["53", "99"] {
+            traffic::run(&lab.containers[0], &["udp", &lab.gateway, port])?;
+            traffic::run(&lab.server, &["udp", CLIENT_V4, port])?;
+        }
+        traffic::run(&lab.containers[0], &["tcp", &lab.gateway, "80", "0.3"])?;
+        traffic::run(&lab.server, &["ping", CLIENT_V4])?;
+        let report = observer.stop()?;
+        ensure!(lab.host.counted()? >= 6, "only {} were dropped", lab.host.counted()?);
+        ensure!(report.foreground().is_empty(), "{plug:?}: {:?}", report.events);
+    }
+    Ok(Outcome::Passed)
+}
+
+/// An application asks for one address, a rule turns it to another, a second rule drops it there: the first is told.
+fn redirected() -> Result<Outcome> {
+    let lab = harness::lab::Lab::new()?;
+    lab.client.nft(
+        "table ip n { chain c { type nat hook output priority -100; tcp dport 443 dnat to 203.0.113.10:3128; } }
+         table ip t { chain c { type filter hook output priority 0; tcp dport 3128 counter drop; } }",
+    )?;
+    let observer = Observer::watch(&lab.client)?;
+    let client = traffic::run(&lab.client, &["tcp", "198.51.100.1", "443", "0.4"])?;
+    let report = observer.stop()?;
+    ensure!(report.events.len() == 1, "{:?}", report.events);
+    expect(
+        &report.events[0],
+        &[
+            ("/process/pid", json!(client.pid)),
+            ("/destination/ip", json!("198.51.100.1")),
+            ("/destination/port", json!(443)),
+            ("/destination/nat/ip", json!(FAR_V4)),
+            ("/destination/nat/port", json!(3128)),
+        ],
+    )?;
+    Ok(Outcome::Passed)
+}
