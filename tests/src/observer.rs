@@ -34,8 +34,16 @@ pub struct Observer {
     pub child: Child,
     /// Its ready line.
     pub ready: String,
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<String>,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+/// A scenario that fails leaves no observer behind.
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// What an observer that ended had told.
@@ -86,7 +94,7 @@ impl Observer {
             text
         });
         match receive.recv_timeout(PATIENCE) {
-            Ok(ready) => Ok(Self { child, ready, stdout, stderr }),
+            Ok(ready) => Ok(Self { child, ready, stdout: Some(stdout), stderr: Some(stderr) }),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -101,8 +109,8 @@ impl Observer {
         // It may have ended by itself already.
         let _ = kill(pid, signal);
         let status = self.child.wait()?;
-        let stdout = self.stdout.join().map_err(|_| anyhow::anyhow!("reading stdout failed"))?;
-        let stderr = self.stderr.join().map_err(|_| anyhow::anyhow!("reading stderr failed"))?;
+        let stdout = self.stdout.take().and_then(|reader| reader.join().ok()).context("reading stdout failed")?;
+        let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).context("reading stderr failed")?;
         Ok((status, stdout, stderr))
     }
 

@@ -14,9 +14,9 @@ pub use counters::Counter;
 pub use layout::{ABSENT, Layout};
 pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
-pub use record::{Cause, Direction, DropRecord, Hook, OwnerSource, PACKET_BYTES, TUPLE_BYTES, flag};
+pub use record::{Cause, Direction, DropRecord, Hook, OwnerSource, PACKET_BYTES, TUPLE_BYTES, flag, place};
 pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

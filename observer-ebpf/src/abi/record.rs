@@ -19,22 +19,37 @@ pub enum Cause {
     Queue = 4,
 }
 
-/// Where on its way out the packet died. Values are part of the ABI; 0 is unknown.
+/// Bits of [`DropRecord::place`]: what the packet looked like, from which the hook follows.
+pub mod place {
+    /// `skb->dev` is set.
+    pub const DEVICE: u8 = 1;
+    /// `skb->dev` is the device of the route.
+    pub const DEVICE_IS_ROUTES: u8 = 2;
+    /// `skb->data` stands at the link header.
+    pub const AT_LINK_HEADER: u8 = 4;
+    /// The control block holds the incoming device.
+    pub const PROTOCOL_REACHED: u8 = 8;
+    /// The control block begins with zero.
+    pub const CONTROL_EMPTY: u8 = 16;
+    /// The route's device is the one that it came in by.
+    pub const HAIRPIN: u8 = 32;
+}
+
+/// Where on its way out a packet died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Hook {
     /// Netfilter LOCAL_OUT.
-    Output = 1,
+    Output,
     /// Netfilter POST_ROUTING.
-    Postrouting = 2,
+    Postrouting,
     /// On the device: netfilter's netdev egress hook, tc egress, or a cgroup egress program.
-    Egress = 3,
+    Egress,
     /// Netfilter FORWARD.
-    Forward = 4,
+    Forward,
     /// Netfilter PRE_ROUTING, of a packet that another namespace sent.
-    Prerouting = 5,
+    Prerouting,
     /// On the device that received it from another namespace: netfilter's netdev ingress hook or tc ingress.
-    Ingress = 6,
+    Ingress,
 }
 
 /// How the kernel half knows the owner. Values are part of the ABI; 0 is none.
@@ -121,8 +136,8 @@ pub struct DropRecord {
     pub captured: u16,
     /// A [`Cause`].
     pub cause: u8,
-    /// A [`Hook`], or 0.
-    pub hook: u8,
+    /// Bits of [`place`].
+    pub place: u8,
     /// `sk->sk_state`; valid with [`flag::SOCKET`].
     pub state: u8,
     /// Bits of [`flag`].

@@ -108,7 +108,11 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             };
             // Somebody else may be inside a call on this socket: a look at what that process has open will tell.
             let in_call = flags & (flag::LOCKED | flag::DATAGRAM) != 0 && flags & flag::KERNEL == 0;
-            if in_call && current_pid != 0 && current_pid != (*record).owner.task.pid && task::holds(socket.socket) {
+            if in_call
+                && current_pid != 0
+                && current_pid != (*record).owner.task.pid
+                && task::holds(sock::socket(skb.sk))
+            {
                 flags |= flag::HELD;
             }
             (*record).netns = Probe::field(net, field!(net_inum)).unwrap_or(0);
@@ -119,14 +123,11 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             (*record).ethertype = skb.ethertype::<R>();
             (*record).captured = captured;
             (*record).cause = cause as u8;
-            (*record).hook = match skb.hook::<R>(cause, direction, &(*record).packet, captured) {
-                Some(hook) => hook as u8,
-                None => 0,
-            };
+            (*record).place = skb.place::<R>(direction);
             (*record).state = socket.state;
             (*record).flags = flags;
             (*record).direction = direction as u8;
-            (*record).origin_netns = Probe::field(from, field!(net_inum)).unwrap_or(0);
+            (*record).origin_netns = if from == 0 { 0 } else { Probe::field(from, field!(net_inum)).unwrap_or(0) };
             (*record).reserved = [0; 2];
             match skb.original::<R>(&raw mut (*record).original) {
                 Some(info) => (*record).conntrack_info = info,

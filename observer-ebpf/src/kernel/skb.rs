@@ -4,10 +4,10 @@ use core::hint::black_box;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel as probe_read_kernel;
 use observer_ebpf::{
-    abi::{ABSENT, Cause, Direction, Hook, PACKET_BYTES, TUPLE_BYTES},
+    abi::{ABSENT, Direction, PACKET_BYTES, TUPLE_BYTES, place},
     logic::{
-        direction::{self, Origin, Place},
-        packet::{ethertype, protocol},
+        direction::{self, Origin},
+        packet::ethertype,
     },
 };
 
@@ -55,37 +55,21 @@ impl Skb {
     #[inline(always)]
     pub fn direction<R: Reader>(&self) -> Option<(Direction, u64)> {
         let skb_iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
-        // The black box keeps the compiler from testing both pointers with one OR, which the verifier refuses.
-        let (route, socket) = (self.dst != 0, black_box(self.sk != 0));
-        let mut origin = Origin { skb_iif, route, socket, forwarding: false, foreign_socket: false, gateway: false };
         if skb_iif == 0 {
-            return direction::direction(origin).map(|direction| (direction, 0));
+            // The black box keeps the compiler from testing both pointers with one OR, which the verifier refuses.
+            let made = Origin { route: self.dst != 0, socket: black_box(self.sk != 0), ..Origin::MADE_HERE };
+            return direction::direction(made).map(|direction| (direction, 0));
         }
-        let here: u64 = Probe::field(self.dev, field!(dev_net)).unwrap_or(0);
-        // Read again as a plain number, which is all that a function of its own takes.
+        // As plain numbers, which is all that a function of its own takes.
         let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
-        let kind = link::kind(device);
-        let peer = if kind == Link::Veth { link::peer_net(device) } else { 0 };
-        let mut from = if peer != here { peer } else { 0 };
-        if route {
-            let input: u64 = Probe::field(self.dst, field!(dst_input)).unwrap_or(0);
-            origin.forwarding = input != 0
-                && (input == address(field!(ip_forward_low), field!(ip_forward_high))
-                    || input == address(field!(ip6_forward_low), field!(ip6_forward_high)));
-            // At FORWARD the device is still the one that it came in by; later it is the one that it leaves by.
-            let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
-            if routes == self.dev {
-                from = 0;
-            }
-        } else {
-            let net: u64 = if socket { R::field(self.sk, field!(sk_net)).unwrap_or(0) } else { 0 };
-            origin.foreign_socket = net != 0 && net != here;
-            origin.gateway = from != 0 || kind == Link::Bridge;
-            if origin.foreign_socket {
-                from = net;
-            }
+        let sk: u64 = Probe::field(self.address, field!(skb_sk)).unwrap_or(0);
+        let packed = skb_received(skb_iif, self.dst, sk, device);
+        let from = packed & !DIRECTION_BITS;
+        match packed & DIRECTION_BITS {
+            FORWARD => Some((Direction::Forward, from)),
+            UNROUTED => Some((Direction::Unrouted, from)),
+            _ => None,
         }
-        direction::direction(origin).map(|direction| (direction, from))
     }
 
     /// Its connection's original tuple, copied to `into`; returns the connection's state, or `None` without one.
@@ -144,32 +128,35 @@ impl Skb {
         if routes == 0 || self.dev != 0 && self.at_link_header::<R>() { self.dev } else { routes }
     }
 
-    /// Hook at which it died, from where its data stands and what `capture` copied.
+    /// Bits of [`place`]: what tells at which hook it died.
     #[inline(always)]
-    pub fn hook<R: Reader>(
-        &self,
-        cause: Cause,
-        direction: Direction,
-        packet: &[u8; PACKET_BYTES],
-        captured: u16,
-    ) -> Option<Hook> {
+    pub fn place<R: Reader>(&self, direction: Direction) -> u8 {
         let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
-        // `ip_rcv_core` and `ip6_rcv_core` write it to the front of `skb->cb` (`inet_skb_parm.iif`).
-        let received: u32 = Probe::field(self.address, field!(skb_cb)).unwrap_or(0);
-        let iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(0);
-        direction::hook(
-            cause,
-            direction,
-            Place {
-                protocol_reached: black_box(self.sk == 0) && received == iif,
-                control_empty: black_box(self.sk == 0) && received == 0,
-                hairpin: Probe::field(routes, field!(dev_ifindex)) == Some(iif),
-                device: self.dev != 0,
-                device_is_routes: self.dev == routes,
-                at_link_header: self.at_link_header::<R>(),
-                device_preset: device_preset(self.ethertype::<R>(), packet, captured),
-            },
-        )
+        let mut bits = 0;
+        if self.dev != 0 {
+            bits |= place::DEVICE;
+        }
+        if self.dev == routes {
+            bits |= place::DEVICE_IS_ROUTES;
+        }
+        if self.at_link_header::<R>() {
+            bits |= place::AT_LINK_HEADER;
+        }
+        if direction != Direction::Local {
+            let iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(0);
+            // `ip_rcv_core` and `ip6_rcv_core` write it to the front of `skb->cb` (`inet_skb_parm.iif`).
+            let received: u32 = Probe::field(self.address, field!(skb_cb)).unwrap_or(0);
+            if received == iif {
+                bits |= place::PROTOCOL_REACHED;
+            }
+            if received == 0 {
+                bits |= place::CONTROL_EMPTY;
+            }
+            if Probe::field(routes, field!(dev_ifindex)) == Some(iif) {
+                bits |= place::HAIRPIN;
+            }
+        }
+        bits
     }
 
     /// Bytes between the start of the buffer and the packet's data.
@@ -201,15 +188,42 @@ impl Skb {
     }
 }
 
-/// Neighbour discovery, multicast listener reports and IGMP: the kernel makes them with the device already set.
-#[inline(always)]
-fn device_preset(kind: u16, packet: &[u8; PACKET_BYTES], captured: u16) -> bool {
-    const HOP_BY_HOP: u8 = 0;
-    match kind {
-        ethertype::IPV4 => captured > 9 && packet[9] == protocol::IGMP,
-        ethertype::IPV6 if captured > 40 => {
-            packet[6] == HOP_BY_HOP || packet[6] == protocol::ICMPV6 && matches!(packet[40], 130..=137 | 143)
+/// A direction in the low bits of an address, which are free.
+const DIRECTION_BITS: u64 = 7;
+const FORWARD: u64 = Direction::Forward as u64;
+const UNROUTED: u64 = Direction::Unrouted as u64;
+
+/// Direction of a packet that was received, in the low bits, and the namespace that it came from, where that is another.
+///
+/// A function of its own to the verifier too: it is checked once, and not again for every way that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64) -> u64 {
+    let here: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
+    let kind = link::kind(device);
+    let peer = if kind == Link::Veth { link::peer_net(device) } else { 0 };
+    let mut from = if peer != here { peer } else { 0 };
+    let mut origin = Origin { skb_iif, route: dst != 0, socket: sk != 0, ..Origin::MADE_HERE };
+    if dst != 0 {
+        let input: u64 = Probe::field(dst, field!(dst_input)).unwrap_or(0);
+        let forwards = |low: u32, high: u32| input != 0 && input == address(low, high);
+        origin.forwarding = forwards(field!(ip_forward_low), field!(ip_forward_high))
+            || forwards(field!(ip6_forward_low), field!(ip6_forward_high));
+        // At FORWARD the device is still the one that it came in by; later it is the one that it leaves by.
+        if Probe::field::<u64>(dst, field!(dst_dev)) == Some(device) {
+            from = 0;
         }
-        _ => false,
+    } else {
+        let net: u64 = if sk != 0 { Probe::field(sk, field!(sk_net)).unwrap_or(0) } else { 0 };
+        origin.foreign_socket = net != 0 && net != here;
+        origin.gateway = from != 0 || kind == Link::Bridge;
+        if origin.foreign_socket {
+            from = net;
+        }
+    }
+    match direction::direction(origin) {
+        Some(Direction::Forward) => from | FORWARD,
+        Some(Direction::Unrouted) => from | UNROUTED,
+        _ => 0,
     }
 }

@@ -38,6 +38,12 @@ pub fn netns<R: Reader>(sk: u64) -> u32 {
     Probe::field(net, field!(net_inum)).unwrap_or(0)
 }
 
+/// The `struct socket` of a full socket as a plain number, which is all that a function of its own takes; 0 without one.
+#[inline(always)]
+pub fn socket(sk: u64) -> u64 {
+    Probe::field(sk, field!(sk_socket)).unwrap_or(0)
+}
+
 /// What a drop record takes from the packet's socket.
 #[derive(Clone, Copy, Default)]
 pub struct Facts {
@@ -45,8 +51,6 @@ pub struct Facts {
     pub inode: u64,
     pub cgroup: u64,
     pub net: u64,
-    /// Its `struct socket`, or 0.
-    pub socket: u64,
     pub uid: u32,
     pub state: u8,
     pub flags: u8,
@@ -71,8 +75,6 @@ pub fn facts<R: Reader>(sk: u64) -> Facts {
     facts.uid = R::field(sk, field!(sk_uid)).unwrap_or(0);
     let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
     facts.inode = Probe::field(socket, field!(socket_inode)).unwrap_or(0);
-    // Read again as a plain number, which is all that a function of its own takes.
-    facts.socket = Probe::field(sk, field!(sk_socket)).unwrap_or(0);
     if socket != 0 && Probe::field::<u64>(socket, field!(socket_file)) == Some(0) {
         facts.flags |= flag::KERNEL;
     }

@@ -1,6 +1,7 @@
 //! Is a dropped packet this host's own egress, and where on its way did it die.
 
-use crate::abi::{Cause, Direction, Hook};
+use super::packet::{ethertype, protocol};
+use crate::abi::{Cause, Direction, Hook, place};
 
 /// What the kernel half reads from the packet to tell its direction.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,12 @@ pub struct Origin {
     pub gateway: bool,
 }
 
+impl Origin {
+    /// A packet that was not received, of which nothing else is known.
+    pub const MADE_HERE: Self =
+        Self { skb_iif: 0, route: false, forwarding: false, socket: false, foreign_socket: false, gateway: false };
+}
+
 /// Which way a packet was going; `None` for one that was coming in, whose drop is no egress.
 ///
 /// "Not local" would be the wrong test for a forwarded packet: an inbound IPv6 multicast packet has a route without the
@@ -37,7 +44,7 @@ pub fn direction(origin: Origin) -> Option<Direction> {
     }
 }
 
-/// What the kernel half reads from the packet to tell the hook.
+/// What tells the hook.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// `skb->dev` is set. At OUTPUT it is NULL, except for what the kernel makes with a device in hand (neighbour
@@ -48,7 +55,7 @@ pub struct Place {
     /// `skb->data` stands at the link header: `__dev_queue_xmit` resets `mac_header` to `data` before its hooks, and
     /// nothing else on the way out does.
     pub at_link_header: bool,
-    /// Made by the kernel with the device already set: ICMPv6 and IGMP.
+    /// Made by the kernel with the device already set: neighbour discovery, multicast listener reports, IGMP.
     pub device_preset: bool,
     /// The protocol's receive function has begun with the packet: it has taken the socket off and written the incoming
     /// device into the control block.
@@ -60,8 +67,35 @@ pub struct Place {
     pub hairpin: bool,
 }
 
+impl Place {
+    /// From the bits of a record, whether it has a socket, and what its packet is.
+    pub fn new(bits: u8, socket: bool, ethertype: u16, packet: &[u8]) -> Self {
+        let has = |bit: u8| bits & bit != 0;
+        Self {
+            device: has(place::DEVICE),
+            device_is_routes: has(place::DEVICE_IS_ROUTES),
+            at_link_header: has(place::AT_LINK_HEADER),
+            device_preset: device_preset(ethertype, packet),
+            protocol_reached: !socket && has(place::PROTOCOL_REACHED),
+            control_empty: !socket && has(place::CONTROL_EMPTY),
+            hairpin: has(place::HAIRPIN),
+        }
+    }
+}
+
+/// Neighbour discovery, multicast listener reports and IGMP: the kernel makes them with the device already set.
+fn device_preset(kind: u16, packet: &[u8]) -> bool {
+    const HOP_BY_HOP: u8 = 0;
+    match (kind, packet) {
+        (ethertype::IPV4, packet) => packet.get(9) == Some(&protocol::IGMP),
+        (ethertype::IPV6, packet) if packet.len() > 40 => {
+            packet[6] == HOP_BY_HOP || packet[6] == protocol::ICMPV6 && matches!(packet[40], 130..=137 | 143)
+        }
+        _ => false,
+    }
+}
+
 /// Hook of a packet that died of `cause`; `None` when it cannot be told.
-#[inline(always)]
 pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
     match (direction, cause) {
         (Direction::Unrouted, Cause::Netfilter) if place.protocol_reached => Some(Hook::Prerouting),
@@ -77,7 +111,6 @@ pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
     }
 }
 
-#[inline(always)]
 fn local(place: Place) -> Option<Hook> {
     if !place.device {
         Some(Hook::Output)
@@ -96,8 +129,7 @@ fn local(place: Place) -> Option<Hook> {
 mod tests {
     use super::*;
 
-    const ORIGIN: Origin =
-        Origin { skb_iif: 0, route: false, forwarding: false, socket: false, foreign_socket: false, gateway: false };
+    const ORIGIN: Origin = Origin::MADE_HERE;
     const PLACE: Place = Place {
         device: false,
         device_is_routes: false,

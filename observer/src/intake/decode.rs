@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{Cause, Direction, DropRecord, Hook, OwnerSource, PACKET_BYTES, TUPLE_BYTES, Task, flag},
-    logic::packet::{self, Addresses, Transport},
+    abi::{Cause, Direction, DropRecord, OwnerSource, PACKET_BYTES, TUPLE_BYTES, Task, flag},
+    logic::{
+        direction::{Place, hook},
+        packet::{self, Addresses, Transport},
+    },
 };
 
 use crate::model::{Dropped, Endpoints, Owner, Socket};
@@ -48,7 +51,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
     let ethertype = bytes.get_u16_ne();
     let captured = usize::from(bytes.get_u16_ne()).min(PACKET_BYTES);
     let cause = bytes.get_u8();
-    let hook = bytes.get_u8();
+    let place = bytes.get_u8();
     let state = bytes.get_u8();
     let flags = bytes.get_u8();
     let direction = bytes.get_u8();
@@ -58,16 +61,18 @@ pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
     let interface = bytes.split_to(16);
     let packet = bytes.split_to(captured);
     let full = flags & flag::FULL_SOCKET != 0;
+    let cause = decode_cause(cause).ok_or(DecodeError::Cause(cause))?;
+    let direction = decode_direction(direction).ok_or(DecodeError::Direction(direction))?;
     let endpoints = endpoints(&packet, ethertype);
     Ok(Dropped {
         boot_ns,
         endpoints,
-        direction: decode_direction(direction).ok_or(DecodeError::Direction(direction))?,
+        direction,
         origin_netns: (origin_netns != 0).then_some(origin_netns),
         original: endpoints.and_then(|seen| before_translation(&original, conntrack_info, seen)),
         ethertype,
-        cause: decode_cause(cause).ok_or(DecodeError::Cause(cause))?,
-        hook: decode_hook(hook),
+        cause,
+        hook: hook(cause, direction, Place::new(place, flags & flag::SOCKET != 0, ethertype, &packet)),
         reason,
         bytes: length,
         netns,
@@ -128,12 +133,6 @@ fn decode_cause(value: u8) -> Option<Cause> {
     [Cause::Netfilter, Cause::Cgroup, Cause::Tc, Cause::Queue].into_iter().find(|cause| *cause as u8 == value)
 }
 
-fn decode_hook(value: u8) -> Option<Hook> {
-    [Hook::Output, Hook::Postrouting, Hook::Egress, Hook::Forward, Hook::Prerouting, Hook::Ingress]
-        .into_iter()
-        .find(|hook| *hook as u8 == value)
-}
-
 fn decode_direction(value: u8) -> Option<Direction> {
     [Direction::Local, Direction::Forward, Direction::Unrouted].into_iter().find(|known| *known as u8 == value)
 }
@@ -185,6 +184,7 @@ fn nonzero(value: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use observer_ebpf::abi::{Hook, place};
     use proptest::prelude::*;
     use std::mem::offset_of;
 
@@ -228,7 +228,7 @@ mod tests {
             (offset_of!(DropRecord, ethertype), &0x0800u16.to_ne_bytes()),
             (offset_of!(DropRecord, captured), &(syn.len() as u16).to_ne_bytes()),
             (offset_of!(DropRecord, cause), &[1]),
-            (offset_of!(DropRecord, hook), &[2]),
+            (offset_of!(DropRecord, place), &[place::DEVICE | place::DEVICE_IS_ROUTES]),
             (offset_of!(DropRecord, state), &[3]),
             (offset_of!(DropRecord, direction), &[2]),
             (offset_of!(DropRecord, conntrack_info), &[2]),
