@@ -13,8 +13,8 @@ use crate::{
     intake::decode::text,
     model::{
         Action, Background, Cause, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress, Endpoints,
-        Event, EventMeta, Hook, Image, Kind, Namespaces, Nat, Network, OwnerKnown, Parent, Process, ProcessNamespaces,
-        SCHEMA, Source, Thread, User, transport_name,
+        Event, EventMeta, Hook, Image, Kind, Namespaces, Nat, Network, Orchestrator, OwnerKnown, Parent, Process,
+        ProcessNamespaces, Resource, SCHEMA, Source, Thread, User, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -123,6 +123,17 @@ impl<E: Eyes> Assembler<E> {
             let nat = translated.map(place).filter(|other| *other != (ip, port)).map(|(ip, port)| Nat { ip, port });
             Source { ip, port, nat }
         });
+        let mut container = cgroup.as_deref().and_then(unit::container);
+        let named = container.as_ref().and_then(|container| self.attributor.container_name(&container.id));
+        let (name, pod) = named.map(|named| (named.name, named.pod)).unzip();
+        if let Some(container) = &mut container {
+            container.name = name;
+        }
+        let orchestrator = pod.flatten().map(|(namespace, name)| Orchestrator {
+            r#type: "kubernetes",
+            namespace,
+            resource: Resource { r#type: "pod", name },
+        });
         let decided = dropped.cause != Cause::Queue;
         let transport = dropped.endpoints.map(|endpoints| transport_name(endpoints.protocol));
         let cause = cause_name(dropped.cause);
@@ -149,7 +160,8 @@ impl<E: Eyes> Assembler<E> {
             },
             network: Network { r#type: network_type(dropped), direction: "egress", transport: transport.clone() },
             source,
-            container: cgroup.as_deref().and_then(unit::container),
+            container,
+            orchestrator,
             egress: Egress {
                 schema: SCHEMA,
                 incident: incident(
@@ -173,6 +185,8 @@ impl<E: Eyes> Assembler<E> {
                 truncated: who.as_ref().map(|who| who.truncated.clone()).unwrap_or_default(),
                 namespaces: who.as_ref().and_then(|who| who.namespaces),
                 unit,
+                slice: cgroup.as_deref().and_then(unit::slice),
+                relay: process.as_ref().and_then(relay),
                 cgroup,
                 netns: (dropped.netns != 0).then_some(dropped.netns),
                 origin_netns: dropped.origin_netns,
@@ -262,6 +276,14 @@ struct Who {
     namespaces: Option<ProcessNamespaces>,
     euid: Option<u32>,
     cgroup: Option<String>,
+}
+
+/// Programs that carry a rootless container's traffic, by the name of their file.
+const RELAYS: [&str; 4] = ["slirp4netns", "pasta", "pasta.avx2", "passt"];
+
+fn relay(process: &Process) -> Option<String> {
+    let file = process.executable.as_deref()?.rsplit('/').next()?;
+    RELAYS.contains(&file).then(|| file.to_owned())
 }
 
 /// A path of which only the end is known begins with a mark.

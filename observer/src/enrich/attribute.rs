@@ -25,7 +25,9 @@ use observer_ebpf::{abi::Task, logic::packet::Transport};
 use super::processes::Processes;
 use crate::{
     intake::life,
-    model::{Cause, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId, Wanted},
+    model::{
+        Cause, ContainerName, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId, Wanted,
+    },
 };
 
 /// How long an answer about a socket is good for.
@@ -53,6 +55,8 @@ pub trait Eyes {
     fn holders(&mut self, inode: u64) -> Vec<u32>;
     /// Path of a cgroup by id.
     fn cgroup_path(&mut self, id: u64) -> Option<String>;
+    /// What a container is called.
+    fn container_name(&mut self, id: &str) -> Option<ContainerName>;
     /// Addresses of a network namespace's interfaces; `None` when they cannot be read.
     fn addresses(&mut self, netns: u32) -> Option<Vec<IpAddr>>;
     /// Inode numbers of the sockets that can have sent a packet, in all namespaces but the one that forwarded it.
@@ -89,6 +93,7 @@ pub struct Attributor<E> {
     holds: Answers<(u32, u64), bool>,
     holders: Answers<u64, Vec<u32>>,
     cgroups: Answers<u64, Option<String>>,
+    names: Answers<String, Option<ContainerName>>,
     addresses: Answers<u32, Option<Vec<IpAddr>>>,
     routes: Answers<(Wanted, u32), Option<Found>>,
     patience: Patience,
@@ -108,6 +113,7 @@ impl<E: Eyes> Attributor<E> {
             holds: Answers::new(),
             holders: Answers::new(),
             cgroups: Answers::new(),
+            names: Answers::new(),
             addresses: Answers::new(),
             routes: Answers::new(),
             patience: Patience::default(),
@@ -188,6 +194,11 @@ impl<E: Eyes> Attributor<E> {
         let path = self.cgroups.get(id, || self.eyes.cgroup_path(id))?;
         self.processes.remember_cgroup(id, path.clone());
         Some(path)
+    }
+
+    /// What a container is called.
+    pub fn container_name(&mut self, id: &str) -> Option<ContainerName> {
+        self.names.get(id.to_owned(), || self.eyes.container_name(id))
     }
 
     /// The process on the CPU, where it is proven that it was sending this packet.
@@ -338,7 +349,7 @@ impl<E: Eyes> Attributor<E> {
 /// Answers that are good for [`FRESH`].
 struct Answers<K, V>(HashMap<K, (Instant, V)>);
 
-impl<K: std::hash::Hash + Eq + Copy, V: Clone> Answers<K, V> {
+impl<K: std::hash::Hash + Eq + Clone, V: Clone> Answers<K, V> {
     fn new() -> Self {
         Self(HashMap::new())
     }

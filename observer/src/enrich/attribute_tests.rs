@@ -29,6 +29,10 @@ impl Eyes for Host {
         None
     }
 
+    fn container_name(&mut self, _id: &str) -> Option<ContainerName> {
+        None
+    }
+
     fn addresses(&mut self, _netns: u32) -> Option<Vec<IpAddr>> {
         Some(vec!["10.0.0.1".parse().unwrap()])
     }

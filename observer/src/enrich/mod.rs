@@ -6,6 +6,7 @@
 pub mod assemble;
 pub mod attribute;
 pub mod cgroups;
+pub mod containers;
 pub mod flows;
 pub mod host;
 pub mod proc;

@@ -23,6 +23,11 @@ pub fn unit(path: &str) -> Option<String> {
     Some(unescape(unit))
 }
 
+/// The innermost systemd slice of a cgroup path.
+pub fn slice(path: &str) -> Option<String> {
+    path.split('/').rfind(|part| part.ends_with(".slice")).map(unescape)
+}
+
 /// The container that a cgroup path belongs to; the innermost one.
 pub fn container(path: &str) -> Option<Container> {
     let parts: Vec<&str> = path.split('/').collect();
@@ -32,7 +37,7 @@ pub fn container(path: &str) -> Option<Container> {
             PREFIXES.iter().find_map(|(prefix, runtime)| Some((stem.strip_prefix(prefix)?, *runtime)))
             && is_id(id)
         {
-            return Some(Container { id: id.to_owned(), runtime: Some(runtime) });
+            return Some(Container { id: id.to_owned(), runtime: Some(runtime), name: None });
         }
         let parent = index.checked_sub(1).map_or("", |parent| parts[parent]);
         is_id(stem).then(|| Container {
@@ -42,6 +47,7 @@ pub fn container(path: &str) -> Option<Container> {
                 "libpod_parent" => Some("podman"),
                 _ => None,
             },
+            name: None,
         })
     })
 }
@@ -81,7 +87,7 @@ mod tests {
     #[test]
     fn containers() {
         let id = "0123456789abcdef".repeat(4);
-        let docker = Some(Container { id: id.clone(), runtime: Some("docker") });
+        let docker = Some(Container { id: id.clone(), runtime: Some("docker"), name: None });
         assert_eq!(container(&format!("/system.slice/docker-{id}.scope")), docker);
         assert_eq!(container(&format!("/docker/{id}")), docker);
         assert_eq!(

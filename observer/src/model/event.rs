@@ -223,6 +223,29 @@ pub struct Container {
     /// Runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<&'static str>,
+    /// Name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// `orchestrator.resource`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Resource {
+    /// Always `pod`.
+    pub r#type: &'static str,
+    /// Name of the pod.
+    pub name: String,
+}
+
+/// `orchestrator`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Orchestrator {
+    /// Always `kubernetes`.
+    pub r#type: &'static str,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// The pod.
+    pub resource: Resource,
 }
 
 /// One of the parents.
@@ -330,6 +353,12 @@ pub struct Egress {
     /// systemd unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// systemd slice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slice: Option<String>,
+    /// The program that carries other processes' traffic in its own name: a rootless container's network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
     /// cgroup path in the unified hierarchy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
@@ -378,6 +407,9 @@ pub struct Event {
     /// `container`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// `orchestrator`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orchestrator: Option<Orchestrator>,
     /// `egress`
     pub egress: Egress,
 }

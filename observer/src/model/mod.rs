@@ -16,10 +16,11 @@ pub use check::{Check, Diagnosis, Status};
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
-    Nat, Network, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, SCHEMA, Source, Summary, Thread, User,
+    Nat, Network, Orchestrator, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA, Source,
+    Summary, Thread, User,
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
 pub use flow::{Flow, Wanted};
-pub use process::{Born, Facts, Image, Life, Namespaces, ProcessId};
+pub use process::{Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

@@ -72,6 +72,15 @@ pub struct Facts {
     pub cgroup: Option<String>,
 }
 
+/// What a container is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerName {
+    /// Its name; in a pod, the name there.
+    pub name: String,
+    /// Namespace and name of its pod.
+    pub pod: Option<(String, String)>,
+}
+
 /// What the kernel half tells about processes as it happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Life {

@@ -212,12 +212,19 @@ fn way(event: &Event) -> String {
 
 fn place(event: &Event) -> String {
     let mut parts = Vec::new();
+    if let Some(relay) = &event.egress.relay {
+        parts.push(format!("{} carries it for a rootless container", escape(relay)));
+    }
     if let Some(origin) = event.egress.origin_netns {
         parts.push(format!("forwarded for namespace net:[{origin}]"));
     }
     if let Some(container) = &event.container {
         let short: String = container.id.chars().take(12).collect();
-        parts.push(format!("container {short}"));
+        let pod = event.orchestrator.as_ref().map(|orchestrator| {
+            format!("pod {}/{} ", escape(&orchestrator.namespace), escape(&orchestrator.resource.name))
+        });
+        let name = container.name.as_deref().map(|name| format!("{} ", escape(name))).unwrap_or_default();
+        parts.push(format!("{}container {name}{short}", pod.unwrap_or_default()));
     }
     if let Some(unit) = &event.egress.unit {
         parts.push(escape(unit).into_owned());

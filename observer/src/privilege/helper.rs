@@ -27,7 +27,7 @@ use super::{
 use crate::{
     enrich::attribute::Eyes,
     firewall::inventory::Inventory,
-    model::{Facts, Wanted},
+    model::{ContainerName, Facts, Wanted},
     probe::selftest::Sent,
 };
 
@@ -140,6 +140,13 @@ impl Eyes for Helper {
     fn cgroup_path(&mut self, id: u64) -> Option<String> {
         match self.ask(&Request::CgroupPath { id }) {
             Ok(Response::CgroupPath(path)) => path,
+            _ => None,
+        }
+    }
+
+    fn container_name(&mut self, id: &str) -> Option<ContainerName> {
+        match self.ask(&Request::ContainerName { id: id.to_owned() }) {
+            Ok(Response::ContainerName(name)) => name,
             _ => None,
         }
     }

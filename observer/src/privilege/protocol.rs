@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::inventory::Inventory,
-    model::{Facts, Wanted},
+    model::{ContainerName, Facts, Wanted},
     probe::selftest::Sent,
 };
 
@@ -36,6 +36,11 @@ pub enum Request {
     CgroupPath {
         /// Its id.
         id: u64,
+    },
+    /// What a container is called.
+    ContainerName {
+        /// Its full id.
+        id: String,
     },
     /// Addresses of a network namespace's interfaces.
     Addresses {
@@ -69,6 +74,8 @@ pub enum Response {
     Holders(Vec<u32>),
     /// To [`Request::CgroupPath`].
     CgroupPath(Option<String>),
+    /// To [`Request::ContainerName`].
+    ContainerName(Option<ContainerName>),
     /// To [`Request::Addresses`].
     Addresses(Option<Vec<IpAddr>>),
     /// To [`Request::Sockets`]: inode numbers.

@@ -1,6 +1,10 @@
 //! The helper's answers: a fixed set, each by the room that knows.
 
-use std::{collections::HashSet, os::fd::AsRawFd, path::PathBuf};
+use std::{
+    collections::HashSet,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability};
@@ -11,7 +15,7 @@ use super::{
     sockets,
 };
 use crate::{
-    enrich::{cgroups::Cgroups, proc},
+    enrich::{cgroups::Cgroups, containers, proc},
     firewall::inventory,
     probe::{cgroup, selftest},
 };
@@ -70,6 +74,7 @@ impl Server {
             Request::Holds { pid, inode } => Response::Holds(proc::holds(pid, inode)),
             Request::Holders { inode } => Response::Holders(self.holders.of(inode)),
             Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
+            Request::ContainerName { ref id } => Response::ContainerName(containers::name(Path::new("/"), id)),
             Request::Addresses { netns } => {
                 Response::Addresses(netns::inside(Some(netns), sockets::addresses).and_then(|addresses| addresses).ok())
             }

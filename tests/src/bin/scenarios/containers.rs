@@ -34,6 +34,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("dockers_rules", docker),
     ("two_containers_at_once", two),
     ("senders_that_live_for_one_call", brief),
+    ("a_container_by_its_name", named),
     ("what_comes_in_is_not_told", inbound),
     ("destination_before_translation", redirected),
 ];
@@ -232,6 +233,53 @@ fn brief() -> Result<Outcome> {
     numbers.sort();
     numbers.dedup();
     ensure!(numbers.len() == 50, "{} different clients are named", numbers.len());
+    Ok(Outcome::Passed)
+}
+
+/// Docker's cgroup and state file: id, name and slice, although the container is gone when its packet is named.
+fn named() -> Result<Outcome> {
+    let Some(root) = testbed::cgroup_root()? else {
+        return Ok(Outcome::Skipped("the unified cgroup hierarchy is not mounted".to_owned()));
+    };
+    let mut lab = harness::lab::Lab::new()?;
+    lab.client.private_files()?;
+    lab.client.nft("table inet t { chain c { type filter hook output priority 0; udp dport 53 counter drop; } }")?;
+    let id = format!("{:064x}", std::process::id());
+    lab.client.run("mkdir", &["-p", &format!("/var/lib/docker/containers/{id}")])?;
+    let state = format!("/var/lib/docker/containers/{id}/config.v2.json");
+    lab.client.feed("sh", &["-c", &format!("cat > {state}")], r#"{"State":{"Running":true},"Name":"/web"}"#)?;
+    let mut command = lab.client.command(harness::observer::program());
+    command.args(["watch", "-o", "json", "--netns", "/proc/self/ns/net"]);
+    let observer = Observer::start_command(&mut command)?;
+    let slice = root.join(format!("observertest{}.slice", std::process::id()));
+    let group = slice.join(format!("docker-{id}.scope"));
+    std::fs::create_dir_all(&group)?;
+    let enter = format!("echo $$ > {}/cgroup.procs && exec python3 -I - udp {FAR_V4} 53", group.display());
+    let child = lab
+        .client
+        .command("sh")
+        .args(["-c", &enter])
+        .stdin(traffic::script()?)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    let client = traffic::finish(child);
+    std::fs::remove_dir(&group)?;
+    std::fs::remove_dir(&slice)?;
+    let client = client?;
+    let report = observer.stop()?;
+    ensure!(report.events.len() == 1, "{:?}", report.events);
+    expect(
+        &report.events[0],
+        &[
+            ("/process/pid", json!(client.pid)),
+            ("/container/id", json!(id)),
+            ("/container/runtime", json!("docker")),
+            ("/container/name", json!("web")),
+            ("/egress/unit", json!(format!("docker-{id}.scope"))),
+            ("/egress/slice", json!(slice.file_name().and_then(|name| name.to_str()))),
+        ],
+    )?;
     Ok(Outcome::Passed)
 }
 

@@ -7,6 +7,7 @@ use harness::{
     testbed::{self, DenyingCgroup},
     traffic,
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{Outcome, Scenario};
@@ -21,6 +22,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("without_typed_tracepoints", without_typed_tracepoints),
     ("cgroup_egress", cgroup),
     ("tc_egress", tc),
+    ("a_full_queue_is_not_a_block", full_queue),
     ("neighbour_discovery_is_background", neighbour_discovery),
 ];
 
@@ -126,6 +128,45 @@ fn tc() -> Result<Outcome> {
     let lab = Lab::new()?;
     let _program = testbed::deny_tc(&lab.client, CLIENT_INTERFACE)?;
     all_kinds(&lab, "tc", "egress", "TC_EGRESS")?;
+    Ok(Outcome::Passed)
+}
+
+/// More than a slow link takes: lost, by nobody's decision.
+fn full_queue() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client
+        .run("tc", &"qdisc add dev eth0 root tbf rate 8kbit burst 1600 limit 3000".split(' ').collect::<Vec<_>>())?;
+    let observer = Observer::watch(&lab.client)?;
+    let netns = lab.client.path().display().to_string();
+    let screen = Observer::start(["watch", "--netns", &netns])?;
+    let client = traffic::run(&lab.client, &["big", FAR_V4, "53", "1000"])?;
+    let flood = traffic::command(&lab.client, &["flood", FAR_V4, "53", "200"])?.spawn()?;
+    let flooder = flood.id();
+    traffic::finish(flood)?;
+    let report = observer.stop()?;
+    let (_, text, _) = screen.end(Signal::SIGINT)?;
+    let text = String::from_utf8(text)?;
+    ensure!(client.said == "ok", "the client was told {}", client.said);
+    let statistics = lab.client.run("tc", &["-s", "qdisc", "show", "dev", "eth0"])?;
+    let dropped: u64 = statistics
+        .split_once("dropped ")
+        .and_then(|(_, rest)| rest.split(',').next()?.parse().ok())
+        .with_context(|| format!("no count in {statistics}"))?;
+    ensure!(dropped > 50, "only {dropped} were dropped");
+    ensure!(report.number("/reported") == dropped, "the queue counted {dropped}: {}", report.account);
+    for event in &report.events {
+        expect(
+            event,
+            &[
+                ("/event/action", json!("egress-dropped")),
+                ("/event/outcome", json!("failure")),
+                ("/egress/cause", json!("queue")),
+                ("/process/pid", json!(flooder)),
+            ],
+        )?;
+    }
+    ensure!(!text.contains("BLOCKED") && text.contains(&format!("full queues lost {dropped} packets")), "{text}");
+    ensure!(text.contains("0 packets blocked, 0 incidents"), "{text}");
     Ok(Outcome::Passed)
 }
 
