@@ -39,6 +39,8 @@ pub const ARGS_BYTES: usize = 4095;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct FlowRecord {
+    /// When the socket was connected or created, nanoseconds of `CLOCK_BOOTTIME`.
+    pub since_ns: u64,
     /// Local address, in network byte order, an IPv4 one in the first four bytes; zero when not bound to one.
     pub local: [u8; 16],
     /// Remote address; zero when not connected.
@@ -56,10 +58,10 @@ pub struct FlowRecord {
     /// The socket was closed.
     pub closed: u8,
     /// Zero.
-    pub reserved: u8,
+    pub reserved: [u8; 5],
 }
 
-const _: () = assert!(size_of::<FlowRecord>() == 44);
+const _: () = assert!(size_of::<FlowRecord>() == 56);
 
 /// The fixed part of a process record; `path_bytes`, `name_bytes` and `args_bytes` of data follow it, in this order.
 #[derive(Clone, Copy, Debug)]

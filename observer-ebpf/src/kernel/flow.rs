@@ -13,6 +13,7 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
         return;
     }
     let mut flow = FlowRecord {
+        since_ns: owner.bound_ns,
         local: [0; 16],
         remote: [0; 16],
         netns: owner.netns,
@@ -21,7 +22,7 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
         protocol: 0,
         v6: 0,
         closed: 0,
-        reserved: 0,
+        reserved: [0; 5],
     };
     fill(&mut flow);
     let Some(scratch) = process::scratch() else { return };

@@ -41,7 +41,7 @@ const RETRY: Duration = Duration::from_micros(100);
 /// Looks for the sender of a forwarded packet, the time between them, and how many senders a second get so many.
 const ATTEMPTS: u32 = 6;
 const AGAIN: Duration = Duration::from_millis(4);
-const PATIENT_LOOKS: u32 = 20;
+const PATIENT_LOOKS: u32 = 40;
 /// Parents that are asked for one by one when only /proc knows them.
 const MAX_PARENTS: usize = 64;
 
@@ -59,8 +59,10 @@ pub trait Eyes {
     fn container_name(&mut self, id: &str) -> Option<ContainerName>;
     /// Addresses of a network namespace's interfaces; `None` when they cannot be read.
     fn addresses(&mut self, netns: u32) -> Option<Vec<IpAddr>>;
-    /// Inode numbers of the sockets that can have sent a packet, in all namespaces but the one that forwarded it.
-    fn sockets(&mut self, wanted: &Wanted, forwarder: u32) -> Vec<u64>;
+    /// Namespaces but the forwarding one that have an address.
+    fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32>;
+    /// Inode numbers of the sockets that can have sent a packet, in this namespace.
+    fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64>;
     /// Why questions were not answered, where they were not.
     fn failure(&self) -> Option<String>;
 }
@@ -95,7 +97,9 @@ pub struct Attributor<E> {
     cgroups: Answers<u64, Option<String>>,
     names: Answers<String, Option<ContainerName>>,
     addresses: Answers<u32, Option<Vec<IpAddr>>>,
-    routes: Answers<(Wanted, u32), Option<Found>>,
+    homes: Answers<(IpAddr, u32), Vec<u32>>,
+    /// Senders found by a socket that was open, and when their packet died.
+    open: Answers<Wanted, (u64, ProcessId)>,
     patience: Patience,
     /// Process records that could not be read.
     pub undecodable: u64,
@@ -115,7 +119,8 @@ impl<E: Eyes> Attributor<E> {
             cgroups: Answers::new(),
             names: Answers::new(),
             addresses: Answers::new(),
-            routes: Answers::new(),
+            homes: Answers::new(),
+            open: Answers::new(),
             patience: Patience::default(),
             undecodable: 0,
         }
@@ -240,7 +245,8 @@ impl<E: Eyes> Attributor<E> {
             && (dropped.socket.is_some() || dropped.origin_netns.is_some() || self.forwarded(dropped).is_some())
     }
 
-    /// The sender of a packet that has left its socket behind in another namespace.
+    /// The sender of a packet that has left its socket behind in another namespace. A socket that is being closed at this
+    /// moment is in no table for a while, so it is looked for again.
     fn forwarded(&mut self, dropped: &Dropped) -> Option<Found> {
         if dropped.direction == Direction::Local {
             return None;
@@ -255,41 +261,62 @@ impl<E: Eyes> Attributor<E> {
             source: (endpoints.source, from),
             destination: (endpoints.destination, to),
             protocol: endpoints.protocol,
-            netns: dropped.origin_netns,
         };
-        let key = (wanted, dropped.netns);
-        if let Some(found) = self.routes.get_known(&key) {
-            return found;
-        }
-        let found = self.sender_by_address(&wanted, dropped);
-        self.routes.put(key, found);
-        found
-    }
-
-    /// By what was told of connections and closed sockets, or by the sockets that are open now. One that is being closed at
-    /// this moment is in neither for a while, so it is looked for again.
-    fn sender_by_address(&mut self, wanted: &Wanted, dropped: &Dropped) -> Option<Found> {
+        let homes = match dropped.origin_netns {
+            Some(origin) => vec![origin],
+            None => self.homes(wanted.source.0, dropped.netns),
+        };
         for attempt in 0..self.patience.attempts() {
             if attempt > 0 {
                 std::thread::sleep(AGAIN);
             }
-            self.catch_up();
-            let by_address = |id| Found { id, known: OwnerKnown::Flow, by: OwnerBy::Address, bound: None };
-            if let Some(id) = self.processes.flows.sender(wanted) {
-                return Some(by_address(id));
-            }
-            let inodes = self.eyes.sockets(wanted, dropped.netns);
-            if let [inode] = inodes.as_slice()
-                && let [only] = self.eyes.holders(*inode).as_slice()
-                && let Some(id) = self.living(*only, dropped.boot_ns)
-            {
-                return Some(by_address(id));
-            }
-            if inodes.len() > 1 {
-                return None;
+            if let Some(found) = self.sender_by_address(&wanted, &homes, dropped.boot_ns) {
+                return Some(found);
             }
         }
         None
+    }
+
+    /// Namespaces but the forwarding one that have an address.
+    fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
+        let key = (address, forwarder);
+        if let Some(homes) = self.homes.get_known(&key) {
+            return homes;
+        }
+        let homes = self.eyes.homes(address, forwarder);
+        // One that is not found may be there in a moment.
+        if !homes.is_empty() {
+            self.homes.put(key, homes.clone());
+        }
+        homes
+    }
+
+    /// By what was told of connections and closed sockets, or by the sockets that are open now. What was told is asked again
+    /// last: a socket that is open now has been there at the time only if no other with its port was closed since.
+    fn sender_by_address(&mut self, wanted: &Wanted, homes: &[u32], boot_ns: u64) -> Option<Found> {
+        let by_address = |id| Found { id, known: OwnerKnown::Flow, by: OwnerBy::Address, bound: None };
+        if let Some(id) = self.processes.flows.sender(wanted, homes, boot_ns) {
+            return Some(by_address(id));
+        }
+        if let Some((then_ns, id)) = self.open.get_known(wanted)
+            && then_ns <= boot_ns
+            && !self.processes.flows.closed_between(wanted, homes, then_ns, boot_ns)
+        {
+            return Some(by_address(id));
+        }
+        let inodes: Vec<u64> = homes.iter().flat_map(|home| self.eyes.sockets(wanted, *home)).collect();
+        let holders = match inodes.as_slice() {
+            [inode] => self.eyes.holders(*inode),
+            _ => Vec::new(),
+        };
+        self.catch_up();
+        if let Some(id) = self.processes.flows.sender(wanted, homes, boot_ns) {
+            return Some(by_address(id));
+        }
+        let [only] = holders.as_slice() else { return None };
+        let id = self.living(*only, boot_ns)?;
+        self.open.put(*wanted, (boot_ns, id));
+        Some(by_address(id))
     }
 
     /// The process that had this number at that time.

@@ -37,7 +37,11 @@ impl Eyes for Host {
         Some(vec!["10.0.0.1".parse().unwrap()])
     }
 
-    fn sockets(&mut self, _wanted: &Wanted, _forwarder: u32) -> Vec<u64> {
+    fn homes(&mut self, _address: IpAddr, _forwarder: u32) -> Vec<u32> {
+        vec![1]
+    }
+
+    fn sockets(&mut self, _wanted: &Wanted, _netns: u32) -> Vec<u64> {
         vec![7]
     }
 

@@ -57,7 +57,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     } else if is(ProcessEvent::Exit) {
         Ok(Life::Exit { id: ProcessId::new(task.pid, task.start_ns), boot_ns })
     } else if is(ProcessEvent::Flow) {
-        flow(ProcessId::new(task.pid, task.start_ns), args).map(Life::Flow).ok_or(DecodeError::Length(length))
+        flow(ProcessId::new(task.pid, task.start_ns), boot_ns, args).map(Life::Flow).ok_or(DecodeError::Length(length))
     } else if is(ProcessEvent::Cgroup) {
         Ok(Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) })
     } else {
@@ -65,10 +65,11 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     }
 }
 
-fn flow(process: ProcessId, mut bytes: Bytes) -> Option<Flow> {
+fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Flow> {
     if bytes.len() != size_of::<FlowRecord>() {
         return None;
     }
+    let since_ns = bytes.get_u64_ne();
     let (mut local, mut remote) = ([0; 16], [0; 16]);
     bytes.copy_to_slice(&mut local);
     bytes.copy_to_slice(&mut remote);
@@ -77,11 +78,23 @@ fn flow(process: ProcessId, mut bytes: Bytes) -> Option<Flow> {
     let remote_port = bytes.get_u16_ne();
     let protocol = bytes.get_u8();
     let v6 = bytes.get_u8() != 0;
+    let until_ns = (bytes.get_u8() != 0).then_some(boot_ns);
     let address = |bytes: [u8; 16]| {
         let address = if v6 { IpAddr::from(bytes) } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) };
         (!address.is_unspecified()).then_some(address)
     };
-    Some(Flow { process, netns, protocol, v6, local: address(local), remote: address(remote), local_port, remote_port })
+    Some(Flow {
+        process,
+        netns,
+        since_ns,
+        until_ns,
+        protocol,
+        v6,
+        local: address(local),
+        remote: address(remote),
+        local_port,
+        remote_port,
+    })
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {

@@ -13,6 +13,10 @@ pub struct Flow {
     pub process: ProcessId,
     /// Inode number of its network namespace.
     pub netns: u32,
+    /// When the socket was connected or created, nanoseconds of `CLOCK_BOOTTIME`.
+    pub since_ns: u64,
+    /// When it was closed, where that is known.
+    pub until_ns: Option<u64>,
     /// IP protocol number.
     pub protocol: u8,
     /// It is of IPv6.
@@ -36,6 +40,4 @@ pub struct Wanted {
     pub destination: (IpAddr, u16),
     /// IP protocol number.
     pub protocol: u8,
-    /// Inode number of the namespace it came from, where it is known.
-    pub netns: Option<u32>,
 }

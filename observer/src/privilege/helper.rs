@@ -158,8 +158,15 @@ impl Eyes for Helper {
         }
     }
 
-    fn sockets(&mut self, wanted: &Wanted, forwarder: u32) -> Vec<u64> {
-        match self.ask(&Request::Sockets { wanted: *wanted, forwarder }) {
+    fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
+        match self.ask(&Request::Homes { address, forwarder }) {
+            Ok(Response::Homes(homes)) => homes,
+            _ => Vec::new(),
+        }
+    }
+
+    fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64> {
+        match self.ask(&Request::Sockets { wanted: *wanted, netns }) {
             Ok(Response::Sockets(inodes)) => inodes,
             _ => Vec::new(),
         }

@@ -47,12 +47,19 @@ pub enum Request {
         /// Its inode number.
         netns: u32,
     },
+    /// Network namespaces that have an address.
+    Homes {
+        /// The address.
+        address: IpAddr,
+        /// The namespace that forwards for them, which is left out.
+        forwarder: u32,
+    },
     /// Sockets that can have sent a packet.
     Sockets {
         /// Its addresses.
         wanted: Wanted,
-        /// The namespace that forwarded it, where nobody is looked for.
-        forwarder: u32,
+        /// Inode number of the namespace that they are in.
+        netns: u32,
     },
     /// Which firewalls decide in a network namespace.
     Firewalls {
@@ -78,6 +85,8 @@ pub enum Response {
     ContainerName(Option<ContainerName>),
     /// To [`Request::Addresses`].
     Addresses(Option<Vec<IpAddr>>),
+    /// To [`Request::Homes`]: inode numbers.
+    Homes(Vec<u32>),
     /// To [`Request::Sockets`]: inode numbers.
     Sockets(Vec<u64>),
     /// To [`Request::Firewalls`].

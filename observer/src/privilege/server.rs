@@ -78,7 +78,8 @@ impl Server {
             Request::Addresses { netns } => {
                 Response::Addresses(netns::inside(Some(netns), sockets::addresses).and_then(|addresses| addresses).ok())
             }
-            Request::Sockets { wanted, forwarder } => Response::Sockets(self.residents.sockets(&wanted, forwarder)),
+            Request::Homes { address, forwarder } => Response::Homes(self.residents.homes(address, forwarder)),
+            Request::Sockets { wanted, netns } => Response::Sockets(self.residents.sockets(&wanted, netns)),
             Request::Firewalls { netns } => Response::Firewalls(
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),

@@ -15,6 +15,7 @@ use netlink_socket2::NetlinkSocket;
 use observer_ebpf::logic::packet::protocol;
 use procfs::{FromReadSI, current_system_info, net::UdpNetEntries, process::Process};
 
+use super::netns;
 use crate::model::Wanted;
 
 /// How long it is good for which process lives in which namespace.
@@ -36,45 +37,70 @@ pub(super) fn addresses() -> Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// A process in each network namespace, through which the namespace's files are read.
+/// A network namespace with somebody in it.
+struct Home {
+    /// A process there, through which the namespace's files are read.
+    pid: u32,
+    /// Its addresses, once they were asked for.
+    addresses: Option<Vec<IpAddr>>,
+}
+
+/// All network namespaces that have a process.
 #[derive(Default)]
 pub(super) struct Residents {
     looked: Option<Instant>,
-    by_netns: HashMap<u32, u32>,
+    homes: HashMap<u32, Home>,
 }
 
 impl Residents {
-    /// Inode numbers of the sockets that can have sent such a packet, in all namespaces but the one that forwarded it.
-    pub(super) fn sockets(&mut self, wanted: &Wanted, forwarder: u32) -> Vec<u64> {
-        let old = |limit: Duration| self.looked.is_none_or(|looked| looked.elapsed() > limit);
-        if old(FRESH) {
+    /// Namespaces but the forwarding one that have an address.
+    pub(super) fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
+        if self.older_than(FRESH) {
             self.look();
         }
-        let found = self.ask(wanted, forwarder);
+        let found = self.with_address(address, forwarder);
         // The namespace may be new.
-        if found.is_empty() && self.looked.is_none_or(|looked| looked.elapsed() > STALE) {
+        if found.is_empty() && self.older_than(STALE) {
             self.look();
-            return self.ask(wanted, forwarder);
+            return self.with_address(address, forwarder);
         }
         found
     }
 
-    fn ask(&self, wanted: &Wanted, forwarder: u32) -> Vec<u64> {
-        let pids = self
-            .by_netns
-            .iter()
-            .filter(|(netns, _)| **netns != forwarder && wanted.netns.is_none_or(|origin| origin == **netns));
-        pids.flat_map(|(_, pid)| sockets_of(*pid, wanted)).collect()
+    /// Inode numbers of the sockets in a namespace that can have sent such a packet.
+    pub(super) fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64> {
+        let gone = self.homes.get(&netns).is_none_or(|home| !Path::new(&format!("/proc/{}", home.pid)).exists());
+        if gone && self.older_than(STALE) {
+            self.look();
+        }
+        self.homes.get(&netns).map(|home| sockets_of(home.pid, wanted)).unwrap_or_default()
+    }
+
+    fn older_than(&self, limit: Duration) -> bool {
+        self.looked.is_none_or(|looked| looked.elapsed() > limit)
+    }
+
+    fn with_address(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
+        let mut found = Vec::new();
+        for (netns, home) in self.homes.iter_mut().filter(|(netns, _)| **netns != forwarder) {
+            let addresses = home.addresses.get_or_insert_with(|| {
+                netns::inside(Some(*netns), addresses).and_then(|addresses| addresses).unwrap_or_default()
+            });
+            if addresses.contains(&address) {
+                found.push(*netns);
+            }
+        }
+        found
     }
 
     fn look(&mut self) {
         self.looked = Some(Instant::now());
-        self.by_netns.clear();
+        self.homes.clear();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let namespace = fs::metadata(entry.path().join("ns/net")).map(|meta| meta.ino());
             if let Some(number) = namespace.ok().and_then(|number| u32::try_from(number).ok()) {
-                self.by_netns.entry(number).or_insert(pid);
+                self.homes.entry(number).or_insert(Home { pid, addresses: None });
             }
         }
     }
@@ -140,20 +166,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_own_socket_is_found_by_its_port_and_not_from_the_namespace_that_forwards() {
+    fn an_own_socket_is_found_by_its_port() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let wanted = Wanted {
             source: ("127.0.0.1".parse().unwrap(), port),
             destination: ("127.0.0.1".parse().unwrap(), 9),
             protocol: protocol::UDP,
-            netns: None,
         };
         let own = u32::try_from(fs::metadata("/proc/self/ns/net").unwrap().ino()).unwrap();
-        assert_eq!(Residents::default().sockets(&wanted, 0).len(), 1);
-        assert!(Residents::default().sockets(&wanted, own).is_empty());
+        assert_eq!(Residents::default().sockets(&wanted, own).len(), 1);
+        assert!(Residents::default().sockets(&wanted, 1).is_empty(), "no such namespace");
         let other = Wanted { source: ("127.0.0.1".parse().unwrap(), port ^ 1), ..wanted };
-        assert!(Residents::default().sockets(&other, 0).is_empty());
+        assert!(Residents::default().sockets(&other, own).is_empty());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! A client that lives for one call: `client once ADDRESS PORT WORD` begins a connection and ends, some milliseconds after
-//! it was started; `client many COUNT ADDRESS PORT` starts so many of them, each with its number as WORD; `client forks
-//! COUNT` starts so many that do nothing.
+//! it was started; `client many COUNT ADDRESS PORT` starts so many of them, each with its number as WORD; `client mixed
+//! COUNT IPV4 IPV6` starts so many to a port each, of which every fourth sends eight datagrams; `client forks COUNT` starts
+//! so many that do nothing.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     process::{Child, Command, ExitCode},
 };
 
@@ -35,6 +36,20 @@ fn run(words: &[&str]) -> Result<()> {
         ["many", count, address, port] => {
             many(count.parse()?, |number| vec!["once".into(), (*address).into(), (*port).into(), number])
         }
+        ["datagrams", address, port, count] => {
+            let client = UdpSocket::bind(if address.contains(':') { "[::]:0" } else { "0.0.0.0:0" })?;
+            for _ in 0..count.parse::<u32>()? {
+                // Told of every drop at once.
+                let _ = client.send_to(b"x", SocketAddr::new(address.parse()?, port.parse()?));
+            }
+            Ok(())
+        }
+        ["mixed", count, v4, v6] => many(count.parse()?, |number| {
+            let number: usize = number.parse().unwrap_or(0);
+            let address = if number % 2 == 0 { *v4 } else { *v6 };
+            let kind = if number % 4 == 3 { "datagrams" } else { "once" };
+            vec![kind.into(), address.into(), (10_000 + number).to_string(), "8".into()]
+        }),
         ["forks", count] => many(count.parse()?, |number| vec!["nothing".into(), number]),
         _ => bail!("unknown words {words:?}"),
     }
