@@ -31,6 +31,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
         Ok(mut probes) => {
             checks.extend(probes.states.iter().map(hook));
             checks.push(reasons(&probes));
+            checks.push(forwarding(&probes));
             checks.push(owners(&probes));
             checks.push(self_test(&mut probes, &mut helper));
         }
@@ -43,7 +44,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
 
 /// Shortcomings of attached probes and of this place, for the account of a run.
 pub fn shortcomings(probes: &Probes) -> Vec<Degraded> {
-    [container(), hierarchy(), reasons(probes)]
+    [container(), hierarchy(), reasons(probes), forwarding(probes)]
         .into_iter()
         .chain(probes.states.iter().map(hook))
         .filter(|check| check.status == Status::Degraded)
@@ -164,6 +165,19 @@ fn reasons(probes: &Probes) -> Check {
         format!("this kernel does not name drops by {what}"),
         format!("drops by {what} are not seen"),
         "boot Linux 5.18 or later",
+    )
+}
+
+fn forwarding(probes: &Probes) -> Check {
+    if probes.forwarding {
+        return Check::fine("forwarding", "what this host forwards for containers is seen too");
+    }
+    Check::short(
+        "forwarding",
+        Status::Degraded,
+        "/proc/kallsyms shows no address of `ip_forward`",
+        "what this host forwards for containers is not seen",
+        "run observer with CAP_SYSLOG and with kernel.kptr_restrict at 0 or 1",
     )
 }
 

@@ -125,7 +125,7 @@ fn anything_lost(account: &Account) -> bool {
     account.lost.total() > 0 || account.missed_max > 0
 }
 
-/// Which firewalls decide in the host's namespace, or in the only one that is watched.
+/// Which firewalls decide in observer's own namespace, or in the only one that is watched.
 fn firewalls(helper: &mut Helper, netns: Option<u32>) -> String {
     match helper.firewalls(netns).map_err(|error| error.to_string()).and_then(|read| read) {
         Ok(inventory) => {
@@ -133,7 +133,7 @@ fn firewalls(helper: &mut Helper, netns: Option<u32>) -> String {
             match (names.is_empty(), netns) {
                 (false, _) => format!("firewalls: {}", names.join(", ")),
                 (true, Some(_)) => "no firewall rules there".to_owned(),
-                (true, None) => "no firewall rules in the host's namespace".to_owned(),
+                (true, None) => "no firewall rules in this namespace".to_owned(),
             }
         }
         Err(why) => format!("firewalls unknown: {why}"),

@@ -72,6 +72,8 @@ pub struct Probes {
     pub states: Vec<HookState>,
     /// Names of this kernel's drop reasons.
     pub reasons: Reasons,
+    /// Routes that forward are recognised.
+    pub forwarding: bool,
     /// Sockets that were found at start and have an owner.
     pub seeded: usize,
 }
@@ -89,6 +91,7 @@ impl Probes {
             (btf::Btf::of_kernel(), symbols.join().unwrap_or_default())
         });
         let kernel = layout::resolve(&btf?, symbols)?;
+        let forwarding = symbols.ip_forward.is_some();
         let types = AyaBtf::from_sys_fs().map_err(|error| refused("BTF", &error))?;
         let numbers = layout_words(&kernel.layout);
         let mut ebpf = EbpfLoader::new()
@@ -101,8 +104,15 @@ impl Probes {
             .take_map(map::COUNTERS)
             .and_then(|map| PerCpuArray::try_from(map).ok())
             .ok_or_else(|| missing(map::COUNTERS))?;
-        let mut probes =
-            Self { ebpf, links: Vec::new(), counters, states: Vec::new(), reasons: kernel.reasons, seeded: 0 };
+        let mut probes = Self {
+            ebpf,
+            links: Vec::new(),
+            counters,
+            states: Vec::new(),
+            reasons: kernel.reasons,
+            forwarding,
+            seeded: 0,
+        };
         let avoided = std::env::var(AVOID).unwrap_or_default();
         for hook in &HOOKS {
             let mut errors = Vec::new();

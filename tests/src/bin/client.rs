@@ -46,7 +46,7 @@ fn run(words: &[&str]) -> Result<()> {
         }
         ["mixed", count, v4, v6] => many(count.parse()?, |number| {
             let number: usize = number.parse().unwrap_or(0);
-            let address = if number % 2 == 0 { *v4 } else { *v6 };
+            let address = if number.is_multiple_of(2) { *v4 } else { *v6 };
             let kind = if number % 4 == 3 { "datagrams" } else { "once" };
             vec![kind.into(), address.into(), (10_000 + number).to_string(), "8".into()]
         }),

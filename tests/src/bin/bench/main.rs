@@ -5,7 +5,12 @@ mod load;
 mod report;
 mod watch;
 
-use std::{collections::HashMap, fs, process::ExitCode, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::sys::{Stats, enable_stats};
@@ -64,6 +69,7 @@ fn bench(args: &Args) -> Result<()> {
     ] {
         groups.push((title.to_owned(), flood(&namespace, port, args.rounds)?.figures()));
     }
+    groups.push(("Starting a program, 300 at a time".to_owned(), processes(args.rounds)?.figures()));
     groups.push(("Start and idle".to_owned(), idle(args.rounds)?.figures()));
     let report = Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
@@ -107,6 +113,42 @@ fn flood(namespace: &Namespace, port: u16, rounds: u64) -> Result<Samples> {
         let (empty, observer) = (inside[Watcher::Empty.name()], inside[Watcher::Observer.name()]);
         samples.add("in the empty program, a freed packet", "ns", empty);
         samples.add("in observer's program, over the empty one", "ns", observer - empty);
+    }
+    Ok(samples)
+}
+
+/// What it costs to start programs while observer takes their facts.
+fn processes(rounds: u64) -> Result<Samples> {
+    const COUNT: u32 = 300;
+    let client = std::env::current_exe()?.with_file_name("client");
+    let start = || -> Result<f64> {
+        let started = Instant::now();
+        let status = Command::new(&client).args(["forks", &COUNT.to_string()]).status()?;
+        ensure!(status.success(), "the client ended with {status}");
+        Ok(started.elapsed().as_secs_f64() * 1e6 / f64::from(COUNT))
+    };
+    let mut samples = Samples::default();
+    for round in 0..rounds {
+        let mut order = [Watcher::Nobody, Watcher::Observer];
+        order.rotate_left(usize::try_from(round)? % 2);
+        let mut spent = HashMap::new();
+        for watcher in order {
+            let _running = watcher.start()?;
+            spent.insert(watcher.name(), start()?);
+            if watcher == Watcher::Observer {
+                let _statistics = enable_stats(Stats::RunTime).context("the kernel counts no program times")?;
+                for name in ["proc_fork", "proc_exec", "proc_exit"] {
+                    let before = watch::program_time(name)?;
+                    start()?;
+                    let after = watch::program_time(name)?;
+                    let each = (after.0 - before.0) as f64 / (after.1 - before.1) as f64;
+                    samples.add(format!("in {name}"), "ns", each);
+                }
+            }
+        }
+        let (unobserved, observed) = (spent[Watcher::Nobody.name()], spent[Watcher::Observer.name()]);
+        samples.add("a program, unobserved", "µs", unobserved);
+        samples.add("rate, observer ÷ unobserved", "×", unobserved / observed);
     }
     Ok(samples)
 }

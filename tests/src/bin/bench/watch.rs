@@ -69,27 +69,29 @@ impl Watcher {
         })
     }
 
-    /// Nanoseconds in its program so far and runs of it, as the kernel counts them while its statistics are on.
+    /// Nanoseconds in its program so far and runs of it.
     pub(crate) fn program_time(self) -> Result<(u64, u64)> {
-        let Some(name) = self.program() else { return Ok((0, 0)) };
-        for program in loaded_programs() {
-            let program = program?;
-            if program.name_as_str() == Some(name) {
-                let descriptor = program.fd()?;
-                let page = fs::read_to_string(format!(
-                    "/proc/self/fdinfo/{}",
-                    std::os::fd::AsFd::as_fd(&descriptor).as_raw_fd()
-                ))?;
-                let field = |name: &str| {
-                    page.lines()
-                        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-                        .with_context(|| format!("the kernel does not tell {name}"))
-                };
-                return Ok((field("run_time_ns:")?, field("run_cnt:")?));
-            }
-        }
-        anyhow::bail!("no program {name} is loaded")
+        self.program().map_or(Ok((0, 0)), program_time)
     }
+}
+
+/// Nanoseconds in a program so far and runs of it, as the kernel counts them while its statistics are on.
+pub(crate) fn program_time(name: &str) -> Result<(u64, u64)> {
+    for program in loaded_programs() {
+        let program = program?;
+        if program.name_as_str() == Some(name) {
+            let descriptor = program.fd()?;
+            let page =
+                fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsFd::as_fd(&descriptor).as_raw_fd()))?;
+            let field = |name: &str| {
+                page.lines()
+                    .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+                    .with_context(|| format!("the kernel does not tell {name}"))
+            };
+            return Ok((field("run_time_ns:")?, field("run_cnt:")?));
+        }
+    }
+    anyhow::bail!("no program {name} is loaded")
 }
 
 /// Something attached.

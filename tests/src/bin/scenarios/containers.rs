@@ -32,6 +32,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("tc_ingress", tc_ingress),
     ("prerouting_of_a_bridge", bridge_prerouting),
     ("dockers_rules", docker),
+    ("kubernetes_rules", kubernetes),
     ("two_containers_at_once", two),
     ("senders_that_live_for_one_call", brief),
     ("a_container_by_its_name", named),
@@ -192,6 +193,42 @@ fn docker() -> Result<Outcome> {
     ensure!(report.foreground().len() == 1, "{:?}", report.events);
     expect(report.foreground()[0], &[("/process/pid", json!(blocked.pid)), ("/egress/hook", json!("forward"))])?;
     ensure!(observer_names(&report, open.pid) == 0);
+    Ok(Outcome::Passed)
+}
+
+/// The shape of kube-proxy's tables: a service's address becomes an endpoint's before the packet is forwarded, and dropped.
+fn kubernetes() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Veth)?;
+    for rule in [
+        "-t nat -N KUBE-SERVICES",
+        "-t nat -N KUBE-SVC-X",
+        "-t nat -N KUBE-SEP-X",
+        "-t nat -A PREROUTING -j KUBE-SERVICES",
+        "-t nat -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp --dport 443 -j KUBE-SVC-X",
+        "-t nat -A KUBE-SVC-X -j KUBE-SEP-X",
+        "-t nat -A KUBE-SEP-X -p tcp -j DNAT --to-destination 203.0.113.10:6443",
+        "-N KUBE-FORWARD",
+        "-A FORWARD -j KUBE-FORWARD",
+        "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP",
+        "-A KUBE-FORWARD -p tcp --dport 6443 -j DROP",
+    ] {
+        lab.host.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
+    }
+    let observer = Observer::watch(&lab.host)?;
+    let client = traffic::run(&lab.containers[1], &["tcp", "10.96.0.1", "443", "0.4"])?;
+    let report = observer.stop()?;
+    ensure!(report.foreground().len() == 1, "{:?}", report.events);
+    expect(
+        report.foreground()[0],
+        &[
+            ("/process/pid", json!(client.pid)),
+            ("/egress/hook", json!("forward")),
+            ("/destination/ip", json!("10.96.0.1")),
+            ("/destination/port", json!(443)),
+            ("/destination/nat/ip", json!(FAR_V4)),
+            ("/destination/nat/port", json!(6443)),
+        ],
+    )?;
     Ok(Outcome::Passed)
 }
 

@@ -30,7 +30,7 @@ fn check<'a>(answer: &'a Value, name: &str) -> Result<&'a Value> {
 fn observable() -> Result<Outcome> {
     let answer = json(&mut observer::command())?;
     ensure!(answer["egress"]["observable"] == true, "{answer}");
-    for name in ["kernel", "btf", "lockdown", "privilege", "cgroup2", "drops", "reasons", "self-test"] {
+    for name in ["kernel", "btf", "lockdown", "privilege", "cgroup2", "drops", "reasons", "forwarding", "self-test"] {
         check(&answer, name)?;
     }
     ensure!(check(&answer, "self-test")?["status"] == "ok", "{answer}");

@@ -128,7 +128,7 @@ fn mixed() -> Result<Outcome> {
         for event in &events {
             match event["process"]["args"][3].as_str() {
                 None => nameless += 1,
-                Some(port) if port != event["destination"]["port"].to_string() => wrong += 1,
+                Some(port) if event["destination"]["port"] != port.parse::<u64>()? => wrong += 1,
                 Some(_) => {}
             }
         }
