@@ -22,7 +22,10 @@ use std::{
 use bytes::Bytes;
 use observer_ebpf::{abi::Task, logic::packet::Transport};
 
-use super::processes::Processes;
+use super::{
+    answers::{Answers, Patience},
+    processes::Processes,
+};
 use crate::{
     intake::life,
     model::{
@@ -30,18 +33,14 @@ use crate::{
     },
 };
 
-/// How long an answer about a socket is good for.
-const FRESH: Duration = Duration::from_secs(1);
-/// Answers kept before the oldest are swept.
-const MAX_ANSWERS: usize = 4096;
+/// Senders that were proven and are remembered.
+const MAX_SENDERS: usize = 4096;
 /// A process record is there before the drop that needs it, but one of another CPU that is still being written may stand
 /// in front of it: so often and so long it is waited for.
 const RETRIES: u32 = 10;
 const RETRY: Duration = Duration::from_micros(100);
-/// Looks for the sender of a forwarded packet, the time between them, and how many senders a second get so many.
-const ATTEMPTS: u32 = 6;
+/// Time between two looks for the sender of a forwarded packet.
 const AGAIN: Duration = Duration::from_millis(4);
-const PATIENT_LOOKS: u32 = 40;
 /// Parents that are asked for one by one when only /proc knows them.
 const MAX_PARENTS: usize = 64;
 
@@ -168,7 +167,7 @@ impl<E: Eyes> Attributor<E> {
                 return Some(self.known(bound));
             }
             if let Some(key) = key {
-                if self.senders.len() >= MAX_ANSWERS {
+                if self.senders.len() >= MAX_SENDERS {
                     self.senders.clear();
                 }
                 self.senders.insert(key, sender);
@@ -370,55 +369,6 @@ impl<E: Eyes> Attributor<E> {
             self.processes.seed(facts);
         }
         Some(id)
-    }
-}
-
-/// Answers that are good for [`FRESH`].
-struct Answers<K, V>(HashMap<K, (Instant, V)>);
-
-impl<K: std::hash::Hash + Eq + Clone, V: Clone> Answers<K, V> {
-    fn new() -> Self {
-        Self(HashMap::new())
-    }
-
-    fn get(&mut self, key: K, ask: impl FnOnce() -> V) -> V {
-        if let Some(answer) = self.get_known(&key) {
-            return answer;
-        }
-        let answer = ask();
-        self.put(key, answer.clone());
-        answer
-    }
-
-    fn get_known(&self, key: &K) -> Option<V> {
-        self.0.get(key).filter(|(when, _)| when.elapsed() < FRESH).map(|(_, answer)| answer.clone())
-    }
-
-    fn put(&mut self, key: K, answer: V) {
-        if self.0.len() >= MAX_ANSWERS {
-            self.0.retain(|_, (when, _)| when.elapsed() < FRESH);
-        }
-        if self.0.len() < MAX_ANSWERS {
-            self.0.insert(key, (Instant::now(), answer));
-        }
-    }
-}
-
-/// How often in a second a sender that cannot be found is looked for more than once: a flood of strangers' packets must not
-/// hold up everything else.
-#[derive(Default)]
-struct Patience {
-    second: Option<Instant>,
-    spent: u32,
-}
-
-impl Patience {
-    fn attempts(&mut self) -> u32 {
-        if self.second.is_none_or(|second| second.elapsed() > Duration::from_secs(1)) {
-            (self.second, self.spent) = (Some(Instant::now()), 0);
-        }
-        self.spent += 1;
-        if self.spent <= PATIENT_LOOKS { ATTEMPTS } else { 1 }
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`proc`] and [`cgroups`] read the host (in the helper, which may), [`unit`], [`redact`] and [`users`] are pure,
 //! [`processes`] remembers, [`attribute`] decides. Every claim has a source; two candidates make no answer.
 
+mod answers;
 pub mod assemble;
 pub mod attribute;
 pub mod cgroups;

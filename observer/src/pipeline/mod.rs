@@ -4,13 +4,15 @@
 //! everything that may wait (asking the helper, writing). Whatever does not fit is counted. The end is always the same:
 //! detach, empty the ring until the numbers add up, let the queue run dry, write the account.
 
+mod consume;
+
 use std::{
     io,
     os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -24,12 +26,10 @@ use tokio::{
     sync::oneshot,
 };
 
+use self::consume::consume;
 use crate::{
     enrich::{assemble::Assembler, attribute::Eyes, host::Identity},
-    intake::{
-        decode::decode,
-        ring::{Item, Reader},
-    },
+    intake::ring::{Item, Reader},
     model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Kind, Lost, Summary},
     output::Output,
     probe::{Probes, Totals},
@@ -38,8 +38,6 @@ use crate::{
 
 /// Records that may wait for the slower half: some seconds of a storm, at most 30 MB.
 const QUEUE: usize = 65_536;
-/// Output that has something left to tell is asked this often.
-const IDLE: Duration = Duration::from_millis(250);
 /// How long the end waits for programs that were still running when they were detached.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -83,21 +81,6 @@ pub struct Run<E> {
     pub limits: Limits,
     /// What is known to work worse than it could.
     pub degraded: Vec<Degraded>,
-}
-
-/// What the slower half did.
-struct Consumed {
-    reported: u64,
-    filtered: u64,
-    decode: u64,
-    /// Packets that turned out to be no egress.
-    inbound: u64,
-    /// Given up at the end, because the output did not take them in time.
-    abandoned: u64,
-    told: u64,
-    output: Box<dyn Output>,
-    degraded: Vec<Degraded>,
-    error: Option<io::Error>,
 }
 
 impl<E: Eyes + Send + 'static> Run<E> {
@@ -274,116 +257,6 @@ async fn pass_on(log: &mut AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>) 
     while let Ok(mut guard) = log.readable_mut().await {
         guard.get_inner_mut().flush();
         guard.clear_ready();
-    }
-}
-
-/// The slower half: until the queue is closed and empty. After an error or the last event that was asked for, it counts
-/// on and writes no more; in a hurry it only counts.
-fn consume<E: Eyes>(
-    queue: &Receiver<Item>,
-    mut assembler: Assembler<E>,
-    output: Box<dyn Output>,
-    filter: &Filter,
-    count: Option<u64>,
-    stop: oneshot::Sender<()>,
-    hurry: &AtomicBool,
-) -> Consumed {
-    let mut consumed = Consumed {
-        reported: 0,
-        filtered: 0,
-        decode: 0,
-        inbound: 0,
-        abandoned: 0,
-        told: 0,
-        output,
-        degraded: Vec::new(),
-        error: None,
-    };
-    let mut stop = Some(stop);
-    let mut told = Instant::now();
-    loop {
-        let item = match queue.try_recv() {
-            Ok(item) => Some(item),
-            Err(_) => {
-                let waiting = consumed.pause();
-                told = Instant::now();
-                // An idle host costs nothing: without anything to tell there is nothing to wake up for.
-                let next = if waiting { queue.recv_timeout(IDLE) } else { queue.recv().map_err(Into::into) };
-                match next {
-                    Ok(item) => Some(item),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => {
-                        consumed.degraded = assembler.degraded();
-                        return consumed;
-                    }
-                }
-            }
-        };
-        if told.elapsed() > IDLE {
-            consumed.pause();
-            told = Instant::now();
-        }
-        match item {
-            Some(Item::Drop(_)) if hurry.load(Ordering::Relaxed) => consumed.abandoned += 1,
-            Some(Item::Drop(bytes)) => consumed.take(bytes, &mut assembler, filter, count),
-            Some(Item::Processes) => assembler.catch_up(),
-            None => {}
-        }
-        if (consumed.error.is_some() || count.is_some_and(|count| consumed.told >= count))
-            && let Some(stop) = stop.take()
-        {
-            // The other end is gone only when everything is stopping already.
-            let _ = stop.send(());
-        }
-    }
-}
-
-impl Consumed {
-    /// True when the output has something left to tell.
-    fn pause(&mut self) -> bool {
-        if self.error.is_some() {
-            return false;
-        }
-        self.output.idle().unwrap_or_else(|error| {
-            self.error = Some(error);
-            false
-        })
-    }
-
-    fn take<E: Eyes>(
-        &mut self,
-        bytes: bytes::Bytes,
-        assembler: &mut Assembler<E>,
-        filter: &Filter,
-        count: Option<u64>,
-    ) {
-        let dropped = match decode(bytes) {
-            Ok(dropped) => dropped,
-            Err(error) => {
-                log::warn!("{error}");
-                self.decode += 1;
-                return;
-            }
-        };
-        if self.error.is_some() || count.is_some_and(|count| self.told >= count) {
-            self.filtered += 1;
-            return;
-        }
-        if !assembler.is_egress(&dropped) {
-            self.inbound += 1;
-            return;
-        }
-        let mut event = assembler.assemble(&dropped);
-        if !filter.matches(&event) {
-            self.filtered += 1;
-            return;
-        }
-        self.reported += 1;
-        event.event.sequence = Some(self.reported);
-        match self.output.event(&event) {
-            Ok(shown) => self.told += u64::from(shown),
-            Err(error) => self.error = Some(error),
-        }
     }
 }
 

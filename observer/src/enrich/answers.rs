@@ -1,0 +1,89 @@
+//! Answers of the helper that are good for a moment, so that a flood asks once; and how often it is worth asking again.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// How long an answer is good for.
+const FRESH: Duration = Duration::from_secs(1);
+/// Answers kept before the old ones are swept.
+const MAX_ANSWERS: usize = 4096;
+/// Looks for one sender, and how many senders a second get so many.
+const ATTEMPTS: u32 = 6;
+const PATIENT_LOOKS: u32 = 40;
+
+/// Answers that are good for [`FRESH`].
+pub(super) struct Answers<K, V>(HashMap<K, (Instant, V)>);
+
+impl<K: std::hash::Hash + Eq + Clone, V: Clone> Answers<K, V> {
+    pub(super) fn new() -> Self {
+        Self(HashMap::new())
+    }
+
+    /// The answer, asked for if it is not known or old.
+    pub(super) fn get(&mut self, key: K, ask: impl FnOnce() -> V) -> V {
+        if let Some(answer) = self.get_known(&key) {
+            return answer;
+        }
+        let answer = ask();
+        self.put(key, answer.clone());
+        answer
+    }
+
+    /// The answer that is known.
+    pub(super) fn get_known(&self, key: &K) -> Option<V> {
+        self.0.get(key).filter(|(when, _)| when.elapsed() < FRESH).map(|(_, answer)| answer.clone())
+    }
+
+    /// Remembers an answer.
+    pub(super) fn put(&mut self, key: K, answer: V) {
+        if self.0.len() >= MAX_ANSWERS {
+            self.0.retain(|_, (when, _)| when.elapsed() < FRESH);
+        }
+        if self.0.len() < MAX_ANSWERS {
+            self.0.insert(key, (Instant::now(), answer));
+        }
+    }
+}
+
+/// How often in a second a sender that cannot be found is looked for more than once: a flood of strangers' packets must not
+/// hold up everything else.
+#[derive(Default)]
+pub(super) struct Patience {
+    second: Option<Instant>,
+    spent: u32,
+}
+
+impl Patience {
+    /// How often to look for the next one.
+    pub(super) fn attempts(&mut self) -> u32 {
+        if self.second.is_none_or(|second| second.elapsed() > Duration::from_secs(1)) {
+            (self.second, self.spent) = (Some(Instant::now()), 0);
+        }
+        self.spent += 1;
+        if self.spent <= PATIENT_LOOKS { ATTEMPTS } else { 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_asked_for_once() {
+        let mut answers = Answers::new();
+        assert_eq!(answers.get(1, || "first"), "first");
+        assert_eq!(answers.get(1, || "second"), "first");
+        assert_eq!(answers.get_known(&2), None);
+        answers.put(2, "put");
+        assert_eq!(answers.get_known(&2), Some("put"));
+    }
+
+    #[test]
+    fn patience_ends() {
+        let mut patience = Patience::default();
+        let attempts: Vec<u32> = (0..=PATIENT_LOOKS).map(|_| patience.attempts()).collect();
+        assert_eq!((attempts.first(), attempts.last()), (Some(&ATTEMPTS), Some(&1)));
+    }
+}
