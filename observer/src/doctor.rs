@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn examine(mut helper: Helper) -> Diagnosis {
     let mut checks = vec![kernel(), types(), lockdown(), privilege(), container(), hierarchy()];
     let others = others();
-    match Probes::attach(0) {
+    match Probes::attach(0, &observer_ebpf::abi::KernelFilter::default()) {
         Ok(mut probes) => {
             checks.extend(probes.states.iter().map(hook));
             checks.push(reasons(&probes));
@@ -234,9 +234,9 @@ fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, N
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         while let Some(item) = ring.next() {
-            let Ok(dropped) = decode(Bytes::copy_from_slice(&item)) else { continue };
-            let ports = dropped.endpoints.and_then(|endpoints| endpoints.ports());
-            if dropped.netns != sent.netns || ports.map(|(source, _)| source) != Some(sent.port) {
+            let Ok(dropped) = decode(Bytes::copy_from_slice(&item)).map(|first| first.dropped) else { continue };
+            let port = dropped.endpoints.and_then(|endpoints| endpoints.source_port);
+            if dropped.netns != sent.netns || port != Some(sent.port) {
                 continue;
             }
             let seen_ns = boot_ns();

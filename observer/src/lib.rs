@@ -27,6 +27,9 @@ pub mod incident;
 /// Events, incidents and the account → text and JSON.
 pub mod output;
 
+/// The command of `observer run`: started, passed signals, waited for.
+pub mod launch;
+
 /// What this kernel and host support.
 pub mod doctor;
 

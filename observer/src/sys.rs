@@ -37,3 +37,10 @@ pub fn set_signal_handler(signal: nix::sys::signal::Signal, handler: nix::sys::s
     // SAFETY: the handlers passed here run no code of ours.
     unsafe { nix::sys::signal::signal(signal, handler) }.map(drop).map_err(io::Error::from)
 }
+
+/// Waits until every BPF program that was running has left: a grace period of the kernel's. False where the kernel does not
+/// offer that.
+pub fn wait_for_running_programs() -> bool {
+    // SAFETY: the call takes numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
+}

@@ -133,6 +133,8 @@ layout! {
     sk_local_v6,
     /// `sock.__sk_common.skc_v6_daddr`
     sk_remote_v6,
+    /// `sock.sk_shutdown`
+    sk_shutdown,
     /// `sock.sk_protocol`
     sk_protocol,
     /// `sock.sk_type`

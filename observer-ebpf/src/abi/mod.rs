@@ -4,6 +4,7 @@
 //! at compile time. A change to any of them changes [`VERSION`].
 
 mod counters;
+mod filter;
 mod layout;
 mod names;
 mod process;
@@ -11,12 +12,16 @@ mod record;
 mod task;
 
 pub use counters::Counter;
+pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter};
 pub use layout::{ABSENT, Layout};
 pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
-pub use record::{Cause, Direction, DropRecord, Hook, OwnerSource, PACKET_BYTES, TUPLE_BYTES, flag, place};
+pub use record::{
+    Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, OwnerSource, PACKET_BYTES, Tuple,
+    flag, place,
+};
 pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 7;

@@ -22,6 +22,8 @@ pub mod program {
     pub const MKDIR: &str = "proc_mkdir";
     /// cgroup program at a connection's events: TCP flows of other namespaces.
     pub const FLOW: &str = "flow_sock_ops";
+    /// Kprobe on `tcp_connect`: the same where the hierarchy takes no program.
+    pub const FLOW_KPROBE: &str = "flow_connect";
     /// Iterator over every open file: owners of sockets older than observer.
     pub const SEED: &str = "seed_task_file";
 }
@@ -30,6 +32,15 @@ pub mod program {
 pub mod map {
     /// Ring buffer of [`DropRecord`](super::DropRecord).
     pub const EVENTS: &str = "EVENTS";
+    /// Frozen global with the [`KernelFilter`](super::KernelFilter).
+    pub const FILTER: &str = "FILTER";
+    /// Hashes from [`DropKey`](super::DropKey) to [`Counted`](super::Counted) for each CPU: one for even generations, one
+    /// for odd ones.
+    pub const KEYS: [&str; 2] = ["KEYS_EVEN", "KEYS_ODD"];
+    /// The same for coarser keys, when those are full.
+    pub const COARSE: [&str; 2] = ["COARSE_EVEN", "COARSE_ODD"];
+    /// Array with one `u32`: the generation in which is counted.
+    pub const EPOCH: &str = "EPOCH";
     /// Ring buffer of [`ProcessRecord`](super::ProcessRecord), each with its data behind it.
     pub const PROCESSES: &str = "PROCESSES";
     /// Hash from socket cookie to [`Owner`](super::Owner).

@@ -1,9 +1,14 @@
-//! The drop record: one outbound packet that died on this host.
+//! The drop record: one outbound packet that died on this host; and its key, under which the ones like it are counted.
 
 use super::task::Owner;
 
 /// Bytes of packet that a record carries, from the network header on.
 pub const PACKET_BYTES: usize = 256;
+
+/// Keys of which a generation keeps a count; fewer on hosts with very many CPUs.
+pub const MAX_KEYS: u32 = 1 << 14;
+/// Coarser keys of a generation, for what finds no room.
+pub const MAX_COARSE_KEYS: u32 = 1 << 10;
 
 /// Which kind of decision freed the packet. Values are part of the ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,31 +81,124 @@ pub enum Direction {
     Unrouted = 3,
 }
 
-/// Bytes of a `struct nf_conntrack_tuple`.
-pub const TUPLE_BYTES: usize = 40;
-
-/// Bits of [`DropRecord::flags`].
+/// Bits of [`DropKey::flags`].
 pub mod flag {
     /// The packet had a socket.
-    pub const SOCKET: u8 = 1;
+    pub const SOCKET: u16 = 1;
     /// That socket was a full one (not a connection request or in time-wait), so its inode, uid and cgroup are valid.
-    pub const FULL_SOCKET: u8 = 2;
+    pub const FULL_SOCKET: u16 = 2;
     /// The socket was locked by a process that is inside a call on it.
-    pub const LOCKED: u8 = 4;
+    pub const LOCKED: u16 = 4;
     /// The socket was closed by its process; the kernel finishes the connection on its own.
-    pub const ORPHAN: u8 = 8;
+    pub const ORPHAN: u16 = 8;
     /// The packet's headers could not be read.
-    pub const UNREADABLE: u8 = 16;
+    pub const UNREADABLE: u16 = 16;
     /// The kernel made the socket for itself: no process has it open.
-    pub const KERNEL: u8 = 32;
+    pub const KERNEL: u16 = 32;
     /// Datagrams of this socket leave inside the call that sends them (UDP, raw, ping); a connection's may also leave by a
     /// timer or on an answer.
-    pub const DATAGRAM: u8 = 64;
+    pub const DATAGRAM: u16 = 64;
     /// The process on the CPU had the socket among its first open files, and was not the socket's owner.
-    pub const HELD: u8 = 128;
+    pub const HELD: u16 = 128;
+    /// A tunnel's packet: it carries another one, which is the socket's.
+    pub const ENCAPSULATED: u16 = 256;
+    /// IPv6 hop-by-hop options stand first, or it is IGMP.
+    pub const HOP_BY_HOP: u16 = 512;
+    /// The packet's addresses were translated: [`DropKey::sent`] is not what the packet says.
+    pub const TRANSLATED: u16 = 1024;
+    /// The owner's socket was held by several processes when it was seeded.
+    pub const SHARED: u16 = 2048;
+    /// Several destinations were counted together, for want of room.
+    pub const COARSE: u16 = 4096;
+    /// Ports, or type and code, are those of the packet.
+    pub const TRANSPORT: u16 = 8192;
 }
 
-/// One dropped packet. All integers are in the machine's byte order unless said otherwise.
+/// Addresses of a packet; IPv4 in the first four bytes, network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Tuple {
+    /// Source address.
+    pub source: [u8; 16],
+    /// Destination address.
+    pub destination: [u8; 16],
+    /// Source port in host byte order, or an echo request's identifier. 0 where it is not part of the key.
+    pub source_port: u16,
+    /// Destination port in host byte order.
+    pub destination_port: u16,
+}
+
+/// Everything from which an event can be made: packets with an equal key are told as one line. What differs from packet to
+/// packet of one story (source port, thread, payload) is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct DropKey {
+    /// Owner found by cookie: start of its process, nanoseconds of `CLOCK_BOOTTIME`; 0 when none was.
+    pub owner_start_ns: u64,
+    /// cgroup id of the socket; 0 when unknown.
+    pub cgroup: u64,
+    /// Socket cookie, where the owner is not certain; else 0.
+    pub cookie: u64,
+    /// Inode number of the socket file, where the owner is not certain; else 0.
+    pub inode: u64,
+    /// Addresses as they were sent, before any translation.
+    pub sent: Tuple,
+    /// Addresses of the packet where they were translated; else zero.
+    pub translated: Tuple,
+    /// Outgoing interface's name, zero-terminated; empty when unknown.
+    pub interface: [u8; 16],
+    /// Owner's process id; 0 without one.
+    pub owner_pid: u32,
+    /// Process on the CPU, where that may be the sender and is not the owner: a hint to be proven, never an answer.
+    pub current_pid: u32,
+    /// Inode number of the network namespace whose rules decided.
+    pub netns: u32,
+    /// Inode number of the namespace that it came from, where that is another and known; else 0.
+    pub origin_netns: u32,
+    /// Drop reason, a value of the running kernel's `enum skb_drop_reason`.
+    pub reason: u32,
+    /// User id of the socket's creation, in the initial user namespace; valid with [`flag::FULL_SOCKET`].
+    pub uid: u32,
+    /// Ethertype of the packet, host byte order.
+    pub ethertype: u16,
+    /// Bits of [`flag`].
+    pub flags: u16,
+    /// A [`Cause`].
+    pub cause: u8,
+    /// Bits of [`place`].
+    pub place: u8,
+    /// `sk->sk_state`; valid with [`flag::SOCKET`].
+    pub state: u8,
+    /// A [`Direction`].
+    pub direction: u8,
+    /// IP protocol of the payload; valid unless [`flag::UNREADABLE`].
+    pub protocol: u8,
+    /// TCP's flags, or ICMP's type.
+    pub detail: u8,
+    /// ICMP's code.
+    pub code: u8,
+    /// An [`OwnerSource`]; 0 without an owner.
+    pub owner_source: u8,
+    /// Zero.
+    pub reserved: [u8; 4],
+}
+
+/// What is counted under a key, on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counted {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, as nft's counters count them at that hook.
+    pub bytes: u64,
+    /// The first one, nanoseconds of `CLOCK_BOOTTIME`.
+    pub first_ns: u64,
+    /// The last one.
+    pub last_ns: u64,
+}
+
+/// The first packet of a key in a generation, with what only a single packet has. It is counted under its key like all
+/// others. All integers are in the machine's byte order unless said otherwise.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct DropRecord {
@@ -110,52 +208,29 @@ pub struct DropRecord {
     pub cookie: u64,
     /// Inode number of the socket file; 0 when there is none.
     pub inode: u64,
-    /// cgroup id of the socket; 0 when unknown.
-    pub cgroup: u64,
     /// Kernel address that freed the packet.
     pub location: u64,
     /// Owner found by cookie; `source` 0 when none was.
     pub owner: Owner,
-    /// Inode number of the network namespace.
-    pub netns: u32,
-    /// Outgoing interface's index in that namespace; 0 when unknown.
-    pub ifindex: u32,
-    /// Drop reason, a value of the running kernel's `enum skb_drop_reason`.
-    pub reason: u32,
-    /// `skb->len`, bytes as nft's counters count them at that hook.
+    /// What it is counted under.
+    pub key: DropKey,
+    /// Generation in which it is counted.
+    pub epoch: u32,
+    /// `skb->len`.
     pub length: u32,
-    /// User id of the socket's creation, in the initial user namespace; valid with [`flag::FULL_SOCKET`].
-    pub uid: u32,
-    /// Process that was on the CPU: only ever a hint to be proven, never an answer.
-    pub current_pid: u32,
-    /// Inode number of the namespace that it came from, where that is another and known; else 0.
-    pub origin_netns: u32,
-    /// Ethertype of the packet, host byte order.
-    pub ethertype: u16,
-    /// Valid bytes in `packet`.
+    /// Source port in host byte order; valid with [`flag::TRANSPORT`].
+    pub source_port: u16,
+    /// Source port after translation.
+    pub translated_port: u16,
+    /// Valid bytes in `packet`, which ends there.
     pub captured: u16,
-    /// A [`Cause`].
-    pub cause: u8,
-    /// Bits of [`place`].
-    pub place: u8,
-    /// `sk->sk_state`; valid with [`flag::SOCKET`].
-    pub state: u8,
-    /// Bits of [`flag`].
-    pub flags: u8,
-    /// A [`Direction`].
-    pub direction: u8,
-    /// `enum ip_conntrack_info` of its connection; valid where `original` is not zero.
-    pub conntrack_info: u8,
     /// Zero.
-    pub reserved: [u8; 2],
-    /// The connection's original `struct nf_conntrack_tuple`, as it was before any translation of addresses; zero without
-    /// connection tracking.
-    pub original: [u8; TUPLE_BYTES],
-    /// Outgoing interface's name, zero-terminated; empty when unknown.
-    pub interface: [u8; 16],
+    pub reserved: u16,
     /// The packet from its network header on.
     pub packet: [u8; PACKET_BYTES],
 }
 
-const _: () = assert!(size_of::<DropRecord>() == 5 * 8 + 80 + 7 * 4 + 2 * 2 + 8 + TUPLE_BYTES + 16 + PACKET_BYTES);
-const _: () = assert!(size_of::<DropRecord>().is_multiple_of(8));
+const _: () = assert!(size_of::<Tuple>() == 36);
+const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + 16 + 6 * 4 + 2 * 2 + 8 + 4);
+const _: () = assert!(size_of::<DropKey>().is_multiple_of(8));
+const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 16 + PACKET_BYTES);

@@ -41,8 +41,8 @@ pub struct Owner {
     pub holders: u32,
     /// Inode number of the socket's network namespace.
     pub netns: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Not zero once another process was seen inside a call on the socket.
+    pub foreign: u32,
 }
 
 const _: () = assert!(size_of::<Task>() == 56);

@@ -4,7 +4,7 @@
 //! never on the path of a packet. Both always allow.
 
 use aya_ebpf::{EbpfContext, macros::cgroup_sock, programs::SockContext};
-use observer_ebpf::abi::OwnerSource;
+use observer_ebpf::{abi::OwnerSource, logic::packet};
 
 use crate::kernel::{
     flow,
@@ -15,7 +15,6 @@ use crate::kernel::{
 };
 
 const ALLOW: i32 = 1;
-const AF_INET6: u16 = 10;
 
 #[cgroup_sock(sock_create)]
 pub fn own_sock_create(context: SockContext) -> i32 {
@@ -34,19 +33,14 @@ pub fn own_sock_close(context: SockContext) -> i32 {
         flow::emit(cookie, |flow| {
             flow.closed = 1;
             flow.protocol = Probe::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0) as u8;
-            flow.local_port = Probe::field(sk, field!(sk_num)).unwrap_or(0);
-            flow.remote_port = u16::from_be(Probe::field(sk, field!(sk_dport)).unwrap_or(0));
-            if Probe::field::<u16>(sk, field!(sk_family)) == Some(AF_INET6) {
-                flow.v6 = 1;
-                flow.local = Probe::field(sk, field!(sk_local_v6)).unwrap_or_default();
-                flow.remote = Probe::field(sk, field!(sk_remote_v6)).unwrap_or_default();
-            } else {
-                let v4 = |offset: u32| Probe::field::<[u8; 4]>(sk, offset).unwrap_or_default();
-                flow.local[..4].copy_from_slice(&v4(field!(sk_local_v4)));
-                flow.remote[..4].copy_from_slice(&v4(field!(sk_remote_v4)));
-            }
+            flow::addresses::<Probe>(flow, sk);
         });
     }
-    owner::retire(cookie);
+    // A connection goes on sending after the close: its last state retires it. One that never began has no such state.
+    let protocol: u16 = Probe::field(sk, field!(sk_protocol)).unwrap_or(0);
+    let state: u8 = Probe::field(sk, field!(sk_state)).unwrap_or(0);
+    if protocol != u16::from(packet::protocol::TCP) || u32::from(state) == sock::CLOSE {
+        owner::retire(cookie);
+    }
     ALLOW
 }

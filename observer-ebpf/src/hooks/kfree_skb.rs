@@ -7,21 +7,21 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::debug;
-use observer_ebpf::abi::{Cause, Counter, Direction, DropRecord, Owner, TUPLE_BYTES, flag};
+use observer_ebpf::abi::{Cause, Counter, Direction, flag};
 
 use crate::kernel::{
     counters::count,
-    emit::emit,
+    drop::{self, get, put},
+    filter,
     layout::field,
-    owner,
     read::{Direct, Probe, Reader},
     skb::Skb,
-    sock, task,
+    sock,
+    tally::tally,
     time::boot_ns,
 };
 
@@ -75,65 +75,44 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         count(Counter::NotEgress);
         return;
     };
+    let Some(scratch) = drop::scratch() else { return };
     count(Counter::Seen);
-    let time_ns = boot_ns();
-    let socket = sock::facts::<R>(skb.sk);
-    let device = skb.out_device::<R>();
-    // The namespace whose rules decided: the socket's own, unless another one forwards for it.
-    let net = if socket.net != 0 && direction == Direction::Local {
-        socket.net
-    } else {
-        Probe::field(device, field!(dev_net)).unwrap_or(0)
-    };
-    emit(|record: *mut DropRecord| {
-        // SAFETY: the ring's entry is writable and large enough; every field of it is written here, `packet` up to
-        // `captured`.
-        unsafe {
-            let captured = skb.capture::<R>(&raw mut (*record).packet);
-            let mut flags = socket.flags;
-            if captured == 0 {
-                flags |= flag::UNREADABLE;
-                debug!(context, "headers of a dropped packet at {:x} are unreadable", address);
-            }
-            (*record).time_ns = time_ns;
-            (*record).cookie = socket.cookie;
-            (*record).inode = socket.inode;
-            (*record).cgroup = socket.cgroup;
-            (*record).location = location;
-            let current_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-            (*record).current_pid = current_pid;
-            (*record).owner = match owner::get(socket.cookie) {
-                Some(owner) => *owner,
-                None => Owner::default(),
-            };
-            // Somebody else may be inside a call on this socket: a look at what that process has open will tell.
-            let in_call = flags & (flag::LOCKED | flag::DATAGRAM) != 0 && flags & flag::KERNEL == 0;
-            if in_call
-                && current_pid != 0
-                && current_pid != (*record).owner.task.pid
-                && task::holds(sock::socket(skb.sk))
-            {
-                flags |= flag::HELD;
-            }
-            (*record).netns = Probe::field(net, field!(net_inum)).unwrap_or(0);
-            (*record).ifindex = Probe::field(device, field!(dev_ifindex)).unwrap_or(0);
-            (*record).reason = reason;
-            (*record).length = skb.length::<R>();
-            (*record).uid = socket.uid;
-            (*record).ethertype = skb.ethertype::<R>();
-            (*record).captured = captured;
-            (*record).cause = cause as u8;
-            (*record).place = skb.place::<R>(direction);
-            (*record).state = socket.state;
-            (*record).flags = flags;
-            (*record).direction = direction as u8;
-            (*record).origin_netns = if from == 0 { 0 } else { Probe::field(from, field!(net_inum)).unwrap_or(0) };
-            (*record).reserved = [0; 2];
-            match skb.original::<R>(&raw mut (*record).original) {
-                Some(info) => (*record).conntrack_info = info,
-                None => (*record).original = [0; TUPLE_BYTES],
-            }
-            (*record).interface = Probe::field(device, field!(dev_name)).unwrap_or_default();
+    // SAFETY: the scratch space is this CPU's.
+    unsafe {
+        drop::begin(scratch);
+        put!(scratch.record.time_ns, boot_ns());
+        put!(scratch.record.location, location);
+        put!(scratch.record.length, skb.length::<R>());
+        put!(scratch.record.key.reason, reason);
+        put!(scratch.record.key.cause, cause as u8);
+        put!(scratch.record.key.direction, direction as u8);
+        if from != 0 {
+            put!(scratch.record.key.origin_netns, Probe::field(from, field!(net_inum)).unwrap_or(0));
         }
-    });
+        let route = skb.route_device();
+        put!(scratch.record.key.place, skb.place::<R>(direction, route));
+        let ethertype = skb.ethertype::<R>();
+        put!(scratch.record.key.ethertype, ethertype);
+        if skb.sk != 0 {
+            sock::describe::<R>(skb.sk, scratch);
+        }
+        // The namespace whose rules decided: the socket's own, unless another one forwards for it.
+        let device = skb.out_device::<R>(route);
+        drop::interface(scratch, device);
+        if direction != Direction::Local || get!(scratch.record.key.netns) == 0 {
+            let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
+            put!(scratch.record.key.netns, Probe::field(net, field!(net_inum)).unwrap_or(0));
+        }
+        let (start, bytes) = skb.linear::<R>(scratch);
+        drop::headers(start, bytes, ethertype, skb.connection::<R>());
+        drop::finish();
+        if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
+            debug!(context, "headers of a dropped packet at {:x} are unreadable", address);
+        }
+        if filter::passes() {
+            tally(scratch, start, bytes);
+        } else {
+            count(Counter::Filtered);
+        }
+    }
 }

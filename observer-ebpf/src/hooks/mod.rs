@@ -7,3 +7,4 @@ mod kfree_skb;
 mod sched_process;
 mod sock_ops;
 mod task_file;
+mod tcp_connect;

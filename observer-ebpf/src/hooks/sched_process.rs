@@ -4,6 +4,8 @@
 //! Fork runs in the parent once the child is complete, exec in the process once its new memory is, exit in each thread
 //! once it is counted off. So a process that lives some milliseconds is told with everything, before it can send.
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel_str, bpf_probe_read_user},
     macros::btf_tracepoint,
@@ -68,7 +70,7 @@ unsafe fn fill(scratch: *mut Scratch, program: u64, current: u64) {
         (*scratch).record.path_bytes = path_bytes as u16;
 
         let name: u64 = Probe::field(program, field!(bprm_filename)).unwrap_or(0);
-        let mut at = u64::from(path_bytes) & process::PATH_MASK;
+        let mut at = black_box(u64::from(path_bytes)) & process::PATH_MASK;
         let into = (&raw mut (*scratch).data).cast::<u8>().add(at as usize);
         let read = bpf_probe_read_kernel_str(into.cast(), NAME_BYTES as u32, name as *const _);
         if read > 0 && read <= NAME_BYTES as i64 {
@@ -84,7 +86,8 @@ unsafe fn fill(scratch: *mut Scratch, program: u64, current: u64) {
             bytes = ARGS_BYTES as u64;
             (*scratch).record.flags |= process_flag::ARGS_CUT;
         }
-        let into = (&raw mut (*scratch).data).cast::<u8>().add((at & process::NAME_MASK) as usize);
+        // The compiler knows that the mask changes nothing; not every kernel's verifier does.
+        let into = (&raw mut (*scratch).data).cast::<u8>().add((black_box(at) & process::NAME_MASK) as usize);
         if bytes > 0 && bpf_probe_read_user(into.cast(), bytes as u32, start as *const _) == 0 {
             (*scratch).record.args_bytes = bytes as u16;
         }

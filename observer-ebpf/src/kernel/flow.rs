@@ -1,15 +1,41 @@
 //! Flow records: told for sockets of other namespaces than the host's, whose packets the host forwards without their
 //! socket.
 
-use observer_ebpf::abi::{FlowRecord, ProcessEvent};
+use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord};
 
-use super::{layout::field, owner, process};
+use super::{layout::field, owner, process, read::Reader};
+
+const AF_INET6: u16 = 10;
+
+/// Addresses and ports of a `struct sock`.
+#[inline(always)]
+pub fn addresses<R: Reader>(flow: &mut FlowRecord, sk: u64) {
+    flow.local_port = R::field(sk, field!(sk_num)).unwrap_or(0);
+    flow.remote_port = u16::from_be(R::field(sk, field!(sk_dport)).unwrap_or(0));
+    if R::field::<u16>(sk, field!(sk_family)) == Some(AF_INET6) {
+        flow.v6 = 1;
+        flow.local = R::field(sk, field!(sk_local_v6)).unwrap_or_default();
+        flow.remote = R::field(sk, field!(sk_remote_v6)).unwrap_or_default();
+    } else {
+        let v4 = |offset: u32| R::field::<[u8; 4]>(sk, offset).unwrap_or_default();
+        flow.local[..4].copy_from_slice(&v4(field!(sk_local_v4)));
+        flow.remote[..4].copy_from_slice(&v4(field!(sk_remote_v4)));
+    }
+}
+
+/// On the stack: a cgroup program may be preempted, and a CPU's scratch space is then another's.
+#[repr(C)]
+struct Whole {
+    record: ProcessRecord,
+    flow: FlowRecord,
+}
 
 /// Hands over the flow of the socket with this cookie, if it belongs to another namespace.
 #[inline(always)]
 pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
     let Some(owner) = owner::get(cookie) else { return };
-    if owner.netns == field!(host_netns) || owner.netns == 0 {
+    // Several holders make no answer.
+    if owner.holders > 1 || owner.netns == field!(host_netns) || owner.netns == 0 {
         return;
     }
     let mut flow = FlowRecord {
@@ -25,12 +51,7 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
         reserved: [0; 5],
     };
     fill(&mut flow);
-    let Some(scratch) = process::scratch() else { return };
-    // SAFETY: the scratch space is this CPU's, and large enough.
-    unsafe {
-        (*scratch).record = process::bare(owner.task, ProcessEvent::Flow);
-        (*scratch).record.args_bytes = size_of::<FlowRecord>() as u16;
-        (&raw mut (*scratch).data).cast::<FlowRecord>().write_unaligned(flow);
-        process::emit_scratch(scratch);
-    }
+    let mut record = process::bare(owner.task, ProcessEvent::Flow);
+    record.args_bytes = size_of::<FlowRecord>() as u16;
+    process::emit_with(&Whole { record, flow });
 }

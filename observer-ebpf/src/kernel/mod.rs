@@ -1,7 +1,8 @@
 //! Typed field reads, the owner map, the counters and the ring: the only unsafe code of the kernel half.
 
 pub mod counters;
-pub mod emit;
+pub mod drop;
+pub mod filter;
 pub mod flow;
 pub mod layout;
 pub mod link;
@@ -11,5 +12,6 @@ pub mod process;
 pub mod read;
 pub mod skb;
 pub mod sock;
+pub mod tally;
 pub mod task;
 pub mod time;

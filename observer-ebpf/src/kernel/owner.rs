@@ -45,10 +45,19 @@ pub fn get(cookie: u64) -> Option<&'static Owner> {
     unsafe { OWNERS.get(cookie) }
 }
 
+/// Notes that another process was seen inside a call on the socket.
+#[inline(always)]
+pub fn mark_foreign(cookie: u64) {
+    if let Some(owner) = OWNERS.get_ptr_mut(cookie) {
+        // SAFETY: the pointer is to a live map value; every writer writes the same.
+        unsafe { (&raw mut (*owner).foreign).write_volatile(1) };
+    }
+}
+
 /// Binds a socket to the process that is inside a call on it.
 #[inline(always)]
 pub fn bind(cookie: u64, task: Task, netns: u32, source: OwnerSource) {
-    let owner = Owner { task, bound_ns: boot_ns(), source: source as u32, holders: 1, netns, reserved: 0 };
+    let owner = Owner { task, bound_ns: boot_ns(), source: source as u32, holders: 1, netns, foreign: 0 };
     if OWNERS.insert(cookie, owner, u64::from(BPF_ANY)).is_err() {
         count(Counter::OwnerMapFull);
     }
@@ -67,7 +76,7 @@ pub fn seed(cookie: u64, task: Task, netns: u32) {
         }
         return;
     }
-    let owner = Owner { task, bound_ns: boot_ns(), source: OwnerSource::Seed as u32, holders: 1, netns, reserved: 0 };
+    let owner = Owner { task, bound_ns: boot_ns(), source: OwnerSource::Seed as u32, holders: 1, netns, foreign: 0 };
     if OWNERS.insert(cookie, owner, u64::from(BPF_NOEXIST)).is_err() && get(cookie).is_none() {
         count(Counter::OwnerMapFull);
     }

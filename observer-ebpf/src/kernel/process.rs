@@ -107,7 +107,13 @@ pub fn exit_record(thread: u64) -> ProcessRecord {
 /// Hands over a record without data.
 #[inline(always)]
 pub fn emit(record: &ProcessRecord) {
-    output((&raw const *record).cast(), size_of::<ProcessRecord>() as u64);
+    emit_with(record);
+}
+
+/// Hands over a record with what stands behind it in `whole`.
+#[inline(always)]
+pub fn emit_with<T>(whole: &T) {
+    output((&raw const *whole).cast(), size_of::<T>() as u64);
 }
 
 /// Hands over what was put together, with as much data as its lengths say.

@@ -2,9 +2,8 @@
 
 use core::hint::black_box;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel as probe_read_kernel;
 use observer_ebpf::{
-    abi::{ABSENT, Direction, PACKET_BYTES, TUPLE_BYTES, place},
+    abi::{Direction, place},
     logic::{
         direction::{self, Origin},
         packet::ethertype,
@@ -12,6 +11,7 @@ use observer_ebpf::{
 };
 
 use super::{
+    drop::{Scratch, get, put},
     layout::{address, field},
     link::{self, Link},
     read::{Probe, Reader},
@@ -72,21 +72,10 @@ impl Skb {
         }
     }
 
-    /// Its connection's original tuple, copied to `into`; returns the connection's state, or `None` without one.
+    /// Its connection and what it is to it (`skb->_nfct`); 0 without connection tracking.
     #[inline(always)]
-    pub fn original<R: Reader>(&self, into: *mut [u8; TUPLE_BYTES]) -> Option<u8> {
-        /// The state lies in the low bits of `skb->_nfct` (`NFCT_INFOMASK`).
-        const INFO: u64 = 7;
-        let word: u64 = R::field(self.address, field!(skb_nfct)).unwrap_or(0);
-        let connection = word & !INFO;
-        let tuple = field!(conn_original);
-        if connection == 0 || tuple == ABSENT {
-            return None;
-        }
-        // SAFETY: the destination is as large as is read; the helper checks the source.
-        let status =
-            unsafe { probe_read_kernel(into.cast(), TUPLE_BYTES as u32, (connection + u64::from(tuple)) as *const _) };
-        if status == 0 { Some((word & INFO) as u8) } else { None }
+    pub fn connection<R: Reader>(&self) -> u64 {
+        R::field(self.address, field!(skb_nfct)).unwrap_or(0)
     }
 
     /// Ethertype of what stands at the network header, host byte order.
@@ -120,18 +109,22 @@ impl Skb {
         R::field(self.address, field!(skb_len)).unwrap_or(0)
     }
 
+    /// The route's device, or 0.
+    #[inline(always)]
+    pub fn route_device(&self) -> u64 {
+        Probe::field(self.dst, field!(dst_dev)).unwrap_or(0)
+    }
+
     /// The device that the packet was to leave by, or 0: on the device itself that is where it died (a VLAN's or a bond's
     /// packet has the upper device as its route's), before that the route's.
     #[inline(always)]
-    pub fn out_device<R: Reader>(&self) -> u64 {
-        let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
+    pub fn out_device<R: Reader>(&self, routes: u64) -> u64 {
         if routes == 0 || self.dev != 0 && self.at_link_header::<R>() { self.dev } else { routes }
     }
 
     /// Bits of [`place`]: what tells at which hook it died.
     #[inline(always)]
-    pub fn place<R: Reader>(&self, direction: Direction) -> u8 {
-        let routes: u64 = Probe::field(self.dst, field!(dst_dev)).unwrap_or(0);
+    pub fn place<R: Reader>(&self, direction: Direction, routes: u64) -> u8 {
         let mut bits = 0;
         if self.dev != 0 {
             bits |= place::DEVICE;
@@ -168,23 +161,22 @@ impl Skb {
         black_box(data.wrapping_sub(head))
     }
 
-    /// Copies the packet from its network header on, as far as it is linear; returns the bytes copied.
+    /// Address of the network header, and how many bytes of the packet are linear from there on; 0 bytes when none are.
+    ///
+    /// # Safety
+    /// The scratch space must be this CPU's.
     #[inline(always)]
-    pub fn capture<R: Reader>(&self, into: *mut [u8; PACKET_BYTES]) -> u16 {
-        let head: u64 = R::field(self.address, field!(skb_head)).unwrap_or(0);
+    pub unsafe fn linear<R: Reader>(&self, scratch: *mut Scratch) -> (u64, u64) {
+        // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
+        // SAFETY: the scratch space is this CPU's.
+        let head: u64 = unsafe {
+            put!(scratch.pointer, R::field(self.address, field!(skb_head)).unwrap_or(0));
+            get!(scratch.pointer)
+        };
         let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
         let paged: u32 = R::field(self.address, field!(skb_data_len)).unwrap_or(0);
         let end = self.headroom::<R>() + u64::from(self.length::<R>().wrapping_sub(paged));
-        if end <= network {
-            return 0;
-        }
-        let mut bytes = end - network;
-        if bytes > PACKET_BYTES as u64 {
-            bytes = PACKET_BYTES as u64;
-        }
-        // SAFETY: the verifier knows `bytes` to be between 1 and the size of the buffer; the helper checks the source.
-        let status = unsafe { probe_read_kernel(into.cast(), bytes as u32, (head + network) as *const _) };
-        if status == 0 { bytes as u16 } else { 0 }
+        (head + network, if end > network { end - network } else { 0 })
     }
 }
 

@@ -1,12 +1,14 @@
 //! Fields of a `struct sock`.
 
+use core::hint::black_box;
+
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use observer_ebpf::abi::{ABSENT, flag};
 
 use super::{
+    drop::{Scratch, put},
     layout::field,
     read::{Probe, Reader},
-    task,
 };
 
 /// `TCP_TIME_WAIT` and `TCP_NEW_SYN_RECV`: states of the smaller socket structs, which share only the first part with a
@@ -18,6 +20,9 @@ const NEW_SYN_RECV: u8 = 12;
 pub const SOCK_DGRAM: u32 = 2;
 /// See [`SOCK_DGRAM`].
 pub const SOCK_RAW: u32 = 3;
+
+/// `SHUTDOWN_MASK` of `include/net/sock.h`: `close` sets both ways before it sends the FIN.
+const SHUTDOWN_MASK: u8 = 3;
 
 /// `TCP_SYN_SENT` and `TCP_CLOSE`, likewise.
 pub const SYN_SENT: u32 = 2;
@@ -38,61 +43,55 @@ pub fn netns<R: Reader>(sk: u64) -> u32 {
     Probe::field(net, field!(net_inum)).unwrap_or(0)
 }
 
-/// The `struct socket` of a full socket as a plain number, which is all that a function of its own takes; 0 without one.
+/// Inode number of the file of a `struct socket`; 0 without one.
 #[inline(always)]
-pub fn socket(sk: u64) -> u64 {
-    Probe::field(sk, field!(sk_socket)).unwrap_or(0)
+pub fn inode(socket: u64) -> u64 {
+    Probe::field(socket, field!(socket_inode)).unwrap_or(0)
 }
 
-/// What a drop record takes from the packet's socket.
-#[derive(Clone, Copy, Default)]
-pub struct Facts {
-    pub cookie: u64,
-    pub inode: u64,
-    pub cgroup: u64,
-    pub net: u64,
-    pub uid: u32,
-    pub state: u8,
-    pub flags: u8,
-}
-
-/// Reads a socket; everything zero for none.
+/// What the packet's socket says, written into the scratch record; its namespace as the one whose rules decided.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
 #[inline(always)]
-pub fn facts<R: Reader>(sk: u64) -> Facts {
-    let mut facts = Facts::default();
-    if sk == 0 {
-        return facts;
-    }
-    let Some(state) = R::field::<u8>(sk, field!(sk_state)) else { return facts };
-    facts.state = state;
-    facts.flags = flag::SOCKET;
-    facts.cookie = R::field(sk, field!(sk_cookie)).unwrap_or(0);
-    facts.net = R::field(sk, field!(sk_net)).unwrap_or(0);
-    if state == TIME_WAIT || state == NEW_SYN_RECV {
-        return facts;
-    }
-    facts.flags |= flag::FULL_SOCKET;
-    facts.uid = R::field(sk, field!(sk_uid)).unwrap_or(0);
-    let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
-    facts.inode = Probe::field(socket, field!(socket_inode)).unwrap_or(0);
-    if socket != 0 && Probe::field::<u64>(socket, field!(socket_file)) == Some(0) {
-        facts.flags |= flag::KERNEL;
-    }
-    let kind = u32::from(R::field::<u16>(sk, field!(sk_type)).unwrap_or(0));
-    if kind == SOCK_DGRAM || kind == SOCK_RAW {
-        facts.flags |= flag::DATAGRAM;
-    }
-    let cgroup: u64 = R::field(sk, field!(sk_cgroup)).unwrap_or(0);
-    facts.cgroup = task::cgroup_id(cgroup);
-    if R::field::<i32>(sk, field!(sk_lock_owned)).unwrap_or(0) != 0 {
-        facts.flags |= flag::LOCKED;
-    }
-    let dead = field!(sk_flag_dead);
-    if dead != ABSENT {
-        let flags: u64 = R::field(sk, field!(sk_flags)).unwrap_or(0);
-        if flags & (1 << (dead & 63)) != 0 {
-            facts.flags |= flag::ORPHAN;
+pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let state: u8 = R::field(sk, field!(sk_state)).unwrap_or(0);
+        put!(scratch.record.key.state, state);
+        put!(scratch.record.cookie, R::field(sk, field!(sk_cookie)).unwrap_or(0));
+        let net: u64 = R::field(sk, field!(sk_net)).unwrap_or(0);
+        put!(scratch.record.key.netns, R::field(net, field!(net_inum)).unwrap_or(0));
+        if state == TIME_WAIT || state == NEW_SYN_RECV {
+            put!(scratch.record.key.flags, flag::SOCKET);
+            return;
         }
+        let mut flags = flag::SOCKET | flag::FULL_SOCKET;
+        put!(scratch.record.key.uid, R::field(sk, field!(sk_uid)).unwrap_or(0));
+        put!(scratch.port, R::field(sk, field!(sk_num)).unwrap_or(0));
+        put!(scratch.protocol, R::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0));
+        let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
+        put!(scratch.socket, black_box(socket));
+        let file: u64 = R::field(socket, field!(socket_file)).unwrap_or(0);
+        flags |= bit(socket != 0 && file == 0, flag::KERNEL);
+        let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
+        flags |= bit(u32::from(kind) == SOCK_DGRAM || u32::from(kind) == SOCK_RAW, flag::DATAGRAM);
+        let cgroup: u64 = R::field(sk, field!(sk_cgroup)).unwrap_or(0);
+        let node: u64 = R::field(cgroup, field!(cgroup_kn)).unwrap_or(0);
+        put!(scratch.record.key.cgroup, R::field(node, field!(kn_id)).unwrap_or(0));
+        flags |= bit(R::field::<i32>(sk, field!(sk_lock_owned)).unwrap_or(0) != 0, flag::LOCKED);
+        flags |= bit(R::field::<u8>(sk, field!(sk_shutdown)) == Some(SHUTDOWN_MASK), flag::ORPHAN);
+        let dead = field!(sk_flag_dead);
+        if dead != ABSENT {
+            let bits: u64 = R::field(sk, field!(sk_flags)).unwrap_or(0);
+            flags |= ((bits >> (dead & 63)) as u16 & 1) * flag::ORPHAN;
+        }
+        put!(scratch.record.key.flags, flags);
     }
-    facts
+}
+
+/// `flag` where the condition holds, without a branch that the verifier would follow.
+#[inline(always)]
+fn bit(condition: bool, flag: u16) -> u16 {
+    black_box(u16::from(condition)) * flag
 }

@@ -1,7 +1,7 @@
 //! Is a dropped packet this host's own egress, and where on its way did it die.
 
 use super::packet::{ethertype, protocol};
-use crate::abi::{Cause, Direction, Hook, place};
+use crate::abi::{Cause, Direction, DropKey, Hook, flag, place};
 
 /// What the kernel half reads from the packet to tell its direction.
 #[derive(Clone, Copy, Debug)]
@@ -68,14 +68,15 @@ pub struct Place {
 }
 
 impl Place {
-    /// From the bits of a record, whether it has a socket, and what its packet is.
-    pub fn new(bits: u8, socket: bool, ethertype: u16, packet: &[u8]) -> Self {
-        let has = |bit: u8| bits & bit != 0;
+    /// From what is counted.
+    pub fn new(key: &DropKey) -> Self {
+        let has = |bit: u8| key.place & bit != 0;
+        let socket = key.flags & flag::SOCKET != 0;
         Self {
             device: has(place::DEVICE),
             device_is_routes: has(place::DEVICE_IS_ROUTES),
             at_link_header: has(place::AT_LINK_HEADER),
-            device_preset: device_preset(ethertype, packet),
+            device_preset: device_preset(key),
             protocol_reached: !socket && has(place::PROTOCOL_REACHED),
             control_empty: !socket && has(place::CONTROL_EMPTY),
             hairpin: has(place::HAIRPIN),
@@ -84,14 +85,11 @@ impl Place {
 }
 
 /// Neighbour discovery, multicast listener reports and IGMP: the kernel makes them with the device already set.
-fn device_preset(kind: u16, packet: &[u8]) -> bool {
-    const HOP_BY_HOP: u8 = 0;
-    match (kind, packet) {
-        (ethertype::IPV4, packet) => packet.get(9) == Some(&protocol::IGMP),
-        (ethertype::IPV6, packet) if packet.len() > 40 => {
-            packet[6] == HOP_BY_HOP || packet[6] == protocol::ICMPV6 && matches!(packet[40], 130..=137 | 143)
-        }
-        _ => false,
+fn device_preset(key: &DropKey) -> bool {
+    match key.protocol {
+        protocol::IGMP => key.ethertype == ethertype::IPV4,
+        protocol::ICMPV6 if key.flags & flag::TRANSPORT != 0 => matches!(key.detail, 130..=137 | 143),
+        _ => key.flags & flag::HOP_BY_HOP != 0,
     }
 }
 

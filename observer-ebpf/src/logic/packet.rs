@@ -47,6 +47,11 @@ mod extension {
     pub(super) const MOBILITY: u8 = 135;
     pub(super) const HIP: u8 = 139;
     pub(super) const SHIM6: u8 = 140;
+
+    #[inline(always)]
+    pub(super) fn is(number: u8) -> bool {
+        matches!(number, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6)
+    }
 }
 
 /// Headers that are stepped over before giving up: as many as any real packet has, and a bound for the verifier.
@@ -91,6 +96,8 @@ pub enum Transport {
         kind: u8,
         /// Code.
         code: u8,
+        /// What an echo request has for a port; `None` for any other message, and where it was not captured.
+        identifier: Option<u16>,
     },
     /// Another protocol, a later fragment, or too short: nothing more is known.
     Opaque,
@@ -107,11 +114,27 @@ pub struct Packet {
     pub transport: Transport,
     /// It is a fragment other than the first: `transport` is opaque.
     pub later_fragment: bool,
+    /// IPv6 hop-by-hop options stand first.
+    pub hop_by_hop: bool,
+}
+
+/// Where a packet is read from: a copy on the host, the kernel's own memory in the BPF half.
+pub trait Bytes {
+    /// `N` bytes from an offset on; `None` past the end.
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+}
+
+impl Bytes for [u8] {
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.get(at..)?.first_chunk().copied()
+    }
 }
 
 /// Parses `bytes`, which start at the network header of a packet whose `skb->protocol` was `ethertype`. `None` when
 /// that is neither IPv4 nor IPv6 or the fixed header is not all there.
-pub fn parse(bytes: &[u8], ethertype: u16) -> Option<Packet> {
+#[inline(always)]
+pub fn parse(bytes: &(impl Bytes + ?Sized), ethertype: u16) -> Option<Packet> {
     let mut kind = ethertype;
     let mut start = 0;
     for _ in 0..MAX_TAGS {
@@ -121,102 +144,114 @@ pub fn parse(bytes: &[u8], ethertype: u16) -> Option<Packet> {
         kind = be16(bytes, start + 2)?;
         start += 4;
     }
-    let bytes = bytes.get(start..)?;
     match kind {
-        ethertype::IPV4 => parse_v4(bytes),
-        ethertype::IPV6 => parse_v6(bytes),
+        ethertype::IPV4 => parse_v4(bytes, start),
+        ethertype::IPV6 => parse_v6(bytes, start),
         _ => None,
     }
 }
 
-fn parse_v4(bytes: &[u8]) -> Option<Packet> {
-    let header: &[u8; 20] = bytes.first_chunk()?;
+#[inline(always)]
+fn parse_v4(bytes: &(impl Bytes + ?Sized), start: usize) -> Option<Packet> {
+    let header: [u8; 20] = bytes.read(start)?;
     let length = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || length < header.len() {
         return None;
     }
     let protocol = header[9];
     let later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
-    let payload = if later_fragment { &[] } else { bytes.get(length..).unwrap_or(&[]) };
+    let transport = if later_fragment { Transport::Opaque } else { parse_transport(bytes, start + length, protocol) };
     Some(Packet {
         addresses: Addresses::V4 {
             source: [header[12], header[13], header[14], header[15]],
             destination: [header[16], header[17], header[18], header[19]],
         },
         protocol,
-        transport: parse_transport(payload, protocol),
+        transport,
         later_fragment,
+        hop_by_hop: false,
     })
 }
 
-fn parse_v6(bytes: &[u8]) -> Option<Packet> {
-    let header: &[u8; 40] = bytes.first_chunk()?;
+#[inline(always)]
+fn parse_v6(bytes: &(impl Bytes + ?Sized), start: usize) -> Option<Packet> {
+    let header: [u8; 8] = bytes.read(start)?;
+    let source: [u8; 16] = bytes.read(start + 8)?;
+    let destination: [u8; 16] = bytes.read(start + 24)?;
     if header[0] >> 4 != 6 {
         return None;
     }
-    let addresses = Addresses::V6 { source: *header[8..].first_chunk()?, destination: *header[24..].first_chunk()? };
     let mut protocol = header[6];
-    let mut at = header.len();
+    let mut at = start + 40;
     let mut later_fragment = false;
     let mut reached = false;
     for _ in 0..MAX_EXTENSIONS {
-        let length = match protocol {
+        if !extension::is(protocol) {
+            reached = true;
+            break;
+        }
+        let Some([next, units, high, low]) = bytes.read::<4>(at) else { break };
+        at += match protocol {
             extension::FRAGMENT => {
-                let Some(offset) = be16(bytes, at + 2) else { break };
-                later_fragment |= offset & 0xfff8 != 0;
+                later_fragment = u16::from_be_bytes([high, low]) & 0xfff8 != 0;
                 8
             }
-            extension::HOP_BY_HOP
-            | extension::ROUTING
-            | extension::DESTINATION
-            | extension::MOBILITY
-            | extension::HIP
-            | extension::SHIM6 => match bytes.get(at + 1) {
-                Some(units) => (usize::from(*units) + 1) * 8,
-                None => break,
-            },
-            extension::AUTHENTICATION => match bytes.get(at + 1) {
-                Some(words) => (usize::from(*words) + 2) * 4,
-                None => break,
-            },
-            _ => {
-                reached = true;
-                break;
-            }
+            extension::AUTHENTICATION => (usize::from(units) + 2) * 4,
+            _ => (usize::from(units) + 1) * 8,
         };
-        let Some(next) = bytes.get(at) else { break };
-        protocol = *next;
-        at += length;
+        protocol = next;
         if later_fragment {
             break;
         }
     }
-    let payload = if reached && !later_fragment { bytes.get(at..).unwrap_or(&[]) } else { &[] };
-    Some(Packet { addresses, protocol, transport: parse_transport(payload, protocol), later_fragment })
+    let transport = if reached && !later_fragment { parse_transport(bytes, at, protocol) } else { Transport::Opaque };
+    Some(Packet {
+        addresses: Addresses::V6 { source, destination },
+        protocol,
+        transport,
+        later_fragment,
+        hop_by_hop: header[6] == extension::HOP_BY_HOP,
+    })
 }
 
-fn parse_transport(payload: &[u8], protocol: u8) -> Transport {
+#[inline(always)]
+fn parse_transport(bytes: &(impl Bytes + ?Sized), at: usize, protocol: u8) -> Transport {
+    let Some([a, b, c, d]) = bytes.read::<4>(at) else { return Transport::Opaque };
     match protocol {
-        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP | protocol::DCCP => {
-            match (be16(payload, 0), be16(payload, 2)) {
-                (Some(source), Some(destination)) => Transport::Ports {
-                    source,
-                    destination,
-                    tcp_flags: if protocol == protocol::TCP { payload.get(13).copied() } else { None },
-                },
-                _ => Transport::Opaque,
-            }
-        }
-        protocol::ICMP | protocol::ICMPV6 => match payload {
-            [kind, code, ..] => Transport::Icmp { kind: *kind, code: *code },
-            _ => Transport::Opaque,
+        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP | protocol::DCCP => Transport::Ports {
+            source: u16::from_be_bytes([a, b]),
+            destination: u16::from_be_bytes([c, d]),
+            tcp_flags: if protocol == protocol::TCP { bytes.read::<1>(at + 13).map(|[flags]| flags) } else { None },
         },
+        protocol::ICMP | protocol::ICMPV6 => {
+            let echo = matches!((protocol, a), (protocol::ICMP, 8) | (protocol::ICMPV6, 128));
+            let identifier = if echo { be16(bytes, at + 4) } else { None };
+            Transport::Icmp { kind: a, code: b, identifier }
+        }
         _ => Transport::Opaque,
     }
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
+/// True for a packet that carries another one, which is the socket's: a tunnel's keeps the socket of what it carries, but is
+/// of another protocol than that sends, or from another port. The last two are the socket's.
+#[inline(always)]
+pub fn encapsulated(protocol: u8, source_port: u16, socket_protocol: u8, socket_port: u16) -> bool {
+    /// A raw socket may send whole packets of any protocol.
+    const RAW: u8 = 255;
+    let other = protocol != socket_protocol && socket_protocol != 0 && socket_protocol != RAW;
+    match protocol {
+        protocol::UDP if socket_protocol == protocol::UDP => {
+            socket_port != 0 && source_port != 0 && source_port != socket_port
+        }
+        // UDP; IP in IP, IPv6 in IP, GRE, ESP, L2TP.
+        protocol::UDP | 4 | 41 | 47 | 50 | 115 => other,
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn be16(bytes: &(impl Bytes + ?Sized), at: usize) -> Option<u16> {
+    bytes.read(at).map(u16::from_be_bytes)
 }
 
 #[cfg(test)]

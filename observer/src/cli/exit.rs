@@ -6,18 +6,29 @@ use crate::probe::AttachError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done, nothing wrong found.
-    Done = 0,
+    Done,
+    /// The command's finding: `run` was to fail on a block, and there was one.
+    Finding,
     /// Bad usage or unreadable input.
-    Usage = 2,
+    Usage,
     /// Cannot observe here: privilege, kernel feature, BTF; or cannot write what it sees.
-    CannotObserve = 3,
+    CannotObserve,
     /// Finished, but something was lost and `--strict` was given.
-    Lost = 4,
+    Lost,
+    /// Of the command that was run: its own, 128 and a signal's number, or 125 to 127 as with `env`.
+    Of(u8),
 }
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Finding => 1,
+            Exit::Usage => 2,
+            Exit::CannotObserve => 3,
+            Exit::Lost => 4,
+            Exit::Of(status) => status,
+        })
     }
 }
 

@@ -127,7 +127,7 @@ fn user_id(text: &str) -> Result<String> {
 }
 
 /// Inode number of a network namespace; `None` for all.
-fn namespace(text: &str) -> Result<Option<u32>> {
+pub(super) fn namespace(text: &str) -> Result<Option<u32>> {
     if text == "all" {
         return Ok(None);
     }

@@ -3,11 +3,15 @@
 mod doctor;
 mod exit;
 mod filters;
+mod run;
+mod session;
 mod watch;
 
-use std::io::Write;
+use std::{io::Write, time::Duration};
 
+use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
 
 pub use exit::Exit;
 
@@ -29,6 +33,8 @@ pub struct Cli {
 enum Command {
     /// Show what this host blocks, as it happens.
     Watch(Box<watch::Args>),
+    /// Run a command and say what it was denied: observer run -- CMD…, or -c 'LINE'.
+    Run(Box<run::Args>),
     /// What this kernel and host support, what is degraded and why, with a remedy for each, and a self-test.
     Doctor(doctor::Args),
 }
@@ -56,6 +62,7 @@ pub fn run() -> Exit {
     start_log(cli.verbose);
     let result = match cli.command {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
+        Some(Command::Run(args)) => run::run(&args, cli.verbose),
         Some(Command::Doctor(args)) => doctor::run(&args),
         None => {
             let _ = Cli::command().print_help();
@@ -66,6 +73,11 @@ pub fn run() -> Exit {
         let _ = writeln!(anstream::stderr(), "observer: {error:#}");
         exit::of(&error)
     })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration: SignedDuration = text.parse().map_err(|_| "write for example `90s`, `15m` or `2h`".to_owned())?;
+    duration.try_into().map_err(|_| "it must not be negative".to_owned())
 }
 
 fn start_log(verbose: u8) {

@@ -7,13 +7,15 @@ use std::{
 
 /// How long an answer is good for.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long it is good that nothing was found.
+const BRIEF: Duration = Duration::from_millis(150);
 /// Answers kept before the old ones are swept.
 const MAX_ANSWERS: usize = 4096;
 /// Looks for one sender, and how many senders a second get so many.
 const ATTEMPTS: u32 = 6;
 const PATIENT_LOOKS: u32 = 40;
 
-/// Answers that are good for [`FRESH`].
+/// Answers, each with the time until which it is good.
 pub(super) struct Answers<K, V>(HashMap<K, (Instant, V)>);
 
 impl<K: std::hash::Hash + Eq + Clone, V: Clone> Answers<K, V> {
@@ -33,16 +35,26 @@ impl<K: std::hash::Hash + Eq + Clone, V: Clone> Answers<K, V> {
 
     /// The answer that is known.
     pub(super) fn get_known(&self, key: &K) -> Option<V> {
-        self.0.get(key).filter(|(when, _)| when.elapsed() < FRESH).map(|(_, answer)| answer.clone())
+        self.0.get(key).filter(|(until, _)| Instant::now() < *until).map(|(_, answer)| answer.clone())
     }
 
-    /// Remembers an answer.
+    /// Remembers an answer for [`FRESH`].
     pub(super) fn put(&mut self, key: K, answer: V) {
+        self.put_for(FRESH, key, answer);
+    }
+
+    /// Remembers that there was none: for [`BRIEF`], since there may be one in a moment.
+    pub(super) fn put_none(&mut self, key: K, answer: V) {
+        self.put_for(BRIEF, key, answer);
+    }
+
+    fn put_for(&mut self, time: Duration, key: K, answer: V) {
+        let now = Instant::now();
         if self.0.len() >= MAX_ANSWERS {
-            self.0.retain(|_, (when, _)| when.elapsed() < FRESH);
+            self.0.retain(|_, (until, _)| now < *until);
         }
         if self.0.len() < MAX_ANSWERS {
-            self.0.insert(key, (Instant::now(), answer));
+            self.0.insert(key, (now + time, answer));
         }
     }
 }

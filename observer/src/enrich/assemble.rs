@@ -1,6 +1,6 @@
 //! Makes an event of a dropped packet: everything that is known, each under its field.
 
-use observer_ebpf::logic::packet::ethertype;
+use observer_ebpf::{abi::Counted, logic::packet::ethertype};
 use uuid::Uuid;
 
 use super::{
@@ -95,9 +95,10 @@ impl<E: Eyes> Assembler<E> {
     /// One event for one packet.
     pub fn assemble(&mut self, dropped: &Dropped) -> Event {
         let timestamp = self.clock.wall(dropped.boot_ns);
+        let start = self.clock.wall(dropped.first_ns);
         let found = self.attributor.owner(dropped);
         let socket = dropped.socket;
-        let kernel = socket.is_some_and(|socket| socket.kernel);
+        let kernel = dropped.by_kernel();
         let who = found.map(|found| self.describe(found, dropped.boot_ns));
         let cgroup = match &who {
             Some(who) if who.cgroup.is_some() => who.cgroup.clone(),
@@ -112,13 +113,13 @@ impl<E: Eyes> Assembler<E> {
         let asked = dropped.original.or(dropped.endpoints);
         let translated = dropped.endpoints.filter(|_| dropped.original.is_some());
         let destination = asked.map(|asked| {
-            let place = |endpoints: Endpoints| (endpoints.destination, endpoints.ports().map(|(_, to)| to));
+            let place = |endpoints: Endpoints| (endpoints.destination, endpoints.destination_port);
             let (ip, port) = place(asked);
             let nat = translated.map(place).filter(|other| *other != (ip, port)).map(|(ip, port)| Nat { ip, port });
             Destination { ip, port, nat }
         });
         let source = asked.map(|asked| {
-            let place = |endpoints: Endpoints| (endpoints.source, endpoints.ports().map(|(from, _)| from));
+            let place = |endpoints: Endpoints| (endpoints.source, endpoints.source_port);
             let (ip, port) = place(asked);
             let nat = translated.map(place).filter(|other| *other != (ip, port)).map(|(ip, port)| Nat { ip, port });
             Source { ip, port, nat }
@@ -135,7 +136,7 @@ impl<E: Eyes> Assembler<E> {
             resource: Resource { r#type: "pod", name },
         });
         let decided = dropped.cause != Cause::Queue;
-        let transport = dropped.endpoints.map(|endpoints| transport_name(endpoints.protocol));
+        let transport = dropped.protocol.map(transport_name);
         let cause = cause_name(dropped.cause);
         let hook = dropped.hook.map(hook_name);
         let process = who.as_ref().map(|who| who.process.clone());
@@ -154,7 +155,7 @@ impl<E: Eyes> Assembler<E> {
                 action: if decided { Action::EgressBlocked } else { Action::EgressDropped },
                 outcome: Some(if decided { "success" } else { "failure" }),
                 sequence: None,
-                start: timestamp,
+                start,
                 end: timestamp,
                 reason: Some(reason(dropped, drop_reason.as_deref())),
             },
@@ -176,8 +177,8 @@ impl<E: Eyes> Assembler<E> {
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
-                count: 1,
-                bytes: u64::from(dropped.bytes),
+                count: dropped.packets,
+                bytes: dropped.bytes,
                 background: Background::of(dropped),
                 owner: found.map(|found| found.known).or(kernel.then_some(OwnerKnown::Kernel)),
                 owner_by: found.map(|found| found.by),
@@ -187,6 +188,8 @@ impl<E: Eyes> Assembler<E> {
                 unit,
                 slice: cgroup.as_deref().and_then(unit::slice),
                 relay: process.as_ref().and_then(relay),
+                encapsulated: dropped.encapsulated.then_some(true),
+                coarse: dropped.coarse.then_some(true),
                 cgroup,
                 netns: (dropped.netns != 0).then_some(dropped.netns),
                 origin_netns: dropped.origin_netns,
@@ -202,17 +205,43 @@ impl<E: Eyes> Assembler<E> {
         }
     }
 
+    /// The event of packets that were counted beyond the one that `pattern` tells of: alike in everything but what only a
+    /// single packet has.
+    pub fn again(&mut self, pattern: Event, counted: &Counted) -> Event {
+        let mut event = pattern;
+        event.timestamp = self.clock.wall(counted.last_ns);
+        event.event.start = self.clock.wall(counted.first_ns);
+        event.event.end = event.timestamp;
+        event.event.id = Some(self.event_id());
+        event.egress.count = counted.packets;
+        event.egress.bytes = counted.bytes;
+        if event.egress.origin_netns.is_none() && !FORWARDED.contains(&event.egress.hook.unwrap_or_default()) {
+            // Of a local sender the key holds no source port.
+            if let Some(source) = &mut event.source {
+                source.port = None;
+                source.nat = source.nat.take().map(|nat| Nat { port: None, ..nat });
+            }
+        }
+        if let Some(process) = &mut event.process {
+            process.thread = None;
+        }
+        event
+    }
+
     /// Everything that is known about the process that was found, as it was at that time.
     fn describe(&mut self, found: Found, boot_ns: u64) -> Who {
         let processes = &self.attributor.processes;
         let entry = processes.get(found.id);
-        let ran = entry.and_then(|entry| entry.image_at(boot_ns));
-        let image = ran.map(|(_, image)| std::sync::Arc::clone(image));
+        let ran = entry.and_then(|entry| entry.ran_at(boot_ns));
+        let image = ran.map(|ran| std::sync::Arc::clone(&ran.image));
         // The name at the time it was bound, unless the process has run another program since.
         let (task, bound_ns) = found.bound.unzip();
-        let replaced = ran.zip(bound_ns).is_some_and(|((since, _), bound_ns)| *since > bound_ns);
+        let replaced = ran.zip(bound_ns).is_some_and(|(ran, bound_ns)| ran.since_ns > bound_ns);
         let bound_name = task.filter(|_| !replaced).and_then(|task| text(&task.comm));
-        let name = bound_name.or_else(|| entry.map(|entry| entry.name.clone())).or_else(|| text(&task?.comm));
+        let name = bound_name
+            .or_else(|| Some(ran?.name.clone()))
+            .or_else(|| Some(entry?.name.clone()))
+            .or_else(|| text(&task?.comm));
         let parent = entry
             .and_then(|entry| entry.parent)
             .map(|id| Parent { pid: id.pid, name: processes.get(id).map(|parent| parent.name.clone()) });
@@ -257,7 +286,8 @@ impl<E: Eyes> Assembler<E> {
     }
 
     fn arguments(&self, image: &Image) -> Vec<String> {
-        if self.redact { redact::redact(&image.args) } else { image.args.clone() }
+        let args: Vec<String> = image.args.iter().map(str::to_owned).collect();
+        if self.redact { redact::redact(&args) } else { args }
     }
 
     fn user(&mut self, uid: u32, euid: Option<u32>) -> User {
@@ -277,6 +307,9 @@ struct Who {
     euid: Option<u32>,
     cgroup: Option<String>,
 }
+
+/// Hooks of forwarded packets alone.
+const FORWARDED: [&str; 3] = ["forward", "prerouting", "ingress"];
 
 /// Programs that carry a rootless container's traffic, by the name of their file.
 const RELAYS: [&str; 4] = ["slirp4netns", "pasta", "pasta.avx2", "passt"];
@@ -332,10 +365,11 @@ fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
         Cause::Tc => format!("a traffic control action{} stopped it", on(dropped)),
         Cause::Queue => format!("a queue{} was full: nobody's decision", on(dropped)),
     };
-    match drop_reason {
+    let named = match drop_reason {
         Some(name) => format!("{what} ({name})"),
         None => what,
-    }
+    };
+    if dropped.coarse { format!("{named}; several destinations together, for want of room") } else { named }
 }
 
 fn on(dropped: &Dropped) -> String {
@@ -347,6 +381,8 @@ fn network_type(dropped: &Dropped) -> Option<&'static str> {
         Some(endpoints) if endpoints.destination.is_ipv4() => Some("ipv4"),
         Some(_) => Some("ipv6"),
         None if dropped.ethertype == ethertype::ARP => Some("arp"),
+        None if dropped.coarse && dropped.ethertype == ethertype::IPV4 => Some("ipv4"),
+        None if dropped.coarse && dropped.ethertype == ethertype::IPV6 => Some("ipv6"),
         None => None,
     }
 }

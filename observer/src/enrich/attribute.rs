@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use observer_ebpf::{abi::Task, logic::packet::Transport};
+use observer_ebpf::abi::Task;
 
 use super::{
     answers::{Answers, Patience},
@@ -41,6 +41,8 @@ const RETRIES: u32 = 10;
 const RETRY: Duration = Duration::from_micros(100);
 /// Time between two looks for the sender of a forwarded packet.
 const AGAIN: Duration = Duration::from_millis(4);
+/// Sockets with one packet's addresses that are looked at: all of one process, or there is no answer.
+const MAX_CANDIDATES: usize = 4;
 /// Parents that are asked for one by one when only /proc knows them.
 const MAX_PARENTS: usize = 64;
 
@@ -56,8 +58,8 @@ pub trait Eyes {
     fn cgroup_path(&mut self, id: u64) -> Option<String>;
     /// What a container is called.
     fn container_name(&mut self, id: &str) -> Option<ContainerName>;
-    /// Addresses of a network namespace's interfaces; `None` when they cannot be read.
-    fn addresses(&mut self, netns: u32) -> Option<Vec<IpAddr>>;
+    /// True when an interface of a network namespace has the address; `None` when that cannot be read.
+    fn owns(&mut self, netns: u32, address: IpAddr) -> Option<bool>;
     /// Namespaces but the forwarding one that have an address.
     fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32>;
     /// Inode numbers of the sockets that can have sent a packet, in this namespace.
@@ -82,6 +84,13 @@ pub struct Found {
     pub bound: Option<(Task, u64)>,
 }
 
+/// What a socket is remembered by: two kinds of numbers, which must not be mixed up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum SocketKey {
+    Cookie(u64),
+    Inode(u64),
+}
+
 /// Knows all processes, and asks about sockets.
 pub struct Attributor<E> {
     eyes: E,
@@ -90,12 +99,12 @@ pub struct Attributor<E> {
     lives: Lives,
     /// When the kernel half began to tell of processes, in clock ticks since boot.
     since_ticks: u64,
-    senders: HashMap<u64, ProcessId>,
+    senders: HashMap<SocketKey, ProcessId>,
     holds: Answers<(u32, u64), bool>,
     holders: Answers<u64, Vec<u32>>,
     cgroups: Answers<u64, Option<String>>,
     names: Answers<String, Option<ContainerName>>,
-    addresses: Answers<u32, Option<Vec<IpAddr>>>,
+    own: Answers<(u32, IpAddr), Option<bool>>,
     homes: Answers<(IpAddr, u32), Vec<u32>>,
     /// Senders found by a socket that was open, and when their packet died.
     open: Answers<Wanted, (u64, ProcessId)>,
@@ -117,7 +126,7 @@ impl<E: Eyes> Attributor<E> {
             holders: Answers::new(),
             cgroups: Answers::new(),
             names: Answers::new(),
-            addresses: Answers::new(),
+            own: Answers::new(),
             homes: Answers::new(),
             open: Answers::new(),
             patience: Patience::default(),
@@ -159,10 +168,13 @@ impl<E: Eyes> Attributor<E> {
                 OwnerSource::Create => OwnerBy::Create,
                 OwnerSource::Seed => OwnerBy::Open,
             },
-            bound: Some((owner.task, owner.bound_ns)),
+            bound: owner.bound_ns.map(|bound_ns| (owner.task, bound_ns)),
         });
-        let key = socket.cookie.or(socket.inode);
+        let key = socket.cookie.map(SocketKey::Cookie).or(socket.inode.map(SocketKey::Inode));
         if let Some(sender) = self.sender(dropped) {
+            if let Some(key) = key {
+                self.senders.remove(&key);
+            }
             if let Some(bound) = bound.filter(|bound| bound.id == sender) {
                 return Some(self.known(bound));
             }
@@ -175,17 +187,16 @@ impl<E: Eyes> Attributor<E> {
             return Some(Found { id: sender, known: OwnerKnown::Syscall, by: OwnerBy::Send, bound: None });
         }
         if let Some(sender) = key.and_then(|key| self.senders.get(&key)).copied()
+            && self.processes.get(sender).is_some()
             && !self.processes.had_ended(sender, dropped.boot_ns)
         {
             return Some(Found { id: sender, known: OwnerKnown::Socket, by: OwnerBy::Send, bound: None });
         }
         if let Some(bound) = bound {
             let bound = self.known(bound);
-            return Some(if self.processes.had_ended(bound.id, dropped.boot_ns) {
-                self.only_holder(socket.inode, dropped.boot_ns).unwrap_or(bound)
-            } else {
-                bound
-            });
+            // One that nobody knows any more ended long ago.
+            let ended = self.processes.get(bound.id).is_none() || self.processes.had_ended(bound.id, dropped.boot_ns);
+            return Some(if ended { self.only_holder(socket.inode, dropped.boot_ns).unwrap_or(bound) } else { bound });
         }
         self.only_holder(socket.inode, dropped.boot_ns)
     }
@@ -216,8 +227,13 @@ impl<E: Eyes> Attributor<E> {
         if dropped.current_pid == 0 || !synchronous || !(socket.locked || socket.datagram) {
             return None;
         }
-        let current = self.living(dropped.current_pid, dropped.boot_ns)?;
         let owner = dropped.owner.map(|owner| ProcessId::new(owner.task.pid, owner.task.start_ns));
+        let current = self.living(dropped.current_pid, dropped.boot_ns);
+        // Should the record of a process be lost, its socket's owner knows better who has its number now.
+        let newer = owner.filter(|owner| {
+            owner.pid == dropped.current_pid && current.is_none_or(|current| current.start_ticks < owner.start_ticks)
+        });
+        let current = newer.or(current)?;
         let proven = owner == Some(current)
             || owner.is_some_and(|owner| self.processes.parents(current).any(|(parent, _)| parent == owner))
             || socket.held
@@ -238,9 +254,8 @@ impl<E: Eyes> Attributor<E> {
             return false;
         }
         let netns = dropped.netns;
-        let Some(own) = self.addresses.get(netns, || self.eyes.addresses(netns)) else { return false };
         // By a bridge, another host's packet comes in as well as a container's: only a known sender tells.
-        !own.contains(&to)
+        self.own.get((netns, to), || self.eyes.owns(netns, to)) == Some(false)
             && (dropped.socket.is_some() || dropped.origin_netns.is_some() || self.forwarded(dropped).is_some())
     }
 
@@ -251,10 +266,10 @@ impl<E: Eyes> Attributor<E> {
             return None;
         }
         let endpoints = dropped.original.or(dropped.endpoints)?;
-        let (from, to) = match endpoints.transport {
-            Transport::Ports { source, destination, .. } => (source, destination),
-            Transport::Icmp { .. } => (dropped.icmp_identifier()?, 0),
-            Transport::Opaque => (u16::from(endpoints.protocol), 0),
+        let (from, to) = match (endpoints.destination_port, dropped.icmp) {
+            (Some(to), _) => (endpoints.source_port?, to),
+            (None, Some(_)) => (dropped.icmp_identifier?, 0),
+            (None, None) => (u16::from(endpoints.protocol), 0),
         };
         let wanted = Wanted {
             source: (endpoints.source, from),
@@ -265,7 +280,9 @@ impl<E: Eyes> Attributor<E> {
             Some(origin) => vec![origin],
             None => self.homes(wanted.source.0, dropped.netns),
         };
-        for attempt in 0..self.patience.attempts() {
+        // Nobody on this host has the address: another machine's packet, and nobody to wait for.
+        let attempts = if homes.is_empty() { 1 } else { self.patience.attempts() };
+        for attempt in 0..attempts {
             if attempt > 0 {
                 std::thread::sleep(AGAIN);
             }
@@ -283,8 +300,9 @@ impl<E: Eyes> Attributor<E> {
             return homes;
         }
         let homes = self.eyes.homes(address, forwarder);
-        // One that is not found may be there in a moment.
-        if !homes.is_empty() {
+        if homes.is_empty() {
+            self.homes.put_none(key, homes.clone());
+        } else {
             self.homes.put(key, homes.clone());
         }
         homes
@@ -304,10 +322,15 @@ impl<E: Eyes> Attributor<E> {
             return Some(by_address(id));
         }
         let inodes: Vec<u64> = homes.iter().flat_map(|home| self.eyes.sockets(wanted, *home)).collect();
-        let holders = match inodes.as_slice() {
-            [inode] => self.eyes.holders(*inode),
-            _ => Vec::new(),
-        };
+        let mut holders = Vec::new();
+        for inode in inodes.iter().take(MAX_CANDIDATES) {
+            holders.extend(self.eyes.holders(*inode));
+        }
+        holders.sort_unstable();
+        holders.dedup();
+        if inodes.len() > MAX_CANDIDATES {
+            holders.clear();
+        }
         self.catch_up();
         if let Some(id) = self.processes.flows.sender(wanted, homes, boot_ns) {
             return Some(by_address(id));

@@ -33,8 +33,8 @@ impl Eyes for Host {
         None
     }
 
-    fn addresses(&mut self, _netns: u32) -> Option<Vec<IpAddr>> {
-        Some(vec!["10.0.0.1".parse().unwrap()])
+    fn owns(&mut self, _netns: u32, address: IpAddr) -> Option<bool> {
+        Some(address == IpAddr::from([10, 0, 0, 1]))
     }
 
     fn homes(&mut self, _address: IpAddr, _forwarder: u32) -> Vec<u32> {
@@ -69,39 +69,13 @@ fn attributor(holders: &[u32]) -> Attributor<Host> {
 }
 
 fn bound(pid: u32, shared: bool) -> Option<Owner> {
-    Some(Owner { task: task(pid), bound_ns: 0, source: OwnerSource::Connect, shared })
+    Some(Owner { task: task(pid), bound_ns: Some(0), source: OwnerSource::Connect, shared })
 }
 
 fn dropped(owner: Option<Owner>, current_pid: u32, locked: bool) -> Dropped {
-    Dropped {
-        boot_ns: 60 * SECOND,
-        endpoints: None,
-        ethertype: 0,
-        cause: Cause::Netfilter,
-        hook: Some(Hook::Output),
-        reason: 0,
-        bytes: 0,
-        netns: 0,
-        direction: Direction::Local,
-        origin_netns: None,
-        original: None,
-        interface: None,
-        socket: Some(Socket {
-            cookie: Some(1),
-            inode: Some(7),
-            uid: Some(0),
-            cgroup: None,
-            state: 1,
-            locked,
-            orphan: false,
-            kernel: false,
-            datagram: false,
-            held: false,
-        }),
-        owner,
-        current_pid,
-        packet: Bytes::new(),
-    }
+    let example = Dropped::example();
+    let socket = example.socket.map(|socket| Socket { locked, ..socket });
+    Dropped { owner, current_pid, socket, ..example }
 }
 
 fn who(attributor: &mut Attributor<Host>, dropped: &Dropped) -> Option<(u32, OwnerKnown, OwnerBy)> {
@@ -184,7 +158,8 @@ fn forwarded(direction: Direction, to: &str) -> Dropped {
         source: "172.17.0.2".parse().unwrap(),
         destination: to.parse().unwrap(),
         protocol: 17,
-        transport: Transport::Ports { source: 5000, destination: 53, tcp_flags: None },
+        source_port: Some(5000),
+        destination_port: Some(53),
     };
     Dropped { direction, endpoints: Some(endpoints), socket: None, ..dropped(None, STRANGER, false) }
 }

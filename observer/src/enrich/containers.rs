@@ -2,10 +2,13 @@
 //! root's.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
 };
 
+use nix::fcntl::OFlag;
 use serde::Deserialize;
 
 use crate::model::ContainerName;
@@ -18,6 +21,9 @@ const STORAGE: &str = "var/lib/containers/storage/overlay-containers/containers.
 const USER_STORAGE: &str = ".local/share/containers/storage/overlay-containers/containers.json";
 /// Where the kubelet links each container's log: `POD_NAMESPACE_CONTAINER-ID.log`.
 const LOGS: &str = "var/log/containers";
+
+/// Largest state file that is read.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Name of the container with this full id, looked for below `root` (`/` but in tests).
 pub fn name(root: &Path, id: &str) -> Option<ContainerName> {
@@ -38,6 +44,20 @@ fn kubernetes(root: &Path, id: &str) -> Option<ContainerName> {
     })
 }
 
+/// Reads a file that a user may have put there to do harm: only a regular one, of that owner if one is given, and not for
+/// ever.
+fn read(path: &Path, owner: Option<u32>) -> Option<Vec<u8>> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    if !meta.is_file() || meta.len() > MAX_BYTES || owner.is_some_and(|owner| owner != meta.uid()) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
 #[derive(Deserialize)]
 struct Docker {
     #[serde(rename = "Name")]
@@ -45,7 +65,7 @@ struct Docker {
 }
 
 fn docker(root: &Path, id: &str) -> Option<ContainerName> {
-    let text = fs::read(root.join(DOCKER).join(id).join("config.v2.json")).ok()?;
+    let text = read(&root.join(DOCKER).join(id).join("config.v2.json"), None)?;
     let config: Docker = serde_json::from_slice(&text).ok()?;
     Some(ContainerName { name: config.name.trim_start_matches('/').to_owned(), pod: None })
 }
@@ -58,10 +78,10 @@ struct Stored {
 }
 
 fn storage(root: &Path, id: &str) -> Option<ContainerName> {
-    let homes = fs::read_dir(root.join("home")).into_iter().flatten().flatten().map(|entry| entry.path());
-    let lists = homes.map(|home| home.join(USER_STORAGE)).collect::<Vec<PathBuf>>();
-    std::iter::once(root.join(STORAGE)).chain(lists).find_map(|list| {
-        let stored: Vec<Stored> = serde_json::from_slice(&fs::read(list).ok()?).ok()?;
+    let homes = fs::read_dir(root.join("home")).into_iter().flatten().flatten();
+    let lists = homes.filter_map(|home| Some((home.path().join(USER_STORAGE), Some(home.metadata().ok()?.uid()))));
+    std::iter::once((root.join(STORAGE), None)).chain(lists).find_map(|(list, owner)| {
+        let stored: Vec<Stored> = serde_json::from_slice(&read(&list, owner)?).ok()?;
         let found = stored.into_iter().find(|container| container.id == id)?;
         Some(ContainerName { name: found.names.into_iter().next()?, pod: None })
     })
@@ -93,6 +113,18 @@ mod tests {
         let list = format!(r#"[{{"id":"other","names":["no"]}},{{"id":"{ID}","names":["db","second"]}}]"#);
         assert_eq!(name(root(STORAGE, &list).path(), ID), plain("db"));
         assert_eq!(name(root(&format!("home/bob/{USER_STORAGE}"), &list).path(), ID), plain("db"));
+    }
+
+    #[test]
+    fn what_a_user_puts_there_to_do_harm() {
+        let home = root(&format!("home/bob/{USER_STORAGE}"), "[]");
+        let list = home.path().join("home/bob").join(USER_STORAGE);
+        fs::remove_file(&list).unwrap();
+        nix::unistd::mkfifo(&list, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(name(home.path(), ID), None, "a pipe that nobody writes to");
+        fs::remove_file(&list).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &list).unwrap();
+        assert_eq!(name(home.path(), ID), None, "a file without an end");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use observer_ebpf::abi::ARGS_BYTES;
 use procfs::process::Process;
 
-use crate::model::{Facts, Image, ProcessId};
+use crate::model::{Arguments, Facts, Image, ProcessId};
 
 /// How long one walk over all open files answers questions.
 const FRESH: Duration = Duration::from_secs(1);
@@ -65,19 +65,15 @@ fn pids() -> impl Iterator<Item = u32> {
 }
 
 /// Arguments, and whether there are more. Read as bytes: they need not be text, and an empty one is one.
-fn arguments(pid: u32) -> (Vec<String>, bool) {
+fn arguments(pid: u32) -> (Arguments, bool) {
     let mut bytes = Vec::new();
     let opened = fs::File::open(format!("/proc/{pid}/cmdline"));
     if opened.and_then(|file| file.take(ARGS_BYTES as u64 + 1).read_to_end(&mut bytes)).is_err() {
-        return (Vec::new(), false);
+        return (Arguments::default(), false);
     }
     let cut = bytes.len() > ARGS_BYTES;
     bytes.truncate(ARGS_BYTES);
-    let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
-    if bytes.is_empty() {
-        return (Vec::new(), cut);
-    }
-    (bytes.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect(), cut)
+    (Arguments::new(&bytes), cut)
 }
 
 /// True when a process has the socket with this inode number open.

@@ -2,7 +2,7 @@
 //!
 //! Fed by the kernel half from the moment it is attached, and once by /proc for what ran before. There is no bound on
 //! living processes but memory (about half a kilobyte each, and its arguments); of those that ended, the last
-//! [`MAX_ENDED`] are kept for [`KEPT`].
+//! [`MAX_ENDED`] are kept for [`KEPT`], as far as their arguments fit into [`MAX_ENDED_BYTES`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,12 +20,25 @@ use crate::{
 const KEPT: Duration = Duration::from_secs(300);
 /// Ended processes remembered at most; a fork bomb makes more.
 const MAX_ENDED: usize = 32_768;
+/// Bytes that their programs and arguments may take.
+const MAX_ENDED_BYTES: usize = 64 << 20;
 /// Programs remembered that a process ran one after the other.
 const MAX_IMAGES: usize = 4;
 /// Parents followed.
 const MAX_PARENTS: usize = 64;
 /// Cgroups whose path is remembered.
 const MAX_CGROUPS: usize = 65_536;
+
+/// A program that a process ran.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// From when on, nanoseconds of `CLOCK_BOOTTIME`.
+    pub since_ns: u64,
+    /// Name (`comm`) that it had then.
+    pub name: String,
+    /// The program.
+    pub image: Arc<Image>,
+}
 
 /// One process.
 #[derive(Clone, Debug)]
@@ -45,7 +58,7 @@ pub struct Entry {
     /// Path of its cgroup, where /proc told.
     pub cgroup_path: Option<String>,
     /// What it ran, each from this time on.
-    images: Vec<(u64, Arc<Image>)>,
+    ran: Vec<Ran>,
     /// Its children that are still in the table.
     children: u32,
     /// When it ended, nanoseconds of `CLOCK_BOOTTIME`.
@@ -53,10 +66,23 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What it ran at that time, and since when.
-    pub fn image_at(&self, boot_ns: u64) -> Option<&(u64, Arc<Image>)> {
-        self.images.iter().rev().find(|(since, _)| *since <= boot_ns).or(self.images.first())
+    /// What it ran at that time.
+    pub fn ran_at(&self, boot_ns: u64) -> Option<&Ran> {
+        self.ran.iter().rev().find(|ran| ran.since_ns <= boot_ns).or(self.ran.first())
     }
+
+    /// Bytes of memory that its programs take; shared ones are counted for each.
+    fn bytes(&self) -> usize {
+        self.ran.iter().map(|ran| ran.image.bytes()).sum()
+    }
+}
+
+/// A process that ended, when that was heard, and what its programs take.
+#[derive(Clone, Copy)]
+struct Ended {
+    heard: Instant,
+    id: ProcessId,
+    bytes: usize,
 }
 
 /// All of them.
@@ -65,7 +91,9 @@ pub struct Processes {
     entries: HashMap<ProcessId, Entry>,
     /// The newest process with each number.
     latest: HashMap<u32, ProcessId>,
-    ended: VecDeque<(Instant, ProcessId)>,
+    ended: VecDeque<Ended>,
+    /// Bytes that the ended ones' programs take.
+    ended_bytes: usize,
     cgroups: HashMap<u64, String>,
     /// Where sockets of other namespaces sent to.
     pub flows: Flows,
@@ -76,18 +104,12 @@ impl Processes {
     pub fn apply(&mut self, life: Life, now: Instant) {
         match life {
             Life::Fork(born) => {
-                let images = born.parent.and_then(|parent| Some(self.entries.get(&parent)?.images.last()?.1.clone()));
-                self.born(&born, images.map(|image| (born.boot_ns, image)));
+                let image =
+                    born.parent.and_then(|parent| Some(Arc::clone(&self.entries.get(&parent)?.ran.last()?.image)));
+                self.born(&born, image, now);
             }
-            Life::Exec(born, image) => self.born(&born, Some((born.boot_ns, Arc::new(image)))),
-            Life::Exit { id, boot_ns } => {
-                if let Some(entry) = self.entries.get_mut(&id)
-                    && entry.ended_ns.is_none()
-                {
-                    entry.ended_ns = Some(boot_ns);
-                    self.ended.push_back((now, id));
-                }
-            }
+            Life::Exec(born, image) => self.born(&born, Some(Arc::new(image)), now),
+            Life::Exit { id, boot_ns } => self.end(id, boot_ns, now),
             Life::Flow(flow) => self.flows.add(flow, now),
             Life::Cgroup { id, path } => self.remember_cgroup(id, path),
         }
@@ -98,20 +120,20 @@ impl Processes {
     pub fn seed(&mut self, facts: Facts) {
         let parent = self.latest.get(&facts.parent_pid).copied();
         let entry = Entry {
-            name: facts.name,
+            name: facts.name.clone(),
             start_ns: None,
             parent,
             namespaces: Namespaces::default(),
             euid: facts.euid,
             cgroup: 0,
             cgroup_path: facts.cgroup,
-            images: vec![(0, Arc::new(facts.image))],
+            ran: vec![Ran { since_ns: 0, name: facts.name.clone(), image: Arc::new(facts.image) }],
             children: 0,
             ended_ns: None,
         };
         if let std::collections::hash_map::Entry::Vacant(vacant) = self.entries.entry(facts.id) {
             vacant.insert(entry);
-            self.adopt(facts.id, parent);
+            self.adopt(facts.id, parent, Instant::now());
         }
     }
 
@@ -157,10 +179,22 @@ impl Processes {
         self.cgroups.insert(id, path);
     }
 
-    fn born(&mut self, born: &Born, image: Option<(u64, Arc<Image>)>) {
+    fn end(&mut self, id: ProcessId, boot_ns: u64, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && entry.ended_ns.is_none()
+        {
+            entry.ended_ns = Some(boot_ns);
+            let bytes = entry.bytes();
+            self.ended_bytes += bytes;
+            self.ended.push_back(Ended { heard: now, id, bytes });
+        }
+    }
+
+    fn born(&mut self, born: &Born, image: Option<Arc<Image>>, now: Instant) {
         let task = &born.task;
         let id = ProcessId::new(task.pid, task.start_ns);
         let name = text(&task.comm).unwrap_or_default();
+        let ran = image.map(|image| Ran { since_ns: born.boot_ns, name: name.clone(), image });
         match self.entries.entry(id) {
             std::collections::hash_map::Entry::Occupied(mut known) => {
                 let known = known.get_mut();
@@ -169,9 +203,9 @@ impl Processes {
                 known.namespaces = born.namespaces;
                 known.euid = Some(task.euid);
                 known.cgroup = task.cgroup;
-                known.images.extend(image);
-                if known.images.len() > MAX_IMAGES {
-                    known.images.remove(0);
+                known.ran.extend(ran);
+                if known.ran.len() > MAX_IMAGES {
+                    known.ran.remove(0);
                 }
             }
             std::collections::hash_map::Entry::Vacant(vacant) => {
@@ -183,18 +217,23 @@ impl Processes {
                     euid: Some(task.euid),
                     cgroup: task.cgroup,
                     cgroup_path: None,
-                    images: image.into_iter().collect(),
+                    ran: ran.into_iter().collect(),
                     children: 0,
                     ended_ns: None,
                 });
-                self.adopt(id, born.parent);
+                self.adopt(id, born.parent, now);
             }
         }
     }
 
-    fn adopt(&mut self, id: ProcessId, parent: Option<ProcessId>) {
-        if self.latest.get(&id.pid).is_none_or(|known| known.start_ticks <= id.start_ticks) {
+    fn adopt(&mut self, id: ProcessId, parent: Option<ProcessId>, now: Instant) {
+        let known = self.latest.get(&id.pid).copied();
+        if known.is_none_or(|known| known.start_ticks <= id.start_ticks) {
             self.latest.insert(id.pid, id);
+            // Whoever had the number before has ended, whether that was told or not.
+            if let Some(before) = known.filter(|before| *before != id) {
+                self.end(before, id.start_ns(), now);
+            }
         }
         if let Some(parent) = parent.and_then(|parent| self.entries.get_mut(&parent)) {
             parent.children += 1;
@@ -203,14 +242,17 @@ impl Processes {
 
     /// Forgets what ended long ago. A parent stays as long as its children are there, while there is room.
     fn forget(&mut self, now: Instant) {
-        while let Some((when, id)) = self.ended.front().copied()
-            && (self.ended.len() > MAX_ENDED || now.duration_since(when) > KEPT)
+        let crowded = |all: &Self| all.ended.len() > MAX_ENDED || all.ended_bytes > MAX_ENDED_BYTES;
+        while let Some(Ended { heard, id, bytes }) = self.ended.front().copied()
+            && (crowded(self) || now.duration_since(heard) > KEPT)
         {
+            let full = crowded(self);
             self.ended.pop_front();
-            if self.ended.len() < MAX_ENDED && self.entries.get(&id).is_some_and(|entry| entry.children > 0) {
-                self.ended.push_back((now, id));
+            if !full && self.entries.get(&id).is_some_and(|entry| entry.children > 0) {
+                self.ended.push_back(Ended { heard: now, id, bytes });
                 continue;
             }
+            self.ended_bytes -= bytes;
             let Some(entry) = self.entries.remove(&id) else { continue };
             if self.latest.get(&id.pid) == Some(&id) {
                 self.latest.remove(&id.pid);
@@ -225,6 +267,7 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Arguments;
     use observer_ebpf::abi::Task;
 
     fn id(pid: u32, second: u64) -> ProcessId {
@@ -253,7 +296,7 @@ mod tests {
     }
 
     fn executable(processes: &Processes, id: ProcessId, second: u64) -> Option<&str> {
-        processes.get(id)?.image_at(second * 1_000_000_000)?.1.executable.as_deref()
+        processes.get(id)?.ran_at(second * 1_000_000_000)?.image.executable.as_deref()
     }
 
     #[test]
@@ -314,6 +357,30 @@ mod tests {
         }
         assert!(processes.entries.len() <= MAX_ENDED + 1, "{}", processes.entries.len());
         assert!(processes.ancestry(parent.unwrap(), "bomb").len() <= MAX_PARENTS + 1);
+    }
+
+    #[test]
+    fn long_arguments_of_the_ended_stay_within_bounds() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        for pid in 0..u32::try_from(MAX_ENDED).unwrap() {
+            let image = Image { args: Arguments::new(&[b'x'; 4096]), ..Image::default() };
+            processes.apply(Life::Exec(born(pid, 1, None, "long"), image), now);
+            processes.apply(exit(pid, 1), now);
+        }
+        let bytes: usize = processes.entries.values().map(Entry::bytes).sum();
+        assert!(bytes <= MAX_ENDED_BYTES && bytes > MAX_ENDED_BYTES / 2, "{bytes}");
+    }
+
+    #[test]
+    fn a_number_taken_over_ends_its_last_process_even_untold() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        processes.apply(Life::Fork(born(10, 1, None, "old")), now);
+        processes.apply(Life::Fork(born(10, 5, None, "new")), now);
+        assert!(processes.had_ended(id(10, 1), 6_000_000_000) && !processes.had_ended(id(10, 5), 6_000_000_000));
+        processes.apply(exit(99, 1), now + KEPT * 2);
+        assert_eq!(processes.entries.len(), 1, "and is forgotten like the others");
     }
 
     #[test]

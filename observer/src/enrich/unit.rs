@@ -5,8 +5,13 @@ use crate::model::Container;
 /// Endings of systemd's units that can hold processes, slices apart.
 const UNIT_ENDINGS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
 /// Prefixes of container scopes and folders, with the runtime.
-const PREFIXES: [(&str, &str); 4] =
-    [("docker-", "docker"), ("libpod-", "podman"), ("crio-", "cri-o"), ("cri-containerd-", "containerd")];
+const PREFIXES: [(&str, &str); 5] = [
+    ("docker-", "docker"),
+    ("libpod-payload-", "podman"),
+    ("libpod-", "podman"),
+    ("crio-", "cri-o"),
+    ("cri-containerd-", "containerd"),
+];
 /// Length of a container id.
 const ID_CHARS: usize = 64;
 
@@ -95,6 +100,8 @@ mod tests {
             Some("containerd")
         );
         assert_eq!(container(&format!("/kubepods/burstable/pod1/{id}")).unwrap().runtime, None);
+        let quadlet = container(&format!("/system.slice/app.service/libpod-payload-{id}")).unwrap();
+        assert_eq!((quadlet.id, quadlet.runtime), (id.clone(), Some("podman")));
         assert_eq!(container(&format!("/machine.slice/libpod-conmon-{id}.scope")), None, "conmon runs outside");
         assert_eq!(container("/system.slice/ssh.service"), None);
     }

@@ -1,13 +1,13 @@
-//! The bytes of a drop record, read in the order of its fields.
+//! The bytes of a drop record and of a key, read in the order of their fields.
 
 use std::net::IpAddr;
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{Cause, Direction, DropRecord, OwnerSource, PACKET_BYTES, TUPLE_BYTES, Task, flag},
+    abi::{Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, PACKET_BYTES, Task, Tuple, flag},
     logic::{
         direction::{Place, hook},
-        packet::{self, Addresses, Transport},
+        packet::{ethertype, protocol},
     },
 };
 
@@ -30,69 +30,150 @@ pub enum DecodeError {
     Event(u8),
 }
 
+/// The first packet of a key.
+#[derive(Clone, Debug)]
+pub struct First {
+    /// Generation in which it is counted.
+    pub epoch: u32,
+    /// What it is counted under.
+    pub key: DropKey,
+    /// The packet.
+    pub dropped: Dropped,
+}
+
 /// Decodes one record.
-pub fn decode(mut bytes: Bytes) -> Result<Dropped, DecodeError> {
-    if bytes.len() != size_of::<DropRecord>() {
-        return Err(DecodeError::Length(bytes.len()));
+pub fn decode(mut bytes: Bytes) -> Result<First, DecodeError> {
+    const FIXED: usize = size_of::<DropRecord>() - PACKET_BYTES;
+    let length = bytes.len();
+    if !(FIXED..=size_of::<DropRecord>()).contains(&length) {
+        return Err(DecodeError::Length(length));
     }
     let boot_ns = bytes.get_u64_ne();
     let cookie = bytes.get_u64_ne();
     let inode = bytes.get_u64_ne();
-    let cgroup = bytes.get_u64_ne();
     let _location = bytes.get_u64_ne();
     let owner = decode_owner(&mut bytes);
-    let netns = bytes.get_u32_ne();
-    let _ifindex = bytes.get_u32_ne();
-    let reason = bytes.get_u32_ne();
-    let length = bytes.get_u32_ne();
-    let uid = bytes.get_u32_ne();
-    let current_pid = bytes.get_u32_ne();
-    let origin_netns = bytes.get_u32_ne();
-    let ethertype = bytes.get_u16_ne();
-    let captured = usize::from(bytes.get_u16_ne()).min(PACKET_BYTES);
-    let cause = bytes.get_u8();
-    let place = bytes.get_u8();
-    let state = bytes.get_u8();
-    let flags = bytes.get_u8();
-    let direction = bytes.get_u8();
-    let conntrack_info = bytes.get_u8();
-    bytes.advance(2);
-    let original = bytes.split_to(TUPLE_BYTES);
-    let interface = bytes.split_to(16);
-    let packet = bytes.split_to(captured);
-    let full = flags & flag::FULL_SOCKET != 0;
-    let cause = decode_cause(cause).ok_or(DecodeError::Cause(cause))?;
-    let direction = decode_direction(direction).ok_or(DecodeError::Direction(direction))?;
-    let endpoints = endpoints(&packet, ethertype);
+    let key = decode_key(&mut bytes);
+    let epoch = bytes.get_u32_ne();
+    let skb_bytes = bytes.get_u32_ne();
+    let source_port = bytes.get_u16_ne();
+    let translated_port = bytes.get_u16_ne();
+    let captured = usize::from(bytes.get_u16_ne());
+    bytes.advance(size_of::<u16>());
+    if bytes.len() != captured {
+        return Err(DecodeError::Length(length));
+    }
+    let counted = Counted { packets: 1, bytes: u64::from(skb_bytes), first_ns: boot_ns, last_ns: boot_ns };
+    let mut whole = key;
+    whole.cookie = cookie;
+    whole.inode = inode;
+    whole.sent.source_port = source_port;
+    whole.translated.source_port = translated_port;
+    let mut dropped = of_key(&whole, &counted)?;
+    dropped.owner = owner.map(|owner| Owner { shared: owner.shared || key.flags & flag::SHARED != 0, ..owner });
+    dropped.packet = bytes;
+    Ok(First { epoch, key, dropped })
+}
+
+/// What is known of packets that were only counted.
+pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> {
+    let cause = decode_cause(key.cause).ok_or(DecodeError::Cause(key.cause))?;
+    let direction = decode_direction(key.direction).ok_or(DecodeError::Direction(key.direction))?;
+    let has = |flag: u16| key.flags & flag != 0;
+    let full = has(flag::FULL_SOCKET);
+    let sent = endpoints(&key.sent, key);
+    let translated = sent.filter(|_| has(flag::TRANSLATED)).and_then(|_| endpoints(&key.translated, key));
+    let is_tcp = key.protocol == protocol::TCP;
     Ok(Dropped {
-        boot_ns,
-        endpoints,
+        boot_ns: counted.last_ns,
+        first_ns: counted.first_ns,
+        packets: counted.packets,
+        bytes: counted.bytes,
+        endpoints: translated.or(sent),
         direction,
-        origin_netns: (origin_netns != 0).then_some(origin_netns),
-        original: endpoints.and_then(|seen| before_translation(&original, conntrack_info, seen)),
-        ethertype,
+        origin_netns: (key.origin_netns != 0).then_some(key.origin_netns),
+        original: sent.filter(|_| translated.is_some()),
+        encapsulated: has(flag::ENCAPSULATED),
+        coarse: has(flag::COARSE),
+        hop_by_hop: has(flag::HOP_BY_HOP),
+        protocol: (!has(flag::UNREADABLE)).then_some(key.protocol),
+        tcp_flags: (is_tcp && has(flag::TRANSPORT) && key.detail != 0).then_some(key.detail),
+        icmp: (is_icmp(key.protocol) && has(flag::TRANSPORT)).then_some((key.detail, key.code)),
+        icmp_identifier: (is_icmp(key.protocol) && key.sent.source_port != 0).then_some(key.sent.source_port),
+        ethertype: key.ethertype,
         cause,
-        hook: hook(cause, direction, Place::new(place, flags & flag::SOCKET != 0, ethertype, &packet)),
-        reason,
-        bytes: length,
-        netns,
-        interface: text(&interface),
-        socket: (flags & flag::SOCKET != 0).then_some(Socket {
-            cookie: nonzero(cookie),
-            inode: nonzero(inode),
-            uid: full.then_some(uid),
-            cgroup: nonzero(cgroup),
-            state,
-            locked: flags & flag::LOCKED != 0,
-            orphan: flags & flag::ORPHAN != 0,
-            kernel: flags & flag::KERNEL != 0,
-            datagram: flags & flag::DATAGRAM != 0,
-            held: flags & flag::HELD != 0,
+        hook: hook(cause, direction, Place::new(key)),
+        reason: key.reason,
+        netns: key.netns,
+        interface: text(&key.interface),
+        socket: has(flag::SOCKET).then_some(Socket {
+            cookie: nonzero(key.cookie),
+            inode: nonzero(key.inode),
+            uid: full.then_some(key.uid),
+            cgroup: nonzero(key.cgroup),
+            state: key.state,
+            locked: has(flag::LOCKED),
+            orphan: has(flag::ORPHAN),
+            kernel: has(flag::KERNEL),
+            datagram: has(flag::DATAGRAM),
+            held: has(flag::HELD),
         }),
-        owner,
-        current_pid,
-        packet,
+        owner: decode_source(u32::from(key.owner_source)).map(|source| Owner {
+            task: Task { pid: key.owner_pid, start_ns: key.owner_start_ns, ..Task::default() },
+            bound_ns: None,
+            source,
+            shared: has(flag::SHARED),
+        }),
+        current_pid: key.current_pid,
+        packet: Bytes::new(),
     })
+}
+
+/// A key, in the order of its fields. `bytes` must be long enough.
+pub fn decode_key(bytes: &mut Bytes) -> DropKey {
+    let key = DropKey {
+        owner_start_ns: bytes.get_u64_ne(),
+        cgroup: bytes.get_u64_ne(),
+        cookie: bytes.get_u64_ne(),
+        inode: bytes.get_u64_ne(),
+        sent: decode_tuple(bytes),
+        translated: decode_tuple(bytes),
+        interface: array(bytes),
+        owner_pid: bytes.get_u32_ne(),
+        current_pid: bytes.get_u32_ne(),
+        netns: bytes.get_u32_ne(),
+        origin_netns: bytes.get_u32_ne(),
+        reason: bytes.get_u32_ne(),
+        uid: bytes.get_u32_ne(),
+        ethertype: bytes.get_u16_ne(),
+        flags: bytes.get_u16_ne(),
+        cause: bytes.get_u8(),
+        place: bytes.get_u8(),
+        state: bytes.get_u8(),
+        direction: bytes.get_u8(),
+        protocol: bytes.get_u8(),
+        detail: bytes.get_u8(),
+        code: bytes.get_u8(),
+        owner_source: bytes.get_u8(),
+        reserved: [0; 4],
+    };
+    bytes.advance(key.reserved.len());
+    key
+}
+
+fn decode_tuple(bytes: &mut Bytes) -> Tuple {
+    Tuple {
+        source: array(bytes),
+        destination: array(bytes),
+        source_port: bytes.get_u16_ne(),
+        destination_port: bytes.get_u16_ne(),
+    }
+}
+
+fn array<const N: usize>(bytes: &mut Bytes) -> [u8; N] {
+    let mut array = [0; N];
+    bytes.copy_to_slice(&mut array);
+    array
 }
 
 /// A task, in the order of its fields.
@@ -106,11 +187,7 @@ pub(super) fn decode_task(bytes: &mut Bytes) -> Task {
         uid: bytes.get_u32_ne(),
         euid: bytes.get_u32_ne(),
         gid: bytes.get_u32_ne(),
-        comm: {
-            let mut comm = [0; 16];
-            bytes.copy_to_slice(&mut comm);
-            comm
-        },
+        comm: array(bytes),
     }
 }
 
@@ -120,13 +197,12 @@ fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
     let source = bytes.get_u32_ne();
     let holders = bytes.get_u32_ne();
     bytes.advance(2 * size_of::<u32>());
-    let source = match source {
-        1 => OwnerSource::Connect,
-        2 => OwnerSource::Create,
-        3 => OwnerSource::Seed,
-        _ => return None,
-    };
-    Some(Owner { task, bound_ns, source, shared: holders > 1 })
+    let source = decode_source(source)?;
+    Some(Owner { task, bound_ns: Some(bound_ns), source, shared: holders > 1 })
+}
+
+fn decode_source(value: u32) -> Option<OwnerSource> {
+    [OwnerSource::Connect, OwnerSource::Create, OwnerSource::Seed].into_iter().find(|source| *source as u32 == value)
 }
 
 fn decode_cause(value: u8) -> Option<Cause> {
@@ -137,38 +213,32 @@ fn decode_direction(value: u8) -> Option<Direction> {
     [Direction::Local, Direction::Forward, Direction::Unrouted].into_iter().find(|known| *known as u8 == value)
 }
 
-/// The addresses that the sender's socket used, by the connection's original `struct nf_conntrack_tuple`; `None` where they
-/// are the packet's own, and for answers.
-fn before_translation(tuple: &[u8], info: u8, seen: Endpoints) -> Option<Endpoints> {
-    /// From here on the states of `enum ip_conntrack_info` are those of answers (`IP_CT_IS_REPLY`).
-    const ANSWER: u8 = 3;
-    let word = |at: usize| u16::from_be_bytes([tuple[at], tuple[at + 1]]);
-    let address = |at: usize| -> Option<IpAddr> {
-        let bytes = &tuple[at..at + 16];
-        match seen.source {
-            IpAddr::V4(_) => Some(IpAddr::from(<[u8; 4]>::try_from(&bytes[..4]).ok()?)),
-            IpAddr::V6(_) => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
-        }
-    };
-    let (source, destination, protocol) = (address(0)?, address(20)?, tuple[38]);
-    if info >= ANSWER || protocol != seen.protocol || source.is_unspecified() && destination.is_unspecified() {
+/// Addresses and ports, as far as the packet's headers could be read.
+fn endpoints(tuple: &Tuple, key: &DropKey) -> Option<Endpoints> {
+    if key.flags & (flag::UNREADABLE | flag::COARSE) != 0 {
         return None;
     }
-    let transport = match seen.transport {
-        Transport::Ports { tcp_flags, .. } => Transport::Ports { source: word(16), destination: word(36), tcp_flags },
-        other => other,
+    let v6 = key.ethertype == ethertype::IPV6 || key.ethertype != ethertype::IPV4 && is_v6(tuple);
+    let address = |bytes: [u8; 16]| {
+        if v6 { IpAddr::from(bytes) } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) }
     };
-    let original = Endpoints { source, destination, protocol, transport };
-    (original != seen).then_some(original)
+    let ports = key.flags & flag::TRANSPORT != 0 && !is_icmp(key.protocol);
+    Some(Endpoints {
+        source: address(tuple.source),
+        destination: address(tuple.destination),
+        protocol: key.protocol,
+        source_port: (ports && tuple.source_port != 0).then_some(tuple.source_port),
+        destination_port: ports.then_some(tuple.destination_port),
+    })
 }
 
-fn endpoints(bytes: &[u8], ethertype: u16) -> Option<Endpoints> {
-    let parsed = packet::parse(bytes, ethertype)?;
-    let (source, destination) = match parsed.addresses {
-        Addresses::V4 { source, destination } => (IpAddr::from(source), IpAddr::from(destination)),
-        Addresses::V6 { source, destination } => (IpAddr::from(source), IpAddr::from(destination)),
-    };
-    Some(Endpoints { source, destination, protocol: parsed.protocol, transport: parsed.transport })
+/// Of a tagged frame the ethertype is the tag's: an IPv4 address leaves the rest of its field empty.
+fn is_v6(tuple: &Tuple) -> bool {
+    tuple.source[4..].iter().chain(&tuple.destination[4..]).any(|byte| *byte != 0)
+}
+
+fn is_icmp(number: u8) -> bool {
+    number == protocol::ICMP || number == protocol::ICMPV6
 }
 
 /// A zero-terminated name of the kernel; `None` when empty.
@@ -188,104 +258,129 @@ mod tests {
     use proptest::prelude::*;
     use std::mem::offset_of;
 
-    /// Bytes of a record in which only the named fields are set.
-    fn record(fields: &[(usize, &[u8])]) -> Bytes {
-        let mut bytes = vec![0; size_of::<DropRecord>()];
-        for (offset, value) in fields {
-            bytes[*offset..offset + value.len()].copy_from_slice(value);
+    const FIXED: usize = size_of::<DropRecord>() - PACKET_BYTES;
+    const KEY: usize = offset_of!(DropRecord, key);
+
+    /// Bytes of a record in which only the named fields are set, and behind it a packet.
+    fn record(fields: &[(usize, &[u8])], packet: &[u8]) -> Bytes {
+        let mut bytes = vec![0; FIXED];
+        let captured = (packet.len() as u16).to_ne_bytes();
+        for (offset, value) in fields.iter().copied().chain([(offset_of!(DropRecord, captured), &captured[..])]) {
+            bytes[offset..offset + value.len()].copy_from_slice(value);
         }
+        bytes.extend(packet);
         Bytes::from(bytes)
     }
 
     #[test]
     fn every_field_is_read_from_its_own_place() {
-        let mut syn = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 203, 0, 113, 10];
-        syn.extend([0xa0, 0x3e, 0x01, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2]);
         let owner = offset_of!(DropRecord, owner);
-        let mut tuple = [0; TUPLE_BYTES];
-        tuple[..4].copy_from_slice(&[172, 17, 0, 2]);
-        tuple[16..18].copy_from_slice(&0x1388u16.to_be_bytes());
-        tuple[20..24].copy_from_slice(&[203, 0, 113, 10]);
-        tuple[36..38].copy_from_slice(&443u16.to_be_bytes());
-        tuple[38] = 6;
-        let dropped = decode(record(&[
-            (offset_of!(DropRecord, time_ns), &7u64.to_ne_bytes()),
-            (offset_of!(DropRecord, cookie), &8u64.to_ne_bytes()),
-            (offset_of!(DropRecord, inode), &9u64.to_ne_bytes()),
-            (offset_of!(DropRecord, cgroup), &10u64.to_ne_bytes()),
-            (owner + offset_of!(observer_ebpf::abi::Owner, task.start_ns), &11u64.to_ne_bytes()),
-            (owner + offset_of!(observer_ebpf::abi::Owner, task.pid), &12u32.to_ne_bytes()),
-            (owner + offset_of!(observer_ebpf::abi::Owner, task.parent_pid), &13u32.to_ne_bytes()),
-            (owner + offset_of!(observer_ebpf::abi::Owner, task.euid), &14u32.to_ne_bytes()),
-            (owner + offset_of!(observer_ebpf::abi::Owner, task.comm), b"curl"),
-            (owner + offset_of!(observer_ebpf::abi::Owner, source), &1u32.to_ne_bytes()),
-            (owner + offset_of!(observer_ebpf::abi::Owner, holders), &2u32.to_ne_bytes()),
-            (offset_of!(DropRecord, netns), &15u32.to_ne_bytes()),
-            (offset_of!(DropRecord, reason), &16u32.to_ne_bytes()),
-            (offset_of!(DropRecord, length), &17u32.to_ne_bytes()),
-            (offset_of!(DropRecord, uid), &18u32.to_ne_bytes()),
-            (offset_of!(DropRecord, current_pid), &19u32.to_ne_bytes()),
-            (offset_of!(DropRecord, ethertype), &0x0800u16.to_ne_bytes()),
-            (offset_of!(DropRecord, captured), &(syn.len() as u16).to_ne_bytes()),
-            (offset_of!(DropRecord, cause), &[1]),
-            (offset_of!(DropRecord, place), &[place::DEVICE | place::DEVICE_IS_ROUTES]),
-            (offset_of!(DropRecord, state), &[3]),
-            (offset_of!(DropRecord, direction), &[2]),
-            (offset_of!(DropRecord, conntrack_info), &[2]),
-            (offset_of!(DropRecord, origin_netns), &20u32.to_ne_bytes()),
-            (offset_of!(DropRecord, original), &tuple),
-            (offset_of!(DropRecord, flags), &[flag::SOCKET | flag::FULL_SOCKET | flag::LOCKED]),
-            (offset_of!(DropRecord, interface), b"eth0"),
-            (offset_of!(DropRecord, packet), &syn),
-        ]))
+        let sent = KEY + offset_of!(DropKey, sent);
+        let translated = KEY + offset_of!(DropKey, translated);
+        let flags = flag::SOCKET | flag::FULL_SOCKET | flag::LOCKED | flag::TRANSPORT | flag::TRANSLATED;
+        let first = decode(record(
+            &[
+                (offset_of!(DropRecord, time_ns), &7u64.to_ne_bytes()),
+                (offset_of!(DropRecord, cookie), &8u64.to_ne_bytes()),
+                (offset_of!(DropRecord, inode), &9u64.to_ne_bytes()),
+                (owner + offset_of!(observer_ebpf::abi::Owner, task.start_ns), &11u64.to_ne_bytes()),
+                (owner + offset_of!(observer_ebpf::abi::Owner, task.pid), &12u32.to_ne_bytes()),
+                (owner + offset_of!(observer_ebpf::abi::Owner, task.parent_pid), &13u32.to_ne_bytes()),
+                (owner + offset_of!(observer_ebpf::abi::Owner, task.euid), &14u32.to_ne_bytes()),
+                (owner + offset_of!(observer_ebpf::abi::Owner, task.comm), b"curl"),
+                (owner + offset_of!(observer_ebpf::abi::Owner, source), &1u32.to_ne_bytes()),
+                (owner + offset_of!(observer_ebpf::abi::Owner, holders), &2u32.to_ne_bytes()),
+                (offset_of!(DropRecord, epoch), &21u32.to_ne_bytes()),
+                (offset_of!(DropRecord, length), &17u32.to_ne_bytes()),
+                (offset_of!(DropRecord, source_port), &5000u16.to_ne_bytes()),
+                (offset_of!(DropRecord, translated_port), &0xa03eu16.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, cgroup), &10u64.to_ne_bytes()),
+                (sent + offset_of!(Tuple, source), &[172, 17, 0, 2]),
+                (sent + offset_of!(Tuple, destination), &[203, 0, 113, 10]),
+                (sent + offset_of!(Tuple, destination_port), &443u16.to_ne_bytes()),
+                (translated + offset_of!(Tuple, source), &[10, 0, 0, 1]),
+                (translated + offset_of!(Tuple, destination), &[203, 0, 113, 10]),
+                (translated + offset_of!(Tuple, destination_port), &443u16.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, interface), b"eth0"),
+                (KEY + offset_of!(DropKey, current_pid), &19u32.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, netns), &15u32.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, origin_netns), &20u32.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, reason), &16u32.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, uid), &18u32.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, ethertype), &0x0800u16.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, flags), &flags.to_ne_bytes()),
+                (KEY + offset_of!(DropKey, cause), &[1]),
+                (KEY + offset_of!(DropKey, place), &[place::DEVICE | place::DEVICE_IS_ROUTES]),
+                (KEY + offset_of!(DropKey, state), &[3]),
+                (KEY + offset_of!(DropKey, direction), &[2]),
+                (KEY + offset_of!(DropKey, protocol), &[6]),
+                (KEY + offset_of!(DropKey, detail), &[2]),
+            ],
+            &[1, 2, 3],
+        ))
         .unwrap();
+        let dropped = first.dropped;
+        assert_eq!((first.epoch, dropped.packets, dropped.bytes, dropped.boot_ns), (21, 1, 17, 7));
         assert_eq!((dropped.direction, dropped.origin_netns), (Direction::Forward, Some(20)));
         let original = dropped.original.unwrap();
-        assert_eq!((original.source.to_string().as_str(), original.ports()), ("172.17.0.2", Some((5000, 443))));
+        assert_eq!((original.source.to_string().as_str(), original.source_port), ("172.17.0.2", Some(5000)));
+        let seen = dropped.endpoints.unwrap();
+        assert_eq!((seen.source.to_string().as_str(), seen.source_port), ("10.0.0.1", Some(0xa03e)));
+        assert_eq!((seen.destination_port, dropped.tcp_flags, dropped.icmp), (Some(443), Some(2), None));
         let socket = dropped.socket.unwrap();
         let owner = dropped.owner.unwrap();
-        let endpoints = dropped.endpoints.unwrap();
-        assert_eq!((dropped.boot_ns, socket.cookie, socket.inode, socket.cgroup), (7, Some(8), Some(9), Some(10)));
+        assert_eq!((socket.cookie, socket.inode, socket.cgroup), (Some(8), Some(9), Some(10)));
         assert_eq!((owner.task.start_ns, owner.task.pid, owner.task.parent_pid, owner.task.euid), (11, 12, 13, 14));
         assert_eq!(
             (text(&owner.task.comm).as_deref(), owner.source, owner.shared),
             (Some("curl"), OwnerSource::Connect, true)
         );
-        assert_eq!(
-            (dropped.netns, dropped.reason, dropped.bytes, socket.uid, dropped.current_pid),
-            (15, 16, 17, Some(18), 19)
-        );
+        assert_eq!((dropped.netns, dropped.reason, socket.uid, dropped.current_pid), (15, 16, Some(18), 19));
         assert_eq!((dropped.cause, dropped.hook, socket.state), (Cause::Netfilter, Some(Hook::Postrouting), 3));
         assert_eq!((socket.locked, socket.orphan, dropped.interface.as_deref()), (true, false, Some("eth0")));
-        assert_eq!(
-            (endpoints.destination.to_string().as_str(), endpoints.ports()),
-            ("203.0.113.10", Some((0xa03e, 443)))
-        );
-        assert_eq!(dropped.packet.len(), syn.len());
+        assert_eq!(&dropped.packet[..], [1, 2, 3]);
+        // Of a key alone the source port is not known, since it stands for many.
+        let counted = Counted { packets: 5, bytes: 50, first_ns: 1, last_ns: 9 };
+        let more = of_key(&first.key, &counted).unwrap();
+        assert_eq!((more.packets, more.bytes, more.first_ns, more.boot_ns), (5, 50, 1, 9));
+        assert_eq!(more.original.unwrap().source_port, None);
+        assert_eq!(more.socket.unwrap().cookie, None);
+    }
+
+    #[test]
+    fn a_key_survives_its_bytes() {
+        let bytes: Vec<u8> = (0..size_of::<DropKey>() - 4).map(|byte| byte as u8).chain([0; 4]).collect();
+        let key = decode_key(&mut Bytes::from(bytes.clone()));
+        assert_eq!((key.owner_start_ns, key.owner_source), (0x0706_0504_0302_0100, bytes[155]));
+        assert_eq!(key.translated.destination_port, u16::from_ne_bytes([bytes[102], bytes[103]]));
     }
 
     #[test]
     fn a_request_socket_has_no_user() {
-        let dropped = decode(record(&[
-            (offset_of!(DropRecord, cause), &[1]),
-            (offset_of!(DropRecord, direction), &[1]),
-            (offset_of!(DropRecord, flags), &[flag::SOCKET]),
-        ]))
+        let first = decode(record(
+            &[
+                (KEY + offset_of!(DropKey, cause), &[1]),
+                (KEY + offset_of!(DropKey, direction), &[1]),
+                (KEY + offset_of!(DropKey, flags), &flag::SOCKET.to_ne_bytes()),
+            ],
+            &[],
+        ))
         .unwrap();
-        assert_eq!(dropped.socket.unwrap().uid, None);
-        assert_eq!(dropped.owner, None);
+        assert_eq!(first.dropped.socket.unwrap().uid, None);
+        assert_eq!(first.dropped.owner, None);
     }
 
     #[test]
     fn wrong_lengths_and_unknown_causes_are_errors() {
+        let failure = |fields: &[(usize, &[u8])]| decode(record(fields, &[])).unwrap_err();
         assert_eq!(decode(Bytes::from_static(&[0; 9])).unwrap_err(), DecodeError::Length(9));
-        assert_eq!(decode(record(&[(offset_of!(DropRecord, direction), &[1])])).unwrap_err(), DecodeError::Cause(0));
-        assert_eq!(decode(record(&[(offset_of!(DropRecord, cause), &[1])])).unwrap_err(), DecodeError::Direction(0));
+        assert_eq!(failure(&[(KEY + offset_of!(DropKey, direction), &[1])]), DecodeError::Cause(0));
+        assert_eq!(failure(&[(KEY + offset_of!(DropKey, cause), &[1])]), DecodeError::Direction(0));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_of_the_right_length_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), size_of::<DropRecord>())) {
+        fn any_bytes_decode_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..size_of::<DropRecord>() + 9)) {
             let _ = decode(Bytes::from(bytes));
         }
     }

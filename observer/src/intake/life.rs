@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes};
 use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord, process_flag};
 
 use super::decode::{DecodeError, decode_task, text};
-use crate::model::{Born, Flow, Image, Life, Namespaces, ProcessId};
+use crate::model::{Arguments, Born, Flow, Image, Life, Namespaces, ProcessId};
 
 /// Inode numbers of the initial pid and user namespace (`include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u32 = 0xefff_fffc;
@@ -81,20 +81,13 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Flow> {
     let until_ns = (bytes.get_u8() != 0).then_some(boot_ns);
     let address = |bytes: [u8; 16]| {
         let address = if v6 { IpAddr::from(bytes) } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) };
+        // A socket of the other family that sends IPv4 has mapped addresses.
+        let address = address.to_canonical();
         (!address.is_unspecified()).then_some(address)
     };
-    Some(Flow {
-        process,
-        netns,
-        since_ns,
-        until_ns,
-        protocol,
-        v6,
-        local: address(local),
-        remote: address(remote),
-        local_port,
-        remote_port,
-    })
+    let (local, remote) = (address(local), address(remote));
+    let v6 = local.or(remote).map_or(v6, |address| address.is_ipv6());
+    Some(Flow { process, netns, since_ns, until_ns, protocol, v6, local, remote, local_port, remote_port })
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {
@@ -106,16 +99,11 @@ fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {
         executable.push('/');
         executable.push_str(&String::from_utf8_lossy(component));
     }
-    let args = args.strip_suffix(&[0]).unwrap_or(args);
-    let arguments: Vec<String> = if args.is_empty() {
-        Vec::new()
-    } else {
-        args.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
-    };
+    let arguments = Arguments::new(args);
     let name = text(name);
     // The kernel puts a script's name behind its interpreter; any other program was executed under a name that ends as
     // its file does, or by a link to it.
-    let script = name.filter(|name| arguments.iter().skip(1).any(|arg| arg == name));
+    let script = name.filter(|name| arguments.iter().skip(1).any(|arg| arg == *name));
     Image {
         executable: (!components.is_empty()).then_some(executable),
         executable_cut,
@@ -164,7 +152,7 @@ mod tests {
         assert_eq!(born.parent, Some(ProcessId { pid: 5, start_ticks: 1 }));
         assert_eq!(born.namespaces, Namespaces { pid: 77, inner_pid: 3, user: 0 });
         assert_eq!(image.executable.as_deref(), Some("/usr/bin/curl"));
-        assert_eq!(image.args, ["curl", "-s", "", "x"], "an empty argument is an argument");
+        assert_eq!(image.args.iter().collect::<Vec<_>>(), ["curl", "-s", "", "x"], "an empty argument is an argument");
         assert_eq!((image.script, image.executable_cut, image.args_cut), (None, false, false));
     }
 

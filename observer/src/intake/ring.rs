@@ -1,24 +1,36 @@
-//! Reads the ring without losing the tail.
+//! Reads the ring without losing the tail, and has the counts swept.
 //!
 //! The kernel half wakes the reader at most once a millisecond and CPU. After a wake-up the reader therefore looks again
 //! every [`POLL`] until it found the ring empty once, and only then waits for the next wake-up: whatever came without one
 //! is found by then.
+//!
+//! Once something came, the generation in which is counted ends after [`SWEEP`]; then everything that belongs to it is in
+//! the ring, is taken out, and a request to sweep it is queued behind. So on a host on which nothing is dropped nothing is
+//! ever swept.
 
 use std::{
-    sync::mpsc::{SyncSender, TrySendError},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, TrySendError},
+    },
     time::Duration,
 };
 
+use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use bytes::Bytes;
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::Instant};
 
+use super::counts::{Epoch, settle};
 use crate::sys::watch_readable;
 
 /// Longer than the interval at which the kernel half wakes the reader.
 const POLL: Duration = Duration::from_millis(5);
 /// Records taken in one go before other tasks have their turn.
 const BATCH: usize = 1024;
+/// How long a generation counts.
+const SWEEP: Duration = Duration::from_millis(500);
 
 /// What is queued for the slower half.
 #[derive(Debug)]
@@ -27,31 +39,54 @@ pub enum Item {
     Drop(Bytes),
     /// Process records wait in their ring, which fills up.
     Processes,
+    /// This generation is over, and every record of it is queued before this.
+    Sweep(u32),
+}
+
+/// How far the slower half is with sweeping.
+#[derive(Debug, Default)]
+pub struct Sweeping {
+    /// A request is queued or worked on.
+    pub busy: AtomicBool,
+    /// Keys that the last sweep found.
+    pub found: AtomicU64,
 }
 
 /// The reading end of the ring.
 pub struct Reader {
     ring: AsyncFd<RingBuf<MapData>>,
     queue: SyncSender<Item>,
-    /// Records taken out of the ring.
-    pub taken: u64,
-    /// Of these, records that did not fit into the queue.
-    pub overflow: u64,
+    epoch: Epoch,
+    sweeping: Arc<Sweeping>,
+    /// When the generation ends, once there is something in it.
+    due: Option<Instant>,
+    /// Records were taken since the last sweep.
+    fresh: bool,
     closed: bool,
 }
 
 impl Reader {
     /// Reads `ring` into `queue`. Must be called inside the runtime.
-    pub fn new(ring: RingBuf<MapData>, queue: SyncSender<Item>) -> std::io::Result<Self> {
-        Ok(Self { ring: watch_readable(ring)?, queue, taken: 0, overflow: 0, closed: false })
+    pub fn new(
+        ring: RingBuf<MapData>,
+        epoch: Epoch,
+        queue: SyncSender<Item>,
+        sweeping: Arc<Sweeping>,
+    ) -> std::io::Result<Self> {
+        Ok(Self { ring: watch_readable(ring)?, queue, epoch, sweeping, due: None, fresh: false, closed: false })
     }
 
     /// Reads until it is cancelled or the other end of the queue is gone. Cancel-safe: no record is held over an await.
-    pub async fn run(&mut self) -> std::io::Result<()> {
+    pub async fn run(&mut self) -> Result<()> {
         while !self.closed {
+            let due = self.due.unwrap_or_else(Instant::now);
+            tokio::select! {
+                guard = self.ring.readable_mut() => guard.context("cannot wait for the ring")?.clear_ready(),
+                () = tokio::time::sleep_until(due), if self.due.is_some() => {}
+            }
             // The readiness is cleared before the ring is emptied: a wake-up in between is not lost.
-            self.ring.readable_mut().await?.clear_ready();
             loop {
+                self.sweep_if_due().await?;
                 match self.drain(BATCH) {
                     0 => break,
                     BATCH => tokio::task::yield_now().await,
@@ -62,7 +97,34 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes at most `limit` records out of the ring, without waiting; returns how many.
+    async fn sweep_if_due(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.due.is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        self.due = Some(now + SWEEP);
+        if self.sweeping.busy.load(Ordering::Acquire) {
+            // The last one is not done yet; meanwhile the kernel counts on.
+            return Ok(());
+        }
+        if !self.fresh && self.sweeping.found.load(Ordering::Acquire) == 0 {
+            self.due = None;
+            return Ok(());
+        }
+        self.fresh = false;
+        let over = self.epoch.advance()?;
+        tokio::task::spawn_blocking(settle).await.context("waiting for the generation's end failed")?;
+        while self.drain(usize::MAX) > 0 {}
+        self.sweeping.busy.store(true, Ordering::Release);
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Sweep(over)) {
+            tokio::time::sleep(POLL).await;
+            self.drain(BATCH);
+        }
+        Ok(())
+    }
+
+    /// Takes at most `limit` records out of the ring, without waiting; returns how many. One that does not fit into the
+    /// queue costs its details: it is counted already.
     pub fn drain(&mut self, limit: usize) -> usize {
         let ring = self.ring.get_mut();
         let mut taken = 0;
@@ -70,16 +132,14 @@ impl Reader {
             && let Some(item) = ring.next()
         {
             taken += 1;
-            match self.queue.try_send(Item::Drop(Bytes::copy_from_slice(&item))) {
-                Ok(()) => {}
-                Err(TrySendError::Full(_)) => self.overflow += 1,
-                Err(TrySendError::Disconnected(_)) => {
-                    self.overflow += 1;
-                    self.closed = true;
-                }
+            if let Err(TrySendError::Disconnected(_)) = self.queue.try_send(Item::Drop(Bytes::copy_from_slice(&item))) {
+                self.closed = true;
             }
         }
-        self.taken += taken as u64;
+        if taken > 0 {
+            self.fresh = true;
+            self.due.get_or_insert_with(|| Instant::now() + SWEEP);
+        }
         taken
     }
 }

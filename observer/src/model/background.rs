@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use observer_ebpf::logic::packet::{Transport, protocol};
+use observer_ebpf::logic::packet::protocol;
 use serde::{Deserialize, Serialize};
 
 use super::dropped::Dropped;
@@ -54,22 +54,17 @@ impl Background {
     pub fn of(dropped: &Dropped) -> Option<Self> {
         let endpoints = dropped.endpoints.as_ref()?;
         let to = endpoints.destination;
-        match endpoints.transport {
-            Transport::Icmp { kind, .. } if endpoints.protocol == protocol::ICMPV6 => icmpv6(kind),
-            Transport::Icmp { kind, .. } => icmp(kind),
-            Transport::Ports { destination: 5353, .. } if is_group(to, "224.0.0.251", "ff02::fb") => Some(Self::Mdns),
-            Transport::Ports { destination: 5355, .. } if is_group(to, "224.0.0.252", "ff02::1:3") => Some(Self::Llmnr),
-            Transport::Ports { destination: 1900, .. } if is_group(to, "239.255.255.250", "ff02::c") => {
-                Some(Self::Ssdp)
-            }
-            Transport::Ports { destination: 137 | 138, .. } if endpoints.protocol == protocol::UDP => {
-                Some(Self::Netbios)
-            }
-            Transport::Ports { tcp_flags: Some(flags), .. } => tcp(flags, dropped),
-            Transport::Opaque if endpoints.protocol == protocol::IGMP => Some(Self::MulticastJoin),
-            Transport::Opaque if dropped.packet.get(6) == Some(&0) && endpoints.protocol == protocol::ICMPV6 => {
-                Some(Self::MulticastJoin)
-            }
+        if let Some((kind, _)) = dropped.icmp {
+            return if endpoints.protocol == protocol::ICMPV6 { icmpv6(kind) } else { icmp(kind) };
+        }
+        match endpoints.destination_port {
+            Some(5353) if is_group(to, "224.0.0.251", "ff02::fb") => Some(Self::Mdns),
+            Some(5355) if is_group(to, "224.0.0.252", "ff02::1:3") => Some(Self::Llmnr),
+            Some(1900) if is_group(to, "239.255.255.250", "ff02::c") => Some(Self::Ssdp),
+            Some(137 | 138) if endpoints.protocol == protocol::UDP => Some(Self::Netbios),
+            _ if dropped.tcp_flags.is_some() => tcp(dropped.tcp_flags?, dropped),
+            None if endpoints.protocol == protocol::IGMP => Some(Self::MulticastJoin),
+            None if dropped.hop_by_hop && endpoints.protocol == protocol::ICMPV6 => Some(Self::MulticastJoin),
             _ if to == IpAddr::from([255, 255, 255, 255]) => Some(Self::Broadcast),
             _ => None,
         }
@@ -126,69 +121,50 @@ fn tcp(flags: u8, dropped: &Dropped) -> Option<Background> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cause, Direction, Endpoints, Socket};
+    use crate::model::Endpoints;
 
-    fn dropped(destination: &str, protocol: u8, transport: Transport) -> Dropped {
-        Dropped {
-            boot_ns: 0,
-            endpoints: Some(Endpoints {
-                source: "10.0.0.1".parse().unwrap(),
-                destination: destination.parse().unwrap(),
-                protocol,
-                transport,
-            }),
-            ethertype: 0x0800,
-            cause: Cause::Netfilter,
-            hook: None,
-            reason: 0,
-            bytes: 0,
-            netns: 0,
-            direction: Direction::Local,
-            origin_netns: None,
-            original: None,
-            interface: None,
-            socket: Some(Socket {
-                cookie: None,
-                inode: None,
-                uid: None,
-                cgroup: None,
-                state: 1,
-                locked: false,
-                orphan: false,
-                kernel: false,
-                datagram: false,
-                held: false,
-            }),
-            owner: None,
-            current_pid: 0,
-            packet: bytes::Bytes::new(),
-        }
+    fn dropped(destination: &str, protocol: u8, port: Option<u16>) -> Dropped {
+        let endpoints = Endpoints {
+            source: "10.0.0.1".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            protocol,
+            source_port: port.map(|_| 1),
+            destination_port: port,
+        };
+        Dropped { endpoints: Some(endpoints), ..Dropped::example() }
     }
 
-    fn ports(destination: u16, tcp_flags: Option<u8>) -> Transport {
-        Transport::Ports { source: 1, destination, tcp_flags }
+    fn tcp(destination: &str, tcp_flags: u8) -> Dropped {
+        Dropped { tcp_flags: Some(tcp_flags), ..dropped(destination, 6, Some(443)) }
+    }
+
+    fn icmp(destination: &str, protocol: u8, kind: u8) -> Dropped {
+        Dropped { icmp: Some((kind, 0)), ..dropped(destination, protocol, None) }
     }
 
     #[test]
     fn what_nobody_waits_for() {
-        let of = |destination, number, transport| Background::of(&dropped(destination, number, transport));
-        assert_eq!(of("224.0.0.251", 17, ports(5353, None)), Some(Background::Mdns));
-        assert_eq!(of("10.0.0.9", 17, ports(5353, None)), None, "unicast to that port is a question someone asked");
-        assert_eq!(of("10.0.0.9", 6, ports(443, Some(2))), None, "a SYN is waited for");
-        assert_eq!(of("10.0.0.9", 6, ports(443, Some(0x12))), Some(Background::Answer));
-        assert_eq!(of("10.0.0.9", 6, ports(443, Some(4))), Some(Background::InvalidState));
-        assert_eq!(of("10.0.0.9", 6, ports(443, Some(0x11))), None, "FIN of a socket that is still open");
-        assert_eq!(of("fe80::1", 58, Transport::Icmp { kind: 135, code: 0 }), Some(Background::Discovery));
-        assert_eq!(of("fe80::1", 58, Transport::Icmp { kind: 128, code: 0 }), None, "a ping is waited for");
-        assert_eq!(of("10.0.0.9", 1, Transport::Icmp { kind: 8, code: 0 }), None);
-        assert_eq!(of("10.0.0.9", 1, Transport::Icmp { kind: 0, code: 0 }), Some(Background::Answer));
-        assert_eq!(of("255.255.255.255", 17, ports(9999, None)), Some(Background::Broadcast));
+        let udp = |destination, port| Background::of(&dropped(destination, 17, Some(port)));
+        assert_eq!(udp("224.0.0.251", 5353), Some(Background::Mdns));
+        assert_eq!(udp("10.0.0.9", 5353), None, "unicast to that port is a question someone asked");
+        assert_eq!(udp("255.255.255.255", 9999), Some(Background::Broadcast));
+        let tcp = |tcp_flags| Background::of(&tcp("10.0.0.9", tcp_flags));
+        assert_eq!(tcp(2), None, "a SYN is waited for");
+        assert_eq!(tcp(0x12), Some(Background::Answer));
+        assert_eq!(tcp(4), Some(Background::InvalidState));
+        assert_eq!(tcp(0x11), None, "FIN of a socket that is still open");
+        let icmp = |destination, protocol, kind| Background::of(&icmp(destination, protocol, kind));
+        assert_eq!(icmp("fe80::1", 58, 135), Some(Background::Discovery));
+        assert_eq!(icmp("fe80::1", 58, 128), None, "a ping is waited for");
+        assert_eq!(icmp("10.0.0.9", 1, 8), None);
+        assert_eq!(icmp("10.0.0.9", 1, 0), Some(Background::Answer));
+        assert_eq!(Background::of(&dropped("224.0.0.22", 2, None)), Some(Background::MulticastJoin));
     }
 
     #[test]
     fn the_kernel_finishing_a_closed_connection() {
-        let mut orphan = dropped("10.0.0.9", 6, ports(443, Some(0x11)));
-        orphan.socket = orphan.socket.map(|socket| Socket { orphan: true, ..socket });
+        let mut orphan = tcp("10.0.0.9", 0x11);
+        orphan.socket = orphan.socket.map(|socket| crate::model::Socket { orphan: true, ..socket });
         assert_eq!(Background::of(&orphan), Some(Background::InvalidState));
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use observer_ebpf::{
     abi::{Cause, Direction, Hook, OwnerSource, Task},
-    logic::packet::{Transport, protocol},
+    logic::packet::protocol,
 };
 
 /// Addresses of the packet's IP header.
@@ -17,18 +17,10 @@ pub struct Endpoints {
     pub destination: IpAddr,
     /// IP protocol number of the payload.
     pub protocol: u8,
-    /// Ports or ICMP type, as far as the packet proves them.
-    pub transport: Transport,
-}
-
-impl Endpoints {
-    /// Source and destination port.
-    pub fn ports(&self) -> Option<(u16, u16)> {
-        match self.transport {
-            Transport::Ports { source, destination, .. } => Some((source, destination)),
-            Transport::Icmp { .. } | Transport::Opaque => None,
-        }
-    }
+    /// Source port; `None` where there is none, and where several packets stand together.
+    pub source_port: Option<u16>,
+    /// Destination port; `None` where there is none, or the packet does not prove it.
+    pub destination_port: Option<u16>,
 }
 
 /// The packet's socket.
@@ -61,21 +53,37 @@ pub struct Socket {
 pub struct Owner {
     /// The process as it was when it was bound.
     pub task: Task,
-    /// When it was bound, nanoseconds of `CLOCK_BOOTTIME`.
-    pub bound_ns: u64,
+    /// When it was bound, nanoseconds of `CLOCK_BOOTTIME`; `None` where only the process is known, not how it was then.
+    pub bound_ns: Option<u64>,
     /// How it is known.
     pub source: OwnerSource,
     /// More than one process held the socket when it was seeded.
     pub shared: bool,
 }
 
-/// One outbound packet that a decision on this host dropped.
+/// Outbound packets that a decision on this host dropped: one, or several that differ in nothing that is told.
 #[derive(Clone, Debug)]
 pub struct Dropped {
-    /// When, nanoseconds of `CLOCK_BOOTTIME`.
+    /// When, nanoseconds of `CLOCK_BOOTTIME`; of several the last.
     pub boot_ns: u64,
+    /// When the first of them was dropped.
+    pub first_ns: u64,
+    /// How many.
+    pub packets: u64,
     /// Addresses; `None` when the packet is not IP or its headers were unreadable.
     pub endpoints: Option<Endpoints>,
+    /// IP protocol of the payload; `None` when it could not be read.
+    pub protocol: Option<u8>,
+    /// TCP's flags.
+    pub tcp_flags: Option<u8>,
+    /// ICMP's type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// Identifier of an ICMP echo request: what a ping has for a port.
+    pub icmp_identifier: Option<u16>,
+    /// IPv6 hop-by-hop options stand first.
+    pub hop_by_hop: bool,
+    /// Packets to several destinations stand together, for want of room to count them one by one.
+    pub coarse: bool,
     /// Ethertype.
     pub ethertype: u16,
     /// Which kind of decision.
@@ -85,7 +93,7 @@ pub struct Dropped {
     /// Drop reason, a value of the running kernel's enum.
     pub reason: u32,
     /// Bytes as the firewall's counters count them.
-    pub bytes: u32,
+    pub bytes: u64,
     /// Inode number of the network namespace whose rules decided.
     pub netns: u32,
     /// Which way it was going.
@@ -94,6 +102,8 @@ pub struct Dropped {
     pub origin_netns: Option<u32>,
     /// Addresses before any translation, where they differ from the packet's.
     pub original: Option<Endpoints>,
+    /// It carries another packet, which is the socket's: a tunnel made it.
+    pub encapsulated: bool,
     /// Outgoing interface.
     pub interface: Option<String>,
     /// Its socket.
@@ -107,16 +117,19 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    /// Identifier of an ICMP echo request: what a ping has for a port.
-    pub fn icmp_identifier(&self) -> Option<u16> {
-        let (header, request) = match self.endpoints?.protocol {
-            protocol::ICMP => (usize::from(self.packet.first()? & 15) * 4, 8),
-            protocol::ICMPV6 => (40, 128),
-            _ => return None,
-        };
-        let message = self.packet.get(header..header + 8)?;
-        (message[0] == request).then(|| u16::from_be_bytes([message[4], message[5]]))
+    /// The kernel made it itself: it sends on a socket of its own, or without any. Whatever a process sends still has its
+    /// socket at these hooks.
+    pub fn by_kernel(&self) -> bool {
+        match self.socket {
+            Some(socket) => socket.kernel,
+            None => self.direction == Direction::Local && matches!(self.hook, Some(Hook::Output | Hook::Postrouting)),
+        }
     }
+}
+
+/// The number of a protocol by [`transport_name`].
+pub fn transport_number(name: &str) -> Option<u8> {
+    (0..=u8::MAX).find(|number| transport_name(*number) == name)
 }
 
 /// ECS name of an IP protocol, or its number as text.
@@ -128,5 +141,50 @@ pub fn transport_name(number: u8) -> String {
         protocol::ICMPV6 => "ipv6-icmp".to_owned(),
         protocol::SCTP => "sctp".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+impl Dropped {
+    /// One packet of a local socket with cookie 1 and inode 7, stopped at the output hook a minute after boot.
+    pub(crate) fn example() -> Self {
+        Self {
+            boot_ns: 60_000_000_000,
+            first_ns: 60_000_000_000,
+            packets: 1,
+            endpoints: None,
+            protocol: None,
+            tcp_flags: None,
+            icmp: None,
+            icmp_identifier: None,
+            hop_by_hop: false,
+            coarse: false,
+            ethertype: 0x0800,
+            cause: Cause::Netfilter,
+            hook: Some(Hook::Output),
+            reason: 0,
+            bytes: 0,
+            netns: 0,
+            direction: Direction::Local,
+            origin_netns: None,
+            original: None,
+            encapsulated: false,
+            interface: None,
+            socket: Some(Socket {
+                cookie: Some(1),
+                inode: Some(7),
+                uid: Some(0),
+                cgroup: None,
+                state: 1,
+                locked: false,
+                orphan: false,
+                kernel: false,
+                datagram: false,
+                held: false,
+            }),
+            owner: None,
+            current_pid: 0,
+            packet: Bytes::new(),
+        }
     }
 }

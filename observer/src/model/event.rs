@@ -267,7 +267,7 @@ pub enum OwnerKnown {
     Syscall,
     /// It is the only one whose socket can have sent the packet, which another namespace forwarded.
     Flow,
-    /// No process: the kernel sends on a socket of its own (a tunnel, a network file system, a reset).
+    /// No process: the kernel sends on a socket of its own or without one (a tunnel, a network file system, a reset).
     Kernel,
 }
 
@@ -341,6 +341,12 @@ pub struct Egress {
     /// What made it the owner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner_by: Option<OwnerBy>,
+    /// The packet carries another one, which that process sent: `destination` is a tunnel's other end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encapsulated: Option<bool>,
+    /// Packets to several destinations stand together: there was no room to count them one by one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coarse: Option<bool>,
     /// The script that the process's executable interprets, as it was executed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use observer_ebpf::abi::{FILTER_VALUES, FilterNetwork, KernelFilter};
 
 use super::{
-    dropped::transport_name,
+    dropped::{transport_name, transport_number},
     event::{Action, Event},
 };
 
@@ -62,6 +63,29 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The part of it that the kernel half can apply. Kinds with too many values are left out: they are applied here only.
+    pub fn in_kernel(&self) -> KernelFilter {
+        let mut filter = KernelFilter { netns: self.netns.unwrap_or(0), ..KernelFilter::default() };
+        if self.ports.len() <= FILTER_VALUES {
+            filter.ports = self.ports.len() as u32;
+            filter.port.iter_mut().zip(&self.ports).for_each(|(into, port)| *into = u32::from(*port));
+        }
+        if self.transports.len() <= FILTER_VALUES {
+            filter.protocols = self.transports.len() as u32;
+            let numbers = self.transports.iter().filter_map(|name| transport_number(name));
+            filter.protocol.iter_mut().zip(numbers).for_each(|(into, number)| *into = u32::from(number));
+        }
+        let networks: Vec<IpNet> = self.destinations.iter().flat_map(Destination::networks).collect();
+        if networks.len() <= FILTER_VALUES {
+            // A name without addresses matches nothing, which user space sees to.
+            filter.networks = networks.len() as u32;
+            filter.network.iter_mut().zip(networks).for_each(|(into, network)| *into = words(network));
+        }
+        let any = filter.netns | filter.ports | filter.protocols | filter.networks;
+        filter.active = u32::from(any != 0);
+        filter
+    }
+
     /// True when the event is to be told.
     pub fn matches(&self, event: &Event) -> bool {
         let egress = &event.egress;
@@ -99,12 +123,32 @@ impl Filter {
 }
 
 impl Destination {
+    fn networks(&self) -> Vec<IpNet> {
+        match self {
+            Self::Network(network) => vec![*network],
+            Self::Name { addresses, .. } => addresses.iter().copied().map(IpNet::from).collect(),
+        }
+    }
+
     fn contains(&self, address: IpAddr) -> bool {
         match self {
             Self::Network(network) => network.contains(&address),
             Self::Name { addresses, .. } => addresses.contains(&address),
         }
     }
+}
+
+fn words(network: IpNet) -> FilterNetwork {
+    let words = |address: IpAddr| {
+        let mut bytes = [0; 16];
+        match address {
+            IpAddr::V4(v4) => bytes[..4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => bytes = v6.octets(),
+        }
+        std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[word * 4 + byte])))
+    };
+    let v6 = u32::from(network.addr().is_ipv6());
+    FilterNetwork { v6, address: words(network.network()), mask: words(network.netmask()) }
 }
 
 fn any<T>(wanted: &[T], matches: impl Fn(&T) -> bool) -> bool {
@@ -162,6 +206,27 @@ mod tests {
             "unknown protocol `tpc`; known: tcp, udp, icmp, ipv6-icmp, sctp or a protocol number"
         );
         assert!(parse_cause("weather").is_err());
+    }
+
+    #[test]
+    fn the_kernels_part() {
+        assert_eq!(Filter::default().in_kernel(), KernelFilter::default());
+        let networks = ["203.0.113.0/24".parse().unwrap(), "2001:db8::/33".parse().unwrap()];
+        let filter = Filter {
+            ports: vec![443, 53],
+            transports: vec!["udp".into(), "47".into()],
+            destinations: networks.into_iter().map(Destination::Network).collect(),
+            ..Filter::default()
+        };
+        let kernel = filter.in_kernel();
+        assert_eq!((kernel.active, kernel.ports, &kernel.port[..2]), (1, 2, &[443, 53][..]));
+        assert_eq!((kernel.protocols, &kernel.protocol[..2]), (2, &[17, 47][..]));
+        let word = u32::from_ne_bytes;
+        assert_eq!((kernel.network[0].v6, kernel.network[0].address[0]), (0, word([203, 0, 113, 0])));
+        assert_eq!(kernel.network[0].mask, [word([255, 255, 255, 0]), 0, 0, 0]);
+        assert_eq!(kernel.network[1].mask, [u32::MAX, word([0x80, 0, 0, 0]), 0, 0]);
+        let many = Filter { ports: (1..=9).collect(), ..Filter::default() };
+        assert_eq!(many.in_kernel(), KernelFilter::default(), "left to user space");
     }
 
     #[test]

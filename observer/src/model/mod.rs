@@ -4,6 +4,7 @@
 mod account;
 mod background;
 mod check;
+mod command;
 mod dropped;
 mod event;
 mod filter;
@@ -13,6 +14,7 @@ mod process;
 pub use account::{Account, Degraded, Lost};
 pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
+pub use command::Finished;
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
@@ -21,6 +23,6 @@ pub use event::{
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
 pub use flow::{Flow, Wanted};
-pub use process::{Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
+pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

@@ -39,9 +39,39 @@ pub struct Image {
     /// What was executed, where that is another file: a script.
     pub script: Option<String>,
     /// Arguments; empty for a kernel thread.
-    pub args: Vec<String>,
+    pub args: Arguments,
     /// There are more arguments, or longer ones.
     pub args_cut: bool,
+}
+
+/// Arguments of a program, as the kernel keeps them: one text, each ended by a zero. An empty argument is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arguments(Box<str>);
+
+impl Arguments {
+    /// From the kernel's bytes, which need not be text.
+    pub fn new(bytes: &[u8]) -> Self {
+        let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+        Self(String::from_utf8_lossy(bytes).into())
+    }
+
+    /// There are none: a kernel thread.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One by one.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split('\0').take(if self.is_empty() { 0 } else { usize::MAX })
+    }
+}
+
+impl Image {
+    /// Bytes of memory that it takes, about.
+    pub fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        size_of::<Self>() + self.args.0.len() + text(&self.executable) + text(&self.script)
+    }
 }
 
 /// Namespaces of a process that are not the host's own.

@@ -1,10 +1,11 @@
-//! What a person or a program reads: [`terminal`] and [`json`], both over any writer. Everything that came from outside
+//! What a person or a program reads: [`terminal`], [`verdict`] and [`json`], over any writer. Everything that came from outside
 //! is escaped here ([`escape`]) and nowhere else.
 
 pub mod doctor;
 pub mod escape;
 pub mod json;
 pub mod terminal;
+pub mod verdict;
 
 use std::io;
 

@@ -191,7 +191,7 @@ fn user_name(user: &crate::model::User) -> String {
 }
 
 /// `203.0.113.10:443/tcp`, `[2001:db8::1]:53/udp`, `10.0.0.1 icmp`.
-fn destination(event: &Event) -> String {
+pub(super) fn destination(event: &Event) -> String {
     let transport = event.network.transport.as_deref();
     match (&event.destination, transport) {
         (Some(destination), Some(transport)) => match destination.port {
@@ -214,6 +214,9 @@ fn place(event: &Event) -> String {
     let mut parts = Vec::new();
     if let Some(relay) = &event.egress.relay {
         parts.push(format!("{} carries it for a rootless container", escape(relay)));
+    }
+    if event.egress.encapsulated.is_some() {
+        parts.push("in a tunnel: the destination is its other end".to_owned());
     }
     if let Some(origin) = event.egress.origin_netns {
         parts.push(format!("forwarded for namespace net:[{origin}]"));

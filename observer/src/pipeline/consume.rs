@@ -1,27 +1,52 @@
-//! The slower half: makes events and writes them, on a thread of its own, since asking and writing may wait.
+//! The slower half: takes from the queue, decodes, attributes, filters, writes. The only place where asking and writing
+//! may wait.
+//!
+//! Every packet is in the counts. A record announces the first packet of a key and is told at once; when its generation is
+//! swept, what was counted beyond that is told as one line, in the words of the first. A key whose record did not come
+//! through is told by what the key alone says.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
 };
 
+use observer_ebpf::abi::{Counted, DropKey};
 use tokio::sync::oneshot;
 
 use crate::{
     enrich::{assemble::Assembler, attribute::Eyes},
-    intake::{decode::decode, ring::Item},
-    model::{Degraded, Filter},
+    intake::{
+        counts::Counts,
+        decode::{decode, of_key},
+        ring::{Item, Sweeping},
+    },
+    model::{Degraded, Dropped, Event, Filter},
     output::Output,
 };
 
 /// Output that has something left to tell is asked this often.
 const IDLE: Duration = Duration::from_millis(250);
+/// First events of a generation that are kept as a pattern for what is counted beyond; the rest is made anew.
+const MAX_PATTERNS: usize = 4096;
 
-/// What the slower half did.
+/// What the two halves tell each other beside the queue.
+#[derive(Debug, Default)]
+pub(super) struct Flags {
+    /// What is left is only counted.
+    pub(super) hurry: AtomicBool,
+    /// A request to take in process records is in the queue.
+    pub(super) nudged: AtomicBool,
+    /// How far sweeping is.
+    pub(super) sweeping: Arc<Sweeping>,
+}
+
+/// What the slower half did; in packets.
 pub(super) struct Consumed {
     pub(super) reported: u64,
     pub(super) filtered: u64,
@@ -30,118 +55,254 @@ pub(super) struct Consumed {
     pub(super) inbound: u64,
     /// Given up at the end, because the output did not take them in time.
     pub(super) abandoned: u64,
-    pub(super) told: u64,
+    /// Counted in the kernel, and not to be read from there.
+    pub(super) unread: u64,
     pub(super) output: Box<dyn Output>,
     pub(super) degraded: Vec<Degraded>,
     pub(super) error: Option<io::Error>,
 }
 
-/// The slower half: until the queue is closed and empty. After an error or the last event that was asked for, it counts
-/// on and writes no more; in a hurry it only counts.
-pub(super) fn consume<E: Eyes>(
-    queue: &Receiver<Item>,
-    mut assembler: Assembler<E>,
-    output: Box<dyn Output>,
-    filter: &Filter,
-    count: Option<u64>,
-    stop: oneshot::Sender<()>,
-    hurry: &AtomicBool,
-) -> Consumed {
-    let mut consumed = Consumed {
-        reported: 0,
-        filtered: 0,
-        decode: 0,
-        inbound: 0,
-        abandoned: 0,
-        told: 0,
-        output,
-        degraded: Vec::new(),
-        error: None,
-    };
-    let mut stop = Some(stop);
-    let mut told = Instant::now();
-    loop {
-        let item = match queue.try_recv() {
-            Ok(item) => Some(item),
-            Err(_) => {
-                let waiting = consumed.pause();
-                told = Instant::now();
-                // An idle host costs nothing: without anything to tell there is nothing to wake up for.
-                let next = if waiting { queue.recv_timeout(IDLE) } else { queue.recv().map_err(Into::into) };
-                match next {
-                    Ok(item) => Some(item),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => {
-                        consumed.degraded = assembler.degraded();
-                        return consumed;
-                    }
-                }
-            }
-        };
-        if told.elapsed() > IDLE {
-            consumed.pause();
-            told = Instant::now();
-        }
-        match item {
-            Some(Item::Drop(_)) if hurry.load(Ordering::Relaxed) => consumed.abandoned += 1,
-            Some(Item::Drop(bytes)) => consumed.take(bytes, &mut assembler, filter, count),
-            Some(Item::Processes) => assembler.catch_up(),
-            None => {}
-        }
-        if (consumed.error.is_some() || count.is_some_and(|count| consumed.told >= count))
-            && let Some(stop) = stop.take()
-        {
-            // The other end is gone only when everything is stopping already.
-            let _ = stop.send(());
-        }
-    }
+/// A first packet that was told.
+struct Told {
+    bytes: u64,
+    said: Said,
 }
 
-impl Consumed {
-    /// True when the output has something left to tell.
-    fn pause(&mut self) -> bool {
-        if self.error.is_some() {
-            return false;
+enum Said {
+    /// It was no egress.
+    Inbound,
+    /// This, if there was room to keep it.
+    Event(Option<Box<Event>>),
+}
+
+/// The slower half.
+pub(super) struct Consumer<E> {
+    assembler: Assembler<E>,
+    counts: Counts,
+    filter: Filter,
+    count: Option<u64>,
+    stop: Option<oneshot::Sender<()>>,
+    /// First packets of the even and the odd generation.
+    told: [HashMap<DropKey, Told>; 2],
+    /// The last generation that was swept.
+    swept: Option<u32>,
+    /// Lines that were told.
+    lines: u64,
+    /// Events that were shown.
+    shown: u64,
+    done: Consumed,
+}
+
+impl<E: Eyes> Consumer<E> {
+    pub(super) fn new(
+        assembler: Assembler<E>,
+        counts: Counts,
+        output: Box<dyn Output>,
+        filter: Filter,
+        count: Option<u64>,
+        stop: oneshot::Sender<()>,
+    ) -> Self {
+        let done = Consumed {
+            reported: 0,
+            filtered: 0,
+            decode: 0,
+            inbound: 0,
+            abandoned: 0,
+            unread: 0,
+            output,
+            degraded: Vec::new(),
+            error: None,
+        };
+        Self {
+            assembler,
+            counts,
+            filter,
+            count,
+            stop: Some(stop),
+            told: Default::default(),
+            swept: None,
+            lines: 0,
+            shown: 0,
+            done,
         }
-        self.output.idle().unwrap_or_else(|error| {
-            self.error = Some(error);
-            false
-        })
     }
 
-    fn take<E: Eyes>(
-        &mut self,
-        bytes: bytes::Bytes,
-        assembler: &mut Assembler<E>,
-        filter: &Filter,
-        count: Option<u64>,
-    ) {
-        let dropped = match decode(bytes) {
-            Ok(dropped) => dropped,
+    /// Until the queue is closed and empty; then what is still counted is told too. After an error or the last event that
+    /// was asked for, it counts on and writes no more; in a hurry it only counts.
+    pub(super) fn run(mut self, queue: &Receiver<Item>, flags: &Flags) -> Consumed {
+        let mut asked = Instant::now();
+        loop {
+            let item = match queue.try_recv() {
+                Ok(item) => Some(item),
+                Err(_) => {
+                    let waiting = self.pause();
+                    asked = Instant::now();
+                    // An idle host costs nothing: without anything to tell there is nothing to wake up for.
+                    let next = if waiting { queue.recv_timeout(IDLE) } else { queue.recv().map_err(Into::into) };
+                    match next {
+                        Ok(item) => Some(item),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
+                }
+            };
+            if asked.elapsed() > IDLE {
+                self.pause();
+                asked = Instant::now();
+            }
+            match item {
+                Some(Item::Drop(_)) if flags.hurry.load(Ordering::Relaxed) => {}
+                Some(Item::Drop(bytes)) => self.first(bytes),
+                Some(Item::Sweep(epoch)) => {
+                    let found = self.sweep(epoch, flags);
+                    flags.sweeping.found.store(found, Ordering::Release);
+                    flags.sweeping.busy.store(false, Ordering::Release);
+                }
+                Some(Item::Processes) => {
+                    flags.nudged.store(false, Ordering::Relaxed);
+                    self.assembler.catch_up();
+                }
+                None => {}
+            }
+        }
+        // Nothing counts any more: what is left may be of both generations, the older first.
+        let next = self.swept.map_or(0, |swept| swept.wrapping_add(1));
+        for epoch in [next, next.wrapping_add(1)] {
+            self.sweep(epoch, flags);
+        }
+        self.done.degraded = self.assembler.degraded();
+        self.done
+    }
+
+    /// True when the output has something left to tell.
+    fn pause(&mut self) -> bool {
+        if self.done.error.is_some() {
+            return false;
+        }
+        let waiting = self.done.output.idle().unwrap_or_else(|error| {
+            self.done.error = Some(error);
+            false
+        });
+        self.stop_if_over();
+        waiting
+    }
+
+    /// The first packet of a key.
+    fn first(&mut self, bytes: bytes::Bytes) {
+        let first = match decode(bytes) {
+            Ok(first) => first,
             Err(error) => {
                 log::warn!("{error}");
-                self.decode += 1;
                 return;
             }
         };
-        if self.error.is_some() || count.is_some_and(|count| self.told >= count) {
-            self.filtered += 1;
+        // What was swept has been told by its count.
+        if self.swept.is_some_and(|swept| swept.wrapping_sub(first.epoch) as i32 >= 0) || self.is_over() {
             return;
         }
-        if !assembler.is_egress(&dropped) {
-            self.inbound += 1;
+        let event = self.assemble(&first.dropped);
+        let room = self.told.iter().map(HashMap::len).sum::<usize>() < MAX_PATTERNS;
+        let said = match event {
+            None => Said::Inbound,
+            Some(event) => {
+                self.tell(event.clone());
+                Said::Event(room.then(|| Box::new(event)))
+            }
+        };
+        let told = Told { bytes: first.dropped.bytes, said };
+        if let Said::Inbound = told.said {
+            self.done.inbound += 1;
+        }
+        self.told[(first.epoch & 1) as usize].insert(first.key, told);
+    }
+
+    /// Tells what was counted in a generation beyond the first packets; returns how many keys there were.
+    fn sweep(&mut self, epoch: u32, flags: &Flags) -> u64 {
+        let mut told = std::mem::take(&mut self.told[(epoch & 1) as usize]);
+        self.swept = Some(epoch);
+        let swept = match self.counts.sweep(epoch) {
+            Ok(swept) => swept,
+            Err(error) => {
+                log::error!("{error:#}");
+                return 0;
+            }
+        };
+        let found = swept.len() as u64;
+        for (key, mut counted) in swept {
+            let first = told.remove(&key);
+            if let Some(first) = &first {
+                counted.packets -= 1;
+                counted.bytes -= first.bytes;
+            }
+            if counted.packets > 0 {
+                self.beyond(&key, &counted, first.map(|first| first.said), flags);
+            }
+        }
+        found
+    }
+
+    fn beyond(&mut self, key: &DropKey, counted: &Counted, said: Option<Said>, flags: &Flags) {
+        if flags.hurry.load(Ordering::Relaxed) {
+            self.done.abandoned += counted.packets;
             return;
         }
-        let mut event = assembler.assemble(&dropped);
-        if !filter.matches(&event) {
-            self.filtered += 1;
+        if self.is_over() {
+            self.done.filtered += counted.packets;
             return;
         }
-        self.reported += 1;
-        event.event.sequence = Some(self.reported);
-        match self.output.event(&event) {
-            Ok(shown) => self.told += u64::from(shown),
-            Err(error) => self.error = Some(error),
+        let event = match said {
+            Some(Said::Inbound) => None,
+            // Who could not be named then may be known by now.
+            Some(Said::Event(Some(pattern))) if pattern.egress.owner.is_some() => {
+                Some(self.assembler.again(*pattern, counted))
+            }
+            Some(Said::Event(_)) | None => match of_key(key, counted) {
+                Ok(dropped) => self.assemble(&dropped),
+                Err(error) => {
+                    log::warn!("{error}");
+                    self.done.decode += counted.packets;
+                    return;
+                }
+            },
+        };
+        match event {
+            Some(event) => self.tell(event),
+            None => self.done.inbound += counted.packets,
+        }
+    }
+
+    /// Nothing more is written.
+    fn is_over(&self) -> bool {
+        self.done.error.is_some() || self.count.is_some_and(|count| self.shown >= count)
+    }
+
+    /// `None` for what is no egress.
+    fn assemble(&mut self, dropped: &Dropped) -> Option<Event> {
+        self.assembler.is_egress(dropped).then(|| self.assembler.assemble(dropped))
+    }
+
+    fn tell(&mut self, mut event: Event) {
+        let packets = event.egress.count;
+        if !self.filter.matches(&event) {
+            self.done.filtered += packets;
+            return;
+        }
+        self.done.reported += packets;
+        self.lines += 1;
+        event.event.sequence = Some(self.lines);
+        match self.done.output.event(&event) {
+            Ok(shown) => self.shown += u64::from(shown),
+            Err(error) => self.done.error = Some(error),
+        }
+        self.stop_if_over();
+    }
+
+    fn stop_if_over(&mut self) {
+        if self.is_over()
+            && let Some(stop) = self.stop.take()
+        {
+            // The other end is gone only when everything is stopping already.
+            let _ = stop.send(());
         }
     }
 }

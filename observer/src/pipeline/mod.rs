@@ -1,8 +1,9 @@
-//! Wires the rooms: ring → decode → attribute → filter → output, and owns start and shutdown.
+//! Wires the rooms: ring and counts → decode → attribute → filter → output, and owns start and shutdown.
 //!
-//! The runtime's only thread empties the ring into a bounded queue; one more thread takes from the queue and does
-//! everything that may wait (asking the helper, writing). Whatever does not fit is counted. The end is always the same:
-//! detach, empty the ring until the numbers add up, let the queue run dry, write the account.
+//! The runtime's only thread empties the ring into a bounded queue and has the counts swept; one more thread takes from
+//! the queue and does everything that may wait (asking the helper, sweeping, writing). The counts are the ledger: what
+//! does not fit into ring or queue is told by its count. The end is always the same: detach, wait for running programs,
+//! empty the ring, let the queue run dry, sweep what is left, write the account.
 
 mod consume;
 
@@ -11,11 +12,12 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::Ordering,
         mpsc::{SyncSender, sync_channel},
     },
+    task::Poll,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -26,10 +28,13 @@ use tokio::{
     sync::oneshot,
 };
 
-use self::consume::consume;
+use self::consume::{Consumer, Flags};
 use crate::{
     enrich::{assemble::Assembler, attribute::Eyes, host::Identity},
-    intake::ring::{Item, Reader},
+    intake::{
+        counts::{Counts, Epoch, settle},
+        ring::{Item, Reader},
+    },
     model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Kind, Lost, Summary},
     output::Output,
     probe::{Probes, Totals},
@@ -38,9 +43,6 @@ use crate::{
 
 /// Records that may wait for the slower half: some seconds of a storm, at most 30 MB.
 const QUEUE: usize = 65_536;
-/// How long the end waits for programs that were still running when they were detached.
-const SETTLE: Duration = Duration::from_millis(500);
-
 /// How long what waits in the queue is told after the end, and how long the output may then take to notice.
 const DRAIN: Duration = Duration::from_secs(5);
 const GIVE_UP: Duration = Duration::from_secs(2);
@@ -48,8 +50,6 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 /// When to stop without being told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// After this long.
-    pub duration: Option<Duration>,
     /// After this many events.
     pub count: Option<u64>,
 }
@@ -84,61 +84,62 @@ pub struct Run<E> {
 }
 
 impl<E: Eyes + Send + 'static> Run<E> {
-    /// Runs until a signal, a limit or the end of the output. `ready` is called once everything is being observed.
-    /// Must not be called inside a runtime.
-    pub fn run(self, ready: impl FnOnce()) -> Result<Ended>
+    /// Runs until `until` is done, a limit is reached or the output is gone. `ready` is called once everything is being
+    /// observed; `until` is polled inside the runtime. Must not be called inside a runtime.
+    pub fn run(self, ready: impl FnOnce() -> Result<()>, until: impl Future<Output = Result<()>>) -> Result<Ended>
     where
         Assembler<E>: Send,
     {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-        runtime.block_on(self.observe(ready))
+        runtime.block_on(self.observe(ready, until))
     }
 
-    async fn observe(mut self, ready: impl FnOnce()) -> Result<Ended> {
+    async fn observe(
+        mut self,
+        ready: impl FnOnce() -> Result<()>,
+        until: impl Future<Output = Result<()>>,
+    ) -> Result<Ended> {
         let start = Timestamp::now();
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
         let (sender, receiver) = sync_channel(QUEUE);
         let filling = watch_readable(self.filling).context("cannot watch the ring of processes")?;
-        let nudge = tokio::spawn(nudge(filling, sender.clone()));
-        let mut reader = Reader::new(self.probes.take_ring()?, sender).context("cannot watch the ring")?;
+        let flags = Arc::new(Flags::default());
+        let nudge = tokio::spawn(nudge(filling, sender.clone(), Arc::clone(&flags)));
+        let sweeping = Arc::clone(&flags.sweeping);
+        let mut reader = Reader::new(self.probes.take_ring()?, Epoch::new(self.probes.take_epoch()?), sender, sweeping)
+            .context("cannot watch the ring")?;
+        let counts = Counts::new(self.probes.take_counts()?);
         let log = self.probes.take_log().filter(|_| log::log_enabled!(log::Level::Warn)).map(kernel_log);
         let (stop, mut stopped) = oneshot::channel();
-        let (assembler, output, filter, count) = (self.assembler, self.output, self.filter, self.limits.count);
-        let identity = assembler.identity().clone();
-        let hurry = Arc::new(AtomicBool::new(false));
+        let identity = self.assembler.identity().clone();
+        let consumer = Consumer::new(self.assembler, counts, self.output, self.filter, self.limits.count, stop);
         let (finished, mut done) = oneshot::channel();
         let consumer = {
-            let hurry = Arc::clone(&hurry);
+            let flags = Arc::clone(&flags);
             move || {
                 // The other end is gone only when the program is.
-                let _ = finished.send(consume(&receiver, assembler, output, &filter, count, stop, &hurry));
+                let _ = finished.send(consumer.run(&receiver, &flags));
             }
         };
         thread::Builder::new().name("events".to_owned()).spawn(consumer).context("cannot start a thread")?;
-        ready();
+        tokio::pin!(until);
+        // Once, so that it listens for signals before anybody can know that observing has begun.
+        let early = std::future::poll_fn(|context| Poll::Ready(until.as_mut().poll(context))).await;
+        ready()?;
 
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            () = after(self.limits.duration) => {}
+            result = until, if early.is_pending() => result?,
             _ = &mut stopped => {}
-            result = reader.run() => result.context("cannot read the ring")?,
+            result = reader.run() => result?,
         }
 
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
         self.probes.detach();
-        let settled = Instant::now();
-        let totals = loop {
-            while reader.drain(usize::MAX) > 0 {}
-            let totals = self.probes.totals().context("cannot read the counters")?;
-            if totals.seen == reader.taken + totals.ring || settled.elapsed() > SETTLE {
-                break totals;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        };
+        tokio::task::spawn_blocking(settle).await.context("waiting for the programs' end failed")?;
+        while reader.drain(usize::MAX) > 0 {}
+        let totals = self.probes.totals().context("cannot read the counters")?;
         let missed_max = self.probes.missed_max();
-        let (taken, overflow) = (reader.taken, reader.overflow);
         // The queue closes with its last sender.
         drop(reader);
         nudge.abort();
@@ -160,7 +161,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
                 _ = terminate.recv() => {}
                 () = tokio::time::sleep(patience) => {}
             }
-            hurry.store(true, Ordering::Relaxed);
+            flags.hurry.store(true, Ordering::Relaxed);
         }
         let Some(consumed) = consumed else { return Ok(Ended::Stuck) };
 
@@ -175,12 +176,11 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let account = Account {
             seen: totals.seen.saturating_sub(consumed.inbound),
             reported: consumed.reported,
-            filtered: consumed.filtered,
+            filtered: consumed.filtered + totals.filtered,
             lost: Lost {
-                // What was detached in the middle of its work never reached the ring.
-                ring: totals.seen.saturating_sub(taken),
+                map: totals.map + consumed.unread,
                 decode: consumed.decode,
-                queue: overflow + consumed.abandoned,
+                queue: consumed.abandoned,
                 ..Lost::default()
             },
             missed_max: missed_max.unwrap_or(0),
@@ -211,6 +211,13 @@ fn shortages(totals: &Totals, missed_max: Option<u64>) -> Vec<Degraded> {
             "some short-lived processes have no executable, arguments or parents",
         ));
     }
+    if totals.records_skipped > 0 {
+        shortages.push(shortage(
+            "details",
+            format!("{} new flows came faster than their first packets could be handed over", totals.records_skipped),
+            "they are counted exactly, but their lines have no source port and some no process",
+        ));
+    }
     if totals.owner_map_full > 0 {
         shortages.push(shortage(
             "owners",
@@ -228,20 +235,15 @@ fn shortages(totals: &Totals, missed_max: Option<u64>) -> Vec<Degraded> {
     shortages
 }
 
-/// Waits, or for ever.
-async fn after(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Has the slower half take in process records before their ring is full. A full queue is no matter: it does so at every
 /// drop anyway.
-async fn nudge(mut filling: AsyncFd<OwnedFd>, queue: SyncSender<Item>) {
+async fn nudge(mut filling: AsyncFd<OwnedFd>, queue: SyncSender<Item>, flags: Arc<Flags>) {
     while let Ok(mut guard) = filling.readable_mut().await {
         guard.clear_ready();
-        let _ = queue.try_send(Item::Processes);
+        // One is enough: it must not take a drop's place in the queue.
+        if !flags.nudged.swap(true, Ordering::Relaxed) && queue.try_send(Item::Processes).is_err() {
+            flags.nudged.store(false, Ordering::Relaxed);
+        }
     }
 }
 

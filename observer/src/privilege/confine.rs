@@ -7,8 +7,6 @@
 //! 4. supplementary groups, group and user become nobody's, so that root's files are out of reach too;
 //! 5. permitted, effective, inheritable and ambient capabilities go, then new privileges are forbidden.
 
-use std::collections::HashSet;
-
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -25,18 +23,16 @@ pub struct Confined {
     pub still_root: Option<String>,
 }
 
-/// Confines this process for good. `still_works` is tried without capabilities; when it fails, CAP_BPF stays.
-pub fn confine(still_works: impl Fn() -> bool) -> Result<Confined> {
+/// Confines this process for good, but for the capabilities in `keep`. `still_works` is tried without capabilities; when it
+/// fails, CAP_BPF stays.
+pub fn confine(keep: &[Capability], still_works: impl Fn() -> bool) -> Result<Confined> {
     let permitted = caps::read(None, CapSet::Permitted).context("cannot read own capabilities")?;
     let effective = caps::read(None, CapSet::Effective).context("cannot read own capabilities")?;
     caps::clear(None, CapSet::Effective).context("cannot lower capabilities")?;
     let bare = still_works();
     caps::set(None, CapSet::Effective, &effective).context("cannot raise capabilities")?;
-    let kept: CapsHashSet = if bare {
-        HashSet::new()
-    } else {
-        [Capability::CAP_BPF].into_iter().filter(|capability| permitted.contains(capability)).collect()
-    };
+    let wanted = keep.iter().copied().chain((!bare).then_some(Capability::CAP_BPF));
+    let kept: CapsHashSet = wanted.filter(|capability| permitted.contains(capability)).collect();
 
     let still_root =
         Uid::effective().is_root().then(|| become_nobody(&permitted).err()).flatten().map(|error| format!("{error:#}"));

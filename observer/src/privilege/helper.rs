@@ -151,9 +151,9 @@ impl Eyes for Helper {
         }
     }
 
-    fn addresses(&mut self, netns: u32) -> Option<Vec<IpAddr>> {
-        match self.ask(&Request::Addresses { netns }) {
-            Ok(Response::Addresses(addresses)) => addresses,
+    fn owns(&mut self, netns: u32, address: IpAddr) -> Option<bool> {
+        match self.ask(&Request::Owns { netns, address }) {
+            Ok(Response::Owns(owns)) => owns,
             _ => None,
         }
     }
@@ -196,7 +196,11 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     let mut server = server::Server::new();
     while let Some(message) = receive(socket, MsgFlags::empty())? {
         let (number, request): (u64, Request) = serde_json::from_slice(&message)?;
-        send(socket, &serde_json::to_vec(&(number, server.answer(&request)))?)?;
+        let mut answer = serde_json::to_vec(&(number, server.answer(&request)))?;
+        if answer.len() > MAX_MESSAGE {
+            answer = serde_json::to_vec(&(number, Response::TooLong))?;
+        }
+        send(socket, &answer)?;
     }
     Ok(())
 }

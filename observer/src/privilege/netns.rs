@@ -12,8 +12,30 @@ use nix::sched::{CloneFlags, setns};
 
 /// Runs `work` on a thread in the namespace with this inode number; without one, in this process's own.
 pub(super) fn inside<T: Send + 'static>(number: Option<u32>, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let Some(number) = number else { return Ok(work()) };
-    let namespace = open(number)?;
+    match number {
+        Some(number) => enter(open(number)?, work),
+        None => Ok(work()),
+    }
+}
+
+/// The same for a namespace that a process is known to be in; if it is gone, that of any other.
+pub(super) fn inside_of<T: Send + 'static>(
+    pid: u32,
+    number: u32,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    match with_number(PathBuf::from(format!("/proc/{pid}/ns/net")), number) {
+        Some(namespace) => enter(namespace, work),
+        None => enter(open(number)?, work),
+    }
+}
+
+/// True when a process is in the namespace with this inode number.
+pub(super) fn is_in(pid: u32, number: u32) -> bool {
+    fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|meta| meta.ino() == u64::from(number))
+}
+
+fn enter<T: Send + 'static>(namespace: File, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     // A namespace belongs to a thread; this one ends with the work.
     thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;

@@ -42,10 +42,12 @@ pub enum Request {
         /// Its full id.
         id: String,
     },
-    /// Addresses of a network namespace's interfaces.
-    Addresses {
+    /// Whether an interface of a network namespace has an address.
+    Owns {
         /// Its inode number.
         netns: u32,
+        /// The address.
+        address: IpAddr,
     },
     /// Network namespaces that have an address.
     Homes {
@@ -83,14 +85,16 @@ pub enum Response {
     CgroupPath(Option<String>),
     /// To [`Request::ContainerName`].
     ContainerName(Option<ContainerName>),
-    /// To [`Request::Addresses`].
-    Addresses(Option<Vec<IpAddr>>),
+    /// To [`Request::Owns`]; `None` when that cannot be read.
+    Owns(Option<bool>),
     /// To [`Request::Homes`]: inode numbers.
     Homes(Vec<u32>),
     /// To [`Request::Sockets`]: inode numbers.
     Sockets(Vec<u64>),
     /// To [`Request::Firewalls`].
     Firewalls(Result<Inventory, String>),
+    /// To any: the answer is longer than a message can be.
+    TooLong,
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
     SelfTest(Result<Sent, String>),
 }

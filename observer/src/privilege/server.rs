@@ -75,9 +75,7 @@ impl Server {
             Request::Holders { inode } => Response::Holders(self.holders.of(inode)),
             Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
             Request::ContainerName { ref id } => Response::ContainerName(containers::name(Path::new("/"), id)),
-            Request::Addresses { netns } => {
-                Response::Addresses(netns::inside(Some(netns), sockets::addresses).and_then(|addresses| addresses).ok())
-            }
+            Request::Owns { netns, address } => Response::Owns(self.residents.owns(netns, address)),
             Request::Homes { address, forwarder } => Response::Homes(self.residents.homes(address, forwarder)),
             Request::Sockets { wanted, netns } => Response::Sockets(self.residents.sockets(&wanted, netns)),
             Request::Firewalls { netns } => Response::Firewalls(

@@ -41,16 +41,21 @@ pub(super) fn addresses() -> Result<Vec<IpAddr>> {
 struct Home {
     /// A process there, through which the namespace's files are read.
     pid: u32,
-    /// Its addresses, once they were asked for.
-    addresses: Option<Vec<IpAddr>>,
+    /// Its addresses, once they were asked for; `None` in it when they cannot be read.
+    addresses: Option<Option<Vec<IpAddr>>>,
 }
 
 /// All network namespaces that have a process.
 #[derive(Default)]
 pub(super) struct Residents {
     looked: Option<Instant>,
+    /// How long that took, with asking for addresses: it must not become all that the helper does.
+    took: Duration,
     homes: HashMap<u32, Home>,
 }
+
+/// Of the helper's time at most this part is spent on looking for new namespaces.
+const SHARE: u32 = 10;
 
 impl Residents {
     /// Namespaces but the forwarding one that have an address.
@@ -67,34 +72,48 @@ impl Residents {
         found
     }
 
+    /// True when a namespace has the address; `None` when that cannot be read.
+    pub(super) fn owns(&mut self, netns: u32, address: IpAddr) -> Option<bool> {
+        if self.older_than(FRESH) || !self.homes.contains_key(&netns) && self.older_than(STALE) {
+            self.look();
+        }
+        match self.homes.get_mut(&netns) {
+            Some(home) => Some(home.addresses(netns).as_ref()?.contains(&address)),
+            // Nobody is in there, but it may be bound to a path.
+            None => Some(netns::inside(Some(netns), addresses).ok()?.ok()?.contains(&address)),
+        }
+    }
+
     /// Inode numbers of the sockets in a namespace that can have sent such a packet.
     pub(super) fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64> {
-        let gone = self.homes.get(&netns).is_none_or(|home| !Path::new(&format!("/proc/{}", home.pid)).exists());
+        let gone = self.homes.get(&netns).is_none_or(|home| !netns::is_in(home.pid, netns));
         if gone && self.older_than(STALE) {
             self.look();
         }
-        self.homes.get(&netns).map(|home| sockets_of(home.pid, wanted)).unwrap_or_default()
+        let Some(home) = self.homes.get(&netns) else { return Vec::new() };
+        let sockets = sockets_of(home.pid, wanted);
+        // The number may be another process's, elsewhere, by now.
+        if netns::is_in(home.pid, netns) { sockets } else { Vec::new() }
     }
 
     fn older_than(&self, limit: Duration) -> bool {
-        self.looked.is_none_or(|looked| looked.elapsed() > limit)
+        self.looked.is_none_or(|looked| looked.elapsed() > limit.max(self.took * SHARE))
     }
 
     fn with_address(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
+        let began = Instant::now();
         let mut found = Vec::new();
         for (netns, home) in self.homes.iter_mut().filter(|(netns, _)| **netns != forwarder) {
-            let addresses = home.addresses.get_or_insert_with(|| {
-                netns::inside(Some(*netns), addresses).and_then(|addresses| addresses).unwrap_or_default()
-            });
-            if addresses.contains(&address) {
+            if home.addresses(*netns).as_ref().is_some_and(|addresses| addresses.contains(&address)) {
                 found.push(*netns);
             }
         }
+        self.took += began.elapsed();
         found
     }
 
     fn look(&mut self) {
-        self.looked = Some(Instant::now());
+        let began = Instant::now();
         self.homes.clear();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -103,6 +122,16 @@ impl Residents {
                 self.homes.entry(number).or_insert(Home { pid, addresses: None });
             }
         }
+        self.looked = Some(Instant::now());
+        self.took = began.elapsed();
+    }
+}
+
+impl Home {
+    /// Its addresses; `None` when they cannot be read.
+    fn addresses(&mut self, netns: u32) -> &Option<Vec<IpAddr>> {
+        let pid = self.pid;
+        self.addresses.get_or_insert_with(|| netns::inside_of(pid, netns, addresses).ok()?.ok())
     }
 }
 
@@ -118,16 +147,27 @@ fn sockets_of(pid: u32, wanted: &Wanted) -> Vec<u64> {
     let exact = |row: &Row| {
         let any = |known: IpAddr, seen: IpAddr| known.is_unspecified() || known == seen;
         row.local.port() == wanted.source.1
-            && any(row.local.ip(), wanted.source.0)
-            && any(row.remote.ip(), wanted.destination.0)
+            && any(row.local.ip().to_canonical(), wanted.source.0)
+            && any(row.remote.ip().to_canonical(), wanted.destination.0)
             && (row.remote.port() == 0 || row.remote.port() == wanted.destination.1)
     };
     let inodes = |rows: Vec<Row>, fits: &dyn Fn(&Row) -> bool| -> Vec<u64> {
         rows.into_iter().filter(|row| row.inode != 0 && fits(row)).map(|row| row.inode).collect()
     };
     match wanted.protocol {
-        protocol::TCP => inodes(tcp(pid, v6), &exact),
-        protocol::UDP => inodes(table(pid, if v6 { "udp6" } else { "udp" }), &exact),
+        protocol::TCP => {
+            // A listener has a connection's port too, and sends nothing of it.
+            let connected = |row: &Row| exact(row) && row.remote.port() != 0;
+            inodes(tcp(pid, v6), &connected)
+        }
+        protocol::UDP => {
+            let mut rows = table(pid, "udp6");
+            // A socket of the newer family sends IPv4 too.
+            if !v6 {
+                rows.extend(table(pid, "udp"));
+            }
+            inodes(rows, &exact)
+        }
         protocol::ICMP | protocol::ICMPV6 => {
             // A ping socket has the identifier for a port; a raw socket has its protocol, and sends what it likes.
             let found = inodes(table(pid, if v6 { "icmp6" } else { "icmp" }), &exact);
@@ -145,10 +185,13 @@ fn raw(pid: u32, wanted: &Wanted) -> Vec<u64> {
 
 fn tcp(pid: u32, v6: bool) -> Vec<Row> {
     let Ok(process) = i32::try_from(pid).map(Process::new) else { return Vec::new() };
-    let rows = process.and_then(|process| if v6 { process.tcp6() } else { process.tcp() });
+    let Ok(process) = process else { return Vec::new() };
+    // A socket of the newer family may have an IPv4 connection.
+    let newer = process.tcp6().unwrap_or_default();
+    let older = if v6 { Vec::new() } else { process.tcp().unwrap_or_default() };
     let row =
         |row: procfs::net::TcpNetEntry| Row { local: row.local_address, remote: row.remote_address, inode: row.inode };
-    rows.unwrap_or_default().into_iter().map(row).collect()
+    newer.into_iter().chain(older).map(row).collect()
 }
 
 /// UDP's table; those of ping and raw sockets have the same form.

@@ -5,17 +5,20 @@ use std::{any::Any, io::Read, os::fd::OwnedFd};
 use anyhow::Context;
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, Program, RawTracePoint, SockOps},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, KProbe, Program, RawTracePoint, SockOps},
 };
 use aya_log::EbpfLogger;
-use observer_ebpf::abi::{Layout, Owner, map};
+use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Owner, map};
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
     layout::{self, LayoutError, Reasons, Symbols},
     totals,
 };
+
+/// The counts of the even and of the odd generation, each with those by coarser keys behind it.
+type CountMaps = [[PerCpuHashMap<MapData, [u8; size_of::<DropKey>()], [u64; 4]>; 2]; 2];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
 
@@ -79,8 +82,9 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Attaches everything, or nothing. `log_level` is how much the BPF half may say (an `aya_log` level, 0 for nothing).
-    pub fn attach(log_level: u8) -> Result<Self, AttachError> {
+    /// Attaches everything, or nothing. `log_level` is how much the BPF half may say (an `aya_log` level, 0 for nothing);
+    /// what `filter` leaves out is only counted.
+    pub fn attach(log_level: u8, filter: &KernelFilter) -> Result<Self, AttachError> {
         check_privilege()?;
         if lockdown().as_deref() == Some("confidentiality") {
             return Err(AttachError::Lockdown);
@@ -94,10 +98,15 @@ impl Probes {
         let forwarding = symbols.ip_forward.is_some();
         let types = AyaBtf::from_sys_fs().map_err(|error| refused("BTF", &error))?;
         let numbers = layout_words(&kernel.layout);
+        let keys = keys_of_a_generation();
+        let filter = filter.words();
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&types))
             .override_global(map::LAYOUT, numbers.as_slice(), true)
+            .override_global(map::FILTER, filter.as_slice(), true)
             .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries(map::KEYS[0], keys)
+            .map_max_entries(map::KEYS[1], keys)
             .load(OBJECT)
             .map_err(|error| refused("the BPF object", &error))?;
         let counters = ebpf
@@ -141,6 +150,12 @@ impl Probes {
     fn attach_program(&mut self, name: &str, way: Way, symbol: &str, types: &AyaBtf) -> anyhow::Result<()> {
         let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
         let link: Box<dyn Any + Send> = match way {
+            Way::Kprobe(function) => {
+                let program: &mut KProbe = program.try_into()?;
+                program.load()?;
+                let id = program.attach(function, 0)?;
+                Box::new(program.take_link(id)?)
+            }
             Way::BtfTracepoint => {
                 let program: &mut BtfTracePoint = program.try_into()?;
                 program.load(symbol, types)?;
@@ -200,6 +215,21 @@ impl Probes {
         self.take(map::PROCESSES)
     }
 
+    /// What is counted by key; once.
+    pub fn take_counts(&mut self) -> anyhow::Result<CountMaps> {
+        let mut one = |name: &str| -> anyhow::Result<_> {
+            let map = self.ebpf.take_map(name).with_context(|| format!("the counts {name} were taken already"))?;
+            Ok(map.try_into()?)
+        };
+        Ok([[one(map::KEYS[0])?, one(map::COARSE[0])?], [one(map::KEYS[1])?, one(map::COARSE[1])?]])
+    }
+
+    /// The generation in which is counted; once.
+    pub fn take_epoch(&mut self) -> anyhow::Result<Array<MapData, u32>> {
+        let map = self.ebpf.take_map(map::EPOCH).context("the generation was taken already")?;
+        Ok(map.try_into()?)
+    }
+
     fn take(&mut self, name: &str) -> anyhow::Result<RingBuf<MapData>> {
         let ring = self.ebpf.take_map(name).with_context(|| format!("the ring {name} was taken already"))?;
         RingBuf::try_from(ring).context("the BPF object's ring is of another kind")
@@ -232,6 +262,15 @@ impl Probes {
             })
             .reduce(|sum, runs| sum + runs)
     }
+}
+
+/// Keys that a generation can count: the kernel keeps a value for every CPU that the machine may ever have, from the start.
+fn keys_of_a_generation() -> u32 {
+    const BYTES: usize = 16 << 20;
+    const LEAST: u32 = 1 << 11;
+    let cpus = aya::util::nr_cpus().unwrap_or(1);
+    let each = size_of::<DropKey>() + cpus * size_of::<Counted>();
+    u32::try_from(BYTES / each).unwrap_or(MAX_KEYS).clamp(LEAST, MAX_KEYS)
 }
 
 fn program_descriptor(program: &Program) -> Option<OwnedFd> {

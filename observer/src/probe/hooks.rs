@@ -13,6 +13,8 @@ pub enum Way {
     Cgroup,
     /// Program at a connection's events on the root of the unified hierarchy, as a link (Linux 5.7).
     SockOps,
+    /// Kernel probe on a function.
+    Kprobe(&'static str),
     /// Iterator, run once at start (Linux 5.8).
     Iterator,
 }
@@ -25,6 +27,7 @@ impl Way {
             Self::RawTracepoint => "raw_tp",
             Self::Cgroup => "cgroup",
             Self::SockOps => "sock_ops",
+            Self::Kprobe(_) => "kprobe",
             Self::Iterator => "iter",
         }
     }
@@ -109,7 +112,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "flows",
         symbol: "cgroup/sock_ops",
-        programs: &[(program::FLOW, Way::SockOps)],
+        programs: &[(program::FLOW, Way::SockOps), (program::FLOW_KPROBE, Way::Kprobe("tcp_connect"))],
         required: false,
         purpose: "knows the connections of containers, which the host forwards without their socket",
         without: "a forwarded connection is named only while its socket is open",

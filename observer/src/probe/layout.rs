@@ -178,6 +178,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         sk_remote_v4: fields.want("sock", "__sk_common.skc_daddr", 4),
         sk_local_v6: fields.want("sock", "__sk_common.skc_v6_rcv_saddr", 16),
         sk_remote_v6: fields.want("sock", "__sk_common.skc_v6_daddr", 16),
+        sk_shutdown: fields.want("sock", "sk_shutdown", 1),
         sk_protocol: fields.want("sock", "sk_protocol", 2),
         sk_type: fields.want("sock", "sk_type", 2),
         sk_socket: fields.need("sock", "sk_socket", 8),

@@ -10,8 +10,12 @@ use observer_ebpf::abi::Counter;
 pub struct Totals {
     /// Outbound packets dropped by a decision on this host.
     pub seen: u64,
-    /// Of these, lost because the ring was full.
-    pub ring: u64,
+    /// Of these, left out by the filters in the kernel.
+    pub filtered: u64,
+    /// Of these, without room for their count.
+    pub map: u64,
+    /// First packets of a key that were counted but not handed over.
+    pub records_skipped: u64,
     /// Sockets whose owner could not be kept, in sockets.
     pub owner_map_full: u64,
     /// Process records lost because their ring was full, in records.
@@ -23,7 +27,9 @@ pub fn read(counters: &PerCpuArray<MapData, u64>) -> Result<Totals, aya::maps::M
     let sum = |counter: Counter| Ok::<u64, aya::maps::MapError>(counters.get(&(counter as u32), 0)?.iter().sum());
     Ok(Totals {
         seen: sum(Counter::Seen)?,
-        ring: sum(Counter::RingFull)?,
+        filtered: sum(Counter::Filtered)?,
+        map: sum(Counter::MapFull)?,
+        records_skipped: sum(Counter::RecordSkipped)?,
         owner_map_full: sum(Counter::OwnerMapFull)?,
         process_ring_full: sum(Counter::ProcessRingFull)?,
     })

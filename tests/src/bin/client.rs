@@ -1,17 +1,24 @@
 //! A client that lives for one call: `client once ADDRESS PORT WORD` begins a connection and ends, some milliseconds after
 //! it was started; `client many COUNT ADDRESS PORT` starts so many of them, each with its number as WORD; `client mixed
 //! COUNT IPV4 IPV6` starts so many to a port each, of which every fourth sends eight datagrams; `client forks COUNT` starts
-//! so many that do nothing.
+//! so many that do nothing; `client flood ADDRESS PORT COUNT THREADS`
+//! sends so many datagrams by each thread; `client connects ADDRESS PORT COUNT` begins so many connections, each from
+//! another port; `client scan IPV4 PORT COUNT` sends a datagram to so many addresses, from that one on; `client uring ADDRESS PORT` begins a connection and sends a datagram through io_uring, each by a worker
+//! thread of the kernel's.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
     process::{Child, Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use io_uring::{IoUring, opcode, squeue, types::Fd};
 use nix::{
     errno::Errno,
-    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, connect, socket},
 };
 
 /// Children that run at the same time.
@@ -50,6 +57,14 @@ fn run(words: &[&str]) -> Result<()> {
             let kind = if number % 4 == 3 { "datagrams" } else { "once" };
             vec![kind.into(), address.into(), (10_000 + number).to_string(), "8".into()]
         }),
+        ["flood", address, port, count, threads] => {
+            flood(SocketAddr::new(address.parse()?, port.parse()?), count.parse()?, threads.parse()?)
+        }
+        ["connects", address, port, count] => {
+            connects(SocketAddr::new(address.parse()?, port.parse()?), count.parse()?)
+        }
+        ["scan", network, port, count] => scan(network.parse()?, port.parse()?, count.parse()?),
+        ["uring", address, port] => uring(SocketAddr::new(address.parse()?, port.parse()?)),
         ["forks", count] => many(count.parse()?, |number| vec!["nothing".into(), number]),
         _ => bail!("unknown words {words:?}"),
     }
@@ -58,10 +73,64 @@ fn run(words: &[&str]) -> Result<()> {
 fn once(address: SocketAddr) -> Result<()> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let client = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
-    match connect(std::os::fd::AsRawFd::as_raw_fd(&client), &SockaddrStorage::from(address)) {
+    match connect(client.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
         Err(error) => Err(error).context("connect"),
     }
+}
+
+/// A socket of its own in each thread, as fast as it goes.
+fn flood(address: SocketAddr, count: u64, threads: usize) -> Result<()> {
+    let one = move || -> Result<()> {
+        let client = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+        client.connect(address)?;
+        for _ in 0..count {
+            // Told of every drop at once.
+            let _ = client.send(b"x");
+        }
+        Ok(())
+    };
+    let running: Vec<_> = (0..threads).map(|_| thread::spawn(one)).collect();
+    running.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread failed"))?)
+}
+
+fn connects(address: SocketAddr, count: u32) -> Result<()> {
+    (0..count).try_for_each(|_| once(address))
+}
+
+fn scan(first: Ipv4Addr, port: u16, count: u32) -> Result<()> {
+    let client = UdpSocket::bind("0.0.0.0:0")?;
+    for number in 0..count {
+        let _ = client.send_to(b"x", (Ipv4Addr::from(u32::from(first) + number), port));
+    }
+    Ok(())
+}
+
+/// The kernel makes both calls, in a thread of its own.
+#[expect(unsafe_code, reason = "the ring takes pointers")]
+fn uring(address: SocketAddr) -> Result<()> {
+    let mut ring = IoUring::new(4).context("io_uring_setup")?;
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let stream = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
+    let datagram = socket(family, SockType::Datagram, SockFlag::empty(), None)?;
+    let to = SockaddrStorage::from(address);
+    let (pointer, length) = (to.as_ptr().cast(), to.len());
+    let connect = opcode::Connect::new(Fd(stream.as_raw_fd()), pointer, length).build();
+    let send = opcode::Send::new(Fd(datagram.as_raw_fd()), b"x".as_ptr(), 1).dest_addr(pointer).dest_addr_len(length);
+    for entry in [connect, send.build()] {
+        // SAFETY: everything that the entry points to outlives the wait for it.
+        unsafe { ring.submission().push(&entry.flags(squeue::Flags::ASYNC)) }?;
+    }
+    ring.submit().context("io_uring_enter")?;
+    // The connect would wait for minutes.
+    let deadline = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < deadline {
+        for done in ring.completion() {
+            println!("{}", Errno::from_raw(-done.result()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn many(count: usize, args: impl Fn(String) -> Vec<String>) -> Result<()> {

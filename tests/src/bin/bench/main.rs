@@ -16,17 +16,33 @@ use anyhow::{Context, Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use clap::Parser;
 use harness::namespace::Namespace;
+use load::Load;
 use nix::unistd::{SysconfVar, sysconf};
 use report::{Report, Samples};
 use watch::Watcher;
 
-/// Port that the firewall drops, and port that nothing listens on.
+/// Ports that the firewall drops and rejects, and one that nothing listens on.
 const DROPPED: u16 = 9999;
+const REJECTED: u16 = 9997;
 const CLOSED: u16 = 9;
-/// Packets of one run: about a second.
-const PACKETS: u32 = 800_000;
-/// Packets of a run under the kernel's statistics, which cost time themselves.
-const MEASURED: u32 = 200_000;
+
+const fn load(title: &'static str, kind: &'static str, port: u16, packets: u32, threads: u32) -> Load {
+    Load { title, kind, port, packets, threads }
+}
+
+const LOADS: [Load; 9] = [
+    load("UDP flood into a drop, one thread", "datagrams", DROPPED, 600_000, 1),
+    load("UDP flood into a drop, two threads", "datagrams", DROPPED, 400_000, 2),
+    load("UDP into a drop, a thousand destinations in turn", "destinations", DROPPED, 400_000, 1),
+    load("TCP connects into a drop, each from another port", "connects", DROPPED, 100_000, 1),
+    load("TCP connects that are rejected with a reset", "connects", REJECTED, 60_000, 1),
+    load("UDP flood to a closed port: every freed packet has another reason", "datagrams", CLOSED, 400_000, 1),
+    load("UDP that passes, by a socket that is not connected", "unconnected", 0, 300_000, 1),
+    load("TCP connections that pass, opened and closed", "short", 0, 20_000, 1),
+    load("TCP in bulk, blocks of 64 kB", "bulk", 0, 40_000, 1),
+];
+/// Of a run under the kernel's statistics, which cost time themselves, so many times fewer packets.
+const MEASURED: u32 = 4;
 /// How long an idle observer is looked at.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -60,14 +76,12 @@ fn bench(args: &Args) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes namespaces and loads BPF programs: run it as root");
     let namespace = Namespace::new()?;
     namespace.nft(&format!(
-        "table inet bench {{ chain out {{ type filter hook output priority 0; udp dport {DROPPED} counter drop; }} }}"
+        "table inet bench {{ chain out {{ type filter hook output priority 0; meta l4proto {{ tcp, udp }} th dport {DROPPED} counter drop; tcp dport {REJECTED} counter reject with tcp reset; }} }}"
     ))?;
     let mut groups = Vec::new();
-    for (title, port) in [
-        ("UDP flood into a drop, one thread: every freed packet is a drop of the host's firewall", DROPPED),
-        ("UDP flood to a closed port: every freed packet has another reason", CLOSED),
-    ] {
-        groups.push((title.to_owned(), flood(&namespace, port, args.rounds)?.figures()));
+    namespace.run("sh", &["-c", "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range"])?;
+    for load in &LOADS {
+        groups.push((load.title.to_owned(), traffic(&namespace, load, args.rounds)?.figures()));
     }
     groups.push(("Starting a program, 300 at a time".to_owned(), processes(args.rounds)?.figures()));
     groups.push(("Start and idle".to_owned(), idle(args.rounds)?.figures()));
@@ -84,8 +98,8 @@ fn bench(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One flood under each watcher, round by round.
-fn flood(namespace: &Namespace, port: u16, rounds: u64) -> Result<Samples> {
+/// One kind of traffic under each watcher, round by round.
+fn traffic(namespace: &Namespace, load: &Load, rounds: u64) -> Result<Samples> {
     let mut samples = Samples::default();
     for round in 0..rounds {
         let mut order = Watcher::ALL;
@@ -94,13 +108,17 @@ fn flood(namespace: &Namespace, port: u16, rounds: u64) -> Result<Samples> {
         let mut inside = HashMap::new();
         for watcher in order {
             let _running = watcher.start()?;
-            spent.insert(watcher.name(), load::run(namespace, port, PACKETS)?);
+            spent.insert(watcher.name(), load::run(namespace, load, load.packets)?);
             if watcher != Watcher::Nobody {
                 let _statistics = enable_stats(Stats::RunTime).context("the kernel counts no program times")?;
                 let before = watcher.program_time()?;
-                load::run(namespace, port, MEASURED)?;
+                load::run(namespace, load, load.packets / MEASURED)?;
                 let after = watcher.program_time()?;
-                inside.insert(watcher.name(), (after.0 - before.0) as f64 / (after.1 - before.1) as f64);
+                let runs = after.1 - before.1;
+                // Traffic that passes frees next to nothing.
+                if runs > u64::from(load.packets / MEASURED / 2) {
+                    inside.insert(watcher.name(), (after.0 - before.0) as f64 / runs as f64);
+                }
             }
         }
         let unobserved = spent[Watcher::Nobody.name()];
@@ -110,9 +128,11 @@ fn flood(namespace: &Namespace, port: u16, rounds: u64) -> Result<Samples> {
             samples.add(format!("CPU, unobserved ÷ {}", watcher.name()), "×", unobserved.cpu_ns / observed.cpu_ns);
             samples.add(format!("rate, {} ÷ unobserved", watcher.name()), "×", unobserved.wall_ns / observed.wall_ns);
         }
-        let (empty, observer) = (inside[Watcher::Empty.name()], inside[Watcher::Observer.name()]);
-        samples.add("in the empty program, a freed packet", "ns", empty);
-        samples.add("in observer's program, over the empty one", "ns", observer - empty);
+        if let (Some(empty), Some(observer)) = (inside.get(Watcher::Empty.name()), inside.get(Watcher::Observer.name()))
+        {
+            samples.add("in the empty program, a freed packet", "ns", *empty);
+            samples.add("in observer's program, over the empty one", "ns", observer - empty);
+        }
     }
     Ok(samples)
 }

@@ -1,5 +1,7 @@
 //! Containers' egress, which the host forwards: named as the process inside, wherever on the host it was stopped.
 
+use std::io::{BufRead, BufReader};
+
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{CLIENT_V4, Containers, FAR_V4, FAR_V6, Plug},
@@ -33,9 +35,13 @@ pub(crate) const ALL: &[Scenario] = &[
     ("prerouting_of_a_bridge", bridge_prerouting),
     ("dockers_rules", docker),
     ("kubernetes_rules", kubernetes),
+    ("ipv4_by_a_socket_of_the_newer_family", mapped),
+    ("a_server_in_a_container_answers", answers),
     ("two_containers_at_once", two),
     ("senders_that_live_for_one_call", brief),
-    ("a_container_by_its_name", named),
+    ("a_docker_container_by_its_name", || named(&DOCKER)),
+    ("a_podman_container_by_its_name", || named(&PODMAN)),
+    ("a_pods_container_by_its_name", || named(&KUBELET)),
     ("what_comes_in_is_not_told", inbound),
     ("destination_before_translation", redirected),
 ];
@@ -148,6 +154,46 @@ fn tc_ingress() -> Result<Outcome> {
             ("/egress/interface", json!("veth2")),
         ],
     )?;
+    Ok(Outcome::Passed)
+}
+
+/// The packet is IPv4, the socket's addresses are mapped ones.
+fn mapped() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft(&format!("table inet t {{ chain c {{ type filter hook forward priority 0;\n{MATCH}\n}} }}"))?;
+    let observer = Observer::watch(&lab.host)?;
+    let client = traffic::run(&lab.containers[0], &["mapped", FAR_V4, "443"])?;
+    let report = observer.stop()?;
+    let (pid, events) = (client.pid, vec![(client.pid, FAR_V4, "tcp"), (client.pid, FAR_V4, "udp")]);
+    check(&report, &events, &[("/egress/owner", json!("flow")), ("/process/pid", json!(pid))])?;
+    Ok(Outcome::Passed)
+}
+
+/// A connection that came in from outside; what its server sends back is dropped on the host. The port is its listener's too.
+fn answers() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    let folder = tempfile::TempDir::new()?;
+    let go = folder.path().join("go").display().to_string();
+    let mut server = traffic::command(&lab.containers[0], &["accepted", "7000", &go])?.spawn()?;
+    let mut lines = BufReader::new(server.stdout.take().context("no stdout")?).lines();
+    ensure!(lines.next().transpose()?.as_deref() == Some("listening"), "the server does not listen");
+    let observer = Observer::watch(&lab.host)?;
+    let peer = traffic::command(&lab.server, &["tcp", &lab.addresses[0], "7000", "5"])?.spawn()?;
+    ensure!(lines.next().transpose()?.as_deref() == Some("accepted"), "the connection did not come in");
+    lab.host.nft("table inet t { chain c { type filter hook forward priority 0; tcp sport 7000 counter drop; } }")?;
+    std::fs::write(&go, "")?;
+    let pid = server.id();
+    server.wait()?;
+    traffic::finish(peer)?;
+    let report = observer.stop()?;
+    let data: Vec<_> = report.foreground();
+    ensure!(!data.is_empty(), "nothing is told: {:?}", report.events);
+    for event in data {
+        expect(
+            event,
+            &[("/process/pid", json!(pid)), ("/source/port", json!(7000)), ("/egress/owner", json!("flow"))],
+        )?;
+    }
     Ok(Outcome::Passed)
 }
 
@@ -273,23 +319,59 @@ fn brief() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Docker's cgroup and state file: id, name and slice, although the container is gone when its packet is named.
-fn named() -> Result<Outcome> {
+/// What a runtime leaves on its host: the cgroup's folder, and a file by which the container's name is known.
+struct Runtime {
+    runtime: &'static str,
+    /// Below a slice; `ID` stands for the container's.
+    cgroup: &'static str,
+    file: &'static str,
+    text: &'static str,
+    pod: Option<(&'static str, &'static str)>,
+}
+
+const DOCKER: Runtime = Runtime {
+    runtime: "docker",
+    cgroup: "docker-ID.scope",
+    file: "/var/lib/docker/containers/ID/config.v2.json",
+    text: r#"{"State":{"Running":true},"Name":"/web"}"#,
+    pod: None,
+};
+const PODMAN: Runtime = Runtime {
+    runtime: "podman",
+    cgroup: "libpod-ID.scope",
+    file: "/var/lib/containers/storage/overlay-containers/containers.json",
+    text: r#"[{"id":"ID","names":["web"],"image":"x","layer":"y"}]"#,
+    pod: None,
+};
+const KUBELET: Runtime = Runtime {
+    runtime: "containerd",
+    cgroup: "cri-containerd-ID.scope",
+    file: "/var/log/containers/shop-7d4b9_front_web-ID.log",
+    text: "",
+    pod: Some(("front", "shop-7d4b9")),
+};
+
+/// Id, name and slice, although the container is gone when its packet is named.
+fn named(runtime: &Runtime) -> Result<Outcome> {
     let Some(root) = testbed::cgroup_root()? else {
         return Ok(Outcome::Skipped("the unified cgroup hierarchy is not mounted".to_owned()));
     };
     let mut lab = harness::lab::Lab::new()?;
     lab.client.private_files()?;
     lab.client.nft("table inet t { chain c { type filter hook output priority 0; udp dport 53 counter drop; } }")?;
-    let id = format!("{:064x}", std::process::id());
-    lab.client.run("mkdir", &["-p", &format!("/var/lib/docker/containers/{id}")])?;
-    let state = format!("/var/lib/docker/containers/{id}/config.v2.json");
-    lab.client.feed("sh", &["-c", &format!("cat > {state}")], r#"{"State":{"Running":true},"Name":"/web"}"#)?;
+    let id = format!("{:064x}", lab.client.inode()?);
+    let file = runtime.file.replace("ID", &id);
+    lab.client.feed(
+        "sh",
+        &["-c", &format!("mkdir -p $(dirname {file}) && cat > {file}")],
+        &runtime.text.replace("ID", &id),
+    )?;
     let mut command = lab.client.command(harness::observer::program());
     command.args(["watch", "-o", "json", "--netns", "/proc/self/ns/net"]);
     let observer = Observer::start_command(&mut command)?;
-    let slice = root.join(format!("observertest{}.slice", std::process::id()));
-    let group = slice.join(format!("docker-{id}.scope"));
+    let slice = root.join(format!("observertest{}.slice", lab.client.inode()?));
+    let unit = runtime.cgroup.replace("ID", &id);
+    let group = slice.join(&unit);
     std::fs::create_dir_all(&group)?;
     let enter = format!("echo $$ > {}/cgroup.procs && exec python3 -I - udp {FAR_V4} 53", group.display());
     let child = lab
@@ -306,14 +388,17 @@ fn named() -> Result<Outcome> {
     let client = client?;
     let report = observer.stop()?;
     ensure!(report.events.len() == 1, "{:?}", report.events);
+    let (namespace, pod) = runtime.pod.unzip();
     expect(
         &report.events[0],
         &[
             ("/process/pid", json!(client.pid)),
             ("/container/id", json!(id)),
-            ("/container/runtime", json!("docker")),
+            ("/container/runtime", json!(runtime.runtime)),
             ("/container/name", json!("web")),
-            ("/egress/unit", json!(format!("docker-{id}.scope"))),
+            ("/orchestrator/namespace", json!(namespace)),
+            ("/orchestrator/resource/name", json!(pod)),
+            ("/egress/unit", json!(unit)),
             ("/egress/slice", json!(slice.file_name().and_then(|name| name.to_str()))),
         ],
     )?;

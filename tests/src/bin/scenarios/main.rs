@@ -8,10 +8,13 @@ mod directions;
 mod doctor;
 mod firewalls;
 mod hooks;
+mod kernel_made;
 mod owners;
 mod packets;
 mod privileges;
 mod processes;
+mod run;
+mod storms;
 mod terminal;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -26,14 +29,17 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 12] = [
+    let groups: [(&str, &[Scenario]); 15] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
         ("directions", directions::ALL),
         ("containers", containers::ALL),
+        ("kernel_made", kernel_made::ALL),
         ("owners", owners::ALL),
         ("processes", processes::ALL),
+        ("run", run::ALL),
+        ("storms", storms::ALL),
         ("cli", cli::ALL),
         ("terminal", terminal::ALL),
         ("doctor", doctor::ALL),

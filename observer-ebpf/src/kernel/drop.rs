@@ -1,0 +1,354 @@
+//! A dropped packet while it is being looked at: its key, its record, and the memory that both are put together in.
+//!
+//! It lives in a map and not on the stack: what the verifier knows about it is then the same whatever way led there, so
+//! that it need not follow every way to the end. For the same reason the larger steps are functions of their own.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel},
+    macros::map,
+    maps::PerCpuArray,
+};
+use observer_ebpf::{
+    abi::{Cause, Direction, DropKey, DropRecord, PACKET_BYTES, Tuple, flag, place},
+    logic::packet::{self, Addresses, Bytes, Transport, encapsulated},
+};
+
+use super::{layout::field, owner, sock, task};
+
+/// Bytes of a `struct nf_conntrack_tuple`.
+const TUPLE_BYTES: usize = 40;
+
+/// This CPU's room for one packet. Programs of one hook do not nest on a CPU: the kernel skips the inner one, and says so.
+#[repr(C)]
+pub struct Scratch {
+    pub record: DropRecord,
+    /// The connection's original tuple, as the kernel keeps it.
+    tuple: [u8; TUPLE_BYTES],
+    /// A pointer on its way to becoming a plain number.
+    pub pointer: u64,
+    /// `struct socket`, where there is one.
+    pub socket: u64,
+    /// `sk->sk_num` and `sk->sk_protocol` of a full socket.
+    pub port: u16,
+    pub protocol: u16,
+    reserved: u32,
+}
+
+#[map]
+static PACKET: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Writes one field of the scratch space: volatile, so that it is there and nowhere else.
+macro_rules! put {
+    ($scratch:ident.$($field:ident).+, $value:expr) => {
+        (&raw mut (*$scratch).$($field).+).write_volatile($value)
+    };
+}
+pub(crate) use put;
+
+/// Reads one back: to the verifier it is any number.
+macro_rules! get {
+    ($scratch:ident.$($field:ident).+) => {
+        (&raw const (*$scratch).$($field).+).read_volatile()
+    };
+}
+pub(crate) use get;
+
+/// This CPU's room.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Scratch> {
+    PACKET.get_ptr_mut(0)
+}
+
+const _: () = assert!(core::mem::offset_of!(DropKey, sent.source).is_multiple_of(4));
+
+/// Begins with a new packet: the key is empty.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn begin(scratch: *mut Scratch) {
+    const WORDS: usize = size_of::<DropKey>() / size_of::<u64>();
+    // SAFETY: the caller's promise; the key is whole words.
+    unsafe {
+        let words = (&raw mut (*scratch).record.key).cast::<u64>();
+        for index in 0..WORDS {
+            words.add(index).write_volatile(0);
+        }
+        put!(scratch.record.cookie, 0);
+        put!(scratch.record.source_port, 0);
+        put!(scratch.record.translated_port, 0);
+        put!(scratch.socket, 0);
+        put!(scratch.port, 0);
+        put!(scratch.protocol, 0);
+    }
+}
+
+/// Packet bytes in the kernel's memory.
+struct Linear {
+    start: u64,
+    bytes: u64,
+}
+
+impl Bytes for Linear {
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        if at as u64 + N as u64 > self.bytes {
+            return None;
+        }
+        let mut bytes = [0; N];
+        // SAFETY: the destination is as large as is read; the helper checks the source.
+        unsafe { probe_read_kernel(bytes.as_mut_ptr().cast(), N as u32, (self.start + at as u64) as *const _) };
+        Some(bytes)
+    }
+}
+
+/// Reads the headers into the key: addresses, protocol, ports or type.
+///
+/// A function of its own to the verifier too, which takes plain numbers only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_headers(start: u64, bytes: u64, ethertype: u32) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    unsafe {
+        let Some(packet) = packet::parse(&Linear { start, bytes }, ethertype as u16) else {
+            put!(scratch.record.key.flags, get!(scratch.record.key.flags) | flag::UNREADABLE);
+            return 0;
+        };
+        match packet.addresses {
+            Addresses::V4 { source, destination } => {
+                // What lies behind them is zero already.
+                address(&raw mut (*scratch).record.key.sent.source, 0, source);
+                address(&raw mut (*scratch).record.key.sent.destination, 0, destination);
+            }
+            Addresses::V6 { source, destination } => {
+                for word in 0..4 {
+                    let part = |bytes: &[u8; 16]| {
+                        [bytes[word * 4], bytes[word * 4 + 1], bytes[word * 4 + 2], bytes[word * 4 + 3]]
+                    };
+                    address(&raw mut (*scratch).record.key.sent.source, word, part(&source));
+                    address(&raw mut (*scratch).record.key.sent.destination, word, part(&destination));
+                }
+            }
+        }
+        put!(scratch.record.key.protocol, packet.protocol);
+        let mut flags = 0;
+        if packet.hop_by_hop {
+            flags |= flag::HOP_BY_HOP;
+        }
+        match packet.transport {
+            Transport::Ports { source, destination, tcp_flags } => {
+                flags |= flag::TRANSPORT;
+                put!(scratch.record.source_port, source);
+                put!(scratch.record.key.sent.destination_port, destination);
+                put!(scratch.record.key.detail, tcp_flags.unwrap_or(0));
+            }
+            Transport::Icmp { kind, code, identifier } => {
+                flags |= flag::TRANSPORT;
+                put!(scratch.record.source_port, identifier.unwrap_or(0));
+                put!(scratch.record.key.detail, kind);
+                put!(scratch.record.key.code, code);
+            }
+            Transport::Opaque => {}
+        }
+        put!(scratch.record.key.flags, get!(scratch.record.key.flags) | flags);
+    }
+    0
+}
+
+/// Writes one word of an address, which stands at a whole word of the key.
+///
+/// # Safety
+/// The address must be writable.
+#[inline(always)]
+unsafe fn address(into: *mut [u8; 16], word: usize, bytes: [u8; 4]) {
+    // SAFETY: the caller's promise.
+    unsafe { into.cast::<u32>().add(word).write_volatile(u32::from_ne_bytes(bytes)) };
+}
+
+/// Addresses before any translation, by the connection's original tuple; what `drop_headers` read then is the translated
+/// one. Not for answers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_original(nfct: u64) -> u64 {
+    /// The state lies in the low bits of `skb->_nfct` (`NFCT_INFOMASK`); from [`ANSWER`] on it is that of an answer
+    /// (`IP_CT_IS_REPLY`).
+    const INFO: u64 = 7;
+    const ANSWER: u64 = 3;
+    let offset = field!(conn_original);
+    if nfct & !INFO == 0 || nfct & INFO >= ANSWER || offset == observer_ebpf::abi::ABSENT {
+        return 0;
+    }
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's; the helper checks its source.
+    unsafe {
+        let from = (nfct & !INFO) + u64::from(offset);
+        let status = probe_read_kernel((&raw mut (*scratch).tuple).cast(), TUPLE_BYTES as u32, from as *const _);
+        if status != 0 || byte(scratch, 38) != get!(scratch.record.key.protocol) || word(scratch, 0) == 0 {
+            return 0;
+        }
+        let sent = (&raw mut (*scratch).record.key.sent).cast::<u32>();
+        let translated = (&raw mut (*scratch).record.key.translated).cast::<u32>();
+        for index in 0..TUPLE_WORDS {
+            translated.add(index).write_volatile(sent.add(index).read_volatile());
+        }
+        for index in 0..4 {
+            sent.add(index).write_volatile(word(scratch, index));
+            sent.add(4 + index).write_volatile(word(scratch, 5 + index));
+        }
+        let seen_port: u16 = get!(scratch.record.source_port);
+        let mut sent_port = seen_port;
+        // The destination of an ICMP message is its type, which is not translated.
+        if get!(scratch.record.key.sent.destination_port) != 0 {
+            sent_port = port(scratch, 16);
+            put!(scratch.record.key.sent.destination_port, port(scratch, 36));
+        }
+        let mut difference = u32::from(sent_port ^ seen_port);
+        for index in 0..TUPLE_WORDS {
+            difference |= sent.add(index).read_volatile() ^ translated.add(index).read_volatile();
+        }
+        if difference == 0 {
+            for index in 0..TUPLE_WORDS {
+                translated.add(index).write_volatile(0);
+            }
+            return 0;
+        }
+        put!(scratch.record.translated_port, seen_port);
+        put!(scratch.record.source_port, sent_port);
+        put!(scratch.record.key.flags, get!(scratch.record.key.flags) | flag::TRANSLATED);
+    }
+    0
+}
+
+/// Words of a [`Tuple`].
+const TUPLE_WORDS: usize = size_of::<Tuple>() / size_of::<u32>();
+
+/// Parts of the original tuple in the scratch space.
+#[inline(always)]
+unsafe fn byte(scratch: *mut Scratch, at: usize) -> u8 {
+    // SAFETY: the scratch space is this CPU's, and `at` is a constant inside the tuple; likewise below.
+    unsafe { (&raw const (*scratch).tuple).cast::<u8>().add(at).read_volatile() }
+}
+
+#[inline(always)]
+unsafe fn word(scratch: *mut Scratch, index: usize) -> u32 {
+    // SAFETY: see `byte`.
+    unsafe { (&raw const (*scratch).tuple).cast::<u32>().add(index).read_volatile() }
+}
+
+#[inline(always)]
+unsafe fn port(scratch: *mut Scratch, at: usize) -> u16 {
+    // SAFETY: see `byte`.
+    unsafe { u16::from_be((&raw const (*scratch).tuple).cast::<u8>().add(at).cast::<u16>().read_volatile()) }
+}
+
+/// What the packet is, from its headers and its connection.
+#[inline(always)]
+pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
+    drop_headers(start, bytes, u32::from(ethertype));
+    if nfct != 0 {
+        drop_original(nfct);
+    }
+}
+
+/// Copies the packet into the record; returns the bytes copied.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn capture(scratch: *mut Scratch, start: u64, bytes: u64) -> u16 {
+    let mut bytes = bytes;
+    if bytes > PACKET_BYTES as u64 {
+        bytes = PACKET_BYTES as u64;
+    }
+    // SAFETY: the caller's promise; the verifier knows the bound, and the helper checks the source.
+    unsafe {
+        let into = (&raw mut (*scratch).record.packet).cast();
+        if bytes > 0 && probe_read_kernel(into, bytes as u32, start as *const _) == 0 { bytes as u16 } else { 0 }
+    }
+}
+
+/// Name of a `struct net_device`, into the key.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn interface(scratch: *mut Scratch, device: u64) {
+    let name = device + u64::from(field!(dev_name));
+    // SAFETY: the caller's promise; the helper checks its source, and writes zeros for one that it cannot read.
+    unsafe {
+        let into = (&raw mut (*scratch).record.key.interface).cast();
+        probe_read_kernel(into, INTERFACE_BYTES, name as *const _);
+    }
+}
+
+/// Length of the kernel's interface names (`IFNAMSIZ`).
+const INTERFACE_BYTES: u32 = 16;
+
+/// The owner, and what the key must tell apart: a function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_owner() -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's; the helper only returns a number.
+    unsafe {
+        let cookie: u64 = get!(scratch.record.cookie);
+        let mut flags: u16 = get!(scratch.record.key.flags);
+        let mut certain = false;
+        let mut owner_pid = 0;
+        if let Some(owner) = owner::get(cookie) {
+            owner_pid = owner.task.pid;
+            put!(scratch.record.key.owner_pid, owner_pid);
+            put!(scratch.record.key.owner_start_ns, owner.task.start_ns);
+            put!(scratch.record.key.owner_source, owner.source as u8);
+            certain = owner.holders <= 1 && (&raw const owner.foreign).read_volatile() == 0;
+            if owner.holders > 1 {
+                flags |= flag::SHARED;
+            }
+        }
+        // In a call on this very socket, somebody else may be the sender: a look at what that process has open will tell.
+        let cause: u8 = get!(scratch.record.key.cause);
+        let queued = get!(scratch.record.key.place) & place::AT_LINK_HEADER != 0 && cause != Cause::Cgroup as u8;
+        let in_call = flags & (flag::LOCKED | flag::DATAGRAM) != 0 && flags & flag::KERNEL == 0;
+        let local = get!(scratch.record.key.direction) == Direction::Local as u8;
+        let stopped = cause == Cause::Netfilter as u8 || cause == Cause::Cgroup as u8;
+        let current_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        let calling = in_call && local && stopped && !queued && current_pid != 0;
+        if calling && current_pid != owner_pid {
+            certain = false;
+            if task::holds(get!(scratch.socket)) {
+                flags |= flag::HELD;
+            }
+            owner::mark_foreign(cookie);
+        }
+        if !certain {
+            if calling {
+                put!(scratch.record.key.current_pid, current_pid);
+            }
+            put!(scratch.record.key.cookie, cookie);
+            put!(scratch.record.key.inode, sock::inode(get!(scratch.socket)));
+        }
+        // Whose data a tunnel's packet carries is told by its socket, which sends another protocol or from another port.
+        if encapsulated(
+            get!(scratch.record.key.protocol),
+            get!(scratch.record.source_port),
+            get!(scratch.protocol) as u8,
+            get!(scratch.port),
+        ) {
+            flags |= flag::ENCAPSULATED;
+        }
+        // By its port alone the sender of a forwarded packet is found.
+        if !local {
+            put!(scratch.record.key.sent.source_port, get!(scratch.record.source_port));
+            put!(scratch.record.key.translated.source_port, get!(scratch.record.translated_port));
+        }
+        put!(scratch.record.key.flags, flags);
+    }
+    0
+}
+
+/// Everything that follows from what was read.
+#[inline(always)]
+pub fn finish() {
+    drop_owner();
+}

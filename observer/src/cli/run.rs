@@ -1,0 +1,155 @@
+//! `observer run`
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    io::{BufWriter, Write},
+    os::unix::fs::{OpenOptionsExt, fchown},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use caps::Capability;
+
+use super::{Exit, exit::UsageError, filters, session::Session, watch::anything_lost};
+use crate::{
+    launch::{Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
+    model::Filter,
+    output::verdict::{Findings, Verdict},
+    pipeline::{Ended, Limits},
+    privilege::Helper,
+};
+
+/// What is denied to daemons that the command woke comes late.
+const SETTLE: &str = "500ms";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Exit with status 1 when something that the command sent was blocked.
+    #[arg(long)]
+    fail_on_block: bool,
+    /// End the command and all that it started at the first block, with status 1.
+    #[arg(long)]
+    stop_on_block: bool,
+    /// Observe on for this long after the command's end.
+    #[arg(long, value_name = "T", default_value = SETTLE, value_parser = super::duration)]
+    settle: Duration,
+    /// Run the command as this user.
+    #[arg(long = "as", value_name = "USER")]
+    user: Option<String>,
+    /// Write every event to this new file, as JSON, one object a line.
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
+    /// Network namespace: all, the path of one, or a name that `ip netns` knows.
+    #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
+    netns: String,
+    /// Exit with status 4 when anything was lost.
+    #[arg(long)]
+    strict: bool,
+    /// Show command lines as they are, with the passwords and keys in them.
+    #[arg(long)]
+    no_redact: bool,
+    /// Run this line with `sh -c`.
+    #[arg(short = 'c', value_name = "LINE", conflicts_with = "command", required_unless_present = "command")]
+    line: Option<OsString>,
+    /// The command; leading NAME=VALUE words are variables, as with `env`.
+    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(args: &Args, verbose: u8) -> Result<Exit> {
+    match observed(args, verbose) {
+        // Whatever hinders observer itself before the command runs has its own status, as with `env`.
+        Err(error) if !error.is::<UsageError>() => {
+            let status = error.downcast_ref::<NotStarted>().map_or(NOT_OBSERVED, NotStarted::status);
+            let _ = writeln!(anstream::stderr(), "observer: {error:#}");
+            Ok(Exit::Of(status))
+        }
+        other => other,
+    }
+}
+
+fn observed(args: &Args, verbose: u8) -> Result<Exit> {
+    let plan = plan(args)?;
+    // Both are forked, and that takes a process with one thread.
+    let launcher = Launcher::prepare(&plan)?;
+    let helper = Helper::start()?;
+    let events = args.events.as_deref().map(create).transpose()?.map(BufWriter::new);
+    let filter = Filter { netns: filters::namespace(&args.netns)?, ..Filter::default() };
+    let session = Session::attach(helper, filter, verbose)?;
+    let ready = session.ready_line();
+    let findings = Arc::new(Findings::default());
+    let output = Verdict::new(anstream::stderr(), events, launcher.pid(), Arc::clone(&findings));
+    // The command may be another user's, and signals are passed on to it.
+    let run = session.confined(Box::new(output), Limits::default(), !args.no_redact, &[Capability::CAP_KILL]);
+    let (send, receive) = tokio::sync::oneshot::channel::<Running>();
+    let until = {
+        let findings = Arc::clone(&findings);
+        async move {
+            let signals = Signals::listen()?;
+            let Ok(running) = receive.await else { return Ok(()) };
+            let never = tokio::sync::Notify::new();
+            let ended = running.finished(signals, if args.stop_on_block { &findings.first } else { &never }).await?;
+            let _ = findings.ended.set(ended);
+            tokio::time::sleep(args.settle).await;
+            Ok(())
+        }
+    };
+    let ended = run.run(
+        || {
+            let _ = writeln!(anstream::stderr(), "{ready}");
+            let running = launcher.start()?;
+            let _ = send.send(running);
+            Ok(())
+        },
+        until,
+    )?;
+    let blocked = findings.blocked.load(Ordering::Acquire);
+    Ok(match ended {
+        _ if blocked && (args.fail_on_block || args.stop_on_block) => Exit::Finding,
+        Ended::Clean(account) if args.strict && anything_lost(&account) => Exit::Lost,
+        _ => findings.ended.get().map_or(Exit::Of(NOT_OBSERVED), |ended| Exit::Of(ended.code)),
+    })
+}
+
+fn plan(args: &Args) -> Result<Plan> {
+    let (variables, words) = match &args.line {
+        Some(line) if line.to_string_lossy().trim().is_empty() => {
+            return Err(usage(
+                "there is nothing to run: the script after `-c` is empty",
+                "in double quotes the caller's own shell runs `$(curl …)` first, before observer; write -c 'LINE' in single quotes",
+            ));
+        }
+        Some(line) => (Vec::new(), ["sh".into(), "-c".into(), line.clone()].into()),
+        None => split_variables(args.command.clone()),
+    };
+    if words.is_empty() {
+        return Err(usage("there is no command after the variables", "write observer run -- NAME=VALUE CMD…"));
+    }
+    Ok(Plan { words, variables, user: args.user.as_deref().map(user).transpose()? })
+}
+
+fn user(text: &str) -> Result<User> {
+    User::find(text)?.ok_or_else(|| usage(&format!("there is no user `{text}`"), "`getent passwd` lists them"))
+}
+
+fn usage(sentence: &str, hint: &str) -> anyhow::Error {
+    UsageError { sentence: sentence.to_owned(), hint: hint.to_owned() }.into()
+}
+
+/// A new file that only its owner reads: the person behind sudo, if there is one.
+fn create(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
+        usage(
+            &format!("cannot create {}: {error}", path.display()),
+            "name a file that does not exist yet, in a folder that does",
+        )
+    })?;
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    if let (Some(user), group) = (number("SUDO_UID"), number("SUDO_GID")) {
+        fchown(&file, Some(user), group).with_context(|| format!("cannot give {} to its owner", path.display()))?;
+    }
+    Ok(file)
+}

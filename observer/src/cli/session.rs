@@ -1,0 +1,131 @@
+//! What `watch` and `run` share: attach, seed, confine.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use caps::Capability;
+
+use super::{exit, kernel_log_level};
+use crate::{
+    doctor,
+    enrich::{
+        assemble::Assembler,
+        attribute::{Attributor, Lives},
+        host::{Identity, boot_ns},
+        proc,
+        processes::Processes,
+    },
+    model::{Degraded, Filter},
+    output::Output,
+    pipeline::{Limits, Run},
+    privilege::{Helper, confine},
+    probe::Probes,
+};
+
+/// Attached, and still with all privileges.
+pub(super) struct Session {
+    helper: Helper,
+    filter: Filter,
+    probes: Probes,
+    firewalls: String,
+    since_ns: u64,
+    degraded: Vec<Degraded>,
+    filling: OwnedFd,
+    lives: Lives,
+    processes: Processes,
+}
+
+impl Session {
+    /// Attaches everything, and takes in what ran before.
+    pub(super) fn attach(mut helper: Helper, filter: Filter, verbose: u8) -> Result<Self> {
+        let mut probes =
+            Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
+        let firewalls = firewalls(&mut helper, filter.netns);
+        let since_ns = boot_ns();
+        let degraded = doctor::shortcomings(&probes);
+        let mut ring = probes.take_process_ring()?;
+        let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;
+        let lives: Lives = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));
+        // What ran before is read once; what begins from now on is told.
+        let mut processes = Processes::default();
+        if proc::sees_initial_pids() {
+            let mut all = proc::all();
+            all.sort_by_key(|facts| facts.id.start_ticks);
+            all.into_iter().for_each(|facts| processes.seed(facts));
+        }
+        Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, filling, lives, processes })
+    }
+
+    /// Gives up every privilege but the capabilities in `keep`; then it can run.
+    pub(super) fn confined(
+        mut self,
+        output: Box<dyn Output>,
+        limits: Limits,
+        redact: bool,
+        keep: &[Capability],
+    ) -> Run<Helper> {
+        let attributor = Attributor::new(self.helper, self.processes, self.lives, self.since_ns);
+        let reasons = std::mem::take(&mut self.probes.reasons);
+        let assembler = Assembler::new(Identity::read(), reasons, attributor, redact);
+        match confine(keep, || self.probes.totals().is_ok()) {
+            Ok(confined) => {
+                log::debug!("confined: {confined:?}");
+                if let Some(why) = confined.still_root {
+                    self.degraded.push(Degraded {
+                        what: "privileges".to_owned(),
+                        why: format!("cannot become an unprivileged user: {why}"),
+                        consequence: "the process that decodes packets runs as root, without capabilities".to_owned(),
+                    });
+                }
+            }
+            Err(error) => self.degraded.push(Degraded {
+                what: "privileges".to_owned(),
+                why: format!("{error:#}"),
+                consequence: "observer keeps more privileges than it needs".to_owned(),
+            }),
+        }
+        crate::sys::trim_memory();
+        Run {
+            probes: self.probes,
+            filling: self.filling,
+            assembler,
+            output,
+            filter: self.filter,
+            limits,
+            degraded: self.degraded,
+        }
+    }
+
+    /// `observer: ready · all namespaces · …`: what is watched, and how it is told.
+    pub(super) fn ready_line(&self) -> String {
+        let (filter, probes) = (&self.filter, &self.probes);
+        let mut parts = vec!["observer: ready".to_owned()];
+        parts.push(
+            filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")),
+        );
+        parts.push(format!("owners live, {} older sockets", probes.seeded));
+        parts.push(self.firewalls.clone());
+        let failed: Vec<&str> =
+            probes.states.iter().filter(|state| state.result.is_err()).map(|state| state.hook.name).collect();
+        if !failed.is_empty() {
+            parts.push(format!("degraded: {} (see `observer doctor`)", failed.join(", ")));
+        }
+        parts.join(" · ")
+    }
+}
+
+/// Which firewalls decide in observer's own namespace, or in the only one that is watched.
+fn firewalls(helper: &mut Helper, netns: Option<u32>) -> String {
+    match helper.firewalls(netns).map_err(|error| error.to_string()).and_then(|read| read) {
+        Ok(inventory) => {
+            let names: Vec<&str> = inventory.active().map(|front_end| front_end.name.as_str()).collect();
+            match (names.is_empty(), netns) {
+                (false, _) => format!("firewalls: {}", names.join(", ")),
+                (true, Some(_)) => "no firewall rules there".to_owned(),
+                (true, None) => "no firewall rules in this namespace".to_owned(),
+            }
+        }
+        Err(why) => format!("firewalls unknown: {why}"),
+    }
+}

@@ -1,0 +1,97 @@
+//! What the kernel half counted, by key: read a generation at a time, once nobody counts in it any more.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, MapData, PerCpuHashMap};
+use bytes::Bytes;
+use observer_ebpf::abi::{Counted, DropKey};
+
+use super::decode::decode_key;
+use crate::sys::wait_for_running_programs;
+
+/// Programs run for microseconds; where the kernel does not say when they have left, this long is waited.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+type Key = [u8; size_of::<DropKey>()];
+type Value = [u64; size_of::<Counted>() / size_of::<u64>()];
+
+/// The maps of the even and of the odd generation, each with the one for coarser keys behind it.
+pub type CountMaps = [[PerCpuHashMap<MapData, Key, Value>; 2]; 2];
+
+/// The generation in which is counted.
+pub struct Epoch {
+    map: Array<MapData, u32>,
+    now: u32,
+}
+
+impl Epoch {
+    /// Of a program that was just loaded.
+    pub fn new(map: Array<MapData, u32>) -> Self {
+        Self { map, now: 0 }
+    }
+
+    /// Begins the next generation; returns the one that is over. Nobody counts in that one once [`settle`] has returned.
+    pub fn advance(&mut self) -> Result<u32> {
+        let over = self.now;
+        self.map.set(0, over.wrapping_add(1), 0).context("cannot begin the next generation")?;
+        self.now = over.wrapping_add(1);
+        Ok(over)
+    }
+}
+
+/// Waits until no program counts any more in a generation that is over. May take some milliseconds.
+pub fn settle() {
+    if !wait_for_running_programs() {
+        std::thread::sleep(PATIENCE);
+    }
+}
+
+/// Packets by key, of two generations.
+pub struct Counts {
+    maps: CountMaps,
+}
+
+impl Counts {
+    /// Of a program that was just loaded.
+    pub fn new(maps: CountMaps) -> Self {
+        Self { maps }
+    }
+
+    /// Reads and clears what was counted in a generation that is over, by the order of first packets.
+    pub fn sweep(&mut self, epoch: u32) -> Result<Vec<(DropKey, Counted)>> {
+        let mut swept = Vec::new();
+        for map in &mut self.maps[(epoch & 1) as usize] {
+            let keys: Vec<Key> = map.keys().collect::<Result<_, _>>().context("cannot read the counts")?;
+            for key in keys {
+                let values = map.get(&key, 0).context("cannot read a count")?;
+                map.remove(&key).context("cannot clear a count")?;
+                swept.push((decode_key(&mut Bytes::copy_from_slice(&key)), sum(values.iter())));
+            }
+        }
+        swept.sort_by_key(|(_, counted)| counted.first_ns);
+        Ok(swept)
+    }
+}
+
+fn sum<'a>(cpus: impl Iterator<Item = &'a Value>) -> Counted {
+    let mut sum = Counted { first_ns: u64::MAX, ..Counted::default() };
+    for [packets, bytes, first_ns, last_ns] in cpus.copied().filter(|value| value[0] > 0) {
+        sum.packets += packets;
+        sum.bytes += bytes;
+        sum.first_ns = sum.first_ns.min(first_ns);
+        sum.last_ns = sum.last_ns.max(last_ns);
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_added_and_those_that_saw_nothing_left_out() {
+        let cpus = [[2, 100, 5, 9], [0, 0, 0, 0], [1, 60, 3, 4]];
+        assert_eq!(sum(cpus.iter()), Counted { packets: 3, bytes: 160, first_ns: 3, last_ns: 9 });
+    }
+}

@@ -1,0 +1,297 @@
+//! `observer run`: a command, what it was denied, and its own status.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, FAR_V6, Lab},
+    observer::{Report, expect, program},
+    traffic,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("streams_are_the_commands_own", streams),
+    ("statuses_are_the_commands_own", statuses),
+    ("a_block_is_announced_while_the_command_hangs", announced),
+    ("children_that_became_daemons", daemonised),
+    ("somebody_else_at_the_same_time", outside),
+    ("a_block_that_begins_later", later),
+    ("fails_or_stops_on_a_block", on_block),
+    ("signals_are_passed_on", signals),
+    ("as_another_user_with_variables", another_user),
+    ("events_go_to_a_new_file", events),
+    ("under_sudos_environment", sudo),
+    ("the_readmes_examples", readme),
+    ("mistakes_are_one_sentence", mistakes),
+];
+
+const RULES: &str = "table inet t { chain out { type filter hook output priority 0; meta l4proto { tcp, udp } th dport { 443, 53 } counter drop; } }";
+
+/// `observer run ARGS` inside a namespace.
+fn run(lab: &Lab, args: &[&str]) -> Command {
+    let mut command = lab.client.command(program());
+    // Other scenarios run at the same time, in namespaces of their own.
+    command
+        .args(["run", "--netns", "/proc/self/ns/net"])
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn finish(command: &mut Command) -> Result<(Option<i32>, String, String)> {
+    let Output { status, stdout, stderr } = command.output().context("cannot start observer")?;
+    Ok((status.code(), String::from_utf8(stdout)?, String::from_utf8(stderr)?))
+}
+
+fn blocked() -> Result<Lab> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    Ok(lab)
+}
+
+fn streams() -> Result<Outcome> {
+    let lab = blocked()?;
+    let mut command =
+        run(&lab, &["--", "sh", "-c", "cat; printf '\\0bytes'; echo own >&2; exec 1>&- 2>&-; sleep 0.2; exit 3"]);
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
+    std::io::Write::write_all(&mut child.stdin.take().context("stdin")?, b"typed")?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(output.stdout == b"typed\0bytes", "stdout: {:?}", output.stdout);
+    ensure!(output.status.code() == Some(3), "{}", output.status);
+    let own: Vec<&str> =
+        said.lines().filter(|line| !line.starts_with("observer: ") && !line.starts_with("  ")).collect();
+    ensure!(own == ["own"] && said.contains("VERDICT nothing was blocked. The command exited 3"), "{said}");
+    ensure!(said.matches("observer: ready").count() == 1 && said.starts_with("observer: ready"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+fn statuses() -> Result<Outcome> {
+    let lab = blocked()?;
+    let cases: [(&[&str], i32); 6] = [
+        (&["--", "true"], 0),
+        (&["--", "sh", "-c", "exit 42"], 42),
+        (&["-c", "kill -KILL $$"], 137),
+        (&["--", "/nonexistent/command"], 127),
+        (&["--", "/etc/passwd"], 126),
+        (&["--fail-on-block", "--", "sh", "-c", "exit 5"], 5),
+    ];
+    for (args, wanted) in cases {
+        let (status, _, said) = finish(&mut run(&lab, args))?;
+        ensure!(status == Some(wanted), "{args:?}: {status:?}, expected {wanted}: {said}");
+    }
+    // Without privilege nothing is observed, and the command does not run.
+    let folder = TempDir::new()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
+    let mark = folder.path().join("ran");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--clear-groups"]).arg(program()).args(["run", "--", "touch"]).arg(&mark);
+    let (status, _, said) = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    ensure!(status == Some(125) && said.contains("sudo") && !mark.exists(), "{status:?}: {said}");
+    Ok(Outcome::Passed)
+}
+
+fn announced() -> Result<Outcome> {
+    let lab = blocked()?;
+    let mut child = run(&lab, &["--", "curl", "-sS", "-m", "4", &format!("https://{FAR_V4}/")]).spawn()?;
+    let mut lines = BufReader::new(child.stderr.take().context("stderr")?).lines();
+    let line =
+        lines.by_ref().map_while(Result::ok).find(|line| line.contains("BLOCKED")).context("nothing announced")?;
+    ensure!(child.try_wait()?.is_none(), "the command has ended before: {line}");
+    ensure!(line.contains("curl[") && line.contains(&format!("{FAR_V4}:443/tcp")), "{line}");
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let status = child.wait()?;
+    ensure!(status.code() == Some(28), "curl's own status for a timeout, not {status}");
+    let rest = rest.join("\n");
+    ensure!(rest.matches("BLOCKED").count() == 0, "announced again: {rest}");
+    ensure!(rest.contains("VERDICT blocked on this host. The command exited 28 after"), "{rest}");
+    ensure!(rest.contains("blocked    curl[") && rest.contains("lost 0"), "{rest}");
+    Ok(Outcome::Passed)
+}
+
+fn daemonised() -> Result<Outcome> {
+    let lab = blocked()?;
+    let script = format!("(setsid sh -c 'sleep 0.5; exec curl -sS -m 1 https://{FAR_V4}/' >/dev/null 2>&1 &) ; exit 0");
+    let (status, _, said) = finish(&mut run(&lab, &["--settle", "2s", "-c", &script]))?;
+    ensure!(status == Some(0), "{status:?}");
+    ensure!(said.contains("VERDICT blocked") && said.contains("curl["), "{said}");
+    ensure!(!said.contains("not its children"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+fn outside() -> Result<Outcome> {
+    let lab = blocked()?;
+    let child = run(&lab, &["--", "sleep", "1.5"]).spawn()?;
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    traffic::run(&lab.client, &["udp", FAR_V6, "53", "3"])?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(0), "{}: {said}", output.status);
+    ensure!(said.contains("VERDICT nothing that the command sent was blocked, but something else"), "{said}");
+    ensure!(said.contains("not its children, same time:") && said.contains("python3["), "{said}");
+    ensure!(said.contains(&format!("[{FAR_V6}]:53/udp ×3")), "{said}");
+    ensure!(!said.contains("observer: BLOCKED"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+fn later() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let _server = lab.web_server(443)?;
+    let script = format!("for i in 1 2 3 4; do curl -sS -m 0.5 http://{FAR_V4}:443/ >/dev/null 2>&1; sleep 0.4; done");
+    let child = run(&lab, &["-c", &script]).spawn()?;
+    std::thread::sleep(std::time::Duration::from_millis(900));
+    lab.client.nft(RULES)?;
+    let said = String::from_utf8(child.wait_with_output()?.stderr)?;
+    ensure!(said.contains("observer: BLOCKED curl[") && said.contains("VERDICT blocked"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+fn on_block() -> Result<Outcome> {
+    let lab = blocked()?;
+    let (status, _, said) =
+        finish(&mut run(&lab, &["--fail-on-block", "--", "curl", "-m", "1", &format!("https://{FAR_V4}/")]))?;
+    ensure!(status == Some(1), "{status:?}: {said}");
+    // The command would wait for minutes, and what it started for an hour.
+    let marker = format!("36{}", lab.client.pid());
+    let script = format!("sleep {marker} & curl -sS https://{FAR_V4}/; exit 0");
+    let (status, _, said) = finish(&mut run(&lab, &["--stop-on-block", "-c", &script]))?;
+    ensure!(status == Some(1) && said.contains("was ended by SIGTERM"), "{status:?}: {said}");
+    let left = Command::new("pgrep").args(["-f", &format!("^sleep {marker}")]).output()?;
+    ensure!(left.stdout.is_empty(), "something of it still runs");
+    Ok(Outcome::Passed)
+}
+
+fn signals() -> Result<Outcome> {
+    let lab = blocked()?;
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+        let script = format!(
+            "trap 'echo caught; exit 9' {}; echo there; while :; do sleep 0.05; done",
+            signal.as_str().trim_start_matches("SIG")
+        );
+        let mut child = run(&lab, &["-c", &script]).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        ensure!(lines.next().transpose()?.as_deref() == Some("there"), "the command did not start");
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        ensure!(lines.next().transpose()?.as_deref() == Some("caught"), "{signal} was not passed on");
+        let status = child.wait()?;
+        ensure!(status.code() == Some(9), "{signal}: {status}");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn another_user() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = TempDir::new()?;
+    let file = folder.path().join("events");
+    let path = file.display().to_string();
+    let script = format!("echo $GREETING $(id -un) $USER; curl -sS -m 0.5 https://{FAR_V4}/");
+    let args = ["--as", "nobody", "--events", &path, "--", "GREETING=hello", "sh", "-c", &script];
+    let (status, out, said) = finish(&mut run(&lab, &args))?;
+    ensure!(status == Some(28) && out == "hello nobody nobody\n", "{status:?}: {out} {said}");
+    let report = Report::parse(&fs::read(&file)?)?;
+    for event in report.foreground() {
+        expect(event, &[("/user/name", json!("nobody")), ("/process/name", json!("curl"))])?;
+    }
+    ensure!(!report.foreground().is_empty(), "{:?}", report.events);
+    Ok(Outcome::Passed)
+}
+
+fn events() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = TempDir::new()?;
+    let file = folder.path().join("events.json");
+    let path = file.display().to_string();
+    let url = format!("https://{FAR_V4}/");
+    let args = ["--events", path.as_str(), "--", "curl", "-sS", "-m", "0.5", &url];
+    let (status, ..) = finish(&mut run(&lab, &args))?;
+    ensure!(status == Some(28), "{status:?}");
+    let report = Report::parse(&fs::read(&file)?)?;
+    ensure!(report.foreground().len() as u64 == lab.client.counted()?, "{:?}", report.events);
+    ensure!(fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600, "others may read it");
+    let (status, _, said) = finish(&mut run(&lab, &args))?;
+    ensure!(status == Some(2) && said.contains("cannot create"), "{status:?}: {said}");
+    Ok(Outcome::Passed)
+}
+
+/// As they stand there, on a host that lets nothing out: each is blocked, and says so.
+fn readme() -> Result<Outcome> {
+    const README: &str = include_str!("../../../../README.md");
+    let mut lab = Lab::new()?;
+    lab.client.private_files()?;
+    lab.client.run("sh", &["-c", "echo nameserver 10.9.0.2 > /etc/resolv.conf; mount -t tmpfs tmp /var/lib/apt/lists; mkdir /var/lib/apt/lists/partial"])?;
+    lab.client.nft("table inet t { chain out { type filter hook output priority 0; policy drop; oif lo accept; } }")?;
+    let examples: Vec<&str> = README.lines().filter_map(|line| line.strip_prefix("sudo observer run ")).collect();
+    ensure!(examples.len() >= 4, "only {} examples", examples.len());
+    let has = |name: &str| Command::new("sh").args(["-c", name]).output().is_ok_and(|done| done.status.success());
+    for example in examples {
+        if example.contains("pip") && !has("python3 -m pip --version") {
+            continue;
+        }
+        // Not for minutes: the first block ends it.
+        let line = format!(
+            "exec {} run --stop-on-block --netns /proc/self/ns/net {example}",
+            program().canonicalize()?.display()
+        );
+        let mut command = lab.client.command("timeout");
+        command.args(["60", "sh", "-c", &line]).stdin(Stdio::null());
+        let (status, _, said) = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        ensure!(status == Some(1), "{example}: {status:?}: {said}");
+        ensure!(said.contains("observer: BLOCKED"), "{example}: {said}");
+        ensure!(said.contains("VERDICT blocked on this host"), "{example}: {said}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// The file belongs to the person behind sudo.
+fn sudo() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = TempDir::new()?;
+    let file = folder.path().join("events.json");
+    let path = file.display().to_string();
+    let mut command = run(&lab, &["--events", &path, "--", "env"]);
+    command.env_clear().envs([
+        ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("SUDO_UID", "61001"),
+        ("SUDO_GID", "61002"),
+        ("SUDO_USER", "deploy"),
+    ]);
+    let (status, out, said) = finish(&mut command)?;
+    ensure!(status == Some(0) && out.contains("SUDO_USER=deploy"), "{status:?}: {out} {said}");
+    let meta = fs::metadata(&file)?;
+    use std::os::unix::fs::MetadataExt;
+    ensure!((meta.uid(), meta.gid()) == (61001, 61002), "it belongs to {}:{}", meta.uid(), meta.gid());
+    Ok(Outcome::Passed)
+}
+
+fn mistakes() -> Result<Outcome> {
+    let lab = blocked()?;
+    let cases: [(&[&str], &str); 5] = [
+        (&["-c", ""], "the script after `-c` is empty"),
+        (&["-c", "  \n"], "the script after `-c` is empty"),
+        (&["--", "A=1"], "no command after the variables"),
+        (&["--as", "nobody-of-that-name", "--", "true"], "there is no user"),
+        (&["--settle", "soon", "--", "true"], "90s"),
+    ];
+    for (args, wanted) in cases {
+        let (status, out, said) = finish(&mut run(&lab, args))?;
+        ensure!(status == Some(2) && out.is_empty() && said.contains(wanted), "{args:?}: {status:?}: {said}");
+    }
+    let (status, _, _) = finish(&mut run(&lab, &[]))?;
+    ensure!(status == Some(2), "{status:?}");
+    Ok(Outcome::Passed)
+}

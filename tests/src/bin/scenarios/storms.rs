@@ -1,0 +1,184 @@
+//! Floods: what is told sums up to what the firewall counted, to the packet.
+
+use std::{process::Stdio, thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, FAR_V6, Lab},
+    observer::{self, Observer, Report, expect},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("ten_million_packets_on_one_cpu", || flood(FAR_V4, 10_000_000, 1)),
+    ("ten_million_packets_on_two_cpus", || flood(FAR_V6, 5_000_000, 2)),
+    ("fifty_thousand_connects", connects),
+    ("ten_thousand_destinations", destinations),
+    ("more_destinations_than_there_is_room_for", too_many_destinations),
+    ("five_hundred_processes_to_one_destination", processes),
+    ("a_reader_that_stands_still", stopped),
+    ("repeats_have_the_words_of_the_first", words),
+];
+
+const RULES: &str = "table inet t { chain c { type filter hook output priority 0; meta l4proto { tcp, udp } th dport 443 counter drop; } }";
+
+/// The client inside a namespace, to its end; returns its process id.
+fn client(lab: &Lab, words: &[&str]) -> Result<u32> {
+    let program = std::env::current_exe()?.with_file_name("client");
+    let mut child = lab.client.command(program).args(words).stdin(Stdio::null()).spawn().context("client")?;
+    let pid = child.id();
+    ensure!(child.wait()?.success(), "the client failed");
+    Ok(pid)
+}
+
+/// Everything is told, and the sum is the firewall's.
+fn exact(lab: &Lab, report: &Report, at_least: u64) -> Result<()> {
+    let counted = lab.client.counted()?;
+    ensure!(counted >= at_least, "only {counted} were dropped");
+    let reported = report.number("/reported");
+    ensure!(report.number("/seen") == reported + report.number("/filtered"), "something was lost: {}", report.account);
+    // What the kernel skipped is said, and is no more than that.
+    let short = counted.checked_sub(reported).context("more is told than was counted")?;
+    ensure!(short <= report.number("/missed_max"), "{counted} counted: {}", report.account);
+    Ok(())
+}
+
+fn flood(address: &str, count: u64, threads: u64) -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let observer = Observer::watch(&lab.client)?;
+    let pid = client(&lab, &["flood", address, "443", &count.to_string(), &threads.to_string()])?;
+    let report = observer.stop()?;
+    exact(&lab, &report, count * threads)?;
+    ensure!(report.events.len() < 1000, "{} lines", report.events.len());
+    let mut bytes = 0;
+    for event in &report.events {
+        expect(event, &[("/process/pid", json!(pid)), ("/destination/ip", json!(address))])?;
+        bytes += event["egress"]["bytes"].as_u64().context("bytes")?;
+    }
+    let header = if address.contains(':') { 49 } else { 29 };
+    ensure!(bytes == report.number("/reported") * header, "{bytes} bytes");
+    Ok(Outcome::Passed)
+}
+
+/// Each from another port, which is no story of its own.
+fn connects() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    lab.client.run("sh", &["-c", "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range"])?;
+    let observer = Observer::watch(&lab.client)?;
+    let pid = client(&lab, &["connects", FAR_V4, "443", "50000"])?;
+    let report = observer.stop()?;
+    exact(&lab, &report, 50_000)?;
+    ensure!(report.events.len() < 1000, "{} lines", report.events.len());
+    for event in &report.events {
+        expect(event, &[("/process/pid", json!(pid)), ("/destination/port", json!(443))])?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn destinations() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let observer = Observer::watch(&lab.client)?;
+    let pid = client(&lab, &["scan", "198.18.0.1", "443", "10000"])?;
+    let report = observer.stop()?;
+    exact(&lab, &report, 10_000)?;
+    let mut addresses: Vec<_> = report.events.iter().map(|event| event["destination"]["ip"].to_string()).collect();
+    addresses.sort();
+    addresses.dedup();
+    ensure!(addresses.len() == 10_000, "{} different destinations are told", addresses.len());
+    ensure!(report.events.iter().all(|event| event["process"]["pid"] == pid), "another process is named");
+    Ok(Outcome::Passed)
+}
+
+/// The rest is counted together, under its process, and said to be.
+fn too_many_destinations() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let observer = Observer::watch(&lab.client)?;
+    let pid = client(&lab, &["scan", "198.18.0.1", "443", "100000"])?;
+    let report = observer.stop()?;
+    exact(&lab, &report, 100_000)?;
+    let coarse: Vec<_> = report.events.iter().filter(|event| event["egress"]["coarse"] == true).collect();
+    ensure!(!coarse.is_empty(), "there was room for everything");
+    for event in coarse {
+        expect(
+            event,
+            &[("/process/pid", json!(pid)), ("/destination", json!(null)), ("/network/transport", json!("udp"))],
+        )?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn processes() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let observer = Observer::watch(&lab.client)?;
+    client(&lab, &["many", "500", FAR_V4, "443"])?;
+    let report = observer.stop()?;
+    exact(&lab, &report, 500)?;
+    let mut words: Vec<_> = report.events.iter().map(|event| event["process"]["args"][4].to_string()).collect();
+    words.sort();
+    words.dedup();
+    ensure!(words.len() == 500, "{} different processes are named", words.len());
+    Ok(Outcome::Passed)
+}
+
+/// Nobody reads while more flows begin than the ring holds: they are counted all the same.
+fn stopped() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let mut command = observer::command();
+    command.args(["watch", "-o", "json", "--netns"]).arg(lab.client.path());
+    let observer = Observer::start_command(&mut command)?;
+    let process = Pid::from_raw(i32::try_from(observer.child.id())?);
+    kill(process, Signal::SIGSTOP)?;
+    let pid = client(&lab, &["scan", "198.18.0.1", "443", "12000"])?;
+    client(&lab, &["flood", FAR_V4, "443", "100000", "1"])?;
+    kill(process, Signal::SIGCONT)?;
+    thread::sleep(Duration::from_millis(300));
+    let report = observer.stop()?;
+    exact(&lab, &report, 112_000)?;
+    let scanned: u64 = report
+        .events
+        .iter()
+        .filter(|event| event["process"]["pid"] == pid)
+        .filter_map(|event| event["egress"]["count"].as_u64())
+        .sum();
+    ensure!(scanned == 12_000, "{scanned} packets of the scan are named");
+    Ok(Outcome::Passed)
+}
+
+/// What is told of repeats is what the first said, without what only that had.
+fn words() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let observer = Observer::watch(&lab.client)?;
+    client(&lab, &["datagrams", FAR_V4, "443", "50"])?;
+    let report = observer.stop()?;
+    exact(&lab, &report, 50)?;
+    let [first, again] = report.events.as_slice() else { anyhow::bail!("{} lines", report.events.len()) };
+    expect(first, &[("/egress/count", json!(1)), ("/event/sequence", json!(1))])?;
+    expect(
+        again,
+        &[
+            ("/egress/count", json!(49)),
+            ("/egress/bytes", json!(49 * 29)),
+            ("/event/sequence", json!(2)),
+            ("/egress/incident", first["egress"]["incident"].clone()),
+            ("/process", first["process"].clone()),
+            ("/destination", first["destination"].clone()),
+            ("/source/ip", first["source"]["ip"].clone()),
+            ("/source/port", json!(null)),
+        ],
+    )?;
+    ensure!(first["source"]["port"].is_u64() && first["event"]["id"] != again["event"]["id"], "{first} {again}");
+    Ok(Outcome::Passed)
+}
