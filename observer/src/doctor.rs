@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::{
     enrich::{host::boot_ns, proc},
     firewall::inventory::nftables_in_use,
-    intake::decode::decode,
+    intake::{decode::decode, hanging},
     model::{Check, Degraded, Diagnosis, Status},
     privilege::Helper,
     probe::{
@@ -32,7 +32,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
             checks.extend(probes.states.iter().map(hook));
             checks.push(reasons(&probes));
             checks.push(forwarding(&probes));
-            checks.push(owners(&probes));
+            checks.push(owners(&mut probes));
             checks.push(self_test(&mut probes, &mut helper));
         }
         Err(error) => checks.push(refused(&error)),
@@ -181,8 +181,12 @@ fn forwarding(probes: &Probes) -> Check {
     )
 }
 
-fn owners(probes: &Probes) -> Check {
-    Check::fine("sockets", format!("{} sockets that are older than observer have an owner", probes.seeded))
+fn owners(probes: &mut Probes) -> Check {
+    let hanging = hanging::decode(probes.take_hanging()).len();
+    Check::fine(
+        "sockets",
+        format!("{} sockets that are older than observer have an owner, {hanging} of them hang", probes.seeded),
+    )
 }
 
 fn refused(error: &AttachError) -> Check {

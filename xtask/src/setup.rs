@@ -18,7 +18,7 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 /// The oldest compiler with the language that the kernel half is written in.
 const OLDEST: (u32, u32) = (1, 88);
 /// Programs that tests and the demo run, with the Debian package that brings each.
-const TEST_TOOLS: [(&str, &str); 17] = [
+const TEST_TOOLS: [(&str, &str); 18] = [
     ("nft", "nftables"),
     ("iptables-nft", "iptables"),
     ("iptables-legacy", "iptables"),
@@ -33,6 +33,7 @@ const TEST_TOOLS: [(&str, &str); 17] = [
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("dnsmasq", "dnsmasq-base"),
+    ("slirp4netns", "slirp4netns"),
     ("openssl", "openssl"),
     ("dpkg-deb", "dpkg"),
     ("update-ca-certificates", "ca-certificates"),

@@ -108,6 +108,10 @@ layout! {
 
     /// `net.ns.inum`
     net_inum,
+    /// `net.ipv4.sysctl_tcp_syn_retries`
+    net_syn_retries,
+    /// `net.ipv4.sysctl_tcp_syn_linear_timeouts`
+    net_syn_linear,
 
     /// `sock.__sk_common.skc_net.net`
     sk_net,
@@ -145,6 +149,14 @@ layout! {
     sk_uid,
     /// `sock.sk_lock.owned`
     sk_lock_owned,
+    /// `inet_connection_sock.icsk_retransmits`
+    connection_sent_again,
+    /// `inet_connection_sock.icsk_syn_retries`
+    connection_syn_retries,
+    /// `tcp_sock.retrans_stamp`
+    tcp_first_sent,
+    /// `tcp_sock.retrans_out`
+    tcp_retransmitted,
     /// `sock.sk_cgrp_data.cgroup`
     sk_cgroup,
 

@@ -5,6 +5,7 @@
 
 mod counters;
 mod filter;
+mod hanging;
 mod layout;
 mod names;
 mod process;
@@ -13,6 +14,7 @@ mod task;
 
 pub use counters::Counter;
 pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter};
+pub use hanging::HangingRecord;
 pub use layout::{ABSENT, Layout};
 pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
@@ -24,4 +26,4 @@ pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;

@@ -83,7 +83,9 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let findings = Arc::new(Findings::default());
     let output = Verdict::new(anstream::stderr(), events, launcher.pid(), Arc::clone(&findings));
     // The command may be another user's, and signals are passed on to it.
-    let run = session.confined(Box::new(output), Limits::default(), !args.no_redact, &[Capability::CAP_KILL]);
+    let mut run = session.confined(Box::new(output), Limits::default(), !args.no_redact, &[Capability::CAP_KILL]);
+    // Nothing of the command can hang yet.
+    run.hanging.clear();
     let (send, receive) = tokio::sync::oneshot::channel::<Running>();
     let until = {
         let findings = Arc::clone(&findings);

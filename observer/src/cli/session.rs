@@ -16,7 +16,8 @@ use crate::{
         proc,
         processes::Processes,
     },
-    model::{Degraded, Filter},
+    intake::hanging,
+    model::{Degraded, Filter, Hanging},
     output::Output,
     pipeline::{Limits, Run},
     privilege::{Helper, confine},
@@ -31,6 +32,7 @@ pub(super) struct Session {
     firewalls: String,
     since_ns: u64,
     degraded: Vec<Degraded>,
+    hanging: Vec<Hanging>,
     filling: OwnedFd,
     lives: Lives,
     processes: Processes,
@@ -44,6 +46,7 @@ impl Session {
         let firewalls = firewalls(&mut helper, filter.netns);
         let since_ns = boot_ns();
         let degraded = doctor::shortcomings(&probes);
+        let hanging = hanging::decode(probes.take_hanging());
         let mut ring = probes.take_process_ring()?;
         let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;
         let lives: Lives = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));
@@ -54,7 +57,7 @@ impl Session {
             all.sort_by_key(|facts| facts.id.start_ticks);
             all.into_iter().for_each(|facts| processes.seed(facts));
         }
-        Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, filling, lives, processes })
+        Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, hanging, filling, lives, processes })
     }
 
     /// Gives up every privilege but the capabilities in `keep`; then it can run.
@@ -94,6 +97,7 @@ impl Session {
             filter: self.filter,
             limits,
             degraded: self.degraded,
+            hanging: self.hanging,
         }
     }
 
@@ -104,7 +108,8 @@ impl Session {
         parts.push(
             filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")),
         );
-        parts.push(format!("owners live, {} older sockets", probes.seeded));
+        let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
+        parts.push(format!("owners live, {} older sockets{hanging}", probes.seeded));
         parts.push(self.firewalls.clone());
         let failed: Vec<&str> =
             probes.states.iter().filter(|state| state.result.is_err()).map(|state| state.hook.name).collect();

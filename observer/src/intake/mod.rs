@@ -3,5 +3,6 @@
 
 pub mod counts;
 pub mod decode;
+pub mod hanging;
 pub mod life;
 pub mod ring;

@@ -75,6 +75,8 @@ pub enum Action {
     EgressBlocked,
     /// An outbound packet was lost on this host by nobody's decision: a full queue.
     EgressDropped,
+    /// A connection that waited for its first answer when observer started.
+    EgressHanging,
     /// The account line.
     Summary,
 }
@@ -310,6 +312,19 @@ pub struct ProcessNamespaces {
     pub user: Option<u32>,
 }
 
+/// `egress.outcome`: what the application sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// Milliseconds that it has waited.
+    pub waited_ms: u64,
+    /// Milliseconds after which TCP gives up at the latest; the application may before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gives_up_ms: Option<u64>,
+    /// Its last packet left the network stack of its namespace; absent before anything was sent again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<bool>,
+}
+
 /// `egress`
 #[derive(Clone, Debug, Serialize)]
 pub struct Egress {
@@ -317,8 +332,9 @@ pub struct Egress {
     pub schema: u32,
     /// Stable id of the cause that is told as one story.
     pub incident: Uuid,
-    /// Which kind of decision.
-    pub cause: &'static str,
+    /// Which kind of decision; absent where that is not known (a connection that hangs).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
     /// The running kernel's own name for the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_reason: Option<String>,
@@ -332,6 +348,12 @@ pub struct Egress {
     pub count: u64,
     /// Bytes that this line adds.
     pub bytes: u64,
+    /// Of a connection that hangs: SYNs that were sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// What became of it, as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
     /// Which kind of background it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background: Option<Background>,

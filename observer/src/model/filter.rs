@@ -116,7 +116,7 @@ impl Filter {
                 event.destination.as_ref().is_some_and(|destination| destination.port == Some(*wanted))
             })
             && any(&self.transports, |wanted| event.network.transport.as_ref() == Some(wanted))
-            && any(&self.causes, |wanted| egress.cause == wanted)
+            && any(&self.causes, |wanted| egress.cause == Some(wanted))
             && any(&self.actions, |wanted| action_name(event.event.action) == wanted)
             && self.netns.is_none_or(|wanted| egress.netns == Some(wanted) || egress.origin_netns == Some(wanted))
     }
@@ -159,6 +159,7 @@ fn action_name(action: Action) -> &'static str {
     match action {
         Action::EgressBlocked => "egress-blocked",
         Action::EgressDropped => "egress-dropped",
+        Action::EgressHanging => "egress-hanging",
         Action::Summary => "summary",
     }
 }
@@ -181,7 +182,7 @@ pub fn parse_cause(value: &str) -> Result<String, FilterError> {
 
 /// An action that this version can report.
 pub fn parse_action(value: &str) -> Result<String, FilterError> {
-    known("action", value, &["egress-blocked", "egress-dropped"], "")
+    known("action", value, &["egress-blocked", "egress-dropped", "egress-hanging"], "")
 }
 
 fn known(kind: &'static str, value: &str, names: &[&str], more: &str) -> Result<String, FilterError> {

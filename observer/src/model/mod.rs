@@ -9,6 +9,7 @@ mod dropped;
 mod event;
 mod filter;
 mod flow;
+mod hanging;
 mod process;
 
 pub use account::{Account, Degraded, Lost};
@@ -18,11 +19,12 @@ pub use command::Finished;
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
-    Nat, Network, Orchestrator, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA, Source,
+    Nat, Network, Orchestrator, Outcome, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA, Source,
     Summary, Thread, User,
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
 pub use flow::{Flow, Wanted};
+pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

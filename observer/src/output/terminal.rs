@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anstyle::{AnsiColor, Style};
@@ -22,6 +22,9 @@ const DIM: Style = Style::new().dimmed();
 /// Parents shown in the first line of a block.
 const MAX_PARENTS: usize = 6;
 
+/// Hanging connections that are shown.
+const MAX_HANGING: usize = 20;
+
 /// Characters of a command line shown; JSON has all of it.
 const MAX_COMMAND: usize = 160;
 
@@ -34,12 +37,14 @@ pub struct Terminal<W> {
     background: BTreeMap<Background, u64>,
     /// Packets that full queues lost.
     dropped: u64,
+    /// Connections that hang and were shown, and those that were not.
+    hanging: (usize, usize),
 }
 
 impl<W: Write + Send> Terminal<W> {
     /// `show_background` shows what nobody waits for like everything else.
     pub fn new(writer: W, zone: TimeZone, show_background: bool) -> Self {
-        Self { writer, zone, fold: Fold::default(), show_background, background: BTreeMap::new(), dropped: 0 }
+        Self { writer, zone, fold: Fold::default(), show_background, background: BTreeMap::new(), dropped: 0, hanging: (0, 0) }
     }
 
     fn time(&self, timestamp: Timestamp) -> String {
@@ -65,6 +70,15 @@ impl<W: Write + Send> Terminal<W> {
         Ok(())
     }
 
+    fn hangs(&mut self, event: &Event) -> io::Result<()> {
+        if self.hanging.0 >= MAX_HANGING {
+            self.hanging.1 += 1;
+            return Ok(());
+        }
+        self.hanging.0 += 1;
+        writeln!(self.writer, "{ALERT}HANGING NOW{ALERT:#}  {}", hangs(event))
+    }
+
     fn line(&mut self, label: &str, text: &str) -> io::Result<()> {
         writeln!(self.writer, "  {DIM}{label:<5}{DIM:#} {text}")
     }
@@ -84,6 +98,10 @@ impl<W: Write + Send> Terminal<W> {
 
 impl<W: Write + Send> Output for Terminal<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
+        if event.event.action == Action::EgressHanging {
+            self.hangs(event)?;
+            return Ok(true);
+        }
         if event.event.action == Action::EgressDropped {
             self.dropped += event.egress.count;
             if !self.show_background {
@@ -103,6 +121,10 @@ impl<W: Write + Send> Output for Terminal<W> {
     }
 
     fn idle(&mut self) -> io::Result<bool> {
+        let more = std::mem::take(&mut self.hanging.1);
+        if more > 0 {
+            writeln!(self.writer, "  and {more} more hang (-o json shows all)")?;
+        }
         self.repeats(false)?;
         self.writer.flush()?;
         Ok(self.fold.waiting())
@@ -153,6 +175,31 @@ impl<W: Write + Send> Output for Terminal<W> {
             )?;
         }
         self.writer.flush()
+    }
+}
+
+/// `curl[2211] → 203.0.113.10:443/tcp since 41s, gives up in 1m33s at the latest: …`
+pub(super) fn hangs(event: &Event) -> String {
+    let waits = event.egress.outcome.map(|outcome| {
+        let since = span(Duration::from_millis(outcome.waited_ms));
+        let end = outcome
+            .gives_up_ms
+            .map(|left| format!(", gives up in {} at the latest", span(Duration::from_millis(left))))
+            .unwrap_or_default();
+        format!(" since {since}{end}")
+    });
+    let reason = event.event.reason.as_deref().unwrap_or_default();
+    format!("{} → {}{}: {reason}", escape(&who(event)), destination(event), waits.unwrap_or_default())
+}
+
+/// `2m14s`, `1.2s`.
+pub(super) fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => format!("{:.1}s", duration.as_secs_f64()),
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
     }
 }
 

@@ -8,14 +8,13 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use anstyle::{AnsiColor, Style};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{Output, escape::escape, json::JsonLines, terminal::destination};
+use super::{Output, escape::escape, json::JsonLines, terminal::{destination, span}};
 use crate::{
     incident::who,
     model::{Action, Event, Finished, Summary},
@@ -188,15 +187,5 @@ impl<W: Write + Send> Output for Verdict<W> {
             )?;
         }
         self.writer.flush()
-    }
-}
-
-/// `2m14s`, `1.2s`.
-fn span(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..60 => format!("{:.1}s", duration.as_secs_f64()),
-        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
-        _ => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
     }
 }

@@ -26,7 +26,7 @@ use crate::{
         decode::{decode, of_key},
         ring::{Item, Sweeping},
     },
-    model::{Degraded, Dropped, Event, Filter},
+    model::{Degraded, Dropped, Event, Filter, Hanging},
     output::Output,
 };
 
@@ -127,9 +127,12 @@ impl<E: Eyes> Consumer<E> {
         }
     }
 
-    /// Until the queue is closed and empty; then what is still counted is told too. After an error or the last event that
+    /// What hangs already, then everything until the queue is closed and empty; then what is still counted is told too. After an error or the last event that
     /// was asked for, it counts on and writes no more; in a hurry it only counts.
-    pub(super) fn run(mut self, queue: &Receiver<Item>, flags: &Flags) -> Consumed {
+    pub(super) fn run(mut self, hanging: &[Hanging], queue: &Receiver<Item>, flags: &Flags) -> Consumed {
+        for hanging in hanging {
+            self.state(hanging);
+        }
         let mut asked = Instant::now();
         loop {
             let item = match queue.try_recv() {
@@ -185,6 +188,20 @@ impl<E: Eyes> Consumer<E> {
         });
         self.stop_if_over();
         waiting
+    }
+
+    /// Tells of a connection that hangs: of no packet, so that it is none of the events that are counted.
+    fn state(&mut self, hanging: &Hanging) {
+        let mut event = self.assembler.hanging(hanging);
+        if self.done.error.is_some() || !self.filter.matches(&event) {
+            return;
+        }
+        self.lines += 1;
+        event.event.sequence = Some(self.lines);
+        if let Err(error) = self.done.output.event(&event) {
+            self.done.error = Some(error);
+        }
+        self.stop_if_over();
     }
 
     /// The first packet of a key.

@@ -35,7 +35,7 @@ use crate::{
         counts::{Counts, Epoch, settle},
         ring::{Item, Reader},
     },
-    model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Kind, Lost, Summary},
+    model::{Account, Action, Degraded, ECS_VERSION, Ecs, EventMeta, Filter, Hanging, Kind, Lost, Summary},
     output::Output,
     probe::{Probes, Totals},
     sys::watch_readable,
@@ -81,6 +81,8 @@ pub struct Run<E> {
     pub limits: Limits,
     /// What is known to work worse than it could.
     pub degraded: Vec<Degraded>,
+    /// Connections that hang already, to be told first.
+    pub hanging: Vec<Hanging>,
 }
 
 impl<E: Eyes + Send + 'static> Run<E> {
@@ -115,10 +117,11 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let consumer = Consumer::new(self.assembler, counts, self.output, self.filter, self.limits.count, stop);
         let (finished, mut done) = oneshot::channel();
         let consumer = {
+            let hanging = std::mem::take(&mut self.hanging);
             let flags = Arc::clone(&flags);
             move || {
                 // The other end is gone only when the program is.
-                let _ = finished.send(consumer.run(&receiver, &flags));
+                let _ = finished.send(consumer.run(&hanging, &receiver, &flags));
             }
         };
         thread::Builder::new().name("events".to_owned()).spawn(consumer).context("cannot start a thread")?;

@@ -9,6 +9,7 @@ use aya::{
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, KProbe, Program, RawTracePoint, SockOps},
 };
 use aya_log::EbpfLogger;
+use bytes::Bytes;
 use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Owner, map};
 
 use super::{
@@ -79,6 +80,8 @@ pub struct Probes {
     pub forwarding: bool,
     /// Sockets that were found at start and have an owner.
     pub seeded: usize,
+    /// Of them, records of connections that hang, as they were written.
+    hanging: Bytes,
 }
 
 impl Probes {
@@ -121,6 +124,7 @@ impl Probes {
             reasons: kernel.reasons,
             forwarding,
             seeded: 0,
+            hanging: Bytes::new(),
         };
         let avoided = std::env::var(AVOID).unwrap_or_default();
         for hook in &HOOKS {
@@ -186,9 +190,14 @@ impl Probes {
                 let program: &mut Iter = program.try_into()?;
                 program.load(symbol.trim_start_matches("iter/"), types)?;
                 let id = program.attach()?;
-                // The kernel runs the program while its file is read; it writes nothing into it.
-                let mut file = program.take_link(id)?.into_file()?;
-                file.read_to_end(&mut Vec::new()).context("cannot walk the open files")?;
+                // The kernel runs the program while its file is read.
+                let mut written = Vec::new();
+                program
+                    .take_link(id)?
+                    .into_file()?
+                    .read_to_end(&mut written)
+                    .context("cannot walk the open files")?;
+                self.hanging = written.into();
                 self.seeded = self.count_owners();
                 return Ok(());
             }
@@ -203,6 +212,11 @@ impl Probes {
             .map(map::OWNERS)
             .and_then(|map| HashMap::<_, u64, [u8; OWNER_BYTES]>::try_from(map).ok())
             .map_or(0, |owners| owners.keys().filter(Result::is_ok).count())
+    }
+
+    /// Records of connections that hung at start.
+    pub fn take_hanging(&mut self) -> Bytes {
+        std::mem::take(&mut self.hanging)
     }
 
     /// The ring of drop records; once.

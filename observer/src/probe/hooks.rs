@@ -122,8 +122,8 @@ pub static HOOKS: [Hook; 10] = [
         symbol: "iter/task_file",
         programs: &[(program::SEED, Way::Iterator)],
         required: false,
-        purpose: "finds the owners of sockets that are older than observer",
-        without: "a socket older than observer is looked up only when it is blocked",
+        purpose: "finds the owners of sockets that are older than observer, and what hangs already",
+        without: "a socket older than observer is looked up only when it is blocked, and what hangs already is not told",
     },
     Hook {
         name: "drops",

@@ -162,6 +162,8 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         dev_private: fields.dev_private(),
 
         net_inum: fields.need("net", "ns.inum", 4),
+        net_syn_retries: fields.want("net", "ipv4.sysctl_tcp_syn_retries", 1),
+        net_syn_linear: fields.want("net", "ipv4.sysctl_tcp_syn_linear_timeouts", 1),
 
         sk_net: fields.need("sock", "__sk_common.skc_net.net", 8),
         sk_cookie: fields.need("sock", "__sk_common.skc_cookie", 8),
@@ -184,6 +186,10 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         sk_socket: fields.need("sock", "sk_socket", 8),
         sk_uid: fields.need("sock", "sk_uid", 4),
         sk_lock_owned: fields.want("sock", "sk_lock.owned", 4),
+        connection_sent_again: fields.want("inet_connection_sock", "icsk_retransmits", 1),
+        connection_syn_retries: fields.want("inet_connection_sock", "icsk_syn_retries", 1),
+        tcp_first_sent: fields.want("tcp_sock", "retrans_stamp", 4),
+        tcp_retransmitted: fields.want("tcp_sock", "retrans_out", 4),
         sk_cgroup: fields.want("sock", "sk_cgrp_data.cgroup", 8),
 
         socket_sk: fields.need("socket", "sk", 8),

@@ -1,6 +1,9 @@
 //! Containers' egress, which the host forwards: named as the process inside, wherever on the host it was stopped.
 
-use std::io::{BufRead, BufReader};
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -42,6 +45,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_docker_container_by_its_name", || named(&DOCKER)),
     ("a_podman_container_by_its_name", || named(&PODMAN)),
     ("a_pods_container_by_its_name", || named(&KUBELET)),
+    ("a_rootless_containers_network", rootless),
     ("what_comes_in_is_not_told", inbound),
     ("destination_before_translation", redirected),
 ];
@@ -379,8 +383,8 @@ fn named(runtime: &Runtime) -> Result<Outcome> {
         .command("sh")
         .args(["-c", &enter])
         .stdin(traffic::script()?)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()?;
     let client = traffic::finish(child);
     std::fs::remove_dir(&group)?;
@@ -403,6 +407,49 @@ fn named(runtime: &Runtime) -> Result<Outcome> {
         ],
     )?;
     Ok(Outcome::Passed)
+}
+
+/// A real slirp4netns carries the container's connection in its own name: it is the owner, and what it is is said.
+fn rootless() -> Result<Outcome> {
+    let lab = harness::lab::Lab::new()?;
+    lab.client.nft(&format!("table inet t {{ chain c {{ type filter hook output priority 0;\n{MATCH}\n}} }}"))?;
+    let container = Namespace::new()?;
+    let mut relay = lab
+        .client
+        .command("slirp4netns")
+        .args(["--configure", "--mtu=1500", &container.pid().to_string(), "tap0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let result = (|| {
+        harness::wait_for("slirp4netns", || {
+            Ok(container.run("ip", &["route"])?.contains("default via").then_some(()))
+        })?;
+        let observer = Observer::watch(&lab.client)?;
+        let client = traffic::run(&container, &["tcp", FAR_V4, "443", "0.4"])?;
+        let report = observer.stop()?;
+        let events = report.foreground();
+        ensure!(!events.is_empty() && observer_names(&report, client.pid) == 0, "{:?}", report.events);
+        for event in events {
+            expect(
+                event,
+                &[
+                    ("/process/pid", json!(relay.id())),
+                    ("/process/name", json!("slirp4netns")),
+                    ("/egress/relay", json!("slirp4netns")),
+                    ("/egress/owner", json!("socket")),
+                    ("/egress/hook", json!("output")),
+                    ("/egress/origin_netns", Value::Null),
+                    ("/destination/ip", json!(FAR_V4)),
+                ],
+            )?;
+        }
+        Ok(Outcome::Passed)
+    })();
+    relay.kill()?;
+    relay.wait()?;
+    result
 }
 
 /// To the host itself, from outside to the host, and from outside into the host's own chains: no egress.

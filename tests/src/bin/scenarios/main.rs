@@ -7,6 +7,7 @@ mod demo;
 mod directions;
 mod doctor;
 mod firewalls;
+mod hanging;
 mod hooks;
 mod kernel_made;
 mod owners;
@@ -29,7 +30,7 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 15] = [
+    let groups: [(&str, &[Scenario]); 16] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
@@ -38,6 +39,7 @@ fn main() {
         ("kernel_made", kernel_made::ALL),
         ("owners", owners::ALL),
         ("processes", processes::ALL),
+        ("hanging", hanging::ALL),
         ("run", run::ALL),
         ("storms", storms::ALL),
         ("cli", cli::ALL),
