@@ -36,7 +36,26 @@ pub struct KernelFilter {
     pub network: [FilterNetwork; FILTER_VALUES],
     /// See [`Self::network`].
     pub networks: u32,
+    /// Process ids whose trees are asked for, and how many.
+    pub pid: [u32; FILTER_VALUES],
+    /// See [`Self::pid`].
+    pub pids: u32,
 }
+
+/// Value of the map of processes while trees are asked for: a process that lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Member {
+    /// Its start, in units of [`TICK_NS`] since boot.
+    pub start_ticks: u64,
+    /// Not 0 when it belongs to a tree that is asked for.
+    pub inside: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Nanoseconds of the clock tick in which /proc tells starts: `USER_HZ` is 100 wherever this program runs.
+pub const TICK_NS: u64 = 10_000_000;
 
 /// Words of a [`KernelFilter`].
 pub const FILTER_WORDS: usize = size_of::<KernelFilter>() / size_of::<u32>();
@@ -56,7 +75,9 @@ impl KernelFilter {
             .chain(self.protocol)
             .chain([self.protocols])
             .chain(networks)
-            .chain([self.networks]);
+            .chain([self.networks])
+            .chain(self.pid)
+            .chain([self.pids]);
         for (word, value) in words.iter_mut().zip(all) {
             *word = value;
         }
@@ -81,6 +102,8 @@ mod tests {
             protocols: 9,
             network: [network; FILTER_VALUES],
             networks: 10,
+            pid: [11; FILTER_VALUES],
+            pids: 12,
         };
         let words = filter.words();
         let at = |offset: usize| words[offset / size_of::<u32>()];
@@ -90,5 +113,6 @@ mod tests {
         let first = offset_of!(KernelFilter, network);
         assert_eq!((at(first), at(first + 4), at(first + 20), at(first + 36)), (1, 2, 3, 1));
         assert_eq!(at(offset_of!(KernelFilter, networks)), 10);
+        assert_eq!((at(offset_of!(KernelFilter, pid)), at(offset_of!(KernelFilter, pids))), (11, 12));
     }
 }

@@ -13,7 +13,7 @@ mod record;
 mod task;
 
 pub use counters::Counter;
-pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter};
+pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, Member, TICK_NS};
 pub use hanging::HangingRecord;
 pub use layout::{ABSENT, Layout};
 pub use names::{map, program};

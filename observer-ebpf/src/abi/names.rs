@@ -32,6 +32,8 @@ pub mod program {
 pub mod map {
     /// Ring buffer of [`DropRecord`](super::DropRecord).
     pub const EVENTS: &str = "EVENTS";
+    /// Hash from process id to [`Member`](super::Member), while process trees are asked for.
+    pub const TREE: &str = "TREE";
     /// Frozen global with the [`KernelFilter`](super::KernelFilter).
     pub const FILTER: &str = "FILTER";
     /// Hashes from [`DropKey`](super::DropKey) to [`Counted`](super::Counted) for each CPU: one for even generations, one

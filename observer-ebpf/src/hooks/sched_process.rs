@@ -18,7 +18,7 @@ use crate::kernel::{
     path,
     process::{self, Scratch},
     read::{Probe, Reader},
-    task,
+    task, tree,
 };
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -27,7 +27,9 @@ pub fn proc_fork(context: BtfTracePointContext) -> i32 {
     let id: u32 = Probe::field(child, field!(task_pid)).unwrap_or(0);
     let process: u32 = Probe::field(child, field!(task_tgid)).unwrap_or(0);
     if id == process {
-        process::emit(&process::record(child, task::of(child), ProcessEvent::Fork));
+        let facts = task::of(child);
+        tree::born(&facts);
+        process::emit(&process::record(child, facts, ProcessEvent::Fork));
     }
     0
 }
@@ -37,7 +39,9 @@ pub fn proc_exit(context: BtfTracePointContext) -> i32 {
     let thread: u64 = context.arg(0);
     let signal: u64 = Probe::field(thread, field!(task_signal)).unwrap_or(0);
     if Probe::field::<i32>(signal, field!(signal_live)) == Some(0) {
-        process::emit(&process::exit_record(thread));
+        let record = process::exit_record(thread);
+        tree::ended(record.task.pid);
+        process::emit(&record);
     }
     0
 }

@@ -4,11 +4,14 @@ use core::{hint::black_box, mem::offset_of};
 
 use aya_ebpf::Global;
 use observer_ebpf::{
-    abi::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, flag},
+    abi::{Direction, FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, flag},
     logic::packet::{ethertype, protocol},
 };
 
-use super::drop::{get, scratch};
+use super::{
+    drop::{get, scratch},
+    tree,
+};
 
 /// Filled in by the loader and frozen, so that the verifier prunes what is not asked for.
 #[unsafe(no_mangle)]
@@ -16,7 +19,7 @@ static FILTER: Global<[u32; FILTER_WORDS]> = Global::new([0; FILTER_WORDS]);
 
 /// One word, by its place in [`KernelFilter`].
 #[inline(always)]
-fn word(offset: usize) -> u32 {
+pub fn word(offset: usize) -> u32 {
     // SAFETY: the offset is of a word of the static; the read is volatile because the loader replaces the value.
     unsafe { core::ptr::read_volatile((&raw const FILTER).byte_add(offset).cast()) }
 }
@@ -39,6 +42,13 @@ extern "C" fn drop_filter() -> u64 {
             return 0;
         }
         let flags: u16 = get!(scratch.record.key.flags);
+        // Where the sender is not certain the key has its socket, and user space decides.
+        let certain = get!(scratch.record.key.owner_source) != 0
+            && get!(scratch.record.key.cookie) == 0
+            && get!(scratch.record.key.direction) == Direction::Local as u8;
+        if certain && tree::is_outside(get!(scratch.record.key.owner_pid), get!(scratch.record.key.owner_start_ns)) {
+            return 0;
+        }
         let number: u8 = get!(scratch.record.key.protocol);
         let readable = flags & flag::UNREADABLE == 0;
         let protocols = word(offset_of!(KernelFilter, protocols));
@@ -73,7 +83,7 @@ extern "C" fn drop_filter() -> u64 {
 
 /// One of the first `count` words at `offset` is `value`.
 #[inline(always)]
-fn listed(offset: usize, count: u32, value: u32) -> bool {
+pub fn listed(offset: usize, count: u32, value: u32) -> bool {
     let mut found = false;
     for index in 0..FILTER_VALUES {
         found |= (index as u32) < count && word(offset + index * size_of::<u32>()) == value;

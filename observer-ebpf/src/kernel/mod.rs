@@ -15,3 +15,4 @@ pub mod sock;
 pub mod tally;
 pub mod task;
 pub mod time;
+pub mod tree;

@@ -1,6 +1,9 @@
 //! What `watch` and `run` share: attach, seed, confine.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -17,7 +20,7 @@ use crate::{
         processes::Processes,
     },
     intake::hanging,
-    model::{Degraded, Filter, Hanging},
+    model::{Degraded, Facts, Filter, Hanging},
     output::Output,
     pipeline::{Limits, Run},
     privilege::{Helper, confine},
@@ -55,6 +58,9 @@ impl Session {
         if proc::sees_initial_pids() {
             let mut all = proc::all();
             all.sort_by_key(|facts| facts.id.start_ticks);
+            if !filter.pids.is_empty() {
+                place_in_tree(&mut probes, &all, &filter.pids)?;
+            }
             all.into_iter().for_each(|facts| processes.seed(facts));
         }
         Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, hanging, filling, lives, processes })
@@ -118,6 +124,22 @@ impl Session {
         }
         parts.join(" · ")
     }
+}
+
+/// Tells the kernel half which of the processes that run already belong to the trees that are asked for.
+fn place_in_tree(probes: &mut Probes, all: &[Facts], wanted: &[u32]) -> Result<()> {
+    let parents: HashMap<u32, u32> = all.iter().map(|facts| (facts.id.pid, facts.parent_pid)).collect();
+    for facts in all {
+        let mut line =
+            std::iter::successors(Some(facts.id.pid), |pid| parents.get(pid).copied().filter(|pid| *pid != 0));
+        let inside = line.any(|pid| wanted.contains(&pid));
+        probes.place_in_tree(facts.id.pid, facts.id.start_ticks, inside)?;
+    }
+    // Who has ended in between was not taken out by its end.
+    for facts in all.iter().filter(|facts| !proc::lives(facts.id)) {
+        probes.take_out_of_tree(facts.id.pid)?;
+    }
+    Ok(())
 }
 
 /// Which firewalls decide in observer's own namespace, or in the only one that is watched.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Exit, Format, filters, session::Session};
 use crate::{
     model::Account,
-    output::{Output, json::JsonLines, terminal::Terminal},
+    output::{Output, json::JsonLines, live::Live, terminal::Terminal},
     pipeline::{Ended, Limits},
     privilege::Helper,
 };
@@ -54,7 +54,8 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         Format::Json => Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()))),
         Format::Human => {
             let styled = anstream::AutoStream::auto(io::stdout());
-            Box::new(Terminal::new(BufWriter::with_capacity(BUFFER, styled), zone.clone(), args.all))
+            let live = Live::of_stdout(styled.current_choice() != anstream::ColorChoice::Never);
+            Box::new(Terminal::new(BufWriter::with_capacity(BUFFER, styled), zone.clone(), args.all, live))
         }
     };
     let mut ready = session.ready_line();

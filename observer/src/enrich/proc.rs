@@ -54,6 +54,12 @@ pub fn facts(pid: u32, start_ticks: Option<u64>) -> Option<Facts> {
     still.then_some(facts)
 }
 
+/// True while this very process runs.
+pub fn lives(id: ProcessId) -> bool {
+    let process = i32::try_from(id.pid).ok().and_then(|pid| Process::new(pid).ok());
+    process.and_then(|process| process.stat().ok()).is_some_and(|stat| stat.starttime == id.start_ticks)
+}
+
 /// Facts about every process that runs now.
 pub fn all() -> Vec<Facts> {
     pids().filter_map(|pid| facts(pid, None)).collect()

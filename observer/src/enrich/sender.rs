@@ -186,4 +186,3 @@ fn namespaces(numbers: Namespaces) -> Option<ProcessNamespaces> {
         ProcessNamespaces { pid: known(numbers.pid), inner_pid: known(numbers.inner_pid), user: known(numbers.user) };
     (namespaces.pid.is_some() || namespaces.user.is_some()).then_some(namespaces)
 }
-

@@ -68,8 +68,22 @@ struct Incident {
     to: String,
     count: u64,
     untold: u64,
+    /// It happened more than once.
+    repeated: bool,
     last: Timestamp,
     told: Instant,
+}
+
+impl Incident {
+    fn repeats(&self) -> Repeats {
+        Repeats {
+            who: self.who.clone(),
+            others: self.pids.len().saturating_sub(1),
+            to: self.to.clone(),
+            count: self.count,
+            last: self.last,
+        }
+    }
 }
 
 /// All incidents of a run.
@@ -89,6 +103,7 @@ impl Fold {
         if let Some(incident) = self.incidents.get_mut(&key) {
             incident.count += event.egress.count;
             incident.untold += event.egress.count;
+            incident.repeated = true;
             incident.last = event.event.end;
             incident.who = who;
             if incident.pids.len() < MAX_PIDS {
@@ -106,6 +121,7 @@ impl Fold {
             to: to(),
             count: event.egress.count,
             untold: 0,
+            repeated: false,
             last: event.event.end,
             told: now,
         };
@@ -122,17 +138,27 @@ impl Fold {
             .map(|incident| {
                 incident.untold = 0;
                 incident.told = now;
-                Repeats {
-                    who: incident.who.clone(),
-                    others: incident.pids.len().saturating_sub(1),
-                    to: incident.to.clone(),
-                    count: incident.count,
-                    last: incident.last,
-                }
+                incident.repeats()
             })
             .collect();
         due.sort_by_key(|repeats| repeats.last);
         due
+    }
+
+    /// All incidents that had repeats, as they stand, the last one first; those that were told in place count as told.
+    pub fn standing(&mut self, number: usize) -> Vec<Repeats> {
+        let mut standing: Vec<Repeats> = self
+            .incidents
+            .values_mut()
+            .filter(|incident| incident.repeated)
+            .map(|incident| {
+                incident.untold = 0;
+                incident.repeats()
+            })
+            .collect();
+        standing.sort_by_key(|repeats| std::cmp::Reverse(repeats.last));
+        standing.truncate(number);
+        standing
     }
 
     /// Repeats are still to be told.

@@ -45,11 +45,7 @@ fn record(mut bytes: Bytes) -> Hanging {
     let retries = bytes.get_u8();
     let linear = bytes.get_u8();
     let address = |bytes: [u8; 16]| {
-        if v6 {
-            IpAddr::from(bytes).to_canonical()
-        } else {
-            IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
-        }
+        if v6 { IpAddr::from(bytes).to_canonical() } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) }
     };
     Hanging {
         boot_ns,
@@ -101,11 +97,13 @@ mod tests {
         all.extend(bytes(7, 2));
         all.extend([0; 9]);
         let all = decode(Bytes::from(all));
-        let pids: Vec<Vec<u32>> =
-            all.iter().map(|one| one.holders.iter().map(|holder| holder.pid).collect()).collect();
+        let pids: Vec<Vec<u32>> = all.iter().map(|one| one.holders.iter().map(|holder| holder.pid).collect()).collect();
         assert_eq!(pids, [vec![7, 8], vec![7]]);
         let one = &all[0];
-        assert_eq!((one.local.to_string(), one.remote.to_string()), ("10.0.0.1:4000".into(), "203.0.113.10:443".into()));
+        assert_eq!(
+            (one.local.to_string(), one.remote.to_string()),
+            ("10.0.0.1:4000".into(), "203.0.113.10:443".into())
+        );
         assert_eq!((one.inode, one.netns, one.uid, one.age.as_secs()), (Some(9), 5, 6, 41));
         assert_eq!((one.sent_again, one.left, one.schedule), (3, Some(true), Some((4, 6))));
     }

@@ -81,7 +81,11 @@ impl Filter {
             filter.networks = networks.len() as u32;
             filter.network.iter_mut().zip(networks).for_each(|(into, network)| *into = words(network));
         }
-        let any = filter.netns | filter.ports | filter.protocols | filter.networks;
+        if self.pids.len() <= FILTER_VALUES {
+            filter.pids = self.pids.len() as u32;
+            filter.pid.iter_mut().zip(&self.pids).for_each(|(into, pid)| *into = *pid);
+        }
+        let any = filter.netns | filter.ports | filter.protocols | filter.networks | filter.pids;
         filter.active = u32::from(any != 0);
         filter
     }
@@ -217,11 +221,13 @@ mod tests {
             ports: vec![443, 53],
             transports: vec!["udp".into(), "47".into()],
             destinations: networks.into_iter().map(Destination::Network).collect(),
+            pids: vec![1, 7],
             ..Filter::default()
         };
         let kernel = filter.in_kernel();
         assert_eq!((kernel.active, kernel.ports, &kernel.port[..2]), (1, 2, &[443, 53][..]));
         assert_eq!((kernel.protocols, &kernel.protocol[..2]), (2, &[17, 47][..]));
+        assert_eq!((kernel.pids, &kernel.pid[..2]), (2, &[1, 7][..]));
         let word = u32::from_ne_bytes;
         assert_eq!((kernel.network[0].v6, kernel.network[0].address[0]), (0, word([203, 0, 113, 0])));
         assert_eq!(kernel.network[0].mask, [word([255, 255, 255, 0]), 0, 0, 0]);

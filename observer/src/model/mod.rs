@@ -19,8 +19,8 @@ pub use command::Finished;
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
-    Nat, Network, Orchestrator, Outcome, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA, Source,
-    Summary, Thread, User,
+    Nat, Network, Orchestrator, Outcome, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA,
+    Source, Summary, Thread, User,
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
 pub use flow::{Flow, Wanted};

@@ -1,6 +1,6 @@
 //! A process as the kernel half and /proc know it.
 
-use observer_ebpf::abi::Task;
+use observer_ebpf::abi::{TICK_NS, Task};
 use serde::{Deserialize, Serialize};
 
 use super::flow::Flow;
@@ -25,9 +25,6 @@ impl ProcessId {
         self.start_ticks * TICK_NS
     }
 }
-
-/// Nanoseconds of the clock tick in which /proc tells times: `USER_HZ` is 100 wherever this program runs.
-const TICK_NS: u64 = 10_000_000;
 
 /// The program that a process runs; a field that is not known is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 pub mod doctor;
 pub mod escape;
 pub mod json;
+pub mod live;
 pub mod terminal;
 pub mod verdict;
 

@@ -9,9 +9,13 @@ use std::{
 use anstyle::{AnsiColor, Style};
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{Output, escape::escape};
+use super::{
+    Output,
+    escape::escape,
+    live::{Live, MAX_ROWS},
+};
 use crate::{
-    incident::{Fold, Told, who},
+    incident::{Fold, Repeats, Told, Top, who},
     model::{Action, Background, Event, Summary},
 };
 
@@ -21,6 +25,12 @@ const DIM: Style = Style::new().dimmed();
 
 /// Parents shown in the first line of a block.
 const MAX_PARENTS: usize = 6;
+
+/// What is told in place is told at most this often.
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// Senders and destinations that are named at the end.
+const MOST: usize = 3;
 
 /// Hanging connections that are shown.
 const MAX_HANGING: usize = 20;
@@ -37,14 +47,32 @@ pub struct Terminal<W> {
     background: BTreeMap<Background, u64>,
     /// Packets that full queues lost.
     dropped: u64,
+    /// Repeats are told in place, and the time when that was last done.
+    live: Option<Live>,
+    drawn: Option<Instant>,
+    /// Packets that were blocked, by who sent them and where to.
+    senders: Top,
+    destinations: Top,
     /// Connections that hang and were shown, and those that were not.
     hanging: (usize, usize),
 }
 
 impl<W: Write + Send> Terminal<W> {
-    /// `show_background` shows what nobody waits for like everything else.
-    pub fn new(writer: W, zone: TimeZone, show_background: bool) -> Self {
-        Self { writer, zone, fold: Fold::default(), show_background, background: BTreeMap::new(), dropped: 0, hanging: (0, 0) }
+    /// `show_background` shows what nobody waits for like everything else; with `live` repeats are told in place.
+    pub fn new(writer: W, zone: TimeZone, show_background: bool, live: Option<Live>) -> Self {
+        Self {
+            live,
+            drawn: None,
+            senders: Top::default(),
+            destinations: Top::default(),
+            writer,
+            zone,
+            fold: Fold::default(),
+            show_background,
+            background: BTreeMap::new(),
+            dropped: 0,
+            hanging: (0, 0),
+        }
     }
 
     fn time(&self, timestamp: Timestamp) -> String {
@@ -52,6 +80,7 @@ impl<W: Write + Send> Terminal<W> {
     }
 
     fn block(&mut self, event: &Event) -> io::Result<()> {
+        self.make_room()?;
         let time = self.time(event.timestamp);
         let kind = event.egress.background.map(|kind| format!("  {DIM}({}){DIM:#}", kind.label())).unwrap_or_default();
         let word = if event.event.action == Action::EgressDropped { "LOST   " } else { "BLOCKED" };
@@ -66,6 +95,15 @@ impl<W: Write + Send> Terminal<W> {
         let place = place(event);
         if !place.is_empty() {
             self.line("in", &place)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what is told in place; it is drawn again below what is written now.
+    fn make_room(&mut self) -> io::Result<()> {
+        if let Some(live) = &mut self.live {
+            live.erase(&mut self.writer)?;
+            self.drawn = None;
         }
         Ok(())
     }
@@ -85,12 +123,45 @@ impl<W: Write + Send> Terminal<W> {
 
     fn repeats(&mut self, all: bool) -> io::Result<()> {
         for repeats in self.fold.due(Instant::now(), all) {
-            let time = self.time(repeats.last);
-            let who = match repeats.others {
-                0 => repeats.who,
-                others => format!("{} and {others} more", repeats.who),
-            };
-            writeln!(self.writer, "{time} {DIM}again{DIM:#}    {} → {}  ×{}", escape(&who), repeats.to, repeats.count)?;
+            let row = self.row(&repeats);
+            writeln!(self.writer, "{row}")?;
+        }
+        Ok(())
+    }
+
+    /// `15:30:11 again    curl[2211] → 203.0.113.10:443/tcp  ×5`
+    fn row(&self, repeats: &Repeats) -> String {
+        let time = self.time(repeats.last);
+        let others = if repeats.others > 0 { format!(" and {} more", repeats.others) } else { String::new() };
+        format!("{time} again    {}{others} → {}  ×{}", escape(&repeats.who), repeats.to, repeats.count)
+    }
+
+    /// Repeats in place, when something changed and the last time was long enough ago.
+    fn redraw(&mut self) -> io::Result<()> {
+        let changed = self.drawn.is_none() || self.fold.waiting();
+        if !changed || self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
+            return Ok(());
+        }
+        let rows: Vec<String> = self.fold.standing(MAX_ROWS).iter().map(|repeats| self.row(repeats)).collect();
+        if let Some(live) = &mut self.live {
+            live.draw(&mut self.writer, &rows)?;
+            self.drawn = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// What there was most of, where that is not said by the only block above.
+    fn most(&mut self) -> io::Result<()> {
+        for (label, top) in [("most from", &self.senders), ("most to", &self.destinations)] {
+            if top.names() > 1 {
+                let (most, rest) = top.most(MOST);
+                let mut parts: Vec<String> =
+                    most.into_iter().map(|(name, count)| format!("{} ×{count}", escape(name))).collect();
+                if rest > 0 {
+                    parts.push(format!("others ×{rest}"));
+                }
+                writeln!(self.writer, "{DIM}{label:<10}{DIM:#} {}", parts.join(", "))?;
+            }
         }
         Ok(())
     }
@@ -114,6 +185,9 @@ impl<W: Write + Send> Output for Terminal<W> {
             *self.background.entry(kind).or_default() += event.egress.count;
             return Ok(false);
         }
+        let name = event.process.as_ref().map_or_else(|| who(event), |process| process.name.clone());
+        self.senders.add(&name, event.egress.count);
+        self.destinations.add(&destination(event), event.egress.count);
         if self.fold.take(event, Instant::now(), || destination(event)) == Told::New {
             self.block(event)?;
         }
@@ -125,13 +199,26 @@ impl<W: Write + Send> Output for Terminal<W> {
         if more > 0 {
             writeln!(self.writer, "  and {more} more hang (-o json shows all)")?;
         }
-        self.repeats(false)?;
+        if self.live.is_some() {
+            self.redraw()?;
+        } else {
+            self.repeats(false)?;
+        }
         self.writer.flush()?;
         Ok(self.fold.waiting())
     }
 
     fn finish(&mut self, summary: &Summary) -> io::Result<()> {
+        // What was told in place becomes lines that stay.
+        if self.live.is_some() {
+            self.make_room()?;
+            for repeats in self.fold.standing(usize::MAX).into_iter().rev() {
+                let row = self.row(&repeats);
+                writeln!(self.writer, "{row}")?;
+            }
+        }
         self.repeats(true)?;
+        self.most()?;
         if !self.background.is_empty() {
             let total: u64 = self.background.values().sum();
             let kinds: Vec<String> =

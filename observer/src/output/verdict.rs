@@ -14,7 +14,12 @@ use anstyle::{AnsiColor, Style};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{Output, escape::escape, json::JsonLines, terminal::{destination, span}};
+use super::{
+    Output,
+    escape::escape,
+    json::JsonLines,
+    terminal::{destination, span},
+};
 use crate::{
     incident::who,
     model::{Action, Event, Finished, Summary},

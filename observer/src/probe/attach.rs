@@ -1,16 +1,16 @@
 //! Loads the BPF object and attaches its programs.
 
-use std::{any::Any, io::Read, os::fd::OwnedFd};
+use std::{any::Any, io::Read, mem::offset_of, os::fd::OwnedFd};
 
 use anyhow::Context;
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, KProbe, Program, RawTracePoint, SockOps},
 };
 use aya_log::EbpfLogger;
 use bytes::Bytes;
-use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Owner, map};
+use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Member, Owner, map};
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
@@ -22,6 +22,9 @@ use super::{
 type CountMaps = [[PerCpuHashMap<MapData, [u8; size_of::<DropKey>()], [u64; 4]>; 2]; 2];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
+
+/// `BPF_NOEXIST` of `uapi/linux/bpf.h`.
+const NO_EXIST: u64 = 1;
 
 /// Environment variable with ways to attach that are not to be tried (`tp_btf,cgroup`): for a kernel on which one of them
 /// misbehaves, and to compare them.
@@ -192,11 +195,7 @@ impl Probes {
                 let id = program.attach()?;
                 // The kernel runs the program while its file is read.
                 let mut written = Vec::new();
-                program
-                    .take_link(id)?
-                    .into_file()?
-                    .read_to_end(&mut written)
-                    .context("cannot walk the open files")?;
+                program.take_link(id)?.into_file()?.read_to_end(&mut written).context("cannot walk the open files")?;
                 self.hanging = written.into();
                 self.seeded = self.count_owners();
                 return Ok(());
@@ -212,6 +211,33 @@ impl Probes {
             .map(map::OWNERS)
             .and_then(|map| HashMap::<_, u64, [u8; OWNER_BYTES]>::try_from(map).ok())
             .map_or(0, |owners| owners.keys().filter(Result::is_ok).count())
+    }
+
+    /// Says of a process that runs already whether it belongs to a tree that is asked for. What the kernel half knows of its
+    /// number since then stands.
+    pub fn place_in_tree(&mut self, pid: u32, start_ticks: u64, inside: bool) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
+        let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
+        let mut member = [0; size_of::<Member>()];
+        let inside = u32::from(inside).to_ne_bytes();
+        for (offset, bytes) in
+            [(offset_of!(Member, start_ticks), &start_ticks.to_ne_bytes()[..]), (offset_of!(Member, inside), &inside)]
+        {
+            member[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        match tree.insert(pid, member, NO_EXIST) {
+            Ok(()) | Err(MapError::SyscallError(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes back what was said of a process that has ended meanwhile.
+    pub fn take_out_of_tree(&mut self, pid: u32) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
+        let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
+        // Gone already is as good.
+        let _ = tree.remove(&pid);
+        Ok(())
     }
 
     /// Records of connections that hung at start.
@@ -260,7 +286,7 @@ impl Probes {
     }
 
     /// The counters now.
-    pub fn totals(&self) -> Result<Totals, aya::maps::MapError> {
+    pub fn totals(&self) -> Result<Totals, MapError> {
         totals::read(&self.counters)
     }
 

@@ -217,6 +217,23 @@ fn filters() -> Result<Outcome> {
         ensure!(told == wanted, "{filter:?}: {told} events, expected {wanted}");
         ensure!(report.number("/filtered") >= (3 - wanted) as u64, "{filter:?}: {}", report.account);
     }
+    // A tree's packets among those of others, whose process lives and is left out in the kernel: a child that is made
+    // later, its child, and one that outlives its parent belong to it.
+    let mut root = lab.client.command("sh");
+    let client = std::env::current_exe()?.with_file_name("client").display().to_string();
+    let line = format!(
+        "read go; {client} flood {FAR_V4} 53 7 1; (sh -c '{client} flood {FAR_V4} 53 7 1; true'); \
+         (setsid sh -c 'sleep 0.2; exec {client} flood {FAR_V4} 53 7 1' &); sleep 0.6"
+    );
+    let mut root = root.args(["-c", &line]).stdin(Stdio::piped()).spawn()?;
+    let pid = root.id().to_string();
+    let observer = Observer::start(["watch", "-o", "json", "--netns", &netns, "--pid", &pid])?;
+    lab.client.run(&client, &["flood", FAR_V4, "53", "1000", "1"])?;
+    std::io::Write::write_all(&mut root.stdin.take().context("stdin")?, b"go\n")?;
+    root.wait()?;
+    let report = observer.stop()?;
+    ensure!(report.number("/reported") == 21 && report.number("/filtered") == 1000, "{}", report.account);
+    ensure!(report.events.iter().all(|event| event["process"]["name"] == "client"), "{:?}", report.events);
     // By process: the client's own number, its parent's, and its name.
     let me = std::process::id().to_string();
     for (filter, wanted) in [(["--pid", me.as_str()], 1), (["--comm", "curl"], 0), (["--pid", "1"], 1)] {
