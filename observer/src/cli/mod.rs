@@ -7,12 +7,13 @@ mod run;
 mod session;
 mod watch;
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 
+use crate::output::notice::say;
 pub use exit::Exit;
 
 /// Who blocked my connection? This process, this destination, this rule.
@@ -70,7 +71,7 @@ pub fn run() -> Exit {
         }
     };
     result.unwrap_or_else(|error| {
-        let _ = writeln!(anstream::stderr(), "observer: {error:#}");
+        say(&format!("observer: {error:#}"));
         exit::of(&error)
     })
 }

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{BufWriter, Write},
+    io::BufWriter,
     os::unix::fs::{OpenOptionsExt, fchown},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -15,9 +15,13 @@ use caps::Capability;
 
 use super::{Exit, exit::UsageError, filters, session::Session, watch::anything_lost};
 use crate::{
+    enrich::redact,
     launch::{Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
     model::Filter,
-    output::verdict::{Findings, Verdict},
+    output::{
+        notice::{self, say},
+        verdict::{Findings, Form, Subject, Verdict},
+    },
     pipeline::{Ended, Limits},
     privilege::Helper,
 };
@@ -42,6 +46,9 @@ pub(super) struct Args {
     /// Write every event to this new file, as JSON, one object a line.
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    /// Write what came of it to this new file: Markdown (.md) or JSON (.json).
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Network namespace: all, the path of one, or a name that `ip netns` knows.
     #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
     netns: String,
@@ -64,7 +71,7 @@ pub(super) fn run(args: &Args, verbose: u8) -> Result<Exit> {
         // Whatever hinders observer itself before the command runs has its own status, as with `env`.
         Err(error) if !error.is::<UsageError>() => {
             let status = error.downcast_ref::<NotStarted>().map_or(NOT_OBSERVED, NotStarted::status);
-            let _ = writeln!(anstream::stderr(), "observer: {error:#}");
+            say(&format!("observer: {error:#}"));
             Ok(Exit::Of(status))
         }
         other => other,
@@ -76,12 +83,18 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     // Both are forked, and that takes a process with one thread.
     let launcher = Launcher::prepare(&plan)?;
     let helper = Helper::start()?;
-    let events = args.events.as_deref().map(create).transpose()?.map(BufWriter::new);
+    let form = args.report.as_deref().map(form).transpose()?;
+    let words: Vec<String> = plan.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let command = if args.no_redact { words } else { redact::redact(&words) };
     let filter = Filter { netns: filters::namespace(&args.netns)?, ..Filter::default() };
     let session = Session::attach(helper, filter, verbose)?;
     let ready = session.ready_line();
+    // Where nothing can be observed no file is left behind.
+    let events = args.events.as_deref().map(create).transpose()?.map(BufWriter::new);
+    let report = args.report.as_deref().map(create).transpose()?.map(BufWriter::new);
     let findings = Arc::new(Findings::default());
-    let output = Verdict::new(anstream::stderr(), events, launcher.pid(), Arc::clone(&findings));
+    let subject = Subject { pid: launcher.pid(), command, events, report: form.zip(report) };
+    let output = Verdict::new(notice::stderr(), subject, Arc::clone(&findings));
     // The command may be another user's, and signals are passed on to it.
     let mut run = session.confined(Box::new(output), Limits::default(), !args.no_redact, &[Capability::CAP_KILL]);
     // Nothing of the command can hang yet.
@@ -101,13 +114,22 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     };
     let ended = run.run(
         || {
-            let _ = writeln!(anstream::stderr(), "{ready}");
+            say(&ready);
             let running = launcher.start()?;
             let _ = send.send(running);
             Ok(())
         },
         until,
-    )?;
+    );
+    let ended = match (ended, findings.ended.get()) {
+        (Ok(ended), _) => ended,
+        // What failed then is observer's own business; the command has run.
+        (Err(error), Some(_)) => {
+            say(&format!("observer: {error:#}"));
+            Ended::Stuck
+        }
+        (Err(error), None) => return Err(error),
+    };
     let blocked = findings.blocked.load(Ordering::Acquire);
     Ok(match ended {
         _ if blocked && (args.fail_on_block || args.stop_on_block) => Exit::Finding,
@@ -139,6 +161,18 @@ fn user(text: &str) -> Result<User> {
 
 fn usage(sentence: &str, hint: &str) -> anyhow::Error {
     UsageError { sentence: sentence.to_owned(), hint: hint.to_owned() }.into()
+}
+
+/// By the ending of its name.
+fn form(path: &Path) -> Result<Form> {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("md") => Ok(Form::Markdown),
+        Some("json") => Ok(Form::Json),
+        _ => Err(usage(
+            &format!("{} says neither Markdown nor JSON", path.display()),
+            "let the report's name end with .md or .json",
+        )),
+    }
 }
 
 /// A new file that only its owner reads: the person behind sudo, if there is one.

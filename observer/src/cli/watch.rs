@@ -1,7 +1,7 @@
 //! `observer watch`
 
 use std::{
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, BufWriter, IsTerminal},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Exit, Format, filters, session::Session};
 use crate::{
     model::Account,
-    output::{Output, json::JsonLines, live::Live, terminal::Terminal},
+    output::{Output, json::JsonLines, live::Live, notice::say, terminal::Terminal},
     pipeline::{Ended, Limits},
     privilege::Helper,
 };
@@ -79,7 +79,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     };
     let ended = run.run(
         || {
-            let _ = writeln!(anstream::stderr(), "{ready}");
+            say(&ready);
             Ok(())
         },
         until,

@@ -1,10 +1,12 @@
 //! What a person or a program reads: [`terminal`], [`verdict`] and [`json`], over any writer. Everything that came from outside
 //! is escaped here ([`escape`]) and nowhere else.
 
+pub mod conclusion;
 pub mod doctor;
 pub mod escape;
 pub mod json;
 pub mod live;
+pub mod notice;
 pub mod terminal;
 pub mod verdict;
 

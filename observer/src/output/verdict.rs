@@ -16,9 +16,10 @@ use uuid::Uuid;
 
 use super::{
     Output,
+    conclusion::{self, Conclusion, Story},
     escape::escape,
     json::JsonLines,
-    terminal::{destination, span},
+    terminal::destination,
 };
 use crate::{
     incident::who,
@@ -26,10 +27,6 @@ use crate::{
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
-const STRONG: Style = Style::new().bold();
-
-/// Lines of each list that are shown; the events file has all.
-const MAX_STORIES: usize = 20;
 
 /// What the verdict and whoever runs the command tell each other.
 #[derive(Debug, Default)]
@@ -42,13 +39,8 @@ pub struct Findings {
     pub ended: OnceLock<Finished>,
 }
 
-/// One cause, and how often.
-struct Story {
-    who: String,
-    to: String,
-    by: String,
-    packets: u64,
-}
+/// Stories that are told one by one.
+const MAX_STORIES: usize = 10_000;
 
 #[derive(Default)]
 struct Stories {
@@ -60,26 +52,76 @@ impl Stories {
     /// True for the first of an incident.
     fn take(&mut self, event: &Event) -> bool {
         if let Some(story) = self.by_incident.get(&event.egress.incident) {
-            self.list[*story].packets += event.egress.count;
+            let story = &mut self.list[*story];
+            story.packets += event.egress.count;
+            story.last = event.event.end;
+            return false;
+        }
+        if self.list.len() >= MAX_STORIES {
+            self.take_with_others(event);
             return false;
         }
         self.by_incident.insert(event.egress.incident, self.list.len());
         self.list.push(Story {
-            who: escape(&who(event)).into_owned(),
+            who: who(event),
             to: destination(event),
-            by: event.event.reason.as_deref().map(|reason| escape(reason).into_owned()).unwrap_or_default(),
+            by: event.event.reason.clone().unwrap_or_default(),
             packets: event.egress.count,
+            first: event.event.start,
+            last: event.event.end,
+            incident: event.egress.incident,
         });
         true
     }
+
+    /// One story for all that is too much to be told one by one.
+    fn take_with_others(&mut self, event: &Event) {
+        let place = *self.by_incident.entry(Uuid::nil()).or_insert_with(|| {
+            self.list.push(Story {
+                who: "others".to_owned(),
+                to: "other destinations".to_owned(),
+                by: format!("more than {MAX_STORIES} different ones"),
+                packets: 0,
+                first: event.event.start,
+                last: event.event.end,
+                incident: Uuid::nil(),
+            });
+            self.list.len() - 1
+        });
+        self.list[place].packets += event.egress.count;
+        self.list[place].last = event.event.end;
+    }
 }
 
-/// Writes to `W`, which strips styles where there is no terminal, and every event to a file if one is given.
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// For a ticket.
+    Markdown,
+    /// For a program.
+    Json,
+}
+
+/// What the verdict is about, and where else it goes.
+pub struct Subject {
+    /// Process id of the command.
+    pub pid: u32,
+    /// Its words, secrets masked.
+    pub command: Vec<String>,
+    /// Where every event goes.
+    pub events: Option<BufWriter<File>>,
+    /// Where the conclusion goes.
+    pub report: Option<(Form, BufWriter<File>)>,
+}
+
+/// Writes to `W`, which strips styles where there is no terminal. Nothing that cannot be written ends it: the command goes
+/// on.
 pub struct Verdict<W> {
     writer: W,
+    subject: Subject,
     events: Option<JsonLines<BufWriter<File>>>,
-    /// Process id of the command.
-    command: u32,
+    /// Why the events' file is not complete.
+    failed: Option<io::Error>,
     findings: Arc<Findings>,
     inside: Stories,
     outside: Stories,
@@ -87,49 +129,55 @@ pub struct Verdict<W> {
 }
 
 impl<W: Write + Send> Verdict<W> {
-    /// For the command with this process id.
-    pub fn new(writer: W, events: Option<BufWriter<File>>, command: u32, findings: Arc<Findings>) -> Self {
+    /// For a command that is about to run.
+    pub fn new(writer: W, mut subject: Subject, findings: Arc<Findings>) -> Self {
         Self {
             writer,
-            events: events.map(JsonLines::new),
-            command,
+            events: subject.events.take().map(JsonLines::new),
+            failed: None,
+            subject,
             findings,
             inside: Stories::default(),
             outside: Stories::default(),
             background: 0,
         }
     }
+}
 
-    fn list(&mut self, title: &str, stories: &Stories) -> io::Result<()> {
-        for story in stories.list.iter().take(MAX_STORIES) {
-            writeln!(self.writer, "  {title:<10} {} → {} ×{}  {}", story.who, story.to, story.packets, story.by)?;
+impl<W> Verdict<W> {
+    /// A full disk must not end what watches a command: it is said at the end.
+    fn write_events(&mut self, write: impl FnOnce(&mut JsonLines<BufWriter<File>>) -> io::Result<()>) {
+        if let Some(events) = &mut self.events
+            && let Err(error) = write(events)
+        {
+            self.failed = Some(error);
+            self.events = None;
         }
-        let more = stories.list.len().saturating_sub(MAX_STORIES);
-        if more > 0 {
-            writeln!(self.writer, "  {title:<10} and {more} more")?;
-        }
-        Ok(())
     }
 }
 
 impl<W: Write + Send> Output for Verdict<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
-        if let Some(events) = &mut self.events {
-            events.event(event)?;
-        }
+        self.write_events(|events| events.event(event).map(drop));
         if event.event.action != Action::EgressBlocked || event.egress.background.is_some() {
             self.background += event.egress.count;
             return Ok(false);
         }
-        if !event.egress.ancestry.iter().any(|ancestor| ancestor.pid == self.command) {
+        if !event.egress.ancestry.iter().any(|ancestor| ancestor.pid == self.subject.pid) {
             self.outside.take(event);
             return Ok(true);
         }
         if self.inside.take(event)
             && let Some(story) = self.inside.list.last()
         {
-            writeln!(self.writer, "observer: {ALERT}BLOCKED{ALERT:#} {} → {}: {}", story.who, story.to, story.by)?;
-            self.writer.flush()?;
+            let _ = writeln!(
+                self.writer,
+                "observer: {ALERT}BLOCKED{ALERT:#} {} → {}: {}",
+                escape(&story.who),
+                story.to,
+                escape(&story.by)
+            );
+            let _ = self.writer.flush();
         }
         self.findings.blocked.store(true, Ordering::Release);
         self.findings.first.notify_one();
@@ -137,60 +185,36 @@ impl<W: Write + Send> Output for Verdict<W> {
     }
 
     fn idle(&mut self) -> io::Result<bool> {
-        if let Some(events) = &mut self.events {
-            events.idle()?;
-        }
-        self.writer.flush()?;
+        self.write_events(|events| events.idle().map(drop));
+        let _ = self.writer.flush();
         Ok(false)
     }
 
     fn finish(&mut self, summary: &Summary) -> io::Result<()> {
-        if let Some(events) = &mut self.events {
-            events.finish(summary)?;
-        }
-        let account = &summary.egress;
-        let whole = account.lost.total() == 0 && account.missed_max == 0 && account.degraded.is_empty();
-        let (inside, outside) = (std::mem::take(&mut self.inside), std::mem::take(&mut self.outside));
-        let sentence = match (inside.list.is_empty(), outside.list.is_empty(), whole) {
-            (false, ..) => format!("{ALERT}blocked on this host{ALERT:#}"),
-            (true, false, _) => {
-                "nothing that the command sent was blocked, but something else was at the same time".into()
-            }
-            (true, true, true) => "nothing was blocked".to_owned(),
-            (true, true, false) => "no block was seen, but not everything could be".to_owned(),
+        self.write_events(|events| events.finish(summary));
+        let conclusion = Conclusion {
+            command: std::mem::take(&mut self.subject.command),
+            ended: self.findings.ended.get().copied(),
+            inside: std::mem::take(&mut self.inside.list),
+            outside: std::mem::take(&mut self.outside.list),
+            background: self.background,
+            start: summary.event.start,
+            end: summary.event.end,
+            account: summary.egress.clone(),
+            host: summary.host.clone(),
+            agent: summary.agent.clone(),
         };
-        let ended = self.findings.ended.get().map(|ended| format!(". The command {ended} after {}", span(ended.after)));
-        writeln!(
-            self.writer,
-            "observer: {STRONG}VERDICT{STRONG:#} {sentence}{}",
-            ended.unwrap_or_else(|| ". The command had not ended".to_owned())
-        )?;
-        self.list("blocked", &inside)?;
-        if !outside.list.is_empty() {
-            writeln!(self.writer, "  not its children, same time:")?;
-            self.list("blocked", &outside)?;
+        let written = match &mut self.subject.report {
+            Some((Form::Markdown, file)) => conclusion::markdown(file, &conclusion),
+            Some((Form::Json, file)) => conclusion::json(file, &conclusion),
+            None => Ok(()),
+        };
+        for (what, result) in [("events", self.failed.take().map_or(Ok(()), Err)), ("report", written)] {
+            if let Err(error) = result {
+                let _ = writeln!(self.writer, "observer: the file of the {what} is not complete: {error}");
+            }
         }
-        let mut parts = Vec::new();
-        if self.background > 0 {
-            parts.push(format!("background {}", self.background));
-        }
-        parts.push(format!("lost {}", account.lost.total()));
-        if account.missed_max > 0 {
-            parts.push(format!("up to {} runs skipped by the kernel", account.missed_max));
-        }
-        if account.degraded.is_empty() {
-            parts.push("all probes attached".to_owned());
-        }
-        writeln!(self.writer, "  {}", parts.join(" · "))?;
-        for degraded in &account.degraded {
-            writeln!(
-                self.writer,
-                "  degraded: {}: {} → {}",
-                degraded.what,
-                escape(&degraded.why),
-                degraded.consequence
-            )?;
-        }
-        self.writer.flush()
+        let _ = conclusion::human(&mut self.writer, &conclusion);
+        Ok(())
     }
 }

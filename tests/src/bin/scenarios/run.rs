@@ -33,6 +33,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("signals_are_passed_on", signals),
     ("as_another_user_with_variables", another_user),
     ("events_go_to_a_new_file", events),
+    ("a_full_disk_does_not_end_it", full_disk),
+    ("a_report_for_a_ticket_or_a_program", report),
+    ("a_block_after_a_minute", after_a_minute),
     ("under_sudos_environment", sudo),
     ("the_readmes_examples", readme),
     ("mistakes_are_one_sentence", mistakes),
@@ -228,6 +231,71 @@ fn events() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// The events' file cannot take them: the command goes on, and it is said.
+fn full_disk() -> Result<Outcome> {
+    let mut lab = blocked()?;
+    lab.client.private_files()?;
+    lab.client.run("sh", &["-c", "mkdir /run/full && mount -t tmpfs -o size=4k full /run/full"])?;
+    let client = std::env::current_exe()?.with_file_name("client").display().to_string();
+    let script = format!("{client} scan 198.18.0.1 443 200; sleep 0.7; echo done; exit 4");
+    let (status, out, said) = finish(&mut run(&lab, &["--events", "/run/full/events", "-c", &script]))?;
+    ensure!(status == Some(4) && out == "done\n", "{status:?}: {out} {said}");
+    ensure!(said.contains("the file of the events is not complete: ") && said.contains("VERDICT blocked"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+fn report() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = TempDir::new()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (markdown, json) = (path("report.md"), path("report.json"));
+    let url = format!("https://user:hidden@{FAR_V4}/");
+    for file in [&markdown, &json] {
+        let (status, _, said) = finish(&mut run(&lab, &["--report", file, "--", "curl", "-sS", "-m", "0.5", &url]))?;
+        ensure!(status == Some(28), "{status:?}: {said}");
+        ensure!(fs::metadata(file)?.permissions().mode() & 0o777 == 0o600, "others may read it");
+    }
+    let text = fs::read_to_string(&markdown)?;
+    ensure!(text.starts_with("# curl\\[") && text.contains("blocked on this host"), "{text}");
+    ensure!(text.contains(&format!("| {FAR_V4}:443/tcp | 1 |")) && text.contains("The command exited 28"), "{text}");
+    ensure!(text.contains("## Denied to others at the same time\n\nNothing.") && text.contains("lost 0"), "{text}");
+    let value: serde_json::Value = serde_json::from_slice(&fs::read(&json)?)?;
+    expect(
+        &value,
+        &[
+            ("/egress/verdict", json!("blocked")),
+            ("/egress/blocked/0/to", json!(format!("{FAR_V4}:443/tcp"))),
+            ("/egress/blocked/0/packets", json!(1)),
+            ("/egress/blocked_outside", json!([])),
+            ("/egress/account/seen", json!(1)),
+            ("/process/exit_code", json!(28)),
+            ("/process/args/0", json!("curl")),
+        ],
+    )?;
+    for text in [text, value.to_string()] {
+        ensure!(!text.contains("hidden"), "a password: {text}");
+    }
+    let (status, _, said) = finish(&mut run(&lab, &["--report", &path("report.txt"), "--", "true"]))?;
+    ensure!(status == Some(2) && said.contains("neither Markdown nor JSON"), "{status:?}: {said}");
+    Ok(Outcome::Passed)
+}
+
+/// Nothing for a minute, then a block: announced at once, while the command hangs on.
+fn after_a_minute() -> Result<Outcome> {
+    let lab = blocked()?;
+    let script = format!("sleep 61; exec curl -sS -m 3 https://{FAR_V4}/");
+    let started = std::time::Instant::now();
+    let mut child = run(&lab, &["-c", &script]).spawn()?;
+    let mut lines = BufReader::new(child.stderr.take().context("stderr")?).lines();
+    lines.by_ref().map_while(Result::ok).find(|line| line.contains("BLOCKED")).context("nothing announced")?;
+    let after = started.elapsed().as_secs_f64();
+    ensure!(child.try_wait()?.is_none() && after > 61.0, "announced after {after} s");
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    ensure!(child.wait()?.code() == Some(28), "{rest:?}");
+    ensure!(rest.join("\n").contains("VERDICT blocked on this host. The command exited 28 after 1m0"), "{rest:?}");
+    Ok(Outcome::Passed)
+}
+
 /// As they stand there, on a host that lets nothing out: each is blocked, and says so.
 fn readme() -> Result<Outcome> {
     const README: &str = include_str!("../../../../README.md");
@@ -237,6 +305,7 @@ fn readme() -> Result<Outcome> {
     lab.client.nft("table inet t { chain out { type filter hook output priority 0; policy drop; oif lo accept; } }")?;
     let examples: Vec<&str> = README.lines().filter_map(|line| line.strip_prefix("sudo observer run ")).collect();
     ensure!(examples.len() >= 4, "only {} examples", examples.len());
+    let folder = TempDir::new()?;
     let has = |name: &str| Command::new("sh").args(["-c", name]).output().is_ok_and(|done| done.status.success());
     for example in examples {
         if example.contains("pip") && !has("python3 -m pip --version") {
@@ -244,7 +313,8 @@ fn readme() -> Result<Outcome> {
         }
         // Not for minutes: the first block ends it.
         let line = format!(
-            "exec {} run --stop-on-block --netns /proc/self/ns/net {example}",
+            "cd {} && exec {} run --stop-on-block --netns /proc/self/ns/net {example}",
+            folder.path().display(),
             program().canonicalize()?.display()
         );
         let mut command = lab.client.command("timeout");

@@ -116,7 +116,8 @@ impl Screen {
 /// One row for each incident that repeats, below everything, whatever comes in between.
 fn in_place() -> Result<Outcome> {
     let lab = Lab::new()?;
-    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport { 53, 54 } counter drop; } }")?;
+    lab.client
+        .nft("table inet t { chain o { type filter hook output priority 0; udp dport { 53, 54 } counter drop; } }")?;
     let screen = Screen::start(&["watch", "--netns", &lab.client.path().display().to_string()])?;
     let again = |rows: &[String]| rows.iter().filter(|row| row.contains(" again ")).count();
     let blocks = |rows: &[String]| rows.iter().filter(|row| row.contains("BLOCKED")).count();
@@ -138,7 +139,8 @@ fn in_place() -> Result<Outcome> {
 
 fn most() -> Result<Outcome> {
     let lab = Lab::new()?;
-    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport { 53, 54 } counter drop; } }")?;
+    lab.client
+        .nft("table inet t { chain o { type filter hook output priority 0; udp dport { 53, 54 } counter drop; } }")?;
     let text = told(&lab, &[], || {
         traffic::run(&lab.client, &["udp", FAR_V4, "53", "4"])?;
         traffic::run(&lab.client, &["udp", FAR_V4, "54", "2"])?;

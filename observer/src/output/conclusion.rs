@@ -1,0 +1,346 @@
+//! What came of a command that was run: as the closing lines of `run`, as Markdown for a ticket, as JSON for a program.
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::{escape::escape, json, terminal::span};
+use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Host};
+
+const ALERT: Style = AnsiColor::Red.on_default().bold();
+const STRONG: Style = Style::new().bold();
+
+/// Lines of each list that are shown on a terminal; report and events have all.
+const MAX_SHOWN: usize = 20;
+
+/// One cause, and how often.
+#[derive(Clone, Debug, Serialize)]
+pub struct Story {
+    /// `curl[2211]`
+    pub who: String,
+    /// `203.0.113.10:443/tcp`
+    pub to: String,
+    /// What stopped it.
+    pub by: String,
+    /// Packets.
+    pub packets: u64,
+    /// The first one.
+    pub first: Timestamp,
+    /// The last one.
+    pub last: Timestamp,
+    /// `egress.incident` of its events.
+    pub incident: uuid::Uuid,
+}
+
+/// What is said about a run in one or two words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Judgement {
+    /// The command was denied something.
+    Blocked,
+    /// Not the command, but something else meanwhile.
+    BlockedOutside,
+    /// Both lists are empty, nothing was lost, nothing was degraded.
+    NothingBlocked,
+    /// Both lists are empty, and something may have been missed.
+    NothingSeen,
+}
+
+impl Judgement {
+    /// In words.
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Blocked => "blocked on this host",
+            Self::BlockedOutside => {
+                "nothing that the command sent was blocked, but something else was at the same time"
+            }
+            Self::NothingBlocked => "nothing was blocked",
+            Self::NothingSeen => "no block was seen, but not everything could be",
+        }
+    }
+}
+
+/// Everything that is known at the end of a run.
+#[derive(Clone, Debug)]
+pub struct Conclusion {
+    /// The command, secrets masked.
+    pub command: Vec<String>,
+    /// How it ended; `None` when it had not.
+    pub ended: Option<Finished>,
+    /// Denied to the command and what it started.
+    pub inside: Vec<Story>,
+    /// Denied to others meanwhile.
+    pub outside: Vec<Story>,
+    /// Packets of background traffic and of full queues.
+    pub background: u64,
+    /// When observing began and ended.
+    pub start: Timestamp,
+    /// See [`Self::start`].
+    pub end: Timestamp,
+    /// Of everything that was seen.
+    pub account: Account,
+    /// This host.
+    pub host: Host,
+    /// This program.
+    pub agent: Agent,
+}
+
+impl Conclusion {
+    /// `nothing was blocked` is said only when nothing can have been missed.
+    pub fn judgement(&self) -> Judgement {
+        let Account { lost, missed_max, degraded, .. } = &self.account;
+        let whole = lost.total() == 0 && *missed_max == 0 && degraded.is_empty();
+        match (self.inside.is_empty(), self.outside.is_empty()) {
+            (false, _) => Judgement::Blocked,
+            (true, false) => Judgement::BlockedOutside,
+            (true, true) if whole => Judgement::NothingBlocked,
+            (true, true) => Judgement::NothingSeen,
+        }
+    }
+
+    fn ended(&self) -> String {
+        match &self.ended {
+            Some(ended) => format!("The command {ended} after {}", span(ended.after)),
+            None => "The command had not ended".to_owned(),
+        }
+    }
+
+    /// Lost packets and what else limits what was said.
+    fn coverage(&self) -> Vec<String> {
+        let mut parts = Vec::new();
+        if self.background > 0 {
+            parts.push(format!("background {}", self.background));
+        }
+        parts.push(format!("lost {}", self.account.lost.total()));
+        if self.account.missed_max > 0 {
+            parts.push(format!("up to {} runs skipped by the kernel", self.account.missed_max));
+        }
+        if self.account.degraded.is_empty() {
+            parts.push("all probes attached".to_owned());
+        }
+        parts
+    }
+}
+
+/// For a person who ran it.
+pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()> {
+    let judgement = conclusion.judgement();
+    let style = if judgement == Judgement::Blocked { ALERT } else { Style::new() };
+    writeln!(
+        writer,
+        "observer: {STRONG}VERDICT{STRONG:#} {style}{}{style:#}. {}",
+        judgement.sentence(),
+        conclusion.ended()
+    )?;
+    list(writer, &conclusion.inside)?;
+    if !conclusion.outside.is_empty() {
+        writeln!(writer, "  not its children, same time:")?;
+        list(writer, &conclusion.outside)?;
+    }
+    writeln!(writer, "  {}", conclusion.coverage().join(" · "))?;
+    for degraded in &conclusion.account.degraded {
+        writeln!(writer, "  degraded: {}: {} → {}", degraded.what, escape(&degraded.why), degraded.consequence)?;
+    }
+    writer.flush()
+}
+
+fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
+    for Story { who, to, by, packets, .. } in stories.iter().take(MAX_SHOWN) {
+        writeln!(writer, "  {:<10} {} → {to} ×{packets}  {}", "blocked", escape(who), escape(by))?;
+    }
+    let more = stories.len().saturating_sub(MAX_SHOWN);
+    if more > 0 {
+        writeln!(writer, "  {:<10} and {more} more", "blocked")?;
+    }
+    Ok(())
+}
+
+/// Text from outside in a table's cell or a heading: nothing of it is markup.
+fn cell(text: &str) -> String {
+    let mut plain = String::new();
+    for character in escape(text).chars() {
+        if character.is_ascii_punctuation() && !matches!(character, '.' | ',' | ':' | ';' | '/' | '-' | '=' | '%' | '@')
+        {
+            plain.push('\\');
+        }
+        plain.push(character);
+    }
+    plain
+}
+
+/// For a ticket. Times are UTC.
+pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()> {
+    let seconds = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let title = match (conclusion.judgement(), conclusion.inside.first()) {
+        (Judgement::Blocked, Some(first)) => {
+            format!("{} could not reach {}: blocked on this host", first.who, first.to)
+        }
+        (judgement, _) => judgement.sentence().to_owned(),
+    };
+    writeln!(writer, "# {}\n", cell(&title))?;
+    writeln!(writer, "| | |\n|---|---|")?;
+    writeln!(writer, "| command | {} |", cell(&conclusion.command.join(" ")))?;
+    if let Some(name) = &conclusion.host.name {
+        writeln!(writer, "| host | {} |", cell(name))?;
+    }
+    writeln!(writer, "| observed | {} – {} UTC |", seconds(conclusion.start), seconds(conclusion.end))?;
+    writeln!(writer, "| verdict | {} |", conclusion.judgement().sentence())?;
+    writeln!(writer, "| end | {} |", conclusion.ended())?;
+    for (title, stories) in
+        [("Denied to the command", &conclusion.inside), ("Denied to others at the same time", &conclusion.outside)]
+    {
+        writeln!(writer, "\n## {title}\n")?;
+        if stories.is_empty() {
+            writeln!(writer, "Nothing.")?;
+            continue;
+        }
+        writeln!(writer, "| who | to | packets | first | last | by |\n|---|---|---:|---|---|---|")?;
+        for Story { who, to, by, packets, first, last, .. } in stories {
+            let (first, last) = (seconds(*first), seconds(*last));
+            writeln!(writer, "| {} | {} | {packets} | {first} | {last} | {} |", cell(who), cell(to), cell(by))?;
+        }
+    }
+    writeln!(writer, "\n## Coverage\n\n{}.", conclusion.coverage().join(", "))?;
+    for degraded in &conclusion.account.degraded {
+        writeln!(writer, "- degraded: {}: {} → {}", degraded.what, cell(&degraded.why), degraded.consequence)?;
+    }
+    writeln!(writer, "\nobserver {}", conclusion.agent.version)?;
+    writer.flush()
+}
+
+#[derive(Serialize)]
+struct State<'a> {
+    #[serde(rename = "@timestamp")]
+    timestamp: Timestamp,
+    ecs: Ecs,
+    agent: &'a Agent,
+    host: &'a Host,
+    event: Meta,
+    process: ProcessState<'a>,
+    egress: EgressState<'a>,
+}
+
+#[derive(Serialize)]
+struct Meta {
+    kind: &'static str,
+    dataset: &'static str,
+    module: &'static str,
+    start: Timestamp,
+    end: Timestamp,
+    reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct ProcessState<'a> {
+    args: &'a [String],
+    command_line: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<u8>,
+}
+
+#[derive(Serialize)]
+struct EgressState<'a> {
+    verdict: Judgement,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ran_ms: Option<i128>,
+    blocked: &'a [Story],
+    blocked_outside: &'a [Story],
+    background: u64,
+    account: &'a Account,
+}
+
+/// For a program: one object on one line.
+pub fn json(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()> {
+    let ran = conclusion.ended.and_then(|ended| SignedDuration::try_from(ended.after).ok());
+    let state = State {
+        timestamp: conclusion.end,
+        ecs: Ecs { version: ECS_VERSION },
+        agent: &conclusion.agent,
+        host: &conclusion.host,
+        event: Meta {
+            kind: "state",
+            dataset: "observer.run",
+            module: "observer",
+            start: conclusion.start,
+            end: conclusion.end,
+            reason: conclusion.judgement().sentence(),
+        },
+        process: ProcessState {
+            args: &conclusion.command,
+            command_line: conclusion.command.join(" "),
+            exit_code: conclusion.ended.map(|ended| ended.code),
+        },
+        egress: EgressState {
+            verdict: conclusion.judgement(),
+            ran_ms: ran.map(|ran| ran.as_millis()),
+            blocked: &conclusion.inside,
+            blocked_outside: &conclusion.outside,
+            background: conclusion.background,
+            account: &conclusion.account,
+        },
+    };
+    json::write_line(writer, &state)?;
+    writer.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Degraded, Lost};
+
+    fn conclusion() -> Conclusion {
+        Conclusion {
+            command: vec!["curl".to_owned()],
+            ended: None,
+            inside: Vec::new(),
+            outside: Vec::new(),
+            background: 0,
+            start: Timestamp::UNIX_EPOCH,
+            end: Timestamp::UNIX_EPOCH,
+            account: Account::default(),
+            host: Host { name: None, id: None, boot: None },
+            agent: Agent { r#type: "observer", version: "0", id: None },
+        }
+    }
+
+    fn story() -> Story {
+        Story {
+            who: "a|b".to_owned(),
+            to: "192.0.2.1:443/tcp".to_owned(),
+            by: "`rule`".to_owned(),
+            packets: 1,
+            first: Timestamp::UNIX_EPOCH,
+            last: Timestamp::UNIX_EPOCH,
+            incident: uuid::Uuid::nil(),
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_blocked_only_when_all_was_seen() {
+        let empty = conclusion();
+        assert_eq!(empty.judgement(), Judgement::NothingBlocked);
+        let lost = Account { lost: Lost { map: 1, ..Lost::default() }, ..Account::default() };
+        let missed = Account { missed_max: 1, ..Account::default() };
+        let what = || "x".to_owned();
+        let degraded = vec![Degraded { what: what(), why: what(), consequence: what() }];
+        let degraded = Account { degraded, ..Account::default() };
+        for account in [lost, missed, degraded] {
+            assert_eq!(Conclusion { account, ..conclusion() }.judgement(), Judgement::NothingSeen);
+        }
+        let outside = Conclusion { outside: vec![story()], ..conclusion() };
+        assert_eq!(outside.judgement(), Judgement::BlockedOutside);
+        assert_eq!(Conclusion { inside: vec![story()], ..outside }.judgement(), Judgement::Blocked);
+    }
+
+    #[test]
+    fn names_are_no_markup() {
+        let mut text = Vec::new();
+        markdown(&mut text, &Conclusion { inside: vec![story()], ..conclusion() }).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("| a\\|b | 192.0.2.1:443/tcp | 1 |"), "{text}");
+        assert!(text.contains("\\`rule\\`"), "{text}");
+        assert_eq!(cell("<i>*x*"), r"\<i\>\*x\*");
+    }
+}
