@@ -3,6 +3,7 @@
 mod doctor;
 mod exit;
 mod filters;
+mod overview;
 mod run;
 mod session;
 mod watch;
@@ -10,7 +11,7 @@ mod watch;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 
 use crate::output::notice::say;
@@ -19,7 +20,7 @@ pub use exit::Exit;
 /// Who blocked my connection? This process, this destination, this rule.
 ///
 /// Shows every outbound packet that this host drops or rejects, with the process that sent it. Reads only: no rule, no
-/// setting and no file on this host is changed.
+/// setting and no file on this host is changed. Without a command, as root: how things stand, in a second.
 #[derive(Debug, Parser)]
 #[command(name = "observer", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -65,10 +66,7 @@ pub fn run() -> Exit {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
         Some(Command::Run(args)) => run::run(&args, cli.verbose),
         Some(Command::Doctor(args)) => doctor::run(&args),
-        None => {
-            let _ = Cli::command().print_help();
-            Ok(Exit::Done)
-        }
+        None => overview::run(cli.verbose),
     };
     result.unwrap_or_else(|error| {
         say(&format!("observer: {error:#}"));

@@ -117,10 +117,13 @@ impl Session {
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
         parts.push(format!("owners live, {} older sockets{hanging}", probes.seeded));
         parts.push(self.firewalls.clone());
-        let failed: Vec<&str> =
-            probes.states.iter().filter(|state| state.result.is_err()).map(|state| state.hook.name).collect();
-        if !failed.is_empty() {
-            parts.push(format!("degraded: {} (see `observer doctor`)", failed.join(", ")));
+        let only = filter.words();
+        if !only.is_empty() {
+            parts.push(format!("only {}", only.join(", ")));
+        }
+        if !self.degraded.is_empty() {
+            let what: Vec<&str> = self.degraded.iter().map(|degraded| degraded.what.as_str()).collect();
+            parts.push(format!("degraded: {} (see `observer doctor`)", what.join(", ")));
         }
         parts.join(" · ")
     }
@@ -131,7 +134,9 @@ fn place_in_tree(probes: &mut Probes, all: &[Facts], wanted: &[u32]) -> Result<(
     let parents: HashMap<u32, u32> = all.iter().map(|facts| (facts.id.pid, facts.parent_pid)).collect();
     for facts in all {
         let mut line =
-            std::iter::successors(Some(facts.id.pid), |pid| parents.get(pid).copied().filter(|pid| *pid != 0));
+            std::iter::successors(Some(facts.id.pid), |pid| parents.get(pid).copied().filter(|pid| *pid != 0))
+                // Numbers that were read one by one may not fit together.
+                .take(parents.len());
         let inside = line.any(|pid| wanted.contains(&pid));
         probes.place_in_tree(facts.id.pid, facts.id.start_ticks, inside)?;
     }

@@ -46,11 +46,7 @@ impl Inventory {
 /// Reads the namespace of the calling thread and the host's configuration files.
 pub fn read() -> Result<Inventory> {
     let chains = if nftables_in_use() { nft::chains()? } else { Vec::new() };
-    // Of the thread: `/proc/net` is the namespace of the process.
-    let legacy = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
-        .iter()
-        .flat_map(|path| fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>())
-        .collect::<Vec<_>>();
+    let legacy = legacy_tables();
     let ufw_enabled = fs::read_to_string("/etc/ufw/ufw.conf").is_ok_and(|text| ufw_is_enabled(&text));
     Ok(Inventory { front_ends: recognise(&chains, &legacy, ufw_enabled) })
 }
@@ -59,6 +55,15 @@ pub fn read() -> Result<Inventory> {
 pub fn nftables_in_use() -> bool {
     fs::read_to_string("/proc/modules").is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nf_tables ")))
         || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_chain"))
+}
+
+/// Tables of iptables-legacy in the namespace of the calling thread.
+pub fn legacy_tables() -> Vec<String> {
+    // Of the thread: `/proc/net` is the namespace of the process.
+    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
+        .iter()
+        .flat_map(|path| fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
 }
 
 fn ufw_is_enabled(text: &str) -> bool {
@@ -104,12 +109,15 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
             && IPTABLES_TABLES.contains(&chain.table.as_str())
             && IPTABLES_CHAINS.contains(&chain.name.as_str())
     };
-    let iptables = chains.iter().filter(|chain| chain.base).any(|chain| is_iptables(&chain));
+    let iptables = chains.iter().filter(|chain| chain.hook.is_some()).any(|chain| is_iptables(&chain));
     if iptables && !found.iter().any(|front_end| front_end.active && front_end.name != "iptables-legacy") {
         found.push(active("iptables-nft", "tables of iptables in nftables".to_owned()));
     }
-    let mut tables: Vec<&str> =
-        chains.iter().filter(|chain| chain.base && !is_iptables(chain)).map(|chain| chain.table.as_str()).collect();
+    let mut tables: Vec<&str> = chains
+        .iter()
+        .filter(|chain| chain.hook.is_some() && !is_iptables(chain))
+        .map(|chain| chain.table.as_str())
+        .collect();
     tables.retain(|table| !OWNED_TABLES.contains(table));
     tables.sort_unstable();
     tables.dedup();
@@ -128,7 +136,7 @@ mod tests {
     use super::*;
 
     fn chain(table: &str, name: &str, base: bool) -> Chain {
-        Chain { family: 2, table: table.to_owned(), name: name.to_owned(), base }
+        Chain { family: 2, table: table.to_owned(), name: name.to_owned(), hook: base.then_some(3), policy: None }
     }
 
     fn names(front_ends: &[FrontEnd]) -> Vec<(&str, bool)> {

@@ -3,7 +3,7 @@
 use std::{ffi::CString, io};
 
 use anyhow::{Context, Result};
-use netlink_bindings::nftables::{self, Nfgenmsg};
+use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 
 /// `NFPROTO_UNSPEC` and `NFPROTO_INET` of `uapi/linux/netfilter.h`.
@@ -13,6 +13,8 @@ const INET: u8 = 1;
 const SUBSYSTEM: u16 = 10;
 /// `NF_INET_LOCAL_OUT` and `NF_DROP`.
 const LOCAL_OUT: u32 = 3;
+/// `NFT_REG_VERDICT`.
+const VERDICT_REGISTER: u32 = 0;
 const DROP: u32 = 0;
 
 /// A chain of the namespace that asks.
@@ -24,8 +26,53 @@ pub struct Chain {
     pub table: String,
     /// Name.
     pub name: String,
-    /// It hangs on a hook.
-    pub base: bool,
+    /// Number of the hook that it hangs on; `None` for one that only rules lead to.
+    pub hook: Option<u32>,
+    /// Its policy, `NF_DROP` or `NF_ACCEPT`.
+    pub policy: Option<u32>,
+}
+
+/// What a rule does with a packet that it matches, as far as it ends or leads elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Drops.
+    Drop,
+    /// Rejects.
+    Reject,
+    /// Jumps or goes to another chain of its table.
+    Chain(String),
+    /// Looks a verdict up.
+    Map,
+}
+
+/// A rule of the namespace that asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Address family of its table.
+    pub family: u8,
+    /// Table.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// Handle, unique in its table.
+    pub handle: u64,
+    /// What it does.
+    pub verdicts: Vec<Verdict>,
+    /// Packets that its counter counted; `None` without one.
+    pub packets: Option<u64>,
+}
+
+/// Name of a family as `nft` writes it.
+pub fn family_name(family: u8) -> &'static str {
+    match family {
+        INET => "inet",
+        2 => "ip",
+        3 => "arp",
+        5 => "netdev",
+        7 => "bridge",
+        10 => "ip6",
+        _ => "unknown",
+    }
 }
 
 /// All chains of all families in this thread's network namespace.
@@ -41,10 +88,64 @@ pub fn chains() -> Result<Vec<Chain>> {
             family: header.nfgen_family,
             table: table.to_string_lossy().into_owned(),
             name: name.to_string_lossy().into_owned(),
-            base: chain.get_hook().is_ok(),
+            hook: chain.get_hook().and_then(|hook| hook.get_num()).ok(),
+            policy: chain.get_policy().ok(),
         });
     }
     Ok(chains)
+}
+
+/// All rules of all families in this thread's network namespace, each chain's in order.
+pub fn rules() -> Result<Vec<Rule>> {
+    let mut socket = NetlinkSocket::new();
+    let request = nftables::Request::new().op_getrule_dump(&header(UNSPEC));
+    let mut replies = socket.request(&request).context("cannot ask for nftables rules")?;
+    let mut rules = Vec::new();
+    while let Some(reply) = replies.recv() {
+        let (header, rule) = reply.map_err(io::Error::from).context("cannot list nftables rules")?;
+        let (Ok(table), Ok(chain), Ok(handle)) = (rule.get_table(), rule.get_chain(), rule.get_handle()) else {
+            continue;
+        };
+        let (mut verdicts, mut packets) = (Vec::new(), None);
+        // An expression that the library does not know decides nothing that is looked for here.
+        for expression in rule.get_expressions().into_iter().flatten().flatten() {
+            let ExprListAttrs::Elem(expression) = expression;
+            match expression.get_data() {
+                Ok(ExprOps::Immediate(immediate)) => {
+                    verdicts.extend(immediate.get_data().and_then(|data| data.get_verdict()).ok().and_then(verdict));
+                }
+                Ok(ExprOps::Reject(_)) => verdicts.push(Verdict::Reject),
+                Ok(ExprOps::Target(target)) if target.get_name() == Ok(c"REJECT") => verdicts.push(Verdict::Reject),
+                // What netlink-bindings 0.3.5 calls the source register is the destination's: its numbers of a lookup's
+                // attributes differ from those of `uapi/linux/netfilter/nf_tables.h` (a set's id is 4 there).
+                Ok(ExprOps::Lookup(lookup)) if lookup.get_sreg().ok() == Some(VERDICT_REGISTER) => {
+                    verdicts.push(Verdict::Map);
+                }
+                Ok(ExprOps::Counter(counter)) => packets = counter.get_packets().ok(),
+                _ => {}
+            }
+        }
+        rules.push(Rule {
+            family: header.nfgen_family,
+            table: table.to_string_lossy().into_owned(),
+            chain: chain.to_string_lossy().into_owned(),
+            handle,
+            verdicts,
+            packets,
+        });
+    }
+    Ok(rules)
+}
+
+fn verdict(verdict: IterableVerdictAttrs<'_>) -> Option<Verdict> {
+    let code = verdict.get_code().ok()?;
+    if code == VerdictCode::Drop as u32 {
+        Some(Verdict::Drop)
+    } else if code == VerdictCode::Jump as u32 || code == VerdictCode::Goto as u32 {
+        Some(Verdict::Chain(verdict.get_chain().ok()?.to_string_lossy().into_owned()))
+    } else {
+        None
+    }
 }
 
 /// Adds a table with one chain on the output hook whose policy is drop, in this thread's network namespace.

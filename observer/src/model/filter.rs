@@ -1,6 +1,6 @@
 //! Which events are told. One value of a kind is enough; every kind that was given must match.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use observer_ebpf::abi::{FILTER_VALUES, FilterNetwork, KernelFilter};
@@ -90,6 +90,43 @@ impl Filter {
         filter
     }
 
+    /// What is asked for but the namespace, in the words of the command line: `port 443 or 53`.
+    pub fn words(&self) -> Vec<String> {
+        let Self {
+            pids,
+            comms,
+            executables,
+            users,
+            units,
+            containers,
+            destinations,
+            ports,
+            transports,
+            causes,
+            actions,
+            netns: _,
+        } = self;
+        let numbers = |all: &[u32]| all.iter().map(ToString::to_string).collect();
+        let kinds: [(&str, Vec<String>); 11] = [
+            ("process tree", numbers(pids)),
+            ("name", comms.clone()),
+            ("executable", executables.clone()),
+            ("user", users.clone()),
+            ("unit", units.clone()),
+            ("container", containers.clone()),
+            ("to", destinations.iter().map(ToString::to_string).collect()),
+            ("port", ports.iter().map(ToString::to_string).collect()),
+            ("protocol", transports.clone()),
+            ("cause", causes.clone()),
+            ("action", actions.clone()),
+        ];
+        kinds
+            .into_iter()
+            .filter(|(_, values)| !values.is_empty())
+            .map(|(kind, values)| format!("{kind} {}", values.join(" or ")))
+            .collect()
+    }
+
     /// True when the event is to be told.
     pub fn matches(&self, event: &Event) -> bool {
         let egress = &event.egress;
@@ -123,6 +160,18 @@ impl Filter {
             && any(&self.causes, |wanted| egress.cause == Some(wanted))
             && any(&self.actions, |wanted| action_name(event.event.action) == wanted)
             && self.netns.is_none_or(|wanted| egress.netns == Some(wanted) || egress.origin_netns == Some(wanted))
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) if network.prefix_len() == network.max_prefix_len() => {
+                write!(formatter, "{}", network.addr())
+            }
+            Self::Network(network) => write!(formatter, "{network}"),
+            Self::Name { name, .. } => write!(formatter, "{name}"),
+        }
     }
 }
 
@@ -234,6 +283,21 @@ mod tests {
         assert_eq!(kernel.network[1].mask, [u32::MAX, word([0x80, 0, 0, 0]), 0, 0]);
         let many = Filter { ports: (1..=9).collect(), ..Filter::default() };
         assert_eq!(many.in_kernel(), KernelFilter::default(), "left to user space");
+    }
+
+    #[test]
+    fn what_is_asked_for_in_words() {
+        let filter = Filter {
+            ports: vec![443, 53],
+            destinations: vec![
+                Destination::Network("203.0.113.10/32".parse().unwrap()),
+                Destination::Name { name: "example.com".into(), addresses: Vec::new() },
+            ],
+            netns: Some(1),
+            ..Filter::default()
+        };
+        assert_eq!(filter.words(), ["to 203.0.113.10 or example.com", "port 443 or 53"]);
+        assert!(Filter::default().words().is_empty());
     }
 
     #[test]

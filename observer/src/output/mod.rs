@@ -7,6 +7,7 @@ pub mod escape;
 pub mod json;
 pub mod live;
 pub mod notice;
+pub mod overview;
 pub mod terminal;
 pub mod verdict;
 

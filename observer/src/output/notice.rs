@@ -5,9 +5,12 @@ use std::io::{self, BufWriter, Write};
 
 use anstream::{AutoStream, ColorChoice, StripStream};
 
-/// Says one line. Nobody may listen any more.
+use super::escape::escape;
+
+/// Says one line, or one with a hint below. Nobody may listen any more.
 pub fn say(line: &str) {
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    let lines: String = line.lines().map(|line| format!("{}\n", escape(line))).collect();
+    let _ = io::stderr().write_all(lines.as_bytes());
 }
 
 /// Stderr for what is written in pieces and flushed by lines; without styles where they are not wanted.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     enrich::attribute::Eyes,
-    firewall::inventory::Inventory,
+    firewall::{denies::Denies, inventory::Inventory},
     model::{ContainerName, Facts, Wanted},
     probe::selftest::Sent,
 };
@@ -91,6 +91,14 @@ impl Helper {
     pub fn firewalls(&mut self, netns: Option<u32>) -> Result<Result<Inventory, String>, HelperError> {
         match self.ask(&Request::Firewalls { netns })? {
             Response::Firewalls(inventory) => Ok(inventory),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What can stop what goes out of the host's own network namespace.
+    pub fn denies(&mut self) -> Result<Result<Denies, String>, HelperError> {
+        match self.ask(&Request::Denies)? {
+            Response::Denies(denies) => Ok(denies),
             other => Err(unexpected(&other)),
         }
     }

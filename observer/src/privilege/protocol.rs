@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    firewall::inventory::Inventory,
+    firewall::{denies::Denies, inventory::Inventory},
     model::{ContainerName, Facts, Wanted},
     probe::selftest::Sent,
 };
@@ -68,6 +68,8 @@ pub enum Request {
         /// Its inode number; without one, the host's own.
         netns: Option<u32>,
     },
+    /// What can stop what goes out, in the host's own network namespace.
+    Denies,
     /// Send one packet into a drop, in a namespace that is made for it.
     SelfTest,
 }
@@ -93,6 +95,8 @@ pub enum Response {
     Sockets(Vec<u64>),
     /// To [`Request::Firewalls`].
     Firewalls(Result<Inventory, String>),
+    /// To [`Request::Denies`].
+    Denies(Result<Denies, String>),
     /// To any: the answer is longer than a message can be.
     TooLong,
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.

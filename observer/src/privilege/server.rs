@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
-    firewall::inventory,
+    firewall::{denies, inventory},
     probe::{cgroup, selftest},
 };
 
@@ -81,6 +81,7 @@ impl Server {
             Request::Firewalls { netns } => Response::Firewalls(
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),
+            Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
             Request::SelfTest => Response::SelfTest(selftest::send().map_err(|error| format!("{error:#}"))),
         }
     }

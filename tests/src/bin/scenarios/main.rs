@@ -10,6 +10,7 @@ mod firewalls;
 mod hanging;
 mod hooks;
 mod kernel_made;
+mod overview;
 mod owners;
 mod packets;
 mod privileges;
@@ -30,7 +31,7 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 16] = [
+    let groups: [(&str, &[Scenario]); 17] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
@@ -40,6 +41,7 @@ fn main() {
         ("owners", owners::ALL),
         ("processes", processes::ALL),
         ("hanging", hanging::ALL),
+        ("overview", overview::ALL),
         ("run", run::ALL),
         ("storms", storms::ALL),
         ("cli", cli::ALL),

@@ -23,6 +23,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("more_destinations_than_there_is_room_for", too_many_destinations),
     ("five_hundred_processes_to_one_destination", processes),
     ("a_reader_that_stands_still", stopped),
+    ("what_filters_leave_out_in_the_kernel_takes_no_room", filtered),
     ("repeats_have_the_words_of_the_first", words),
 ];
 
@@ -153,6 +154,26 @@ fn stopped() -> Result<Outcome> {
         .filter_map(|event| event["egress"]["count"].as_u64())
         .sum();
     ensure!(scanned == 12_000, "{scanned} packets of the scan are named");
+    Ok(Outcome::Passed)
+}
+
+/// More flows than there is room for, by a process outside the tree that is asked for.
+fn filtered() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let mut tree = lab.client.command("sleep").arg("60").spawn()?;
+    let netns = lab.client.path().display().to_string();
+    let pid = tree.id().to_string();
+    let observer = Observer::start(["watch", "-o", "json", "--netns", &netns, "--pid", &pid])?;
+    ensure!(observer.ready.contains(&format!("only process tree {pid}")), "{}", observer.ready);
+    client(&lab, &["scan", "198.18.0.1", "443", "100000"])?;
+    let report = observer.stop()?;
+    tree.kill()?;
+    tree.wait()?;
+    ensure!(report.number("/filtered") == lab.client.counted()? && report.events.is_empty(), "{}", report.account);
+    ensure!(report.number("/filtered") >= 100_000, "{}", report.account);
+    // Nothing ran short, as it would if user space had to leave them out.
+    ensure!(report.account["degraded"] == json!([]), "{}", report.account);
     Ok(Outcome::Passed)
 }
 

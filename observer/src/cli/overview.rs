@@ -1,0 +1,85 @@
+//! `observer` alone: the answer screen, within two seconds.
+
+use std::{
+    io::{self, BufWriter, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use clap::CommandFactory;
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::{Cli, Exit, session::Session};
+use crate::{
+    enrich::host::Identity,
+    model::{Event, Filter, Summary},
+    output::{
+        Output,
+        overview::{self, Standing},
+        terminal::Terminal,
+    },
+    pipeline::{Ended, Limits},
+    privilege::Helper,
+    probe::attach::check_privilege,
+};
+
+/// How long it looks for what is blocked.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(super) fn run(verbose: u8) -> Result<Exit> {
+    if check_privilege().is_err() {
+        Cli::command().print_help()?;
+        return Ok(Exit::Done);
+    }
+    let mut helper = Helper::start()?;
+    let standing = Standing {
+        host: Identity::read().host,
+        firewalls: helper.firewalls(None).map_err(|error| error.to_string()).and_then(|firewalls| firewalls),
+        denies: helper.denies().map_err(|error| error.to_string()).and_then(|denies| denies),
+    };
+    let zone = TimeZone::system();
+    let mut screen = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
+    overview::standing(&mut screen, &standing, &Timestamp::now().to_zoned(zone.clone()))?;
+    screen.flush()?;
+    let session = Session::attach(helper, Filter::default(), verbose)?;
+    let found = Arc::new(AtomicBool::new(false));
+    let output = Watched { inner: Terminal::new(screen, zone, false, None), found: Arc::clone(&found) };
+    let run = session.confined(Box::new(output), Limits::default(), true, &[]);
+    let until = async {
+        tokio::time::sleep(LOOK).await;
+        Ok(())
+    };
+    match run.run(|| Ok(()), until)? {
+        Ended::Clean(_) => {
+            overview::next(&mut anstream::AutoStream::auto(io::stdout()), found.load(Ordering::Acquire))?;
+        }
+        Ended::ClosedPipe | Ended::Stuck => {}
+    }
+    Ok(Exit::Done)
+}
+
+/// Notes whether there was anything to tell.
+struct Watched<O> {
+    inner: O,
+    found: Arc<AtomicBool>,
+}
+
+impl<O: Output> Output for Watched<O> {
+    fn event(&mut self, event: &Event) -> io::Result<bool> {
+        let shown = self.inner.event(event)?;
+        self.found.fetch_or(shown, Ordering::AcqRel);
+        Ok(shown)
+    }
+
+    fn idle(&mut self) -> io::Result<bool> {
+        self.inner.idle()
+    }
+
+    fn finish(&mut self, summary: &Summary) -> io::Result<()> {
+        self.inner.finish(summary)
+    }
+}

@@ -1,0 +1,110 @@
+//! The answer screen: what stands, and what to do next.
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use jiff::Zoned;
+
+use super::escape::escape;
+use crate::{
+    firewall::{
+        denies::{Denies, Deny},
+        inventory::Inventory,
+    },
+    model::Host,
+};
+
+const STRONG: Style = Style::new().bold();
+const WARN: Style = AnsiColor::Yellow.on_default().bold();
+
+/// What is so without anything happening.
+pub struct Standing {
+    /// This host.
+    pub host: Host,
+    /// Front ends with rules, or why they are not known.
+    pub firewalls: Result<Inventory, String>,
+    /// What can stop what goes out, or why it is not known.
+    pub denies: Result<Denies, String>,
+}
+
+/// Host, firewalls, denies.
+pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io::Result<()> {
+    let host = standing.host.name.as_deref().map(|name| format!(" on {}", escape(name))).unwrap_or_default();
+    let time = now.strftime("%H:%M:%S %Z (UTC%:z)");
+    writeln!(writer, "{STRONG}observer {}{STRONG:#}{host} · {time}", env!("CARGO_PKG_VERSION"))?;
+    let firewalls = match &standing.firewalls {
+        Ok(inventory) => {
+            let active: Vec<String> = inventory
+                .active()
+                .map(|front_end| format!("{} ({})", front_end.name, escape(&front_end.evidence)))
+                .collect();
+            if active.is_empty() { "no rules in this namespace".to_owned() } else { active.join(", ") }
+        }
+        Err(why) => format!("not known: {}", escape(why)),
+    };
+    line(writer, "firewalls", &firewalls)?;
+    match &standing.denies {
+        Ok(denies) => outbound(writer, denies)?,
+        Err(why) => line(writer, "outbound", &format!("not known: {}", escape(why)))?,
+    }
+    line(writer, "now", "what hangs, and what is blocked within one second:")
+}
+
+fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
+    let policies = denies.denies.iter().filter(|deny| deny.handle.is_none()).count();
+    let rules = denies.total - policies;
+    let default = if policies > 0 { format!("{WARN}default deny{WARN:#}") } else { "default allow".to_owned() };
+    let rules = match rules {
+        0 => "no rule denies".to_owned(),
+        1 => format!("{WARN}1 rule denies{WARN:#}"),
+        more => format!("{WARN}{more} rules deny{WARN:#}"),
+    };
+    line(writer, "outbound", &format!("{default}, {rules}"))?;
+    for deny in &denies.denies {
+        line(writer, "", &described(deny))?;
+    }
+    let more = denies.total.saturating_sub(denies.denies.len());
+    if more > 0 {
+        line(writer, "", &format!("and {more} more"))?;
+    }
+    if denies.maps > 0 {
+        let maps = if denies.maps == 1 { "1 verdict map".to_owned() } else { format!("{} verdict maps", denies.maps) };
+        line(writer, "", &format!("{maps} may deny too: `nft list ruleset` shows"))?;
+    }
+    if denies.legacy {
+        line(writer, "", "iptables-legacy has rules too: `iptables-legacy-save -c` shows them")?;
+    }
+    Ok(())
+}
+
+fn described(deny: &Deny) -> String {
+    let packets = match deny.packets {
+        Some(packets) => format!("  ×{packets} so far"),
+        None => String::new(),
+    };
+    let hook = if deny.hook == "output" { String::new() } else { format!(" (hook {})", deny.hook) };
+    match (deny.handle, &deny.text) {
+        (None, _) => format!("{}{hook}: policy {}", escape(&deny.place), deny.verdict),
+        (Some(handle), None) => {
+            format!("{}{hook}: rule with handle {handle}: {}{packets}", escape(&deny.place), deny.verdict)
+        }
+        (Some(handle), Some(text)) => {
+            format!("{}{hook}: `{}` # handle {handle}{packets}", escape(&deny.place), escape(text))
+        }
+    }
+}
+
+/// One command.
+pub fn next(writer: &mut impl Write, found: bool) -> io::Result<()> {
+    let (command, why) = if found {
+        ("sudo observer watch", "shows every block with its process, as it happens")
+    } else {
+        ("sudo observer run -- COMMAND", "nothing hangs now: runs what fails, and says what it is denied")
+    };
+    line(writer, "next", &format!("{STRONG}{command}{STRONG:#}   {why}"))?;
+    writer.flush()
+}
+
+fn line(writer: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
+    writeln!(writer, "{label:<10} {text}")
+}

@@ -1,0 +1,98 @@
+//! `observer` alone: the answer screen.
+
+use std::{
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use harness::{
+    lab::{FAR_V4, Lab},
+    observer::program,
+    traffic,
+};
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("denies_and_what_hangs", denies),
+    ("a_host_that_denies_nothing", nothing),
+    ("ufw_and_iptables_legacy", front_ends),
+    ("help_for_an_ordinary_user", ordinary),
+];
+
+fn screen(lab: &Lab) -> Result<String> {
+    let output = lab.client.command(program()).stdin(Stdio::null()).output()?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn denies() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(
+        "table inet t {
+             chain sub { tcp dport 443 counter drop; tcp dport 80 accept; }
+             chain lonely { udp dport 99 drop; }
+             chain out { type filter hook output priority 0; policy drop; oif lo accept; meta l4proto tcp jump sub; udp dport 53 counter reject; udp dport vmap { 1 : drop }; }
+             chain in { type filter hook input priority 0; udp dport 77 drop; } }",
+    )?;
+    let mut hangs = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "6"])?.spawn()?;
+    thread::sleep(Duration::from_millis(1300));
+    let text = screen(&lab);
+    hangs.kill()?;
+    hangs.wait()?;
+    let text = text?;
+    for wanted in [
+        "firewalls  nftables (tables of no known front end: t)",
+        "outbound   default deny, 2 rules deny",
+        "inet t out: policy drop",
+        "inet t sub: `tcp dport 443 counter drop` # handle",
+        "×2 so far",
+        "inet t out: `udp dport 53 counter reject` # handle",
+        "×0 so far",
+        "1 verdict map may deny too",
+        &format!("HANGING NOW  python3[{}] → {FAR_V4}:443/tcp since 1.", hangs.id()),
+        "BLOCKED  python3[",
+        "next       sudo observer watch",
+    ] {
+        ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
+    }
+    ensure!(!text.contains("77") && !text.contains("udp dport 99"), "not on the way out: {text}");
+    Ok(Outcome::Passed)
+}
+
+fn nothing() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let text = screen(&lab)?;
+    for wanted in ["firewalls  no rules in this namespace", "outbound   default allow, no rule denies"] {
+        ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn front_ends() -> Result<Outcome> {
+    let mut lab = Lab::new()?;
+    lab.client.private_files()?;
+    lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "udp", "--dport", "99", "-j", "DROP"])?;
+    lab.client.run("sh", &["-c", "ufw --force enable && ufw deny out 443/tcp"])?;
+    let text = screen(&lab)?;
+    for wanted in [
+        "ufw (chain ufw-",
+        "iptables-legacy (tables filter)",
+        "ip filter ufw-user-output: `tcp dport 443 counter drop` # handle",
+        "ip6 filter ufw6-user-output: `tcp dport 443 counter drop` # handle",
+        "iptables-legacy has rules too: `iptables-legacy-save -c` shows them",
+    ] {
+        ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn ordinary() -> Result<Outcome> {
+    let mut command = Command::new("setpriv");
+    let output = command.args(["--reuid", "65534", "--clear-groups"]).arg(program()).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success() && text.contains("Usage: observer"), "{}: {text}", output.status);
+    Ok(Outcome::Passed)
+}
