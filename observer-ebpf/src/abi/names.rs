@@ -32,6 +32,8 @@ pub mod program {
 pub mod map {
     /// Ring buffer of [`DropRecord`](super::DropRecord).
     pub const EVENTS: &str = "EVENTS";
+    /// Array whose only slot is not 0 once connects are observed.
+    pub const CONNECTS: &str = "CONNECTS";
     /// Hash from process id to [`Member`](super::Member), while process trees are asked for.
     pub const TREE: &str = "TREE";
     /// Frozen global with the [`KernelFilter`](super::KernelFilter).

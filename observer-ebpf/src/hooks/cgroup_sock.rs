@@ -1,7 +1,8 @@
 //! cgroup programs at an inet socket's creation and release, on the root of the unified hierarchy.
 //!
-//! Creation binds what never connects: UDP, raw and ping sockets. Both run in the caller's context, once a socket, and
-//! never on the path of a packet. Both always allow.
+//! Creation binds what need not connect: UDP, raw and ping sockets. A TCP socket sends nothing before it connects, and
+//! that binds it where it can be observed. Both run in the caller's context, once a socket, and never on the path of a
+//! packet. Both always allow.
 
 use aya_ebpf::{EbpfContext, macros::cgroup_sock, programs::SockContext};
 use observer_ebpf::{abi::OwnerSource, logic::packet};
@@ -18,6 +19,11 @@ const ALLOW: i32 = 1;
 
 #[cgroup_sock(sock_create)]
 pub fn own_sock_create(context: SockContext) -> i32 {
+    let sk = context.as_ptr() as u64;
+    let protocol: u16 = Probe::field(sk, field!(sk_protocol)).unwrap_or(0);
+    if protocol == u16::from(packet::protocol::TCP) && owner::bound_by_connect() {
+        return ALLOW;
+    }
     // A process creates sockets in its own namespace.
     owner::bind(sock::make_cookie(context.as_ptr()), task::current(), task::netns(), OwnerSource::Create);
     ALLOW

@@ -6,7 +6,7 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     macros::map,
-    maps::{HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use observer_ebpf::abi::{Counter, Owner, OwnerSource, Task};
 
@@ -33,6 +33,16 @@ struct Closed {
 static CLOSED: PerCpuArray<Closed> = PerCpuArray::with_max_entries(MAX_CLOSED, 0);
 #[map]
 static CLOSED_AT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// Slot 0: not 0 once connects are observed, so that a connection's socket need not be bound before.
+#[map]
+static CONNECTS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Connects are observed.
+#[inline(always)]
+pub fn bound_by_connect() -> bool {
+    CONNECTS.get(0).is_some_and(|observed| *observed != 0)
+}
 
 /// Owner of the socket with this cookie.
 #[inline(always)]

@@ -14,6 +14,7 @@ use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Membe
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
+    hooks::CONNECT,
     layout::{self, LayoutError, Reasons, Symbols},
     totals,
 };
@@ -151,7 +152,20 @@ impl Probes {
             }
             probes.states.push(HookState { hook, result });
         }
+        let connects = probes.states.iter().any(|state| state.hook.name == CONNECT && state.result.is_ok());
+        if connects {
+            probes
+                .rely_on_connects()
+                .map_err(|error| AttachError::Refused { what: "the BPF object".to_owned(), why: one_line(&error) })?;
+        }
         Ok(probes)
+    }
+
+    /// From now on a TCP socket is bound when it connects, and not before.
+    fn rely_on_connects(&mut self) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut(map::CONNECTS).with_context(|| format!("it has no map {}", map::CONNECTS))?;
+        let mut connects: Array<_, u32> = map.try_into()?;
+        connects.set(0, 1, 0).context("cannot write a map")
     }
 
     fn attach_program(&mut self, name: &str, way: Way, symbol: &str, types: &AyaBtf) -> anyhow::Result<()> {

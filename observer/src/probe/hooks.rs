@@ -50,6 +50,9 @@ pub struct Hook {
     pub without: &'static str,
 }
 
+/// Name of the hook by which a connection's socket is bound.
+pub(super) const CONNECT: &str = "connect";
+
 /// All hooks, in the order in which they are attached: processes are known and owners
 /// bound before the first drop can be seen.
 pub static HOOKS: [Hook; 10] = [
@@ -86,7 +89,7 @@ pub static HOOKS: [Hook; 10] = [
         without: "short-lived units and containers stay without a name",
     },
     Hook {
-        name: "connect",
+        name: CONNECT,
         symbol: "inet_sock_set_state",
         programs: &[(program::STATE, Way::BtfTracepoint)],
         required: false,

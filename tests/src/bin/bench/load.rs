@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
-    process::Stdio,
+    process::{Command, Stdio},
     thread,
     time::Instant,
 };
@@ -53,6 +53,8 @@ pub(crate) fn inside(args: &[String]) -> Result<()> {
     let send: fn(u16, u32) -> Result<()> = match kind.as_str() {
         "datagrams" => datagrams,
         "destinations" => destinations,
+        "firsts" => firsts,
+        "owners" => owners,
         "connects" => connects,
         "unconnected" => unconnected,
         "short" => short,
@@ -88,6 +90,30 @@ fn destinations(port: u16, packets: u32) -> Result<()> {
     for packet in 0..packets {
         let to = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 1)) + packet % ADDRESSES);
         let _ = socket.send_to(b"x", (to, port));
+    }
+    Ok(())
+}
+
+/// Each to an address that no other goes to.
+fn firsts(port: u16, packets: u32) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    for packet in 0..packets {
+        let to = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 1)) + packet);
+        let _ = socket.send_to(b"x", (to, port));
+    }
+    Ok(())
+}
+
+/// By so many processes, one after the other.
+const OWNERS: u32 = 100;
+
+fn owners(port: u16, packets: u32) -> Result<()> {
+    for _ in 0..OWNERS {
+        let status = Command::new(std::env::current_exe()?)
+            .args(["load", "datagrams", &port.to_string(), &(packets / OWNERS).to_string(), "1"])
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(status.success(), "an owner failed");
     }
     Ok(())
 }
@@ -164,6 +190,10 @@ pub(crate) fn run(namespace: &Namespace, load: &Load, packets: u32) -> Result<Sp
 }
 
 fn cpu_ns() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 * 1e3)
+    let mut microseconds = 0;
+    for who in [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN] {
+        let usage = getrusage(who)?;
+        microseconds += usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    }
+    Ok(microseconds as f64 * 1e3)
 }

@@ -8,7 +8,8 @@ mod watch;
 use std::{
     collections::HashMap,
     fs,
-    process::{Command, ExitCode},
+    io::{BufRead, BufReader},
+    process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,9 +17,11 @@ use anyhow::{Context, Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use clap::Parser;
 use harness::namespace::Namespace;
+use jiff::Timestamp;
 use load::Load;
 use nix::unistd::{SysconfVar, sysconf};
 use report::{Report, Samples};
+use tempfile::TempDir;
 use watch::Watcher;
 
 /// Ports that the firewall drops and rejects, and one that nothing listens on.
@@ -30,10 +33,12 @@ const fn load(title: &'static str, kind: &'static str, port: u16, packets: u32, 
     Load { title, kind, port, packets, threads }
 }
 
-const LOADS: [Load; 9] = [
+const LOADS: [Load; 11] = [
     load("UDP flood into a drop, one thread", "datagrams", DROPPED, 600_000, 1),
     load("UDP flood into a drop, two threads", "datagrams", DROPPED, 400_000, 2),
     load("UDP into a drop, a thousand destinations in turn", "destinations", DROPPED, 400_000, 1),
+    load("UDP into a drop, each to another destination: first packets", "firsts", DROPPED, 10_000, 1),
+    load("UDP into a drop, a hundred processes in turn", "owners", DROPPED, 400_000, 1),
     load("TCP connects into a drop, each from another port", "connects", DROPPED, 100_000, 1),
     load("TCP connects that are rejected with a reset", "connects", REJECTED, 60_000, 1),
     load("UDP flood to a closed port: every freed packet has another reason", "datagrams", CLOSED, 400_000, 1),
@@ -84,6 +89,10 @@ fn bench(args: &Args) -> Result<()> {
         groups.push((load.title.to_owned(), traffic(&namespace, load, args.rounds)?.figures()));
     }
     groups.push(("Starting a program, 300 at a time".to_owned(), processes(args.rounds)?.figures()));
+    groups.push((
+        "observer run: from the block to its announcement".to_owned(),
+        announced(&namespace, args.rounds)?.figures(),
+    ));
     groups.push(("Start and idle".to_owned(), idle(args.rounds)?.figures()));
     let report = Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
@@ -169,6 +178,35 @@ fn processes(rounds: u64) -> Result<Samples> {
         let (unobserved, observed) = (spent[Watcher::Nobody.name()], spent[Watcher::Observer.name()]);
         samples.add("a program, unobserved", "µs", unobserved);
         samples.add("rate, observer ÷ unobserved", "×", unobserved / observed);
+    }
+    Ok(samples)
+}
+
+/// How long after a packet died `observer run` has said so.
+fn announced(namespace: &Namespace, rounds: u64) -> Result<Samples> {
+    let folder = TempDir::new()?;
+    let load = std::env::current_exe()?.display().to_string();
+    let mut samples = Samples::default();
+    for round in 0..rounds {
+        let events = folder.path().join(round.to_string());
+        let mut child = namespace
+            .command(std::path::absolute(harness::observer::program())?)
+            .args(["run", "--settle", "0s", "--events"])
+            .arg(&events)
+            .args(["-c", &format!("sleep 0.3; {load} load datagrams {DROPPED} 1 1; sleep 0.2")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stderr.take().context("no stderr")?).lines();
+        lines.by_ref().map_while(Result::ok).find(|line| line.contains("BLOCKED")).context("nothing was announced")?;
+        let said = Timestamp::now();
+        lines.map_while(Result::ok).for_each(drop);
+        ensure!(child.wait()?.success(), "the command failed");
+        let text = fs::read_to_string(&events)?;
+        let event: serde_json::Value = serde_json::from_str(text.lines().next().context("no event")?)?;
+        let died: Timestamp = event["@timestamp"].as_str().context("no time")?.parse()?;
+        samples.add("announced after", "ms", said.duration_since(died).as_secs_f64() * 1e3);
     }
     Ok(samples)
 }
