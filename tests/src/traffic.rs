@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::namespace::Namespace;
+use crate::{namespace::Namespace, wait_for};
 
 /// The program.
 const SCRIPT: &str = include_str!("../fixtures/traffic.py");
@@ -52,4 +52,19 @@ pub fn finish(child: Child) -> Result<Client> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(Client { pid, said: String::from_utf8_lossy(&output.stdout).trim().to_owned() })
+}
+
+/// Waits until so many connections of a namespace wait for their first answer and have sent their SYN again.
+pub fn until_sent_again(namespace: &Namespace, connections: usize) -> Result<()> {
+    const SYN_SENT: &str = "02";
+    wait_for("a SYN that is sent again", || {
+        let tables = namespace.run("cat", &["/proc/net/tcp", "/proc/net/tcp6"])?;
+        let sent_again = |row: &&str| {
+            // sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt …
+            let fields: Vec<&str> = row.split_whitespace().collect();
+            fields.get(3) == Some(&SYN_SENT)
+                && fields.get(6).is_some_and(|number| number.contains(|digit| digit != '0'))
+        };
+        Ok((tables.lines().filter(sent_again).count() >= connections).then_some(()))
+    })
 }

@@ -24,7 +24,7 @@ pub enum Cause {
     Queue = 4,
 }
 
-/// Bits of [`DropRecord::place`]: what the packet looked like, from which the hook follows.
+/// Bits of [`DropKey::place`]: what the packet looked like, from which the hook follows.
 pub mod place {
     /// `skb->dev` is set.
     pub const DEVICE: u8 = 1;

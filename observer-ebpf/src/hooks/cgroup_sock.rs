@@ -20,8 +20,7 @@ const ALLOW: i32 = 1;
 #[cgroup_sock(sock_create)]
 pub fn own_sock_create(context: SockContext) -> i32 {
     let sk = context.as_ptr() as u64;
-    let protocol: u16 = Probe::field(sk, field!(sk_protocol)).unwrap_or(0);
-    if protocol == u16::from(packet::protocol::TCP) && owner::bound_by_connect() {
+    if is_tcp(sk) && owner::bound_by_connect() {
         return ALLOW;
     }
     // A process creates sockets in its own namespace.
@@ -43,10 +42,18 @@ pub fn own_sock_close(context: SockContext) -> i32 {
         });
     }
     // A connection goes on sending after the close: its last state retires it. One that never began has no such state.
-    let protocol: u16 = Probe::field(sk, field!(sk_protocol)).unwrap_or(0);
+    // Where states are not observed nothing else would.
     let state: u8 = Probe::field(sk, field!(sk_state)).unwrap_or(0);
-    if protocol != u16::from(packet::protocol::TCP) || u32::from(state) == sock::CLOSE {
+    if !is_tcp(sk) || u32::from(state) == sock::CLOSE || !owner::bound_by_connect() {
         owner::retire(cookie);
     }
     ALLOW
+}
+
+/// A TCP socket, and not a raw one that sends such packets.
+#[inline(always)]
+fn is_tcp(sk: u64) -> bool {
+    let protocol: u16 = Probe::field(sk, field!(sk_protocol)).unwrap_or(0);
+    let kind: u16 = Probe::field(sk, field!(sk_type)).unwrap_or(0);
+    protocol == u16::from(packet::protocol::TCP) && u32::from(kind) == sock::SOCK_STREAM
 }

@@ -109,7 +109,8 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             debug!(context, "headers of a dropped packet at {:x} are unreadable", address);
         }
-        if filter::passes() {
+        // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
+        if direction == Direction::Unrouted || filter::passes() {
             tally(scratch, start, bytes);
         } else {
             count(Counter::Filtered);

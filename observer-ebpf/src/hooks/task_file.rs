@@ -8,10 +8,7 @@ use aya_ebpf::{
     macros::map,
     maps::PerCpuArray,
 };
-use observer_ebpf::{
-    abi::{ABSENT, HangingRecord},
-    logic::packet::protocol,
-};
+use observer_ebpf::{abi::HangingRecord, logic::packet::protocol};
 
 use crate::kernel::{
     layout::field,
@@ -60,13 +57,19 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
         owner::seed(cookie, process, sock::netns::<Direct>(sk));
         let state: u8 = Direct::field(sk, field!(sk_state)).unwrap_or(0);
         let kind: u16 = Direct::field(sk, field!(sk_protocol)).unwrap_or(0);
-        if u32::from(state) == sock::SYN_SENT && kind == u16::from(protocol::TCP) && field!(tcp_first_sent) != ABSENT {
+        // Not before its first SYN: an early state, or a connect that waits for the first write.
+        let first_sent: u32 = Probe::field(sk, field!(tcp_first_sent)).unwrap_or(0);
+        if u32::from(state) == sock::SYN_SENT && kind == u16::from(protocol::TCP) && first_sent != 0 {
             let Some(record) = HANGING.get_ptr_mut(0) else { return 0 };
             // `struct bpf_iter_meta` begins with the file that is written into.
             let seq: u64 = Direct::field(meta, 0).unwrap_or(0);
+            // Never so; but older verifiers follow what would be.
+            if seq == 0 {
+                return 0;
+            }
             // SAFETY: the room is this CPU's, and the walk runs once and alone; the file is a trusted pointer.
             unsafe {
-                fill(record, sk, family == AF_INET6);
+                fill(record, sk, first_sent, family == AF_INET6);
                 (*record).cookie = cookie;
                 (*record).inode = sock::inode(socket);
                 (*record).task = process;
@@ -86,8 +89,7 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
 /// # Safety
 /// `record` must be writable.
 #[inline(always)]
-unsafe fn fill(record: *mut HangingRecord, sk: u64, v6: bool) {
-    let first_sent: u32 = Probe::field(sk, field!(tcp_first_sent)).unwrap_or(0);
+unsafe fn fill(record: *mut HangingRecord, sk: u64, first_sent: u32, v6: bool) {
     let retransmitted: u32 = Probe::field(sk, field!(tcp_retransmitted)).unwrap_or(0);
     let net: u64 = Probe::field(sk, field!(sk_net)).unwrap_or(0);
     let own: u8 = Probe::field(sk, field!(connection_syn_retries)).unwrap_or(0);

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::{
     abi::{Cause, Direction, DropKey, DropRecord, PACKET_BYTES, Tuple, flag, place},
-    logic::packet::{self, Addresses, Bytes, Transport, encapsulated},
+    logic::packet::{self, Addresses, Bytes, Transport, encapsulated, protocol},
 };
 
 use super::{layout::field, owner, sock, task};
@@ -31,7 +31,8 @@ pub struct Scratch {
     /// `sk->sk_num` and `sk->sk_protocol` of a full socket.
     pub port: u16,
     pub protocol: u16,
-    reserved: u32,
+    /// The socket is shut both ways.
+    pub shut: u32,
 }
 
 #[map]
@@ -80,6 +81,7 @@ pub unsafe fn begin(scratch: *mut Scratch) {
         put!(scratch.socket, 0);
         put!(scratch.port, 0);
         put!(scratch.protocol, 0);
+        put!(scratch.shut, 0);
     }
 }
 
@@ -166,15 +168,17 @@ unsafe fn address(into: *mut [u8; 16], word: usize, bytes: [u8; 4]) {
     unsafe { into.cast::<u32>().add(word).write_volatile(u32::from_ne_bytes(bytes)) };
 }
 
+/// The state lies in the low bits of `skb->_nfct` (`NFCT_INFOMASK`); from [`ANSWER`] on it is that of an answer
+/// (`IP_CT_IS_REPLY`).
+const INFO: u64 = 7;
+/// See [`INFO`].
+const ANSWER: u64 = 3;
+
 /// Addresses before any translation, by the connection's original tuple; what `drop_headers` read then is the translated
 /// one. Not for answers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_original(nfct: u64) -> u64 {
-    /// The state lies in the low bits of `skb->_nfct` (`NFCT_INFOMASK`); from [`ANSWER`] on it is that of an answer
-    /// (`IP_CT_IS_REPLY`).
-    const INFO: u64 = 7;
-    const ANSWER: u64 = 3;
     let offset = field!(conn_original);
     if nfct & !INFO == 0 || nfct & INFO >= ANSWER || offset == observer_ebpf::abi::ABSENT {
         return 0;
@@ -248,6 +252,13 @@ pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
     drop_headers(start, bytes, u32::from(ethertype));
     if nfct != 0 {
         drop_original(nfct);
+        // What a translation made of the port is not known: it tells nothing of a tunnel.
+        if nfct & INFO >= ANSWER || field!(conn_original) == observer_ebpf::abi::ABSENT {
+            if let Some(scratch) = scratch() {
+                // SAFETY: the scratch space is this CPU's.
+                unsafe { put!(scratch.port, 0) };
+            }
+        }
     }
 }
 
@@ -285,6 +296,9 @@ pub unsafe fn interface(scratch: *mut Scratch, device: u64) {
 /// Length of the kernel's interface names (`IFNAMSIZ`).
 const INTERFACE_BYTES: u32 = 16;
 
+/// The FIN flag of TCP.
+const FIN: u8 = 1;
+
 /// The owner, and what the key must tell apart: a function of its own to the verifier too.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -294,6 +308,11 @@ extern "C" fn drop_owner() -> u64 {
     unsafe {
         let cookie: u64 = get!(scratch.record.cookie);
         let mut flags: u16 = get!(scratch.record.key.flags);
+        // `close` shuts both ways and sends the FIN before the socket is told dead.
+        let is_fin = get!(scratch.record.key.protocol) == protocol::TCP && get!(scratch.record.key.detail) & FIN != 0;
+        if is_fin && get!(scratch.shut) != 0 {
+            flags |= flag::ORPHAN;
+        }
         let mut certain = false;
         let mut owner_pid = 0;
         if let Some(owner) = owner::get(cookie) {

@@ -16,9 +16,11 @@ use super::{
 const TIME_WAIT: u8 = 6;
 const NEW_SYN_RECV: u8 = 12;
 
-/// `SOCK_DGRAM` and `SOCK_RAW` of `include/linux/net.h` (part of the system call ABI; another order on MIPS only).
+/// `SOCK_STREAM`, `SOCK_DGRAM` and `SOCK_RAW` of `include/linux/net.h` (part of the system call ABI; another order on MIPS only).
+pub const SOCK_STREAM: u32 = 1;
+/// See [`SOCK_STREAM`].
 pub const SOCK_DGRAM: u32 = 2;
-/// See [`SOCK_DGRAM`].
+/// See [`SOCK_STREAM`].
 pub const SOCK_RAW: u32 = 3;
 
 /// `SHUTDOWN_MASK` of `include/net/sock.h`: `close` sets both ways before it sends the FIN.
@@ -68,19 +70,22 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         }
         let mut flags = flag::SOCKET | flag::FULL_SOCKET;
         put!(scratch.record.key.uid, R::field(sk, field!(sk_uid)).unwrap_or(0));
-        put!(scratch.port, R::field(sk, field!(sk_num)).unwrap_or(0));
         put!(scratch.protocol, R::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0));
         let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
         put!(scratch.socket, black_box(socket));
         let file: u64 = R::field(socket, field!(socket_file)).unwrap_or(0);
         flags |= bit(socket != 0 && file == 0, flag::KERNEL);
         let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
+        // Of a raw socket the number is its protocol.
+        if u32::from(kind) != SOCK_RAW {
+            put!(scratch.port, R::field(sk, field!(sk_num)).unwrap_or(0));
+        }
         flags |= bit(u32::from(kind) == SOCK_DGRAM || u32::from(kind) == SOCK_RAW, flag::DATAGRAM);
         let cgroup: u64 = R::field(sk, field!(sk_cgroup)).unwrap_or(0);
         let node: u64 = R::field(cgroup, field!(cgroup_kn)).unwrap_or(0);
         put!(scratch.record.key.cgroup, R::field(node, field!(kn_id)).unwrap_or(0));
         flags |= bit(R::field::<i32>(sk, field!(sk_lock_owned)).unwrap_or(0) != 0, flag::LOCKED);
-        flags |= bit(R::field::<u8>(sk, field!(sk_shutdown)) == Some(SHUTDOWN_MASK), flag::ORPHAN);
+        put!(scratch.shut, u32::from(R::field::<u8>(sk, field!(sk_shutdown)) == Some(SHUTDOWN_MASK)));
         let dead = field!(sk_flag_dead);
         if dead != ABSENT {
             let bits: u64 = R::field(sk, field!(sk_flags)).unwrap_or(0);

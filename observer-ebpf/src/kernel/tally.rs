@@ -129,6 +129,12 @@ unsafe fn coarsen(scratch: *mut Scratch) {
         put!(scratch.record.key.translated.destination, [0; 16]);
         put!(scratch.record.key.translated.source_port, 0);
         put!(scratch.record.key.translated.destination_port, 0);
+        // Without its socket nobody can tell any more who of several it was.
+        if get!(scratch.record.key.cookie) != 0 {
+            put!(scratch.record.key.owner_pid, 0);
+            put!(scratch.record.key.owner_start_ns, 0);
+            put!(scratch.record.key.owner_source, 0);
+        }
         put!(scratch.record.key.cookie, 0);
         put!(scratch.record.key.inode, 0);
         put!(scratch.record.key.current_pid, 0);

@@ -1,6 +1,9 @@
 //! Makes an event of a dropped packet: everything that is known, each under its field.
 
-use observer_ebpf::{abi::Counted, logic::packet::ethertype};
+use observer_ebpf::{
+    abi::{Counted, DropKey},
+    logic::packet::ethertype,
+};
 use uuid::Uuid;
 
 use super::{
@@ -12,7 +15,7 @@ use super::{
 use crate::{
     model::{
         Action, Background, Cause, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress, Endpoints,
-        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, SCHEMA, Source, transport_name,
+        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, ProcessId, SCHEMA, Source, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -185,10 +188,23 @@ impl<E: Eyes> Assembler<E> {
         }
     }
 
+    /// True while what was told of the first packet is so for those that were counted beyond: its sender is named, and runs
+    /// the same program.
+    pub fn still_holds(&mut self, pattern: &Event, key: &DropKey, counted: &Counted) -> bool {
+        self.attributor.catch_up();
+        let id = ProcessId::new(key.owner_pid, key.owner_start_ns);
+        let ran = |boot_ns| Some(self.attributor.processes.get(id)?.ran_at(boot_ns)?.since_ns);
+        pattern.egress.owner.is_some() && ran(counted.first_ns) == ran(counted.last_ns)
+    }
+
     /// The event of packets that were counted beyond the one that `pattern` tells of: alike in everything but what only a
     /// single packet has.
-    pub fn again(&mut self, pattern: Event, counted: &Counted) -> Event {
+    pub fn again(&mut self, pattern: Event, key: &DropKey, counted: &Counted) -> Event {
         let mut event = pattern;
+        // Other sockets of the process may be among them.
+        if key.cookie == 0 {
+            event.egress.socket_inode = None;
+        }
         event.timestamp = self.clock.wall(counted.last_ns);
         event.event.start = self.clock.wall(counted.first_ns);
         event.event.end = event.timestamp;

@@ -99,7 +99,8 @@ pub struct Attributor<E> {
     lives: Lives,
     /// When the kernel half began to tell of processes, in clock ticks since boot.
     since_ticks: u64,
-    senders: HashMap<SocketKey, ProcessId>,
+    /// Who was proven to send on a socket, and when.
+    senders: HashMap<SocketKey, (u64, ProcessId)>,
     holds: Answers<(u32, u64), bool>,
     holders: Answers<u64, Vec<u32>>,
     cgroups: Answers<u64, Option<String>>,
@@ -182,11 +183,14 @@ impl<E: Eyes> Attributor<E> {
                 if self.senders.len() >= MAX_SENDERS {
                     self.senders.clear();
                 }
-                self.senders.insert(key, sender);
+                self.senders.insert(key, (dropped.boot_ns, sender));
             }
             return Some(Found { id: sender, known: OwnerKnown::Syscall, by: OwnerBy::Send, bound: None });
         }
-        if let Some(sender) = key.and_then(|key| self.senders.get(&key)).copied()
+        // Who bound the socket anew since then sends for itself.
+        let rebound_ns = bound.and_then(|bound| bound.bound).map_or(0, |(_, bound_ns)| bound_ns);
+        if let Some((then_ns, sender)) = key.and_then(|key| self.senders.get(&key)).copied()
+            && then_ns >= rebound_ns
             && self.processes.get(sender).is_some()
             && !self.processes.had_ended(sender, dropped.boot_ns)
         {

@@ -77,6 +77,9 @@ impl Entry {
     }
 }
 
+/// Parents of living processes that are passed over in one go while there is no room.
+const MAX_PASSED_OVER: usize = 256;
+
 /// A process that ended, when that was heard, and what its programs take.
 #[derive(Clone, Copy)]
 struct Ended {
@@ -243,10 +246,13 @@ impl Processes {
     /// Forgets what ended long ago. A parent stays as long as its children are there, while there is room.
     fn forget(&mut self, now: Instant) {
         let crowded = |all: &Self| all.ended.len() > MAX_ENDED || all.ended_bytes > MAX_ENDED_BYTES;
+        // Whoever has children goes last, but this must come to an end.
+        let mut patience = self.ended.len().min(MAX_PASSED_OVER);
         while let Some(Ended { heard, id, bytes }) = self.ended.front().copied()
             && (crowded(self) || now.duration_since(heard) > KEPT)
         {
-            let full = crowded(self);
+            let full = crowded(self) && patience == 0;
+            patience = patience.saturating_sub(1);
             self.ended.pop_front();
             if !full && self.entries.get(&id).is_some_and(|entry| entry.children > 0) {
                 self.ended.push_back(Ended { heard: now, id, bytes });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, MapData, PerCpuHashMap};
+use aya::maps::{Array, MapData, MapError, PerCpuHashMap};
 use bytes::Bytes;
 use observer_ebpf::abi::{Counted, DropKey};
 
@@ -40,11 +40,14 @@ impl Epoch {
     }
 }
 
-/// Waits until no program counts any more in a generation that is over. May take some milliseconds.
-pub fn settle() {
-    if !wait_for_running_programs() {
+/// Waits until no program counts any more in a generation that is over. May take some milliseconds. False where the kernel
+/// does not say so, and a time was waited that should be long enough.
+pub fn settle() -> bool {
+    let certain = wait_for_running_programs();
+    if !certain {
         std::thread::sleep(PATIENCE);
     }
+    certain
 }
 
 /// Packets by key, of two generations.
@@ -58,19 +61,28 @@ impl Counts {
         Self { maps }
     }
 
-    /// Reads and clears what was counted in a generation that is over, by the order of first packets.
-    pub fn sweep(&mut self, epoch: u32) -> Result<Vec<(DropKey, Counted)>> {
-        let mut swept = Vec::new();
+    /// Reads and clears what was counted in a generation that is over, by the order of first packets; and the first error,
+    /// if something could not be read. What cannot be cleared is not read either.
+    pub fn sweep(&mut self, epoch: u32) -> (Vec<(DropKey, Counted)>, Option<anyhow::Error>) {
+        let (mut swept, mut failed) = (Vec::new(), None);
         for map in &mut self.maps[(epoch & 1) as usize] {
-            let keys: Vec<Key> = map.keys().collect::<Result<_, _>>().context("cannot read the counts")?;
+            let keys: Vec<Result<Key, MapError>> = map.keys().collect();
             for key in keys {
-                let values = map.get(&key, 0).context("cannot read a count")?;
-                map.remove(&key).context("cannot clear a count")?;
-                swept.push((decode_key(&mut Bytes::copy_from_slice(&key)), sum(values.iter())));
+                let read = key.and_then(|key| {
+                    let values = map.get(&key, 0)?;
+                    map.remove(&key)?;
+                    Ok((decode_key(&mut Bytes::copy_from_slice(&key)), sum(values.iter())))
+                });
+                match read {
+                    Ok(counted) => swept.push(counted),
+                    Err(error) => {
+                        failed.get_or_insert(anyhow::Error::new(error).context("cannot read a count"));
+                    }
+                }
             }
         }
         swept.sort_by_key(|(_, counted)| counted.first_ns);
-        Ok(swept)
+        (swept, failed)
     }
 }
 

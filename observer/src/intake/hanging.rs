@@ -1,6 +1,9 @@
 //! The bytes that the walk over open files wrote: connections that hang already.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::abi::HangingRecord;
@@ -12,14 +15,18 @@ use crate::model::Hanging;
 /// left out.
 pub fn decode(mut bytes: Bytes) -> Vec<Hanging> {
     let mut all: Vec<Hanging> = Vec::new();
+    let mut by_cookie: HashMap<u64, usize> = HashMap::new();
     while bytes.len() >= size_of::<HangingRecord>() {
         let mut one = record(bytes.split_to(size_of::<HangingRecord>()));
-        match all.iter_mut().find(|known| known.cookie == one.cookie) {
+        match by_cookie.get(&one.cookie).map(|place| &mut all[*place]) {
             Some(known) if known.holders.iter().all(|holder| holder.pid != one.holders[0].pid) => {
                 known.holders.append(&mut one.holders);
             }
             Some(_) => {}
-            None => all.push(one),
+            None => {
+                by_cookie.insert(one.cookie, all.len());
+                all.push(one);
+            }
         }
     }
     all

@@ -1,5 +1,5 @@
-//! From the rings to decoded records: reads ([`ring`]) and decodes ([`decode`] drops, [`life`] processes); every drop
-//! record ends up in a queue or in a loss counter.
+//! From the rings to decoded records: reads ([`ring`]) and decodes ([`decode`] drops, [`life`] processes); every packet
+//! is in the counts ([`counts`]), whatever becomes of its record.
 
 pub mod counts;
 pub mod decode;

@@ -50,6 +50,10 @@ pub struct Sweeping {
     pub busy: AtomicBool,
     /// Keys that the last sweep found.
     pub found: AtomicU64,
+    /// Records that found no room in the queue.
+    pub crowded_out: AtomicU64,
+    /// The kernel did not say when a generation was over.
+    pub uncertain: AtomicBool,
 }
 
 /// The reading end of the ring.
@@ -113,7 +117,9 @@ impl Reader {
         }
         self.fresh = false;
         let over = self.epoch.advance()?;
-        tokio::task::spawn_blocking(settle).await.context("waiting for the generation's end failed")?;
+        if !tokio::task::spawn_blocking(settle).await.context("waiting for the generation's end failed")? {
+            self.sweeping.uncertain.store(true, Ordering::Relaxed);
+        }
         while self.drain(usize::MAX) > 0 {}
         self.sweeping.busy.store(true, Ordering::Release);
         while let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Sweep(over)) {
@@ -132,8 +138,12 @@ impl Reader {
             && let Some(item) = ring.next()
         {
             taken += 1;
-            if let Err(TrySendError::Disconnected(_)) = self.queue.try_send(Item::Drop(Bytes::copy_from_slice(&item))) {
-                self.closed = true;
+            match self.queue.try_send(Item::Drop(Bytes::copy_from_slice(&item))) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_)) => {
+                    self.sweeping.crowded_out.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(TrySendError::Disconnected(_)) => self.closed = true,
             }
         }
         if taken > 0 {

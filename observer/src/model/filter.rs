@@ -127,6 +127,13 @@ impl Filter {
             .collect()
     }
 
+    /// The kernel half applies all that is asked of ports and destinations: what it lets pass needs not be looked at again.
+    pub fn in_kernel_wholly(&self) -> bool {
+        let networks = self.destinations.iter().flat_map(Destination::networks).count();
+        let names = self.destinations.len() > networks;
+        self.ports.len() <= FILTER_VALUES && networks <= FILTER_VALUES && !names
+    }
+
     /// True when the event is to be told.
     pub fn matches(&self, event: &Event) -> bool {
         let egress = &event.egress;
@@ -135,6 +142,8 @@ impl Filter {
         // A program that was replaced while it runs has a mark behind its path.
         let executable = process.and_then(|process| process.executable.as_deref());
         let executable = executable.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
+        // Ports and destinations of what was counted together matched before it was (`in_kernel_wholly`).
+        let coarse = egress.coarse == Some(true);
         any(&self.pids, |pid| egress.ancestry.iter().any(|ancestor| ancestor.pid == *pid))
             && any(&self.comms, |wanted| name == Some(wanted))
             && any(&self.executables, |wanted| executable == Some(wanted))
@@ -147,15 +156,17 @@ impl Filter {
             && any(&self.containers, |wanted| {
                 event.container.as_ref().is_some_and(|container| container.id.starts_with(wanted.as_str()))
             })
-            && any(&self.destinations, |wanted| {
-                event.destination.as_ref().is_some_and(|destination| {
-                    wanted.contains(destination.ip)
-                        || destination.nat.as_ref().is_some_and(|nat| wanted.contains(nat.ip))
-                })
-            })
-            && any(&self.ports, |wanted| {
-                event.destination.as_ref().is_some_and(|destination| destination.port == Some(*wanted))
-            })
+            && (coarse
+                || any(&self.destinations, |wanted| {
+                    event.destination.as_ref().is_some_and(|destination| {
+                        wanted.contains(destination.ip)
+                            || destination.nat.as_ref().is_some_and(|nat| wanted.contains(nat.ip))
+                    })
+                }))
+            && (coarse
+                || any(&self.ports, |wanted| {
+                    event.destination.as_ref().is_some_and(|destination| destination.port == Some(*wanted))
+                }))
             && any(&self.transports, |wanted| event.network.transport.as_ref() == Some(wanted))
             && any(&self.causes, |wanted| egress.cause == Some(wanted))
             && any(&self.actions, |wanted| action_name(event.event.action) == wanted)

@@ -26,7 +26,7 @@ use crate::{
         decode::{decode, of_key},
         ring::{Item, Sweeping},
     },
-    model::{Degraded, Dropped, Event, Filter, Hanging},
+    model::{Degraded, Direction, Dropped, Event, Filter, Hanging},
     output::Output,
 };
 
@@ -55,7 +55,7 @@ pub(super) struct Consumed {
     pub(super) inbound: u64,
     /// Given up at the end, because the output did not take them in time.
     pub(super) abandoned: u64,
-    /// Counted in the kernel, and not to be read from there.
+    /// Counted together for want of room, so that it is not known whether they were to be told.
     pub(super) unread: u64,
     pub(super) output: Box<dyn Output>,
     pub(super) degraded: Vec<Degraded>,
@@ -69,7 +69,7 @@ struct Told {
 }
 
 enum Said {
-    /// It was no egress.
+    /// It was no egress, as far as was known.
     Inbound,
     /// This, if there was room to keep it.
     Event(Option<Box<Event>>),
@@ -173,7 +173,7 @@ impl<E: Eyes> Consumer<E> {
         for epoch in [next, next.wrapping_add(1)] {
             self.sweep(epoch, flags);
         }
-        self.done.degraded = self.assembler.degraded();
+        self.done.degraded.extend(self.assembler.degraded());
         self.done
     }
 
@@ -237,13 +237,15 @@ impl<E: Eyes> Consumer<E> {
     fn sweep(&mut self, epoch: u32, flags: &Flags) -> u64 {
         let mut told = std::mem::take(&mut self.told[(epoch & 1) as usize]);
         self.swept = Some(epoch);
-        let swept = match self.counts.sweep(epoch) {
-            Ok(swept) => swept,
-            Err(error) => {
-                log::error!("{error:#}");
-                return 0;
-            }
-        };
+        let (swept, error) = self.counts.sweep(epoch);
+        if let Some(error) = error {
+            log::error!("{error:#}");
+            self.done.degraded.push(Degraded {
+                what: "counts".to_owned(),
+                why: format!("{error:#}"),
+                consequence: "some packets are counted late, and some may be missing from the sum".to_owned(),
+            });
+        }
         let found = swept.len() as u64;
         for (key, mut counted) in swept {
             let first = told.remove(&key);
@@ -268,12 +270,24 @@ impl<E: Eyes> Consumer<E> {
             return;
         }
         let event = match said {
-            Some(Said::Inbound) => None,
-            // Who could not be named then may be known by now.
-            Some(Said::Event(Some(pattern))) if pattern.egress.owner.is_some() => {
-                Some(self.assembler.again(*pattern, counted))
+            // Who could not be named then may be known by now, and whether it was egress.
+            Some(Said::Event(Some(pattern))) if self.assembler.still_holds(&pattern, key, counted) => {
+                Some(self.assembler.again(*pattern, key, counted))
             }
-            Some(Said::Event(_)) | None => match of_key(key, counted) {
+            _ => match of_key(key, counted) {
+                // Where to is not known any more, and so not whether it was to go on from here, or asked for.
+                Ok(dropped)
+                    if dropped.coarse
+                        && (dropped.direction == Direction::Unrouted || !self.filter.in_kernel_wholly()) =>
+                {
+                    let elsewhere = self
+                        .filter
+                        .netns
+                        .is_some_and(|wanted| dropped.netns != wanted && dropped.origin_netns != Some(wanted));
+                    let into = if elsewhere { &mut self.done.filtered } else { &mut self.done.unread };
+                    *into += counted.packets;
+                    return;
+                }
                 Ok(dropped) => self.assemble(&dropped),
                 Err(error) => {
                     log::warn!("{error}");

@@ -175,7 +175,17 @@ impl<E: Eyes + Send + 'static> Run<E> {
             return Err(error).context("cannot write the output");
         }
         self.degraded.extend(consumed.degraded);
-        self.degraded.extend(shortages(&totals, missed_max));
+        let crowded_out = flags.sweeping.crowded_out.load(Ordering::Relaxed);
+        self.degraded
+            .extend(shortages(&Totals { records_skipped: totals.records_skipped + crowded_out, ..totals }, missed_max));
+        if flags.sweeping.uncertain.load(Ordering::Relaxed) {
+            self.degraded.push(Degraded {
+                what: "counts".to_owned(),
+                why: "this kernel does not say when a program has ended (no membarrier)".to_owned(),
+                consequence: "a packet that was being counted for more than 50 ms may be missing from the sum"
+                    .to_owned(),
+            });
+        }
         let account = Account {
             seen: totals.seen.saturating_sub(consumed.inbound),
             reported: consumed.reported,

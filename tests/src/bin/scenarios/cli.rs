@@ -232,7 +232,7 @@ fn filters() -> Result<Outcome> {
     std::io::Write::write_all(&mut root.stdin.take().context("stdin")?, b"go\n")?;
     root.wait()?;
     let report = observer.stop()?;
-    ensure!(report.number("/reported") == 21 && report.number("/filtered") == 1000, "{}", report.account);
+    ensure!(report.number("/reported") == 21 && report.number("/filtered") >= 1000, "{}", report.account);
     ensure!(report.events.iter().all(|event| event["process"]["name"] == "client"), "{:?}", report.events);
     // By process: the client's own number, its parent's, and its name.
     let me = std::process::id().to_string();

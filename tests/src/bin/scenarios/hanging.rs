@@ -32,21 +32,18 @@ fn states(report: &Report) -> Vec<&Value> {
     report.events.iter().filter(|event| event["event"]["action"] == "egress-hanging").collect()
 }
 
-/// Old enough that a SYN was sent again, and no other is due for a second.
-const AGE: Duration = Duration::from_millis(1300);
-
 fn stopped_or_unanswered() -> Result<Outcome> {
     let lab = lab()?;
     let _server = lab.web_server(80)?;
     let clients = [(FAR_V4, "443"), (FAR_V6, "443"), (FAR_V4, "444"), (FAR_V6, "444")]
         .into_iter()
         .map(|(address, port)| {
-            Ok((traffic::command(&lab.client, &["tcp", address, port, "6"])?.spawn()?, address, port))
+            Ok((traffic::command(&lab.client, &["tcp", address, port, "20"])?.spawn()?, address, port))
         })
         .collect::<Result<Vec<_>>>()?;
     // One that has its answer, and does not hang.
-    let open = traffic::command(&lab.client, &["lingering", FAR_V4, "80", "3"])?.spawn()?;
-    thread::sleep(AGE);
+    let open = traffic::command(&lab.client, &["lingering", FAR_V4, "80", "2"])?.spawn()?;
+    traffic::until_sent_again(&lab.client, clients.len())?;
     let report = Observer::watch(&lab.client)?.stop()?;
     let told = states(&report);
     ensure!(told.len() == clients.len(), "{} told: {told:?}", told.len());
@@ -63,15 +60,15 @@ fn stopped_or_unanswered() -> Result<Outcome> {
                 ("/process/name", json!("python3")),
                 ("/egress/owner", json!("socket")),
                 ("/egress/count", json!(0)),
-                ("/egress/attempts", json!(2)),
                 ("/egress/cause", Value::Null),
                 ("/egress/outcome/left", json!(!stopped)),
                 ("/egress/netns", json!(lab.client.inode()?)),
                 ("/user/id", json!("0")),
             ],
         )?;
+        ensure!(event["egress"]["attempts"].as_u64().is_some_and(|attempts| attempts >= 2), "{event}");
         let waited = event["egress"]["outcome"]["waited_ms"].as_u64().context("waited_ms")?;
-        ensure!((1000..6000).contains(&waited), "it has waited {waited} ms");
+        ensure!((1000..9000).contains(&waited), "it has waited {waited} ms");
         let left = event["egress"]["outcome"]["gives_up_ms"].as_u64().context("gives_up_ms")?;
         ensure!((120_000..132_000).contains(&(left + waited)), "it gives up after {} ms", left + waited);
         ensure!(event["source"]["port"].as_u64().is_some_and(|port| port > 0), "{event}");
@@ -88,8 +85,8 @@ fn stopped_or_unanswered() -> Result<Outcome> {
 fn container() -> Result<Outcome> {
     let lab = Containers::new(Plug::Bridge)?;
     lab.host.nft("table inet t { chain f { type filter hook forward priority 0; tcp dport 443 counter drop; } }")?;
-    let mut client = traffic::command(&lab.containers[0], &["tcp", FAR_V4, "443", "6"])?.spawn()?;
-    thread::sleep(AGE);
+    let mut client = traffic::command(&lab.containers[0], &["tcp", FAR_V4, "443", "20"])?.spawn()?;
+    traffic::until_sent_again(&lab.containers[0], 1)?;
     let report = Observer::start(["watch", "-o", "json"])?.stop()?;
     let told = states(&report);
     let own: Vec<_> = told.iter().filter(|event| event["process"]["pid"] == client.id()).collect();
@@ -110,19 +107,19 @@ fn container() -> Result<Outcome> {
 
 fn screen() -> Result<Outcome> {
     let lab = lab()?;
-    let mut client = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "6"])?.spawn()?;
-    thread::sleep(AGE);
+    let mut client = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "20"])?.spawn()?;
+    traffic::until_sent_again(&lab.client, 1)?;
     let observer = Observer::start(["watch", "--netns", &lab.client.path().display().to_string()])?;
     ensure!(observer.ready.contains("hanging"), "{}", observer.ready);
-    // Told without waiting for the next SYN, and the block itself when that comes.
-    thread::sleep(Duration::from_millis(1000));
+    // Told without waiting for the next SYN, and the block itself when that comes: before Linux 6.5 after two seconds.
+    thread::sleep(Duration::from_millis(2200));
     let (_, text, _) = observer.end(Signal::SIGINT)?;
     client.kill()?;
     client.wait()?;
     let text = String::from_utf8(text)?;
     let first = text.lines().next().unwrap_or_default();
     ensure!(first.starts_with("HANGING NOW") && first.contains(&format!("python3[{}]", client.id())), "{text}");
-    ensure!(first.contains(&format!("{FAR_V4}:443/tcp since 1.")) && first.contains("gives up in 2m"), "{text}");
+    ensure!(first.contains(&format!("{FAR_V4}:443/tcp since ")) && first.contains(", gives up in "), "{text}");
     ensure!(first.contains("did not leave this namespace"), "{text}");
     ensure!(text.contains("BLOCKED"), "{text}");
     Ok(Outcome::Passed)
@@ -130,16 +127,15 @@ fn screen() -> Result<Outcome> {
 
 fn filtered() -> Result<Outcome> {
     let lab = lab()?;
-    let mut client = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "6"])?.spawn()?;
-    thread::sleep(Duration::from_millis(300));
+    let mut client = traffic::command(&lab.client, &["tcp", FAR_V4, "443", "20"])?.spawn()?;
+    traffic::until_sent_again(&lab.client, 1)?;
     let netns = lab.client.path().display().to_string();
     for (filter, wanted) in [(["--port", "443"], 1), (["--port", "80"], 0), (["--action", "egress-blocked"], 0)] {
         let report = Observer::start(["watch", "-o", "json", "--netns", &netns].into_iter().chain(filter))?.stop()?;
         let told = states(&report);
         ensure!(told.len() == wanted, "{filter:?}: {told:?}");
         for event in told {
-            // Nothing was sent again yet, so that nothing is known of it.
-            expect(event, &[("/egress/outcome/left", Value::Null), ("/egress/attempts", json!(1))])?;
+            expect(event, &[("/egress/outcome/left", json!(false)), ("/process/pid", json!(client.id()))])?;
         }
     }
     client.kill()?;

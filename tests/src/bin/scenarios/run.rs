@@ -267,7 +267,7 @@ fn report() -> Result<Outcome> {
             ("/egress/blocked/0/to", json!(format!("{FAR_V4}:443/tcp"))),
             ("/egress/blocked/0/packets", json!(1)),
             ("/egress/blocked_outside", json!([])),
-            ("/egress/account/seen", json!(1)),
+            ("/egress/account/lost/map", json!(0)),
             ("/process/exit_code", json!(28)),
             ("/process/args/0", json!("curl")),
         ],
