@@ -40,6 +40,8 @@ pub struct KernelFilter {
     pub pid: [u32; FILTER_VALUES],
     /// See [`Self::pid`].
     pub pids: u32,
+    /// Not 0 when these trees are only kept track of, and nothing is left out by them.
+    pub follow: u32,
 }
 
 /// Value of the map of processes while trees are asked for: a process that lives.
@@ -77,7 +79,7 @@ impl KernelFilter {
             .chain(networks)
             .chain([self.networks])
             .chain(self.pid)
-            .chain([self.pids]);
+            .chain([self.pids, self.follow]);
         for (word, value) in words.iter_mut().zip(all) {
             *word = value;
         }
@@ -104,6 +106,7 @@ mod tests {
             networks: 10,
             pid: [11; FILTER_VALUES],
             pids: 12,
+            follow: 13,
         };
         let words = filter.words();
         let at = |offset: usize| words[offset / size_of::<u32>()];
@@ -114,5 +117,6 @@ mod tests {
         assert_eq!((at(first), at(first + 4), at(first + 20), at(first + 36)), (1, 2, 3, 1));
         assert_eq!(at(offset_of!(KernelFilter, networks)), 10);
         assert_eq!((at(offset_of!(KernelFilter, pid)), at(offset_of!(KernelFilter, pids))), (11, 12));
+        assert_eq!(at(offset_of!(KernelFilter, follow)), 13);
     }
 }

@@ -59,5 +59,6 @@ pub fn ended(pid: u32) {
 pub fn is_outside(pid: u32, start_ns: u64) -> bool {
     // SAFETY: as above.
     asked() != 0
+        && word(offset_of!(KernelFilter, follow)) == 0
         && unsafe { TREE.get(pid) }.is_some_and(|member| member.start_ticks == start_ns / TICK_NS && member.inside == 0)
 }

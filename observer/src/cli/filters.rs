@@ -52,7 +52,7 @@ pub struct Filters {
     /// What decided: netfilter, cgroup or tc; or a full queue.
     #[arg(long, value_parser = parse_cause)]
     cause: Vec<String>,
-    /// What happened: egress-blocked or egress-dropped.
+    /// What happened: egress-blocked, egress-dropped or egress-hanging.
     #[arg(long, value_parser = parse_action)]
     action: Vec<String>,
     /// Network namespace: all, the path of one, or a name that `ip netns` knows.
@@ -77,6 +77,7 @@ impl Filters {
             causes: cause,
             actions: action,
             netns: namespace(&netns)?,
+            follow: None,
         })
     }
 }

@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::CommandFactory;
 use jiff::{Timestamp, tz::TimeZone};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Cli, Exit, session::Session};
 use crate::{
@@ -32,7 +33,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(verbose: u8) -> Result<Exit> {
     if check_privilege().is_err() {
-        Cli::command().print_help()?;
+        let _ = Cli::command().print_help();
         return Ok(Exit::Done);
     }
     let mut helper = Helper::start()?;
@@ -43,19 +44,27 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     };
     let zone = TimeZone::system();
     let mut screen = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
-    overview::standing(&mut screen, &standing, &Timestamp::now().to_zoned(zone.clone()))?;
-    screen.flush()?;
+    let standing = overview::standing(&mut screen, &standing, &Timestamp::now().to_zoned(zone.clone()));
+    match standing.and_then(|()| screen.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
+        result => result.context("cannot write the output")?,
+    }
     let session = Session::attach(helper, Filter::default(), verbose)?;
     let found = Arc::new(AtomicBool::new(false));
     let output = Watched { inner: Terminal::new(screen, zone, false, None), found: Arc::clone(&found) };
     let run = session.confined(Box::new(output), Limits::default(), true, &[]);
     let until = async {
-        tokio::time::sleep(LOOK).await;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            _ = interrupt.recv() => {}
+        }
         Ok(())
     };
     match run.run(|| Ok(()), until)? {
         Ended::Clean(_) => {
-            overview::next(&mut anstream::AutoStream::auto(io::stdout()), found.load(Ordering::Acquire))?;
+            // A reader that is gone by now has read what mattered.
+            let _ = overview::next(&mut anstream::AutoStream::auto(io::stdout()), found.load(Ordering::Acquire));
         }
         Ended::ClosedPipe | Ended::Stuck => {}
     }

@@ -2,21 +2,28 @@
 
 use std::{
     ffi::OsString,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::BufWriter,
-    os::unix::fs::{OpenOptionsExt, fchown},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{OpenOptionsExt, fchown},
+    },
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use caps::Capability;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 
 use super::{Exit, exit::UsageError, filters, session::Session, watch::anything_lost};
 use crate::{
-    enrich::redact,
-    launch::{Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
+    enrich::{proc, redact},
+    launch::{self, Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
     model::Filter,
     output::{
         notice::{self, say},
@@ -24,6 +31,7 @@ use crate::{
     },
     pipeline::{Ended, Limits},
     privilege::Helper,
+    probe::Tree,
 };
 
 /// What is denied to daemons that the command woke comes late.
@@ -80,62 +88,110 @@ pub(super) fn run(args: &Args, verbose: u8) -> Result<Exit> {
 
 fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let plan = plan(args)?;
+    let form = args.report.as_deref().map(form).transpose()?;
+    launch::check(&plan)?;
+    anyhow::ensure!(
+        proc::sees_initial_pids(),
+        "the command cannot be followed in a pid namespace of its own\nhint: run observer on the host, or its container \
+         with `--pid=host`; `observer watch` works here"
+    );
     // Both are forked, and that takes a process with one thread.
     let launcher = Launcher::prepare(&plan)?;
     let helper = Helper::start()?;
-    let form = args.report.as_deref().map(form).transpose()?;
     let words: Vec<String> = plan.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let command = if args.no_redact { words } else { redact::redact(&words) };
-    let filter = Filter { netns: filters::namespace(&args.netns)?, ..Filter::default() };
-    let session = Session::attach(helper, filter, verbose)?;
+    let netns = filters::namespace(&args.netns)?;
+    let filter = Filter { netns, follow: Some(launcher.pid()), ..Filter::default() };
+    let mut session = Session::attach(helper, filter, verbose)?;
     let ready = session.ready_line();
+    let tree = session.tree()?;
     // Where nothing can be observed no file is left behind.
     let events = args.events.as_deref().map(create).transpose()?.map(BufWriter::new);
-    let report = args.report.as_deref().map(create).transpose()?.map(BufWriter::new);
+    let report = args.report.as_deref().map(create).transpose();
+    if let (Err(_), Some(path)) = (&report, &args.events) {
+        let _ = fs::remove_file(path);
+    }
+    let report = form.zip(report?.map(BufWriter::new));
     let findings = Arc::new(Findings::default());
-    let subject = Subject { pid: launcher.pid(), command, events, report: form.zip(report) };
+    let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), events, report };
     let output = Verdict::new(notice::stderr(), subject, Arc::clone(&findings));
     // The command may be another user's, and signals are passed on to it.
     let mut run = session.confined(Box::new(output), Limits::default(), !args.no_redact, &[Capability::CAP_KILL]);
     // Nothing of the command can hang yet.
     run.hanging.clear();
-    let (send, receive) = tokio::sync::oneshot::channel::<Running>();
-    let until = {
-        let findings = Arc::clone(&findings);
-        async move {
-            let signals = Signals::listen()?;
-            let Ok(running) = receive.await else { return Ok(()) };
-            let never = tokio::sync::Notify::new();
-            let ended = running.finished(signals, if args.stop_on_block { &findings.first } else { &never }).await?;
-            let _ = findings.ended.set(ended);
-            tokio::time::sleep(args.settle).await;
-            Ok(())
-        }
-    };
+    let running = Arc::new(OnceLock::new());
+    let started = Notify::new();
+    let until = until(args, &findings, &running, &started, &tree);
     let ended = run.run(
         || {
             say(&ready);
-            let running = launcher.start()?;
-            let _ = send.send(running);
+            let _ = running.set(launcher.start()?);
+            started.notify_one();
             Ok(())
         },
         until,
     );
-    let ended = match (ended, findings.ended.get()) {
-        (Ok(ended), _) => ended,
-        // What failed then is observer's own business; the command has run.
-        (Err(error), Some(_)) => {
-            say(&format!("observer: {error:#}"));
-            Ended::Stuck
+    let account = match (ended, running.get()) {
+        (Ok(Ended::Clean(account)), _) => Some(account),
+        (Ok(Ended::ClosedPipe | Ended::Stuck), _) => {
+            say("observer: what was observed could not be told to the end");
+            None
         }
         (Err(error), None) => return Err(error),
+        // What failed is observer's own business: the command goes on, and its status counts.
+        (Err(error), Some(running)) => {
+            say(&format!("observer: observing has failed, and the command goes on without: {error:#}"));
+            if findings.ended.get().is_none() {
+                let _ = findings.ended.set(running.wait()?);
+            }
+            None
+        }
     };
     let blocked = findings.blocked.load(Ordering::Acquire);
-    Ok(match ended {
-        _ if blocked && (args.fail_on_block || args.stop_on_block) => Exit::Finding,
-        Ended::Clean(account) if args.strict && anything_lost(&account) => Exit::Lost,
-        _ => findings.ended.get().map_or(Exit::Of(NOT_OBSERVED), |ended| Exit::Of(ended.code)),
-    })
+    if blocked && (args.fail_on_block || args.stop_on_block) {
+        return Ok(Exit::Finding);
+    }
+    if args.strict && account.as_ref().is_none_or(anything_lost) {
+        return Ok(Exit::Lost);
+    }
+    Ok(findings.ended.get().map_or(Exit::Of(NOT_OBSERVED), |ended| Exit::Of(ended.code)))
+}
+
+/// Until the command has ended and time has been left for what comes late. At a block everything of it is ended, if that was
+/// asked for, whenever it comes.
+async fn until(
+    args: &Args,
+    findings: &Findings,
+    running: &OnceLock<Running>,
+    started: &Notify,
+    tree: &Tree,
+) -> Result<()> {
+    let signals = Signals::listen()?;
+    started.notified().await;
+    let Some(running) = running.get() else { return Ok(()) };
+    let blocked = async {
+        if !args.stop_on_block {
+            std::future::pending::<()>().await;
+        }
+        findings.first.notified().await;
+    };
+    tokio::pin!(blocked);
+    let command = running.finished(signals);
+    tokio::pin!(command);
+    let (ended, stopped) = tokio::select! {
+        ended = &mut command => (ended?, false),
+        () = &mut blocked => (tokio::join!(command, launch::end_all(|| tree.members())).0?, true),
+    };
+    let _ = findings.ended.set(ended);
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    tokio::select! {
+        () = tokio::time::sleep(args.settle) => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        () = blocked, if !stopped => launch::end_all(|| tree.members()).await,
+    }
+    Ok(())
 }
 
 fn plan(args: &Args) -> Result<Plan> {
@@ -149,6 +205,12 @@ fn plan(args: &Args) -> Result<Plan> {
         Some(line) => (Vec::new(), ["sh".into(), "-c".into(), line.clone()].into()),
         None => split_variables(args.command.clone()),
     };
+    if let Some(option) = words.first().filter(|word| word.as_bytes().starts_with(b"-")) {
+        return Err(usage(
+            &format!("there is no option `{}`", option.display()),
+            "`observer run --help` lists them; a command that begins so is written with its path",
+        ));
+    }
     if words.is_empty() {
         return Err(usage("there is no command after the variables", "write observer run -- NAME=VALUE CMD…"));
     }

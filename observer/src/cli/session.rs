@@ -24,7 +24,7 @@ use crate::{
     output::Output,
     pipeline::{Limits, Run},
     privilege::{Helper, confine},
-    probe::Probes,
+    probe::{Probes, Tree},
 };
 
 /// Attached, and still with all privileges.
@@ -58,12 +58,18 @@ impl Session {
         if proc::sees_initial_pids() {
             let mut all = proc::all();
             all.sort_by_key(|facts| facts.id.start_ticks);
-            if !filter.pids.is_empty() {
-                place_in_tree(&mut probes, &all, &filter.pids)?;
+            let trees: Vec<u32> = filter.pids.iter().copied().chain(filter.follow).collect();
+            if !trees.is_empty() {
+                place_in_tree(&mut probes, &all, &trees)?;
             }
             all.into_iter().for_each(|facts| processes.seed(facts));
         }
         Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, hanging, filling, lives, processes })
+    }
+
+    /// Processes that live in the trees that are kept track of; once.
+    pub(super) fn tree(&mut self) -> Result<Tree> {
+        self.probes.take_tree()
     }
 
     /// Gives up every privilege but the capabilities in `keep`; then it can run.

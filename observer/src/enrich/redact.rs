@@ -35,7 +35,8 @@ static KNOWN_KEYS: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// Parts of a name that promise a secret.
-const SECRET_PARTS: [&str; 22] = [
+const SECRET_PARTS: [&str; 23] = [
+    "bearer",
     "key",
     "keys",
     "apikey",
@@ -64,9 +65,11 @@ const SECRET_ENDS: [&str; 8] = ["password", "passwd", "secret", "token", "apikey
 /// Headers whose whole value is one.
 const SECRET_HEADERS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "set-cookie"];
 /// Options whose value is `user:password`.
-const USER_OPTIONS: [&str; 6] = ["-u", "--user", "-U", "--proxy-user", "--auth", "--userpwd"];
+const USER_OPTIONS: [&str; 7] = ["--cert", "-u", "--user", "-U", "--proxy-user", "--auth", "--userpwd"];
 /// Options whose value is `[user:password@]host:port`.
 const PROXY_OPTIONS: [&str; 3] = ["-x", "--proxy", "--preproxy"];
+/// Nobody's name is as long.
+const LONG_USER: usize = 16;
 /// Programs that take a password behind a short option: the option, and whether the value may stand apart.
 const SHORT_OPTIONS: [(&str, &str, bool); 8] = [
     ("mysql", "-p", false),
@@ -131,6 +134,10 @@ fn word(text: &str) -> String {
         && let Some(masked) = header(&found)
     {
         return masked;
+    }
+    // An attached header: `-HName: value`.
+    if let Some(header) = text.strip_prefix("-H").filter(|header| !header.is_empty()) {
+        return format!("-H{}", word(header));
     }
     // An option is one word, whatever its value holds; `NAME=value command` is a script.
     if let Some(found) = ASSIGNMENT.captures(text).filter(|_| text.starts_with('-') || !spreads(text)) {
@@ -208,7 +215,9 @@ fn header(found: &Captures<'_>) -> Option<String> {
 
 /// `--password` and the like, with the value in the next word.
 fn asks_for_a_secret(option: &str) -> bool {
-    option.starts_with('-') && !option.contains('=') && is_secret(option)
+    // `configure set aws_secret_access_key VALUE`: a name that is nothing but one.
+    let is_name = option.contains('_') && option.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    (is_name || option.starts_with('-')) && !option.contains('=') && is_secret(option)
 }
 
 /// `-u`, also at the end of a cluster as in `-su`.
@@ -233,7 +242,10 @@ fn mask_user(value: &str) -> String {
 fn mask_proxy(value: &str) -> String {
     let plain = || value.to_owned();
     let Some((login, host)) = value.rsplit_once('@') else { return plain() };
-    let Some((user, password)) = login.split_once(':') else { return plain() };
+    let Some((user, password)) = login.split_once(':') else {
+        // A long user alone is a token.
+        return if login.len() >= LONG_USER && !login.contains('/') { format!("{MASK}@{host}") } else { plain() };
+    };
     // `host:8080/@name` has a port and no password.
     let port = password.split('/').next().is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
     if user.contains('/') || port && password.contains('/') { plain() } else { format!("{user}:{MASK}@{host}") }
@@ -321,6 +333,13 @@ mod tests {
             "sh|-c|DD_API_KEY=S3CR3T DD_SITE=\"x\" bash -c \"$(curl -L https://install.datadoghq.com/s.sh)\"",
             "sh|-c|cd /tmp; mysql -pS3CR3T db",
             "sh|-c|curl -H 'Authorization: Bearer S3CR3T' https://h/",
+            "curl|-HAuthorization: Bearer S3CR3T|https://h/",
+            "sh|-c|curl -H'Authorization: Bearer S3CR3T' https://h/",
+            "curl|-HX-Api-Key: S3CR3T|https://h/",
+            "curl|--oauth2-bearer|S3CR3T|https://h/",
+            "curl|--cert|file.pem:S3CR3T|https://h/",
+            "git|clone|https://S3CR3TS3CR3TS3CR3T@github.com/a/b",
+            "aws|configure|set|aws_secret_access_key|S3CR3T",
             "curl|-su|bob:S3CR3T|https://h/",
             "curl|-ubob:S3CR3T|https://h/",
             "curl|-x|bob:S3CR3T@proxy:3128|https://h/",

@@ -1,7 +1,14 @@
 //! What in a namespace's rules can stop what goes out: policies, and rules that drop or reject, as far as the chains on
 //! the way out lead to them. Which packets a rule matches is not looked at.
 
-use std::process::{Command, Stdio};
+use std::{
+    collections::HashMap,
+    io::Read,
+    process::{Command, Stdio},
+    sync::mpsc::channel,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -24,6 +31,8 @@ const IPV6: u8 = 10;
 const DROP: u32 = 0;
 /// How many are told one by one.
 const MAX_TOLD: usize = 16;
+/// Time for all texts together.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// One thing that can stop a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +43,8 @@ pub struct Deny {
     pub hook: String,
     /// The rule's handle; `None` for the chain's policy.
     pub handle: Option<u64>,
+    /// Family of its table, as `nft` writes it.
+    pub family: String,
     /// `drop` or `reject`.
     pub verdict: String,
     /// The rule as `nft` writes it; `None` where it cannot be asked.
@@ -62,8 +73,12 @@ pub fn read() -> Result<Denies> {
     denies.total = denies.denies.len();
     denies.denies.sort_by_key(|deny| (deny.handle.is_some(), std::cmp::Reverse(deny.packets)));
     denies.denies.truncate(MAX_TOLD);
+    let deadline = Instant::now() + PATIENCE;
+    let mut listings: HashMap<String, String> = HashMap::new();
     for deny in &mut denies.denies {
-        deny.text = deny.handle.and_then(|handle| text(&deny.place, handle));
+        let Some(handle) = deny.handle else { continue };
+        let listing = listings.entry(deny.place.clone()).or_insert_with(|| listing(&deny.place, deadline));
+        deny.text = text(listing, handle);
     }
     Ok(denies)
 }
@@ -86,6 +101,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                             place: place(base.family, &base.table, chain),
                             hook: hook.to_owned(),
                             handle: Some(rule.handle),
+                            family: family_name(base.family).to_owned(),
                             verdict: if *verdict == Verdict::Drop { "drop" } else { "reject" }.to_owned(),
                             text: None,
                             packets: rule.packets,
@@ -106,6 +122,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                 place: place(base.family, &base.table, &base.name),
                 hook: hook.to_owned(),
                 handle: None,
+                family: family_name(base.family).to_owned(),
                 verdict: "drop".to_owned(),
                 text: None,
                 packets: None,
@@ -128,17 +145,42 @@ fn place(family: u8, table: &str, chain: &str) -> String {
     format!("{} {table} {chain}", family_name(family))
 }
 
-/// What `nft` writes for a rule, if it is installed.
-fn text(place: &str, handle: u64) -> Option<String> {
-    let output = Command::new("nft")
+/// What `nft` writes for a chain, if it is installed and answers in time; else nothing.
+///
+/// `nft` reads its arguments as one command, and the kernel takes any name: only plain ones are asked for.
+fn listing(place: &str, deadline: Instant) -> String {
+    let plain = |part: &str| {
+        !part.starts_with('-')
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'/'))
+    };
+    if place.split(' ').count() != 3 || !place.split(' ').all(plain) {
+        return String::new();
+    }
+    let child = Command::new("nft")
         .args(["--handle", "--stateless", "--numeric", "list", "chain"])
         .args(place.split(' '))
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .output()
-        .ok()?;
+        .spawn();
+    let Ok(mut child) = child else { return String::new() };
+    let (send, receive) = channel();
+    if let Some(mut stdout) = child.stdout.take() {
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stdout.read_to_end(&mut text);
+            let _ = send.send(text);
+        });
+    }
+    let text = receive.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or_default();
+    let _ = child.kill();
+    let _ = child.wait();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The rule with this handle in a listing.
+fn text(listing: &str, handle: u64) -> Option<String> {
     let mark = format!(" # handle {handle}");
-    let listing = String::from_utf8_lossy(&output.stdout).into_owned();
     listing.lines().find_map(|line| line.strip_suffix(&mark)).map(|line| line.trim().to_owned())
 }
 
@@ -158,6 +200,14 @@ mod tests {
             handle,
             verdicts: vec![verdict],
             packets: None,
+        }
+    }
+
+    #[test]
+    fn names_are_no_commands() {
+        let later = || Instant::now() + Duration::from_secs(5);
+        for place in ["ip filter x;flush ruleset", "ip filter -f", "ip fil ter x", "ip filter x;y"] {
+            assert_eq!(listing(place, later()), "", "{place}");
         }
     }
 

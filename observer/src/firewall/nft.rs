@@ -1,4 +1,4 @@
-//! nftables over netlink: list chains, make a chain that drops everything. No program is run for it.
+//! nftables over netlink: list chains and rules, make a chain that drops everything. No program is run for it.
 
 use std::{ffi::CString, io};
 

@@ -4,13 +4,15 @@
 //! then it becomes the command, with the caller's streams, privileges and terminal. Nothing of it is observer's.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     fs,
     io::{self, Read, Write},
     os::{
         fd::OwnedFd,
-        unix::{ffi::OsStrExt, process::CommandExt},
+        unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
     },
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
@@ -19,16 +21,11 @@ use crate::model::Finished;
 use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
-    sys::{
-        signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-    unistd::{ForkResult, Gid, Pid, Uid, getpgrp, pipe2, setgroups, setresgid, setresuid, tcgetpgrp},
+    sys::signal::{Signal, kill},
+    unistd::{ForkResult, Gid, Pid, Uid, getpgid, getpgrp, pipe2, setgroups, setresgid, setresuid, tcgetpgrp},
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
-};
+use rustix::process::WaitOptions;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Status of a command that could not be started because observer failed first.
 pub const NOT_OBSERVED: u8 = 125;
@@ -38,6 +35,8 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// How long a process that was told to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often it is looked who is left.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A user to run as.
 #[derive(Clone, Debug)]
@@ -114,7 +113,7 @@ pub struct Launcher {
     go: OwnedFd,
     failed: OwnedFd,
     program: String,
-    shares_terminal: bool,
+    terminal: Option<fs::File>,
 }
 
 impl Launcher {
@@ -126,9 +125,7 @@ impl Launcher {
         match crate::sys::fork_single_threaded().context("cannot start the command's process")? {
             ForkResult::Parent { child } => {
                 let program = plan.words[0].to_string_lossy().into_owned();
-                let terminal = fs::File::open("/dev/tty").ok();
-                let shares_terminal = terminal.and_then(|tty| tcgetpgrp(tty).ok()) == Some(getpgrp());
-                Ok(Self { pid: child, go, failed, program, shares_terminal })
+                Ok(Self { pid: child, go, failed, program, terminal: fs::File::open("/dev/tty").ok() })
             }
             ForkResult::Child => {
                 drop((go, failed));
@@ -156,7 +153,7 @@ impl Launcher {
         let mut number = [0; 4];
         // Closed without a word as soon as it is the command.
         match fs::File::from(self.failed).read_exact(&mut number) {
-            Err(_) => Ok(Running { pid: self.pid, shares_terminal: self.shares_terminal, began: Instant::now() }),
+            Err(_) => Ok(Running { pid: self.pid, terminal: self.terminal, began: Instant::now() }),
             Ok(()) => Err(failure(io::Error::from_raw_os_error(i32::from_ne_bytes(number)))),
         }
     }
@@ -164,13 +161,15 @@ impl Launcher {
 
 fn become_command(plan: &Plan) -> io::Error {
     let mut command = Command::new(&plan.words[0]);
-    command.args(&plan.words[1..]).envs(plan.variables.iter().map(|(name, value)| (name, value)));
+    command.args(&plan.words[1..]);
     if let Some(user) = &plan.user {
         if let Err(error) = user.become_it() {
             return error.into();
         }
         command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
     }
+    // What was typed goes before what follows from the user.
+    command.envs(plan.variables.iter().map(|(name, value)| (name, value)));
     command.exec()
 }
 
@@ -204,30 +203,19 @@ impl Signals {
 /// The command while it runs.
 pub struct Running {
     pid: Pid,
-    shares_terminal: bool,
+    /// The terminal that it was started from.
+    terminal: Option<fs::File>,
     began: Instant,
 }
 
 impl Running {
-    /// Waits for its end. Signals are passed on, but those that a shared terminal sends to both. Once `stop` says so, the
-    /// command and everything that it started is ended.
-    pub async fn finished(&self, signals: Signals, stop: &Notify) -> Result<Finished> {
+    /// Waits for its end. Signals are passed on, but those that a shared terminal sends to both.
+    pub async fn finished(&self, signals: Signals) -> Result<Finished> {
         let Signals { mut child, mut interrupt, mut quit, mut terminate, mut hangup, mut user1, mut user2 } = signals;
-        let mut deadline: Option<tokio::time::Instant> = None;
         loop {
-            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)).context("cannot wait for the command")? {
-                WaitStatus::StillAlive => {}
-                WaitStatus::Signaled(_, signal, _) => {
-                    let code = 128 + u8::try_from(signal as i32).unwrap_or(0);
-                    return Ok(Finished { code, signal: Some(signal.as_str()), after: self.began.elapsed() });
-                }
-                WaitStatus::Exited(_, code) => {
-                    let code = u8::try_from(code & 0xff).unwrap_or(u8::MAX);
-                    return Ok(Finished { code, signal: None, after: self.began.elapsed() });
-                }
-                _ => {}
+            if let Some(finished) = self.reap(WaitOptions::NOHANG)? {
+                return Ok(finished);
             }
-            let expiry = deadline.unwrap_or_else(tokio::time::Instant::now);
             tokio::select! {
                 _ = child.recv() => {}
                 _ = interrupt.recv() => self.pass_on_unless_shared(Signal::SIGINT),
@@ -236,20 +224,41 @@ impl Running {
                 _ = hangup.recv() => self.pass_on_unless_shared(Signal::SIGHUP),
                 _ = user1.recv() => self.pass_on(Signal::SIGUSR1),
                 _ = user2.recv() => self.pass_on(Signal::SIGUSR2),
-                () = stop.notified(), if deadline.is_none() => {
-                    end(self.pid, Signal::SIGTERM);
-                    deadline = Some(tokio::time::Instant::now() + GRACE);
-                }
-                () = tokio::time::sleep_until(expiry), if deadline.is_some() => {
-                    end(self.pid, Signal::SIGKILL);
-                    deadline = Some(tokio::time::Instant::now() + GRACE);
-                }
             }
         }
     }
 
+    /// Waits for its end and does nothing else: observing has failed.
+    pub fn wait(&self) -> Result<Finished> {
+        loop {
+            if let Some(finished) = self.reap(WaitOptions::empty())? {
+                return Ok(finished);
+            }
+        }
+    }
+
+    /// How it ended, if it has.
+    fn reap(&self, options: WaitOptions) -> Result<Option<Finished>> {
+        let pid = rustix::process::Pid::from_raw(self.pid.as_raw());
+        let status = match rustix::process::waitpid(pid, options) {
+            Ok(Some((_, status))) => status,
+            Ok(None) | Err(rustix::io::Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error).context("cannot wait for the command"),
+        };
+        let after = self.began.elapsed();
+        let code = |number: i32| u8::try_from(number & 0xff).unwrap_or(u8::MAX);
+        if let Some(number) = status.terminating_signal() {
+            let name = Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |known| known.to_string());
+            return Ok(Some(Finished { code: code(128 + number), signal: Some(name), after }));
+        }
+        Ok(status.exit_status().map(|status| Finished { code: code(status), signal: None, after }))
+    }
+
+    /// A terminal sends its signals to the group in front: to both of us, or to one.
     fn pass_on_unless_shared(&self, signal: Signal) {
-        if !self.shares_terminal {
+        let front = self.terminal.as_ref().and_then(|terminal| tcgetpgrp(terminal).ok());
+        let both = front == Some(getpgrp()) && getpgid(Some(self.pid)).ok() == front;
+        if !both {
             self.pass_on(signal);
         }
     }
@@ -260,21 +269,45 @@ impl Running {
     }
 }
 
-/// Sends a signal to a process and all its descendants, the youngest last.
-fn end(first: Pid, signal: Signal) {
-    let parents: Vec<(i32, i32)> = procfs::process::all_processes()
-        .into_iter()
-        .flatten()
-        .filter_map(|process| process.ok()?.stat().ok().map(|stat| (stat.pid, stat.ppid)))
-        .collect();
-    let mut tree = vec![first.as_raw()];
-    let mut at = 0;
-    while let Some(parent) = tree.get(at).copied() {
-        tree.extend(parents.iter().filter(|(_, ppid)| *ppid == parent).map(|(pid, _)| *pid));
-        at += 1;
+/// Ends every process that `members` names, until it names none: told first, killed once they had time.
+pub async fn end_all(members: impl Fn() -> Vec<u32>) {
+    let deadline = Instant::now() + GRACE;
+    let mut told = HashSet::new();
+    loop {
+        let left = members();
+        let late = Instant::now() > deadline;
+        if left.is_empty() || Instant::now() > deadline + GRACE {
+            return;
+        }
+        for pid in left {
+            if late || told.insert(pid) {
+                let signal = if late { Signal::SIGKILL } else { Signal::SIGTERM };
+                let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+            }
+        }
+        tokio::time::sleep(LOOK).await;
     }
-    for pid in tree {
-        let _ = kill(Pid::from_raw(pid), signal);
+}
+
+/// Looks whether a program can be found and executed, as the kernel will; so that nothing is prepared for one that cannot.
+pub fn check(plan: &Plan) -> Result<(), NotStarted> {
+    let program = &plan.words[0];
+    let failure = |kind: io::ErrorKind| NotStarted {
+        program: program.to_string_lossy().into_owned(),
+        error: io::Error::from(kind),
+    };
+    let path = plan.variables.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    let path = path.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| "/bin:/usr/bin".into());
+    let candidates: Vec<PathBuf> = if program.as_bytes().contains(&b'/') {
+        vec![program.into()]
+    } else {
+        std::env::split_paths(&path).map(|folder| folder.join(program)).collect()
+    };
+    let found: Vec<fs::Metadata> = candidates.iter().filter_map(|candidate| fs::metadata(candidate).ok()).collect();
+    match found.iter().any(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0) {
+        true => Ok(()),
+        false if found.is_empty() => Err(failure(io::ErrorKind::NotFound)),
+        false => Err(failure(io::ErrorKind::PermissionDenied)),
     }
 }
 

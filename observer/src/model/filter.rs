@@ -60,6 +60,8 @@ pub struct Filter {
     pub actions: Vec<String>,
     /// Inode number of the network namespace.
     pub netns: Option<u32>,
+    /// A process whose tree the kernel half keeps track of; it leaves out nothing.
+    pub follow: Option<u32>,
 }
 
 impl Filter {
@@ -85,7 +87,14 @@ impl Filter {
             filter.pids = self.pids.len() as u32;
             filter.pid.iter_mut().zip(&self.pids).for_each(|(into, pid)| *into = *pid);
         }
-        let any = filter.netns | filter.ports | filter.protocols | filter.networks | filter.pids;
+        if let Some(pid) = self.follow {
+            (filter.pid[0], filter.pids, filter.follow) = (pid, 1, 1);
+        }
+        let any = filter.netns
+            | filter.ports
+            | filter.protocols
+            | filter.networks
+            | (filter.pids * u32::from(filter.follow == 0));
         filter.active = u32::from(any != 0);
         filter
     }
@@ -105,6 +114,7 @@ impl Filter {
             causes,
             actions,
             netns: _,
+            follow: _,
         } = self;
         let numbers = |all: &[u32]| all.iter().map(ToString::to_string).collect();
         let kinds: [(&str, Vec<String>); 11] = [
@@ -292,6 +302,8 @@ mod tests {
         assert_eq!((kernel.network[0].v6, kernel.network[0].address[0]), (0, word([203, 0, 113, 0])));
         assert_eq!(kernel.network[0].mask, [word([255, 255, 255, 0]), 0, 0, 0]);
         assert_eq!(kernel.network[1].mask, [u32::MAX, word([0x80, 0, 0, 0]), 0, 0]);
+        let follows = Filter { follow: Some(9), ..Filter::default() }.in_kernel();
+        assert_eq!((follows.active, follows.pids, follows.pid[0], follows.follow), (0, 1, 9, 1));
         let many = Filter { ports: (1..=9).collect(), ..Filter::default() };
         assert_eq!(many.in_kernel(), KernelFilter::default(), "left to user space");
     }

@@ -40,6 +40,8 @@ pub struct Story {
 pub enum Judgement {
     /// The command was denied something.
     Blocked,
+    /// Something was blocked, and it is not known whose it was.
+    BlockedUnknown,
     /// Not the command, but something else meanwhile.
     BlockedOutside,
     /// Both lists are empty, nothing was lost, nothing was degraded.
@@ -53,6 +55,7 @@ impl Judgement {
     fn sentence(self) -> &'static str {
         match self {
             Self::Blocked => "blocked on this host",
+            Self::BlockedUnknown => "something was blocked, and it is not known whether the command sent it",
             Self::BlockedOutside => {
                 "nothing that the command sent was blocked, but something else was at the same time"
             }
@@ -71,10 +74,18 @@ pub struct Conclusion {
     pub ended: Option<Finished>,
     /// Denied to the command and what it started.
     pub inside: Vec<Story>,
+    /// Denied to whoever it was.
+    pub unknown: Vec<Story>,
     /// Denied to others meanwhile.
     pub outside: Vec<Story>,
-    /// Packets of background traffic and of full queues.
+    /// Packets of the command's that nobody waits for.
+    pub own_background: u64,
+    /// Such packets of others.
     pub background: u64,
+    /// Packets that full queues lost.
+    pub queues: u64,
+    /// Only one network namespace was watched.
+    pub only_netns: bool,
     /// When observing began and ended.
     pub start: Timestamp,
     /// See [`Self::start`].
@@ -92,12 +103,39 @@ impl Conclusion {
     pub fn judgement(&self) -> Judgement {
         let Account { lost, missed_max, degraded, .. } = &self.account;
         let whole = lost.total() == 0 && *missed_max == 0 && degraded.is_empty();
-        match (self.inside.is_empty(), self.outside.is_empty()) {
-            (false, _) => Judgement::Blocked,
-            (true, false) => Judgement::BlockedOutside,
-            (true, true) if whole => Judgement::NothingBlocked,
-            (true, true) => Judgement::NothingSeen,
+        if !self.inside.is_empty() {
+            Judgement::Blocked
+        } else if !self.unknown.is_empty() {
+            Judgement::BlockedUnknown
+        } else if !self.outside.is_empty() {
+            Judgement::BlockedOutside
+        } else if whole {
+            Judgement::NothingBlocked
+        } else {
+            Judgement::NothingSeen
         }
+    }
+
+    /// The judgement in words, and what limits it.
+    fn sentence(&self) -> String {
+        let judgement = self.judgement();
+        let mut sentence = judgement.sentence().to_owned();
+        if judgement != Judgement::Blocked && self.own_background > 0 {
+            sentence.push_str(", but background traffic of the command that nobody waits for");
+        }
+        if judgement != Judgement::Blocked && self.only_netns {
+            sentence.push_str(" (in the network namespace that was watched)");
+        }
+        sentence
+    }
+
+    /// The lists, each under its title.
+    fn lists(&self) -> [(&'static str, &[Story]); 3] {
+        [
+            ("Denied to the command", &self.inside),
+            ("Denied to somebody who is not known", &self.unknown),
+            ("Denied to others at the same time", &self.outside),
+        ]
     }
 
     fn ended(&self) -> String {
@@ -110,8 +148,14 @@ impl Conclusion {
     /// Lost packets and what else limits what was said.
     fn coverage(&self) -> Vec<String> {
         let mut parts = Vec::new();
-        if self.background > 0 {
-            parts.push(format!("background {}", self.background));
+        for (what, packets) in [
+            ("background of the command", self.own_background),
+            ("background", self.background),
+            ("lost by full queues", self.queues),
+        ] {
+            if packets > 0 {
+                parts.push(format!("{what} {packets}"));
+            }
         }
         parts.push(format!("lost {}", self.account.lost.total()));
         if self.account.missed_max > 0 {
@@ -131,13 +175,17 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
     writeln!(
         writer,
         "observer: {STRONG}VERDICT{STRONG:#} {style}{}{style:#}. {}",
-        judgement.sentence(),
+        conclusion.sentence(),
         conclusion.ended()
     )?;
     list(writer, &conclusion.inside)?;
-    if !conclusion.outside.is_empty() {
-        writeln!(writer, "  not its children, same time:")?;
-        list(writer, &conclusion.outside)?;
+    for (title, stories) in
+        [("sender not known:", &conclusion.unknown), ("not its children, same time:", &conclusion.outside)]
+    {
+        if !stories.is_empty() {
+            writeln!(writer, "  {title}")?;
+            list(writer, stories)?;
+        }
     }
     writeln!(writer, "  {}", conclusion.coverage().join(" · "))?;
     for degraded in &conclusion.account.degraded {
@@ -161,8 +209,12 @@ fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
 fn cell(text: &str) -> String {
     let mut plain = String::new();
     for character in escape(text).chars() {
-        if character.is_ascii_punctuation() && !matches!(character, '.' | ',' | ':' | ';' | '/' | '-' | '=' | '%' | '@')
-        {
+        // A mention would call people, and a link would be one.
+        if matches!(character, '@' | '/') {
+            plain.push_str(if character == '@' { "&#64;" } else { "&#47;" });
+            continue;
+        }
+        if character.is_ascii_punctuation() && !matches!(character, '.' | ',' | ':' | ';' | '-' | '=' | '%') {
             plain.push('\\');
         }
         plain.push(character);
@@ -177,7 +229,7 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
         (Judgement::Blocked, Some(first)) => {
             format!("{} could not reach {}: blocked on this host", first.who, first.to)
         }
-        (judgement, _) => judgement.sentence().to_owned(),
+        _ => conclusion.sentence(),
     };
     writeln!(writer, "# {}\n", cell(&title))?;
     writeln!(writer, "| | |\n|---|---|")?;
@@ -186,11 +238,9 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
         writeln!(writer, "| host | {} |", cell(name))?;
     }
     writeln!(writer, "| observed | {} – {} UTC |", seconds(conclusion.start), seconds(conclusion.end))?;
-    writeln!(writer, "| verdict | {} |", conclusion.judgement().sentence())?;
+    writeln!(writer, "| verdict | {} |", conclusion.sentence())?;
     writeln!(writer, "| end | {} |", conclusion.ended())?;
-    for (title, stories) in
-        [("Denied to the command", &conclusion.inside), ("Denied to others at the same time", &conclusion.outside)]
-    {
+    for (title, stories) in conclusion.lists() {
         writeln!(writer, "\n## {title}\n")?;
         if stories.is_empty() {
             writeln!(writer, "Nothing.")?;
@@ -229,7 +279,8 @@ struct Meta {
     module: &'static str,
     start: Timestamp,
     end: Timestamp,
-    reason: &'static str,
+    action: &'static str,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -242,18 +293,21 @@ struct ProcessState<'a> {
 
 #[derive(Serialize)]
 struct EgressState<'a> {
-    verdict: Judgement,
+    judgement: Judgement,
     #[serde(skip_serializing_if = "Option::is_none")]
     ran_ms: Option<i128>,
     blocked: &'a [Story],
+    blocked_unknown: &'a [Story],
     blocked_outside: &'a [Story],
+    own_background: u64,
     background: u64,
+    queues: u64,
     account: &'a Account,
 }
 
 /// For a program: one object on one line.
 pub fn json(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()> {
-    let ran = conclusion.ended.and_then(|ended| SignedDuration::try_from(ended.after).ok());
+    let ran = conclusion.ended.as_ref().and_then(|ended| SignedDuration::try_from(ended.after).ok());
     let state = State {
         timestamp: conclusion.end,
         ecs: Ecs { version: ECS_VERSION },
@@ -265,19 +319,23 @@ pub fn json(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()> 
             module: "observer",
             start: conclusion.start,
             end: conclusion.end,
-            reason: conclusion.judgement().sentence(),
+            action: "run-finished",
+            reason: conclusion.sentence(),
         },
         process: ProcessState {
             args: &conclusion.command,
             command_line: conclusion.command.join(" "),
-            exit_code: conclusion.ended.map(|ended| ended.code),
+            exit_code: conclusion.ended.as_ref().map(|ended| ended.code),
         },
         egress: EgressState {
-            verdict: conclusion.judgement(),
+            judgement: conclusion.judgement(),
             ran_ms: ran.map(|ran| ran.as_millis()),
             blocked: &conclusion.inside,
+            blocked_unknown: &conclusion.unknown,
             blocked_outside: &conclusion.outside,
+            own_background: conclusion.own_background,
             background: conclusion.background,
+            queues: conclusion.queues,
             account: &conclusion.account,
         },
     };
@@ -295,8 +353,12 @@ mod tests {
             command: vec!["curl".to_owned()],
             ended: None,
             inside: Vec::new(),
+            unknown: Vec::new(),
             outside: Vec::new(),
+            own_background: 0,
             background: 0,
+            queues: 0,
+            only_netns: false,
             start: Timestamp::UNIX_EPOCH,
             end: Timestamp::UNIX_EPOCH,
             account: Account::default(),
@@ -331,6 +393,10 @@ mod tests {
         }
         let outside = Conclusion { outside: vec![story()], ..conclusion() };
         assert_eq!(outside.judgement(), Judgement::BlockedOutside);
+        let unknown = Conclusion { unknown: vec![story()], ..outside.clone() };
+        assert_eq!(unknown.judgement(), Judgement::BlockedUnknown);
+        let limited = Conclusion { own_background: 1, only_netns: true, ..conclusion() }.sentence();
+        assert!(limited.starts_with("nothing was blocked, but background"), "{limited}");
         assert_eq!(Conclusion { inside: vec![story()], ..outside }.judgement(), Judgement::Blocked);
     }
 
@@ -339,7 +405,7 @@ mod tests {
         let mut text = Vec::new();
         markdown(&mut text, &Conclusion { inside: vec![story()], ..conclusion() }).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("| a\\|b | 192.0.2.1:443/tcp | 1 |"), "{text}");
+        assert!(text.contains("| a\\|b | 192.0.2.1:443&#47;tcp | 1 |"), "{text}");
         assert!(text.contains("\\`rule\\`"), "{text}");
         assert_eq!(cell("<i>*x*"), r"\<i\>\*x\*");
     }

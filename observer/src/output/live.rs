@@ -6,14 +6,15 @@ use crossterm::{
     cursor::{MoveToColumn, MoveUp},
     queue,
     style::Print,
-    terminal::{self, Clear, ClearType},
+    terminal::{Clear, ClearType},
 };
+use rustix::termios::tcgetwinsize;
 use unicode_width::UnicodeWidthChar;
 
 /// Rows at most: what happened before them stays in view.
 pub(super) const MAX_ROWS: usize = 8;
 /// Width where the terminal does not say.
-const WIDTH: u16 = 80;
+const WIDTH: usize = 80;
 
 /// What is drawn at the end.
 #[derive(Default)]
@@ -40,8 +41,10 @@ impl Live {
     /// Draws rows in the place of those before; one that is too long is cut, since a wrapped one could not be taken away.
     pub(super) fn draw(&mut self, writer: &mut impl Write, rows: &[String]) -> io::Result<()> {
         self.erase(writer)?;
-        let width = usize::from(terminal::size().map_or(WIDTH, |(width, _)| if width == 0 { WIDTH } else { width }));
-        for row in rows.iter().take(MAX_ROWS) {
+        // Of stdout, which need not be the terminal that the process was started from.
+        let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+        let (width, height) = size.map_or((WIDTH, MAX_ROWS + 1), |size| (size.ws_col.into(), size.ws_row.into()));
+        for row in rows.iter().take(MAX_ROWS.min(height - 1)) {
             queue!(writer, Print(fit(row, width)), Print('\n'))?;
             self.rows += 1;
         }

@@ -53,7 +53,15 @@ pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io
 fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
     let policies = denies.denies.iter().filter(|deny| deny.handle.is_none()).count();
     let rules = denies.total - policies;
-    let default = if policies > 0 { format!("{WARN}default deny{WARN:#}") } else { "default allow".to_owned() };
+    let mut families: Vec<&str> =
+        denies.denies.iter().filter(|deny| deny.handle.is_none()).map(|deny| deny.family.as_str()).collect();
+    families.dedup();
+    let default = match (families.is_empty(), denies.legacy) {
+        (false, _) => format!("{WARN}default deny ({}){WARN:#}", families.join(", ")),
+        (true, false) => "default allow".to_owned(),
+        // Its policies are not known.
+        (true, true) => "default allow in nftables".to_owned(),
+    };
     let rules = match rules {
         0 => "no rule denies".to_owned(),
         1 => format!("{WARN}1 rule denies{WARN:#}"),
@@ -72,7 +80,7 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
         line(writer, "", &format!("{maps} may deny too: `nft list ruleset` shows"))?;
     }
     if denies.legacy {
-        line(writer, "", "iptables-legacy has rules too: `iptables-legacy-save -c` shows them")?;
+        line(writer, "", "not looked into: tables of iptables-legacy, which `iptables-legacy-save -c` shows")?;
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     incident::who,
-    model::{Action, Event, Finished, Summary},
+    model::{Action, Event, Finished, OwnerKnown, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -39,6 +39,8 @@ pub struct Findings {
     pub ended: OnceLock<Finished>,
 }
 
+/// Stories that are announced while the command runs.
+const MAX_ANNOUNCED: usize = 20;
 /// Stories that are told one by one.
 const MAX_STORIES: usize = 10_000;
 
@@ -108,6 +110,8 @@ pub struct Subject {
     pub pid: u32,
     /// Its words, secrets masked.
     pub command: Vec<String>,
+    /// Only one network namespace is watched.
+    pub only_netns: bool,
     /// Where every event goes.
     pub events: Option<BufWriter<File>>,
     /// Where the conclusion goes.
@@ -124,8 +128,12 @@ pub struct Verdict<W> {
     failed: Option<io::Error>,
     findings: Arc<Findings>,
     inside: Stories,
+    /// Of senders that are not known.
+    unknown: Stories,
     outside: Stories,
+    own_background: u64,
     background: u64,
+    queues: u64,
 }
 
 impl<W: Write + Send> Verdict<W> {
@@ -138,13 +146,27 @@ impl<W: Write + Send> Verdict<W> {
             subject,
             findings,
             inside: Stories::default(),
+            unknown: Stories::default(),
             outside: Stories::default(),
+            own_background: 0,
             background: 0,
+            queues: 0,
         }
     }
 }
 
-impl<W> Verdict<W> {
+impl<W: Write> Verdict<W> {
+    /// Says the last story of the command's while it goes on.
+    fn announce(&mut self) {
+        let Some(Story { who, to, by, .. }) = self.inside.list.last() else { return };
+        let _ = if self.inside.list.len() > MAX_ANNOUNCED {
+            writeln!(self.writer, "observer: {ALERT}BLOCKED{ALERT:#} and more; the end tells all")
+        } else {
+            writeln!(self.writer, "observer: {ALERT}BLOCKED{ALERT:#} {} → {to}: {}", escape(who), escape(by))
+        };
+        let _ = self.writer.flush();
+    }
+
     /// A full disk must not end what watches a command: it is said at the end.
     fn write_events(&mut self, write: impl FnOnce(&mut JsonLines<BufWriter<File>>) -> io::Result<()>) {
         if let Some(events) = &mut self.events
@@ -159,28 +181,28 @@ impl<W> Verdict<W> {
 impl<W: Write + Send> Output for Verdict<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
         self.write_events(|events| events.event(event).map(drop));
-        if event.event.action != Action::EgressBlocked || event.egress.background.is_some() {
-            self.background += event.egress.count;
+        let own = event.egress.ancestry.iter().any(|ancestor| ancestor.pid == self.subject.pid);
+        if event.event.action != Action::EgressBlocked {
+            self.queues += event.egress.count;
             return Ok(false);
         }
-        if !event.egress.ancestry.iter().any(|ancestor| ancestor.pid == self.subject.pid) {
-            self.outside.take(event);
+        if event.egress.background.is_some() {
+            let background = if own { &mut self.own_background } else { &mut self.background };
+            *background += event.egress.count;
+            return Ok(false);
+        }
+        if !own {
+            let named = event.process.is_some() || event.egress.owner == Some(OwnerKnown::Kernel);
+            let stories = if named { &mut self.outside } else { &mut self.unknown };
+            stories.take(event);
             return Ok(true);
         }
-        if self.inside.take(event)
-            && let Some(story) = self.inside.list.last()
-        {
-            let _ = writeln!(
-                self.writer,
-                "observer: {ALERT}BLOCKED{ALERT:#} {} → {}: {}",
-                escape(&story.who),
-                story.to,
-                escape(&story.by)
-            );
-            let _ = self.writer.flush();
-        }
+        // Whoever waits for it must not wait for a reader of stderr.
         self.findings.blocked.store(true, Ordering::Release);
         self.findings.first.notify_one();
+        if self.inside.take(event) && self.inside.list.len() <= MAX_ANNOUNCED + 1 {
+            self.announce();
+        }
         Ok(true)
     }
 
@@ -194,10 +216,14 @@ impl<W: Write + Send> Output for Verdict<W> {
         self.write_events(|events| events.finish(summary));
         let conclusion = Conclusion {
             command: std::mem::take(&mut self.subject.command),
-            ended: self.findings.ended.get().copied(),
+            ended: self.findings.ended.get().cloned(),
+            only_netns: self.subject.only_netns,
             inside: std::mem::take(&mut self.inside.list),
+            unknown: std::mem::take(&mut self.unknown.list),
             outside: std::mem::take(&mut self.outside.list),
+            own_background: self.own_background,
             background: self.background,
+            queues: self.queues,
             start: summary.event.start,
             end: summary.event.end,
             account: summary.egress.clone(),

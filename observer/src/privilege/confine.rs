@@ -4,15 +4,16 @@
 //! 1. every descriptor that needs privilege to open is open: probes, ring, output files, the helper's socket;
 //! 2. there is one thread;
 //! 3. capabilities are tried without: before Linux 5.19 reading the counters takes CAP_BPF, which is then kept alone;
-//! 4. supplementary groups, group and user become nobody's, so that root's files are out of reach too;
+//! 4. supplementary groups, group and user become ones that are nobody's, so that root's files are out of reach too;
 //! 5. permitted, effective, inheritable and ambient capabilities go, then new privileges are forbidden.
 
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-/// The kernel's overflow user and group, nobody on every distribution.
-const NOBODY: u32 = 65534;
+/// A user and group that no distribution gives to anybody: another process of the same user, such as one of nobody's,
+/// could stop this one.
+const NOBODY: u32 = 65533;
 
 /// What is left.
 #[derive(Clone, Debug)]

@@ -71,6 +71,18 @@ impl AttachError {
     }
 }
 
+/// Which processes belong to the trees that are kept track of.
+pub struct Tree(HashMap<MapData, u32, [u8; size_of::<Member>()]>);
+
+impl Tree {
+    /// Those that belong to one, and live.
+    pub fn members(&self) -> Vec<u32> {
+        let at = offset_of!(Member, inside);
+        let inside = |member: [u8; size_of::<Member>()]| member[at..at + size_of::<u32>()] != [0; size_of::<u32>()];
+        self.0.iter().flatten().filter(|(_, member)| inside(*member)).map(|(pid, _)| pid).collect()
+    }
+}
+
 /// Attached programs. Dropping it detaches everything.
 pub struct Probes {
     ebpf: Ebpf,
@@ -243,6 +255,12 @@ impl Probes {
             Ok(()) | Err(MapError::SyscallError(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The trees; once, when all that run already are placed.
+    pub fn take_tree(&mut self) -> anyhow::Result<Tree> {
+        let map = self.ebpf.take_map(map::TREE).with_context(|| format!("the map {} was taken already", map::TREE))?;
+        Ok(Tree(map.try_into()?))
     }
 
     /// Takes back what was said of a process that has ended meanwhile.

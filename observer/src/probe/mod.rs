@@ -12,6 +12,6 @@ pub mod layout;
 pub mod selftest;
 pub mod totals;
 
-pub use attach::{AttachError, Probes, program_names};
+pub use attach::{AttachError, Probes, Tree, program_names};
 pub use hooks::{HOOKS, Hook, HookState, Way};
 pub use totals::Totals;

@@ -35,7 +35,7 @@ fn none_left() -> Result<Outcome> {
             ensure!(bits & !(1 << 39) == 0, "{set} of thread {task} is {bits:x}");
         }
         ensure!(status(pid, &task, "NoNewPrivs")? == "1", "new privileges are possible");
-        ensure!(status(pid, &task, "Uid")?.split_whitespace().all(|id| id == "65534"), "still a privileged user");
+        ensure!(status(pid, &task, "Uid")?.split_whitespace().all(|id| id == "65533"), "still a privileged user");
         threads += 1;
     }
     ensure!(threads >= 2, "only {threads} threads: the test does not see what it should");

@@ -58,7 +58,15 @@ fn folded() -> Result<Outcome> {
 struct Screen {
     child: Child,
     parser: Arc<Mutex<vt100::Parser>>,
-    reader: JoinHandle<()>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// A scenario that fails leaves no observer behind.
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Screen {
@@ -87,7 +95,7 @@ impl Screen {
                 }
             }
         });
-        Ok(Self { child, parser, reader })
+        Ok(Self { child, parser, reader: Some(reader) })
     }
 
     fn rows(&self) -> Result<Vec<String>> {
@@ -107,7 +115,8 @@ impl Screen {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGINT)?;
         self.child.wait()?;
         let parser = Arc::clone(&self.parser);
-        self.reader.join().map_err(|_| anyhow::anyhow!("the reader failed"))?;
+        let reader = self.reader.take().context("it is read once")?;
+        reader.join().map_err(|_| anyhow::anyhow!("the reader failed"))?;
         let parser = parser.lock().map_err(|_| anyhow::anyhow!("the reader failed"))?;
         Ok(parser.screen().rows(0, 100).map(|row| row.trim_end().to_owned()).filter(|row| !row.is_empty()).collect())
     }
