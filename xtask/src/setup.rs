@@ -18,7 +18,7 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 /// The oldest compiler with the language that the kernel half is written in.
 const OLDEST: (u32, u32) = (1, 88);
 /// Programs that tests and the demo run, with the Debian package that brings each.
-const TEST_TOOLS: [(&str, &str); 18] = [
+const TEST_TOOLS: [(&str, &str); 19] = [
     ("nft", "nftables"),
     ("iptables-nft", "iptables"),
     ("iptables-legacy", "iptables"),
@@ -30,6 +30,7 @@ const TEST_TOOLS: [(&str, &str); 18] = [
     ("setpriv", "util-linux"),
     ("chroot", "coreutils"),
     ("python3", "python3"),
+    ("pip3", "python3-pip"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("dnsmasq", "dnsmasq-base"),

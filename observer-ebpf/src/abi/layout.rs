@@ -143,6 +143,8 @@ layout! {
     sk_protocol,
     /// `sock.sk_type`
     sk_type,
+    /// Place of the bit `sock.sk_kern_sock`, in bits.
+    sk_kernel_bit,
     /// `sock.sk_socket`
     sk_socket,
     /// `sock.sk_uid`
@@ -153,6 +155,8 @@ layout! {
     connection_sent_again,
     /// `inet_connection_sock.icsk_syn_retries`
     connection_syn_retries,
+    /// `tcp_sock.is_mptcp`
+    tcp_is_mptcp,
     /// `tcp_sock.retrans_stamp`
     tcp_first_sent,
     /// `tcp_sock.retrans_out`

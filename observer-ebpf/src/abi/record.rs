@@ -93,7 +93,7 @@ pub mod flag {
     pub const ORPHAN: u16 = 8;
     /// The packet's headers could not be read.
     pub const UNREADABLE: u16 = 16;
-    /// The kernel made the socket for itself: no process has it open.
+    /// The kernel made the socket for itself.
     pub const KERNEL: u16 = 32;
     /// Datagrams of this socket leave inside the call that sends them (UDP, raw, ping); a connection's may also leave by a
     /// timer or on an answer.

@@ -18,6 +18,8 @@ pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
     let sk: u64 = context.arg(0);
     let state: u64 = context.arg(2);
     match state as u32 {
+        // What the kernel connects by a thread of its own is nobody's, or a part of somebody's that cannot be told here.
+        sock::SYN_SENT if task::is_kernel_thread() => {}
         sock::SYN_SENT => {
             let netns = sock::netns::<Direct>(sk);
             owner::bind(sock::make_cookie(sk as *mut u8), task::current(), netns, OwnerSource::Connect);

@@ -3,7 +3,10 @@
 use core::hint::black_box;
 
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
-use observer_ebpf::abi::{ABSENT, flag};
+use observer_ebpf::{
+    abi::{ABSENT, flag},
+    logic::packet,
+};
 
 use super::{
     drop::{Scratch, put},
@@ -74,7 +77,18 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         let socket: u64 = R::field(sk, field!(sk_socket)).unwrap_or(0);
         put!(scratch.socket, black_box(socket));
         let file: u64 = R::field(socket, field!(socket_file)).unwrap_or(0);
-        flags |= bit(socket != 0 && file == 0, flag::KERNEL);
+        let mut kernel = u16::from(black_box(socket != 0 && file == 0));
+        // A network file system's has a file, too.
+        let place = field!(sk_kernel_bit);
+        if place != ABSENT {
+            let byte: u8 = R::field(sk, place / 8).unwrap_or(0);
+            kernel |= u16::from(byte >> (place & 7) & 1);
+        }
+        // A part of a multipath connection is made by the kernel, for whoever connects.
+        if R::field::<u16>(sk, field!(sk_protocol)) == Some(u16::from(packet::protocol::TCP)) {
+            kernel &= u16::from(Probe::field::<u8>(sk, field!(tcp_is_mptcp)).unwrap_or(0)) ^ 1;
+        }
+        flags |= (kernel & 1) * flag::KERNEL;
         let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
         // Of a raw socket the number is its protocol.
         if u32::from(kind) != SOCK_RAW {

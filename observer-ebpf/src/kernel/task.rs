@@ -42,6 +42,14 @@ pub fn of(task: u64) -> Task {
     facts
 }
 
+/// The current task has no memory of its own: it is a thread of the kernel's.
+#[inline(always)]
+pub fn is_kernel_thread() -> bool {
+    // SAFETY: the helper only returns a number.
+    let task = unsafe { bpf_get_current_task() };
+    Probe::field::<u64>(task, field!(task_mm)) == Some(0)
+}
+
 /// Inode number of the current process's network namespace.
 #[inline(always)]
 pub fn netns() -> u32 {

@@ -183,11 +183,13 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         sk_shutdown: fields.want("sock", "sk_shutdown", 1),
         sk_protocol: fields.want("sock", "sk_protocol", 2),
         sk_type: fields.want("sock", "sk_type", 2),
+        sk_kernel_bit: fields.bit("sock", "sk_kern_sock"),
         sk_socket: fields.need("sock", "sk_socket", 8),
         sk_uid: fields.need("sock", "sk_uid", 4),
         sk_lock_owned: fields.want("sock", "sk_lock.owned", 4),
         connection_sent_again: fields.want("inet_connection_sock", "icsk_retransmits", 1),
         connection_syn_retries: fields.want("inet_connection_sock", "icsk_syn_retries", 1),
+        tcp_is_mptcp: fields.want("tcp_sock", "is_mptcp", 1),
         tcp_first_sent: fields.want("tcp_sock", "retrans_stamp", 4),
         tcp_retransmitted: fields.want("tcp_sock", "retrans_out", 4),
         sk_cgroup: fields.want("sock", "sk_cgrp_data.cgroup", 8),
@@ -269,6 +271,11 @@ impl Fields<'_> {
             Some(member) if member.bits == bytes * 8 && member.bit_offset.is_multiple_of(8) => member.bit_offset / 8,
             _ => ABSENT,
         }
+    }
+
+    /// Place in bits of a field of one bit, or [`ABSENT`].
+    fn bit(&self, name: &str, path: &str) -> u32 {
+        self.btf.member(name, path).filter(|member| member.bits == 1).map_or(ABSENT, |member| member.bit_offset)
     }
 
     /// Byte offset of a field of any width, or [`ABSENT`].

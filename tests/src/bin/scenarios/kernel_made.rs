@@ -1,6 +1,6 @@
 //! Packets that the kernel makes: tunnels, resets, what is left of closed connections.
 
-use std::{thread, time::Duration};
+use std::{process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -20,6 +20,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("what_comes_in_by_a_tunnel_is_not_told", inbound_by_tunnel),
     ("a_reset_by_a_rule", reset_by_rule),
     ("invalid_after_a_close", invalid_after_close),
+    ("a_network_file_system", network_file_system),
 ];
 
 /// Address of the far end inside the tunnel.
@@ -137,6 +138,40 @@ fn reset_by_rule() -> Result<Outcome> {
             &[
                 ("/egress/owner", json!("kernel")),
                 ("/egress/background", json!("invalid-state")),
+                ("/process", Value::Null),
+                ("/user", Value::Null),
+            ],
+        )?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A mount asks for it, and the kernel connects, on a socket of its own: nobody else is named.
+fn network_file_system() -> Result<Outcome> {
+    // Where it is built in there is nothing to load.
+    let _ = Command::new("modprobe").arg("nfsv4").output();
+    if !std::fs::read_to_string("/proc/filesystems")?.contains("nfs4") {
+        return Ok(Outcome::Skipped("this kernel has no NFS client".to_owned()));
+    }
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; tcp dport 2049 counter drop; } }")?;
+    let observer = Observer::watch(&lab.client)?;
+    let options = format!("addr={FAR_V4},clientaddr={CLIENT_V4}");
+    let mut mount = lab.client.command("timeout");
+    let source = format!("{FAR_V4}:/export");
+    let mount =
+        mount.args(["-s", "KILL", "4", "mount", "-i", "-t", "nfs4", "-o", &options, &source, "/mnt"]).output()?;
+    ensure!(!mount.status.success(), "it was mounted");
+    let report = observer.stop()?;
+    let events = report.foreground();
+    ensure!(!events.is_empty(), "nothing was told: {:?}; {mount:?}", report.events);
+    ensure!(report.number("/reported") == lab.client.counted()?, "{}", report.account);
+    for event in events {
+        expect(
+            event,
+            &[
+                ("/destination/port", json!(2049)),
+                ("/egress/owner", json!("kernel")),
                 ("/process", Value::Null),
                 ("/user", Value::Null),
             ],

@@ -29,6 +29,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("another_user", another_user),
     ("two_processes_to_one_destination", two_processes),
     ("calls_made_through_io_uring", uring),
+    ("multipath_tcp", multipath),
 ];
 
 const DROP_443: &str = "table inet t { chain out { type filter hook output priority 0; meta l4proto { tcp, udp } th dport 443 counter drop; } }";
@@ -225,6 +226,28 @@ fn two_processes() -> Result<Outcome> {
     wanted.sort_unstable();
     ensure!(pids == wanted, "{pids:?}, expected {wanted:?}");
     Ok(Outcome::Passed)
+}
+
+/// The kernel connects by a socket that it makes itself, for the process that asked.
+fn multipath() -> Result<Outcome> {
+    if fs::read_to_string("/proc/sys/net/mptcp/enabled").is_ok_and(|value| value.trim() == "1") {
+        let lab = Lab::new()?;
+        lab.client.nft(DROP_443)?;
+        let observer = Observer::watch(&lab.client)?;
+        let mut pids = Vec::new();
+        for address in [FAR_V4, FAR_V6] {
+            pids.push(traffic::run(&lab.client, &["multipath", address, "443", "1.4"])?.pid);
+        }
+        let report = observer.stop()?;
+        let events = report.foreground();
+        ensure!(events.len() as u64 == lab.client.counted()? && events.len() >= 4, "{events:?}");
+        for event in events {
+            let pid = pids[usize::from(event["network"]["type"] == "ipv6")];
+            expect(event, &[("/process/pid", json!(pid)), ("/process/name", json!("python3"))])?;
+        }
+        return Ok(Outcome::Passed);
+    }
+    Ok(Outcome::Skipped("multipath TCP is switched off here".to_owned()))
 }
 
 /// The kernel's worker threads make the calls; they are threads of the process.
