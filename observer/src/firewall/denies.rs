@@ -15,20 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     inventory::{legacy_tables, nftables_in_use},
-    nft::{self, Chain, Rule, Verdict, family_name},
+    netfilter::{DROP, family, hook},
+    nft::{self, Chain, Rule, Verdict},
 };
 
-/// `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING` and, of family netdev, `NF_NETDEV_EGRESS`.
-const LOCAL_OUT: u32 = 3;
-const POST_ROUTING: u32 = 4;
-const NETDEV_EGRESS: u32 = 1;
-/// `NFPROTO_INET`, `_IPV4`, `_NETDEV`, `_IPV6` of `uapi/linux/netfilter.h`.
-const INET: u8 = 1;
-const IPV4: u8 = 2;
-const NETDEV: u8 = 5;
-const IPV6: u8 = 10;
-/// `NF_DROP`.
-const DROP: u32 = 0;
 /// How many are told one by one.
 const MAX_TOLD: usize = 16;
 /// Time for all texts together.
@@ -101,7 +91,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                             place: place(base.family, &base.table, chain),
                             hook: hook.to_owned(),
                             handle: Some(rule.handle),
-                            family: family_name(base.family).to_owned(),
+                            family: family::name(base.family).to_owned(),
                             verdict: if *verdict == Verdict::Drop { "drop" } else { "reject" }.to_owned(),
                             text: None,
                             packets: rule.packets,
@@ -122,7 +112,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                 place: place(base.family, &base.table, &base.name),
                 hook: hook.to_owned(),
                 handle: None,
-                family: family_name(base.family).to_owned(),
+                family: family::name(base.family).to_owned(),
                 verdict: "drop".to_owned(),
                 text: None,
                 packets: None,
@@ -134,15 +124,15 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
 
 fn way_out(family: u8, hook: u32) -> Option<&'static str> {
     match (family, hook) {
-        (INET | IPV4 | IPV6, LOCAL_OUT) => Some("output"),
-        (INET | IPV4 | IPV6, POST_ROUTING) => Some("postrouting"),
-        (NETDEV, NETDEV_EGRESS) => Some("egress"),
+        (family::INET | family::IPV4 | family::IPV6, hook::LOCAL_OUT) => Some("output"),
+        (family::INET | family::IPV4 | family::IPV6, hook::POST_ROUTING) => Some("postrouting"),
+        (family::NETDEV, hook::NETDEV_EGRESS) => Some("egress"),
         _ => None,
     }
 }
 
 fn place(family: u8, table: &str, chain: &str) -> String {
-    format!("{} {table} {chain}", family_name(family))
+    format!("{} {table} {chain}", family::name(family))
 }
 
 /// What `nft` writes for a chain, if it is installed and answers in time; else nothing.
@@ -189,12 +179,12 @@ mod tests {
     use super::*;
 
     fn chain(name: &str, hook: Option<u32>, policy: Option<u32>) -> Chain {
-        Chain { family: IPV4, table: "filter".to_owned(), name: name.to_owned(), hook, policy }
+        Chain { family: family::IPV4, table: "filter".to_owned(), name: name.to_owned(), hook, policy }
     }
 
     fn rule(chain: &str, handle: u64, verdict: Verdict) -> Rule {
         Rule {
-            family: IPV4,
+            family: family::IPV4,
             table: "filter".to_owned(),
             chain: chain.to_owned(),
             handle,
@@ -215,7 +205,7 @@ mod tests {
     fn only_what_the_way_out_leads_to() {
         let chains = [
             chain("INPUT", Some(1), Some(DROP)),
-            chain("OUTPUT", Some(LOCAL_OUT), Some(DROP)),
+            chain("OUTPUT", Some(hook::LOCAL_OUT), Some(DROP)),
             chain("user", None, None),
             chain("lonely", None, None),
         ];

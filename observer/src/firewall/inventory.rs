@@ -6,15 +6,15 @@ use std::fs;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::nft::{self, Chain};
+use super::{
+    netfilter::family,
+    nft::{self, Chain},
+};
 
 /// Tables that iptables-nft makes.
 const IPTABLES_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 /// Base chains that iptables makes in them.
 const IPTABLES_CHAINS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-const FAMILY_IP: u8 = 2;
-const FAMILY_IP6: u8 = 10;
 /// Tables of front ends that are recognised otherwise.
 const OWNED_TABLES: [&str; 4] = ["firewalld", "firewalld_policy_drop", "netavark", "f2b-table"];
 
@@ -105,7 +105,7 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
     }
     // iptables-nft's tables are of family ip or ip6, and their base chains have the names that iptables gives.
     let is_iptables = |chain: &&Chain| {
-        [FAMILY_IP, FAMILY_IP6].contains(&chain.family)
+        [family::IPV4, family::IPV6].contains(&chain.family)
             && IPTABLES_TABLES.contains(&chain.table.as_str())
             && IPTABLES_CHAINS.contains(&chain.name.as_str())
     };

@@ -6,16 +6,12 @@ use anyhow::{Context, Result};
 use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 
-/// `NFPROTO_UNSPEC` and `NFPROTO_INET` of `uapi/linux/netfilter.h`.
-const UNSPEC: u8 = 0;
-const INET: u8 = 1;
+use super::netfilter::{DROP, family, hook};
+
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names.
 const SUBSYSTEM: u16 = 10;
-/// `NF_INET_LOCAL_OUT` and `NF_DROP`.
-const LOCAL_OUT: u32 = 3;
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
-const DROP: u32 = 0;
 
 /// A chain of the namespace that asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,23 +58,10 @@ pub struct Rule {
     pub packets: Option<u64>,
 }
 
-/// Name of a family as `nft` writes it.
-pub fn family_name(family: u8) -> &'static str {
-    match family {
-        INET => "inet",
-        2 => "ip",
-        3 => "arp",
-        5 => "netdev",
-        7 => "bridge",
-        10 => "ip6",
-        _ => "unknown",
-    }
-}
-
 /// All chains of all families in this thread's network namespace.
 pub fn chains() -> Result<Vec<Chain>> {
     let mut socket = NetlinkSocket::new();
-    let request = nftables::Request::new().op_getchain_dump(&header(UNSPEC));
+    let request = nftables::Request::new().op_getchain_dump(&header(family::UNSPEC));
     let mut replies = socket.request(&request).context("cannot ask for nftables chains")?;
     let mut chains = Vec::new();
     while let Some(reply) = replies.recv() {
@@ -98,7 +81,7 @@ pub fn chains() -> Result<Vec<Chain>> {
 /// All rules of all families in this thread's network namespace, each chain's in order.
 pub fn rules() -> Result<Vec<Rule>> {
     let mut socket = NetlinkSocket::new();
-    let request = nftables::Request::new().op_getrule_dump(&header(UNSPEC));
+    let request = nftables::Request::new().op_getrule_dump(&header(family::UNSPEC));
     let mut replies = socket.request(&request).context("cannot ask for nftables rules")?;
     let mut rules = Vec::new();
     while let Some(reply) = replies.recv() {
@@ -156,16 +139,16 @@ pub fn drop_all_output(table: &str) -> Result<()> {
     let mut envelope = Nfgenmsg::new();
     envelope.set_res_id(SUBSYSTEM);
     batch.request().op_batch_begin_do(&envelope);
-    batch.request().set_create().op_newtable_do(&header(INET)).encode().push_name(&table);
+    batch.request().set_create().op_newtable_do(&header(family::INET)).encode().push_name(&table);
     batch
         .request()
         .set_create()
-        .op_newchain_do(&header(INET))
+        .op_newchain_do(&header(family::INET))
         .encode()
         .push_table(&table)
         .push_name(c"output")
         .nested_hook()
-        .push_num(LOCAL_OUT)
+        .push_num(hook::LOCAL_OUT)
         .push_priority(0)
         .end_nested()
         .push_policy(DROP)

@@ -56,7 +56,7 @@ pub(super) struct Consumed {
     /// Given up at the end, because the output did not take them in time.
     pub(super) abandoned: u64,
     /// Counted together for want of room, so that it is not known whether they were to be told.
-    pub(super) unread: u64,
+    pub(super) undecided: u64,
     pub(super) output: Box<dyn Output>,
     pub(super) degraded: Vec<Degraded>,
     pub(super) error: Option<io::Error>,
@@ -108,7 +108,7 @@ impl<E: Eyes> Consumer<E> {
             decode: 0,
             inbound: 0,
             abandoned: 0,
-            unread: 0,
+            undecided: 0,
             output,
             degraded: Vec::new(),
             error: None,
@@ -284,7 +284,7 @@ impl<E: Eyes> Consumer<E> {
                         .filter
                         .netns
                         .is_some_and(|wanted| dropped.netns != wanted && dropped.origin_netns != Some(wanted));
-                    let into = if elsewhere { &mut self.done.filtered } else { &mut self.done.unread };
+                    let into = if elsewhere { &mut self.done.filtered } else { &mut self.done.undecided };
                     *into += counted.packets;
                     return;
                 }

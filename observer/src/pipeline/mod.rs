@@ -191,7 +191,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
             reported: consumed.reported,
             filtered: consumed.filtered + totals.filtered,
             lost: Lost {
-                map: totals.map + consumed.unread,
+                map: totals.map + consumed.undecided,
                 decode: consumed.decode,
                 queue: consumed.abandoned,
                 ..Lost::default()

@@ -1,0 +1,45 @@
+//! Numbers of `uapi/linux/netfilter.h`: address families, hooks, verdicts. Part of the kernel's ABI.
+
+/// `NFPROTO_*`
+pub mod family {
+    /// All of them, in a request.
+    pub const UNSPEC: u8 = 0;
+    /// IPv4 and IPv6.
+    pub const INET: u8 = 1;
+    /// IPv4.
+    pub const IPV4: u8 = 2;
+    /// ARP.
+    pub const ARP: u8 = 3;
+    /// A device.
+    pub const NETDEV: u8 = 5;
+    /// A bridge.
+    pub const BRIDGE: u8 = 7;
+    /// IPv6.
+    pub const IPV6: u8 = 10;
+
+    /// Name as `nft` writes it.
+    pub fn name(family: u8) -> &'static str {
+        match family {
+            INET => "inet",
+            IPV4 => "ip",
+            ARP => "arp",
+            NETDEV => "netdev",
+            BRIDGE => "bridge",
+            IPV6 => "ip6",
+            _ => "unknown",
+        }
+    }
+}
+
+/// `NF_INET_*`; of family netdev `NF_NETDEV_*`.
+pub mod hook {
+    /// `NF_INET_LOCAL_OUT`
+    pub const LOCAL_OUT: u32 = 3;
+    /// `NF_INET_POST_ROUTING`
+    pub const POST_ROUTING: u32 = 4;
+    /// `NF_NETDEV_EGRESS`
+    pub const NETDEV_EGRESS: u32 = 1;
+}
+
+/// `NF_DROP`, also as a chain's policy.
+pub const DROP: u32 = 0;
