@@ -6,6 +6,7 @@ mod command;
 mod lint;
 mod setup;
 mod test;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -42,6 +43,14 @@ enum Verb {
     Test {
         /// Only tests whose name contains this.
         filter: Option<String>,
+    },
+    /// Scenarios on other kernels, in virtual machines; without names, all of them.
+    Vm {
+        /// One kernel; without it, all.
+        #[arg(long, value_parser = vm::names())]
+        kernel: Option<String>,
+        /// Only scenarios whose name contains one of these.
+        scenarios: Vec<String>,
     },
     /// Format and lint checks.
     Lint,
@@ -83,6 +92,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             command::become_it(command::new(demo).env("OBSERVER", observer).args(variant))
         }
         Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Vm { kernel, scenarios } => vm::run(kernel.as_deref(), &scenarios),
         Verb::Lint => lint::run(),
         Verb::Bench { args } => {
             setup::test_tools()?;

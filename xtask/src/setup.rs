@@ -40,6 +40,10 @@ const TEST_TOOLS: [(&str, &str); 19] = [
     ("update-ca-certificates", "ca-certificates"),
 ];
 
+/// Programs that boot other kernels.
+const MACHINE_TOOLS: [(&str, &str); 3] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("depmod", "kmod"), ("busybox", "busybox-static")];
+
 /// A compiler with the library sources that the BPF target is built from.
 pub(crate) struct Toolchain {
     cargo: PathBuf,
@@ -80,10 +84,31 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
 
 /// Programs for tests and the demo; installed when missing.
 pub(crate) fn test_tools() -> Result<()> {
+    tools(&TEST_TOOLS, "tests and the demo")
+}
+
+/// Programs for virtual machines; installed when missing.
+pub(crate) fn machine_tools() -> Result<()> {
+    tools(&MACHINE_TOOLS, "virtual machines")?;
+    if command::output(command::new("python3").args(["-c", "import ensurepip"])).is_some() {
+        return Ok(());
+    }
+    apt_install(&["python3-venv"], "virtual machines")
+}
+
+fn tools(wanted: &[(&str, &'static str)], purpose: &str) -> Result<()> {
     let mut packages: Vec<&str> =
-        TEST_TOOLS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
+        wanted.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
     packages.dedup();
-    if packages.is_empty() { Ok(()) } else { apt_install(&packages, "tests and the demo") }
+    if packages.is_empty() { Ok(()) } else { apt_install(&packages, purpose) }
+}
+
+/// Has apt read its lists if it does not know a package.
+pub(crate) fn refresh_unless_known(package: &str) -> Result<()> {
+    if known_to_apt(package) {
+        return Ok(());
+    }
+    bail!("apt knows no package {package}: this distribution has no such kernel, or its package sources leave it out")
 }
 
 /// Candidates: the compiler that runs this, every rustup toolchain, the distribution's own. The first with sources.

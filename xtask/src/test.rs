@@ -1,6 +1,7 @@
 //! All tests, and one honest count of them.
 
 use std::{
+    fmt,
     io::{BufRead, BufReader},
     process::{Command, ExitCode, Stdio},
 };
@@ -9,12 +10,41 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, command, setup};
 
-/// What a test runner counted.
+/// What test runners counted.
 #[derive(Clone, Copy, Default)]
-struct Count {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Count {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     skipped: u64,
+}
+
+impl Count {
+    /// Takes in a closing line (`test result: ok. 3 passed; 0 failed; …`); every other line is none.
+    pub(crate) fn take(&mut self, line: &str) {
+        if !line.starts_with("test result:") {
+            return;
+        }
+        let number = |word: &str| {
+            let before = line.split_once(word).map_or("", |(before, _)| before.trim_end());
+            before.rsplit([' ', ';']).next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.passed += number("passed");
+        self.failed += number("failed");
+        self.skipped += number("ignored");
+    }
+
+    /// Adds another.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
 }
 
 /// Unit and property tests, then the scenarios.
@@ -34,7 +64,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     scenarios.env("OBSERVER", observer).env("OBSERVER_TESTBED", testbed).args(filter);
     clean &= count(&mut scenarios, &mut total)?;
 
-    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    println!("{total}");
     if !clean && total.failed == 0 {
         bail!("a test program failed without naming a test: see above");
     }
@@ -53,15 +83,7 @@ fn count(program: &mut Command, total: &mut Count) -> Result<bool> {
     for line in BufReader::new(stdout).lines() {
         let line = line.with_context(|| format!("cannot read what `{text}` prints"))?;
         println!("{line}");
-        if line.starts_with("test result:") {
-            let number = |word: &str| {
-                let before = line.split_once(word).map_or("", |(before, _)| before.trim_end());
-                before.rsplit([' ', ';']).next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
-            };
-            total.passed += number("passed");
-            total.failed += number("failed");
-            total.skipped += number("ignored");
-        }
+        total.take(&line);
     }
     Ok(child.wait().with_context(|| format!("cannot wait for `{text}`"))?.success())
 }
