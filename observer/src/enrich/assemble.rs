@@ -15,7 +15,7 @@ use super::{
 use crate::{
     model::{
         Action, Background, Cause, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress, Endpoints,
-        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, ProcessId, SCHEMA, Source, transport_name,
+        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, SCHEMA, Source, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -190,11 +190,13 @@ impl<E: Eyes> Assembler<E> {
 
     /// True while what was told of the first packet is so for those that were counted beyond: its sender is named, and runs
     /// the same program.
-    pub fn still_holds(&mut self, pattern: &Event, key: &DropKey, counted: &Counted) -> bool {
+    pub fn still_holds(&mut self, pattern: &Event, counted: &Counted) -> bool {
         self.attributor.catch_up();
-        let id = ProcessId::new(key.owner_pid, key.owner_start_ns);
+        // The kernel runs no other program.
+        let Some(process) = &pattern.process else { return pattern.egress.owner.is_some() };
+        let Some(id) = self.attributor.living(process.pid, counted.last_ns) else { return false };
         let ran = |boot_ns| Some(self.attributor.processes.get(id)?.ran_at(boot_ns)?.since_ns);
-        pattern.egress.owner.is_some() && ran(counted.first_ns) == ran(counted.last_ns)
+        self.identity.process_id(id) == process.entity_id && ran(counted.first_ns) == ran(counted.last_ns)
     }
 
     /// The event of packets that were counted beyond the one that `pattern` tells of: alike in everything but what only a

@@ -346,7 +346,7 @@ impl<E: Eyes> Attributor<E> {
     }
 
     /// The process that had this number at that time.
-    fn living(&mut self, pid: u32, boot_ns: u64) -> Option<ProcessId> {
+    pub(super) fn living(&mut self, pid: u32, boot_ns: u64) -> Option<ProcessId> {
         let known = self.processes.living(pid, boot_ns);
         known.or_else(|| self.ask(pid, None).filter(|id| id.start_ns() <= boot_ns))
     }

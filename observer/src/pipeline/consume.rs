@@ -271,7 +271,7 @@ impl<E: Eyes> Consumer<E> {
         }
         let event = match said {
             // Who could not be named then may be known by now, and whether it was egress.
-            Some(Said::Event(Some(pattern))) if self.assembler.still_holds(&pattern, key, counted) => {
+            Some(Said::Event(Some(pattern))) if self.assembler.still_holds(&pattern, counted) => {
                 Some(self.assembler.again(*pattern, key, counted))
             }
             _ => match of_key(key, counted) {
