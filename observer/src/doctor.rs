@@ -150,22 +150,39 @@ fn hook(state: &HookState) -> Check {
 }
 
 fn reasons(probes: &Probes) -> Check {
-    let missing: Vec<&str> = [("cgroup programs", "BPF_CGROUP_EGRESS"), ("traffic control", "TC_EGRESS")]
-        .into_iter()
-        .filter(|(_, reason)| !probes.reasons.has(reason))
-        .map(|(what, _)| what)
-        .collect();
-    if missing.is_empty() {
-        return Check::fine("reasons", "netfilter, cgroup programs and traffic control are told apart");
+    let missing: Vec<&str> = [
+        ("netfilter", "NETFILTER_DROP"),
+        ("cgroup programs", "BPF_CGROUP_EGRESS"),
+        ("traffic control", "TC_EGRESS"),
+        ("full queues", "QDISC_DROP"),
+    ]
+    .into_iter()
+    .filter(|(_, reason)| !probes.reasons.has(reason))
+    .map(|(what, _)| what)
+    .collect();
+    match missing.as_slice() {
+        [] => Check::fine("reasons", "netfilter, cgroup programs, traffic control and queues are told apart"),
+        ["netfilter", unseen @ ..] => {
+            let unseen = unseen.join(", ");
+            Check::short(
+                "reasons",
+                Status::Degraded,
+                "this kernel names no drop reasons; netfilter's drops are told by the function that frees the packet",
+                format!("drops by {unseen} are not seen"),
+                "boot Linux 5.18 or later",
+            )
+        }
+        unseen => {
+            let unseen = unseen.join(" and ");
+            Check::short(
+                "reasons",
+                Status::Degraded,
+                format!("this kernel does not name drops by {unseen}"),
+                format!("drops by {unseen} are not seen"),
+                "boot Linux 5.18 or later",
+            )
+        }
     }
-    let what = missing.join(" and ");
-    Check::short(
-        "reasons",
-        Status::Degraded,
-        format!("this kernel does not name drops by {what}"),
-        format!("drops by {what} are not seen"),
-        "boot Linux 5.18 or later",
-    )
 }
 
 fn forwarding(probes: &Probes) -> Check {

@@ -20,6 +20,9 @@ pub const FAR_V6: &str = "2001:db8:1::10";
 /// The client's address.
 pub const CLIENT_V4: &str = "10.9.0.1";
 
+/// Groups that may have ping sockets.
+const EVERYBODY: &str = "0 2147483647";
+
 /// The client's interface.
 pub const CLIENT_INTERFACE: &str = "eth0";
 
@@ -35,11 +38,12 @@ impl Lab {
     /// Joins two new namespaces, with addresses and routes of both families and neighbours that need no discovery.
     pub fn new() -> Result<Self> {
         let (client, server) = (Namespace::new()?, Namespace::new()?);
-        client.ip(&[&format!(
-            "link add {CLIENT_INTERFACE} address 02:00:00:00:00:01 type veth peer name eth0 address 02:00:00:00:00:02 netns {}",
-            server.pid()
-        )])?;
         client.ip(&[
+            &format!(
+                "link add {CLIENT_INTERFACE} address 02:00:00:00:00:01 type veth peer name eth0 address 02:00:00:00:00:02 \
+                 netns {}",
+                server.pid()
+            ),
             "addr add 10.9.0.1/24 dev eth0",
             "addr add fd00:9::1/64 dev eth0 nodad",
             "link set eth0 up",
@@ -50,7 +54,7 @@ impl Lab {
         ])?;
         // In a new namespace nobody may have a ping socket.
         for namespace in [&client, &server] {
-            namespace.run("sh", &["-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range"])?;
+            namespace.set("ipv4/ping_group_range", EVERYBODY)?;
         }
         server.ip(&[
             "addr add 10.9.0.2/24 dev eth0",
@@ -69,7 +73,7 @@ impl Lab {
         let child = self
             .server
             .command("python3")
-            .args(["-I", "-m", "http.server", "--bind", "::", &port.to_string()])
+            .args(["-IS", "-m", "http.server", "--bind", "::", &port.to_string()])
             .current_dir(std::env::temp_dir())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -78,8 +82,7 @@ impl Lab {
             .context("cannot start a web server")?;
         let server = Server(child);
         wait_for("the web server", || {
-            let listening = self.server.run("cat", &["/proc/net/tcp6"])?;
-            Ok(listening.contains(&format!(":{port:04X} ")).then_some(()))
+            Ok(self.server.table("tcp6")?.contains(&format!(":{port:04X} ")).then_some(()))
         })?;
         Ok(server)
     }
@@ -128,10 +131,8 @@ impl Containers {
         let lab = Lab::new()?;
         let (host, server) = (lab.client, lab.server);
         server.ip(&[&format!("route add {v4}.0/24 via 10.9.0.1"), &format!("route add {v6}:/64 via fd00:9::1")])?;
-        host.run(
-            "sh",
-            &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"],
-        )?;
+        host.set("ipv4/ip_forward", "1")?;
+        host.set("ipv6/conf/all/forwarding", "1")?;
         host.ip(&["route replace default via 10.9.0.2", "route replace default via inet6 fd00:9::2"])?;
         if plug == Plug::Bridge {
             host.ip(&[
@@ -185,7 +186,7 @@ impl Containers {
             &format!("route add default via {net4}.1"),
             &format!("route add default via inet6 {net6}:1"),
         ])?;
-        container.run("sh", &["-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range"])?;
+        container.set("ipv4/ping_group_range", EVERYBODY)?;
         Ok(container)
     }
 }

@@ -15,18 +15,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Longest wait for anything that should happen at once.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for anything that should happen at once: 20 s, times what the environment variable `OBSERVER_SLOWNESS`
+/// says of a machine that is emulated.
+pub fn patience() -> Duration {
+    Duration::from_secs(20) * slowness()
+}
+
+/// How many times longer things take here than on a real machine: the environment variable `OBSERVER_SLOWNESS`, or 1.
+pub fn slowness() -> u32 {
+    std::env::var("OBSERVER_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
 
 /// Waits until `ready` gives an answer, looking every few milliseconds.
 pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(answer) = ready()? {
             return Ok(answer);
         }
         if Instant::now() > deadline {
-            bail!("waited {} s in vain for {what}", PATIENCE.as_secs());
+            bail!("waited {} s in vain for {what}", patience().as_secs());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

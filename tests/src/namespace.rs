@@ -1,18 +1,22 @@
 //! A network and mount namespace of its own, held by a process that sleeps.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Write,
-    os::unix::fs::MetadataExt,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    thread,
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    sys::{prctl::set_pdeathsig, signal::Signal},
+};
 use serde_json::Value;
 use tempfile::TempDir;
-
-use crate::wait_for;
 
 /// A namespace; gone when dropped, with everything in it.
 pub struct Namespace {
@@ -22,29 +26,21 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes one with its loopback up.
+    #[expect(unsafe_code, reason = "what a child does before it becomes its program")]
     pub fn new() -> Result<Self> {
-        // The signal makes it die with the thread that made it, should that be killed.
-        let holder = Command::new("setpriv")
-            .args([
-                "--pdeathsig",
-                "KILL",
-                "unshare",
-                "--net",
-                "--mount",
-                "--propagation",
-                "private",
-                "sleep",
-                "infinity",
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("cannot start the namespace's holder")?;
+        let mut holder = Command::new("sleep");
+        holder.arg("infinity").stdin(Stdio::null()).stdout(Stdio::null());
+        // SAFETY: three system calls, which allocate nothing. The signal makes it die with the thread that made it.
+        unsafe {
+            holder.pre_exec(|| {
+                set_pdeathsig(Signal::SIGKILL)?;
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+                Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?)
+            });
+        }
+        // The program runs when this returns.
+        let holder = holder.spawn().context("cannot start the namespace's holder")?;
         let namespace = Self { holder, overlay: None };
-        wait_for("the namespace", || {
-            let name = fs::read_to_string(format!("/proc/{}/comm", namespace.pid())).context("the holder ended")?;
-            Ok((name.trim() == "sleep").then_some(()))
-        })?;
         namespace.ip(&["link set lo up"])?;
         Ok(namespace)
     }
@@ -65,10 +61,45 @@ impl Namespace {
     }
 
     /// A command inside; its process id is the child's own.
+    #[expect(unsafe_code, reason = "what a child does before it becomes its program")]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--"]).arg(program);
+        let mut command = Command::new(program);
+        let namespaces = ["net", "mnt"].map(|kind| File::open(format!("/proc/{}/ns/{kind}", self.pid())));
+        // SAFETY: two system calls, which allocate nothing.
+        unsafe {
+            command.pre_exec(move || {
+                for namespace in &namespaces {
+                    let namespace = namespace.as_ref().map_err(std::io::Error::kind)?;
+                    setns(namespace, CloneFlags::empty())?;
+                }
+                Ok(())
+            });
+        }
         command
+    }
+
+    /// Does something in the network namespace, by a thread of this process.
+    pub fn inside<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(self.path()).context("the namespace's holder ended")?;
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+                what()
+            });
+            thread.join().map_err(|_| anyhow::anyhow!("a thread in the namespace failed"))?
+        })
+    }
+
+    /// A table of `/proc/net`.
+    pub fn table(&self, name: &str) -> Result<String> {
+        let path = format!("/proc/thread-self/net/{name}");
+        self.inside(|| fs::read_to_string(&path).with_context(|| format!("cannot read {path}")))
+    }
+
+    /// Sets a number of `/proc/sys/net`.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/net/{name}");
+        self.inside(|| fs::write(&path, value).with_context(|| format!("cannot write {path}")))
     }
 
     /// Runs a command inside to its end; fails when it does, with what it said.

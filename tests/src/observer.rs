@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{PATIENCE, namespace::Namespace};
+use crate::{namespace::Namespace, patience};
 
 /// Path of the program, from the environment variable `OBSERVER`.
 pub fn program() -> PathBuf {
@@ -93,7 +93,7 @@ impl Observer {
             }
             text
         });
-        match receive.recv_timeout(PATIENCE) {
+        match receive.recv_timeout(patience()) {
             Ok(ready) => Ok(Self { child, ready, stdout: Some(stdout), stderr: Some(stderr) }),
             Err(_) => {
                 let _ = child.kill();

@@ -32,7 +32,7 @@ pub struct Client {
 /// `traffic.py` with ARGS inside a namespace.
 pub fn command(namespace: &Namespace, args: &[&str]) -> Result<Command> {
     let mut command = namespace.command("python3");
-    command.args(["-I", "-"]).args(args).stdin(script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["-IS", "-"]).args(args).stdin(script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
     Ok(command)
 }
 
@@ -58,7 +58,7 @@ pub fn finish(child: Child) -> Result<Client> {
 pub fn until_sent_again(namespace: &Namespace, connections: usize) -> Result<()> {
     const SYN_SENT: &str = "02";
     wait_for("a SYN that is sent again", || {
-        let tables = namespace.run("cat", &["/proc/net/tcp", "/proc/net/tcp6"])?;
+        let tables = namespace.table("tcp")? + &namespace.table("tcp6")?;
         let sent_again = |row: &&str| {
             // sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt …
             let fields: Vec<&str> = row.split_whitespace().collect();

@@ -39,19 +39,14 @@ enum Verb {
         #[arg(value_parser = ["deny-443", "default-deny"])]
         variant: Option<String>,
     },
-    /// All tests: unit, property, and scenarios against real firewalls. Prints N passed, N failed, N skipped.
+    /// All tests: unit, property, and scenarios against real firewalls, on this kernel and in virtual machines on others.
+    /// Prints N passed, N failed, N skipped.
     Test {
-        /// Only tests whose name contains this.
+        /// Only tests whose name contains this, on this kernel alone.
         filter: Option<String>,
     },
     /// Scenarios on other kernels, in virtual machines; without names, all of them.
-    Vm {
-        /// One kernel; without it, all.
-        #[arg(long, value_parser = vm::names())]
-        kernel: Option<String>,
-        /// Only scenarios whose name contains one of these.
-        scenarios: Vec<String>,
-    },
+    Vm(vm::Wanted),
     /// Format and lint checks.
     Lint,
     /// What the kernel side costs: interleaved runs, medians and spread.
@@ -92,7 +87,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             command::become_it(command::new(demo).env("OBSERVER", observer).args(variant))
         }
         Verb::Test { filter } => test::run(filter.as_deref()),
-        Verb::Vm { kernel, scenarios } => vm::run(kernel.as_deref(), &scenarios),
+        Verb::Vm(wanted) => vm::run(&wanted),
         Verb::Lint => lint::run(),
         Verb::Bench { args } => {
             setup::test_tools()?;

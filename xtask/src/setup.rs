@@ -40,9 +40,25 @@ const TEST_TOOLS: [(&str, &str); 19] = [
     ("update-ca-certificates", "ca-certificates"),
 ];
 
-/// Programs that boot other kernels.
-const MACHINE_TOOLS: [(&str, &str); 3] =
-    [("qemu-system-x86_64", "qemu-system-x86"), ("depmod", "kmod"), ("busybox", "busybox-static")];
+/// Programs that boot other kernels, whatever their architecture.
+const MACHINE_TOOLS: [(&str, &str); 8] = [
+    ("modprobe", "kmod"),
+    ("depmod", "kmod"),
+    ("cpio", "cpio"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+    ("timeout", "coreutils"),
+    ("systemd-run", "systemd"),
+    ("systemctl", "systemd"),
+];
+/// The emulators.
+const EMULATORS: [(&str, &str); 2] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("qemu-system-aarch64", "qemu-system-arm")];
+/// Keys of the distributions' package archives.
+const KEYRINGS: [(&str, &str, &str); 2] = [
+    ("debian", "/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+    ("ubuntu", "/usr/share/keyrings/ubuntu-archive-keyring.gpg", "ubuntu-keyring"),
+];
 
 /// A compiler with the library sources that the BPF target is built from.
 pub(crate) struct Toolchain {
@@ -87,13 +103,23 @@ pub(crate) fn test_tools() -> Result<()> {
     tools(&TEST_TOOLS, "tests and the demo")
 }
 
-/// Programs for virtual machines; installed when missing.
-pub(crate) fn machine_tools() -> Result<()> {
-    tools(&MACHINE_TOOLS, "virtual machines")?;
-    if command::output(command::new("python3").args(["-c", "import ensurepip"])).is_some() {
-        return Ok(());
+/// Programs for a virtual machine of an architecture; installed when missing.
+pub(crate) fn machine_tools(arch: &str) -> Result<()> {
+    let emulator = format!("qemu-system-{arch}");
+    let mut wanted: Vec<(&str, &'static str)> = EMULATORS.into_iter().filter(|(name, _)| *name == emulator).collect();
+    wanted.extend(MACHINE_TOOLS);
+    tools(&wanted, "virtual machines")
+}
+
+/// The file with the keys by which a distribution's packages are verified; installed when missing.
+pub(crate) fn keyring(distribution: &str) -> Result<&'static str> {
+    let Some((_, path, package)) = KEYRINGS.iter().find(|(name, ..)| *name == distribution) else {
+        bail!("no keys are known for packages of {distribution}");
+    };
+    if !Path::new(path).exists() {
+        apt_install(&[package], "verifying another distribution's packages")?;
     }
-    apt_install(&["python3-venv"], "virtual machines")
+    Ok(path)
 }
 
 fn tools(wanted: &[(&str, &'static str)], purpose: &str) -> Result<()> {
@@ -101,14 +127,6 @@ fn tools(wanted: &[(&str, &'static str)], purpose: &str) -> Result<()> {
         wanted.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() { Ok(()) } else { apt_install(&packages, purpose) }
-}
-
-/// Has apt read its lists if it does not know a package.
-pub(crate) fn refresh_unless_known(package: &str) -> Result<()> {
-    if known_to_apt(package) {
-        return Ok(());
-    }
-    bail!("apt knows no package {package}: this distribution has no such kernel, or its package sources leave it out")
 }
 
 /// Candidates: the compiler that runs this, every rustup toolchain, the distribution's own. The first with sources.

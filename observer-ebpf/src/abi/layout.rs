@@ -44,6 +44,13 @@ layout! {
     reason_qdisc_overlimit,
     /// See [`Self::reason_qdisc_drop`].
     reason_qdisc_congested,
+    /// Low and high half of the address of `nf_hook_slow`, and its bytes, where the kernel does not name what netfilter drops:
+    /// who frees the packet then tells. Not offsets.
+    netfilter_low,
+    /// See [`Self::netfilter_low`].
+    netfilter_high,
+    /// See [`Self::netfilter_low`].
+    netfilter_bytes,
     /// Inode number of the host's network namespace, not an offset.
     host_netns,
     /// Low and high half of the address of `ip_forward`, not offsets.

@@ -1,7 +1,7 @@
 //! `trace_kfree_skb(skb, location [, reason [, rx_sk]])`: a packet is freed without having been delivered.
 //!
 //! Three layouts: without a reason before 5.17, with it, and with the receiving socket since 6.11. The position of the
-//! reason comes from the kernel's BTF. Runs in any context, most often in the sender's, for retransmits in a timer's.
+//! reason comes from the kernel's BTF; without it, the function that frees the packet tells what netfilter drops. Runs in any context, most often in the sender's, for retransmits in a timer's.
 //!
 //! Filtered by reason, then by direction, before anything else is read: freed packets are common, drops are not.
 
@@ -17,7 +17,7 @@ use crate::kernel::{
     counters::count,
     drop::{self, get, put},
     filter,
-    layout::field,
+    layout::{address, field},
     read::{Direct, Probe, Reader},
     skb::Skb,
     sock,
@@ -30,10 +30,11 @@ pub fn drop_kfree_skb(context: BtfTracePointContext) -> i32 {
     // One constant position in each arm: the verifier takes no computed offset into the arguments.
     let reason: u64 = match field!(reason_arg) {
         2 => context.arg(2),
-        _ => return 0,
+        _ => NOT_NAMED,
     };
-    if let Some(cause) = cause(reason as u32) {
-        dropped::<Direct>(&context, context.arg(0), context.arg(1), reason as u32, cause);
+    let location: u64 = context.arg(1);
+    if let Some(cause) = cause(reason as u32, location) {
+        dropped::<Direct>(&context, context.arg(0), location, reason as u32, cause);
     }
     0
 }
@@ -42,17 +43,21 @@ pub fn drop_kfree_skb(context: BtfTracePointContext) -> i32 {
 pub fn rdrop_kfree_skb(context: RawTracePointContext) -> i32 {
     let reason: u64 = match field!(reason_arg) {
         2 => context.arg(2),
-        _ => return 0,
+        _ => NOT_NAMED,
     };
-    if let Some(cause) = cause(reason as u32) {
-        dropped::<Probe>(&context, context.arg(0), context.arg(1), reason as u32, cause);
+    let location: u64 = context.arg(1);
+    if let Some(cause) = cause(reason as u32, location) {
+        dropped::<Probe>(&context, context.arg(0), location, reason as u32, cause);
     }
     0
 }
 
+/// What stands for the reason on a kernel that gives none.
+const NOT_NAMED: u64 = 0;
+
 #[inline(always)]
-fn cause(reason: u32) -> Option<Cause> {
-    if reason == field!(reason_netfilter) {
+fn cause(reason: u32, location: u64) -> Option<Cause> {
+    if reason == field!(reason_netfilter) || freed_by_netfilter(location) {
         Some(Cause::Netfilter)
     } else if reason == field!(reason_cgroup_egress) {
         Some(Cause::Cgroup)
@@ -66,6 +71,13 @@ fn cause(reason: u32) -> Option<Cause> {
     } else {
         None
     }
+}
+
+/// `nf_hook_slow` frees what a rule or a policy drops, and nothing else. Never true where the reason tells.
+#[inline(always)]
+fn freed_by_netfilter(location: u64) -> bool {
+    let start = address(field!(netfilter_low), field!(netfilter_high));
+    start != 0 && location.wrapping_sub(start) < u64::from(field!(netfilter_bytes))
 }
 
 #[inline(always)]
@@ -107,7 +119,8 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
-            debug!(context, "headers of a dropped packet at {:x} are unreadable", address);
+            let location: u64 = get!(scratch.record.location);
+            debug!(context, "headers of a packet freed at {:x} are unreadable", location);
         }
         // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
         if direction == Direction::Unrouted || filter::passes() {

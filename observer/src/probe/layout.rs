@@ -15,11 +15,17 @@ use super::btf::Btf;
 const REASONS: &str = "skb_drop_reason";
 const REASON_PREFIX: &str = "SKB_DROP_REASON_";
 
+/// The function of the kernel that frees what netfilter drops.
+const DROPPER: &str = "nf_hook_slow";
+
 /// What this kernel lacks that observer cannot do without.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// Before 5.17 the tracepoint names no reason.
-    #[error("this kernel's `kfree_skb` tracepoint names no drop reason (it does since Linux 5.17)")]
+    /// Before 5.18 the kernel does not name what netfilter drops, and the function that does it was not found.
+    #[error(
+        "this kernel names no drop reasons (it does since Linux 5.18), and /proc/kallsyms shows no address of `{DROPPER}`, by \
+         which netfilter's drops could be told"
+    )]
     NoReason,
     /// No such tracepoint.
     #[error("this kernel has no `kfree_skb` tracepoint")]
@@ -65,6 +71,8 @@ pub struct Symbols {
     pub ip_forward: Option<u64>,
     /// Address of `ip6_forward`, `None` too while IPv6 is not loaded.
     pub ip6_forward: Option<u64>,
+    /// Address and bytes of the function that frees what netfilter drops; looked up only where the kernel names no reason.
+    pub netfilter: Option<(u64, u32)>,
 }
 
 impl Symbols {
@@ -81,9 +89,33 @@ impl Symbols {
                 _ => continue,
             };
             *slot = u64::from_str_radix(address, 16).ok().filter(|address| *address != 0);
+            if symbols.ip_forward.is_some() && symbols.ip6_forward.is_some() {
+                break;
+            }
         }
         symbols
     }
+
+    /// Looks up where netfilter drops, for a kernel that does not name it.
+    fn with_netfilter(mut self) -> Self {
+        self.netfilter = extent(DROPPER);
+        self
+    }
+}
+
+/// Address and bytes of a function: up to the next symbol.
+fn extent(function: &str) -> Option<(u64, u32)> {
+    let text = std::fs::read_to_string("/proc/kallsyms").ok()?;
+    let symbols = || {
+        text.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some((address, words.nth(1)?))
+        })
+    };
+    let (start, _) = symbols().find(|(address, name)| *name == function && *address != 0)?;
+    let end = symbols().map(|(address, _)| address).filter(|address| *address > start).min()?;
+    Some((start, u32::try_from(end - start).ok()?))
 }
 
 /// Halves of an address.
@@ -103,10 +135,7 @@ fn host_netns() -> Option<u32> {
 /// Resolves everything the BPF half needs.
 pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
     let host_netns = host_netns().unwrap_or(ABSENT);
-    let reason_arg = btf
-        .tracepoint_enum_argument("kfree_skb", REASONS)
-        .ok_or(LayoutError::NoTracepoint)?
-        .ok_or(LayoutError::NoReason)?;
+    let reason_arg = btf.tracepoint_enum_argument("kfree_skb", REASONS).ok_or(LayoutError::NoTracepoint)?;
     let reasons = Reasons(
         btf.enum_values(REASONS)
             .into_iter()
@@ -115,10 +144,16 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
             })
             .collect(),
     );
+    let named = reasons.has("NETFILTER_DROP");
+    let symbols = if named { symbols } else { symbols.with_netfilter() };
+    if !named && symbols.netfilter.is_none() {
+        return Err(LayoutError::NoReason);
+    }
+    let dropper = symbols.netfilter.map(|(start, _)| start);
     let mut fields = Fields { btf, wrong: Vec::new() };
     let layout = Layout {
         version: VERSION,
-        reason_arg: u32::try_from(reason_arg).unwrap_or(ABSENT),
+        reason_arg: reason_arg.and_then(|position| u32::try_from(position).ok()).unwrap_or(ABSENT),
         reason_netfilter: reasons.value("NETFILTER_DROP"),
         reason_cgroup_egress: reasons.value("BPF_CGROUP_EGRESS"),
         reason_tc_egress: reasons.value("TC_EGRESS"),
@@ -127,6 +162,9 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         reason_qdisc_drop: reasons.value("QDISC_DROP"),
         reason_qdisc_overlimit: reasons.value("QDISC_OVERLIMIT"),
         reason_qdisc_congested: reasons.value("QDISC_CONGESTED"),
+        netfilter_low: low(dropper),
+        netfilter_high: high(dropper),
+        netfilter_bytes: symbols.netfilter.map_or(ABSENT, |(_, bytes)| bytes),
         host_netns,
         ip_forward_low: low(symbols.ip_forward),
         ip_forward_high: high(symbols.ip_forward),
@@ -248,9 +286,6 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         cred_euid: fields.need("cred", "euid", 4),
         cred_user_ns: fields.want("cred", "user_ns", 8),
     };
-    if layout.reason_netfilter == ABSENT {
-        return Err(LayoutError::NoReason);
-    }
     if fields.wrong.is_empty() {
         Ok(Kernel { layout, reasons })
     } else {
@@ -334,6 +369,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_function_has_an_extent_where_addresses_are_shown() {
+        let shown = Symbols::of_kernel().ip_forward.is_some();
+        assert_eq!(extent(DROPPER).is_some_and(|(_, bytes)| bytes > 64), shown);
+    }
+
+    #[test]
     fn the_running_kernel_resolves() {
         let Ok(btf) = Btf::of_kernel() else { return };
         let kernel = match resolve(&btf, Symbols::default()) {
@@ -341,7 +382,9 @@ mod tests {
             Err(LayoutError::NoReason) => return,
             Err(error) => panic!("{error}"),
         };
-        assert_eq!(kernel.reasons.name(kernel.layout.reason_netfilter), Some("NETFILTER_DROP"));
+        if kernel.layout.reason_netfilter != ABSENT {
+            assert_eq!(kernel.reasons.name(kernel.layout.reason_netfilter), Some("NETFILTER_DROP"));
+        }
         assert_eq!(kernel.reasons.name(u32::MAX), None);
     }
 }

@@ -84,7 +84,7 @@ fn bench(args: &Args) -> Result<()> {
         "table inet bench {{ chain out {{ type filter hook output priority 0; meta l4proto {{ tcp, udp }} th dport {DROPPED} counter drop; tcp dport {REJECTED} counter reject with tcp reset; }} }}"
     ))?;
     let mut groups = Vec::new();
-    namespace.run("sh", &["-c", "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range"])?;
+    namespace.set("ipv4/ip_local_port_range", "1024 65535")?;
     for load in &LOADS {
         groups.push((load.title.to_owned(), traffic(&namespace, load, args.rounds)?.figures()));
     }

@@ -78,8 +78,8 @@ impl PackageHost {
             web_server(lab, &root.join("vendor"), 443, Some(&certificate))?,
         ];
         wait_for("the demo's servers", || {
-            let tcp = lab.server.run("cat", &["/proc/net/tcp6"])?;
-            let udp = lab.server.run("cat", &["/proc/net/udp"])?;
+            let tcp = lab.server.table("tcp6")?;
+            let udp = lab.server.table("udp")?;
             Ok((tcp.contains(":0050 ") && tcp.contains(":01BB ") && udp.contains(":0035 ")).then_some(()))
         })?;
 

@@ -377,7 +377,7 @@ fn named(runtime: &Runtime) -> Result<Outcome> {
     let unit = runtime.cgroup.replace("ID", &id);
     let group = slice.join(&unit);
     std::fs::create_dir_all(&group)?;
-    let enter = format!("echo $$ > {}/cgroup.procs && exec python3 -I - udp {FAR_V4} 53", group.display());
+    let enter = format!("echo $$ > {}/cgroup.procs && exec python3 -IS - udp {FAR_V4} 53", group.display());
     let child = lab
         .client
         .command("sh")

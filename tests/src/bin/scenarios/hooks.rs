@@ -95,7 +95,7 @@ fn cgroup() -> Result<Outcome> {
     let name = format!("observer-test-{}.service", std::process::id());
     let group = DenyingCgroup::new(&root, &name)?;
     let observer = Observer::watch(&lab.client)?;
-    let enter = format!("echo $$ > {} && exec python3 -I - \"$@\"", group.processes().display());
+    let enter = format!("echo $$ > {} && exec python3 -IS - \"$@\"", group.processes().display());
     let child = lab
         .client
         .command("sh")

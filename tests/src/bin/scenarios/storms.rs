@@ -78,7 +78,7 @@ fn flood(address: &str, count: u64, threads: u64) -> Result<Outcome> {
 fn connects() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(RULES)?;
-    lab.client.run("sh", &["-c", "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range"])?;
+    lab.client.set("ipv4/ip_local_port_range", "1024 65535")?;
     let observer = Observer::watch(&lab.client)?;
     let pid = client(&lab, &["connects", FAR_V4, "443", "50000"])?;
     let report = observer.stop()?;

@@ -1,0 +1,150 @@
+//! A virtual machine: qemu, started, read to its end, and judged.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{kernels::{Init, Kernel}, packages::Unpacked};
+use crate::{command, test::Count};
+
+/// What a machine may take, in seconds.
+const LIMIT: &str = "2400";
+/// What a kernel says when it is broken.
+const BROKEN: [&str; 6] = ["Oops:", "BUG:", "Kernel panic", "soft lockup", "hard LOCKUP", "rcu_preempt detected stalls"];
+/// What the guest's last line begins with.
+const ENDED: &str = "observer-vm: ended with ";
+
+/// What became of it.
+pub(crate) struct Ended {
+    pub(crate) count: Count,
+    /// Lines of scenarios that failed.
+    pub(crate) failed: Vec<String>,
+    /// What is wrong with the machine itself.
+    pub(crate) broken: Option<String>,
+    pub(crate) took: Duration,
+}
+
+/// The program that is the machine, of one architecture.
+pub(crate) fn emulator(arch: &str) -> String {
+    format!("qemu-system-{arch}")
+}
+
+/// Whether machines of this architecture run on this processor itself; else they are emulated. /dev/kvm alone says nothing:
+/// a machine that stands still tells.
+pub(crate) fn accelerated(arch: &str) -> bool {
+    if arch != std::env::consts::ARCH {
+        return false;
+    }
+    let mut probe = command::new("timeout");
+    probe.args(["10", &emulator(arch), "-accel", "kvm", "-cpu", "max", "-machine", board(arch), "-S"]);
+    probe.args(["-nodefaults", "-display", "none", "-monitor", "stdio"]);
+    let status = probe
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .and_then(|mut child| {
+            child.stdin.take().map_or(Ok(()), |mut monitor| monitor.write_all(b"quit\n"))?;
+            child.wait()
+        });
+    status.is_ok_and(|status| status.success())
+}
+
+fn board(arch: &str) -> &'static str {
+    if arch == "x86_64" { "q35" } else { "virt" }
+}
+
+fn machine(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path, shell: bool) -> Result<Command> {
+    let accelerated = accelerated(&kernel.arch);
+    let (model, console) = match kernel.arch.as_str() {
+        _ if accelerated => ("max", if kernel.arch == "x86_64" { "ttyS0" } else { "ttyAMA0" }),
+        // Five levels of page tables only cost, where memory is emulated.
+        "x86_64" => ("max,-la57", "ttyS0"),
+        "aarch64" => ("cortex-a72", "ttyAMA0"),
+        other => bail!("no machine for the architecture {other}"),
+    };
+    let native = kernel.arch == std::env::consts::ARCH;
+    let init = if kernel.init == Init::Systemd && !shell { "systemd" } else { "plain" };
+    // The machine dies with whoever started it.
+    let mut command = command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "timeout", "--signal", "KILL", LIMIT, &emulator(&kernel.arch)]);
+    command.args(["-accel", if accelerated { "kvm" } else { "tcg,thread=multi,tb-size=512" }]);
+    command.args(["-machine", board(&kernel.arch), "-m", "2G"]);
+    command.args(["-cpu", model, "-smp", &kernel.cpus.to_string()]);
+    command.args(["-nodefaults", "-display", "none", "-no-reboot", "-net", "none"]);
+    command.arg("-kernel").arg(&unpacked.image).arg("-initrd").arg(initramfs);
+    command.args([
+        "-append",
+        &format!(
+            "console={console} panic=-1 loglevel=6 VM_ROOT={} VM_INIT={init} systemd.show_status=no",
+            if native { "host" } else { "own" }
+        ),
+    ]);
+    command.arg("-serial").arg(format!("file:{}", unpacked.folder.join("console.log").display()));
+    command.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
+    command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host", "-device", "virtio-serial-pci"]);
+    command.args(["-chardev", if shell { "stdio,id=out,signal=off" } else { "file,id=out,path=/dev/stdout" }]);
+    command.args(["-device", if shell { "virtconsole,chardev=out" } else { "virtserialport,chardev=out,name=out" }]);
+    Ok(command)
+}
+
+/// A terminal inside; returns when it ends.
+pub(crate) fn shell(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<()> {
+    let mut machine = machine(kernel, unpacked, initramfs, true)?;
+    let text = command::text(&machine);
+    machine.status().with_context(|| format!("cannot run `{text}`"))?;
+    Ok(())
+}
+
+/// Boots, shows what the job says line by line with the kernel's name in front, and counts.
+pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<Ended> {
+    let began = Instant::now();
+    let mut machine = machine(kernel, unpacked, initramfs, false)?;
+    let text = command::text(&machine);
+    let mut child = machine
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(File::create(unpacked.folder.join("emulator.log"))?)
+        .spawn()
+        .with_context(|| format!("cannot run `{text}`"))?;
+    let (count, failed, status) = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
+    child.wait().with_context(|| format!("cannot wait for `{text}`"))?;
+    let console = fs::read(unpacked.folder.join("console.log")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let complaint = console.lines().find(|line| BROKEN.iter().any(|word| line.contains(word)));
+    let broken = complaint.map(str::to_owned).or_else(|| {
+        let why = match status {
+            None => "the machine did not come to its end",
+            Some(0) if count.passed == 0 => "nothing ran",
+            Some(status) if status != 0 && count.failed == 0 => "the job failed without naming a test",
+            _ => return None,
+        };
+        Some(format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()))
+    });
+    Ok(Ended { count, failed, broken, took: began.elapsed() })
+}
+
+fn read(child: &mut Child, kernel: &Kernel, log: &Path) -> Result<(Count, Vec<String>, Option<i32>)> {
+    let stdout = child.stdout.take().context("the machine has no output")?;
+    let mut log = File::create(log)?;
+    let (mut count, mut failed, mut status) = (Count::default(), Vec::new(), None);
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).trim_end_matches('\r').to_owned();
+        writeln!(log, "{line}")?;
+        count.take(&line);
+        if line.starts_with("test ") && line.ends_with("FAILED") {
+            failed.push(line.trim_end_matches("FAILED").trim_end_matches([' ', '.']).trim_start_matches("test ").to_owned());
+        }
+        match line.strip_prefix(ENDED) {
+            Some(code) => status = code.parse().ok(),
+            None => println!("[{}] {line}", kernel.name),
+        }
+    }
+    Ok((count, failed, status))
+}

@@ -1,0 +1,187 @@
+//! Scenarios on other kernels, in virtual machines: the distributions' kernel packages on this machine's own root file
+//! system, so that what was just built runs there as it is. With KVM where it works, by emulation elsewhere.
+
+mod initramfs;
+mod kernels;
+mod machine;
+mod packages;
+
+use std::{process::ExitCode, thread};
+
+use anyhow::{Result, bail, ensure};
+
+use kernels::{Init, Job, Kernel};
+use machine::Ended;
+use packages::{Fetched, Unpacked};
+
+use crate::{build, root, setup, test::Count};
+
+/// How many times longer an emulated machine may take for everything.
+const SLOWNESS: u32 = 6;
+/// Scenarios that run at the same time: most of them wait most of the time.
+const AT_ONCE: u32 = 3;
+/// Modules that are not loaded by what the scenarios do.
+const MODULES: &str = "nf_tables veth bridge br_netfilter vxlan nfsv4";
+
+/// What is wanted.
+#[derive(clap::Args)]
+pub(crate) struct Wanted {
+    /// One kernel; without it, those that every test run has
+    #[arg(long, value_parser = kernels::known)]
+    kernel: Option<String>,
+    /// All kernels of the catalogue, `xtask/kernels.toml`
+    #[arg(long, conflicts_with = "kernel")]
+    all: bool,
+    /// So many processors, instead of what the catalogue says
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// The machine's first program, instead of what the catalogue says
+    #[arg(long)]
+    init: Option<Init>,
+    /// A shell inside instead of scenarios
+    #[arg(long, requires = "kernel", conflicts_with = "scenarios")]
+    shell: bool,
+    /// Only scenarios whose name contains one of these
+    scenarios: Vec<String>,
+}
+
+/// `cargo xtask vm`.
+pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
+    let mut chosen: Vec<Kernel> = kernels::catalogue()?
+        .into_iter()
+        .filter(|kernel| match &wanted.kernel {
+            Some(name) => *name == kernel.name,
+            None => wanted.all || kernel.every_run,
+        })
+        .collect();
+    for kernel in &mut chosen {
+        kernel.cpus = wanted.cpus.unwrap_or(kernel.cpus);
+        kernel.init = wanted.init.unwrap_or(kernel.init);
+        kernel.without.clear();
+    }
+    setup::test_tools()?;
+    if wanted.shell {
+        let [kernel] = chosen.as_slice() else { bail!("a shell is in one machine") };
+        return shell(kernel);
+    }
+    let (count, clean) = scenarios(&chosen, &wanted.scenarios)?;
+    println!("{count}");
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The kernels of every test run.
+pub(crate) fn every_run() -> Result<(Count, bool)> {
+    let chosen: Vec<Kernel> = kernels::catalogue()?.into_iter().filter(|kernel| kernel.every_run).collect();
+    scenarios(&chosen, &[])
+}
+
+/// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well.
+fn scenarios(chosen: &[Kernel], filters: &[String]) -> Result<(Count, bool)> {
+    let built = Built::new()?;
+    let mut ready = Vec::new();
+    let mut lines = Vec::new();
+    let mut total = Count::default();
+    for kernel in chosen {
+        setup::machine_tools(&kernel.arch)?;
+        match packages::fetch(kernel)? {
+            Fetched::Kernel(unpacked) => ready.push((kernel, unpacked)),
+            Fetched::Unavailable(why) => {
+                lines.push(format!("kernel {}: skipped: {why}", kernel.name));
+                total.skip();
+            }
+        }
+    }
+    let mut clean = true;
+    for pair in ready.chunks(2) {
+        let ended: Vec<Result<Ended>> = thread::scope(|scope| {
+            let running: Vec<_> = pair
+                .iter()
+                .map(|(kernel, unpacked)| {
+                    let job = built.job(kernel, unpacked, filters);
+                    scope.spawn(move || machine::run(kernel, unpacked, &initramfs::make(unpacked, &job?)?))
+                })
+                .collect();
+            running.into_iter().map(|thread| thread.join().expect("a machine's thread does not panic")).collect()
+        });
+        for ((kernel, unpacked), ended) in pair.iter().zip(ended) {
+            let ended = ended?;
+            lines.push(format!(
+                "kernel {} ({}, CPUs {}, init {}): {} in {} s",
+                kernel.name,
+                unpacked.version,
+                kernel.cpus,
+                kernel.init,
+                ended.count,
+                ended.took.as_secs()
+            ));
+            lines.extend(ended.failed.iter().map(|name| format!("kernel {}: failed: {name}", kernel.name)));
+            lines.extend(ended.broken.iter().map(|why| format!("kernel {}: BROKEN: {why}", kernel.name)));
+            clean &= ended.broken.is_none() && ended.count.failed == 0;
+            total.add(ended.count);
+        }
+    }
+    println!("\n{}", lines.join("\n"));
+    Ok((total, clean))
+}
+
+fn shell(kernel: &Kernel) -> Result<ExitCode> {
+    setup::machine_tools(&kernel.arch)?;
+    let unpacked = match packages::fetch(kernel)? {
+        Fetched::Kernel(unpacked) => unpacked,
+        Fetched::Unavailable(why) => bail!("{why}"),
+    };
+    let job = format!("VM_SHELL=yes\n{}", Built::new()?.job(kernel, &unpacked, &[])?);
+    println!("xtask: `$OBSERVER` is the program; the machine ends with the shell, and keeps nothing");
+    machine::shell(kernel, &unpacked, &initramfs::make(&unpacked, &job)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What runs inside.
+struct Built {
+    observer: String,
+    testbed: String,
+    scenarios: String,
+}
+
+impl Built {
+    fn new() -> Result<Self> {
+        let quoted = |path: std::path::PathBuf| quote(&path.display().to_string());
+        Ok(Self {
+            observer: quoted(build::release()?),
+            testbed: quoted(build::kernel_half()?.with_file_name("testbed-bpf")),
+            scenarios: quoted(build::test_program("scenarios")?),
+        })
+    }
+
+    /// The machine's script: what `guest.sh` reads.
+    fn job(&self, kernel: &Kernel, unpacked: &Unpacked, filters: &[String]) -> Result<String> {
+        let modules = unpacked.folder.join("lib/modules").join(&unpacked.version);
+        let mut script = format!(
+            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={SLOWNESS}\n\
+             prepare() {{ for module in {MODULES}; do modprobe -q $module; done; cd {}; }}\n\
+             job() {{\nstatus=0\n",
+            quote(&modules.display().to_string()),
+            self.observer,
+            self.testbed,
+            quote(&root().display().to_string()),
+        );
+        ensure!(kernel.job == Job::Scenarios, "not yet");
+        let left_out: String = kernel.without.iter().map(|name| format!(" --skip {}", quote(name))).collect();
+        let every = [String::new()];
+        for filter in if filters.is_empty() { &every } else { filters } {
+            script.push_str(&format!(
+                "{} --color never --test-threads {AT_ONCE}{left_out} {} || status=$?\n",
+                self.scenarios,
+                if filter.is_empty() { String::new() } else { quote(filter) }
+            ));
+        }
+        script.push_str("return $status\n}\n");
+        Ok(script)
+    }
+}
+
+/// A word for a shell.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
