@@ -81,9 +81,7 @@ impl Lab {
             .spawn()
             .context("cannot start a web server")?;
         let server = Server(child);
-        wait_for("the web server", || {
-            Ok(self.server.table("tcp6")?.contains(&format!(":{port:04X} ")).then_some(()))
-        })?;
+        wait_for("the web server", || Ok(self.server.table("tcp6")?.contains(&format!(":{port:04X} ")).then_some(())))?;
         Ok(server)
     }
 }

@@ -1,10 +1,11 @@
 //! What scenarios, the demo and the bench are made of: network namespaces with private files ([`namespace`]), two of them
-//! joined ([`lab`]), the program under test ([`observer`]), traffic ([`traffic`]), and BPF programs that block
-//! ([`testbed`]).
+//! joined ([`lab`]), the program under test ([`observer`]), traffic ([`traffic`]), BPF programs that block
+//! ([`testbed`]); and what the running kernel can name ([`kernel`]).
 //!
 //! Nothing here touches the host: every rule, address and file belongs to a namespace that dies with its holder process,
 //! and the holder dies with whoever made it.
 
+pub mod kernel;
 pub mod lab;
 pub mod namespace;
 pub mod observer;

@@ -1,6 +1,6 @@
 //! Builds both halves, one after the other: two builds at once would only share the cores.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -11,12 +11,17 @@ const BPF_TARGET: &str = "bpfel-unknown-none";
 
 /// The kernel half; returns the path of its object.
 pub(crate) fn kernel_half() -> Result<PathBuf> {
+    kernel_half_for(std::env::consts::ARCH)
+}
+
+/// The kernel half for kernels of an architecture.
+fn kernel_half_for(arch: &str) -> Result<PathBuf> {
     let toolchain = setup::toolchain()?;
-    let arch = std::env::consts::ARCH;
     // The object's BTF comes from debug information; the architecture decides the layout of registers in bindings.
     let flags =
         ["-Cdebuginfo=2", "-Clinker=bpf-linker", "-Clink-arg=--btf", &format!("--cfg=bpf_target_arch=\"{arch}\"")];
-    let target = root().join("target/bpf");
+    let target =
+        root().join(if arch == std::env::consts::ARCH { "target/bpf".into() } else { format!("target/bpf-{arch}") });
     command::check(
         toolchain
             .cargo()
@@ -48,6 +53,38 @@ pub(crate) fn release() -> Result<PathBuf> {
     fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
     fs::rename(&fresh, &program).context("cannot put the program in its place")?;
     Ok(program)
+}
+
+/// For another architecture: builds the program, and prepares the unit tests, which an emulator runs.
+pub(crate) fn foreign(arch: &str) -> Result<Foreign> {
+    let toolchain = setup::toolchain()?;
+    let cross = setup::cross(&toolchain, arch)?;
+    let object = kernel_half_for(arch)?;
+    let triple = format!("{arch}-unknown-linux-gnu");
+    let variable = |what: &str| format!("CARGO_TARGET_{}_{what}", triple.to_uppercase().replace('-', "_"));
+    let mut flags = "-Ctarget-feature=+crt-static".to_owned();
+    if let Some(sysroot) = &cross.sysroot {
+        flags.push_str(&format!(" --sysroot={}", sysroot.display()));
+    }
+    let cargo = |verb: &str| {
+        let mut cargo = toolchain.cargo();
+        cargo.args([verb, "--quiet", "--target", &triple, "--target-dir"]).arg(root().join("target/cross"));
+        cargo.env(variable("RUSTFLAGS"), &flags).env(variable("LINKER"), &cross.linker);
+        cargo.env(variable("RUNNER"), &cross.emulator).env("OBSERVER_BPF_OBJECT", &object);
+        cargo
+    };
+    command::check(cargo("build").args(["--release", "--package", "observer"]))?;
+    let mut tests = cargo("test");
+    tests.args(["--package", "observer", "--package", "observer-ebpf", "--no-fail-fast"]);
+    Ok(Foreign { program: root().join("target/cross").join(&triple).join("release/observer"), tests })
+}
+
+/// What was built for another architecture.
+pub(crate) struct Foreign {
+    /// The program, one static file.
+    pub(crate) program: PathBuf,
+    /// Runs the unit tests.
+    pub(crate) tests: Command,
 }
 
 /// A program of the tests package, with its neighbours, which it may run.

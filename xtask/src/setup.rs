@@ -54,6 +54,11 @@ const MACHINE_TOOLS: [(&str, &str); 8] = [
 /// The emulators.
 const EMULATORS: [(&str, &str); 2] =
     [("qemu-system-x86_64", "qemu-system-x86"), ("qemu-system-aarch64", "qemu-system-arm")];
+/// Linkers and emulators for other architectures.
+const CROSS_TOOLS: [(&str, &str); 2] =
+    [("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), ("qemu-aarch64-static", "qemu-user-static")];
+/// The package with the standard library of the compiler that Debian brings for the kernel half.
+const FOREIGN_STD: &str = "libstd-rust-web-dev";
 /// Keys of the distributions' package archives.
 const KEYRINGS: [(&str, &str, &str); 2] = [
     ("debian", "/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
@@ -109,6 +114,43 @@ pub(crate) fn machine_tools(arch: &str) -> Result<()> {
     let mut wanted: Vec<(&str, &'static str)> = EMULATORS.into_iter().filter(|(name, _)| *name == emulator).collect();
     wanted.extend(MACHINE_TOOLS);
     tools(&wanted, "virtual machines")
+}
+
+/// What builds for another architecture, and runs it.
+pub(crate) struct Cross {
+    pub(crate) linker: String,
+    pub(crate) emulator: String,
+    /// Where the standard library is, unless the compiler has it.
+    pub(crate) sysroot: Option<PathBuf>,
+}
+
+/// Tools and a standard library for another architecture; installed or fetched when missing.
+pub(crate) fn cross(toolchain: &Toolchain, arch: &str) -> Result<Cross> {
+    let (linker, emulator) = (format!("{arch}-linux-gnu-gcc"), format!("qemu-{arch}-static"));
+    let mut wanted: Vec<(&str, &'static str)> =
+        CROSS_TOOLS.into_iter().filter(|(name, _)| [&linker, &emulator].iter().any(|needed| needed == name)).collect();
+    wanted.sort_unstable();
+    tools(&wanted, "building for another architecture")?;
+    let triple = format!("{arch}-unknown-linux-gnu");
+    let own = command::output(command::new(&toolchain.rustc).args(["--print", "sysroot"])).unwrap_or_default();
+    let has = |sysroot: &Path| sysroot.join("lib/rustlib").join(&triple).exists();
+    if has(Path::new(&own))
+        || command::output(&mut rustup(&["target", "add", &triple])).is_some() && has(Path::new(&own))
+    {
+        return Ok(Cross { linker, emulator, sysroot: None });
+    }
+    let folder = crate::root().join("target/cross/std");
+    let sysroot = folder.join("usr");
+    if !has(&sysroot) {
+        println!("xtask: fetching a standard library for {arch}");
+        let version = command::output(command::new("dpkg-query").args(["-W", "-f", "${Version}", FOREIGN_STD]));
+        let Some(version) = version else {
+            bail!("no standard library for {triple}: `rustup target add {triple}`");
+        };
+        let debian = if arch == "aarch64" { "arm64" } else { "amd64" };
+        crate::vm::unpack_foreign(&format!("{FOREIGN_STD}={version}"), debian, &folder)?;
+    }
+    Ok(Cross { linker, emulator, sysroot: Some(sysroot) })
 }
 
 /// The file with the keys by which a distribution's packages are verified; installed when missing.

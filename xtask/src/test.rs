@@ -87,7 +87,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
 
 /// Runs a test program, shows what it prints, and adds up its closing lines (`test result: ok. 3 passed; 0 failed; …`).
 /// True when it ended well.
-fn count(program: &mut Command, total: &mut Count) -> Result<bool> {
+pub(crate) fn count(program: &mut Command, total: &mut Count) -> Result<bool> {
     let text = command::text(program);
     let mut child = program.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{text}`"))?;
     let stdout = child.stdout.take().context("the test program has no stdout")?;

@@ -51,6 +51,8 @@ layout! {
     netfilter_high,
     /// See [`Self::netfilter_low`].
     netfilter_bytes,
+    /// Not [`ABSENT`] where tracing programs can have a socket's cookie made (Linux 5.12); not an offset.
+    makes_cookies,
     /// Inode number of the host's network namespace, not an offset.
     host_netns,
     /// Low and high half of the address of `ip_forward`, not offsets.

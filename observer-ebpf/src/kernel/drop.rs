@@ -268,14 +268,17 @@ pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
 /// The scratch space must be this CPU's.
 #[inline(always)]
 pub unsafe fn capture(scratch: *mut Scratch, start: u64, bytes: u64) -> u16 {
-    let mut bytes = bytes;
-    if bytes > PACKET_BYTES as u64 {
-        bytes = PACKET_BYTES as u64;
-    }
-    // SAFETY: the caller's promise; the verifier knows the bound, and the helper checks the source.
+    // SAFETY: the caller's promise; the verifier knows the bound, and the helper checks the source. The length goes through
+    // memory, so that it is the very register that was compared which the helper gets: Linux 6.1 forgets what it knows of a
+    // number that is kept on the stack.
     unsafe {
+        put!(scratch.pointer, if bytes > PACKET_BYTES as u64 { PACKET_BYTES as u64 } else { bytes });
+        let bytes: u64 = get!(scratch.pointer);
+        if bytes == 0 || bytes > PACKET_BYTES as u64 {
+            return 0;
+        }
         let into = (&raw mut (*scratch).record.packet).cast();
-        if bytes > 0 && probe_read_kernel(into, bytes as u32, start as *const _) == 0 { bytes as u16 } else { 0 }
+        if probe_read_kernel(into, bytes as u32, start as *const _) == 0 { bytes as u16 } else { 0 }
     }
 }
 

@@ -64,9 +64,12 @@ pub fn mark_foreign(cookie: u64) {
     }
 }
 
-/// Binds a socket to the process that is inside a call on it.
+/// Binds a socket to the process that is inside a call on it; not one without a cookie.
 #[inline(always)]
 pub fn bind(cookie: u64, task: Task, netns: u32, source: OwnerSource) {
+    if cookie == 0 {
+        return;
+    }
     let owner = Owner { task, bound_ns: boot_ns(), source: source as u32, holders: 1, netns, foreign: 0 };
     if OWNERS.insert(cookie, owner, u64::from(BPF_ANY)).is_err() {
         count(Counter::OwnerMapFull);

@@ -62,7 +62,9 @@ impl AttachError {
         match self {
             Self::Privilege(_) => "run it with sudo; in a container it needs `--privileged --pid=host`",
             Self::NoBtf(_) => "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y; every current distribution's is",
-            Self::Layout(_) => "boot Linux 5.17 or later; `observer doctor` says what else is missing",
+            Self::Layout(_) => {
+                "boot Linux 5.18 or later, or run observer with CAP_SYSLOG and kernel.kptr_restrict at 0 or 1"
+            }
             Self::Lockdown => {
                 "boot with `lockdown=integrity` or without Secure Boot's confidentiality mode; see `man kernel_lockdown`"
             }
@@ -145,7 +147,7 @@ impl Probes {
         let avoided = std::env::var(AVOID).unwrap_or_default();
         for hook in &HOOKS {
             let mut errors = Vec::new();
-            let way = hook.programs.iter().find_map(|(name, way)| {
+            let way = hook.programs.iter().find_map(|(name, way, _)| {
                 if avoided.split(',').any(|avoided| avoided.trim() == way.name()) {
                     errors.push(format!("{}: not tried, because {AVOID} names it", way.name()));
                     return None;
@@ -329,7 +331,7 @@ impl Probes {
             .filter(|state| state.hook.required)
             .filter_map(|state| {
                 let way = state.result.as_ref().ok()?;
-                let (name, _) = state.hook.programs.iter().find(|(_, candidate)| candidate == way)?;
+                let (name, ..) = state.hook.programs.iter().find(|(_, candidate, _)| candidate == way)?;
                 totals::skipped_runs(&program_descriptor(self.ebpf.program(name)?)?)
             })
             .reduce(|sum, runs| sum + runs)

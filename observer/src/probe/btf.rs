@@ -40,6 +40,7 @@ mod kind {
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
     pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
     pub(super) const FUNC_PROTO: u32 = 13;
     pub(super) const VAR: u32 = 14;
     pub(super) const DATASEC: u32 = 15;
@@ -157,6 +158,11 @@ impl Btf {
     /// Size of a struct in bytes.
     pub fn struct_bytes(&self, name: &str) -> Option<u32> {
         self.head(self.find(name, |kind| kind == kind::STRUCT)?).map(|head| head.size_or_type)
+    }
+
+    /// Whether the kernel has a function of that name.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.find(name, |kind| kind == kind::FUNC).is_some()
     }
 
     /// Value of an enumerator.

@@ -5,17 +5,17 @@ use observer_ebpf::abi::program;
 /// A way to attach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Tracepoint with typed arguments (`tp_btf`, Linux 5.5).
+    /// Tracepoint with typed arguments (`tp_btf`).
     BtfTracepoint,
-    /// Raw tracepoint, arguments as plain numbers (Linux 4.17).
+    /// Raw tracepoint, arguments as plain numbers.
     RawTracepoint,
-    /// Program on the root of the unified cgroup hierarchy, as a link (Linux 5.7).
+    /// Program on the root of the unified cgroup hierarchy, as a link.
     Cgroup,
-    /// Program at a connection's events on the root of the unified hierarchy, as a link (Linux 5.7).
+    /// Program at a connection's events on the root of the unified hierarchy, as a link.
     SockOps,
     /// Kernel probe on a function.
     Kprobe(&'static str),
-    /// Iterator, run once at start (Linux 5.8).
+    /// Iterator, run once at start.
     Iterator,
 }
 
@@ -40,8 +40,8 @@ pub struct Hook {
     pub name: &'static str,
     /// Kernel symbol or attach point.
     pub symbol: &'static str,
-    /// Programs that can serve it, best first.
-    pub programs: &'static [(&'static str, Way)],
+    /// Programs that can serve it, best first, each with its way and the first Linux that takes it.
+    pub programs: &'static [(&'static str, Way, &'static str)],
     /// Without a required hook nothing is attached at all.
     pub required: bool,
     /// What it is for.
@@ -59,7 +59,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "fork",
         symbol: "sched_process_fork",
-        programs: &[(program::FORK, Way::BtfTracepoint)],
+        programs: &[(program::FORK, Way::BtfTracepoint, "5.5")],
         required: false,
         purpose: "knows every process's parents",
         without: "parents of processes that ended are not known",
@@ -67,7 +67,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "exec",
         symbol: "sched_process_exec",
-        programs: &[(program::EXEC, Way::BtfTracepoint)],
+        programs: &[(program::EXEC, Way::BtfTracepoint, "5.5")],
         required: false,
         purpose: "knows every process's executable and arguments",
         without: "processes that live some milliseconds have neither executable nor arguments",
@@ -75,7 +75,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "exit",
         symbol: "sched_process_exit",
-        programs: &[(program::EXIT, Way::BtfTracepoint)],
+        programs: &[(program::EXIT, Way::BtfTracepoint, "5.5")],
         required: false,
         purpose: "forgets processes some minutes after their end",
         without: "memory for processes that ended is given back late",
@@ -83,7 +83,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "cgroups",
         symbol: "cgroup_mkdir",
-        programs: &[(program::MKDIR, Way::BtfTracepoint)],
+        programs: &[(program::MKDIR, Way::BtfTracepoint, "5.5")],
         required: false,
         purpose: "knows the names of cgroups that are gone when somebody asks",
         without: "short-lived units and containers stay without a name",
@@ -91,7 +91,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: CONNECT,
         symbol: "inet_sock_set_state",
-        programs: &[(program::STATE, Way::BtfTracepoint)],
+        programs: &[(program::STATE, Way::BtfTracepoint, "5.5")],
         required: false,
         purpose: "binds a connecting socket to its process",
         without: "a connection is named by the process that created its socket",
@@ -99,7 +99,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "create",
         symbol: "cgroup/sock_create",
-        programs: &[(program::CREATE, Way::Cgroup)],
+        programs: &[(program::CREATE, Way::Cgroup, "5.7")],
         required: false,
         purpose: "binds UDP, raw and ping sockets to their process",
         without: "short-lived senders of UDP and ICMP stay without a name",
@@ -107,7 +107,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "close",
         symbol: "cgroup/sock_release",
-        programs: &[(program::RELEASE, Way::Cgroup)],
+        programs: &[(program::RELEASE, Way::Cgroup, "5.9")],
         required: false,
         purpose: "forgets closed sockets",
         without: "owners of closed sockets fill the owner map on a busy host",
@@ -115,7 +115,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "flows",
         symbol: "cgroup/sock_ops",
-        programs: &[(program::FLOW, Way::SockOps), (program::FLOW_KPROBE, Way::Kprobe("tcp_connect"))],
+        programs: &[(program::FLOW, Way::SockOps, "5.7"), (program::FLOW_KPROBE, Way::Kprobe("tcp_connect"), "4.1")],
         required: false,
         purpose: "knows the connections of containers, which the host forwards without their socket",
         without: "a forwarded connection is named only while its socket is open",
@@ -123,7 +123,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "seed",
         symbol: "iter/task_file",
-        programs: &[(program::SEED, Way::Iterator)],
+        programs: &[(program::SEED, Way::Iterator, "5.12")],
         required: false,
         purpose: "finds the owners of sockets that are older than observer, and what hangs already",
         without: "a socket older than observer is looked up only when it is blocked, and what hangs already is not told",
@@ -131,7 +131,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "drops",
         symbol: "kfree_skb",
-        programs: &[(program::DROP_BTF, Way::BtfTracepoint), (program::DROP_RAW, Way::RawTracepoint)],
+        programs: &[(program::DROP_BTF, Way::BtfTracepoint, "5.5"), (program::DROP_RAW, Way::RawTracepoint, "4.17")],
         required: true,
         purpose: "sees every packet that is dropped, with the reason",
         without: "nothing can be observed",
@@ -151,9 +151,35 @@ pub struct HookState {
 mod tests {
     use super::*;
 
+    /// The table of `docs/kernels.md` is this one.
+    #[test]
+    fn the_documented_table_is_this_one() {
+        let documented = include_str!("../../../docs/kernels.md");
+        for hook in &HOOKS {
+            let ways: Vec<String> = hook
+                .programs
+                .iter()
+                .map(|(_, way, since)| match way {
+                    Way::Kprobe(function) => format!("kprobe on `{function}` ({since})"),
+                    way => format!("{} ({since})", way.name()),
+                })
+                .collect();
+            let need = if hook.required { "required" } else { "" };
+            let row = format!(
+                "| {} | `{}` | {} | {} | {} | {need} |",
+                hook.name,
+                hook.symbol,
+                ways.join(", else "),
+                hook.purpose,
+                hook.without
+            );
+            assert!(documented.lines().any(|line| line == row), "docs/kernels.md lacks this row:\n{row}");
+        }
+    }
+
     #[test]
     fn program_names_are_not_cut_by_the_kernel() {
-        for (name, _) in HOOKS.iter().flat_map(|hook| hook.programs) {
+        for (name, ..) in HOOKS.iter().flat_map(|hook| hook.programs) {
             assert!(name.len() <= 15, "{name}");
         }
     }

@@ -165,6 +165,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         netfilter_low: low(dropper),
         netfilter_high: high(dropper),
         netfilter_bytes: symbols.netfilter.map_or(ABSENT, |(_, bytes)| bytes),
+        makes_cookies: if btf.has_function("bpf_get_socket_ptr_cookie") { 1 } else { ABSENT },
         host_netns,
         ip_forward_low: low(symbols.ip_forward),
         ip_forward_high: high(symbols.ip_forward),

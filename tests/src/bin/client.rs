@@ -3,12 +3,13 @@
 //! COUNT IPV4 IPV6` starts so many to a port each, of which every fourth sends eight datagrams; `client forks COUNT` starts
 //! so many that do nothing; `client flood ADDRESS PORT COUNT THREADS`
 //! sends so many datagrams by each thread; `client connects ADDRESS PORT COUNT` begins so many connections, each from
-//! another port; `client scan IPV4 PORT COUNT` sends a datagram to so many addresses, from that one on; `client uring ADDRESS PORT` begins a connection and sends a datagram through io_uring, each by a worker
+//! another port; `client scan IPV4 PORT COUNT` sends a datagram to so many addresses, from that one on; `client answer FILE` answers a
+//! datagram of a socket that systemd made for it; `client uring ADDRESS PORT` begins a connection and sends a datagram through io_uring, each by a worker
 //! thread of the kernel's.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, FromRawFd},
     process::{Child, Command, ExitCode},
     thread,
     time::{Duration, Instant},
@@ -64,6 +65,7 @@ fn run(words: &[&str]) -> Result<()> {
             connects(SocketAddr::new(address.parse()?, port.parse()?), count.parse()?)
         }
         ["scan", network, port, count] => scan(network.parse()?, port.parse()?, count.parse()?),
+        ["answer", done] => answer(done),
         ["uring", address, port] => uring(SocketAddr::new(address.parse()?, port.parse()?)),
         ["forks", count] => many(count.parse()?, |number| vec!["nothing".into(), number]),
         _ => bail!("unknown words {words:?}"),
@@ -106,6 +108,18 @@ fn scan(first: Ipv4Addr, port: u16, count: u32) -> Result<()> {
     Ok(())
 }
 
+/// Answers one datagram of the socket that was inherited from systemd (`sd_listen_fds`), and leaves a file behind.
+#[expect(unsafe_code, reason = "an inherited descriptor has nothing but its number")]
+fn answer(done: &str) -> Result<()> {
+    const FIRST_INHERITED: i32 = 3;
+    // SAFETY: systemd passes the socket there, and nobody else takes it.
+    let socket = unsafe { UdpSocket::from_raw_fd(FIRST_INHERITED) };
+    let (_, from) = socket.recv_from(&mut [0; 16]).context("no question")?;
+    // Told of the drop at once.
+    let _ = socket.send_to(b"!", from);
+    std::fs::write(done, "").context("cannot leave a file")
+}
+
 /// The kernel makes both calls, in a thread of its own.
 #[expect(unsafe_code, reason = "the ring takes pointers")]
 fn uring(address: SocketAddr) -> Result<()> {
@@ -122,11 +136,12 @@ fn uring(address: SocketAddr) -> Result<()> {
         unsafe { ring.submission().push(&entry.flags(squeue::Flags::ASYNC)) }?;
     }
     ring.submit().context("io_uring_enter")?;
-    // The connect would wait for minutes.
-    let deadline = Instant::now() + Duration::from_millis(300);
+    // The connect would wait for minutes: it has begun when the datagram is done, and some time has passed.
+    let mut deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
         for done in ring.completion() {
             println!("{}", Errno::from_raw(-done.result()));
+            deadline = Instant::now() + Duration::from_millis(300);
         }
         thread::sleep(Duration::from_millis(10));
     }

@@ -16,6 +16,9 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /h
 if [ "$VM_ROOT" = own ]; then
     mkdir -p /run/observer-vm
     cp /guest.sh /job.sh /run/observer-vm/
+    . /job.sh
+    mkdir -p /lib/modules
+    ln -s "$VM_MODULES" "/lib/modules/$(uname -r)"
     exec /bin/sh /run/observer-vm/guest.sh
 fi
 

@@ -37,7 +37,7 @@ pub(crate) fn fetch(kernel: &Kernel) -> Result<Fetched> {
     let folder = root().join("target/vm").join(&kernel.name);
     let marker = folder.join("whole");
     if !marker.exists() {
-        let Some(sources) = sources(kernel)? else {
+        let Some(sources) = sources(&kernel.distribution, &kernel.suites)? else {
             return Ok(Fetched::Unavailable(format!(
                 "none of this machine's package sources is {}'s: name a mirror in OBSERVER_MIRROR_{}",
                 kernel.distribution,
@@ -45,7 +45,7 @@ pub(crate) fn fetch(kernel: &Kernel) -> Result<Fetched> {
             )));
         };
         let _ = fs::remove_dir_all(&folder);
-        let apt = Apt::new(folder.join("apt"), kernel, &sources)?;
+        let apt = Apt::new(folder.join("apt"), kernel.debian_arch()?, &sources)?;
         let mut packages = apt.kernel_packages(&kernel.package)?;
         packages.push("busybox-static".to_owned());
         println!("xtask: fetching {} for kernel {}", packages.join(", "), kernel.name);
@@ -72,6 +72,24 @@ pub(crate) fn fetch(kernel: &Kernel) -> Result<Fetched> {
     Ok(Fetched::Kernel(Unpacked { folder, version, image, busybox }))
 }
 
+/// Fetches one package of another architecture from the suites of this machine's own release, and unpacks it.
+pub(crate) fn unpack_foreign(package: &str, arch: &'static str, into: &Path) -> Result<()> {
+    let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let field = |name: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim_matches('"').to_owned())
+    };
+    let distribution = field("ID=").context("/etc/os-release has no ID")?;
+    let codename = field("VERSION_CODENAME=").context("/etc/os-release has no VERSION_CODENAME")?;
+    let suites = [codename.clone(), format!("{codename}-security")];
+    let sources = sources(&distribution, &suites)?.with_context(|| format!("no package source of {distribution}"))?;
+    let apt = Apt::new(into.join("apt"), arch, &sources)?;
+    for archive in apt.download(&[package.to_owned()])? {
+        command::check(command::new("dpkg").arg("-x").arg(&archive).arg(into))?;
+    }
+    fs::remove_dir_all(into.join("apt")).context("cannot tidy up")
+}
+
 /// The one version whose modules are in a folder.
 fn version(folder: &Path) -> Result<String> {
     let modules = folder.join("lib/modules");
@@ -84,13 +102,13 @@ fn version(folder: &Path) -> Result<String> {
 }
 
 /// Lines for apt's `sources.list`; `None` when no mirror of the distribution is known.
-fn sources(kernel: &Kernel) -> Result<Option<String>> {
+fn sources(distribution: &str, suites: &[String]) -> Result<Option<String>> {
     let mut lines = String::new();
-    for suite in &kernel.suites {
-        let security = kernel.distribution == "debian" && suite.ends_with("-security");
-        let label = if security { format!("{}-security", kernel.distribution) } else { kernel.distribution.clone() };
+    for suite in suites {
+        let security = distribution == "debian" && suite.ends_with("-security");
+        let label = if security { format!("{distribution}-security") } else { distribution.to_owned() };
         let Some(mirror) = mirror(&label) else { return Ok(None) };
-        let keyring = setup::keyring(&kernel.distribution)?;
+        let keyring = setup::keyring(distribution)?;
         lines.push_str(&format!("deb [signed-by={keyring}] {mirror} {suite} main\n"));
     }
     Ok(Some(lines))
@@ -121,13 +139,13 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(folder: PathBuf, kernel: &Kernel, sources: &str) -> Result<Self> {
+    fn new(folder: PathBuf, arch: &'static str, sources: &str) -> Result<Self> {
         for name in ["state/lists/partial", "cache/archives/partial", "fetched", "preferences.d"] {
             fs::create_dir_all(folder.join(name)).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         fs::write(folder.join("status"), "")?;
         fs::write(folder.join("sources.list"), sources)?;
-        let apt = Self { folder, arch: kernel.debian_arch()? };
+        let apt = Self { folder, arch };
         command::check(apt.command("apt-get").args(["-qq", "update"]))?;
         Ok(apt)
     }
@@ -165,8 +183,11 @@ impl Apt {
             .lines()
             .filter(|line| !line.starts_with([' ', '|', '<']))
             .filter(|name| {
-                let part = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(char::is_numeric));
-                ["linux-image-", "linux-binary-", "linux-modules-", "linux-modules-extra-"].iter().any(|prefix| part(prefix))
+                let part =
+                    |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(char::is_numeric));
+                ["linux-image-", "linux-binary-", "linux-modules-", "linux-modules-extra-"]
+                    .iter()
+                    .any(|prefix| part(prefix))
             })
             .filter(|name| *name != package)
             .map(str::to_owned)
@@ -181,8 +202,7 @@ impl Apt {
     fn download(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
         let fetched = self.folder.join("fetched");
         command::check(self.command("apt-get").args(["-qq", "download"]).args(packages).current_dir(&fetched))?;
-        let archives =
-            fs::read_dir(&fetched)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+        let archives = fs::read_dir(&fetched)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
         ensure!(archives.len() == packages.len(), "apt fetched {} of {} packages", archives.len(), packages.len());
         Ok(archives)
     }

@@ -3,13 +3,20 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use harness::{namespace::Namespace, observer};
+use harness::{
+    kernel,
+    namespace::Namespace,
+    observer::{self, Observer},
+};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{Outcome, Scenario};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("observable_with_a_self_test", observable),
+    ("every_hook_in_its_best_way", hooks),
+    ("the_verifier_does_not_walk_far", verified),
     ("markdown_for_a_ticket", markdown),
     ("knows_the_firewalls", firewalls),
     ("in_a_pid_namespace_of_its_own", pid_namespace),
@@ -38,6 +45,82 @@ fn observable() -> Result<Outcome> {
         let complete = check["status"] == "ok" || check["consequence"].is_string() && check["remedy"].is_string();
         ensure!(complete, "a shortcoming without consequence or remedy: {check}");
     }
+    Ok(Outcome::Passed)
+}
+
+/// What each hook is attached as on a kernel that takes everything. Older ones lack what the last column names.
+const BEST: [(&str, &str, Option<&str>); 10] = [
+    ("fork", "tp_btf", None),
+    ("exec", "tp_btf", None),
+    ("exit", "tp_btf", None),
+    ("cgroups", "tp_btf", None),
+    ("connect", "tp_btf", None),
+    ("create", "cgroup", None),
+    ("close", "cgroup", None),
+    ("flows", "sock_ops", None),
+    ("seed", "iter", Some("bpf_sock_from_file")),
+    ("drops", "tp_btf", None),
+];
+
+/// The truth about this kernel, known here from its types: nothing less, and nothing that it does not have.
+fn hooks() -> Result<Outcome> {
+    let answer = json(&mut observer::command())?;
+    let mut refused = 0;
+    for (name, way, needs) in BEST {
+        let found = check(&answer, name)?;
+        let detail = found["detail"].as_str().unwrap_or_default();
+        if needs.is_none_or(kernel::knows) {
+            ensure!(found["status"] == "ok" && detail.contains(&format!(" as {way}: ")), "{found}");
+        } else {
+            refused += 1;
+            ensure!(found["status"] == "degraded" && detail.contains("cannot be attached"), "{found}");
+        }
+    }
+    let named = ["NETFILTER_DROP", "BPF_CGROUP_EGRESS", "TC_EGRESS", "QDISC_DROP"].into_iter().all(kernel::names);
+    let reasons = check(&answer, "reasons")?;
+    ensure!(reasons["status"] == if named { "ok" } else { "degraded" }, "{reasons}");
+    ensure!(check(&answer, "forwarding")?["status"] == "ok", "{answer}");
+
+    // What is said for diagnosis costs no hook.
+    let loud = Observer::start(["-vv", "watch"])?;
+    let (status, _, said) = loud.end(Signal::SIGINT)?;
+    ensure!(status.success(), "{status}: {said}");
+    let complaints = said.matches("BPF_PROG_LOAD syscall returned").count();
+    ensure!(complaints == refused, "{complaints} programs were refused, {refused} expected: {said}");
+    Ok(Outcome::Passed)
+}
+
+/// Steps of the verifier that each program may take: about twice what it takes today, of the million that a kernel allows.
+const BUDGET: [(&str, u32); 10] = [
+    ("proc_fork", 2_000),
+    ("proc_exec", 20_000),
+    ("proc_exit", 2_000),
+    ("proc_mkdir", 2_000),
+    ("own_sock_state", 5_000),
+    ("own_sock_create", 5_000),
+    ("own_sock_close", 5_000),
+    ("flow_sock_ops", 2_000),
+    ("seed_task_file", 5_000),
+    ("drop_kfree_skb", 25_000),
+];
+
+fn verified() -> Result<Outcome> {
+    let observer = Observer::start(["watch"])?;
+    let mut seen = 0;
+    for program in aya::programs::loaded_programs() {
+        let program = program?;
+        let Some((name, budget)) = BUDGET.iter().find(|(name, _)| program.name_as_str() == Some(name)) else {
+            continue;
+        };
+        let Some(steps) = program.verified_instruction_count() else {
+            return Ok(Outcome::Skipped("this kernel does not count the verifier's steps".to_owned()));
+        };
+        seen += 1;
+        ensure!(steps <= *budget, "{name} took the verifier {steps} steps, budget {budget}");
+    }
+    let (status, _, said) = observer.end(Signal::SIGINT)?;
+    ensure!(status.success(), "{status}: {said}");
+    ensure!(seen >= BUDGET.len() - 1, "only {seen} programs were found");
     Ok(Outcome::Passed)
 }
 

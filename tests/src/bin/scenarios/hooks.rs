@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    kernel,
     lab::{CLIENT_INTERFACE, FAR_V4, FAR_V6, Lab},
     observer::{self, Observer, Report, expect},
     testbed::{self, DenyingCgroup},
@@ -16,9 +17,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("output", || netfilter("type filter hook output priority 0;", "inet", "output")),
     ("output_before_conntrack", || netfilter("type filter hook output priority -300;", "inet", "output")),
     ("postrouting", || netfilter("type filter hook postrouting priority 0;", "inet", "postrouting")),
-    ("netdev_egress", || {
-        netfilter(&format!("type filter hook egress device {CLIENT_INTERFACE} priority 0;"), "netdev", "egress")
-    }),
+    ("netdev_egress", netdev_egress),
     ("without_typed_tracepoints", without_typed_tracepoints),
     ("cgroup_egress", cgroup),
     ("tc_egress", tc),
@@ -38,6 +37,13 @@ fn netfilter(hook: &str, family: &str, name: &str) -> Result<Outcome> {
         lab.client.counted()?
     );
     Ok(Outcome::Passed)
+}
+
+fn netdev_egress() -> Result<Outcome> {
+    if !kernel::knows("NF_NETDEV_EGRESS") {
+        return Ok(Outcome::Skipped("this kernel's netdev chains have no egress hook".to_owned()));
+    }
+    netfilter(&format!("type filter hook egress device {CLIENT_INTERFACE} priority 0;"), "netdev", "egress")
 }
 
 /// TCP and UDP in both families, each by its own process.
@@ -65,7 +71,7 @@ fn knock_with_everything(lab: &Lab, observer: Observer, cause: &str, hook: &str,
                 ("/network/transport", json!(transport)),
                 ("/egress/cause", json!(cause)),
                 ("/egress/hook", json!(hook)),
-                ("/egress/drop_reason", json!(reason)),
+                ("/egress/drop_reason", kernel::reason(reason)),
             ],
         )?;
     }
@@ -87,7 +93,15 @@ fn without_typed_tracepoints() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// A scenario about drops that some kernels do not name.
+fn unnamed(reason: &str) -> Option<Outcome> {
+    (!kernel::names(reason)).then(|| Outcome::Skipped(format!("this kernel has no drop reason {reason}")))
+}
+
 fn cgroup() -> Result<Outcome> {
+    if let Some(skipped) = unnamed("BPF_CGROUP_EGRESS") {
+        return Ok(skipped);
+    }
     let Some(root) = testbed::cgroup_root()? else {
         return Ok(Outcome::Skipped("the unified cgroup hierarchy is not mounted".to_owned()));
     };
@@ -125,6 +139,9 @@ fn cgroup() -> Result<Outcome> {
 }
 
 fn tc() -> Result<Outcome> {
+    if let Some(skipped) = unnamed("TC_EGRESS") {
+        return Ok(skipped);
+    }
     let lab = Lab::new()?;
     let _program = testbed::deny_tc(&lab.client, CLIENT_INTERFACE)?;
     all_kinds(&lab, "tc", "egress", "TC_EGRESS")?;
@@ -133,6 +150,9 @@ fn tc() -> Result<Outcome> {
 
 /// More than a slow link takes: lost, by nobody's decision.
 fn full_queue() -> Result<Outcome> {
+    if let Some(skipped) = unnamed("QDISC_DROP") {
+        return Ok(skipped);
+    }
     let lab = Lab::new()?;
     lab.client
         .run("tc", &"qdisc add dev eth0 root tbf rate 8kbit burst 1600 limit 3000".split(' ').collect::<Vec<_>>())?;

@@ -199,12 +199,14 @@ fn invalid_after_close() -> Result<Outcome> {
     ensure!(client.said == "ok", "the connection failed: {}", client.said);
     // Its FIN is sent again after 0.2, 0.6 and 1.4 seconds.
     thread::sleep(Duration::from_millis(1000));
+    let least = lab.client.counted()?;
     let report = observer.stop()?;
+    // It may be sent once more while observer ends.
+    let most = lab.client.counted()?;
     let (_, text, _) = screen.end(Signal::SIGINT)?;
     let text = String::from_utf8(text)?;
-    let counted = lab.client.counted()?;
-    ensure!(counted >= 2, "only {counted} were dropped");
-    ensure!(report.number("/reported") == counted, "{counted} counted: {}", report.account);
+    ensure!(least >= 2, "only {least} were dropped");
+    ensure!((least..=most).contains(&report.number("/reported")), "{least} to {most} counted: {}", report.account);
     ensure!(report.foreground().is_empty(), "{:?}", report.foreground());
     ensure!(!text.contains("BLOCKED") && text.contains("invalid-state"), "{text}");
     Ok(Outcome::Passed)

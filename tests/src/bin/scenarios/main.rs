@@ -17,6 +17,7 @@ mod privileges;
 mod processes;
 mod run;
 mod storms;
+mod systemd;
 mod terminal;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -31,7 +32,7 @@ enum Outcome {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 17] = [
+    let groups: [(&str, &[Scenario]); 18] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
@@ -48,6 +49,7 @@ fn main() {
         ("terminal", terminal::ALL),
         ("doctor", doctor::ALL),
         ("privileges", privileges::ALL),
+        ("systemd", systemd::ALL),
         ("demo", demo::ALL),
     ];
     let trials = groups.iter().flat_map(|(group, scenarios)| {

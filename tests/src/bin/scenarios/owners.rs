@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    kernel,
     lab::{CLIENT_V4, FAR_V4, FAR_V6, Lab},
     observer::{Observer, expect},
     traffic,
@@ -64,7 +65,9 @@ fn blocked_connect_under_load() -> Result<Outcome> {
     ensure!(events.len() as u64 == lab.client.counted()?, "{} events, {} counted", events.len(), lab.client.counted()?);
     for (client, address) in [(&v4, FAR_V4), (&v6, FAR_V6)] {
         let to: Vec<_> = events.iter().filter(|event| event["destination"]["ip"] == address).collect();
-        ensure!(to.len() >= 5, "only {} packets to {address} in 8 s", to.len());
+        // The first, and those after 1, 2, 3, 4 and so on seconds; before Linux 6.5 after 1, 3 and 7.
+        let least = if kernel::knows("sysctl_tcp_syn_linear_timeouts") { 5 } else { 4 };
+        ensure!(to.len() >= least, "only {} packets to {address} in 8 s", to.len());
         for event in to {
             expect(event, &[("/process/pid", json!(client.pid)), ("/egress/owner", json!("socket"))])?;
         }
@@ -271,14 +274,16 @@ fn uring() -> Result<Outcome> {
     let events = report.foreground();
     ensure!(events.len() == 4, "{} events: {events:?}", events.len());
     for (pair, (pid, address)) in events.chunks(2).zip(pids) {
-        for (event, transport) in pair.iter().zip(["tcp", "udp"]) {
+        // Two threads of the kernel: either may be first.
+        for transport in ["tcp", "udp"] {
+            let event =
+                pair.iter().find(|event| event["network"]["transport"] == transport).context("one is missing")?;
             expect(
                 event,
                 &[
                     ("/process/pid", json!(pid)),
                     ("/process/name", json!("client")),
                     ("/destination/ip", json!(address)),
-                    ("/network/transport", json!(transport)),
                 ],
             )?;
         }

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use harness::{
+    kernel,
     lab::{CLIENT_INTERFACE, FAR_V4, FAR_V6, Lab},
     observer::{Observer, expect},
     traffic,
@@ -52,7 +53,7 @@ fn one(traffic: &[&str], address: &str, transport: Value, port: Value) -> Result
             ("/process/pid", json!(client.pid)),
             ("/egress/owner", json!("socket")),
             ("/egress/cause", json!("netfilter")),
-            ("/egress/drop_reason", json!("NETFILTER_DROP")),
+            ("/egress/drop_reason", kernel::reason("NETFILTER_DROP")),
             ("/egress/hook", json!("output")),
             ("/egress/interface", json!(CLIENT_INTERFACE)),
             ("/egress/count", json!(1)),

@@ -309,7 +309,8 @@ fn daemon() -> Result<Outcome> {
     let observer = Observer::watch(&lab.client)?;
     let parent = traffic::run(&lab.client, &["daemon", FAR_V4, "443", "4"])?;
     let child: u64 = parent.said.parse()?;
-    harness::wait_for("retransmits", || Ok((lab.client.counted()? >= 4).then_some(())))?;
+    // Before Linux 6.5 there are no more than these in four seconds.
+    harness::wait_for("retransmits", || Ok((lab.client.counted()? >= 3).then_some(())))?;
     let report = observer.stop()?;
     let mut events = report.events.iter();
     expect(
