@@ -1,6 +1,6 @@
 # The job inside a virtual machine: prepares what an init would, or takes what systemd has prepared, runs job.sh with its
 # output on the port that the outside reads, and ends the machine.
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/observer-tmp
 . /run/observer-vm/job.sh
 
 if [ "$$" = 1 ]; then

@@ -27,8 +27,9 @@ mkdir /upper/files /upper/work
 mount -t overlay -o lowerdir=/host,upperdir=/upper/files,workdir=/upper/work root /new
 for folder in proc sys dev; do mount --move "/$folder" "/new/$folder"; done
 mount -t tmpfs -o mode=755 run /new/run
-mount -t tmpfs -o mode=1777 tmp /new/tmp
-mkdir -p /new/run/observer-vm /new/lib/modules
+# Temporary files want no overlay below them, and /tmp may be where the project is.
+mkdir -p /new/run/observer-vm /new/lib/modules /new/observer-tmp
+mount -t tmpfs -o mode=1777 tmp /new/observer-tmp
 cp /guest.sh /job.sh /new/run/observer-vm/
 . /job.sh
 ln -s "$VM_MODULES" "/new/lib/modules/$(uname -r)"
