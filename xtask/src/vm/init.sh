@@ -42,6 +42,10 @@ if [ "$VM_INIT" = systemd ]; then
     mkdir -p "$units"
     cp /observer-vm.service /observer-vm.target "$units/"
     : > /new/etc/machine-id
+    # systemd would clear /tmp, or hide it.
+    mkdir -p /new/etc/tmpfiles.d
+    : > /new/etc/tmpfiles.d/tmp.conf
+    ln -sf /dev/null /new/etc/systemd/system/tmp.mount
     exec switch_root /new /lib/systemd/systemd --unit=observer-vm.target
 fi
 exec switch_root /new /bin/sh /run/observer-vm/guest.sh
