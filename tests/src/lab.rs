@@ -74,7 +74,6 @@ impl Lab {
             .server
             .command("python3")
             .args(["-IS", "-m", "http.server", "--bind", "::", &port.to_string()])
-            .current_dir(std::env::temp_dir())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

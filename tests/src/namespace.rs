@@ -60,7 +60,7 @@ impl Namespace {
         Ok(fs::metadata(self.path())?.ino())
     }
 
-    /// A command inside; its process id is the child's own.
+    /// A command inside; its process id is the child's own, its working folder `/`.
     #[expect(unsafe_code, reason = "what a child does before it becomes its program")]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);

@@ -57,6 +57,8 @@ const EMULATORS: [(&str, &str); 2] =
 /// Linkers and emulators for other architectures.
 const CROSS_TOOLS: [(&str, &str); 2] =
     [("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), ("qemu-aarch64-static", "qemu-user-static")];
+/// Packages with the static C library for them.
+const CROSS_LIBRARIES: [(&str, &str); 1] = [("aarch64", "libc6-dev-arm64-cross")];
 /// The package with the standard library of the compiler that Debian brings for the kernel half.
 const FOREIGN_STD: &str = "libstd-rust-web-dev";
 /// Keys of the distributions' package archives.
@@ -131,6 +133,11 @@ pub(crate) fn cross(toolchain: &Toolchain, arch: &str) -> Result<Cross> {
         CROSS_TOOLS.into_iter().filter(|(name, _)| [&linker, &emulator].iter().any(|needed| needed == name)).collect();
     wanted.sort_unstable();
     tools(&wanted, "building for another architecture")?;
+    if !Path::new(&format!("/usr/{arch}-linux-gnu/lib/libc.a")).exists() {
+        let libraries = CROSS_LIBRARIES.iter().find(|(name, _)| *name == arch).map(|(_, package)| *package);
+        let Some(libraries) = libraries else { bail!("no C library is known for {arch}") };
+        apt_install(&[libraries], "linking for another architecture")?;
+    }
     let triple = format!("{arch}-unknown-linux-gnu");
     let own = command::output(command::new(&toolchain.rustc).args(["--print", "sysroot"])).unwrap_or_default();
     let has = |sysroot: &Path| sysroot.join("lib/rustlib").join(&triple).exists();

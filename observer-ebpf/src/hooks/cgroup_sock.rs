@@ -5,7 +5,10 @@
 //! packet. Both always allow.
 
 use aya_ebpf::{EbpfContext, macros::cgroup_sock, programs::SockContext};
-use observer_ebpf::{abi::OwnerSource, logic::packet};
+use observer_ebpf::{
+    abi::{ABSENT, OwnerSource},
+    logic::packet,
+};
 
 use crate::kernel::{
     flow,
@@ -21,6 +24,10 @@ const ALLOW: i32 = 1;
 pub fn own_sock_create(context: SockContext) -> i32 {
     let sk = context.as_ptr() as u64;
     if is_tcp(sk) && owner::bound_by_connect() {
+        // The connect's hook finds it where it cannot make one itself.
+        if field!(makes_cookies) == ABSENT {
+            sock::make_cookie(context.as_ptr());
+        }
         return ALLOW;
     }
     // A process creates sockets in its own namespace.

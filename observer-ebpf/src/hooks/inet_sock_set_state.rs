@@ -22,7 +22,7 @@ pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
         sock::SYN_SENT if task::is_kernel_thread() => {}
         sock::SYN_SENT => {
             let netns = sock::netns::<Direct>(sk);
-            owner::bind(sock::make_cookie(sk as *mut u8), task::current(), netns, OwnerSource::Connect);
+            owner::bind(sock::traced_cookie(sk as *mut u8), task::current(), netns, OwnerSource::Connect);
         }
         sock::CLOSE => owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0)),
         _ => {}

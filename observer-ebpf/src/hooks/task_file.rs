@@ -53,7 +53,7 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
     let sk: u64 = Direct::field(socket, field!(socket_sk)).unwrap_or(0);
     let Some(family) = Direct::field::<u16>(sk, field!(sk_family)) else { return 0 };
     if family == AF_INET || family == AF_INET6 || family == AF_PACKET {
-        let (cookie, process) = (sock::make_cookie(sk as *mut u8), task::of(process));
+        let (cookie, process) = (sock::traced_cookie(sk as *mut u8), task::of(process));
         owner::seed(cookie, process, sock::netns::<Direct>(sk));
         let state: u8 = Direct::field(sk, field!(sk_state)).unwrap_or(0);
         let kind: u16 = Direct::field(sk, field!(sk_protocol)).unwrap_or(0);

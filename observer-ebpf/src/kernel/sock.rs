@@ -34,13 +34,19 @@ pub const SYN_SENT: u32 = 2;
 /// See [`SYN_SENT`].
 pub const CLOSE: u32 = 7;
 
-/// Cookie of a socket that the verifier trusts, made if it has none yet. Where the kernel does not let tracing programs do
-/// that, it is the one that the socket's creation hook made, or 0.
+/// The cookie for a tracing program. Where the kernel does not let it make one, it is the one that the socket's creation hook
+/// made, or 0.
 #[inline(always)]
-pub fn make_cookie<T>(sk: *mut T) -> u64 {
+pub fn traced_cookie<T>(sk: *mut T) -> u64 {
     if field!(makes_cookies) == ABSENT {
         return Probe::field(sk as u64, field!(sk_cookie)).unwrap_or(0);
     }
+    make_cookie(sk)
+}
+
+/// Cookie of a socket that the verifier trusts, made if it has none yet.
+#[inline(always)]
+pub fn make_cookie<T>(sk: *mut T) -> u64 {
     // SAFETY: the verifier accepts only a live socket here.
     unsafe { bpf_get_socket_cookie(sk.cast()) }
 }

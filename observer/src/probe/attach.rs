@@ -62,9 +62,10 @@ impl AttachError {
         match self {
             Self::Privilege(_) => "run it with sudo; in a container it needs `--privileged --pid=host`",
             Self::NoBtf(_) => "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y; every current distribution's is",
-            Self::Layout(_) => {
+            Self::Layout(LayoutError::NoReason) => {
                 "boot Linux 5.18 or later, or run observer with CAP_SYSLOG and kernel.kptr_restrict at 0 or 1"
             }
+            Self::Layout(_) => "report it, with what `observer doctor` says of this kernel",
             Self::Lockdown => {
                 "boot with `lockdown=integrity` or without Secure Boot's confidentiality mode; see `man kernel_lockdown`"
             }

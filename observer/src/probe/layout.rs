@@ -144,7 +144,9 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
             })
             .collect(),
     );
+    // 5.17 has reasons, but none for a firewall's drop: they tell nothing.
     let named = reasons.has("NETFILTER_DROP");
+    let (reasons, reason_arg) = if named { (reasons, reason_arg) } else { (Reasons::default(), None) };
     let symbols = if named { symbols } else { symbols.with_netfilter() };
     if !named && symbols.netfilter.is_none() {
         return Err(LayoutError::NoReason);

@@ -20,7 +20,7 @@ for port in /sys/class/virtio-ports/*; do
 done
 prepare
 if [ -n "$VM_SHELL" ]; then
-    setsid sh -c 'exec bash -i < /dev/hvc0 > /dev/hvc0 2>&1'
+    setsid sh -c 'exec $(command -v bash || echo sh) -i < /dev/hvc0 > /dev/hvc0 2>&1'
 else
     job > "$out" 2>&1
     echo "observer-vm: ended with $?" > "$out"

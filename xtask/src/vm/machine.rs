@@ -19,8 +19,17 @@ use crate::{command, test::Count};
 /// What a machine may take, in seconds.
 const LIMIT: &str = "2400";
 /// What a kernel says when it is broken.
-const BROKEN: [&str; 6] =
-    ["Oops:", "BUG:", "Kernel panic", "soft lockup", "hard LOCKUP", "rcu_preempt detected stalls"];
+const BROKEN: [&str; 9] = [
+    "Oops:",
+    "[#1]",
+    "BUG:",
+    "kernel BUG at",
+    "Kernel panic",
+    "soft lockup",
+    "hard LOCKUP",
+    "detected stall",
+    "detected expedited stalls",
+];
 /// What the guest's last line begins with.
 const ENDED: &str = "observer-vm: ended with ";
 
@@ -71,9 +80,13 @@ fn machine(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path, shell: bool) 
     };
     let native = kernel.arch == std::env::consts::ARCH;
     let init = if kernel.init == Init::Systemd && !shell { "systemd" } else { "plain" };
-    // The machine dies with whoever started it.
+    // The machine dies with whoever started it, and with its watch; a terminal's stays in the foreground and has no limit.
     let mut command = command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "timeout", "--signal", "KILL", LIMIT, &emulator(&kernel.arch)]);
+    command.args(["--pdeathsig", "KILL"]);
+    if !shell {
+        command.args(["timeout", "--signal", "KILL", LIMIT, "setpriv", "--pdeathsig", "KILL"]);
+    }
+    command.arg(emulator(&kernel.arch));
     // One thread for all emulated processors: with one each, a processor may still meet a breakpoint that the kernel has put
     // into its own code and taken out again while it switched a tracepoint (`Oops: int3`).
     command.args(["-accel", if accelerated { "kvm" } else { "tcg,thread=single,tb-size=512" }]);
@@ -84,7 +97,7 @@ fn machine(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path, shell: bool) 
     command.args([
         "-append",
         &format!(
-            "console={console} panic=-1 loglevel=6 VM_ROOT={} VM_INIT={init} systemd.show_status=no",
+            "console={console} panic=-1 oops=panic loglevel=6 VM_ROOT={} VM_INIT={init} systemd.show_status=no",
             if native { "host" } else { "own" }
         ),
     ]);
@@ -107,6 +120,8 @@ pub(crate) fn shell(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> R
 /// Boots, shows what the job says line by line with the kernel's name in front, and counts.
 pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<Ended> {
     let began = Instant::now();
+    let console = unpacked.folder.join("console.log");
+    let _ = fs::remove_file(&console);
     let mut machine = machine(kernel, unpacked, initramfs, false)?;
     let text = command::text(&machine);
     let mut child = machine
@@ -117,18 +132,18 @@ pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Res
         .with_context(|| format!("cannot run `{text}`"))?;
     let (count, failed, status) = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
     child.wait().with_context(|| format!("cannot wait for `{text}`"))?;
-    let console = fs::read(unpacked.folder.join("console.log")).unwrap_or_default();
+    let console = fs::read(console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
     let complaint = console.lines().find(|line| BROKEN.iter().any(|word| line.contains(word)));
-    let broken = complaint.map(str::to_owned).or_else(|| {
-        let why = match status {
-            None => "the machine did not come to its end",
-            Some(0) if count.passed == 0 => "nothing ran",
-            Some(status) if status != 0 && count.failed == 0 => "the job failed without naming a test",
-            _ => return None,
-        };
-        Some(format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()))
-    });
+    let why = match (complaint, status) {
+        (Some(complaint), _) => Some(complaint),
+        (None, None) => Some("the machine did not come to its end"),
+        (None, Some(0)) if count.passed == 0 => Some("nothing ran"),
+        (None, Some(status)) if status != 0 && count.failed == 0 => Some("the job failed without naming a test"),
+        _ => None,
+    };
+    let broken =
+        why.map(|why| format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()));
     Ok(Ended { count, failed, broken, took: began.elapsed() })
 }
 

@@ -8,7 +8,7 @@ mod packages;
 
 use std::{fs, path::Path, process::ExitCode, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use kernels::{Init, Job, Kernel};
 use machine::Ended;
@@ -75,6 +75,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
     }
     let (count, clean) = scenarios(&chosen, &wanted.scenarios)?;
     println!("{count}");
+    ensure!(count.passed + count.failed > 0, "nothing ran");
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -87,20 +88,24 @@ pub(crate) fn every_run() -> Result<(Count, bool)> {
 /// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well.
 fn scenarios(chosen: &[Kernel], filters: &[String]) -> Result<(Count, bool)> {
     let built = Built::new()?;
+    let mut clean = true;
     let mut ready = Vec::new();
     let mut lines = Vec::new();
     let mut total = Count::default();
     for kernel in chosen {
         setup::machine_tools(&kernel.arch)?;
-        match packages::fetch(kernel)? {
-            Fetched::Kernel(unpacked) => ready.push((kernel, unpacked)),
-            Fetched::Unavailable(why) => {
+        match packages::fetch(kernel) {
+            Ok(Fetched::Kernel(unpacked)) => ready.push((kernel, unpacked)),
+            Ok(Fetched::Unavailable(why)) => {
                 lines.push(format!("kernel {}: skipped: {why}", kernel.name));
                 total.skip();
             }
+            Err(error) => {
+                lines.push(format!("kernel {}: BROKEN: {error:#}", kernel.name));
+                clean = false;
+            }
         }
     }
-    let mut clean = true;
     for kernel in chosen.iter().filter(|kernel| kernel.job == Job::Load) {
         let mut count = Count::default();
         clean &= test::count(&mut build::foreign(&kernel.arch)?.tests, &mut count)?;
@@ -119,7 +124,14 @@ fn scenarios(chosen: &[Kernel], filters: &[String]) -> Result<(Count, bool)> {
             running.into_iter().map(|thread| thread.join().expect("a machine's thread does not panic")).collect()
         });
         for ((kernel, unpacked), ended) in pair.iter().zip(ended) {
-            let ended = ended?;
+            let ended = match ended {
+                Ok(ended) => ended,
+                Err(error) => {
+                    lines.push(format!("kernel {}: BROKEN: {error:#}", kernel.name));
+                    clean = false;
+                    continue;
+                }
+            };
             lines.push(format!(
                 "kernel {} ({}, CPUs {}, init {}): {} in {} s",
                 kernel.name,
@@ -216,7 +228,7 @@ impl Built {
 fn load(program: &Path, modules: &Path) -> String {
     let inside = |path: &Path| quote(&format!("/host{}", path.display()));
     format!(
-        "VM_MODULES={}\nprepare() {{ for module in {MODULES}; do modprobe -q $module; done; }}\n\
+        "VM_MODULES={}\nexport OBSERVER={program}\nprepare() {{ for module in {MODULES}; do modprobe -q $module; done; }}\n\
          job() {{\n{program} doctor --color never\n\
          if {program} doctor -o json | grep -q '\"observable\":true.*\"name\":\"self-test\",\"status\":\"ok\"'\n\
          then echo 'test load::observable ... ok'; echo 'test result: ok. 1 passed; 0 failed; 0 ignored'\n\

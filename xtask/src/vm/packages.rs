@@ -120,13 +120,17 @@ fn mirror(label: &str) -> Option<String> {
     if let Ok(url) = std::env::var(variable) {
         return Some(url);
     }
-    let listing = command::output(command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(LABEL) $(REPO_URI)",
-        "Created-By: Packages",
-    ]))?;
-    listing.lines().find_map(|line| {
+    // Labels are known once the lists are there.
+    used(label).or_else(|| {
+        command::check(command::new("apt-get").args(["-qq", "update"])).ok()?;
+        used(label)
+    })
+}
+
+fn used(label: &str) -> Option<String> {
+    let mut targets = command::new("apt-get");
+    targets.args(["indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]);
+    command::output(&mut targets)?.lines().find_map(|line| {
         let (found, url) = line.split_once(' ')?;
         found.eq_ignore_ascii_case(label).then(|| url.to_owned())
     })

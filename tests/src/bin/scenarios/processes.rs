@@ -259,8 +259,9 @@ fn orphaned() -> Result<Outcome> {
     let lab = Lab::new()?;
     let program = client()?;
     let inner = format!("(sleep 0.3; {} once {FAR_V4} 443 orphan) & exit 0", program.display());
+    let wait = 0.8 * f64::from(harness::slowness());
     let event = one(&lab, || {
-        lab.client.run("bash", &["-c", &format!("bash -c '{inner}' > /dev/null 2>&1; sleep 0.8; true")]).map(drop)
+        lab.client.run("bash", &["-c", &format!("bash -c '{inner}' > /dev/null 2>&1; sleep {wait}; true")]).map(drop)
     })?;
     let names: Vec<&str> = event["egress"]["ancestry"]
         .as_array()

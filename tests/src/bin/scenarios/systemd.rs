@@ -29,14 +29,14 @@ pub(crate) const ALL: &[Scenario] = &[
     ("observer_as_a_service", || in_a_machine(as_a_service)),
 ];
 
-fn in_a_machine(scenario: fn() -> Result<()>) -> Result<Outcome> {
+fn in_a_machine(scenario: fn() -> Result<Outcome>) -> Result<Outcome> {
     if std::env::var_os("OBSERVER_MACHINE").is_none() {
         return Ok(Outcome::Skipped("only in a virtual machine, with `cargo xtask vm`".to_owned()));
     }
     if !Path::new("/run/systemd/system").exists() || fs::read_to_string("/proc/1/comm")?.trim() != "systemd" {
         return Ok(Outcome::Skipped("this machine's first program is not systemd".to_owned()));
     }
-    scenario().map(|()| Outcome::Passed)
+    scenario()
 }
 
 /// A name that no other unit has.
@@ -73,7 +73,7 @@ fn one_of(report: &Report, unit: &str, cause: &str) -> Result<()> {
     )
 }
 
-fn service() -> Result<()> {
+fn service() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(DROP_DNS)?;
     let observer = Observer::watch(&lab.client)?;
@@ -95,10 +95,10 @@ fn service() -> Result<()> {
     one_of(&report, &format!("{unit}.service"), "netfilter")?;
     let parent = &report.foreground()[0]["egress"]["ancestry"][1];
     ensure!(parent["pid"] == 1 && parent["name"] == "systemd", "{parent}");
-    Ok(())
+    Ok(Outcome::Passed)
 }
 
-fn scope() -> Result<()> {
+fn scope() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(DROP_DNS)?;
     let observer = Observer::watch(&lab.client)?;
@@ -117,11 +117,11 @@ fn scope() -> Result<()> {
     ]);
     let output = run.args([&client()?, "datagrams", FAR_V4, "53", "1"]).stdin(Stdio::null()).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    one_of(&observer.stop()?, &format!("{unit}.scope"), "netfilter")
+    one_of(&observer.stop()?, &format!("{unit}.scope"), "netfilter").map(|()| Outcome::Passed)
 }
 
 /// systemd makes the socket, and the service that inherits it answers by it: the answer is the service's.
-fn socket() -> Result<()> {
+fn socket() -> Result<Outcome> {
     const PORT: u16 = 5353;
     let unit = unit();
     let rules = format!(
@@ -144,12 +144,13 @@ fn socket() -> Result<()> {
     let _ = Command::new("nft").args(["delete", "table", "inet", &unit.replace('-', "_")]).status();
     let events: Vec<_> = report.foreground().into_iter().filter(|event| event["source"]["port"] == PORT).collect();
     ensure!(events.len() == 1, "{:?}", report.events);
-    expect(events[0], &[("/egress/unit", json!(format!("{unit}.service"))), ("/process/name", json!("client"))])
+    expect(events[0], &[("/egress/unit", json!(format!("{unit}.service"))), ("/process/name", json!("client"))])?;
+    Ok(Outcome::Passed)
 }
 
-fn address_filter() -> Result<()> {
+fn address_filter() -> Result<Outcome> {
     if !kernel::names("BPF_CGROUP_EGRESS") {
-        return Ok(());
+        return Ok(Outcome::Skipped("this kernel does not name drops by cgroup programs".to_owned()));
     }
     let lab = Lab::new()?;
     let observer = Observer::watch(&lab.client)?;
@@ -159,11 +160,11 @@ fn address_filter() -> Result<()> {
     let client = client()?;
     args.extend([client.as_str(), "datagrams", FAR_V4, "53", "1"]);
     systemd_run(&args)?;
-    one_of(&observer.stop()?, &format!("{unit}.service"), "cgroup")
+    one_of(&observer.stop()?, &format!("{unit}.service"), "cgroup").map(|()| Outcome::Passed)
 }
 
 /// As an administrator would run it by a unit: ready, told to end, and everything it saw is in its file.
-fn as_a_service() -> Result<()> {
+fn as_a_service() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(DROP_DNS)?;
     let unit = unit();
@@ -193,5 +194,5 @@ fn as_a_service() -> Result<()> {
     ensure!(!failed.success(), "systemd calls the unit failed");
     let report = Report::parse(&fs::read(&events)?)?;
     ensure!(report.number("/reported") == 3, "{}", report.account);
-    Ok(())
+    Ok(Outcome::Passed)
 }
