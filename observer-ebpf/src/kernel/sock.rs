@@ -94,12 +94,14 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
             let byte: u8 = R::field(sk, place / 8).unwrap_or(0);
             kernel |= u16::from(byte >> (place & 7) & 1);
         }
-        // A part of a multipath connection is made by the kernel, for whoever connects.
-        if R::field::<u16>(sk, field!(sk_protocol)) == Some(u16::from(packet::protocol::TCP)) {
+        let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
+        // A part of a multipath connection is made by the kernel, for whoever connects. The socket by which the kernel resets
+        // is of TCP's number too, but raw: it ends before the field.
+        let stream = u32::from(kind) == SOCK_STREAM;
+        if stream && R::field::<u16>(sk, field!(sk_protocol)) == Some(u16::from(packet::protocol::TCP)) {
             kernel &= u16::from(Probe::field::<u8>(sk, field!(tcp_is_mptcp)).unwrap_or(0)) ^ 1;
         }
         flags |= (kernel & 1) * flag::KERNEL;
-        let kind: u16 = R::field(sk, field!(sk_type)).unwrap_or(0);
         // Of a raw socket the number is its protocol.
         if u32::from(kind) != SOCK_RAW {
             put!(scratch.port, R::field(sk, field!(sk_num)).unwrap_or(0));
