@@ -14,7 +14,7 @@ pub enum Counter {
     NotEgress = 3,
     /// Process records not handed over because their ring was full; in records.
     ProcessRingFull = 4,
-    /// Of the packets seen, those for whose count there was no room.
+    /// Of the packets seen, those for which there was no room: neither for a count, nor to be looked at.
     MapFull = 5,
     /// Of the packets seen, those that the filters in the kernel left out.
     Filtered = 6,

@@ -1,7 +1,8 @@
 //! `trace_kfree_skb(skb, location [, reason [, rx_sk]])`: a packet is freed without having been delivered.
 //!
 //! Three layouts: without a reason before 5.17, with it, and with the receiving socket since 6.11. The position of the
-//! reason comes from the kernel's BTF; without it, the function that frees the packet tells what netfilter drops. Runs in any context, most often in the sender's, for retransmits in a timer's.
+//! reason comes from the kernel's BTF; without it, the function that frees the packet tells what netfilter drops. Runs in
+//! any context, most often in the sender's, for retransmits in a timer's.
 //!
 //! Filtered by reason, then by direction, before anything else is read: freed packets are common, drops are not.
 
@@ -89,8 +90,13 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
     };
     let Some(scratch) = drop::scratch() else { return };
     count(Counter::Seen);
-    // SAFETY: the scratch space is this CPU's.
+    // SAFETY: the scratch space is this CPU's, and nobody's until it is given back below.
     unsafe {
+        if get!(scratch.taken) != 0 {
+            count(Counter::MapFull);
+            return;
+        }
+        put!(scratch.taken, 1);
         drop::begin(scratch);
         put!(scratch.record.time_ns, boot_ns());
         put!(scratch.record.location, location);
@@ -128,5 +134,6 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         } else {
             count(Counter::Filtered);
         }
+        put!(scratch.taken, 0);
     }
 }

@@ -19,9 +19,12 @@ use super::{layout::field, owner, sock, task};
 const TUPLE_BYTES: usize = 40;
 
 /// This CPU's room for one packet. Programs of one hook do not nest on a CPU: the kernel skips the inner one, and says so.
+/// Kernels before about 6.1 do not: there the room is taken, and the inner packet is counted as lost.
 #[repr(C)]
 pub struct Scratch {
     pub record: DropRecord,
+    /// Not 0 while a packet is looked at.
+    pub taken: u32,
     /// The connection's original tuple, as the kernel keeps it.
     tuple: [u8; TUPLE_BYTES],
     /// A pointer on its way to becoming a plain number.
