@@ -7,16 +7,9 @@
 #![cfg(target_arch = "bpf")]
 #![allow(unsafe_code, reason = "the boundary to kernel memory; each block names what it relies on")]
 
+mod frame;
 mod hooks;
 mod kernel;
 
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-#[used]
-static LICENSE: [u8; 4] = *b"GPL\0";
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // The verifier accepts no program from which this is reachable.
-    loop {}
-}
+/// Debug lines are the logger's.
+pub(crate) use aya_log_ebpf::debug;

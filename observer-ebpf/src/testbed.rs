@@ -5,6 +5,8 @@
 #![allow(unsafe_code, reason = "entry points of BPF programs")]
 #![allow(missing_docs, reason = "the macros do not pass documentation on")]
 
+mod frame;
+
 use aya_ebpf::{
     bindings::TC_ACT_SHOT,
     macros::{btf_tracepoint, cgroup_skb, classifier},
@@ -27,14 +29,4 @@ pub fn deny_tc(_context: TcContext) -> i32 {
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn empty_kfree_skb(_context: BtfTracePointContext) -> i32 {
     0
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-#[used]
-static LICENSE: [u8; 4] = *b"GPL\0";
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
 }

@@ -21,6 +21,11 @@ pub fn object() -> PathBuf {
         .map_or_else(|| PathBuf::from("target/bpf/bpfel-unknown-none/bpf/testbed-bpf"), PathBuf::from)
 }
 
+/// The product's programs without a logger, for another loader: beside the testbed's object.
+pub fn unlogged_object() -> PathBuf {
+    object().with_file_name("unlogged-bpf")
+}
+
 /// Loads the object.
 pub fn load() -> Result<Ebpf> {
     Ebpf::load_file(object()).context("cannot load the testbed's BPF object")

@@ -39,6 +39,8 @@ const TEST_TOOLS: [(&str, &str); 19] = [
     ("dpkg-deb", "dpkg"),
     ("update-ca-certificates", "ca-certificates"),
 ];
+/// Programs without which a scenario is skipped: not every release has a package of that name.
+const WELCOME_TOOLS: [(&str, &str); 1] = [("bpftool", "bpftool")];
 
 /// Programs that boot other kernels, whatever their architecture.
 const MACHINE_TOOLS: [(&str, &str); 8] = [
@@ -107,7 +109,10 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
 
 /// Programs for tests and the demo; installed when missing.
 pub(crate) fn test_tools() -> Result<()> {
-    tools(&TEST_TOOLS, "tests and the demo")
+    tools(&TEST_TOOLS, "tests and the demo")?;
+    let welcome: Vec<(&str, &'static str)> =
+        WELCOME_TOOLS.into_iter().filter(|(_, package)| debian() && known_to_apt(package)).collect();
+    tools(&welcome, "tests")
 }
 
 /// Programs for a virtual machine of an architecture; installed when missing.

@@ -11,7 +11,6 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use aya_log_ebpf::debug;
 use observer_ebpf::abi::{Cause, Counter, Direction, flag};
 
 use crate::kernel::{
@@ -126,7 +125,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         drop::finish();
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             let location: u64 = get!(scratch.record.location);
-            debug!(context, "headers of a packet freed at {:x} are unreadable", location);
+            crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);
         }
         // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
         if direction == Direction::Unrouted || filter::passes() {

@@ -4,9 +4,9 @@
 //! `struct bpf_iter__task_file { meta; task; u32 fd; file; }`, each field in eight bytes.
 
 use aya_ebpf::{
+    btf_maps::PerCpuArray,
     helpers::generated::{bpf_seq_write, bpf_sock_from_file},
-    macros::map,
-    maps::PerCpuArray,
+    macros::btf_map,
 };
 use observer_ebpf::{abi::HangingRecord, logic::packet::protocol};
 
@@ -18,8 +18,8 @@ use crate::kernel::{
 };
 
 /// Room for one record.
-#[map]
-static HANGING: PerCpuArray<HangingRecord> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+static HANGING: PerCpuArray<HangingRecord, 1> = PerCpuArray::new();
 
 /// `struct bpf_iter__task_file` of the kernel's `task_iter.c`, unchanged since 5.8.
 #[repr(C)]

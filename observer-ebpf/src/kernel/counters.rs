@@ -1,10 +1,10 @@
 //! Monotonic per-CPU counters.
 
-use aya_ebpf::{macros::map, maps::PerCpuArray};
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use observer_ebpf::abi::Counter;
 
-#[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
 
 /// Adds one.
 #[inline(always)]

@@ -4,9 +4,9 @@
 //! that it need not follow every way to the end. For the same reason the larger steps are functions of their own.
 
 use aya_ebpf::{
+    btf_maps::PerCpuArray,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel},
-    macros::map,
-    maps::PerCpuArray,
+    macros::btf_map,
 };
 use observer_ebpf::{
     abi::{Cause, Direction, DropKey, DropRecord, PACKET_BYTES, Tuple, flag, place},
@@ -38,8 +38,8 @@ pub struct Scratch {
     pub shut: u32,
 }
 
-#[map]
-static PACKET: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+static PACKET: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// Writes one field of the scratch space: volatile, so that it is there and nowhere else.
 macro_rules! put {

@@ -5,20 +5,20 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, PerCpuArray},
+    macros::btf_map,
 };
 use observer_ebpf::abi::{Counter, Owner, OwnerSource, Task};
 
 use super::{counters::count, time::boot_ns};
 
 /// Sockets whose owner is kept at the same time. Entries are allocated as they come: an idle host pays for what it has.
-const MAX_SOCKETS: u32 = 1 << 18;
+const MAX_SOCKETS: usize = 1 << 18;
 /// Closed sockets whose owner is kept on, per CPU: a packet of a closed socket may still wait in a queue.
 const MAX_CLOSED: u32 = 1 << 12;
 
-#[map]
-static OWNERS: HashMap<u64, Owner> = HashMap::with_max_entries(MAX_SOCKETS, BPF_F_NO_PREALLOC);
+#[btf_map]
+static OWNERS: HashMap<u64, Owner, MAX_SOCKETS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// An entry of [`OWNERS`] that waits for its removal.
 #[derive(Clone, Copy)]
@@ -29,14 +29,14 @@ struct Closed {
 }
 
 /// Ring of the last closed sockets of each CPU; slot 0 of [`CLOSED_AT`] is the next position.
-#[map]
-static CLOSED: PerCpuArray<Closed> = PerCpuArray::with_max_entries(MAX_CLOSED, 0);
-#[map]
-static CLOSED_AT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+static CLOSED: PerCpuArray<Closed, { MAX_CLOSED as usize }> = PerCpuArray::new();
+#[btf_map]
+static CLOSED_AT: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 /// Slot 0: not 0 once connects are observed, so that a connection's socket need not be bound before.
-#[map]
-static CONNECTS: Array<u32> = Array::with_max_entries(1, 0);
+#[btf_map]
+static CONNECTS: Array<u32, 1> = Array::new();
 
 /// Connects are observed.
 #[inline(always)]

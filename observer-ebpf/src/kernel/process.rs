@@ -5,9 +5,9 @@
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    btf_maps::{PerCpuArray, RingBuf},
     helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query},
-    macros::map,
-    maps::{PerCpuArray, RingBuf},
+    macros::btf_map,
 };
 use observer_ebpf::abi::{ARGS_BYTES, Counter, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, Task};
 
@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Bytes of the ring: about ten thousand programs started.
-const RING_BYTES: u32 = 1 << 22;
+const RING_BYTES: usize = 1 << 22;
 /// Fill at which user space is woken to empty it.
 const WAKE_AT: u64 = RING_BYTES as u64 / 4;
 
@@ -42,10 +42,10 @@ pub struct Scratch {
     pub walk: Walk,
 }
 
-#[map]
-static PROCESSES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
-#[map]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+static PROCESSES: RingBuf<(), RING_BYTES> = RingBuf::new();
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// This CPU's room for one record.
 #[inline(always)]

@@ -6,9 +6,9 @@
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    btf_maps::{Array, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::generated::bpf_ringbuf_output,
-    macros::map,
-    maps::{Array, PerCpuArray, PerCpuHashMap, RingBuf},
+    macros::btf_map,
 };
 use observer_ebpf::abi::{Counted, Counter, DropKey, DropRecord, MAX_COARSE_KEYS, MAX_KEYS, PACKET_BYTES, flag};
 
@@ -19,25 +19,25 @@ use super::{
 };
 
 /// Bytes of the ring: several thousand records.
-const RING_BYTES: u32 = 1 << 22;
+const RING_BYTES: usize = 1 << 22;
 /// A wake-up costs more than the record it announces, so each CPU wakes the reader at most this often. The reader polls
 /// on for longer than that after a wake-up, so that no record waits for the next one.
 const WAKE_INTERVAL_NS: u64 = 1_000_000;
 /// Records that a CPU hands over between two wake-ups; what comes beyond is counted.
 const MAX_RECORDS: u32 = 128;
 
-#[map]
-static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
-#[map]
-static EPOCH: Array<u32> = Array::with_max_entries(1, 0);
-#[map]
-static KEYS_EVEN: PerCpuHashMap<DropKey, Counted> = PerCpuHashMap::with_max_entries(MAX_KEYS, 0);
-#[map]
-static KEYS_ODD: PerCpuHashMap<DropKey, Counted> = PerCpuHashMap::with_max_entries(MAX_KEYS, 0);
-#[map]
-static COARSE_EVEN: PerCpuHashMap<DropKey, Counted> = PerCpuHashMap::with_max_entries(MAX_COARSE_KEYS, 0);
-#[map]
-static COARSE_ODD: PerCpuHashMap<DropKey, Counted> = PerCpuHashMap::with_max_entries(MAX_COARSE_KEYS, 0);
+#[btf_map]
+static EVENTS: RingBuf<(), RING_BYTES> = RingBuf::new();
+#[btf_map]
+static EPOCH: Array<u32, 1> = Array::new();
+#[btf_map]
+static KEYS_EVEN: PerCpuHashMap<DropKey, Counted, { MAX_KEYS as usize }> = PerCpuHashMap::new();
+#[btf_map]
+static KEYS_ODD: PerCpuHashMap<DropKey, Counted, { MAX_KEYS as usize }> = PerCpuHashMap::new();
+#[btf_map]
+static COARSE_EVEN: PerCpuHashMap<DropKey, Counted, { MAX_COARSE_KEYS as usize }> = PerCpuHashMap::new();
+#[btf_map]
+static COARSE_ODD: PerCpuHashMap<DropKey, Counted, { MAX_COARSE_KEYS as usize }> = PerCpuHashMap::new();
 
 /// What a CPU handed over of late.
 #[derive(Clone, Copy)]
@@ -48,8 +48,8 @@ struct Pace {
     reserved: u32,
 }
 
-#[map]
-static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+static PACE: PerCpuArray<Pace, 1> = PerCpuArray::new();
 
 /// What came of counting.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub unsafe fn tally(scratch: *mut Scratch, start: u64, bytes: u64) {
 }
 
 #[inline(always)]
-unsafe fn bump(counts: &PerCpuHashMap<DropKey, Counted>, scratch: *mut Scratch) -> Tallied {
+unsafe fn bump<const KEYS: usize>(counts: &PerCpuHashMap<DropKey, Counted, KEYS>, scratch: *mut Scratch) -> Tallied {
     // SAFETY: the caller's promise; a value is this CPU's own.
     unsafe {
         let key = &(*scratch).record.key;

@@ -6,18 +6,18 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
-    macros::map,
-    maps::HashMap,
+    btf_maps::HashMap,
+    macros::btf_map,
 };
 use observer_ebpf::abi::{KernelFilter, Member, TICK_NS, Task};
 
 use super::filter::{listed, word};
 
 /// Processes that are known; a host that runs more has the rest told apart by user space.
-const MAX_PROCESSES: u32 = 1 << 16;
+const MAX_PROCESSES: usize = 1 << 16;
 
-#[map]
-static TREE: HashMap<u32, Member> = HashMap::with_max_entries(MAX_PROCESSES, BPF_F_NO_PREALLOC);
+#[btf_map]
+static TREE: HashMap<u32, Member, MAX_PROCESSES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// How many trees are asked for.
 #[inline(always)]

@@ -16,7 +16,7 @@ pub(crate) use packages::unpack_foreign;
 use packages::{Fetched, Unpacked};
 
 use crate::{
-    build, root, setup,
+    build, command, root, setup,
     test::{self, Count},
 };
 
@@ -30,9 +30,9 @@ const MODULES: &str = "nf_tables veth bridge br_netfilter vxlan nfsv4";
 /// What is wanted.
 #[derive(clap::Args)]
 pub(crate) struct Wanted {
-    /// One kernel; without it, those that every test run has
+    /// This kernel, or several; without it, those that every test run has
     #[arg(long, value_parser = kernels::known)]
-    kernel: Option<String>,
+    kernel: Vec<String>,
     /// All kernels of the catalogue, `xtask/kernels.toml`
     #[arg(long, conflicts_with = "kernel")]
     all: bool,
@@ -54,26 +54,23 @@ pub(crate) struct Wanted {
 
 /// `cargo xtask vm`.
 pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
-    let mut chosen: Vec<Kernel> = kernels::catalogue()?
-        .into_iter()
-        .filter(|kernel| match &wanted.kernel {
-            Some(name) => *name == kernel.name,
-            None => wanted.all || kernel.every_run,
-        })
-        .collect();
+    let catalogue = kernels::catalogue()?;
+    let mut chosen = catalogue.kernels;
+    chosen.retain(|kernel| match wanted.kernel.as_slice() {
+        [] => wanted.all || kernel.every_run,
+        names => names.contains(&kernel.name),
+    });
     for kernel in &mut chosen {
         kernel.cpus = wanted.cpus.unwrap_or(kernel.cpus);
         kernel.init = wanted.init.unwrap_or(kernel.init);
-        if !wanted.short {
-            kernel.without.clear();
-        }
     }
     setup::test_tools()?;
     if wanted.shell {
         let [kernel] = chosen.as_slice() else { bail!("a shell is in one machine") };
         return shell(kernel);
     }
-    let (count, clean) = scenarios(&chosen, &wanted.scenarios)?;
+    let without = if wanted.short { catalogue.without } else { Vec::new() };
+    let (count, clean) = scenarios(&chosen, &Choice { only: wanted.scenarios.clone(), without })?;
     println!("{count}");
     ensure!(count.passed + count.failed > 0, "nothing ran");
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -81,13 +78,23 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
 
 /// The kernels of every test run.
 pub(crate) fn every_run() -> Result<(Count, bool)> {
-    let chosen: Vec<Kernel> = kernels::catalogue()?.into_iter().filter(|kernel| kernel.every_run).collect();
-    scenarios(&chosen, &[])
+    let catalogue = kernels::catalogue()?;
+    let chosen: Vec<Kernel> = catalogue.kernels.into_iter().filter(|kernel| kernel.every_run).collect();
+    scenarios(&chosen, &Choice { only: Vec::new(), without: catalogue.without })
+}
+
+/// Which scenarios run, by parts of their names.
+struct Choice {
+    /// Only these; all when there is none.
+    only: Vec<String>,
+    /// Without these.
+    without: Vec<String>,
 }
 
 /// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well.
-fn scenarios(chosen: &[Kernel], filters: &[String]) -> Result<(Count, bool)> {
+fn scenarios(chosen: &[Kernel], choice: &Choice) -> Result<(Count, bool)> {
     let built = Built::new()?;
+    built.knows(&choice.only)?;
     let mut clean = true;
     let mut ready = Vec::new();
     let mut lines = Vec::new();
@@ -117,7 +124,7 @@ fn scenarios(chosen: &[Kernel], filters: &[String]) -> Result<(Count, bool)> {
             let running: Vec<_> = pair
                 .iter()
                 .map(|(kernel, unpacked)| {
-                    let job = built.job(kernel, unpacked, filters);
+                    let job = built.job(kernel, unpacked, choice);
                     scope.spawn(move || machine::run(kernel, unpacked, &initramfs::make(unpacked, &job?)?))
                 })
                 .collect();
@@ -157,7 +164,7 @@ fn shell(kernel: &Kernel) -> Result<ExitCode> {
         Fetched::Kernel(unpacked) => unpacked,
         Fetched::Unavailable(why) => bail!("{why}"),
     };
-    let job = format!("VM_SHELL=yes\n{}", Built::new()?.job(kernel, &unpacked, &[])?);
+    let job = format!("VM_SHELL=yes\n{}", Built::new()?.job(kernel, &unpacked, &Choice { only: Vec::new(), without: Vec::new() })?);
     println!("xtask: `$OBSERVER` is the program; the machine ends with the shell, and keeps nothing");
     machine::shell(kernel, &unpacked, &initramfs::make(&unpacked, &job)?)?;
     Ok(ExitCode::SUCCESS)
@@ -187,19 +194,30 @@ impl Built {
         for neighbour in ["client", "demo"] {
             aside(&scenarios.with_file_name(neighbour))?;
         }
+        aside(&testbed.with_file_name("unlogged-bpf"))?;
         Ok(Self { observer: aside(&build::release()?)?, testbed: aside(&testbed)?, scenarios: aside(&scenarios)? })
     }
 
+    /// Fails when a part of a name is in no scenario's name.
+    fn knows(&self, parts: &[String]) -> Result<()> {
+        let listed = command::output(command::new("sh").args(["-c", &format!("{} --list", self.scenarios)]));
+        let names = listed.context("the scenarios cannot be listed")?;
+        for part in parts {
+            ensure!(names.lines().any(|name| name.contains(part)), "no scenario has `{part}` in its name");
+        }
+        Ok(())
+    }
+
     /// The machine's script: what `guest.sh` reads.
-    fn job(&self, kernel: &Kernel, unpacked: &Unpacked, filters: &[String]) -> Result<String> {
+    fn job(&self, kernel: &Kernel, unpacked: &Unpacked, choice: &Choice) -> Result<String> {
         let modules = unpacked.folder.join("lib/modules").join(&unpacked.version);
         match kernel.job {
-            Job::Scenarios => Ok(self.scenarios(kernel, &modules, filters)),
+            Job::Scenarios => Ok(self.job_of_scenarios(&modules, choice)),
             Job::Load => Ok(load(&build::foreign(&kernel.arch)?.program, &modules)),
         }
     }
 
-    fn scenarios(&self, kernel: &Kernel, modules: &Path, filters: &[String]) -> String {
+    fn job_of_scenarios(&self, modules: &Path, choice: &Choice) -> String {
         let mut script = format!(
             "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={SLOWNESS} OBSERVER_MACHINE=yes\n\
              prepare() {{ for module in {MODULES}; do modprobe -q $module; done; cd {}; }}\n\
@@ -209,9 +227,9 @@ impl Built {
             self.testbed,
             quote(&root().display().to_string()),
         );
-        let left_out: String = kernel.without.iter().map(|name| format!(" --skip {}", quote(name))).collect();
+        let left_out: String = choice.without.iter().map(|name| format!(" --skip {}", quote(name))).collect();
         let every = [String::new()];
-        for filter in if filters.is_empty() { &every } else { filters } {
+        for filter in if choice.only.is_empty() { every.as_slice() } else { &choice.only } {
             script.push_str(&format!(
                 "{} --color never --test-threads {AT_ONCE}{left_out} {} || status=$?\n",
                 self.scenarios,

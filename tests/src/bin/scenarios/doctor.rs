@@ -7,6 +7,7 @@ use harness::{
     kernel,
     namespace::Namespace,
     observer::{self, Observer},
+    testbed,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -17,6 +18,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("observable_with_a_self_test", observable),
     ("every_hook_in_its_best_way", hooks),
     ("the_verifier_does_not_walk_far", verified),
+    ("another_loader_takes_every_program", libbpf),
     ("markdown_for_a_ticket", markdown),
     ("knows_the_firewalls", firewalls),
     ("in_a_pid_namespace_of_its_own", pid_namespace),
@@ -129,6 +131,30 @@ fn verified() -> Result<Outcome> {
     for (name, _) in BUDGET {
         ensure!(seen.contains(&name) || OPTIONAL.contains(&name), "{name} was not found among {seen:?}");
     }
+    Ok(Outcome::Passed)
+}
+
+/// libbpf, by bpftool, is a second opinion about the object: it forgives nothing. Pinned in a namespace that ends with it.
+fn libbpf() -> Result<Outcome> {
+    if !kernel::knows("bpf_sock_from_file") {
+        return Ok(Outcome::Skipped("bpftool loads all or nothing, and this kernel refuses one program".to_owned()));
+    }
+    let room = tempfile::tempdir()?;
+    let script = "command -v bpftool >/dev/null || exit 77
+                  mount -t bpf bpf \"$1\" && bpftool prog loadall \"$2\" \"$1/programs\" && ls \"$1/programs\"";
+    let loaded = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(room.path())
+        .arg(testbed::unlogged_object())
+        .output()?;
+    if loaded.status.code() == Some(77) {
+        return Ok(Outcome::Skipped("no package of this system has a bpftool".to_owned()));
+    }
+    let (names, said) = (String::from_utf8(loaded.stdout)?, String::from_utf8_lossy(&loaded.stderr));
+    ensure!(loaded.status.success(), "{said}");
+    let missing: Vec<&str> =
+        BUDGET.iter().map(|(name, _)| *name).filter(|name| !names.lines().any(|line| line == *name)).collect();
+    ensure!(missing.is_empty(), "{missing:?} not among {names}: {said}");
     Ok(Outcome::Passed)
 }
 
