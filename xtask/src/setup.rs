@@ -110,8 +110,10 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
 /// Programs for tests and the demo; installed when missing.
 pub(crate) fn test_tools() -> Result<()> {
     tools(&TEST_TOOLS, "tests and the demo")?;
-    let welcome: Vec<(&str, &'static str)> =
-        WELCOME_TOOLS.into_iter().filter(|(_, package)| debian() && known_to_apt(package)).collect();
+    let welcome: Vec<(&str, &'static str)> = WELCOME_TOOLS
+        .into_iter()
+        .filter(|(program, package)| find_program(program).is_none() && debian() && known_to_apt(package))
+        .collect();
     tools(&welcome, "tests")
 }
 
@@ -146,19 +148,23 @@ pub(crate) fn cross(toolchain: &Toolchain, arch: &str) -> Result<Cross> {
     let triple = format!("{arch}-unknown-linux-gnu");
     let own = command::output(command::new(&toolchain.rustc).args(["--print", "sysroot"])).unwrap_or_default();
     let has = |sysroot: &Path| sysroot.join("lib/rustlib").join(&triple).exists();
-    if has(Path::new(&own))
-        || command::output(&mut rustup(&["target", "add", &triple])).is_some() && has(Path::new(&own))
-    {
+    let added = || {
+        // rustup names a toolchain by the last part of its folder.
+        let name = Path::new(&own).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        command::output(&mut rustup(&["target", "add", "--toolchain", &name, &triple])).is_some()
+    };
+    if has(Path::new(&own)) || added() && has(Path::new(&own)) {
         return Ok(Cross { linker, emulator, sysroot: None });
     }
-    let folder = crate::root().join("target/cross/std");
+    let version = command::output(command::new("dpkg-query").args(["-W", "-f", "${Version}", FOREIGN_STD]));
+    let Some(version) = version else {
+        bail!("no standard library for {triple}: `rustup target add {triple}`");
+    };
+    // One for each version: an upgraded compiler takes no older library.
+    let folder = crate::root().join("target/cross/std").join(&version);
     let sysroot = folder.join("usr");
     if !has(&sysroot) {
         println!("xtask: fetching a standard library for {arch}");
-        let version = command::output(command::new("dpkg-query").args(["-W", "-f", "${Version}", FOREIGN_STD]));
-        let Some(version) = version else {
-            bail!("no standard library for {triple}: `rustup target add {triple}`");
-        };
         let debian = if arch == "aarch64" { "arm64" } else { "amd64" };
         crate::vm::unpack_foreign(&format!("{FOREIGN_STD}={version}"), debian, &folder)?;
     }

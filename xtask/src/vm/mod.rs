@@ -6,7 +6,12 @@ mod kernels;
 mod machine;
 mod packages;
 
-use std::{fs, path::Path, process::ExitCode, thread};
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::ExitCode,
+    thread,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -164,14 +169,18 @@ fn shell(kernel: &Kernel) -> Result<ExitCode> {
         Fetched::Kernel(unpacked) => unpacked,
         Fetched::Unavailable(why) => bail!("{why}"),
     };
-    let job = format!("VM_SHELL=yes\n{}", Built::new()?.job(kernel, &unpacked, &Choice { only: Vec::new(), without: Vec::new() })?);
+    let job = format!(
+        "VM_SHELL=yes\n{}",
+        Built::new()?.job(kernel, &unpacked, &Choice { only: Vec::new(), without: Vec::new() })?
+    );
     println!("xtask: `$OBSERVER` is the program; the machine ends with the shell, and keeps nothing");
     machine::shell(kernel, &unpacked, &initramfs::make(&unpacked, &job)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What runs inside.
+/// What runs inside. Machines of two runs would share their folders: the second waits.
 struct Built {
+    _lock: File,
     observer: String,
     testbed: String,
     scenarios: String,
@@ -180,10 +189,15 @@ struct Built {
 impl Built {
     /// Builds, and puts copies aside: a machine reads them while it runs, whatever is built meanwhile.
     fn new() -> Result<Self> {
-        let scenarios = build::test_program("scenarios")?;
-        let testbed = build::kernel_half()?.with_file_name("testbed-bpf");
         let folder = root().join("target/vm/programs");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let lock = File::create(root().join("target/vm/lock")).context("cannot make target/vm/lock")?;
+        if lock.try_lock().is_err() {
+            println!("xtask: machines of another run are at work: waiting for their end");
+            lock.lock().context("cannot wait for target/vm/lock")?;
+        }
+        let scenarios = build::test_program("scenarios")?;
+        let testbed = build::kernel_half()?.with_file_name("testbed-bpf");
         let aside = |path: &Path| -> Result<String> {
             let name = path.file_name().context("a program without a name")?;
             let (copy, fresh) = (folder.join(name), folder.join("fresh"));
@@ -195,7 +209,12 @@ impl Built {
             aside(&scenarios.with_file_name(neighbour))?;
         }
         aside(&testbed.with_file_name("unlogged-bpf"))?;
-        Ok(Self { observer: aside(&build::release()?)?, testbed: aside(&testbed)?, scenarios: aside(&scenarios)? })
+        Ok(Self {
+            observer: aside(&build::release()?)?,
+            testbed: aside(&testbed)?,
+            scenarios: aside(&scenarios)?,
+            _lock: lock,
+        })
     }
 
     /// Fails when a part of a name is in no scenario's name.

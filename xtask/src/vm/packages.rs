@@ -32,11 +32,13 @@ pub(crate) enum Fetched {
     Unavailable(String),
 }
 
-/// Fetches and unpacks a kernel once; a later call finds it. To fetch a newer one, remove the folder.
+/// Fetches and unpacks a kernel once; a later call finds it, unless the catalogue says something else by then. To fetch a
+/// newer one of the same line, remove the folder.
 pub(crate) fn fetch(kernel: &Kernel) -> Result<Fetched> {
     let folder = root().join("target/vm").join(&kernel.name);
     let marker = folder.join("whole");
-    if !marker.exists() {
+    let origin = format!("{} {} {} {}\n", kernel.distribution, kernel.suites.join(","), kernel.package, kernel.arch);
+    if fs::read_to_string(&marker).ok().as_ref() != Some(&origin) {
         let Some(sources) = sources(&kernel.distribution, &kernel.suites)? else {
             return Ok(Fetched::Unavailable(format!(
                 "none of this machine's package sources is {}'s: name a mirror in OBSERVER_MIRROR_{}",
@@ -57,7 +59,7 @@ pub(crate) fn fetch(kernel: &Kernel) -> Result<Fetched> {
             std::os::unix::fs::symlink("usr/lib", folder.join("lib"))?;
         }
         command::check(command::new("depmod").arg("-b").arg(&folder).arg(version(&folder)?))?;
-        fs::write(&marker, "")?;
+        fs::write(&marker, origin)?;
     }
     let version = version(&folder)?;
     let find = |candidates: &[String]| {
@@ -189,7 +191,7 @@ impl Apt {
             .filter(|name| {
                 let part =
                     |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(char::is_numeric));
-                ["linux-image-", "linux-binary-", "linux-modules-", "linux-modules-extra-"]
+                ["linux-image-", "linux-binary-", "linux-base-", "linux-modules-", "linux-modules-extra-"]
                     .iter()
                     .any(|prefix| part(prefix))
             })

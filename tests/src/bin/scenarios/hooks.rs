@@ -11,7 +11,7 @@ use harness::{
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::{Outcome, Scenario};
+use crate::{Outcome, Scenario, unnamed, without_egress_hook};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("output", || netfilter("type filter hook output priority 0;", "inet", "output")),
@@ -40,8 +40,8 @@ fn netfilter(hook: &str, family: &str, name: &str) -> Result<Outcome> {
 }
 
 fn netdev_egress() -> Result<Outcome> {
-    if !kernel::knows("NF_NETDEV_EGRESS") {
-        return Ok(Outcome::Skipped("this kernel's netdev chains have no egress hook".to_owned()));
+    if let Some(skipped) = without_egress_hook() {
+        return Ok(skipped);
     }
     netfilter(&format!("type filter hook egress device {CLIENT_INTERFACE} priority 0;"), "netdev", "egress")
 }
@@ -86,16 +86,11 @@ fn without_typed_tracepoints() -> Result<Outcome> {
     let mut command = observer::command();
     command.args(["watch", "-o", "json", "--netns"]).arg(lab.client.path()).env("OBSERVER_AVOID", "tp_btf");
     let observer = Observer::start_command(&mut command)?;
-    ensure!(observer.ready.contains("degraded: fork, exec, exit, cgroups, connect"), "{}", observer.ready);
+    ensure!(observer.ready.contains("fork, exec, exit, cgroups, connect"), "{}", observer.ready);
     let report = knock_with_everything(&lab, observer, "netfilter", "output", "NETFILTER_DROP")?;
     ensure!(report.foreground().len() as u64 == lab.client.counted()?, "not what the firewall counted");
     ensure!(report.account["degraded"].to_string().contains("connect"), "{}", report.account);
     Ok(Outcome::Passed)
-}
-
-/// A scenario about drops that some kernels do not name.
-fn unnamed(reason: &str) -> Option<Outcome> {
-    (!kernel::names(reason)).then(|| Outcome::Skipped(format!("this kernel has no drop reason {reason}")))
 }
 
 fn cgroup() -> Result<Outcome> {

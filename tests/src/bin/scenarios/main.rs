@@ -20,6 +20,7 @@ mod storms;
 mod systemd;
 mod terminal;
 
+use harness::kernel;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// What a scenario ends with when it did not fail.
@@ -27,6 +28,17 @@ enum Outcome {
     Passed,
     /// It cannot run here, and why.
     Skipped(String),
+}
+
+/// A scenario about drops that some kernels do not name.
+fn unnamed(reason: &str) -> Option<Outcome> {
+    (!kernel::names(reason)).then(|| Outcome::Skipped(format!("this kernel has no drop reason {reason}")))
+}
+
+/// A scenario with a netdev chain on the way out.
+fn without_egress_hook() -> Option<Outcome> {
+    (!kernel::knows("NF_NETDEV_EGRESS"))
+        .then(|| Outcome::Skipped("this kernel's netdev chains have no egress hook".to_owned()))
 }
 
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);

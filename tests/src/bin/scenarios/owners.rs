@@ -89,7 +89,9 @@ fn older(kind: &str, address: &str) -> Result<Outcome> {
     child.wait()?;
     let report = observer.stop()?;
     ensure!(report.events.len() == 1, "{:?}", report.events);
-    expect(&report.events[0], &[("/process/pid", json!(child.id())), ("/egress/owner", json!("socket"))])?;
+    // Found by a walk over all open files at start where the kernel offers one, else by the call.
+    let known_by = if kernel::knows("bpf_sock_from_file") { "socket" } else { "syscall" };
+    expect(&report.events[0], &[("/process/pid", json!(child.id())), ("/egress/owner", json!(known_by))])?;
     Ok(Outcome::Passed)
 }
 
@@ -267,6 +269,9 @@ fn uring() -> Result<Outcome> {
         let mut command = lab.client.command(&program);
         command.args(["uring", address, "443"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let client = traffic::finish(command.spawn()?)?;
+        if client.said.contains("EINVAL") {
+            return Ok(Outcome::Skipped("this kernel's io_uring sends no datagrams to an address".to_owned()));
+        }
         ensure!(client.said.contains("EPERM"), "the datagram was not denied: {}", client.said);
         pids.push((client.pid, address));
     }
