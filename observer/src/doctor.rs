@@ -17,6 +17,7 @@ use crate::{
         AttachError, HookState, Probes, attach,
         btf::{self, Btf},
         cgroup, program_names,
+        proof::Unproven,
     },
 };
 
@@ -34,6 +35,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
             checks.push(forwarding(&probes));
             checks.push(owners(&mut probes));
             checks.push(self_test(&mut probes, &mut helper));
+            checks.push(rules(&mut probes, &mut helper));
         }
         Err(error) => checks.push(refused(&error)),
     }
@@ -276,6 +278,25 @@ fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, N
         std::thread::sleep(Duration::from_millis(1));
     }
     Err(NotProven::Wrong(format!("the packet was dropped, but not seen within {} s", PATIENCE.as_secs())))
+}
+
+/// Drops packets by known rules, and looks whether they are told apart.
+fn rules(probes: &mut Probes, helper: &mut Helper) -> Check {
+    let armed = probes
+        .take_rules()
+        .map_err(|error| Unproven::Other(format!("{error:#}")))
+        .and_then(|mut rules| rules.arm(helper));
+    match armed {
+        Ok(proof) => Check::fine("rules", format!("seen live: {proof}")),
+        Err(error @ Unproven::NotLoaded) => Check::fine("rules", format!("not tried: {error}")),
+        Err(error) => Check::short(
+            "rules",
+            Status::Degraded,
+            format!("not seen live: {error}"),
+            "a blocked packet's hook is told, and not the rule that dropped it",
+            "boot Linux 6.7 or later, where nftables frees a packet while the rule is still at hand",
+        ),
+    }
 }
 
 fn firewalls(helper: &mut Helper) -> Check {

@@ -10,6 +10,7 @@ mod layout;
 mod names;
 mod process;
 mod record;
+mod rule;
 mod task;
 
 pub use counters::Counter;
@@ -22,8 +23,12 @@ pub use record::{
     Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, OwnerSource, PACKET_BYTES, Tuple,
     flag, place,
 };
+pub use rule::{
+    FRAME_WORDS, FrameWord, MAX_PROOFS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof,
+    RuleSite,
+};
 pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;

@@ -49,6 +49,10 @@ pub mod map {
     pub const PROCESSES: &str = "PROCESSES";
     /// Hash from socket cookie to [`Owner`](super::Owner).
     pub const OWNERS: &str = "OWNERS";
+    /// Array with one [`RuleConfig`](super::RuleConfig).
+    pub const RULES: &str = "RULES";
+    /// Array of [`RuleProof`](super::RuleProof), by destination port.
+    pub const PROOFS: &str = "PROOFS";
     /// Per-CPU array of monotonic counters, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
     /// Frozen global with the running kernel's [`Layout`](super::Layout).

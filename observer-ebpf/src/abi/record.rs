@@ -1,6 +1,6 @@
 //! The drop record: one outbound packet that died on this host; and its key, under which the ones like it are counted.
 
-use super::task::Owner;
+use super::{rule::RuleAnswer, task::Owner};
 
 /// Bytes of packet that a record carries, from the network header on.
 pub const PACKET_BYTES: usize = 256;
@@ -145,6 +145,8 @@ pub struct DropKey {
     pub sent: Tuple,
     /// Addresses of the packet where they were translated; else zero.
     pub translated: Tuple,
+    /// The rule or policy that dropped it.
+    pub rule: RuleAnswer,
     /// Outgoing interface's name, zero-terminated; empty when unknown.
     pub interface: [u8; 16],
     /// Owner's process id; 0 without one.
@@ -231,6 +233,6 @@ pub struct DropRecord {
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36);
-const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + 16 + 6 * 4 + 2 * 2 + 8 + 4);
+const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + 24 + 16 + 6 * 4 + 2 * 2 + 8 + 4);
 const _: () = assert!(size_of::<DropKey>().is_multiple_of(8));
 const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 16 + PACKET_BYTES);

@@ -19,6 +19,7 @@ use crate::kernel::{
     filter,
     layout::{address, field},
     read::{Direct, Probe, Reader},
+    rule,
     skb::Skb,
     sock,
     tally::tally,
@@ -88,10 +89,10 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         return;
     };
     let Some(scratch) = drop::scratch() else { return };
-    count(Counter::Seen);
     // SAFETY: the scratch space is this CPU's, and nobody's until it is given back below.
     unsafe {
         if get!(scratch.taken) != 0 {
+            count(Counter::Seen);
             count(Counter::MapFull);
             return;
         }
@@ -120,15 +121,24 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
             put!(scratch.record.key.netns, Probe::field(net, field!(net_inum)).unwrap_or(0));
         }
+        let proof = rule::is_proof(get!(scratch.record.key.netns));
+        if !proof {
+            count(Counter::Seen);
+        }
         let (start, bytes) = skb.linear::<R>(scratch);
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();
+        if cause == Cause::Netfilter {
+            rule::identify(scratch, context.as_ptr(), location);
+        }
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             let location: u64 = get!(scratch.record.location);
             crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);
         }
         // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
-        if direction == Direction::Unrouted || filter::passes() {
+        if proof {
+            rule::prove(scratch, context.as_ptr(), location);
+        } else if direction == Direction::Unrouted || filter::passes() {
             tally(scratch, start, bytes);
         } else {
             count(Counter::Filtered);

@@ -10,6 +10,7 @@ pub mod owner;
 pub mod path;
 pub mod process;
 pub mod read;
+pub mod rule;
 pub mod skb;
 pub mod sock;
 pub mod tally;

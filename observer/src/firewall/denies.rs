@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     fn chain(name: &str, hook: Option<u32>, policy: Option<u32>) -> Chain {
-        Chain { family: family::IPV4, table: "filter".to_owned(), name: name.to_owned(), hook, policy }
+        Chain { family: family::IPV4, table: "filter".to_owned(), name: name.to_owned(), handle: 1, hook, policy }
     }
 
     fn rule(chain: &str, handle: u64, verdict: Verdict) -> Rule {

@@ -1,6 +1,7 @@
 //! The host's firewalls: which decide here ([`inventory`]), what of them can stop what goes out ([`denies`]), the netlink
-//! of nftables ([`nft`]), and netfilter's numbers ([`netfilter`]).
+//! of nftables ([`nft`], [`build`]), and netfilter's numbers ([`netfilter`]).
 
+pub mod build;
 pub mod denies;
 pub mod inventory;
 pub mod netfilter;

@@ -1,17 +1,28 @@
-//! nftables over netlink: list chains and rules, make a chain that drops everything. No program is run for it.
+//! nftables over netlink: tables, chains and rules, listed. No program is run for it.
 
-use std::{ffi::CString, io};
+use std::io;
 
 use anyhow::{Context, Result};
 use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 
-use super::netfilter::{DROP, family, hook};
+use super::netfilter::family;
 
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names.
-const SUBSYSTEM: u16 = 10;
+pub(super) const SUBSYSTEM: u16 = 10;
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
+
+/// A table of the namespace that asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Address family, an `NFPROTO_*`.
+    pub family: u8,
+    /// Name, unique in its family.
+    pub name: String,
+    /// Handle, unique on this host.
+    pub handle: u64,
+}
 
 /// A chain of the namespace that asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +33,8 @@ pub struct Chain {
     pub table: String,
     /// Name.
     pub name: String,
+    /// Handle, unique in its table.
+    pub handle: u64,
     /// Number of the hook that it hangs on; `None` for one that only rules lead to.
     pub hook: Option<u32>,
     /// Its policy, `NF_DROP` or `NF_ACCEPT`.
@@ -58,6 +71,20 @@ pub struct Rule {
     pub packets: Option<u64>,
 }
 
+/// All tables of all families in this thread's network namespace.
+pub fn tables() -> Result<Vec<Table>> {
+    let mut socket = NetlinkSocket::new();
+    let request = nftables::Request::new().op_gettable_dump(&header(family::UNSPEC));
+    let mut replies = socket.request(&request).context("cannot ask for nftables tables")?;
+    let mut tables = Vec::new();
+    while let Some(reply) = replies.recv() {
+        let (header, table) = reply.map_err(io::Error::from).context("cannot list nftables tables")?;
+        let (Ok(name), Ok(handle)) = (table.get_name(), table.get_handle()) else { continue };
+        tables.push(Table { family: header.nfgen_family, name: name.to_string_lossy().into_owned(), handle });
+    }
+    Ok(tables)
+}
+
 /// All chains of all families in this thread's network namespace.
 pub fn chains() -> Result<Vec<Chain>> {
     let mut socket = NetlinkSocket::new();
@@ -66,8 +93,11 @@ pub fn chains() -> Result<Vec<Chain>> {
     let mut chains = Vec::new();
     while let Some(reply) = replies.recv() {
         let (header, chain) = reply.map_err(io::Error::from).context("cannot list nftables chains")?;
-        let (Ok(table), Ok(name)) = (chain.get_table(), chain.get_name()) else { continue };
+        let (Ok(table), Ok(name), Ok(handle)) = (chain.get_table(), chain.get_name(), chain.get_handle()) else {
+            continue;
+        };
         chains.push(Chain {
+            handle,
             family: header.nfgen_family,
             table: table.to_string_lossy().into_owned(),
             name: name.to_string_lossy().into_owned(),
@@ -129,34 +159,6 @@ fn verdict(verdict: IterableVerdictAttrs<'_>) -> Option<Verdict> {
     } else {
         None
     }
-}
-
-/// Adds a table with one chain on the output hook whose policy is drop, in this thread's network namespace.
-pub fn drop_all_output(table: &str) -> Result<()> {
-    let table = CString::new(table)?;
-    let mut socket = NetlinkSocket::new();
-    let mut batch = nftables::Chained::new(socket.reserve_seq(8));
-    let mut envelope = Nfgenmsg::new();
-    envelope.set_res_id(SUBSYSTEM);
-    batch.request().op_batch_begin_do(&envelope);
-    batch.request().set_create().op_newtable_do(&header(family::INET)).encode().push_name(&table);
-    batch
-        .request()
-        .set_create()
-        .op_newchain_do(&header(family::INET))
-        .encode()
-        .push_table(&table)
-        .push_name(c"output")
-        .nested_hook()
-        .push_num(hook::LOCAL_OUT)
-        .push_priority(0)
-        .end_nested()
-        .push_policy(DROP)
-        .push_type(c"filter");
-    batch.request().op_batch_end_do(&envelope);
-    let batch = batch.finalize();
-    socket.request_chained(&batch)?.recv_all().map_err(io::Error::from).context("cannot add an nftables chain")?;
-    Ok(())
 }
 
 fn header(family: u8) -> Nfgenmsg {

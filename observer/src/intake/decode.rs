@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, PACKET_BYTES, Task, Tuple, flag},
+    abi::{Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, PACKET_BYTES, RuleAnswer, Task, Tuple, flag},
     logic::{
         direction::{Place, hook},
         packet::{ethertype, protocol},
@@ -104,6 +104,7 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         cause,
         hook: hook(cause, direction, Place::new(key)),
         reason: key.reason,
+        rule: (key.rule != RuleAnswer::default()).then_some(key.rule),
         netns: key.netns,
         interface: text(&key.interface),
         socket: has(flag::SOCKET).then_some(Socket {
@@ -138,6 +139,7 @@ pub fn decode_key(bytes: &mut Bytes) -> DropKey {
         inode: bytes.get_u64_ne(),
         sent: decode_tuple(bytes),
         translated: decode_tuple(bytes),
+        rule: RuleAnswer { table: bytes.get_u64_ne(), chain: bytes.get_u64_ne(), rule: bytes.get_u64_ne() },
         interface: array(bytes),
         owner_pid: bytes.get_u32_ne(),
         current_pid: bytes.get_u32_ne(),

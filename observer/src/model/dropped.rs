@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use observer_ebpf::{
-    abi::{Cause, Direction, Hook, OwnerSource, Task},
+    abi::{Cause, Direction, Hook, OwnerSource, RuleAnswer, Task},
     logic::packet::protocol,
 };
 
@@ -92,6 +92,8 @@ pub struct Dropped {
     pub hook: Option<Hook>,
     /// Drop reason, a value of the running kernel's enum.
     pub reason: u32,
+    /// Rule or policy that the kernel half saw drop it; `None` when it saw none.
+    pub rule: Option<RuleAnswer>,
     /// Bytes as the firewall's counters count them.
     pub bytes: u64,
     /// Inode number of the network namespace whose rules decided.
@@ -163,6 +165,7 @@ impl Dropped {
             cause: Cause::Netfilter,
             hook: Some(Hook::Output),
             reason: 0,
+            rule: None,
             bytes: 0,
             netns: 0,
             direction: Direction::Local,

@@ -28,7 +28,11 @@ use crate::{
     enrich::attribute::Eyes,
     firewall::{denies::Denies, inventory::Inventory},
     model::{ContainerName, Facts, Wanted},
-    probe::selftest::Sent,
+    probe::{
+        proof::{Prepared, Unproven},
+        rules::Proving,
+        selftest::Sent,
+    },
 };
 
 /// Longest message; arguments are cut well below it.
@@ -123,6 +127,29 @@ impl Helper {
         anyhow::ensure!(number == self.asked, "it answered another question");
         self.waiting = false;
         Ok(response)
+    }
+}
+
+impl Proving for Helper {
+    fn prepare_proof(&mut self) -> Result<Prepared, Unproven> {
+        match self.ask(&Request::PrepareProof) {
+            Ok(Response::PrepareProof(prepared)) => prepared,
+            Ok(other) => Err(Unproven::Other(unexpected(&other).to_string())),
+            Err(error) => Err(Unproven::Other(error.to_string())),
+        }
+    }
+
+    fn send_proof(&mut self) -> Result<(), Unproven> {
+        match self.ask(&Request::SendProof) {
+            Ok(Response::SendProof(sent)) => sent.map_err(Unproven::Other),
+            Ok(other) => Err(Unproven::Other(unexpected(&other).to_string())),
+            Err(error) => Err(Unproven::Other(error.to_string())),
+        }
+    }
+
+    fn end_proof(&mut self) {
+        // Without an answer it ends with the helper.
+        let _ = self.ask(&Request::EndProof);
     }
 }
 

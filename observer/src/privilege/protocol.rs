@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
     model::{ContainerName, Facts, Wanted},
-    probe::selftest::Sent,
+    probe::{
+        proof::{Prepared, Unproven},
+        selftest::Sent,
+    },
 };
 
 /// A question.
@@ -72,6 +75,12 @@ pub enum Request {
     Denies,
     /// Send one packet into a drop, in a namespace that is made for it.
     SelfTest,
+    /// Make a namespace with rules that drop, for a proof.
+    PrepareProof,
+    /// Send the proof's packets.
+    SendProof,
+    /// The proof's namespace is not needed any more.
+    EndProof,
 }
 
 /// An answer.
@@ -101,4 +110,10 @@ pub enum Response {
     TooLong,
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
     SelfTest(Result<Sent, String>),
+    /// To [`Request::PrepareProof`].
+    PrepareProof(Result<Prepared, Unproven>),
+    /// To [`Request::SendProof`].
+    SendProof(Result<(), String>),
+    /// To [`Request::EndProof`].
+    EndProof,
 }

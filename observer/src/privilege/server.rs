@@ -17,7 +17,7 @@ use super::{
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
     firewall::{denies, inventory},
-    probe::{cgroup, selftest},
+    probe::{cgroup, proof::Prover, selftest},
 };
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
@@ -46,6 +46,7 @@ pub(super) struct Server {
     /// Keeps a private mount alive.
     _hierarchy: Option<std::fs::File>,
     initial_pids: bool,
+    prover: Option<Prover>,
 }
 
 impl Server {
@@ -61,6 +62,7 @@ impl Server {
             residents: sockets::Residents::default(),
             _hierarchy: hierarchy,
             initial_pids: proc::sees_initial_pids(),
+            prover: None,
         }
     }
 
@@ -82,6 +84,18 @@ impl Server {
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),
             Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
+            Request::PrepareProof => Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
+                self.prover = Some(prover);
+                prepared
+            })),
+            Request::SendProof => Response::SendProof(match &self.prover {
+                Some(prover) => prover.send().map_err(|error| format!("{error:#}")),
+                None => Err("no proof was prepared".to_owned()),
+            }),
+            Request::EndProof => {
+                self.prover = None;
+                Response::EndProof
+            }
             Request::SelfTest => Response::SelfTest(selftest::send().map_err(|error| format!("{error:#}"))),
         }
     }

@@ -16,6 +16,7 @@ use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
     hooks::CONNECT,
     layout::{self, LayoutError, Reasons, Symbols},
+    rules::RuleMaps,
     totals,
 };
 
@@ -303,6 +304,14 @@ impl Probes {
     pub fn take_epoch(&mut self) -> anyhow::Result<Array<MapData, u32>> {
         let map = self.ebpf.take_map(map::EPOCH).context("the generation was taken already")?;
         Ok(map.try_into()?)
+    }
+
+    /// By what the kernel half is told how to tell rules; once.
+    pub fn take_rules(&mut self) -> anyhow::Result<RuleMaps> {
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).with_context(|| format!("the map {name} was taken already"));
+        let (config, proofs) = (take(map::RULES)?, take(map::PROOFS)?);
+        Ok(RuleMaps::new(config.try_into()?, proofs.try_into()?))
     }
 
     fn take(&mut self, name: &str) -> anyhow::Result<RingBuf<MapData>> {

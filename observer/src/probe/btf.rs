@@ -5,7 +5,7 @@
 //! little memory. Sources: the kernel's `Documentation/bpf/btf.rst` and `include/uapi/linux/btf.h` (6.18). The crates for
 //! this either keep member look-up private, cannot read a module's BTF, or carry a licence that a static program cannot.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use bytes::Buf;
 
@@ -65,12 +65,13 @@ pub struct Member {
     pub bits: u32,
 }
 
-/// A parsed BTF file.
+/// A parsed BTF file, and perhaps a module's behind it.
 pub struct Btf {
     bytes: Vec<u8>,
     /// Start of each type record in `bytes`; index 0 is `void` and has none.
     types: Vec<u32>,
-    strings: std::ops::Range<usize>,
+    /// The strings of the file, then the module's, whose offsets go on where the file's end.
+    strings: Vec<Range<usize>>,
 }
 
 /// One type record's fixed part.
@@ -100,8 +101,27 @@ impl Btf {
         Self::parse(bytes)
     }
 
+    /// Reads the running kernel's BTF with a module's; what is built into the kernel has none of its own.
+    pub fn of_module(name: &str) -> Result<Self, BtfError> {
+        let mut btf = Self::of_kernel()?;
+        let path = format!("/sys/kernel/btf/{name}");
+        match std::fs::read(&path) {
+            Ok(bytes) => btf.append(&bytes)?,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(BtfError::Read { path, source }),
+        }
+        Ok(btf)
+    }
+
     /// Indexes the bytes of a BTF file in this machine's byte order.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
+        let mut btf = Self { bytes: Vec::new(), types: vec![0], strings: Vec::new() };
+        btf.append(&bytes)?;
+        Ok(btf)
+    }
+
+    /// Takes in the bytes of a file; the numbers of its types and strings go on where those before end, as a module's do.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), BtfError> {
         let mut header = bytes.get(..HEADER_BYTES).ok_or(BtfError::Malformed("shorter than its header"))?;
         if header.get_u16_ne() != MAGIC {
             return Err(BtfError::Malformed("wrong magic number"));
@@ -111,21 +131,23 @@ impl Btf {
         let mut section = || (header.get_u32_ne() as usize, header.get_u32_ne() as usize);
         let (type_offset, type_length) = section();
         let (string_offset, string_length) = section();
+        let before = self.bytes.len();
         let range = |offset: usize, size: usize| {
             let start = length.checked_add(offset)?;
             let end = start.checked_add(size)?;
-            (end <= bytes.len()).then_some(start..end)
+            (end <= bytes.len()).then_some(before + start..before + end)
         };
         let type_range = range(type_offset, type_length).ok_or(BtfError::Malformed("types lie outside the file"))?;
         let strings = range(string_offset, string_length).ok_or(BtfError::Malformed("strings lie outside the file"))?;
-        let mut btf = Self { bytes, types: vec![0], strings };
+        self.bytes.extend_from_slice(bytes);
+        self.strings.push(strings);
         let mut at = type_range.start;
         while at < type_range.end {
-            let head = btf.head_at(at).ok_or(BtfError::Malformed("a type is cut short"))?;
-            btf.types.push(u32::try_from(at).map_err(|_| BtfError::Malformed("larger than 4 GiB"))?);
+            let head = self.head_at(at).ok_or(BtfError::Malformed("a type is cut short"))?;
+            self.types.push(u32::try_from(at).map_err(|_| BtfError::Malformed("larger than 4 GiB"))?);
             at = head.rest + trailing_bytes(head).ok_or(BtfError::Malformed("a type of an unknown kind"))?;
         }
-        Ok(btf)
+        Ok(())
     }
 
     /// Number of types, `void` included.
@@ -260,10 +282,21 @@ impl Btf {
     }
 
     fn find(&self, name: &str, wanted: impl Fn(u32) -> bool) -> Option<u32> {
-        let strings = &self.bytes[self.strings.clone()];
         let needle = [b"\0", name.as_bytes(), b"\0"].concat();
         // Strings are stored once each, so the name has one offset.
-        let offset = u32::try_from(memchr::memmem::find(strings, &needle)? + 1).ok()?;
+        let mut before = 0;
+        let offset = self.strings.iter().find_map(|range| {
+            let strings = &self.bytes[range.clone()];
+            // A module's do not begin with an empty one.
+            let found = if strings.starts_with(&needle[1..]) {
+                Some(before)
+            } else {
+                memchr::memmem::find(strings, &needle).map(|at| before + at + 1)
+            };
+            before += range.len();
+            found
+        })?;
+        let offset = u32::try_from(offset).ok()?;
         (1..u32::try_from(self.types.len()).ok()?)
             .find(|id| self.head(*id).is_some_and(|head| head.name == offset && wanted(head.kind)))
     }
@@ -291,8 +324,15 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> &str {
-        let strings = &self.bytes[self.strings.clone()];
-        let rest = strings.get(offset as usize..).unwrap_or_default();
+        let mut offset = offset as usize;
+        let mut rest: &[u8] = &[];
+        for range in &self.strings {
+            if offset < range.len() {
+                rest = &self.bytes[range.start + offset..range.end];
+                break;
+            }
+            offset -= range.len();
+        }
         let end = memchr::memchr(0, rest).unwrap_or(0);
         std::str::from_utf8(&rest[..end]).unwrap_or_default()
     }

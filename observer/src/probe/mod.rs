@@ -9,6 +9,8 @@ pub mod btf;
 pub mod cgroup;
 pub mod hooks;
 pub mod layout;
+pub mod proof;
+pub mod rules;
 pub mod selftest;
 pub mod totals;
 

@@ -15,7 +15,7 @@ use netlink_socket2::NetlinkSocket;
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
-use crate::{enrich::host::boot_ns, firewall::nft};
+use crate::{enrich::host::boot_ns, firewall::build};
 
 /// Where the packet is sent: the discard port of the namespace's own loopback.
 const DESTINATION: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9);
@@ -45,7 +45,7 @@ pub fn send() -> Result<Sent> {
 fn send_in_own_namespace() -> Result<Sent> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     raise_loopback().context("cannot raise the namespace's loopback")?;
-    nft::drop_all_output("observer_selftest").context("cannot make an nftables chain in a namespace")?;
+    build::output_table("observer_selftest", &[], &[]).context("cannot make an nftables chain in a namespace")?;
     let netns = std::fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot make a socket")?;
     let port = socket.local_addr().context("cannot read the socket's port")?.port();
@@ -62,7 +62,8 @@ fn send_in_own_namespace() -> Result<Sent> {
     }
 }
 
-fn raise_loopback() -> Result<()> {
+/// Raises the loopback interface of this thread's namespace.
+pub(super) fn raise_loopback() -> Result<()> {
     let mut header = rt_link::Ifinfomsg::new();
     header.ifi_index = LOOPBACK;
     header.ifi_flags = UP;

@@ -1,0 +1,142 @@
+//! Which rule dropped the packet: read from the frame of `nft_do_chain`, which is still on the stack when it frees a packet.
+//! Nothing is searched for: at each place that frees, the frame lies at the same distance, and where in it the rule is was
+//! learnt from packets that known rules drop.
+
+use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_kernel as probe_read_kernel, macros::btf_map};
+use observer_ebpf::abi::{FRAME_WORDS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof};
+
+use super::drop::{self, Scratch, get, put};
+
+#[btf_map]
+static RULES: Array<RuleConfig, 1> = Array::new();
+#[btf_map]
+static PROOFS: Array<RuleProof, { MAX_PROOFS + 1 }> = Array::new();
+
+/// Bit of a rule's first word that marks the end of its chain.
+const IS_LAST: u64 = 1;
+
+/// Whether a namespace's packets are a proof's.
+#[inline(always)]
+pub fn is_proof(netns: u32) -> bool {
+    netns != 0 && RULES.get(0).is_some_and(|config| config.proof_netns == u64::from(netns))
+}
+
+/// Reads one word of kernel memory; 0 where there is none.
+#[inline(always)]
+fn word(address: u64) -> u64 {
+    let mut value = 0u64;
+    // SAFETY: the helper checks the address, and writes zeros for one that cannot be read.
+    unsafe { probe_read_kernel((&raw mut value).cast(), size_of::<u64>() as u32, address as *const _) };
+    value
+}
+
+/// Word of the stack, counted from the tracepoint's arguments on.
+#[inline(always)]
+fn stack(arguments: u64, index: u64) -> u64 {
+    word(arguments.wrapping_add(index.wrapping_mul(size_of::<u64>() as u64)))
+}
+
+/// Writes into the key which rule of which table it was, if the place that freed the packet is known. `arguments` is the
+/// address of the tracepoint's arguments, which lie on the stack below every frame that led to the drop.
+///
+/// A function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_identify(arguments: u64, location: u64) -> u64 {
+    let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    for index in 0..MAX_SITES {
+        let site = &config.sites[index];
+        if site.location == location {
+            if stack(arguments, site.return_word) != location {
+                return 0;
+            }
+            let chain = stack(arguments, site.chain_word);
+            let table = word(word(chain.wrapping_add(config.chain_table)).wrapping_add(config.table_handle));
+            let mut handle = 0;
+            if site.rule_word != NO_WORD {
+                let head = word(stack(arguments, site.rule_word));
+                handle = (head >> config.rule_handle_bit) & config.rule_handle_mask;
+                if head & IS_LAST != 0 || handle == 0 {
+                    return 0;
+                }
+            }
+            // SAFETY: the scratch space is this CPU's.
+            unsafe {
+                put!(scratch.record.key.rule.table, table);
+                put!(scratch.record.key.rule.chain, word(chain.wrapping_add(config.chain_handle)));
+                put!(scratch.record.key.rule.rule, handle);
+            }
+            return 1;
+        }
+    }
+    0
+}
+
+/// Looks which rule it was.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn identify(scratch: *mut Scratch, arguments: *const core::ffi::c_void, location: u64) {
+    // By way of memory: a pointer to the arguments becomes a plain number.
+    // SAFETY: the caller's promise.
+    unsafe {
+        put!(scratch.pointer, arguments as u64);
+        rule_identify(get!(scratch.pointer), location);
+    }
+}
+
+/// One word of a proof's frame.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_frame_word(arguments: u64, proof: u32, index: u64) -> u64 {
+    let (Some(config), Some(proof)) = (RULES.get(0), PROOFS.get_ptr_mut(proof)) else { return 0 };
+    // A mask is a bound that the verifier never loses.
+    let index = index & (FRAME_WORDS as u64 - 1);
+    let value = stack(arguments, index);
+    let table = word(value.wrapping_add(config.chain_table));
+    // SAFETY: the index is masked, and only one packet of a proof is under way.
+    unsafe {
+        let into = (&raw mut (*proof).frame).cast::<observer_ebpf::abi::FrameWord>().add(index as usize);
+        (*into).value = value;
+        (*into).target = word(value);
+        (*into).chain_handle = word(value.wrapping_add(config.chain_handle));
+        (*into).table_handle = word(table.wrapping_add(config.table_handle));
+    }
+    0
+}
+
+/// Tells what is known of a proof's packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_prove(arguments: u64, location: u64) -> u64 {
+    let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    // SAFETY: the scratch space is this CPU's, and only one packet of a proof is under way.
+    unsafe {
+        let index = u32::from(get!(scratch.record.key.sent.destination_port));
+        let Some(proof) = PROOFS.get_ptr_mut(index) else { return 0 };
+        (*proof).location = location;
+        (*proof).answer.table = get!(scratch.record.key.rule.table);
+        (*proof).answer.chain = get!(scratch.record.key.rule.chain);
+        (*proof).answer.rule = get!(scratch.record.key.rule.rule);
+        if config.wants_frames != 0 {
+            for word in 0..FRAME_WORDS as u64 {
+                rule_frame_word(arguments, index, word);
+            }
+        }
+    }
+    0
+}
+
+/// Tells what is known of a proof's packet.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn prove(scratch: *mut Scratch, arguments: *const core::ffi::c_void, location: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        put!(scratch.pointer, arguments as u64);
+        rule_prove(get!(scratch.pointer), location);
+    }
+}

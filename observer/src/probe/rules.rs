@@ -1,0 +1,188 @@
+//! Whether, and from where on the stack, the kernel half can tell which rule dropped a packet: learnt from packets that
+//! known rules drop ([`proof`](super::proof)), tried with them again, and believed only when every answer is right.
+
+use std::fmt;
+
+use aya::maps::{Array, MapData};
+use observer_ebpf::abi::{
+    FRAME_WORDS, FrameWord, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite,
+};
+
+use super::proof::{Expected, Prepared, Unproven};
+
+const PROOF_WORDS: usize = size_of::<RuleProof>() / size_of::<u64>();
+const WORDS_OF_FRAME_WORD: usize = size_of::<FrameWord>() / size_of::<u64>();
+/// Words before the frame in a [`RuleProof`].
+const FIXED: usize = PROOF_WORDS - FRAME_WORDS * WORDS_OF_FRAME_WORD;
+/// Bit of a rule's first word that marks the end of its chain.
+const IS_LAST: u64 = 1;
+
+/// Who makes and sends a proof's packets.
+pub trait Proving {
+    /// Makes the namespace.
+    fn prepare_proof(&mut self) -> Result<Prepared, Unproven>;
+    /// Sends one packet to every port.
+    fn send_proof(&mut self) -> Result<(), Unproven>;
+    /// The namespace is not needed any more.
+    fn end_proof(&mut self);
+}
+
+/// The maps by which the kernel half is told what to look at.
+pub struct RuleMaps {
+    config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
+    proofs: Array<MapData, [u64; PROOF_WORDS]>,
+}
+
+/// A proof that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Packets, each of which was named right.
+    pub packets: usize,
+    /// Places at which they were freed.
+    pub places: usize,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { packets, places } = self;
+        write!(formatter, "{packets} packets that known rules dropped at {places} places were told apart")
+    }
+}
+
+/// What the kernel half said of one packet.
+#[derive(Clone, Debug)]
+struct Seen {
+    expected: Expected,
+    location: u64,
+    answer: RuleAnswer,
+    frame: Vec<FrameWord>,
+}
+
+impl RuleMaps {
+    pub(super) fn new(
+        config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
+        proofs: Array<MapData, [u64; PROOF_WORDS]>,
+    ) -> Self {
+        Self { config, proofs }
+    }
+
+    /// Learns, tries, and from then on tells rules; or leaves everything as it was, and says why.
+    pub fn arm(&mut self, prover: &mut impl Proving) -> Result<Proof, Unproven> {
+        let prepared = prover.prepare_proof()?;
+        let armed = self.learn_and_try(&prepared, prover);
+        prover.end_proof();
+        let last = RuleConfig { proof_netns: 0, wants_frames: 0, ..*armed.as_ref().unwrap_or(&RuleConfig::default()) };
+        self.configure(&last)?;
+        armed.map(|config| Proof {
+            packets: prepared.expected.len(),
+            places: config.sites.iter().filter(|site| site.location != 0).count(),
+        })
+    }
+
+    fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<RuleConfig, Unproven> {
+        let mut config = RuleConfig { proof_netns: prepared.netns.into(), wants_frames: 1, ..prepared.config() };
+        let seen = self.round(&config, prepared, prover)?;
+        config.sites = learn(&seen, &config).map_err(Unproven::Other)?;
+        config.wants_frames = 0;
+        for seen in self.round(&config, prepared, prover)? {
+            if seen.answer != seen.expected.answer() {
+                return Err(Unproven::Other(format!(
+                    "of a packet that {} dropped the kernel half said {:?}",
+                    name(&seen.expected),
+                    seen.answer
+                )));
+            }
+        }
+        Ok(config)
+    }
+
+    /// Sends every packet, and reads what was said of it.
+    fn round(
+        &mut self,
+        config: &RuleConfig,
+        prepared: &Prepared,
+        prover: &mut impl Proving,
+    ) -> Result<Vec<Seen>, Unproven> {
+        self.configure(config)?;
+        for expected in &prepared.expected {
+            self.proofs.set(expected.port.into(), [0; PROOF_WORDS], 0).map_err(other)?;
+        }
+        prover.send_proof()?;
+        prepared
+            .expected
+            .iter()
+            .map(|expected| {
+                let words = self.proofs.get(&expected.port.into(), 0).map_err(other)?;
+                let seen = seen(*expected, &words);
+                if seen.location == 0 {
+                    return Err(Unproven::Other(format!("a packet that {} dropped was not seen", name(expected))));
+                }
+                Ok(seen)
+            })
+            .collect()
+    }
+
+    fn configure(&mut self, config: &RuleConfig) -> Result<(), Unproven> {
+        self.config.set(0, config.words(), 0).map_err(other)
+    }
+}
+
+fn other(error: impl fmt::Display) -> Unproven {
+    Unproven::Other(error.to_string())
+}
+
+fn name(expected: &Expected) -> String {
+    match expected.answer().rule {
+        0 => "the policy".to_owned(),
+        handle => format!("rule {handle}"),
+    }
+}
+
+/// The words of a [`RuleProof`], in the order of its fields.
+fn seen(expected: Expected, words: &[u64; PROOF_WORDS]) -> Seen {
+    let [location, table, chain, rule] = [words[0], words[1], words[2], words[3]];
+    let frame = words[FIXED..]
+        .chunks_exact(WORDS_OF_FRAME_WORD)
+        .map(|word| FrameWord { value: word[0], target: word[1], chain_handle: word[2], table_handle: word[3] })
+        .collect();
+    Seen { expected, location, answer: RuleAnswer { table, chain, rule }, frame }
+}
+
+/// For each place that freed a packet, where on the stack return address, rule and base chain are: at one and the same word
+/// for every packet. Pure.
+fn learn(all: &[Seen], config: &RuleConfig) -> Result<[RuleSite; MAX_SITES], String> {
+    let mut locations: Vec<u64> = all.iter().map(|seen| seen.location).collect();
+    locations.sort_unstable();
+    locations.dedup();
+    if locations.len() > MAX_SITES {
+        return Err(format!("packets are freed at {} places", locations.len()));
+    }
+    let mut sites = [RuleSite::default(); MAX_SITES];
+    for (site, location) in sites.iter_mut().zip(locations) {
+        let here: Vec<&Seen> = all.iter().filter(|seen| seen.location == location).collect();
+        let common = |holds: &dyn Fn(&Seen, &FrameWord) -> bool| {
+            (0..FRAME_WORDS)
+                .find(|index| here.iter().all(|seen| seen.frame.get(*index).is_some_and(|word| holds(seen, word))))
+                .map(|index| index as u64)
+        };
+        let by_rule = here.iter().filter(|seen| seen.expected.answer().rule != 0).count();
+        let missing = |what: &str| format!("the stack of {location:#x} holds no {what} at one place");
+        let return_word = common(&|_, word| word.value == location).ok_or_else(|| missing("return address"))?;
+        let chain_word = common(&|seen, word| {
+            let answer = seen.expected.answer();
+            word.chain_handle == answer.chain && word.table_handle == answer.table
+        })
+        .ok_or_else(|| missing("chain"))?;
+        let rule_word = match by_rule {
+            0 => NO_WORD,
+            all if all == here.len() => common(&|seen, word| {
+                let handle = (word.target >> config.rule_handle_bit) & config.rule_handle_mask;
+                word.target & IS_LAST == 0 && handle == seen.expected.answer().rule
+            })
+            .ok_or_else(|| missing("rule"))?,
+            _ => return Err(format!("rules and policies drop at the same place {location:#x}")),
+        };
+        *site = RuleSite { location, return_word, rule_word, chain_word };
+    }
+    Ok(sites)
+}
