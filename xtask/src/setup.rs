@@ -171,15 +171,19 @@ pub(crate) fn cross(toolchain: &Toolchain, arch: &str) -> Result<Cross> {
     Ok(Cross { linker, emulator, sysroot: Some(sysroot) })
 }
 
-/// The file with the keys by which a distribution's packages are verified; installed when missing.
-pub(crate) fn keyring(distribution: &str) -> Result<&'static str> {
+/// The file with the keys by which a distribution's packages are verified, installed when missing; `None` when this
+/// release has no package of them.
+pub(crate) fn keyring(distribution: &str) -> Result<Option<&'static str>> {
     let Some((_, path, package)) = KEYRINGS.iter().find(|(name, ..)| *name == distribution) else {
         bail!("no keys are known for packages of {distribution}");
     };
     if !Path::new(path).exists() {
+        if !known_to_apt(package) {
+            return Ok(None);
+        }
         apt_install(&[package], "verifying another distribution's packages")?;
     }
-    Ok(path)
+    Ok(Some(path))
 }
 
 fn tools(wanted: &[(&str, &'static str)], purpose: &str) -> Result<()> {

@@ -42,4 +42,4 @@ pub struct HangingRecord {
     pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<HangingRecord>() == 24 + 56 + 32 + 12 + 4 + 8);
+const _: () = assert!(size_of::<HangingRecord>() == 24 + size_of::<Task>() + 32 + 12 + 4 + 8);

@@ -202,6 +202,8 @@ layout! {
     task_start,
     /// `task_struct.cred`
     task_cred,
+    /// `task_struct.self_exec_id`
+    task_execs,
     /// `task_struct.comm`
     task_comm,
     /// `task_struct.cgroups`

@@ -93,5 +93,5 @@ pub struct ProcessRecord {
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<ProcessRecord>() == 8 + 56 + 8 + 3 * 4 + 2 + 3 * 2 + 4);
+const _: () = assert!(size_of::<ProcessRecord>() == 8 + size_of::<Task>() + 8 + 3 * 4 + 2 + 3 * 2 + 4);
 const _: () = assert!(size_of::<ProcessRecord>().is_multiple_of(8));

@@ -23,6 +23,11 @@ pub struct Task {
     pub euid: u32,
     /// Real group id in the initial user namespace.
     pub gid: u32,
+    /// How often the process, and those that made it, ran another program: the kernel's own count, which fork hands on and
+    /// every exec raises. Two of one process that differ have an exec between them.
+    pub execs: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Name of the thread group leader, zero-terminated.
     pub comm: [u8; COMM_BYTES],
 }
@@ -45,5 +50,5 @@ pub struct Owner {
     pub foreign: u32,
 }
 
-const _: () = assert!(size_of::<Task>() == 56);
-const _: () = assert!(size_of::<Owner>() == 80);
+const _: () = assert!(size_of::<Task>() == 64);
+const _: () = assert!(size_of::<Owner>() == 88);

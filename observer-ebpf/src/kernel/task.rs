@@ -107,6 +107,7 @@ fn from_task(task: u64) -> Task {
         start_ns: Probe::field(leader, field!(task_start)).unwrap_or(0),
         parent_pid: Probe::field(parent, field!(task_tgid)).unwrap_or(0),
         euid: Probe::field(cred, field!(cred_euid)).unwrap_or(u32::MAX),
+        execs: Probe::field(leader, field!(task_execs)).unwrap_or(0),
         comm: Probe::field::<[u8; COMM_BYTES]>(leader, field!(task_comm)).unwrap_or_default(),
         ..Task::default()
     }

@@ -36,8 +36,20 @@ pub struct Ran {
     pub since_ns: u64,
     /// Name (`comm`) that it had then.
     pub name: String,
+    /// The kernel's count of programs that it had run by then ([`Task::execs`]); `None` where only /proc told.
+    ///
+    /// [`Task::execs`]: observer_ebpf::abi::Task::execs
+    pub execs: Option<u32>,
     /// The program.
     pub image: Arc<Image>,
+}
+
+impl Ran {
+    /// False when the process is known to have run another program since, which was not told: its count of programs had
+    /// gone on to `execs` by then.
+    pub fn is_after(&self, execs: u32) -> bool {
+        self.execs.is_none_or(|known| known == execs)
+    }
 }
 
 /// One process.
@@ -107,8 +119,8 @@ impl Processes {
     pub fn apply(&mut self, life: Life, now: Instant) {
         match life {
             Life::Fork(born) => {
-                let image =
-                    born.parent.and_then(|parent| Some(Arc::clone(&self.entries.get(&parent)?.ran.last()?.image)));
+                let parents = born.parent.and_then(|parent| self.entries.get(&parent)?.ran.last());
+                let image = parents.filter(|ran| ran.is_after(born.task.execs)).map(|ran| Arc::clone(&ran.image));
                 self.born(&born, image, now);
             }
             Life::Exec(born, image) => self.born(&born, Some(Arc::new(image)), now),
@@ -130,7 +142,7 @@ impl Processes {
             euid: facts.euid,
             cgroup: 0,
             cgroup_path: facts.cgroup,
-            ran: vec![Ran { since_ns: 0, name: facts.name.clone(), image: Arc::new(facts.image) }],
+            ran: vec![Ran { since_ns: 0, name: facts.name.clone(), execs: None, image: Arc::new(facts.image) }],
             children: 0,
             ended_ns: None,
         };
@@ -197,7 +209,7 @@ impl Processes {
         let task = &born.task;
         let id = ProcessId::new(task.pid, task.start_ns);
         let name = text(&task.comm).unwrap_or_default();
-        let ran = image.map(|image| Ran { since_ns: born.boot_ns, name: name.clone(), image });
+        let ran = image.map(|image| Ran { since_ns: born.boot_ns, name: name.clone(), execs: Some(task.execs), image });
         match self.entries.entry(id) {
             std::collections::hash_map::Entry::Occupied(mut known) => {
                 let known = known.get_mut();
@@ -318,6 +330,24 @@ mod tests {
         assert_eq!(executable(&processes, id(11, 2), 4), Some("/bin/curl"));
         assert_eq!(executable(&processes, id(11, 2), 2), Some("/bin/bash"), "what it ran before is not forgotten");
         assert_eq!(processes.ancestry(id(11, 2), "curl").len(), 2);
+    }
+
+    #[test]
+    fn a_program_that_was_not_told_is_not_taken_for_the_one_before() {
+        let mut processes = Processes::default();
+        let now = Instant::now();
+        let with = |mut born: Box<Born>, execs: u32| {
+            born.task.execs = execs;
+            born
+        };
+        processes.apply(Life::Exec(with(born(10, 1, None, "bash"), 3), image("/bin/bash")), now);
+        // It ran another program in between: its count has gone on.
+        processes.apply(Life::Fork(with(born(11, 2, Some(id(10, 1)), "python"), 4)), now);
+        processes.apply(Life::Fork(with(born(12, 2, Some(id(10, 1)), "bash"), 3)), now);
+        assert_eq!(executable(&processes, id(11, 2), 2), None);
+        assert_eq!(executable(&processes, id(12, 2), 2), Some("/bin/bash"));
+        let ran = processes.get(id(10, 1)).unwrap().ran_at(0).unwrap();
+        assert!(ran.is_after(3) && !ran.is_after(4));
     }
 
     #[test]

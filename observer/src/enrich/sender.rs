@@ -3,6 +3,7 @@
 use super::{
     assemble::Assembler,
     attribute::{Eyes, Found},
+    processes::Ran,
     redact, unit,
 };
 use crate::{
@@ -90,10 +91,14 @@ impl<E: Eyes> Assembler<E> {
     fn describe(&mut self, found: Found, boot_ns: u64) -> Who {
         let processes = &self.attributor.processes;
         let entry = processes.get(found.id);
-        let ran = entry.and_then(|entry| entry.ran_at(boot_ns));
+        let (task, bound_ns) = found.bound.unzip();
+        // What it ran when it was bound may be a program of which the kernel half could not tell.
+        let told = |ran: &&Ran| {
+            bound_ns.zip(task).is_none_or(|(bound_ns, task)| ran.since_ns > bound_ns || ran.is_after(task.execs))
+        };
+        let ran = entry.and_then(|entry| entry.ran_at(boot_ns)).filter(told);
         let image = ran.map(|ran| std::sync::Arc::clone(&ran.image));
         // The name at the time it was bound, unless the process has run another program since.
-        let (task, bound_ns) = found.bound.unzip();
         let replaced = ran.zip(bound_ns).is_some_and(|(ran, bound_ns)| ran.since_ns > bound_ns);
         let bound_name = task.filter(|_| !replaced).and_then(|task| text(&task.comm));
         let name = bound_name

@@ -180,7 +180,7 @@ fn array<const N: usize>(bytes: &mut Bytes) -> [u8; N] {
 
 /// A task, in the order of its fields.
 pub(super) fn decode_task(bytes: &mut Bytes) -> Task {
-    Task {
+    let task = Task {
         start_ns: bytes.get_u64_ne(),
         cgroup: bytes.get_u64_ne(),
         pid: bytes.get_u32_ne(),
@@ -189,8 +189,11 @@ pub(super) fn decode_task(bytes: &mut Bytes) -> Task {
         uid: bytes.get_u32_ne(),
         euid: bytes.get_u32_ne(),
         gid: bytes.get_u32_ne(),
+        execs: bytes.get_u32_ne(),
+        reserved: bytes.get_u32_ne(),
         comm: array(bytes),
-    }
+    };
+    Task { reserved: 0, ..task }
 }
 
 fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {

@@ -142,7 +142,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         tokio::task::spawn_blocking(settle).await.context("waiting for the programs' end failed")?;
         while reader.drain(usize::MAX) > 0 {}
         let totals = self.probes.totals().context("cannot read the counters")?;
-        let missed_max = self.probes.missed_max();
+        let (missed_max, untold) = (self.probes.missed_max(), self.probes.untold_processes());
         // The queue closes with its last sender.
         drop(reader);
         nudge.abort();
@@ -176,8 +176,11 @@ impl<E: Eyes + Send + 'static> Run<E> {
         }
         self.degraded.extend(consumed.degraded);
         let crowded_out = flags.sweeping.crowded_out.load(Ordering::Relaxed);
-        self.degraded
-            .extend(shortages(&Totals { records_skipped: totals.records_skipped + crowded_out, ..totals }, missed_max));
+        self.degraded.extend(shortages(
+            &Totals { records_skipped: totals.records_skipped + crowded_out, ..totals },
+            missed_max,
+            untold.unwrap_or(0),
+        ));
         if flags.sweeping.uncertain.load(Ordering::Relaxed) {
             self.degraded.push(Degraded {
                 what: "counts".to_owned(),
@@ -210,7 +213,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
 }
 
 /// What ran short in the kernel.
-fn shortages(totals: &Totals, missed_max: Option<u64>) -> Vec<Degraded> {
+fn shortages(totals: &Totals, missed_max: Option<u64>, untold_processes: u64) -> Vec<Degraded> {
     let shortage = |what: &str, why: String, consequence: &str| Degraded {
         what: what.to_owned(),
         why,
@@ -222,6 +225,13 @@ fn shortages(totals: &Totals, missed_max: Option<u64>) -> Vec<Degraded> {
             "processes",
             format!("the ring of process records was full for {} of them", totals.process_ring_full),
             "some short-lived processes have no executable, arguments or parents",
+        ));
+    }
+    if untold_processes > 0 {
+        shortages.push(shortage(
+            "processes",
+            format!("the kernel skipped {untold_processes} runs of the programs that tell of new processes"),
+            "as many processes may be without executable, arguments or parents",
         ));
     }
     if totals.records_skipped > 0 {

@@ -14,7 +14,7 @@ use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Membe
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
-    hooks::CONNECT,
+    hooks::{CONNECT, Hook, PROCESSES},
     layout::{self, LayoutError, Reasons, Symbols},
     rules::RuleMaps,
     totals,
@@ -336,9 +336,19 @@ impl Probes {
 
     /// Upper bound of the drops that no program saw because the kernel skipped the run; `None` where it does not say.
     pub fn missed_max(&self) -> Option<u64> {
+        self.skipped_runs(|hook| hook.required)
+    }
+
+    /// Upper bound of the processes' beginnings and programs that were not told because the kernel skipped the run; `None`
+    /// where it does not say.
+    pub fn untold_processes(&self) -> Option<u64> {
+        self.skipped_runs(|hook| PROCESSES.contains(&hook.name))
+    }
+
+    fn skipped_runs(&self, wanted: impl Fn(&Hook) -> bool) -> Option<u64> {
         self.states
             .iter()
-            .filter(|state| state.hook.required)
+            .filter(|state| wanted(state.hook))
             .filter_map(|state| {
                 let way = state.result.as_ref().ok()?;
                 let (name, ..) = state.hook.programs.iter().find(|(_, candidate, _)| candidate == way)?;

@@ -53,6 +53,9 @@ pub struct Hook {
 /// Name of the hook by which a connection's socket is bound.
 pub(super) const CONNECT: &str = "connect";
 
+/// Names of the hooks by which processes and what they run are known.
+pub(super) const PROCESSES: [&str; 2] = ["fork", "exec"];
+
 /// All hooks, in the order in which they are attached: processes are known and owners
 /// bound before the first drop can be seen.
 pub static HOOKS: [Hook; 10] = [

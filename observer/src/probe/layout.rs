@@ -251,6 +251,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         task_pid: fields.need("task_struct", "pid", 4),
         task_start: fields.either("task_struct", ["start_boottime", "real_start_time"], 8),
         task_cred: fields.need("task_struct", "cred", 8),
+        task_execs: fields.place("task_struct", "self_exec_id"),
         task_comm: fields.need("task_struct", "comm", 16),
         task_cgroups: fields.want("task_struct", "cgroups", 8),
         task_mm: fields.want("task_struct", "mm", 8),

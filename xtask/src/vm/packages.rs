@@ -83,8 +83,22 @@ pub(crate) fn unpack_foreign(package: &str, arch: &'static str, into: &Path) -> 
     };
     let distribution = field("ID=").context("/etc/os-release has no ID")?;
     let codename = field("VERSION_CODENAME=").context("/etc/os-release has no VERSION_CODENAME")?;
-    let suites = [codename.clone(), format!("{codename}-security")];
-    let sources = sources(&distribution, &suites)?.with_context(|| format!("no package source of {distribution}"))?;
+    unpack(package, arch, &distribution, &[codename.clone(), format!("{codename}-security")], into)
+}
+
+/// The keys of a distribution's archive, where this machine's own release has no package of them: Debian's newest has.
+fn foreign_keyring(distribution: &str) -> Result<PathBuf> {
+    let folder = root().join("target/vm/keys");
+    let keyring = folder.join(format!("usr/share/keyrings/{distribution}-archive-keyring.gpg"));
+    if !keyring.exists() {
+        unpack(&format!("{distribution}-keyring"), "amd64", "debian", &["sid".to_owned()], &folder)?;
+    }
+    ensure!(keyring.exists(), "no keys are known for packages of {distribution}");
+    Ok(keyring)
+}
+
+fn unpack(package: &str, arch: &'static str, distribution: &str, suites: &[String], into: &Path) -> Result<()> {
+    let sources = sources(distribution, suites)?.with_context(|| format!("no package source of {distribution}"))?;
     let apt = Apt::new(into.join("apt"), arch, &sources)?;
     for archive in apt.download(&[package.to_owned()])? {
         command::check(command::new("dpkg").arg("-x").arg(&archive).arg(into))?;
@@ -110,8 +124,11 @@ fn sources(distribution: &str, suites: &[String]) -> Result<Option<String>> {
         let security = distribution == "debian" && suite.ends_with("-security");
         let label = if security { format!("{distribution}-security") } else { distribution.to_owned() };
         let Some(mirror) = mirror(&label) else { return Ok(None) };
-        let keyring = setup::keyring(distribution)?;
-        lines.push_str(&format!("deb [signed-by={keyring}] {mirror} {suite} main\n"));
+        let keyring = match setup::keyring(distribution)? {
+            Some(installed) => installed.into(),
+            None => foreign_keyring(distribution)?,
+        };
+        lines.push_str(&format!("deb [signed-by={}] {mirror} {suite} main\n", keyring.display()));
     }
     Ok(Some(lines))
 }

@@ -63,7 +63,15 @@ fn thousand() -> Result<Outcome> {
     ensure!(parent.wait_with_output()?.status.success(), "the client failed");
     let report = observer.stop()?;
     let mut numbers = BTreeSet::new();
+    // Where the kernel may run another process in the middle of a program, it skips runs, and says so.
+    let untold = report.account["degraded"].to_string().contains("skipped");
+    let mut without = 0;
     for event in &report.events {
+        if untold && event["process"]["args"].is_null() {
+            without += 1;
+            expect(event, &[("/process/name", json!("exe")), ("/process/executable", Value::Null)])?;
+            continue;
+        }
         let complete = event["process"]["args"][4].as_str().is_some_and(|number| numbers.insert(number.to_owned()));
         ensure!(complete, "arguments are missing, or the same twice, in {event}");
         expect(
@@ -82,7 +90,8 @@ fn thousand() -> Result<Outcome> {
         ensure!(ancestry.last().is_some_and(|last| last["pid"] == 1), "parents end early in {event}");
         ensure!(event["process"]["pid"] != pid);
     }
-    ensure!(numbers.len() == COUNT, "{} of {COUNT} were told", numbers.len());
+    ensure!(numbers.len() + without == COUNT, "{} of {COUNT} were told", numbers.len());
+    ensure!(without <= COUNT / 100, "{without} of {COUNT} are without arguments");
     let counted = lab.client.counted()?;
     ensure!(counted == report.number("/reported"), "the firewall counted {counted}: {}", report.account);
     Ok(Outcome::Passed)
