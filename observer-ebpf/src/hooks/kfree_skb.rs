@@ -100,6 +100,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         drop::begin(scratch);
         put!(scratch.record.time_ns, boot_ns());
         put!(scratch.record.location, location);
+        put!(scratch.arguments, context.as_ptr() as u64);
         put!(scratch.record.length, skb.length::<R>());
         put!(scratch.record.key.reason, reason);
         put!(scratch.record.key.cause, cause as u8);
@@ -121,27 +122,24 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
             put!(scratch.record.key.netns, Probe::field(net, field!(net_inum)).unwrap_or(0));
         }
-        let proof = rule::is_proof(get!(scratch.record.key.netns));
-        if !proof {
-            count(Counter::Seen);
-        }
         let (start, bytes) = skb.linear::<R>(scratch);
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();
-        if cause == Cause::Netfilter {
-            rule::identify(scratch, context.as_ptr(), location);
-        }
+        rule::identify();
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             let location: u64 = get!(scratch.record.location);
             crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);
         }
         // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
-        if proof {
-            rule::prove(scratch, context.as_ptr(), location);
-        } else if direction == Direction::Unrouted || filter::passes() {
-            tally(scratch, start, bytes);
+        if rule::is_proof(get!(scratch.record.key.netns)) {
+            rule::prove();
         } else {
-            count(Counter::Filtered);
+            count(Counter::Seen);
+            if direction == Direction::Unrouted || filter::passes() {
+                tally(scratch, start, bytes);
+            } else {
+                count(Counter::Filtered);
+            }
         }
         put!(scratch.taken, 0);
     }

@@ -27,6 +27,8 @@ pub struct Scratch {
     pub taken: u32,
     /// The connection's original tuple, as the kernel keeps it.
     tuple: [u8; TUPLE_BYTES],
+    /// Address of the tracepoint's arguments: on the stack, below every frame that led to the drop.
+    pub arguments: u64,
     /// A pointer on its way to becoming a plain number.
     pub pointer: u64,
     /// `struct socket`, where there is one.

@@ -5,7 +5,7 @@
 use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_kernel as probe_read_kernel, macros::btf_map};
 use observer_ebpf::abi::{FRAME_WORDS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof};
 
-use super::drop::{self, Scratch, get, put};
+use super::drop::{self, get, put};
 
 #[btf_map]
 static RULES: Array<RuleConfig, 1> = Array::new();
@@ -36,14 +36,15 @@ fn stack(arguments: u64, index: u64) -> u64 {
     word(arguments.wrapping_add(index.wrapping_mul(size_of::<u64>() as u64)))
 }
 
-/// Writes into the key which rule of which table it was, if the place that freed the packet is known. `arguments` is the
-/// address of the tracepoint's arguments, which lie on the stack below every frame that led to the drop.
+/// Writes into the key which rule of which table it was, if the place that freed the packet is known.
 ///
 /// A function of its own to the verifier too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn rule_identify(arguments: u64, location: u64) -> u64 {
+extern "C" fn rule_identify() -> u64 {
     let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    let (arguments, location) = unsafe { (get!(scratch.arguments), get!(scratch.record.location)) };
     for index in 0..MAX_SITES {
         let site = &config.sites[index];
         if site.location == location {
@@ -73,17 +74,9 @@ extern "C" fn rule_identify(arguments: u64, location: u64) -> u64 {
 }
 
 /// Looks which rule it was.
-///
-/// # Safety
-/// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn identify(scratch: *mut Scratch, arguments: *const core::ffi::c_void, location: u64) {
-    // By way of memory: a pointer to the arguments becomes a plain number.
-    // SAFETY: the caller's promise.
-    unsafe {
-        put!(scratch.pointer, arguments as u64);
-        rule_identify(get!(scratch.pointer), location);
-    }
+pub fn identify() {
+    rule_identify();
 }
 
 /// One word of a proof's frame.
@@ -109,13 +102,14 @@ extern "C" fn rule_frame_word(arguments: u64, proof: u32, index: u64) -> u64 {
 /// Tells what is known of a proof's packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn rule_prove(arguments: u64, location: u64) -> u64 {
+extern "C" fn rule_prove() -> u64 {
     let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
     // SAFETY: the scratch space is this CPU's, and only one packet of a proof is under way.
     unsafe {
+        let arguments = get!(scratch.arguments);
         let index = u32::from(get!(scratch.record.key.sent.destination_port));
         let Some(proof) = PROOFS.get_ptr_mut(index) else { return 0 };
-        (*proof).location = location;
+        (*proof).location = get!(scratch.record.location);
         (*proof).answer.table = get!(scratch.record.key.rule.table);
         (*proof).answer.chain = get!(scratch.record.key.rule.chain);
         (*proof).answer.rule = get!(scratch.record.key.rule.rule);
@@ -129,14 +123,7 @@ extern "C" fn rule_prove(arguments: u64, location: u64) -> u64 {
 }
 
 /// Tells what is known of a proof's packet.
-///
-/// # Safety
-/// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn prove(scratch: *mut Scratch, arguments: *const core::ffi::c_void, location: u64) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        put!(scratch.pointer, arguments as u64);
-        rule_prove(get!(scratch.pointer), location);
-    }
+pub fn prove() {
+    rule_prove();
 }
