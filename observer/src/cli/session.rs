@@ -18,6 +18,7 @@ use crate::{
         host::{Identity, boot_ns},
         proc,
         processes::Processes,
+        rules::Rules,
     },
     intake::hanging,
     model::{Degraded, Facts, Filter, Hanging},
@@ -39,6 +40,7 @@ pub(super) struct Session {
     filling: OwnedFd,
     lives: Lives,
     processes: Processes,
+    rules: Rules,
 }
 
 impl Session {
@@ -47,6 +49,8 @@ impl Session {
         let mut probes =
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
         let firewalls = firewalls(&mut helper, filter.netns);
+        // Before anything is observed for the user: from the first event on, the rule is told.
+        let rules = Rules::new(probes.take_rules()?, &mut helper);
         let since_ns = boot_ns();
         let degraded = doctor::shortcomings(&probes);
         let hanging = hanging::decode(probes.take_hanging());
@@ -64,7 +68,7 @@ impl Session {
             }
             all.into_iter().for_each(|facts| processes.seed(facts));
         }
-        Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, hanging, filling, lives, processes })
+        Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, hanging, filling, lives, processes, rules })
     }
 
     /// Processes that live in the trees that are kept track of; once.
@@ -82,7 +86,7 @@ impl Session {
     ) -> Run<Helper> {
         let attributor = Attributor::new(self.helper, self.processes, self.lives, self.since_ns);
         let reasons = std::mem::take(&mut self.probes.reasons);
-        let assembler = Assembler::new(Identity::read(), reasons, attributor, redact);
+        let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, redact);
         match confine(keep, || self.probes.totals().is_ok()) {
             Ok(confined) => {
                 log::debug!("confined: {confined:?}");
@@ -122,6 +126,9 @@ impl Session {
         );
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
         parts.push(format!("owners live, {} older sockets{hanging}", probes.seeded));
+        if self.rules.are_live() {
+            parts.push("rules live".to_owned());
+        }
         parts.push(self.firewalls.clone());
         let only = filter.words();
         if !only.is_empty() {

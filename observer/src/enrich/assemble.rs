@@ -9,13 +9,14 @@ use uuid::Uuid;
 use super::{
     attribute::{Attributor, Eyes},
     host::{Clock, Identity},
+    rules::Rules,
     sender::Credentials,
     users::Users,
 };
 use crate::{
     model::{
         Action, Background, Cause, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress, Endpoints,
-        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, SCHEMA, Source, transport_name,
+        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, RulesSeen, SCHEMA, Source, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -28,6 +29,7 @@ pub struct Assembler<E> {
     pub(super) identity: Identity,
     reasons: Reasons,
     pub(super) attributor: Attributor<E>,
+    rules: Rules,
     pub(super) users: Users,
     pub(super) clock: Clock,
     pub(super) redact: bool,
@@ -37,13 +39,14 @@ pub struct Assembler<E> {
 
 impl<E: Eyes> Assembler<E> {
     /// `redact` masks secrets in command lines.
-    pub fn new(identity: Identity, reasons: Reasons, attributor: Attributor<E>, redact: bool) -> Self {
+    pub fn new(identity: Identity, reasons: Reasons, attributor: Attributor<E>, rules: Rules, redact: bool) -> Self {
         Self {
             run: identity.run_id(),
             events: 0,
             identity,
             reasons,
             attributor,
+            rules,
             users: Users::default(),
             clock: Clock::default(),
             redact,
@@ -62,7 +65,7 @@ impl<E: Eyes> Assembler<E> {
 
     /// What made the answers worse than they could be.
     pub fn degraded(&self) -> Vec<Degraded> {
-        let mut degraded = Vec::new();
+        let mut degraded: Vec<Degraded> = self.rules.degraded().into_iter().collect();
         if let Some(why) = self.attributor.failure() {
             degraded.push(Degraded {
                 what: "helper".to_owned(),
@@ -78,6 +81,11 @@ impl<E: Eyes> Assembler<E> {
             });
         }
         degraded
+    }
+
+    /// Rules that were named, by method.
+    pub fn rules_seen(&self) -> RulesSeen {
+        RulesSeen { probe: self.rules.seen }
     }
 
     /// Takes in what was told of processes meanwhile.
@@ -124,6 +132,7 @@ impl<E: Eyes> Assembler<E> {
         let transport = dropped.protocol.map(transport_name);
         let cause = cause_name(dropped.cause);
         let hook = dropped.hook.map(hook_name);
+        let rule = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
@@ -141,7 +150,10 @@ impl<E: Eyes> Assembler<E> {
                 sequence: None,
                 start,
                 end: timestamp,
-                reason: Some(reason(dropped, drop_reason.as_deref())),
+                reason: Some(match &rule {
+                    Some(rule) => rule.sentence(),
+                    None => reason(dropped, drop_reason.as_deref()),
+                }),
             },
             network: Network { r#type: network_type(dropped), direction: "egress", transport: transport.clone() },
             source,
@@ -155,9 +167,11 @@ impl<E: Eyes> Assembler<E> {
                     destination.as_ref(),
                     transport.as_deref(),
                     cause,
-                    hook,
+                    rule.as_ref().and_then(|rule| rule.text.as_deref()).or(hook),
                 ),
                 cause: Some(cause),
+                verdict: rule.as_ref().map(|rule| rule.verdict),
+                rule: rule.as_ref().map(|rule| rule.seen()),
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
@@ -182,6 +196,7 @@ impl<E: Eyes> Assembler<E> {
                 attempts: None,
                 outcome: None,
             },
+            rule: rule.and_then(|rule| rule.name()),
             destination,
             process: sender.process,
             user: sender.user,
@@ -230,22 +245,22 @@ impl<E: Eyes> Assembler<E> {
 /// Hooks of forwarded packets alone.
 const FORWARDED: [&str; 3] = ["forward", "prerouting", "ingress"];
 
-/// The same cause gives the same id, on every run and every host: program (or unit), destination, port, protocol and,
-/// until the rule is known, the place of the decision.
+/// The same cause gives the same id, on every run and every host: program (or unit), destination, port, protocol, and the
+/// rule's text; until that is known, the place of the decision.
 pub(super) fn incident(
     process: Option<&Process>,
     unit: Option<&str>,
     destination: Option<&Destination>,
     transport: Option<&str>,
     cause: &str,
-    hook: Option<&str>,
+    decision: Option<&str>,
 ) -> Uuid {
     let who =
         process.map(|process| process.executable.as_deref().unwrap_or(&process.name)).or(unit).unwrap_or_default();
     let (ip, port) = destination.map_or((String::new(), String::new()), |destination| {
         (destination.ip.to_string(), destination.port.map(|port| port.to_string()).unwrap_or_default())
     });
-    let parts = [who, &ip, &port, transport.unwrap_or_default(), cause, hook.unwrap_or_default()];
+    let parts = [who, &ip, &port, transport.unwrap_or_default(), cause, decision.unwrap_or_default()];
     Uuid::new_v5(&INCIDENTS, parts.join("\0").as_bytes())
 }
 

@@ -29,8 +29,10 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId, Wanted,
+        Cause, ContainerName, Direction, Dropped, Facts, Hook, NamedRule, OwnerBy, OwnerKnown, OwnerSource, ProcessId,
+        Wanted, WantedRule,
     },
+    probe::rules::Proving,
 };
 
 /// Senders that were proven and are remembered.
@@ -47,7 +49,7 @@ const MAX_CANDIDATES: usize = 4;
 const MAX_PARENTS: usize = 64;
 
 /// Questions about the host that need privilege; the helper answers them.
-pub trait Eyes {
+pub trait Eyes: Proving {
     /// Facts about a process, `None` when it is gone or did not start then.
     fn facts(&mut self, pid: u32, start_ticks: Option<u64>) -> Option<Facts>;
     /// True when the process has the socket open.
@@ -64,6 +66,8 @@ pub trait Eyes {
     fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32>;
     /// Inode numbers of the sockets that can have sent a packet, in this namespace.
     fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64>;
+    /// The rule that the kernel half saw drop a packet, if the ruleset has it and it can have done so.
+    fn rule(&mut self, wanted: &WantedRule) -> Option<NamedRule>;
     /// Why questions were not answered, where they were not.
     fn failure(&self) -> Option<String>;
 }
@@ -93,7 +97,7 @@ enum SocketKey {
 
 /// Knows all processes, and asks about sockets.
 pub struct Attributor<E> {
-    eyes: E,
+    pub(super) eyes: E,
     /// Every process that is known.
     pub processes: Processes,
     lives: Lives,

@@ -63,7 +63,10 @@ impl<E: Eyes> Assembler<E> {
             source: Some(Source { ip: hanging.local.ip(), port: Some(hanging.local.port()), nat: None }),
             container: sender.container,
             orchestrator: sender.orchestrator,
+            rule: None,
             egress: Egress {
+                verdict: None,
+                rule: None,
                 schema: SCHEMA,
                 incident: incident(
                     sender.process.as_ref(),

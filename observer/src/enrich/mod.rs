@@ -15,6 +15,7 @@ pub mod proc;
 pub mod processes;
 pub mod redact;
 pub mod resolve;
+pub mod rules;
 mod sender;
 pub mod unit;
 pub mod users;

@@ -136,7 +136,14 @@ mod tests {
     use super::*;
 
     fn chain(table: &str, name: &str, base: bool) -> Chain {
-        Chain { family: 2, table: table.to_owned(), name: name.to_owned(), hook: base.then_some(3), policy: None }
+        Chain {
+            family: 2,
+            table: table.to_owned(),
+            name: name.to_owned(),
+            handle: 1,
+            hook: base.then_some(3),
+            policy: None,
+        }
     }
 
     fn names(front_ends: &[FrontEnd]) -> Vec<(&str, bool)> {

@@ -1,8 +1,10 @@
 //! The host's firewalls: which decide here ([`inventory`]), what of them can stop what goes out ([`denies`]), the netlink
-//! of nftables ([`nft`], [`build`]), and netfilter's numbers ([`netfilter`]).
+//! of nftables ([`nft`], [`build`]), a ruleset with the texts that people know ([`ruleset`], [`listing`]), and netfilter's numbers ([`netfilter`]).
 
 pub mod build;
 pub mod denies;
 pub mod inventory;
+pub mod listing;
 pub mod netfilter;
 pub mod nft;
+pub mod ruleset;

@@ -33,12 +33,35 @@ pub mod family {
 
 /// `NF_INET_*`; of family netdev `NF_NETDEV_*`.
 pub mod hook {
+    use super::family;
+
+    /// `NF_INET_PRE_ROUTING`
+    pub const PRE_ROUTING: u32 = 0;
+    /// `NF_INET_FORWARD`
+    pub const FORWARD: u32 = 2;
     /// `NF_INET_LOCAL_OUT`
     pub const LOCAL_OUT: u32 = 3;
     /// `NF_INET_POST_ROUTING`
     pub const POST_ROUTING: u32 = 4;
+    /// `NF_INET_INGRESS`, of the family `inet` alone.
+    pub const INET_INGRESS: u32 = 5;
+    /// `NF_NETDEV_INGRESS`
+    pub const NETDEV_INGRESS: u32 = 0;
     /// `NF_NETDEV_EGRESS`
     pub const NETDEV_EGRESS: u32 = 1;
+
+    /// A hook on a packet's way out, as events name it; `None` for others.
+    pub fn name(of: u8, number: u32) -> Option<&'static str> {
+        match (of, number) {
+            (family::NETDEV, NETDEV_INGRESS) | (family::INET, INET_INGRESS) => Some("ingress"),
+            (family::NETDEV, NETDEV_EGRESS) => Some("egress"),
+            (family::INET | family::IPV4 | family::IPV6, PRE_ROUTING) => Some("prerouting"),
+            (family::INET | family::IPV4 | family::IPV6, FORWARD) => Some("forward"),
+            (family::INET | family::IPV4 | family::IPV6, LOCAL_OUT) => Some("output"),
+            (family::INET | family::IPV4 | family::IPV6, POST_ROUTING) => Some("postrouting"),
+            _ => None,
+        }
+    }
 }
 
 /// `NF_DROP`, also as a chain's policy.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rule::RulesSeen;
+
 /// Packets that were seen and not reported, by where they were lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
@@ -49,6 +51,8 @@ pub struct Account {
     pub lost: Lost,
     /// Program runs that the kernel skipped: an upper bound outside the equation.
     pub missed_max: u64,
+    /// Rules that were named, by method.
+    pub rules: RulesSeen,
     /// What works worse than it could.
     pub degraded: Vec<Degraded>,
 }

@@ -8,7 +8,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{account::Account, background::Background};
+use super::{
+    account::Account,
+    background::Background,
+    rule::{EgressRule, RuleName, Verdict},
+};
 
 /// Version of the record.
 pub const SCHEMA: u32 = 1;
@@ -335,6 +339,12 @@ pub struct Egress {
     /// Which kind of decision; absent where that is not known (a connection that hangs).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<&'static str>,
+    /// What the decision did with the packet; absent where that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// The rule or policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<EgressRule>,
     /// The running kernel's own name for the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_reason: Option<String>,
@@ -438,6 +448,9 @@ pub struct Event {
     /// `orchestrator`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub orchestrator: Option<Orchestrator>,
+    /// `rule`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
     /// `egress`
     pub egress: Egress,
 }

@@ -11,6 +11,7 @@ mod filter;
 mod flow;
 mod hanging;
 mod process;
+mod rule;
 
 pub use account::{Account, Degraded, Lost};
 pub use background::Background;
@@ -26,5 +27,6 @@ pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_ac
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
+pub use rule::{EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict, WantedRule};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

@@ -26,7 +26,7 @@ use crate::{
         decode::{decode, of_key},
         ring::{Item, Sweeping},
     },
-    model::{Degraded, Direction, Dropped, Event, Filter, Hanging},
+    model::{Degraded, Direction, Dropped, Event, Filter, Hanging, RulesSeen},
     output::Output,
 };
 
@@ -59,6 +59,7 @@ pub(super) struct Consumed {
     pub(super) undecided: u64,
     pub(super) output: Box<dyn Output>,
     pub(super) degraded: Vec<Degraded>,
+    pub(super) rules: RulesSeen,
     pub(super) error: Option<io::Error>,
 }
 
@@ -111,6 +112,7 @@ impl<E: Eyes> Consumer<E> {
             undecided: 0,
             output,
             degraded: Vec::new(),
+            rules: RulesSeen::default(),
             error: None,
         };
         Self {
@@ -174,6 +176,7 @@ impl<E: Eyes> Consumer<E> {
             self.sweep(epoch, flags);
         }
         self.done.degraded.extend(self.assembler.degraded());
+        self.done.rules = self.assembler.rules_seen();
         self.done
     }
 

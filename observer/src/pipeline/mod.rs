@@ -200,6 +200,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
                 ..Lost::default()
             },
             missed_max: missed_max.unwrap_or(0),
+            rules: consumed.rules,
             degraded: self.degraded,
         };
         let summary = summary(&identity, start, account);

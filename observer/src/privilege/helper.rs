@@ -27,7 +27,7 @@ use super::{
 use crate::{
     enrich::attribute::Eyes,
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Facts, Wanted},
+    model::{ContainerName, Facts, NamedRule, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,
@@ -204,6 +204,17 @@ impl Eyes for Helper {
         match self.ask(&Request::Sockets { wanted: *wanted, netns }) {
             Ok(Response::Sockets(inodes)) => inodes,
             _ => Vec::new(),
+        }
+    }
+
+    fn rule(&mut self, wanted: &WantedRule) -> Option<NamedRule> {
+        match self.ask(&Request::Rule(wanted.clone())) {
+            Ok(Response::Rule(Ok(named))) => named,
+            Ok(Response::Rule(Err(why))) => {
+                log::debug!("the ruleset cannot be read: {why}");
+                None
+            }
+            _ => None,
         }
     }
 

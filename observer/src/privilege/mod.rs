@@ -9,6 +9,7 @@ mod confine;
 mod helper;
 mod netns;
 mod protocol;
+mod rulesets;
 mod server;
 mod sockets;
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Facts, Wanted},
+    model::{ContainerName, Facts, NamedRule, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         selftest::Sent,
@@ -75,6 +75,8 @@ pub enum Request {
     Denies,
     /// Send one packet into a drop, in a namespace that is made for it.
     SelfTest,
+    /// The rule that dropped a packet, found in the ruleset.
+    Rule(WantedRule),
     /// Make a namespace with rules that drop, for a proof.
     PrepareProof,
     /// Send the proof's packets.
@@ -110,6 +112,8 @@ pub enum Response {
     TooLong,
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
     SelfTest(Result<Sent, String>),
+    /// To [`Request::Rule`].
+    Rule(Result<Option<NamedRule>, String>),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

@@ -12,6 +12,7 @@ use caps::{CapSet, Capability};
 use super::{
     netns,
     protocol::{Request, Response},
+    rulesets::Rulesets,
     sockets,
 };
 use crate::{
@@ -46,6 +47,7 @@ pub(super) struct Server {
     /// Keeps a private mount alive.
     _hierarchy: Option<std::fs::File>,
     initial_pids: bool,
+    rulesets: Rulesets,
     prover: Option<Prover>,
 }
 
@@ -62,6 +64,7 @@ impl Server {
             residents: sockets::Residents::default(),
             _hierarchy: hierarchy,
             initial_pids: proc::sees_initial_pids(),
+            rulesets: Rulesets::default(),
             prover: None,
         }
     }
@@ -84,6 +87,9 @@ impl Server {
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),
             Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
+            Request::Rule(ref wanted) => {
+                Response::Rule(self.rulesets.named(wanted).map_err(|error| format!("{error:#}")))
+            }
             Request::PrepareProof => Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
                 self.prover = Some(prover);
                 prepared

@@ -1,0 +1,117 @@
+//! The rule that the kernel half saw, believed only when user space finds it in the ruleset and it can have dropped that
+//! packet; and how often that was so.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{answers::Answers, attribute::Eyes};
+use crate::{
+    model::{Cause, Degraded, Dropped, NamedRule, RuleCounts, WantedRule},
+    probe::{
+        proof::Unproven,
+        rules::{Proving, RuleMaps},
+    },
+};
+
+/// How often the method is tried again while nftables is not loaded.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether the kernel half tells rules.
+enum Method {
+    /// It does.
+    Armed,
+    /// Not yet: nftables is not loaded. When it was tried last.
+    NotLoaded(Instant),
+    /// It cannot, and why.
+    Impossible(String),
+}
+
+/// Rules that were asked about.
+pub struct Rules {
+    maps: RuleMaps,
+    method: Method,
+    known: Answers<WantedRule, Option<Arc<NamedRule>>>,
+    /// What came of it so far.
+    pub seen: RuleCounts,
+}
+
+impl Rules {
+    /// Tries the method.
+    pub fn new(maps: RuleMaps, prover: &mut impl Proving) -> Self {
+        let mut rules = Self {
+            maps,
+            method: Method::NotLoaded(Instant::now()),
+            known: Answers::new(),
+            seen: RuleCounts::default(),
+        };
+        rules.arm(prover);
+        rules
+    }
+
+    fn arm(&mut self, prover: &mut impl Proving) {
+        self.method = match self.maps.arm(prover) {
+            Ok(proof) => {
+                log::debug!("rules are seen live: {proof}");
+                Method::Armed
+            }
+            Err(Unproven::NotLoaded) => Method::NotLoaded(Instant::now()),
+            Err(Unproven::Other(why)) => Method::Impossible(why),
+        };
+    }
+
+    /// True when rules are told.
+    pub fn are_live(&self) -> bool {
+        matches!(self.method, Method::Armed)
+    }
+
+    /// Why rules cannot be told, where they cannot.
+    pub fn degraded(&self) -> Option<Degraded> {
+        let Method::Impossible(why) = &self.method else { return None };
+        Some(Degraded {
+            what: "rules".to_owned(),
+            why: format!("rules are not seen live: {why}"),
+            consequence: "a blocked packet's hook is told, and not the rule that dropped it".to_owned(),
+        })
+    }
+
+    /// The rule that dropped a packet, where the kernel half saw it and it is confirmed. `hook` as an event names it.
+    pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Option<Arc<NamedRule>> {
+        let Some(answer) = dropped.rule else {
+            // Where nftables drops, it has been loaded by now.
+            if dropped.cause == Cause::Netfilter
+                && let Method::NotLoaded(tried) = self.method
+                && tried.elapsed() > AGAIN
+            {
+                self.arm(eyes);
+            }
+            return None;
+        };
+        self.seen.answered += 1;
+        let wanted = WantedRule {
+            netns: dropped.netns,
+            table: answer.table,
+            chain: answer.chain,
+            rule: answer.rule,
+            hook: hook.map(str::to_owned),
+            v6: dropped.endpoints.map(|endpoints| endpoints.destination.is_ipv6()),
+        };
+        let named = match self.known.get_known(&wanted) {
+            Some(known) => known,
+            None => {
+                let named = eyes.rule(&wanted).map(Arc::new);
+                match &named {
+                    Some(_) => self.known.put(wanted, named.clone()),
+                    None => self.known.put_none(wanted, None),
+                }
+                named
+            }
+        };
+        match named {
+            Some(_) => self.seen.confirmed += 1,
+            None => self.seen.discarded += 1,
+        }
+        named
+    }
+}

@@ -1,0 +1,195 @@
+//! What `nft` writes for the rules of a namespace: the texts that people know, by handle.
+
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    io::Read,
+    process::{Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest, Sha256};
+
+/// After this long `nft` is not waited for any more, by nobody.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The texts of a ruleset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// By the handles of table and rule.
+    texts: HashMap<(u64, u64), String>,
+    /// SHA-256 of everything that `nft` wrote but handles, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Listing {
+    /// A rule's text.
+    pub fn text(&self, table: u64, rule: u64) -> Option<&str> {
+        self.texts.get(&(table, rule)).map(String::as_str)
+    }
+}
+
+/// A listing that `nft` may still be writing.
+pub struct Pending {
+    coming: Receiver<Option<Listing>>,
+    come: Option<Option<Listing>>,
+}
+
+impl Pending {
+    /// The listing, waited for until then; `None` when it is not there by then, or `nft` is not installed.
+    pub fn until(&mut self, deadline: Instant) -> Option<&Listing> {
+        if self.come.is_none() {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            self.come = match self.coming.recv_timeout(patience) {
+                Ok(listing) => Some(listing),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Some(None),
+            };
+        }
+        self.come.as_ref()?.as_ref()
+    }
+}
+
+/// Has `nft` list the namespace of the calling thread. Contents of named sets are left out: they can be very long.
+pub fn begin() -> Pending {
+    let (send, coming) = channel();
+    let child = Command::new("nft")
+        .args(["--handle", "--stateless", "--terse", "list", "ruleset"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    if let Ok(mut child) = child {
+        thread::spawn(move || {
+            let (whole, text) = channel();
+            if let Some(mut stdout) = child.stdout.take() {
+                thread::spawn(move || {
+                    let mut text = String::new();
+                    let read = stdout.read_to_string(&mut text);
+                    let _ = whole.send(read.ok().map(|_| text));
+                });
+            }
+            let text = text.recv_timeout(LIMIT).ok().flatten();
+            let _ = child.kill();
+            let _ = child.wait();
+            let _ = send.send(text.filter(|text| !text.is_empty()).map(|text| parse(&text)));
+        });
+    }
+    Pending { coming, come: None }
+}
+
+/// The mark with which `nft` ends whatever has a handle.
+const MARK: &str = " # handle ";
+
+/// A line without its mark, and the handle.
+fn handle(line: &str) -> Option<(&str, u64)> {
+    let (text, handle) = line.rsplit_once(MARK)?;
+    Some((text, handle.parse().ok()?))
+}
+
+/// Where in a listing a line stands.
+enum Block {
+    Table,
+    Chain,
+    Other,
+}
+
+fn parse(text: &str) -> Listing {
+    let mut listing = Listing::default();
+    let mut hash = Sha256::new();
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut table = 0;
+    // A rule with a long set stands in several lines.
+    let mut begun = String::new();
+    for line in text.lines() {
+        let marked = handle(line);
+        let plain = marked.map_or(line, |(plain, _)| plain);
+        hash.update(plain);
+        hash.update("\n");
+        let line = plain.trim();
+        match (blocks.last(), marked) {
+            (None, Some((_, handle))) if line.starts_with("table ") => {
+                table = handle;
+                blocks.push(Block::Table);
+            }
+            (Some(Block::Table), Some(_)) if line.starts_with("chain ") && line.ends_with('{') => {
+                blocks.push(Block::Chain);
+            }
+            (Some(Block::Table), _) if line.ends_with('{') => blocks.push(Block::Other),
+            (Some(Block::Chain), _) if line == "}" && begun.is_empty() => {
+                blocks.pop();
+            }
+            (Some(Block::Table | Block::Other), _) if line == "}" => {
+                blocks.pop();
+            }
+            (Some(Block::Chain), Some((_, handle))) => {
+                let rule = if begun.is_empty() { line.to_owned() } else { format!("{begun} {line}") };
+                listing.texts.insert((table, handle), rule);
+                begun.clear();
+            }
+            (Some(Block::Chain), None) if !is_about_the_chain(line) || !begun.is_empty() => {
+                if !begun.is_empty() {
+                    begun.push(' ');
+                }
+                begun.push_str(line);
+            }
+            _ => {}
+        }
+    }
+    for byte in hash.finalize() {
+        let _ = write!(listing.sha256, "{byte:02x}");
+    }
+    listing
+}
+
+/// A line of a chain that is no rule: what it hangs on, its policy, its comment.
+fn is_about_the_chain(line: &str) -> bool {
+    line.is_empty() || ["type ", "policy ", "comment ", "flags "].iter().any(|beginning| line.starts_with(beginning))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"table inet t { # handle 7
+	set s { # handle 3
+		type inet_service
+	}
+
+	chain out { # handle 1
+		type filter hook output priority filter; policy accept;
+		comment "not a rule # handle 12"
+		tcp dport @s counter drop # handle 4
+		udp dport { 1, 2,
+			     3 } drop comment "mine # handle 9" # handle 5
+		tcp dport vmap { 80 : accept, 81 : drop } # handle 6
+	}
+}
+# Warning: table ip filter is managed by iptables-nft, do not touch!
+table ip filter { # handle 8
+	chain OUTPUT { # handle 1
+		type filter hook output priority filter; policy drop;
+		counter jump x # handle 4
+	}
+}
+"#;
+
+    #[test]
+    fn texts_are_found_by_table_and_rule() {
+        let listing = parse(TEXT);
+        assert_eq!(listing.text(7, 4), Some("tcp dport @s counter drop"));
+        assert_eq!(listing.text(7, 5), Some(r#"udp dport { 1, 2, 3 } drop comment "mine # handle 9""#));
+        assert_eq!(listing.text(7, 6), Some("tcp dport vmap { 80 : accept, 81 : drop }"));
+        assert_eq!(listing.text(8, 4), Some("counter jump x"));
+        assert_eq!(listing.texts.len(), 4);
+    }
+
+    #[test]
+    fn the_hash_is_of_the_rules_and_not_of_their_handles() {
+        let again = TEXT.replace("# handle 4\n", "# handle 44\n");
+        assert_eq!(parse(TEXT).sha256, parse(&again).sha256);
+        assert_ne!(parse(TEXT).sha256, parse(&TEXT.replace("drop", "accept")).sha256);
+    }
+}

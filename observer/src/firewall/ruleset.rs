@@ -1,0 +1,261 @@
+//! The ruleset of a namespace, and the rule in it that the kernel half saw drop a packet. A rule is only named when it is
+//! there, and when it can have dropped that packet.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
+
+use anyhow::Result;
+
+use super::{
+    listing::{self, Pending},
+    netfilter::{DROP, family, hook},
+    nft::{self, Chain, Rule, Table, Verdict as Does},
+};
+use crate::model::{NamedRule, Verdict, WantedRule};
+
+/// A snapshot.
+pub struct Ruleset {
+    tables: Vec<Table>,
+    chains: Vec<Chain>,
+    rules: Vec<Rule>,
+    /// Rules by the handles of their table and their own.
+    by_handle: HashMap<(u64, u64), usize>,
+    listing: Option<Pending>,
+}
+
+impl Ruleset {
+    /// Reads the namespace of the calling thread.
+    pub fn read() -> Result<Self> {
+        let (tables, chains, rules) = (nft::tables()?, nft::chains()?, nft::rules()?);
+        Ok(Self { listing: Some(listing::begin()), ..Self::of(tables, chains, rules) })
+    }
+
+    fn of(tables: Vec<Table>, chains: Vec<Chain>, rules: Vec<Rule>) -> Self {
+        let handles: HashMap<(u8, &str), u64> =
+            tables.iter().map(|table| ((table.family, table.name.as_str()), table.handle)).collect();
+        let by_handle = rules
+            .iter()
+            .enumerate()
+            .filter_map(|(index, rule)| {
+                Some(((*handles.get(&(rule.family, rule.table.as_str()))?, rule.handle), index))
+            })
+            .collect();
+        Self { by_handle, tables, chains, rules, listing: None }
+    }
+
+    /// How much it holds.
+    pub fn rules(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// The rule or policy, if it is here and can have dropped the packet. Its text is waited for until then.
+    pub fn named(&mut self, wanted: &WantedRule, deadline: Instant) -> Option<NamedRule> {
+        let mut named = self.find(wanted)?;
+        if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.until(deadline)) {
+            named.ruleset_sha256 = Some(listing.sha256.clone());
+            if wanted.rule != 0 {
+                named.text = listing.text(wanted.table, wanted.rule).map(str::to_owned);
+            }
+        }
+        Some(named)
+    }
+
+    fn find(&self, wanted: &WantedRule) -> Option<NamedRule> {
+        let table = self.tables.iter().find(|table| table.handle == wanted.table)?;
+        let is_of = |family: u8, name: &str| family == table.family && name == table.name;
+        let base = self
+            .chains
+            .iter()
+            .find(|chain| is_of(chain.family, &chain.table) && chain.handle == wanted.chain && chain.hook.is_some())?;
+        let fits = wanted
+            .hook
+            .as_deref()
+            .is_none_or(|wanted| base.hook.and_then(|hook| hook::name(table.family, hook)) == Some(wanted))
+            && wanted.v6.is_none_or(|v6| table.family != if v6 { family::IPV4 } else { family::IPV6 });
+        if !fits {
+            return None;
+        }
+        let named = NamedRule {
+            family: family::name(table.family).to_owned(),
+            table: table.name.clone(),
+            chain: base.name.clone(),
+            handle: None,
+            position: None,
+            text: Some("policy drop".to_owned()),
+            path: vec![base.name.clone()],
+            verdict: Verdict::Drop,
+            ruleset_sha256: None,
+        };
+        if wanted.rule == 0 {
+            return (base.policy == Some(DROP)).then_some(named);
+        }
+        let rule = self.rules.get(*self.by_handle.get(&(wanted.table, wanted.rule))?)?;
+        let verdict = rule.verdicts.iter().find_map(|does| match does {
+            // A map's verdict may be a drop, and never a reject.
+            Does::Drop | Does::Map => Some(Verdict::Drop),
+            Does::Reject => Some(Verdict::Reject),
+            Does::Chain(_) => None,
+        })?;
+        let path = self.path(table, &base.name, &rule.chain)?;
+        let position = self
+            .rules
+            .iter()
+            .filter(|other| is_of(other.family, &other.table) && other.chain == rule.chain)
+            .position(|other| other.handle == rule.handle);
+        Some(NamedRule {
+            chain: rule.chain.clone(),
+            handle: Some(rule.handle),
+            position: position.map(|position| position + 1),
+            text: None,
+            path,
+            verdict,
+            ..named
+        })
+    }
+
+    /// The chains from one to another by jumps, where there is one way only; empty where there are several or a map of
+    /// verdicts may lead there; `None` where nothing leads there.
+    fn path(&self, table: &Table, from: &str, to: &str) -> Option<Vec<String>> {
+        if from == to {
+            return Some(vec![from.to_owned()]);
+        }
+        let mut leads: HashMap<&str, HashSet<&str>> = HashMap::new();
+        let mut maps: HashSet<&str> = HashSet::new();
+        for rule in self.rules.iter().filter(|rule| rule.family == table.family && rule.table == table.name) {
+            for does in &rule.verdicts {
+                match does {
+                    Does::Chain(chain) => {
+                        leads.entry(&rule.chain).or_default().insert(chain);
+                    }
+                    Does::Map => {
+                        maps.insert(&rule.chain);
+                    }
+                    Does::Drop | Does::Reject => {}
+                }
+            }
+        }
+        let reach = |start: &str, along: &dyn Fn(&str) -> Vec<String>| {
+            let mut seen = HashSet::from([start.to_owned()]);
+            let mut waiting = vec![start.to_owned()];
+            while let Some(chain) = waiting.pop() {
+                waiting.extend(along(&chain).into_iter().filter(|next| seen.insert(next.clone())));
+            }
+            seen
+        };
+        let forward = |chain: &str| leads.get(chain).into_iter().flatten().map(|to| (*to).to_owned()).collect();
+        let back = |chain: &str| {
+            leads.iter().filter(|(_, to)| to.contains(chain)).map(|(from, _)| (*from).to_owned()).collect()
+        };
+        let reached = reach(from, &forward);
+        if !reached.contains(to) {
+            return reached.iter().any(|chain| maps.contains(chain.as_str())).then(Vec::new);
+        }
+        // Only chains that lie on some way: each must have one way in.
+        let between: HashSet<String> = reach(to, &back).intersection(&reached).cloned().collect();
+        let mut path = vec![to.to_owned()];
+        while path.last().is_some_and(|last| last != from) {
+            let last = path.last()?;
+            let before: Vec<String> = back(last).into_iter().filter(|chain| between.contains(chain)).collect();
+            let [only] = before.as_slice() else { return Some(Vec::new()) };
+            if path.contains(only) {
+                return Some(Vec::new());
+            }
+            path.push(only.clone());
+        }
+        path.reverse();
+        Some(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(name: &str, handle: u64, hook: Option<u32>, policy: Option<u32>) -> Chain {
+        Chain { family: family::INET, table: "t".to_owned(), name: name.to_owned(), handle, hook, policy }
+    }
+
+    fn rule(chain: &str, handle: u64, does: Does) -> Rule {
+        Rule {
+            family: family::INET,
+            table: "t".to_owned(),
+            chain: chain.to_owned(),
+            handle,
+            verdicts: vec![does],
+            packets: None,
+        }
+    }
+
+    fn to(chain: &str) -> Does {
+        Does::Chain(chain.to_owned())
+    }
+
+    fn ruleset() -> Ruleset {
+        Ruleset::of(
+            vec![Table { family: family::INET, name: "t".to_owned(), handle: 9 }],
+            vec![
+                chain("out", 1, Some(hook::LOCAL_OUT), Some(DROP)),
+                chain("forward", 2, Some(hook::FORWARD), Some(1)),
+                chain("a", 3, None, None),
+                chain("b", 4, None, None),
+                chain("lonely", 5, None, None),
+            ],
+            vec![
+                rule("out", 10, to("a")),
+                rule("out", 11, Does::Drop),
+                rule("a", 12, to("b")),
+                rule("a", 13, Does::Reject),
+                rule("b", 14, Does::Drop),
+                rule("lonely", 15, Does::Drop),
+                rule("forward", 16, Does::Map),
+            ],
+        )
+    }
+
+    fn wanted(chain: u64, rule: u64, hook: &str) -> WantedRule {
+        WantedRule { netns: 1, table: 9, chain, rule, hook: Some(hook.to_owned()), v6: Some(false) }
+    }
+
+    #[test]
+    fn a_rule_is_named_with_the_way_to_it() {
+        let named = ruleset().find(&wanted(1, 14, "output")).unwrap();
+        assert_eq!((named.chain.as_str(), named.position, named.verdict), ("b", Some(1), Verdict::Drop));
+        assert_eq!(named.path, ["out", "a", "b"]);
+        let named = ruleset().find(&wanted(1, 13, "output")).unwrap();
+        assert_eq!((named.position, named.verdict), (Some(2), Verdict::Reject));
+    }
+
+    #[test]
+    fn what_cannot_have_dropped_it_is_not_named() {
+        let cases = [
+            (wanted(1, 10, "output"), "it only jumps"),
+            (wanted(1, 15, "output"), "nothing leads there"),
+            (wanted(1, 99, "output"), "no such rule"),
+            (wanted(1, 11, "forward"), "another hook"),
+            (wanted(3, 13, "output"), "no base chain"),
+            (wanted(2, 0, "forward"), "the policy accepts"),
+            (WantedRule { table: 8, ..wanted(1, 11, "output") }, "no such table"),
+        ];
+        for (wanted, why) in cases {
+            assert_eq!(ruleset().find(&wanted), None, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_policy_is_a_rule_without_a_handle() {
+        let named = ruleset().find(&wanted(1, 0, "output")).unwrap();
+        assert_eq!((named.handle, named.text.as_deref(), named.chain.as_str()), (None, Some("policy drop"), "out"));
+    }
+
+    #[test]
+    fn a_map_may_lead_anywhere_and_two_ways_are_none() {
+        let named = ruleset().find(&wanted(2, 15, "forward")).unwrap();
+        assert!(named.path.is_empty());
+        let mut two = ruleset();
+        two.rules.push(rule("out", 17, to("b")));
+        let two = Ruleset::of(two.tables, two.chains, two.rules);
+        assert!(two.find(&wanted(1, 14, "output")).unwrap().path.is_empty());
+    }
+}

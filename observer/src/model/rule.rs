@@ -1,0 +1,163 @@
+//! The rule or policy that dropped a packet.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What it does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Drops it silently.
+    Drop,
+    /// Tells the sender.
+    Reject,
+}
+
+/// Which rule is wanted: what the kernel half saw, and what must fit to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WantedRule {
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Handle of the table.
+    pub table: u64,
+    /// Handle of the base chain.
+    pub chain: u64,
+    /// Handle of the rule; 0 for the base chain's policy.
+    pub rule: u64,
+    /// Hook at which the packet died, as an event names it; `None` when it is not known.
+    pub hook: Option<String>,
+    /// The packet is IPv6, or IPv4; `None` for neither.
+    pub v6: Option<bool>,
+}
+
+/// A rule that the ruleset in force has, or a policy, and that can have dropped the packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedRule {
+    /// Family of its table, as `nft` writes it.
+    pub family: String,
+    /// Table.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// Its handle; `None` for a chain's policy.
+    pub handle: Option<u64>,
+    /// Its place in the chain, from 1 on.
+    pub position: Option<usize>,
+    /// As `nft` writes it; `None` where `nft` cannot be asked.
+    pub text: Option<String>,
+    /// Chains from the base chain to its own, where there is one way only.
+    pub path: Vec<String>,
+    /// What it did.
+    pub verdict: Verdict,
+    /// SHA-256 of the ruleset in which it was found.
+    pub ruleset_sha256: Option<String>,
+}
+
+/// Name space of rule ids.
+const RULES: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2072_756c_6520_6964);
+
+/// `rule`, as ECS has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleName {
+    /// Whose ruleset it is.
+    pub ruleset: &'static str,
+    /// Stable hash of the statement and its place.
+    pub id: Uuid,
+    /// The statement.
+    pub name: String,
+}
+
+/// How a rule is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleSource {
+    /// Seen in the kernel as it happened.
+    Probe,
+}
+
+/// `egress.rule`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EgressRule {
+    /// Which part of the kernel has it.
+    pub backend: &'static str,
+    /// Family of its table, as `nft` writes it.
+    pub family: String,
+    /// Table.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// Its handle; absent for a chain's policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handle: Option<u64>,
+    /// Its place in the chain, from 1 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
+    /// As the backend's own tool writes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Chains from the base chain to its own, where there is one way only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub path: Vec<String>,
+    /// How it is known.
+    pub source: RuleSource,
+    /// SHA-256 of the ruleset in which it was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ruleset_sha256: Option<String>,
+}
+
+impl NamedRule {
+    /// `rule`: known by its statement.
+    pub fn name(&self) -> Option<RuleName> {
+        let text = self.text.clone()?;
+        let parts = [self.family.as_str(), &self.table, &self.chain, &text];
+        Some(RuleName { ruleset: "nftables", id: Uuid::new_v5(&RULES, parts.join("\0").as_bytes()), name: text })
+    }
+
+    /// `egress.rule`, seen live.
+    pub fn seen(&self) -> EgressRule {
+        EgressRule {
+            backend: "nft",
+            family: self.family.clone(),
+            table: self.table.clone(),
+            chain: self.chain.clone(),
+            handle: self.handle,
+            position: self.position,
+            text: self.text.clone(),
+            path: self.path.clone(),
+            source: RuleSource::Probe,
+            ruleset_sha256: self.ruleset_sha256.clone(),
+        }
+    }
+
+    /// What it did, in a sentence.
+    pub fn sentence(&self) -> String {
+        let did = match self.verdict {
+            Verdict::Drop => "dropped",
+            Verdict::Reject => "rejected",
+        };
+        let place = format!("{} {} {}", self.family, self.table, self.chain);
+        match (self.handle, &self.text) {
+            (None, _) => format!("the policy of chain {place} {did} it: no rule accepts it"),
+            (Some(handle), Some(text)) => format!("nft rule `{text}` in {place} (handle {handle}) {did} it"),
+            (Some(handle), None) => format!("nft rule with handle {handle} in {place} {did} it"),
+        }
+    }
+}
+
+/// How often a method named a rule, and what came of it; in lines, not packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCounts {
+    /// It named one.
+    pub answered: u64,
+    /// Of these, found in the ruleset.
+    pub confirmed: u64,
+    /// Of these, not found there, or not able to drop that packet: not told.
+    pub discarded: u64,
+}
+
+/// The same by method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesSeen {
+    /// Seen in the kernel as it happened.
+    pub probe: RuleCounts,
+}
