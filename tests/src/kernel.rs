@@ -12,6 +12,13 @@ pub fn knows(name: &str) -> bool {
     memchr::memmem::find(types, &needle).is_some()
 }
 
+/// Whether the kernel's version is at least this one: for what its types do not tell.
+pub fn is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
 /// Whether the kernel names drops for this reason.
 pub fn names(reason: &str) -> bool {
     knows(&format!("SKB_DROP_REASON_{reason}"))

@@ -127,9 +127,19 @@ impl Namespace {
         self.feed("ip", &["-batch", "-"], &lines.join("\n")).map(drop)
     }
 
-    /// Adds an nftables ruleset; a closing brace may follow another on its line, which nft itself does not take.
+    /// Adds an nftables ruleset; closing braces may end a line, which nft itself does not take.
     pub fn nft(&self, ruleset: &str) -> Result<()> {
-        self.feed("nft", &["-f", "-"], &format!("{}\n", ruleset.replace("} }", "}\n}"))).map(drop)
+        let mut text = String::new();
+        for mut line in ruleset.lines() {
+            let mut closing = 0;
+            while let Some(rest) = line.strip_suffix(" }") {
+                (line, closing) = (rest, closing + 1);
+            }
+            text.push_str(line);
+            text.push('\n');
+            text.push_str(&"}\n".repeat(closing));
+        }
+        self.feed("nft", &["-f", "-"], &text).map(drop)
     }
 
     /// Packets that the counters of all nftables rules hold.

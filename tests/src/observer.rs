@@ -5,8 +5,13 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,6 +40,8 @@ pub struct Observer {
     /// Its ready line.
     pub ready: String,
     stdout: Option<JoinHandle<Vec<u8>>>,
+    /// Lines that it has written to stdout.
+    lines: Arc<AtomicUsize>,
     stderr: Option<JoinHandle<String>>,
 }
 
@@ -75,16 +82,21 @@ impl Observer {
             .spawn()
             .context("cannot start observer")?;
         let mut stdout = child.stdout.take().context("no stdout")?;
+        let lines = Arc::new(AtomicUsize::new(0));
+        let written = Arc::clone(&lines);
         let stdout = thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = stdout.read_to_end(&mut bytes);
+            let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+            while let Ok(read @ 1..) = stdout.read(&mut part) {
+                bytes.extend_from_slice(&part[..read]);
+                written.fetch_add(part[..read].iter().filter(|byte| **byte == b'\n').count(), Ordering::Release);
+            }
             bytes
         });
         let (send, receive) = mpsc::channel();
-        let lines = BufReader::new(child.stderr.take().context("no stderr")?).lines();
+        let said = BufReader::new(child.stderr.take().context("no stderr")?).lines();
         let stderr = thread::spawn(move || {
             let mut text = String::new();
-            for line in lines.map_while(Result::ok) {
+            for line in said.map_while(Result::ok) {
                 if line.starts_with("observer: ready") {
                     let _ = send.send(line.clone());
                 }
@@ -94,13 +106,25 @@ impl Observer {
             text
         });
         match receive.recv_timeout(patience()) {
-            Ok(ready) => Ok(Self { child, ready, stdout: Some(stdout), stderr: Some(stderr) }),
+            Ok(ready) => Ok(Self { child, ready, stdout: Some(stdout), lines, stderr: Some(stderr) }),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 bail!("observer was not ready: {}", stderr.join().unwrap_or_default())
             }
         }
+    }
+
+    /// Does something, and waits until something of it is told.
+    pub fn tells<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.lines.load(Ordering::Acquire);
+        let done = what()?;
+        let deadline = Instant::now() + patience();
+        while self.lines.load(Ordering::Acquire) == before {
+            ensure!(Instant::now() < deadline, "nothing was told");
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(done)
     }
 
     /// Ends it with a signal; returns its status, stdout and stderr.

@@ -6,6 +6,8 @@ pub mod program {
     pub const DROP_BTF: &str = "drop_kfree_skb";
     /// The same as a raw tracepoint, for kernels that refuse the BTF one.
     pub const DROP_RAW: &str = "rdrop_kfree_skb";
+    /// Raw tracepoint `kfree_skb` again, which does nothing: the stack lies deeper where a tracepoint has several programs.
+    pub const SECOND: &str = "rule_second";
     /// BTF tracepoint `inet_sock_set_state`: a connect begins, a connection ends.
     pub const STATE: &str = "own_sock_state";
     /// cgroup program at socket creation.

@@ -8,7 +8,7 @@ pub const FRAME_WORDS: usize = 128;
 /// Packets of a proof, told apart by their UDP destination port: `1` up to here.
 pub const MAX_PROOFS: usize = 16;
 /// Places at which nftables frees what it drops, that can be learnt.
-pub const MAX_SITES: usize = 4;
+pub const MAX_SITES: usize = 8;
 /// A word that a [`RuleSite`] does not have.
 pub const NO_WORD: u64 = u64::MAX;
 
@@ -46,6 +46,8 @@ pub struct RuleConfig {
     pub rule_handle_bit: u64,
     /// The handle's bits, shifted down.
     pub rule_handle_mask: u64,
+    /// So many of the sites are proven; the rest is used for the proof's packets alone.
+    pub proven: u64,
     /// What is learnt.
     pub sites: [RuleSite; MAX_SITES],
 }
@@ -67,6 +69,7 @@ impl RuleConfig {
             self.table_handle,
             self.rule_handle_bit,
             self.rule_handle_mask,
+            self.proven,
         ];
         for (word, value) in words.iter_mut().zip(all.into_iter().chain(sites)) {
             *word = value;
@@ -115,5 +118,5 @@ pub struct RuleProof {
 }
 
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
-const _: () = assert!(size_of::<RuleConfig>() == 8 * (7 + 4 * MAX_SITES));
+const _: () = assert!(size_of::<RuleConfig>() == 8 * (8 + 4 * MAX_SITES));
 const _: () = assert!(size_of::<RuleProof>() == 8 * (4 + 4 * FRAME_WORDS));

@@ -53,6 +53,12 @@ pub fn rdrop_kfree_skb(context: RawTracePointContext) -> i32 {
     0
 }
 
+/// One more program at the tracepoint, so that it always has several: their stack lies deeper than a single one's.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn rule_second(_context: RawTracePointContext) -> i32 {
+    0
+}
+
 /// What stands for the reason on a kernel that gives none.
 const NOT_NAMED: u64 = 0;
 

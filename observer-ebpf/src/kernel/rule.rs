@@ -45,12 +45,14 @@ extern "C" fn rule_identify() -> u64 {
     let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     let (arguments, location) = unsafe { (get!(scratch.arguments), get!(scratch.record.location)) };
+    // SAFETY: likewise.
+    let usable = if is_proof(unsafe { get!(scratch.record.key.netns) }) { MAX_SITES as u64 } else { config.proven };
     for index in 0..MAX_SITES {
+        if index as u64 >= usable {
+            return 0;
+        }
         let site = &config.sites[index];
-        if site.location == location {
-            if stack(arguments, site.return_word) != location {
-                return 0;
-            }
+        if site.location == location && stack(arguments, site.return_word) == location {
             let chain = stack(arguments, site.chain_word);
             let table = word(word(chain.wrapping_add(config.chain_table)).wrapping_add(config.table_handle));
             let mut handle = 0;

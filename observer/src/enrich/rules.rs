@@ -79,9 +79,8 @@ impl Rules {
     /// The rule that dropped a packet, where the kernel half saw it and it is confirmed. `hook` as an event names it.
     pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Option<Arc<NamedRule>> {
         let Some(answer) = dropped.rule else {
-            // Where nftables drops, it has been loaded by now.
-            if dropped.cause == Cause::Netfilter
-                && let Method::NotLoaded(tried) = self.method
+            // nftables may have been loaded since.
+            if let (Cause::Netfilter, Method::NotLoaded(tried)) = (dropped.cause, &self.method)
                 && tried.elapsed() > AGAIN
             {
                 self.arm(eyes);

@@ -356,7 +356,10 @@ mod tests {
     fn a_key_survives_its_bytes() {
         let bytes: Vec<u8> = (0..size_of::<DropKey>() - 4).map(|byte| byte as u8).chain([0; 4]).collect();
         let key = decode_key(&mut Bytes::from(bytes.clone()));
-        assert_eq!((key.owner_start_ns, key.owner_source), (0x0706_0504_0302_0100, bytes[offset_of!(DropKey, owner_source)]));
+        assert_eq!(
+            (key.owner_start_ns, key.owner_source),
+            (0x0706_0504_0302_0100, bytes[offset_of!(DropKey, owner_source)])
+        );
         assert_eq!(key.translated.destination_port, u16::from_ne_bytes([bytes[102], bytes[103]]));
     }
 

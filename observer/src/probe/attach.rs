@@ -10,7 +10,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use bytes::Bytes;
-use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Member, Owner, map};
+use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Member, Owner, map, program};
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
@@ -168,6 +168,9 @@ impl Probes {
             }
             probes.states.push(HookState { hook, result });
         }
+        if let Err(error) = probes.attach_second() {
+            log::debug!("rules will be told only as long as nobody else looks at drops: {error:#}");
+        }
         let connects = probes.states.iter().any(|state| state.hook.name == CONNECT && state.result.is_ok());
         if connects {
             probes
@@ -304,6 +307,17 @@ impl Probes {
     pub fn take_epoch(&mut self) -> anyhow::Result<Array<MapData, u32>> {
         let map = self.ebpf.take_map(map::EPOCH).context("the generation was taken already")?;
         Ok(map.try_into()?)
+    }
+
+    /// One more program at the drops' tracepoint, which does nothing. A tracepoint with one program calls it directly, one
+    /// with several by way of a list: so the stack below a drop is always as deep, whoever else looks at drops or ceases to.
+    fn attach_second(&mut self) -> anyhow::Result<()> {
+        let program = self.ebpf.program_mut(program::SECOND).context("the BPF object has no second program")?;
+        let program: &mut RawTracePoint = program.try_into()?;
+        program.load()?;
+        let id = program.attach("kfree_skb")?;
+        self.links.push(Box::new(program.take_link(id)?));
+        Ok(())
     }
 
     /// By what the kernel half is told how to tell rules; once.

@@ -14,6 +14,8 @@ const PROOF_WORDS: usize = size_of::<RuleProof>() / size_of::<u64>();
 const WORDS_OF_FRAME_WORD: usize = size_of::<FrameWord>() / size_of::<u64>();
 /// Words before the frame in a [`RuleProof`].
 const FIXED: usize = PROOF_WORDS - FRAME_WORDS * WORDS_OF_FRAME_WORD;
+/// Arguments that the tracepoint has at most, which come first: where the packet was freed is one of them.
+const ARGUMENTS: usize = 4;
 /// Bit of a rule's first word that marks the end of its chain.
 const IS_LAST: u64 = 1;
 
@@ -31,6 +33,10 @@ pub trait Proving {
 pub struct RuleMaps {
     config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
     proofs: Array<MapData, [u64; PROOF_WORDS]>,
+    /// What the kernel half was told last.
+    told: RuleConfig,
+    /// Sites that are proven.
+    proven: Vec<RuleSite>,
 }
 
 /// A proof that succeeded.
@@ -38,14 +44,14 @@ pub struct RuleMaps {
 pub struct Proof {
     /// Packets, each of which was named right.
     pub packets: usize,
-    /// Places at which they were freed.
+    /// Frames that are known: by the place that frees, and by their depth.
     pub places: usize,
 }
 
 impl fmt::Display for Proof {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { packets, places } = self;
-        write!(formatter, "{packets} packets that known rules dropped at {places} places were told apart")
+        write!(formatter, "{packets} packets that known rules dropped were told apart, by {places} frames of the stack")
     }
 }
 
@@ -63,28 +69,31 @@ impl RuleMaps {
         config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
         proofs: Array<MapData, [u64; PROOF_WORDS]>,
     ) -> Self {
-        Self { config, proofs }
+        Self { config, proofs, told: RuleConfig::default(), proven: Vec::new() }
     }
 
     /// Learns, tries, and from then on tells rules; or leaves everything as it was, and says why.
     pub fn arm(&mut self, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         let prepared = prover.prepare_proof()?;
-        let armed = self.learn_and_try(&prepared, prover);
+        let proven = self.learn_and_try(&prepared, prover);
         prover.end_proof();
-        let last = RuleConfig { proof_netns: 0, wants_frames: 0, ..*armed.as_ref().unwrap_or(&RuleConfig::default()) };
-        self.configure(&last)?;
-        armed.map(|config| Proof {
-            packets: prepared.expected.len(),
-            places: config.sites.iter().filter(|site| site.location != 0).count(),
-        })
+        if let Ok(proven) = &proven {
+            self.proven.clone_from(proven);
+        }
+        self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, &[])?;
+        proven.map(|_| Proof { packets: prepared.expected.len(), places: self.proven.len() })
     }
 
-    fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<RuleConfig, Unproven> {
-        let mut config = RuleConfig { proof_netns: prepared.netns.into(), wants_frames: 1, ..prepared.config() };
-        let seen = self.round(&config, prepared, prover)?;
-        config.sites = learn(&seen, &config).map_err(Unproven::Other)?;
-        config.wants_frames = 0;
-        for seen in self.round(&config, prepared, prover)? {
+    fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<Vec<RuleSite>, Unproven> {
+        let config = RuleConfig { proof_netns: prepared.netns.into(), ..prepared.config() };
+        let seen = self.round(RuleConfig { wants_frames: 1, ..config }, &[], prepared, prover)?;
+        let learnt = learn(&seen, &config).map_err(Unproven::Other)?;
+        log::debug!("learnt from the stack: {learnt:x?}");
+        let new: Vec<RuleSite> = learnt.into_iter().filter(|site| !self.proven.contains(site)).collect();
+        if self.proven.len() + new.len() > MAX_SITES {
+            return Err(Unproven::Other("packets are freed at too many places".to_owned()));
+        }
+        for seen in self.round(config, &new, prepared, prover)? {
             if seen.answer != seen.expected.answer() {
                 return Err(Unproven::Other(format!(
                     "of a packet that {} dropped the kernel half said {:?}",
@@ -93,17 +102,18 @@ impl RuleMaps {
                 )));
             }
         }
-        Ok(config)
+        Ok(self.proven.iter().copied().chain(new).collect())
     }
 
     /// Sends every packet, and reads what was said of it.
     fn round(
         &mut self,
-        config: &RuleConfig,
+        config: RuleConfig,
+        trial: &[RuleSite],
         prepared: &Prepared,
         prover: &mut impl Proving,
     ) -> Result<Vec<Seen>, Unproven> {
-        self.configure(config)?;
+        self.tell(config, trial)?;
         for expected in &prepared.expected {
             self.proofs.set(expected.port.into(), [0; PROOF_WORDS], 0).map_err(other)?;
         }
@@ -122,7 +132,14 @@ impl RuleMaps {
             .collect()
     }
 
-    fn configure(&mut self, config: &RuleConfig) -> Result<(), Unproven> {
+    /// Tells the kernel half, with the proven sites first and those to be tried behind them.
+    fn tell(&mut self, mut config: RuleConfig, trial: &[RuleSite]) -> Result<(), Unproven> {
+        config.proven = self.proven.len() as u64;
+        config.sites = [RuleSite::default(); MAX_SITES];
+        for (into, site) in config.sites.iter_mut().zip(self.proven.iter().chain(trial)) {
+            *into = *site;
+        }
+        self.told = config;
         self.config.set(0, config.words(), 0).map_err(other)
     }
 }
@@ -150,18 +167,15 @@ fn seen(expected: Expected, words: &[u64; PROOF_WORDS]) -> Seen {
 
 /// For each place that freed a packet, where on the stack return address, rule and base chain are: at one and the same word
 /// for every packet. Pure.
-fn learn(all: &[Seen], config: &RuleConfig) -> Result<[RuleSite; MAX_SITES], String> {
+fn learn(all: &[Seen], config: &RuleConfig) -> Result<Vec<RuleSite>, String> {
     let mut locations: Vec<u64> = all.iter().map(|seen| seen.location).collect();
     locations.sort_unstable();
     locations.dedup();
-    if locations.len() > MAX_SITES {
-        return Err(format!("packets are freed at {} places", locations.len()));
-    }
-    let mut sites = [RuleSite::default(); MAX_SITES];
-    for (site, location) in sites.iter_mut().zip(locations) {
+    let mut sites = Vec::new();
+    for location in locations {
         let here: Vec<&Seen> = all.iter().filter(|seen| seen.location == location).collect();
         let common = |holds: &dyn Fn(&Seen, &FrameWord) -> bool| {
-            (0..FRAME_WORDS)
+            (ARGUMENTS..FRAME_WORDS)
                 .find(|index| here.iter().all(|seen| seen.frame.get(*index).is_some_and(|word| holds(seen, word))))
                 .map(|index| index as u64)
         };
@@ -182,7 +196,7 @@ fn learn(all: &[Seen], config: &RuleConfig) -> Result<[RuleSite; MAX_SITES], Str
             .ok_or_else(|| missing("rule"))?,
             _ => return Err(format!("rules and policies drop at the same place {location:#x}")),
         };
-        *site = RuleSite { location, return_word, rule_word, chain_word };
+        sites.push(RuleSite { location, return_word, rule_word, chain_word });
     }
     Ok(sites)
 }

@@ -15,6 +15,7 @@ mod owners;
 mod packets;
 mod privileges;
 mod processes;
+mod rules;
 mod run;
 mod storms;
 mod systemd;
@@ -44,10 +45,11 @@ fn without_egress_hook() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 18] = [
+    let groups: [(&str, &[Scenario]); 19] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
+        ("rules", rules::ALL),
         ("directions", directions::ALL),
         ("containers", containers::ALL),
         ("kernel_made", kernel_made::ALL),

@@ -1,0 +1,623 @@
+//! The rule, seen live: each shape of rule drops a packet, and the event must name exactly that rule of that chain.
+
+use std::{
+    net::{SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{
+    kernel,
+    lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
+    namespace::Namespace,
+    observer::{Observer, Report},
+    traffic,
+};
+use serde_json::{Value, json};
+
+use crate::{Outcome, Scenario, without_egress_hook};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("matches", || named(&MATCHES)),
+    ("sets_and_maps", || named(&SETS)),
+    ("ways_through_chains", || named(&WAYS)),
+    ("hooks_and_families", || named(&HOOKS)),
+    ("rejects_and_policies", || named(&VERDICTS)),
+    ("iptables_nft", || named(&IPTABLES)),
+    ("three_thousand_rules", long_chain),
+    ("forwarded_for_a_container", forwarded),
+    ("a_flood_over_several_rules", flood),
+    ("a_ruleset_replaced_a_hundred_times", replaced),
+    ("a_rule_that_is_gone_is_still_named", gone),
+];
+
+/// What is sent.
+#[derive(Clone, Copy)]
+enum Packet {
+    Udp4,
+    Udp6,
+    Tcp4,
+    Tcp6,
+}
+use self::Packet::{Tcp4, Tcp6, Udp4, Udp6};
+
+/// How the rules are made.
+enum Rules {
+    /// For `nft`; of several rules, the one that drops has the comment `hit`.
+    Nft(&'static str),
+    /// Lines for one of the iptables; the rule that drops is the `usize`th of that chain, 0 its policy.
+    Iptables(&'static str, &'static [&'static str], &'static str, usize),
+}
+use self::Rules::{Iptables, Nft};
+
+/// A way to drop a packet to port `PORT`.
+struct Shape {
+    send: Packet,
+    rules: Rules,
+    verdict: &'static str,
+}
+
+const fn drops(send: Packet, rules: &'static str) -> Shape {
+    Shape { send, rules: Nft(rules), verdict: "drop" }
+}
+
+const fn rejects(send: Packet, rules: &'static str) -> Shape {
+    Shape { send, rules: Nft(rules), verdict: "reject" }
+}
+
+const OUT: &str = "type filter hook output priority 0;";
+
+/// `OUT` stands for a base chain's line.
+const MATCHES: [Shape; 16] = [
+    drops(Udp4, "table inet t { chain o { OUT udp dport PORT drop comment \"hit\" } }"),
+    drops(Tcp4, "table inet t { chain o { OUT tcp dport PORT drop comment \"hit\" } }"),
+    drops(Udp6, "table inet t { chain o { OUT udp dport PORT drop comment \"hit\" } }"),
+    drops(Tcp6, "table inet t { chain o { OUT tcp dport PORT drop comment \"hit\" } }"),
+    drops(Udp4, "table inet t { chain o { OUT meta l4proto { tcp, udp } th dport PORT drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT udp dport 9 drop\nudp dport PORT counter drop comment \"hit\"\nudp dport 10 drop } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT udp dport PORT counter log prefix \"x\" counter drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT udp dport PORT limit rate 1000/second drop comment \"hit\" } }"),
+    drops(Udp4, "table inet t { chain o { OUT udp dport PORT quota over 0 bytes drop comment \"hit\" } }"),
+    drops(Udp4, "table inet t { chain o { OUT meta skuid 0 udp dport PORT drop comment \"hit\" } }"),
+    drops(Udp4, "table inet t { chain o { OUT udp dport PORT ct state new drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT oifname \"eth0\" ip daddr 203.0.113.0/24 udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT udp dport PORT meta mark set 7\nmeta mark 7 drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT udp dport != 9 udp dport != 10 udp dport != 11 udp dport != 12 udp sport != 1 ip ttl > 1 ip length > 20 ip protocol udp oifname \"eth0\" meta mark 0 udp dport PORT counter drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT drop comment \"hit\" } }"),
+    drops(
+        Tcp4,
+        "table inet t { chain o { OUT tcp flags & (syn | ack) == syn tcp dport PORT drop comment \"hit\"\ntcp dport PORT drop } }",
+    ),
+];
+
+const SETS: [Shape; 14] = [
+    drops(Udp4, "table inet t { chain o { OUT udp dport { 9, PORT } drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { set s { type inet_service; elements = { 9, PORT } }\nchain o { OUT udp dport @s drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT udp dport 9000-65000 drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { set s { type inet_service; flags interval; elements = { 9-10, 9000-65000 } }\nchain o { OUT udp dport @s drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT ip daddr . udp dport { 203.0.113.10 . PORT } drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { set s { type ipv4_addr . inet_service; flags interval; elements = { 203.0.113.0/24 . 9000-65000 } }\nchain o { OUT ip daddr . udp dport @s drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT meta mark set udp dport map { PORT : 5 }\nmeta mark 5 drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { set s { type ipv4_addr; flags dynamic,timeout; timeout 1m; }\nchain o { OUT udp dport PORT add @s { ip daddr } drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT udp dport vmap { 9 : accept, PORT : drop } comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { map m { type inet_service : verdict; elements = { PORT : drop } }\nchain o { OUT udp dport vmap @m comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT meta l4proto . udp dport vmap { tcp . 9 : accept, udp . PORT : drop } comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain x { udp dport 9 accept\ncounter drop comment \"hit\" }\nchain o { OUT udp dport vmap { PORT : jump x } } }",
+    ),
+    rejects(
+        Udp4,
+        "table inet t { chain x { counter reject comment \"hit\" }\nchain o { OUT udp dport vmap { PORT : goto x }\ndrop } }",
+    ),
+    drops(Udp4, "table inet t { chain o { OUT udp dport PORT numgen inc mod 1 vmap { 0 : drop } comment \"hit\" } }"),
+];
+
+const WAYS: [Shape; 10] = [
+    drops(Udp4, "table inet t { chain x { udp dport PORT drop comment \"hit\" }\nchain o { OUT jump x\ndrop } }"),
+    drops(
+        Udp4,
+        "table inet t { chain y { udp dport PORT drop comment \"hit\" }\nchain x { jump y\ndrop }\nchain o { OUT jump x\ndrop } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain z { udp dport PORT drop comment \"hit\" }\nchain y { jump z\ndrop }\nchain x { jump y }\nchain o { OUT jump x\ndrop } }",
+    ),
+    drops(Udp4, "table inet t { chain x { udp dport PORT drop comment \"hit\" }\nchain o { OUT goto x } }"),
+    drops(
+        Udp4,
+        "table inet t { chain x { udp dport 9 drop }\nchain o { OUT jump x\nudp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain x { udp dport PORT return\ndrop }\nchain o { OUT jump x\nudp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain o { OUT udp dport PORT accept\ndrop }\nchain p { type filter hook output priority 10; udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet a { chain o { type filter hook output priority -10; udp dport PORT accept\ndrop } }\ntable ip b { chain o { type filter hook output priority 5; udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain y { return }\nchain x { jump y\nudp dport PORT goto z\ndrop }\nchain z { jump y\ncounter drop comment \"hit\" }\nchain o { OUT jump x } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain y { udp dport PORT drop comment \"hit\" }\nchain x { jump y }\nchain o { OUT jump x\njump y } }",
+    ),
+];
+
+const HOOKS: [Shape; 9] = [
+    drops(Udp4, "table ip t { chain o { OUT udp dport PORT drop comment \"hit\" } }"),
+    drops(Udp6, "table ip6 t { chain o { OUT udp dport PORT drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table inet t { chain o { type filter hook postrouting priority 0; udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table inet t { chain o { type filter hook output priority -300; udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(Udp4, "table ip t { chain o { type route hook output priority -150; udp dport PORT drop comment \"hit\" } }"),
+    drops(
+        Udp4,
+        "table ip t { chain n { type nat hook postrouting priority 100; masquerade }\nchain o { type filter hook postrouting priority 200; udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table ip6 u { chain o { OUT drop } }\ntable ip t { chain o { OUT udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp4,
+        "table netdev t { chain o { type filter hook egress device eth0 priority 0; ip protocol udp udp dport PORT drop comment \"hit\" } }",
+    ),
+    drops(
+        Udp6,
+        "table netdev t { chain x { udp dport PORT drop comment \"hit\" }\nchain o { type filter hook egress device eth0 priority 0; meta l4proto udp jump x } }",
+    ),
+];
+
+const VERDICTS: [Shape; 12] = [
+    rejects(Udp4, "table inet t { chain o { OUT udp dport PORT reject comment \"hit\" } }"),
+    rejects(Udp6, "table inet t { chain o { OUT udp dport PORT reject comment \"hit\" } }"),
+    rejects(Tcp4, "table inet t { chain o { OUT tcp dport PORT reject with tcp reset comment \"hit\" } }"),
+    rejects(Tcp6, "table inet t { chain o { OUT tcp dport PORT reject with tcp reset comment \"hit\" } }"),
+    rejects(Udp4, "table inet t { chain o { OUT udp dport PORT reject with icmpx admin-prohibited comment \"hit\" } }"),
+    rejects(Udp4, "table ip t { chain o { OUT udp dport PORT reject with icmp host-prohibited comment \"hit\" } }"),
+    rejects(Udp6, "table ip6 t { chain x { counter reject comment \"hit\" }\nchain o { OUT udp dport PORT jump x } }"),
+    drops(Udp4, "table inet t { chain hit { OUT policy drop; } }"),
+    drops(Udp4, "table inet t { chain hit { OUT policy drop; udp dport 9 accept\nudp dport 10 drop } }"),
+    drops(
+        Tcp4,
+        "table inet t { chain x { tcp dport 9 drop }\nchain hit { OUT policy drop; jump x\ntcp dport 10 reject } }",
+    ),
+    drops(Udp4, "table inet t { chain x { udp dport PORT return\ndrop }\nchain hit { OUT policy drop; jump x } }"),
+    drops(
+        Udp4,
+        "table inet t { chain a { type filter hook output priority -5; policy accept; udp dport 9 drop }\nchain hit { OUT policy drop; } }",
+    ),
+];
+
+const fn iptables(
+    send: Packet,
+    program: &'static str,
+    lines: &'static [&'static str],
+    chain: &'static str,
+    at: usize,
+) -> Shape {
+    Shape { send, rules: Iptables(program, lines, chain, at), verdict: "drop" }
+}
+
+const IPTABLES: [Shape; 9] = [
+    iptables(Udp4, "iptables-nft", &["-A OUTPUT -p udp --dport PORT -j DROP"], "OUTPUT", 1),
+    iptables(
+        Udp4,
+        "iptables-nft",
+        &[
+            "-A OUTPUT -p tcp -j DROP",
+            "-A OUTPUT -p udp -m multiport --dports 9,PORT -m conntrack --ctstate NEW -j DROP",
+        ],
+        "OUTPUT",
+        2,
+    ),
+    iptables(
+        Udp4,
+        "iptables-nft",
+        &["-N x", "-A x -p udp --dport 9 -j ACCEPT", "-A x -p udp --dport PORT -j DROP", "-A OUTPUT -j x"],
+        "x",
+        2,
+    ),
+    iptables(
+        Udp4,
+        "iptables-nft",
+        &["-A OUTPUT -p udp --dport PORT -m hashlimit --hashlimit-name h --hashlimit-upto 1000/s -j DROP"],
+        "OUTPUT",
+        1,
+    ),
+    iptables(Udp4, "iptables-nft", &["-A OUTPUT -p tcp -j ACCEPT", "-P OUTPUT DROP"], "OUTPUT", 0),
+    iptables(Udp6, "ip6tables-nft", &["-A OUTPUT -p udp --dport PORT -j DROP"], "OUTPUT", 1),
+    Shape {
+        verdict: "reject",
+        ..iptables(Udp4, "iptables-nft", &["-A OUTPUT -p udp --dport PORT -j REJECT"], "OUTPUT", 1)
+    },
+    Shape {
+        verdict: "reject",
+        ..iptables(
+            Tcp4,
+            "iptables-nft",
+            &["-N x", "-A x -p tcp --dport PORT -j REJECT --reject-with tcp-reset", "-A OUTPUT -j x"],
+            "x",
+            1,
+        )
+    },
+    Shape {
+        verdict: "reject",
+        ..iptables(
+            Udp6,
+            "ip6tables-nft",
+            &["-A OUTPUT -m owner --uid-owner 0 -p udp --dport PORT -j REJECT"],
+            "OUTPUT",
+            1,
+        )
+    },
+];
+
+/// Rules are seen live only where nftables frees what it drops itself.
+fn not_live() -> Option<Outcome> {
+    (!kernel::is_at_least(6, 7)).then(|| {
+        Outcome::Skipped("before Linux 6.7 nftables has returned when a packet is freed: no rule is at hand".to_owned())
+    })
+}
+
+/// First port that is sent to; every shape has its own.
+const FIRST_PORT: u16 = 9100;
+
+/// Under each shape one packet is dropped; its event must name the rule.
+fn named(shapes: &[Shape]) -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    // A dropped SYN is not to be sent again under another shape's rules.
+    lab.client.set("ipv4/tcp_syn_retries", "1")?;
+    let observer = Observer::watch(&lab.client)?;
+    let mut wanted = Vec::new();
+    for (shape, port) in shapes.iter().zip(FIRST_PORT..) {
+        lab.client.run("nft", &["flush", "ruleset"])?;
+        let hit = match shape.rules {
+            Nft(text) if text.contains("netdev") && without_egress_hook().is_some() => continue,
+            Nft(text) => {
+                lab.client.nft(&text.replace("OUT", OUT).replace("PORT", &port.to_string()))?;
+                marked(&lab.client)?
+            }
+            Iptables(program, lines, chain, at) => {
+                for line in lines {
+                    let line = line.replace("PORT", &port.to_string());
+                    lab.client.run(program, &line.split(' ').collect::<Vec<_>>())?;
+                }
+                at_position(&lab.client, chain, at)?
+            }
+        };
+        // Told before the next shape's rules replace these.
+        observer.tells(|| send(&lab.client, shape.send, port))?;
+        wanted.push((port, hit, shape.verdict));
+    }
+    let report = observer.stop()?;
+    for (port, hit, verdict) in &wanted {
+        let event = report
+            .events
+            .iter()
+            .find(|event| event["destination"]["port"] == *port)
+            .with_context(|| format!("no event to port {port}: {:?}", report.events))?;
+        check(event, hit, verdict).with_context(|| format!("{}", report.account["rules"]))?;
+    }
+    confirmed(&report)?;
+    Ok(Outcome::Passed)
+}
+
+/// Sends one packet, which is dropped.
+fn send(namespace: &Namespace, send: Packet, port: u16) -> Result<()> {
+    let address = match send {
+        Udp4 | Tcp4 => FAR_V4,
+        Udp6 | Tcp6 => FAR_V6,
+    };
+    let to = SocketAddr::new(address.parse()?, port);
+    namespace.inside(|| {
+        match send {
+            Udp4 | Udp6 => {
+                let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+                // Some hooks drop without telling the caller.
+                let _ = socket.send_to(b"x", to);
+            }
+            Tcp4 | Tcp6 => ensure!(TcpStream::connect_timeout(&to, Duration::from_millis(50)).is_err(), "not dropped"),
+        }
+        Ok(())
+    })
+}
+
+/// Where a rule is, as an event must tell it.
+#[derive(Clone, Debug, PartialEq)]
+struct Place {
+    family: Value,
+    table: Value,
+    chain: Value,
+    /// Null for a policy.
+    handle: Value,
+    position: Value,
+}
+
+fn listed(namespace: &Namespace) -> Result<Vec<Value>> {
+    let listing: Value = serde_json::from_str(&namespace.run("nft", &["--json", "list", "ruleset"])?)?;
+    Ok(listing["nftables"].as_array().context("nft's listing")?.clone())
+}
+
+/// All rules in their order, each with its place.
+fn places(namespace: &Namespace) -> Result<Vec<(Value, Place)>> {
+    let mut found: Vec<(Value, Place)> = Vec::new();
+    for item in listed(namespace)? {
+        let rule = &item["rule"];
+        if rule.is_null() {
+            continue;
+        }
+        let of = |key: &str| rule[key].clone();
+        let before = found
+            .iter()
+            .filter(|(_, place)| {
+                (&place.family, &place.table, &place.chain) == (&of("family"), &of("table"), &of("chain"))
+            })
+            .count();
+        let place = Place {
+            family: of("family"),
+            table: of("table"),
+            chain: of("chain"),
+            handle: of("handle"),
+            position: json!(before + 1),
+        };
+        found.push((rule.clone(), place));
+    }
+    Ok(found)
+}
+
+/// The rule with the comment `hit`, else the policy of the chain of that name.
+fn marked(namespace: &Namespace) -> Result<Place> {
+    let rule = places(namespace)?.into_iter().find(|(rule, _)| rule["comment"] == "hit");
+    match rule {
+        Some((_, place)) => Ok(place),
+        None => policy(namespace, "hit"),
+    }
+}
+
+fn policy(namespace: &Namespace, chain: &str) -> Result<Place> {
+    let chains = listed(namespace)?;
+    let chain = chains.iter().map(|item| &item["chain"]).find(|item| item["name"] == chain).context("no such chain")?;
+    let of = |key: &str| chain[key].clone();
+    Ok(Place {
+        family: of("family"),
+        table: of("table"),
+        chain: of("name"),
+        handle: Value::Null,
+        position: Value::Null,
+    })
+}
+
+fn at_position(namespace: &Namespace, chain: &str, at: usize) -> Result<Place> {
+    if at == 0 {
+        return policy(namespace, chain);
+    }
+    let place = places(namespace)?.into_iter().find(|(_, place)| place.chain == chain && place.position == at);
+    Ok(place.context("no such rule")?.1)
+}
+
+fn check(event: &Value, hit: &Place, verdict: &str) -> Result<()> {
+    let rule = &event["egress"]["rule"];
+    let of = |key: &str| rule[key].clone();
+    let told = Place {
+        family: of("family"),
+        table: of("table"),
+        chain: of("chain"),
+        handle: of("handle"),
+        position: of("position"),
+    };
+    ensure!(told == *hit, "{told:?} is told, {hit:?} it was: {event}");
+    ensure!(event["egress"]["verdict"] == verdict, "not a {verdict}: {event}");
+    ensure!(rule["source"] == "probe" && rule["backend"] == "nft", "{event}");
+    let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
+    ensure!(event["rule"]["name"] == text && event["rule"]["id"].is_string(), "{event}");
+    ensure!(
+        event["event"]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains(&hit.chain.to_string().replace('"', "")))
+    );
+    Ok(())
+}
+
+/// Everything that was named was found in the ruleset.
+fn confirmed(report: &Report) -> Result<()> {
+    let seen = &report.account["rules"]["probe"];
+    ensure!(seen["answered"] == seen["confirmed"] && seen["discarded"] == 0, "{seen}");
+    Ok(())
+}
+
+/// Position does not matter: nothing is walked through.
+fn long_chain() -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    let rules: Vec<String> = (10_000..13_000).map(|port| format!("udp dport {port} drop")).collect();
+    lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\n{}\n}} }}", rules.join("\n")))?;
+    let places = places(&lab.client)?;
+    let observer = Observer::watch(&lab.client)?;
+    let ports = [10_000, 10_001, 11_500, 12_998, 12_999];
+    for port in ports {
+        send(&lab.client, Udp4, port)?;
+    }
+    let report = observer.stop()?;
+    for port in ports {
+        let event = report.events.iter().find(|event| event["destination"]["port"] == port).context("no event")?;
+        let (_, place) = &places[usize::from(port) - 10_000];
+        ensure!(event["egress"]["rule"]["handle"] == place.handle, "{event}, not {place:?}");
+        ensure!(event["egress"]["rule"]["position"] == place.position, "{event}, not {place:?}");
+    }
+    confirmed(&report)?;
+    Ok(Outcome::Passed)
+}
+
+/// The host's rules, for a packet of another namespace.
+fn forwarded() -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft(
+        "table inet t { chain x { udp dport 443 counter drop comment \"hit\" }\n\
+         chain f { type filter hook forward priority 0; policy accept; ct state established accept\njump x } }",
+    )?;
+    let hit = marked(&lab.host)?;
+    let observer = Observer::watch(&lab.host)?;
+    send(&lab.containers[0], Udp4, 443)?;
+    let report = observer.stop()?;
+    let [event] = report.events.as_slice() else { bail!("one packet: {:?}", report.events) };
+    check(event, &hit, "drop")?;
+    ensure!(event["egress"]["rule"]["path"] == json!(["f", "x"]), "{event}");
+    Ok(Outcome::Passed)
+}
+
+/// Many packets over several rules at once: each line's rule is its own, and its counter says how many.
+fn flood() -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    lab.client.nft(&format!(
+        "table inet t {{ chain x {{ udp dport 9002 counter drop }}\n\
+         chain o {{ {OUT}\nudp dport 9001 counter drop\njump x\nudp dport 9003 counter drop\n\
+         udp dport 9004 counter reject\nmeta l4proto udp counter drop\n}} }}"
+    ))?;
+    let observer = Observer::watch(&lab.client)?;
+    let floods = ["9001", "9002", "9003", "9004", "9005"].map(|port| {
+        traffic::command(&lab.client, &["flood", FAR_V4, port, "4000"]).and_then(|mut flood| Ok(flood.spawn()?))
+    });
+    for flood in floods {
+        traffic::finish(flood?)?;
+    }
+    let report = observer.stop()?;
+    let of_port = |port: u64| report.events.iter().filter(move |event| event["destination"]["port"] == port);
+    let counters: Vec<(Value, Place)> = places(&lab.client)?;
+    for (port, chain, position) in [(9001, "o", 1), (9002, "x", 1), (9003, "o", 3), (9004, "o", 4), (9005, "o", 5)] {
+        let (rule, place) =
+            counters.iter().find(|(_, place)| place.chain == chain && place.position == position).context("no rule")?;
+        let counted = rule["expr"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find_map(|expression| expression["counter"]["packets"].as_u64())
+            .context("no counter")?;
+        for event in of_port(port) {
+            ensure!(event["egress"]["rule"]["handle"] == place.handle, "{event}, not {place:?}");
+        }
+        let told: u64 = of_port(port).filter_map(|event| event["egress"]["count"].as_u64()).sum();
+        let missed = report.number("/missed_max");
+        ensure!(told <= counted && told + missed >= counted, "{told} told of {counted} to port {port}");
+    }
+    confirmed(&report)?;
+    Ok(Outcome::Passed)
+}
+
+/// While packets are dropped the ruleset is replaced again and again, each time with other handles and another order: a rule
+/// that is told is the one that dropped, or none is.
+fn replaced() -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    let observer = Observer::watch(&lab.client)?;
+    let ruleset = |turn: usize| {
+        let (first, second) = if turn % 2 == 0 { (9001, 9002) } else { (9002, 9001) };
+        format!(
+            "table inet t\ndelete table inet t\ntable inet t {{ chain o {{ {OUT}\n\
+             udp dport {first} drop comment \"to {first}\"\nudp dport {second} drop comment \"to {second}\"\n}} }}"
+        )
+    };
+    lab.client.nft(&ruleset(0))?;
+    let mut floods = Vec::new();
+    for port in ["9001", "9002"] {
+        floods.push(traffic::command(&lab.client, &["flood", FAR_V4, port, "100000"])?.spawn()?);
+    }
+    for turn in 1..=100 {
+        lab.client.nft(&ruleset(turn))?;
+    }
+    for mut flood in floods {
+        flood.kill()?;
+        flood.wait()?;
+    }
+    let report = observer.stop()?;
+    let mut named = 0;
+    for event in &report.events {
+        let port = event["destination"]["port"].as_u64().context("no port")?;
+        if let Some(text) = event["egress"]["rule"]["text"].as_str() {
+            named += 1;
+            ensure!(text.contains(&format!("\"to {port}\"")), "to port {port}: {event}");
+        }
+    }
+    ensure!(named > 0, "no rule was named in {} lines: {}", report.events.len(), report.account["rules"]);
+    Ok(Outcome::Passed)
+}
+
+/// Known once, it is known for what comes later of it.
+fn gone() -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"hit\"\n}} }}"))?;
+    let hit = marked(&lab.client)?;
+    let observer = Observer::watch(&lab.client)?;
+    observer.tells(|| send(&lab.client, Udp4, 9001))?;
+    traffic::run(&lab.client, &["flood", FAR_V4, "9001", "50"])?;
+    lab.client.run("nft", &["flush", "ruleset"])?;
+    let report = observer.stop()?;
+    ensure!(!report.events.is_empty(), "nothing was told");
+    for event in &report.events {
+        check(event, &hit, "drop")?;
+    }
+    let told: u64 = report.events.iter().filter_map(|event| event["egress"]["count"].as_u64()).sum();
+    ensure!(told == 51, "{told} of 51 packets");
+    Ok(Outcome::Passed)
+}
