@@ -126,9 +126,7 @@ impl Session {
         );
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
         parts.push(format!("owners live, {} older sockets{hanging}", probes.seeded));
-        if self.rules.are_live() {
-            parts.push("rules live".to_owned());
-        }
+        parts.push(if self.rules.are_live() { "rules live" } else { "no rules (see `observer doctor`)" }.to_owned());
         parts.push(self.firewalls.clone());
         let only = filter.words();
         if !only.is_empty() {

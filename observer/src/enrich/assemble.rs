@@ -65,7 +65,7 @@ impl<E: Eyes> Assembler<E> {
 
     /// What made the answers worse than they could be.
     pub fn degraded(&self) -> Vec<Degraded> {
-        let mut degraded: Vec<Degraded> = self.rules.degraded().into_iter().collect();
+        let mut degraded = Vec::new();
         if let Some(why) = self.attributor.failure() {
             degraded.push(Degraded {
                 what: "helper".to_owned(),
@@ -85,7 +85,7 @@ impl<E: Eyes> Assembler<E> {
 
     /// Rules that were named, by method.
     pub fn rules_seen(&self) -> RulesSeen {
-        RulesSeen { probe: self.rules.seen }
+        self.rules.summary()
     }
 
     /// Takes in what was told of processes meanwhile.

@@ -8,7 +8,7 @@ use std::{
 
 use super::{answers::Answers, attribute::Eyes};
 use crate::{
-    model::{Cause, Degraded, Dropped, NamedRule, RuleCounts, WantedRule},
+    model::{Cause, Dropped, NamedRule, RuleCounts, RulesSeen, WantedRule},
     probe::{
         proof::Unproven,
         rules::{Proving, RuleMaps},
@@ -33,8 +33,7 @@ pub struct Rules {
     maps: RuleMaps,
     method: Method,
     known: Answers<WantedRule, Option<Arc<NamedRule>>>,
-    /// What came of it so far.
-    pub seen: RuleCounts,
+    seen: RuleCounts,
 }
 
 impl Rules {
@@ -66,14 +65,14 @@ impl Rules {
         matches!(self.method, Method::Armed)
     }
 
-    /// Why rules cannot be told, where they cannot.
-    pub fn degraded(&self) -> Option<Degraded> {
-        let Method::Impossible(why) = &self.method else { return None };
-        Some(Degraded {
-            what: "rules".to_owned(),
-            why: format!("rules are not seen live: {why}"),
-            consequence: "a blocked packet's hook is told, and not the rule that dropped it".to_owned(),
-        })
+    /// Whether rules are seen, and what came of it so far.
+    pub fn summary(&self) -> RulesSeen {
+        let why = match &self.method {
+            Method::Armed => None,
+            Method::NotLoaded(_) => Some(Unproven::NotLoaded.to_string()),
+            Method::Impossible(why) => Some(why.clone()),
+        };
+        RulesSeen { live: why.is_none(), why, probe: self.seen }
     }
 
     /// The rule that dropped a packet, where the kernel half saw it and it is confirmed. `hook` as an event names it.

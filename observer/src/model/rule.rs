@@ -156,8 +156,13 @@ pub struct RuleCounts {
 }
 
 /// The same by method.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RulesSeen {
+    /// Rules are seen in the kernel as they drop.
+    pub live: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// Seen in the kernel as it happened.
     pub probe: RuleCounts,
 }

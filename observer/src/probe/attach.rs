@@ -1,36 +1,37 @@
 //! Loads the BPF object and attaches its programs.
 
-use std::{any::Any, io::Read, mem::offset_of, os::fd::OwnedFd};
+use std::{any::Any, io::Read, os::fd::OwnedFd};
 
 use anyhow::Context;
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, KProbe, Program, RawTracePoint, SockOps},
 };
 use aya_log::EbpfLogger;
 use bytes::Bytes;
-use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Member, Owner, map, program};
+use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Owner, map, program};
 
 use super::{
     HOOKS, HookState, Totals, Way, btf, cgroup,
     hooks::{CONNECT, Hook, PROCESSES},
     layout::{self, LayoutError, Reasons, Symbols},
-    rules::RuleMaps,
     totals,
 };
 
-/// The counts of the even and of the odd generation, each with those by coarser keys behind it.
-type CountMaps = [[PerCpuHashMap<MapData, [u8; size_of::<DropKey>()], [u64; 4]>; 2]; 2];
-
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
-
-/// `BPF_NOEXIST` of `uapi/linux/bpf.h`.
-const NO_EXIST: u64 = 1;
 
 /// Environment variable with ways to attach that are not to be tried (`tp_btf,cgroup`): for a kernel on which one of them
 /// misbehaves, and to compare them.
-const AVOID: &str = "OBSERVER_AVOID";
+pub(super) const AVOID: &str = "OBSERVER_AVOID";
+
+/// What stands in it for seeing rules live.
+pub(super) const RULES: &str = "rules";
+
+/// Whether a way is not to be tried.
+pub(super) fn is_avoided(name: &str) -> bool {
+    std::env::var(AVOID).unwrap_or_default().split(',').any(|avoided| avoided.trim() == name)
+}
 
 /// Why nothing can be observed here. Each is one sentence; [`AttachError::hint`] is the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -75,21 +76,9 @@ impl AttachError {
     }
 }
 
-/// Which processes belong to the trees that are kept track of.
-pub struct Tree(HashMap<MapData, u32, [u8; size_of::<Member>()]>);
-
-impl Tree {
-    /// Those that belong to one, and live.
-    pub fn members(&self) -> Vec<u32> {
-        let at = offset_of!(Member, inside);
-        let inside = |member: [u8; size_of::<Member>()]| member[at..at + size_of::<u32>()] != [0; size_of::<u32>()];
-        self.0.iter().flatten().filter(|(_, member)| inside(*member)).map(|(pid, _)| pid).collect()
-    }
-}
-
 /// Attached programs. Dropping it detaches everything.
 pub struct Probes {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     links: Vec<Box<dyn Any + Send>>,
     counters: PerCpuArray<MapData, u64>,
     /// What became of each hook.
@@ -101,7 +90,7 @@ pub struct Probes {
     /// Sockets that were found at start and have an owner.
     pub seeded: usize,
     /// Of them, records of connections that hang, as they were written.
-    hanging: Bytes,
+    pub(super) hanging: Bytes,
 }
 
 impl Probes {
@@ -146,11 +135,10 @@ impl Probes {
             seeded: 0,
             hanging: Bytes::new(),
         };
-        let avoided = std::env::var(AVOID).unwrap_or_default();
         for hook in &HOOKS {
             let mut errors = Vec::new();
             let way = hook.programs.iter().find_map(|(name, way, _)| {
-                if avoided.split(',').any(|avoided| avoided.trim() == way.name()) {
+                if is_avoided(way.name()) {
                     errors.push(format!("{}: not tried, because {AVOID} names it", way.name()));
                     return None;
                 }
@@ -168,7 +156,9 @@ impl Probes {
             }
             probes.states.push(HookState { hook, result });
         }
-        if let Err(error) = probes.attach_second() {
+        if !is_avoided(RULES)
+            && let Err(error) = probes.attach_second()
+        {
             log::debug!("rules will be told only as long as nobody else looks at drops: {error:#}");
         }
         let connects = probes.states.iter().any(|state| state.hook.name == CONNECT && state.result.is_ok());
@@ -246,69 +236,6 @@ impl Probes {
             .map_or(0, |owners| owners.keys().filter(Result::is_ok).count())
     }
 
-    /// Says of a process that runs already whether it belongs to a tree that is asked for. What the kernel half knows of its
-    /// number since then stands.
-    pub fn place_in_tree(&mut self, pid: u32, start_ticks: u64, inside: bool) -> anyhow::Result<()> {
-        let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
-        let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
-        let mut member = [0; size_of::<Member>()];
-        let inside = u32::from(inside).to_ne_bytes();
-        for (offset, bytes) in
-            [(offset_of!(Member, start_ticks), &start_ticks.to_ne_bytes()[..]), (offset_of!(Member, inside), &inside)]
-        {
-            member[offset..offset + bytes.len()].copy_from_slice(bytes);
-        }
-        match tree.insert(pid, member, NO_EXIST) {
-            Ok(()) | Err(MapError::SyscallError(_)) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The trees; once, when all that run already are placed.
-    pub fn take_tree(&mut self) -> anyhow::Result<Tree> {
-        let map = self.ebpf.take_map(map::TREE).with_context(|| format!("the map {} was taken already", map::TREE))?;
-        Ok(Tree(map.try_into()?))
-    }
-
-    /// Takes back what was said of a process that has ended meanwhile.
-    pub fn take_out_of_tree(&mut self, pid: u32) -> anyhow::Result<()> {
-        let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
-        let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
-        // Gone already is as good.
-        let _ = tree.remove(&pid);
-        Ok(())
-    }
-
-    /// Records of connections that hung at start.
-    pub fn take_hanging(&mut self) -> Bytes {
-        std::mem::take(&mut self.hanging)
-    }
-
-    /// The ring of drop records; once.
-    pub fn take_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        self.take(map::EVENTS)
-    }
-
-    /// The ring of process records; once.
-    pub fn take_process_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        self.take(map::PROCESSES)
-    }
-
-    /// What is counted by key; once.
-    pub fn take_counts(&mut self) -> anyhow::Result<CountMaps> {
-        let mut one = |name: &str| -> anyhow::Result<_> {
-            let map = self.ebpf.take_map(name).with_context(|| format!("the counts {name} were taken already"))?;
-            Ok(map.try_into()?)
-        };
-        Ok([[one(map::KEYS[0])?, one(map::COARSE[0])?], [one(map::KEYS[1])?, one(map::COARSE[1])?]])
-    }
-
-    /// The generation in which is counted; once.
-    pub fn take_epoch(&mut self) -> anyhow::Result<Array<MapData, u32>> {
-        let map = self.ebpf.take_map(map::EPOCH).context("the generation was taken already")?;
-        Ok(map.try_into()?)
-    }
-
     /// One more program at the drops' tracepoint, which does nothing. A tracepoint with one program calls it directly, one
     /// with several by way of a list: so the stack below a drop is always as deep, whoever else looks at drops or ceases to.
     fn attach_second(&mut self) -> anyhow::Result<()> {
@@ -318,19 +245,6 @@ impl Probes {
         let id = program.attach("kfree_skb")?;
         self.links.push(Box::new(program.take_link(id)?));
         Ok(())
-    }
-
-    /// By what the kernel half is told how to tell rules; once.
-    pub fn take_rules(&mut self) -> anyhow::Result<RuleMaps> {
-        let mut take =
-            |name: &str| self.ebpf.take_map(name).with_context(|| format!("the map {name} was taken already"));
-        let (config, proofs) = (take(map::RULES)?, take(map::PROOFS)?);
-        Ok(RuleMaps::new(config.try_into()?, proofs.try_into()?))
-    }
-
-    fn take(&mut self, name: &str) -> anyhow::Result<RingBuf<MapData>> {
-        let ring = self.ebpf.take_map(name).with_context(|| format!("the ring {name} was taken already"))?;
-        RingBuf::try_from(ring).context("the BPF object's ring is of another kind")
     }
 
     /// What the BPF half says for diagnosis; once, and only when a log level was given.

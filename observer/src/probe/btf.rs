@@ -98,7 +98,7 @@ impl Btf {
     pub fn read(path: &Path) -> Result<Self, BtfError> {
         let bytes =
             std::fs::read(path).map_err(|source| BtfError::Read { path: path.display().to_string(), source })?;
-        Self::parse(bytes)
+        Self::parse(&bytes)
     }
 
     /// Reads the running kernel's BTF with a module's; what is built into the kernel has none of its own.
@@ -114,9 +114,9 @@ impl Btf {
     }
 
     /// Indexes the bytes of a BTF file in this machine's byte order.
-    pub fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
         let mut btf = Self { bytes: Vec::new(), types: vec![0], strings: Vec::new() };
-        btf.append(&bytes)?;
+        btf.append(bytes)?;
         Ok(btf)
     }
 

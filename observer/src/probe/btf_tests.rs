@@ -74,6 +74,10 @@ fn sample() -> Vec<u8> {
         8 << 24,
         8, // 9
     ];
+    file(&words, &strings)
+}
+
+fn file(words: &[u32], strings: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(MAGIC.to_ne_bytes());
     bytes.extend([1, 0]);
@@ -86,9 +90,42 @@ fn sample() -> Vec<u8> {
     bytes
 }
 
+/// A module's numbers go on where the kernel's end: struct first { struct inner c; struct second *p; }; struct second { }.
+#[test]
+fn a_modules_types_stand_behind_the_kernels() {
+    let base = sample();
+    let mut btf = Btf::parse(&base).unwrap();
+    let (types, strings) = (btf.len() as u32, btf.strings[0].len() as u32);
+    let c = btf.find("c", |_| true);
+    assert_eq!(c, None, "a member is no type");
+    let name_of_c = memchr::memmem::find(&base[base.len() - strings as usize..], b"\0c\0").unwrap() as u32 + 1;
+    let (first, second, p) = (strings, strings + 6, strings + 13);
+    let words = [
+        first,
+        4 << 24 | 2,
+        16,
+        name_of_c,
+        2,
+        0,
+        p,
+        types + 1,
+        64, // the first new type
+        0,
+        2 << 24,
+        types + 2, // a pointer
+        second,
+        4 << 24,
+        0,
+    ];
+    btf.append(&file(&words, b"first\0second\0p\0")).unwrap();
+    assert_eq!(btf.member("first", "c.b"), Some(Member { bit_offset: 32, bits: 3 }));
+    assert_eq!(btf.member("first", "p"), Some(Member { bit_offset: 64, bits: 64 }));
+    assert!(btf.has_struct("second") && btf.has_struct("outer"));
+}
+
 #[test]
 fn members_are_found_through_anonymous_unions() {
-    let btf = Btf::parse(sample()).unwrap();
+    let btf = Btf::parse(&sample()).unwrap();
     assert_eq!(btf.member("outer", "a"), Some(Member { bit_offset: 0, bits: 32 }));
     assert_eq!(btf.member("outer", "b"), Some(Member { bit_offset: 32, bits: 3 }));
     assert_eq!(btf.member("outer", "d"), Some(Member { bit_offset: 64, bits: 96 }));
@@ -98,7 +135,7 @@ fn members_are_found_through_anonymous_unions() {
 
 #[test]
 fn enums_and_tracepoint_arguments() {
-    let btf = Btf::parse(sample()).unwrap();
+    let btf = Btf::parse(&sample()).unwrap();
     assert_eq!(btf.enum_value("reason", "B"), Some(7));
     assert_eq!(btf.enum_value("reason", "C"), None);
     assert_eq!(btf.tracepoint_enum_argument("ev", "reason"), Some(Some(1)));
@@ -122,7 +159,7 @@ proptest! {
             bytes[at % length] = value;
         }
         bytes.truncate(cut.max(24));
-        if let Ok(btf) = Btf::parse(bytes) {
+        if let Ok(btf) = Btf::parse(&bytes) {
             let _ = btf.member("outer", "a.b");
             let _ = btf.enum_values("reason");
             let _ = btf.tracepoint_enum_argument("ev", "reason");

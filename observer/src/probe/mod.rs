@@ -9,11 +9,13 @@ pub mod btf;
 pub mod cgroup;
 pub mod hooks;
 pub mod layout;
+mod maps;
 pub mod proof;
 pub mod rules;
 pub mod selftest;
 pub mod totals;
 
-pub use attach::{AttachError, Probes, Tree, program_names};
+pub use attach::{AttachError, Probes, program_names};
 pub use hooks::{HOOKS, Hook, HookState, Way};
+pub use maps::Tree;
 pub use totals::Totals;

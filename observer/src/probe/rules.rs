@@ -33,6 +33,8 @@ pub trait Proving {
 pub struct RuleMaps {
     config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
     proofs: Array<MapData, [u64; PROOF_WORDS]>,
+    /// Why it is not to be tried.
+    avoided: Option<String>,
     /// What the kernel half was told last.
     told: RuleConfig,
     /// Sites that are proven.
@@ -68,12 +70,16 @@ impl RuleMaps {
     pub(super) fn new(
         config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
         proofs: Array<MapData, [u64; PROOF_WORDS]>,
+        avoided: Option<String>,
     ) -> Self {
-        Self { config, proofs, told: RuleConfig::default(), proven: Vec::new() }
+        Self { config, proofs, avoided, told: RuleConfig::default(), proven: Vec::new() }
     }
 
     /// Learns, tries, and from then on tells rules; or leaves everything as it was, and says why.
     pub fn arm(&mut self, prover: &mut impl Proving) -> Result<Proof, Unproven> {
+        if let Some(why) = &self.avoided {
+            return Err(Unproven::Other(why.clone()));
+        }
         let prepared = prover.prepare_proof()?;
         let proven = self.learn_and_try(&prepared, prover);
         prover.end_proof();
@@ -199,4 +205,67 @@ fn learn(all: &[Seen], config: &RuleConfig) -> Result<Vec<RuleSite>, String> {
         sites.push(RuleSite { location, return_word, rule_word, chain_word });
     }
     Ok(sites)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: RuleConfig = RuleConfig {
+        rule_handle_bit: 13,
+        rule_handle_mask: (1 << 42) - 1,
+        proof_netns: 0,
+        wants_frames: 0,
+        chain_table: 0,
+        chain_handle: 0,
+        table_handle: 0,
+        proven: 0,
+        sites: [RuleSite { location: 0, return_word: 0, rule_word: 0, chain_word: 0 }; MAX_SITES],
+    };
+    const BY_RULE: u64 = 0xffff_ffff_8100_0010;
+    const BY_POLICY: u64 = 0xffff_ffff_8100_0020;
+
+    /// A packet that rule `rule` dropped (0: the policy): the rule's address at word 8 points to its head, the return
+    /// address is at 11, the chain at 12; the location is an argument too.
+    fn packet(location: u64, rule: u64) -> Seen {
+        let mut frame = vec![FrameWord { value: 7 + rule, ..FrameWord::default() }; FRAME_WORDS];
+        frame[1].value = location;
+        // The mark of the last is not set, and what lies above the handle is anything.
+        frame[8].target = 0xff80_0000_0000_0000 | rule << 13 | 24 << 1;
+        frame[11].value = location;
+        frame[12] = FrameWord { value: 1, target: 2, chain_handle: 3, table_handle: 4 };
+        Seen { expected: Expected { port: 1, handles: (4, 3, rule) }, location, answer: RuleAnswer::default(), frame }
+    }
+
+    #[test]
+    fn the_words_are_those_that_are_right_every_time() {
+        let mut seen = vec![packet(BY_RULE, 5), packet(BY_RULE, 6), packet(BY_POLICY, 0)];
+        // Right once, and by chance.
+        seen[0].frame[5].target = 5 << 13;
+        let mut sites = learn(&seen, &CONFIG).unwrap();
+        sites.sort_by_key(|site| site.location);
+        let site = |location, rule_word| RuleSite { location, return_word: 11, rule_word, chain_word: 12 };
+        assert_eq!(sites, [site(BY_RULE, 8), site(BY_POLICY, NO_WORD)]);
+    }
+
+    #[test]
+    fn nothing_is_learnt_from_a_frame_that_is_gone() {
+        let mut seen = vec![packet(BY_RULE, 5), packet(BY_RULE, 6)];
+        seen[1].frame[8].target |= 1;
+        assert!(learn(&seen, &CONFIG).is_err(), "the end of a chain is no rule");
+        let both = [packet(BY_RULE, 5), packet(BY_RULE, 0)];
+        assert!(learn(&both, &CONFIG).is_err(), "rule and policy cannot be told apart");
+        let mut seen = vec![packet(BY_RULE, 5)];
+        seen[0].frame[11].value = 0;
+        assert!(learn(&seen, &CONFIG).is_err(), "an argument is no return address");
+    }
+
+    #[test]
+    fn a_proofs_words_are_in_the_order_of_its_fields() {
+        let words: [u64; PROOF_WORDS] = std::array::from_fn(|index| index as u64);
+        let seen = seen(Expected { port: 1, handles: (0, 0, 0) }, &words);
+        assert_eq!((seen.location, seen.answer), (0, RuleAnswer { table: 1, chain: 2, rule: 3 }));
+        assert_eq!(seen.frame[1], FrameWord { value: 8, target: 9, chain_handle: 10, table_handle: 11 });
+        assert_eq!(seen.frame.len(), FRAME_WORDS);
+    }
 }

@@ -572,7 +572,7 @@ fn replaced() -> Result<Outcome> {
     let lab = Lab::new()?;
     let observer = Observer::watch(&lab.client)?;
     let ruleset = |turn: usize| {
-        let (first, second) = if turn % 2 == 0 { (9001, 9002) } else { (9002, 9001) };
+        let (first, second) = if turn.is_multiple_of(2) { (9001, 9002) } else { (9002, 9001) };
         format!(
             "table inet t\ndelete table inet t\ntable inet t {{ chain o {{ {OUT}\n\
              udp dport {first} drop comment \"to {first}\"\nudp dport {second} drop comment \"to {second}\"\n}} }}"

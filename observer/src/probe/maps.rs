@@ -1,0 +1,111 @@
+//! The maps of attached programs, for whoever in user space reads or fills them.
+
+use std::mem::offset_of;
+
+use anyhow::Context;
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
+use bytes::Bytes;
+use observer_ebpf::abi::{DropKey, Member, map};
+
+use super::{
+    Probes,
+    attach::{AVOID, RULES, is_avoided},
+    rules::RuleMaps,
+};
+
+/// The counts of the even and of the odd generation, each with those by coarser keys behind it.
+type CountMaps = [[PerCpuHashMap<MapData, [u8; size_of::<DropKey>()], [u64; 4]>; 2]; 2];
+
+/// `BPF_NOEXIST` of `uapi/linux/bpf.h`.
+const NO_EXIST: u64 = 1;
+
+/// Which processes belong to the trees that are kept track of.
+pub struct Tree(HashMap<MapData, u32, [u8; size_of::<Member>()]>);
+
+impl Tree {
+    /// Those that belong to one, and live.
+    pub fn members(&self) -> Vec<u32> {
+        let at = offset_of!(Member, inside);
+        let inside = |member: [u8; size_of::<Member>()]| member[at..at + size_of::<u32>()] != [0; size_of::<u32>()];
+        self.0.iter().flatten().filter(|(_, member)| inside(*member)).map(|(pid, _)| pid).collect()
+    }
+}
+
+impl Probes {
+    /// Says of a process that runs already whether it belongs to a tree that is asked for. What the kernel half knows of its
+    /// number since then stands.
+    pub fn place_in_tree(&mut self, pid: u32, start_ticks: u64, inside: bool) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
+        let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
+        let mut member = [0; size_of::<Member>()];
+        let inside = u32::from(inside).to_ne_bytes();
+        for (offset, bytes) in
+            [(offset_of!(Member, start_ticks), &start_ticks.to_ne_bytes()[..]), (offset_of!(Member, inside), &inside)]
+        {
+            member[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        match tree.insert(pid, member, NO_EXIST) {
+            Ok(()) | Err(MapError::SyscallError(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The trees; once, when all that run already are placed.
+    pub fn take_tree(&mut self) -> anyhow::Result<Tree> {
+        let map = self.ebpf.take_map(map::TREE).with_context(|| format!("the map {} was taken already", map::TREE))?;
+        Ok(Tree(map.try_into()?))
+    }
+
+    /// Takes back what was said of a process that has ended meanwhile.
+    pub fn take_out_of_tree(&mut self, pid: u32) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
+        let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
+        // Gone already is as good.
+        let _ = tree.remove(&pid);
+        Ok(())
+    }
+
+    /// Records of connections that hung at start.
+    pub fn take_hanging(&mut self) -> Bytes {
+        std::mem::take(&mut self.hanging)
+    }
+
+    /// The ring of drop records; once.
+    pub fn take_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        self.take(map::EVENTS)
+    }
+
+    /// The ring of process records; once.
+    pub fn take_process_ring(&mut self) -> anyhow::Result<RingBuf<MapData>> {
+        self.take(map::PROCESSES)
+    }
+
+    /// What is counted by key; once.
+    pub fn take_counts(&mut self) -> anyhow::Result<CountMaps> {
+        let mut one = |name: &str| -> anyhow::Result<_> {
+            let map = self.ebpf.take_map(name).with_context(|| format!("the counts {name} were taken already"))?;
+            Ok(map.try_into()?)
+        };
+        Ok([[one(map::KEYS[0])?, one(map::COARSE[0])?], [one(map::KEYS[1])?, one(map::COARSE[1])?]])
+    }
+
+    /// The generation in which is counted; once.
+    pub fn take_epoch(&mut self) -> anyhow::Result<Array<MapData, u32>> {
+        let map = self.ebpf.take_map(map::EPOCH).context("the generation was taken already")?;
+        Ok(map.try_into()?)
+    }
+
+    /// By what the kernel half is told how to tell rules; once.
+    pub fn take_rules(&mut self) -> anyhow::Result<RuleMaps> {
+        let avoided = is_avoided(RULES).then(|| format!("not tried, because {AVOID} names it"));
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).with_context(|| format!("the map {name} was taken already"));
+        let (config, proofs) = (take(map::RULES)?, take(map::PROOFS)?);
+        Ok(RuleMaps::new(config.try_into()?, proofs.try_into()?, avoided))
+    }
+
+    fn take(&mut self, name: &str) -> anyhow::Result<RingBuf<MapData>> {
+        let ring = self.ebpf.take_map(name).with_context(|| format!("the ring {name} was taken already"))?;
+        RingBuf::try_from(ring).context("the BPF object's ring is of another kind")
+    }
+}
