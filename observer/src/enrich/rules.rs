@@ -15,15 +15,15 @@ use crate::{
     },
 };
 
-/// How often the method is tried again while nftables is not loaded.
+/// How often the method is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether the kernel half tells rules.
 enum Method {
     /// It does.
     Armed,
-    /// Not yet: nftables is not loaded. When it was tried last.
-    NotLoaded(Instant),
+    /// Not yet, when it was tried last, and why: nftables is not loaded, or the helper had too much to do.
+    NotYet(Instant, String),
     /// It cannot, and why.
     Impossible(String),
 }
@@ -41,7 +41,7 @@ impl Rules {
     pub fn new(maps: RuleMaps, prover: &mut impl Proving) -> Self {
         let mut rules = Self {
             maps,
-            method: Method::NotLoaded(Instant::now()),
+            method: Method::NotYet(Instant::now(), String::new()),
             known: Answers::new(),
             seen: RuleCounts::default(),
         };
@@ -55,8 +55,8 @@ impl Rules {
                 log::debug!("rules are seen live: {proof}");
                 Method::Armed
             }
-            Err(Unproven::NotLoaded) => Method::NotLoaded(Instant::now()),
             Err(Unproven::Other(why)) => Method::Impossible(why),
+            Err(error) => Method::NotYet(Instant::now(), error.to_string()),
         };
     }
 
@@ -69,8 +69,7 @@ impl Rules {
     pub fn summary(&self) -> RulesSeen {
         let why = match &self.method {
             Method::Armed => None,
-            Method::NotLoaded(_) => Some(Unproven::NotLoaded.to_string()),
-            Method::Impossible(why) => Some(why.clone()),
+            Method::NotYet(_, why) | Method::Impossible(why) => Some(why.clone()),
         };
         RulesSeen { live: why.is_none(), why, probe: self.seen }
     }
@@ -79,7 +78,7 @@ impl Rules {
     pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Option<Arc<NamedRule>> {
         let Some(answer) = dropped.rule else {
             // nftables may have been loaded since.
-            if let (Cause::Netfilter, Method::NotLoaded(tried)) = (dropped.cause, &self.method)
+            if let (Cause::Netfilter, Method::NotYet(tried, _)) = (dropped.cause, &self.method)
                 && tried.elapsed() > AGAIN
             {
                 self.arm(eyes);

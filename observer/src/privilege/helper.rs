@@ -55,6 +55,8 @@ pub struct Helper {
     asked: u64,
     /// The answer to the last question is still out.
     waiting: bool,
+    /// A proof is being prepared.
+    begun: bool,
     /// The first time it did not answer.
     failure: Option<HelperError>,
 }
@@ -69,7 +71,14 @@ impl Helper {
                 drop(theirs);
                 setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))
                     .context("cannot set a time limit")?;
-                Ok(Self { socket: ours, pid: child.as_raw().unsigned_abs(), asked: 0, waiting: false, failure: None })
+                Ok(Self {
+                    socket: ours,
+                    pid: child.as_raw().unsigned_abs(),
+                    asked: 0,
+                    waiting: false,
+                    begun: false,
+                    failure: None,
+                })
             }
             ForkResult::Child => {
                 drop(ours);
@@ -115,13 +124,28 @@ impl Helper {
         }
     }
 
+    /// Has it prepare a proof while this process goes on; what it made of it is taken by the next question, which must be
+    /// [`Proving::prepare_proof`].
+    pub fn begin_proof(&mut self) {
+        self.begun = self.send(&Request::PrepareProof).is_ok();
+    }
+
     fn exchange(&mut self, request: &Request) -> Result<Response> {
+        self.send(request)?;
+        self.receive()
+    }
+
+    fn send(&mut self, request: &Request) -> Result<()> {
+        self.begun = false;
         let overdue = std::mem::replace(&mut self.waiting, true);
         if overdue && receive(&self.socket, MsgFlags::MSG_DONTWAIT).is_err() {
             anyhow::bail!("an answer is overdue");
         }
         self.asked += 1;
-        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?)?;
+        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?)
+    }
+
+    fn receive(&mut self) -> Result<Response> {
         let answer = receive(&self.socket, MsgFlags::empty())?.context("it is gone")?;
         let (number, response): (u64, Response) = serde_json::from_slice(&answer)?;
         anyhow::ensure!(number == self.asked, "it answered another question");
@@ -132,10 +156,15 @@ impl Helper {
 
 impl Proving for Helper {
     fn prepare_proof(&mut self) -> Result<Prepared, Unproven> {
-        match self.ask(&Request::PrepareProof) {
+        let prepared = if std::mem::take(&mut self.begun) {
+            self.receive().map_err(|error| HelperError(format!("{error:#}")))
+        } else {
+            self.ask(&Request::PrepareProof)
+        };
+        match prepared {
             Ok(Response::PrepareProof(prepared)) => prepared,
             Ok(other) => Err(Unproven::Other(unexpected(&other).to_string())),
-            Err(error) => Err(Unproven::Other(error.to_string())),
+            Err(error) => Err(Unproven::Later(error.to_string())),
         }
     }
 
@@ -143,7 +172,7 @@ impl Proving for Helper {
         match self.ask(&Request::SendProof) {
             Ok(Response::SendProof(sent)) => sent.map_err(Unproven::Other),
             Ok(other) => Err(Unproven::Other(unexpected(&other).to_string())),
-            Err(error) => Err(Unproven::Other(error.to_string())),
+            Err(error) => Err(Unproven::Later(error.to_string())),
         }
     }
 

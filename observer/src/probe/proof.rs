@@ -21,11 +21,10 @@ use crate::firewall::{
     nft,
 };
 
-/// The function of the kernel that walks nftables' rules, and the one that rejects in the family `inet`.
-const WALKER: &str = "nft_do_chain";
-const REJECTER: &str = "nft_reject_inet_eval";
-/// The module that both belong to, where it is not built in.
-const MODULE: &str = "nf_tables";
+/// nftables' module, where it is not built in, and a type of its.
+const MODULE: (&str, &str) = ("nf_tables", "nft_chain");
+/// The module that rejects in the family `inet`, and a function of its.
+const REJECTER: (&str, &str) = ("nft_reject_inet", "nft_reject_inet_eval");
 
 const TABLE: &str = "observer_proof";
 /// Chains beside `output`.
@@ -111,6 +110,9 @@ pub enum Unproven {
     /// nftables is not loaded, and nobody is to load it for this.
     #[error("nftables is not loaded")]
     NotLoaded,
+    /// It takes too long now.
+    #[error("{0}")]
+    Later(String),
     /// Something else.
     #[error("{0}")]
     Other(String),
@@ -125,12 +127,16 @@ pub struct Prover {
 impl Prover {
     /// Makes the namespace and its rules.
     pub fn prepare() -> Result<(Self, Prepared), Unproven> {
-        let [loaded, rejects] = have([WALKER, REJECTER]);
-        if !loaded {
+        let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
+        let is_loaded = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
+        let btf = Btf::of_module(MODULE.0).map_err(|error| Unproven::Other(error.to_string()))?;
+        // Its types are the module's, which is loaded, or the kernel's own.
+        if !btf.has_struct(MODULE.1) {
             return Err(Unproven::NotLoaded);
         }
+        let rejects = is_loaded(REJECTER.0) || btf.has_function(REJECTER.1);
         let prepare = || {
-            let (offsets, handle) = numbers(&Btf::of_module(MODULE)?)?;
+            let (offsets, handle) = numbers(&btf)?;
             let (send, orders) = channel();
             let (reports, sent) = channel();
             let (ready, made) = channel();
@@ -159,18 +165,6 @@ impl Prover {
         self.send.send(()).context("the proof's thread has ended")?;
         self.sent.recv().context("the proof's thread has ended")?
     }
-}
-
-/// Which of these functions the kernel has now, modules included. Their addresses are nobody's concern here.
-fn have<const N: usize>(functions: [&str; N]) -> [bool; N] {
-    let text = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-    let mut found = [false; N];
-    for name in text.lines().filter_map(|line| line.split_ascii_whitespace().nth(2)) {
-        for (found, function) in found.iter_mut().zip(functions) {
-            *found |= name == function;
-        }
-    }
-    found
 }
 
 /// Offsets and the handle's bits, as [`Prepared`] has them.

@@ -78,6 +78,7 @@ impl RuleMaps {
     /// Learns, tries, and from then on tells rules; or leaves everything as it was, and says why.
     pub fn arm(&mut self, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         if let Some(why) = &self.avoided {
+            prover.end_proof();
             return Err(Unproven::Other(why.clone()));
         }
         let prepared = prover.prepare_proof()?;
