@@ -82,6 +82,8 @@ fn hooks() -> Result<Outcome> {
     let reasons = check(&answer, "reasons")?;
     ensure!(reasons["status"] == if named { "ok" } else { "degraded" }, "{reasons}");
     ensure!(check(&answer, "forwarding")?["status"] == "ok", "{answer}");
+    let rules = check(&answer, "rules")?;
+    ensure!(rules["status"] == if kernel::is_at_least(6, 7) { "ok" } else { "degraded" }, "{rules}");
 
     // What is said for diagnosis costs no hook.
     let loud = Observer::start(["-vv", "watch"])?;

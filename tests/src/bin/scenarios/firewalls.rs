@@ -2,12 +2,13 @@
 
 use anyhow::{Result, ensure};
 use harness::{
+    kernel,
     lab::{FAR_V4, FAR_V6, Lab},
     namespace::Namespace,
     observer::{Observer, Report, expect},
     traffic,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{Outcome, Scenario};
 
@@ -62,7 +63,12 @@ fn iptables(program: &str, target: &[&str]) -> Result<Outcome> {
     let report = knock(&lab, FAR_V4)?;
     let counted = iptables_count(&lab.client, program)?;
     let events = report.foreground().len() as u64;
-    ensure!(events > 0 && events == counted, "{events} events, {counted} counted");
+    ensure!(
+        events > 0 && events == counted,
+        "{events} events, {counted} counted: {:?} {}",
+        report.events,
+        report.account
+    );
     Ok(Outcome::Passed)
 }
 
@@ -125,8 +131,21 @@ fn ufw_deny() -> Result<Outcome> {
     ensure!(!pids.contains(&Some(u64::from(open.pid))), "what passed was told");
     for event in report.foreground() {
         expect(event, &[("/destination/port", json!(443)), ("/egress/hook", json!("output"))])?;
+        let (family, chain) = match event["network"]["type"].as_str() {
+            Some("ipv6") => ("ip6", "ufw6-user-output"),
+            _ => ("ip", "ufw-user-output"),
+        };
+        by_rule(event, &[("family", json!(family)), ("chain", json!(chain)), ("position", json!(1))])?;
     }
     Ok(Outcome::Passed)
+}
+
+/// The rule that dropped it, where this kernel shows it.
+fn by_rule(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
+    for (field, value) in wanted.iter().filter(|_| kernel::is_at_least(6, 7)) {
+        ensure!(event["egress"]["rule"][field] == *value, "{field} is not {value}: {event}");
+    }
+    Ok(())
 }
 
 fn ufw_default_deny() -> Result<Outcome> {
@@ -142,6 +161,7 @@ fn ufw_default_deny() -> Result<Outcome> {
         let event = events.iter().find(|event| event["process"]["pid"] == client);
         let Some(event) = event else { anyhow::bail!("{client} is not told: {:?}", report.events) };
         expect(event, &[("/destination/port", json!(port)), ("/network/transport", json!(transport))])?;
+        by_rule(event, &[("chain", json!("OUTPUT")), ("handle", Value::Null), ("text", json!("policy drop"))])?;
     }
     Ok(Outcome::Passed)
 }
