@@ -71,6 +71,16 @@ pub struct Rule {
     pub packets: Option<u64>,
 }
 
+/// Number of the ruleset in this thread's network namespace: every change raises it.
+pub fn generation() -> Result<u32> {
+    let mut socket = NetlinkSocket::new();
+    let request = nftables::Request::new().op_getgen_do(&header(family::UNSPEC));
+    let mut replies = socket.request(&request).context("cannot ask for nftables' generation")?;
+    let reply = replies.recv().context("nftables does not tell its generation")?;
+    let (_, generation) = reply.map_err(io::Error::from).context("cannot read nftables' generation")?;
+    generation.get_id().context("nftables does not tell its generation")
+}
+
 /// All tables of all families in this thread's network namespace.
 pub fn tables() -> Result<Vec<Table>> {
     let mut socket = NetlinkSocket::new();

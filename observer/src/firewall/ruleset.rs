@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{
     listing::{self, Pending},
@@ -15,8 +15,13 @@ use super::{
 };
 use crate::model::{NamedRule, Verdict, WantedRule};
 
+/// Times that a ruleset is read again which changed meanwhile.
+const ATTEMPTS: usize = 4;
+
 /// A snapshot.
 pub struct Ruleset {
+    /// As it was numbered then, in its namespace.
+    generation: u32,
     tables: Vec<Table>,
     chains: Vec<Chain>,
     rules: Vec<Rule>,
@@ -28,8 +33,30 @@ pub struct Ruleset {
 impl Ruleset {
     /// Reads the namespace of the calling thread.
     pub fn read() -> Result<Self> {
-        let (tables, chains, rules) = (nft::tables()?, nft::chains()?, nft::rules()?);
-        Ok(Self { listing: Some(listing::begin()), ..Self::of(tables, chains, rules) })
+        let mut generation = nft::generation()?;
+        for _ in 0..ATTEMPTS {
+            let read = nft::tables().and_then(|tables| Ok((tables, nft::chains()?, nft::rules()?)));
+            let after = nft::generation()?;
+            match read {
+                Ok((tables, chains, rules)) if after == generation => {
+                    return Ok(Self { generation, listing: Some(listing::begin()), ..Self::of(tables, chains, rules) });
+                }
+                // A listing that a change interrupts fails.
+                Err(error) if after == generation => return Err(error),
+                _ => generation = after,
+            }
+        }
+        bail!("the ruleset changes faster than it can be read")
+    }
+
+    /// As it was numbered when it was read, in its namespace.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether it has the rule, or the chain whose policy it was.
+    pub fn has(&self, wanted: &WantedRule) -> bool {
+        self.find(wanted).is_some()
     }
 
     fn of(tables: Vec<Table>, chains: Vec<Chain>, rules: Vec<Rule>) -> Self {
@@ -42,7 +69,7 @@ impl Ruleset {
                 Some(((*handles.get(&(rule.family, rule.table.as_str()))?, rule.handle), index))
             })
             .collect();
-        Self { by_handle, tables, chains, rules, listing: None }
+        Self { generation: 0, by_handle, tables, chains, rules, listing: None }
     }
 
     /// How much it holds.

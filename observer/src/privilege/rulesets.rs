@@ -1,19 +1,17 @@
-//! Rulesets of the namespaces in which something was blocked: read at the first question, and kept as long as nftables
-//! announces no change.
+//! Rulesets of the namespaces in which something was blocked: read at the first question, and again when they have changed.
+//!
+//! Nothing of a namespace is kept open: a socket in it would keep it alive after its last process.
 
 use std::{
     collections::{HashMap, VecDeque},
-    io,
-    os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+use anyhow::Result;
 
 use super::netns;
 use crate::{
-    firewall::ruleset::Ruleset,
+    firewall::{nft, ruleset::Ruleset},
     model::{NamedRule, WantedRule},
 };
 
@@ -21,24 +19,18 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(80);
 /// Namespaces whose rulesets are kept, those asked about last.
 const MAX_NAMESPACES: usize = 256;
-/// Rulesets of a namespace that are kept beside the one in force, and rules in them: a rule that is gone is still named.
-const MAX_OLDER: usize = 8;
+/// Rulesets of a namespace that are kept, and rules in those that are not in force: a rule that is gone is still named.
+const MAX_KEPT: usize = 8;
 const MAX_OLDER_RULES: usize = 50_000;
-/// `NFNLGRP_NFTABLES`: the group to which nftables announces every change.
-const GROUP: u32 = 7;
 
 /// What is known of one namespace.
 struct Space {
-    /// Announced changes.
-    changes: OwnedFd,
-    /// In force, as of the last announcement.
-    now: Ruleset,
-    /// Before, the newest first.
-    older: VecDeque<Ruleset>,
+    /// The newest first.
+    rulesets: VecDeque<Ruleset>,
     asked: Instant,
 }
 
-/// All of them.
+/// All of them, by the namespace's number.
 #[derive(Default)]
 pub(super) struct Rulesets(HashMap<u32, Space>);
 
@@ -46,72 +38,39 @@ impl Rulesets {
     /// The rule that the kernel half saw, if the ruleset has it, or had it, and it can have dropped that packet.
     pub(super) fn named(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>> {
         let deadline = Instant::now() + PATIENCE;
-        let space = match self.0.entry(wanted.netns) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(vacant) => vacant.insert(Space::adopt(wanted.netns)?),
-        };
+        let space =
+            self.0.entry(wanted.netns).or_insert_with(|| Space { rulesets: VecDeque::new(), asked: Instant::now() });
         space.asked = Instant::now();
-        let named = space.named(wanted, deadline);
+        let refreshed = space.refresh(wanted);
+        let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
         if self.0.len() > MAX_NAMESPACES {
             let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(netns, _)| *netns);
             eldest.map(|netns| self.0.remove(&netns));
         }
-        Ok(named)
+        match named {
+            // A handle is never used twice: whichever snapshot has the rule has the right one.
+            Some(named) => Ok(Some(named)),
+            None => refreshed.map(|()| None),
+        }
     }
 }
 
 impl Space {
-    /// Listens first, and then reads: no change falls in between.
-    fn adopt(netns: u32) -> Result<Self> {
-        netns::inside(Some(netns), move || {
-            Ok(Self { changes: listen()?, now: Ruleset::read()?, older: VecDeque::new(), asked: Instant::now() })
-        })?
-    }
-
-    fn named(&mut self, wanted: &WantedRule, deadline: Instant) -> Option<NamedRule> {
-        if self.has_changed() {
-            let netns = wanted.netns;
-            match netns::inside(Some(netns), Ruleset::read).and_then(|read| read) {
-                Ok(fresh) => {
-                    self.older.push_front(std::mem::replace(&mut self.now, fresh));
-                    while self.older.len() > MAX_OLDER
-                        || self.older.len() > 1
-                            && self.older.iter().map(Ruleset::rules).sum::<usize>() > MAX_OLDER_RULES
-                    {
-                        self.older.pop_back();
-                    }
-                }
-                // A namespace that has ended has no other rules any more.
-                Err(error) => log::debug!("the ruleset of namespace {netns} cannot be read again: {error:#}"),
-            }
+    /// Reads the ruleset, unless the newest snapshot is still in force and has the rule.
+    fn refresh(&mut self, wanted: &WantedRule) -> Result<()> {
+        // The number may be another namespace's by now: what is not there is looked for again.
+        let known = self.rulesets.front().filter(|newest| newest.has(wanted)).map(Ruleset::generation);
+        let fresh = netns::inside(Some(wanted.netns), move || match known {
+            Some(known) if nft::generation().is_ok_and(|now| now == known) => Ok(None),
+            _ => Ruleset::read().map(Some),
+        })??;
+        if let Some(fresh) = fresh {
+            self.rulesets.push_front(fresh);
         }
-        // A handle is never used twice: whichever snapshot has the rule has the right one.
-        std::iter::once(&mut self.now).chain(&mut self.older).find_map(|ruleset| ruleset.named(wanted, deadline))
-    }
-
-    /// Whether a change was announced, or announcements were lost.
-    fn has_changed(&self) -> bool {
-        let mut changed = false;
-        let mut message = [0; 64];
-        loop {
-            match recv(self.changes.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
-                Ok(_) => changed = true,
-                Err(nix::Error::EAGAIN) => return changed,
-                Err(nix::Error::EINTR) => {}
-                Err(nix::Error::ENOBUFS) => changed = true,
-                Err(_) => return true,
-            }
+        let older = |kept: &VecDeque<Ruleset>| kept.iter().skip(1).map(Ruleset::rules).sum::<usize>();
+        while self.rulesets.len() > MAX_KEPT || self.rulesets.len() > 1 && older(&self.rulesets) > MAX_OLDER_RULES {
+            self.rulesets.pop_back();
         }
+        Ok(())
     }
-}
-
-/// A socket that hears of every change in this thread's network namespace.
-fn listen() -> Result<OwnedFd> {
-    let listen = || -> io::Result<OwnedFd> {
-        let socket =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1 << (GROUP - 1)))?;
-        Ok(socket)
-    };
-    listen().context("cannot listen for changes of nftables")
 }

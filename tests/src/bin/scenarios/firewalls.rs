@@ -38,14 +38,7 @@ fn nft(rules: &str) -> Result<Outcome> {
         "table inet t {{ chain end {{ drop; }}\nchain out {{ type filter hook output priority 0;\n{rules}\n}} }}"
     ))?;
     let report = knock(&lab, FAR_V4)?;
-    let events = report.foreground().len() as u64;
-    ensure!(
-        events > 0 && events == lab.client.counted()?,
-        "{events} events, {} counted: {:?} {}",
-        lab.client.counted()?,
-        report.events,
-        report.account
-    );
+    all_told(&report, lab.client.counted()?)?;
     let report = knock(&lab, FAR_V6)?;
     ensure!(!report.foreground().is_empty(), "IPv6 gives no event");
     Ok(Outcome::Passed)
@@ -62,14 +55,22 @@ fn iptables(program: &str, target: &[&str]) -> Result<Outcome> {
     }
     let report = knock(&lab, FAR_V4)?;
     let counted = iptables_count(&lab.client, program)?;
-    let events = report.foreground().len() as u64;
+    all_told(&report, counted)?;
+    Ok(Outcome::Passed)
+}
+
+/// A line for every packet that the firewall counted. A retransmit whose timer interrupts the program on its processor is
+/// skipped there, and counted as missed.
+fn all_told(report: &Report, counted: u64) -> Result<()> {
+    let told = report.foreground().len() as u64;
+    let most = told + report.number("/missed_max");
     ensure!(
-        events > 0 && events == counted,
-        "{events} events, {counted} counted: {:?} {}",
+        told > 0 && (told..=most).contains(&counted),
+        "{told} told, {counted} counted: {:?} {}",
         report.events,
         report.account
     );
-    Ok(Outcome::Passed)
+    Ok(())
 }
 
 /// Packets of the OUTPUT chain's policy, or of its only rule.
