@@ -75,7 +75,7 @@ pub(crate) fn foreign(arch: &str) -> Result<Foreign> {
     };
     command::check(cargo("build").args(["--release", "--package", "observer"]))?;
     let mut tests = cargo("test");
-    tests.args(["--package", "observer", "--package", "observer-ebpf", "--no-fail-fast"]);
+    tests.args(["--package", "observer", "--package", "observer-ebpf", "--lib", "--no-fail-fast"]);
     Ok(Foreign { program: root().join("target/cross").join(&triple).join("release/observer"), tests })
 }
 

@@ -25,6 +25,8 @@ pub struct RuleSite {
     pub rule_word: u64,
     /// Word with the address of the base chain.
     pub chain_word: u64,
+    /// Not 0 where policies drop at the same place: then the word of the rule has the mark behind the last one.
+    pub last_is_policy: u64,
 }
 
 /// What the kernel half must know, as whole words. All zero: nothing is looked at.
@@ -59,8 +61,10 @@ impl RuleConfig {
     /// The words that it is made of, in the order of its fields.
     pub fn words(&self) -> [u64; RULE_CONFIG_WORDS] {
         let mut words = [0; RULE_CONFIG_WORDS];
-        let sites =
-            self.sites.iter().flat_map(|site| [site.location, site.return_word, site.rule_word, site.chain_word]);
+        let sites = self
+            .sites
+            .iter()
+            .flat_map(|site| [site.location, site.return_word, site.rule_word, site.chain_word, site.last_is_policy]);
         let all = [
             self.proof_netns,
             self.wants_frames,
@@ -118,5 +122,38 @@ pub struct RuleProof {
 }
 
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
-const _: () = assert!(size_of::<RuleConfig>() == 8 * (8 + 4 * MAX_SITES));
+const _: () = assert!(size_of::<RuleConfig>() == 8 * (8 + 5 * MAX_SITES));
 const _: () = assert!(size_of::<RuleProof>() == 8 * (4 + 4 * FRAME_WORDS));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::offset_of;
+
+    #[test]
+    fn words_are_in_the_order_of_the_fields() {
+        let site = RuleSite { location: 8, return_word: 9, rule_word: 10, chain_word: 11, last_is_policy: 12 };
+        let mut sites = [RuleSite::default(); MAX_SITES];
+        sites[1] = site;
+        let config = RuleConfig {
+            proof_netns: 1,
+            wants_frames: 2,
+            chain_table: 3,
+            chain_handle: 4,
+            table_handle: 5,
+            rule_handle_bit: 6,
+            rule_handle_mask: 7,
+            proven: 13,
+            sites,
+        };
+        let words = config.words();
+        let at = |offset: usize| words[offset / size_of::<u64>()];
+        assert_eq!((at(offset_of!(RuleConfig, proof_netns)), at(offset_of!(RuleConfig, wants_frames))), (1, 2));
+        assert_eq!((at(offset_of!(RuleConfig, chain_table)), at(offset_of!(RuleConfig, chain_handle))), (3, 4));
+        assert_eq!((at(offset_of!(RuleConfig, table_handle)), at(offset_of!(RuleConfig, proven))), (5, 13));
+        assert_eq!(at(offset_of!(RuleConfig, rule_handle_bit)), 6);
+        assert_eq!(at(offset_of!(RuleConfig, rule_handle_mask)), 7);
+        let second = offset_of!(RuleConfig, sites) / size_of::<u64>() + size_of::<RuleSite>() / size_of::<u64>();
+        assert_eq!(words[second..second + 5], [8, 9, 10, 11, 12]);
+    }
+}

@@ -58,8 +58,10 @@ extern "C" fn rule_identify() -> u64 {
             let mut handle = 0;
             if site.rule_word != NO_WORD {
                 let head = word(stack(arguments, site.rule_word));
-                handle = (head >> config.rule_handle_bit) & config.rule_handle_mask;
-                if head & IS_LAST != 0 || handle == 0 {
+                if head & IS_LAST == 0 {
+                    handle = (head >> config.rule_handle_bit) & config.rule_handle_mask;
+                }
+                if handle == 0 && (head & IS_LAST == 0 || site.last_is_policy == 0) {
                     return 0;
                 }
             }

@@ -194,16 +194,20 @@ fn learn(all: &[Seen], config: &RuleConfig) -> Result<Vec<RuleSite>, String> {
             word.chain_handle == answer.chain && word.table_handle == answer.table
         })
         .ok_or_else(|| missing("chain"))?;
-        let rule_word = match by_rule {
-            0 => NO_WORD,
-            all if all == here.len() => common(&|seen, word| {
+        let mut rule_word = NO_WORD;
+        if by_rule > 0 {
+            rule_word = common(&|seen, word| {
                 let handle = (word.target >> config.rule_handle_bit) & config.rule_handle_mask;
-                word.target & IS_LAST == 0 && handle == seen.expected.answer().rule
+                match seen.expected.answer().rule {
+                    // A policy drops once the last rule is passed.
+                    0 => word.target & IS_LAST != 0,
+                    rule => word.target & IS_LAST == 0 && handle == rule,
+                }
             })
-            .ok_or_else(|| missing("rule"))?,
-            _ => return Err(format!("rules and policies drop at the same place {location:#x}")),
-        };
-        sites.push(RuleSite { location, return_word, rule_word, chain_word });
+            .ok_or_else(|| missing("rule"))?;
+        }
+        let last_is_policy = u64::from(by_rule > 0 && by_rule < here.len());
+        sites.push(RuleSite { location, return_word, rule_word, chain_word, last_is_policy });
     }
     Ok(sites)
 }
@@ -221,7 +225,7 @@ mod tests {
         chain_handle: 0,
         table_handle: 0,
         proven: 0,
-        sites: [RuleSite { location: 0, return_word: 0, rule_word: 0, chain_word: 0 }; MAX_SITES],
+        sites: [RuleSite { location: 0, return_word: 0, rule_word: 0, chain_word: 0, last_is_policy: 0 }; MAX_SITES],
     };
     const BY_RULE: u64 = 0xffff_ffff_8100_0010;
     const BY_POLICY: u64 = 0xffff_ffff_8100_0020;
@@ -245,7 +249,8 @@ mod tests {
         seen[0].frame[5].target = 5 << 13;
         let mut sites = learn(&seen, &CONFIG).unwrap();
         sites.sort_by_key(|site| site.location);
-        let site = |location, rule_word| RuleSite { location, return_word: 11, rule_word, chain_word: 12 };
+        let site =
+            |location, rule_word| RuleSite { location, return_word: 11, rule_word, chain_word: 12, last_is_policy: 0 };
         assert_eq!(sites, [site(BY_RULE, 8), site(BY_POLICY, NO_WORD)]);
     }
 
@@ -254,8 +259,11 @@ mod tests {
         let mut seen = vec![packet(BY_RULE, 5), packet(BY_RULE, 6)];
         seen[1].frame[8].target |= 1;
         assert!(learn(&seen, &CONFIG).is_err(), "the end of a chain is no rule");
-        let both = [packet(BY_RULE, 5), packet(BY_RULE, 0)];
+        let mut both = [packet(BY_RULE, 5), packet(BY_RULE, 0)];
         assert!(learn(&both, &CONFIG).is_err(), "rule and policy cannot be told apart");
+        both[1].frame[8].target |= 1;
+        let [site] = learn(&both, &CONFIG).unwrap()[..] else { panic!("one place") };
+        assert_eq!((site.rule_word, site.last_is_policy), (8, 1), "by the mark behind the last rule they can");
         let mut seen = vec![packet(BY_RULE, 5)];
         seen[0].frame[11].value = 0;
         assert!(learn(&seen, &CONFIG).is_err(), "an argument is no return address");
