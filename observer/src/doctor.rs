@@ -294,7 +294,12 @@ fn rules(probes: &mut Probes, helper: &mut Helper) -> Check {
             Status::Degraded,
             format!("not seen live: {error}"),
             "a blocked packet's hook is told, and not the rule that dropped it",
-            "boot Linux 6.7 or later, where nftables frees a packet while the rule is still at hand",
+            match error {
+                Unproven::Later(_) => "run it again; `observer watch` does so by itself at the next drop",
+                _ => {
+                    "Linux 6.7 and later free a packet while the rule is still at hand; there, report it with what this says"
+                }
+            },
         ),
     }
 }

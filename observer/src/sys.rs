@@ -1,7 +1,11 @@
 //! The few system calls that need unsafe code; nothing else in user space does.
 #![allow(unsafe_code, reason = "the only module of user space that may; each block names what it relies on")]
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsRawFd,
+};
 
 use nix::unistd::ForkResult;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -43,4 +47,23 @@ pub fn set_signal_handler(signal: nix::sys::signal::Signal, handler: nix::sys::s
 pub fn wait_for_running_programs() -> bool {
     // SAFETY: the call takes numbers and touches no memory of ours.
     unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
+}
+
+/// Cookie of this thread's network namespace: a number that the kernel never uses twice, other than the namespace's inode
+/// number. Since Linux 5.14.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which the number has.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }

@@ -117,6 +117,8 @@ layout! {
 
     /// `net.ns.inum`
     net_inum,
+    /// `net.net_cookie`
+    net_cookie,
     /// `net.ipv4.sysctl_tcp_syn_retries`
     net_syn_retries,
     /// `net.ipv4.sysctl_tcp_syn_linear_timeouts`

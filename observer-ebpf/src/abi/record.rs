@@ -233,6 +233,6 @@ pub struct DropRecord {
 }
 
 const _: () = assert!(size_of::<Tuple>() == 36);
-const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + 24 + 16 + 6 * 4 + 2 * 2 + 8 + 4);
+const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + size_of::<RuleAnswer>() + 16 + 6 * 4 + 2 * 2 + 8 + 4);
 const _: () = assert!(size_of::<DropKey>().is_multiple_of(8));
 const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 16 + PACKET_BYTES);

@@ -82,11 +82,13 @@ impl RuleConfig {
     }
 }
 
-/// What the kernel half knows of the rule; all zero when it knows nothing. Handles are nftables' own numbers: a table's is
-/// never used twice, a chain's and a rule's not in their table.
+/// What the kernel half knows of the rule; all zero when it knows nothing. Handles are nftables' own numbers: in one network
+/// namespace a table's is never used twice, and a chain's and a rule's not in their table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct RuleAnswer {
+    /// Cookie of the network namespace, a number that the kernel never uses twice.
+    pub netns_cookie: u64,
     /// Handle of the table.
     pub table: u64,
     /// Handle of the base chain at which the walk began.
@@ -123,7 +125,7 @@ pub struct RuleProof {
 
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
 const _: () = assert!(size_of::<RuleConfig>() == 8 * (8 + 5 * MAX_SITES));
-const _: () = assert!(size_of::<RuleProof>() == 8 * (4 + 4 * FRAME_WORDS));
+const _: () = assert!(size_of::<RuleProof>() == 8 * (5 + 4 * FRAME_WORDS));
 
 #[cfg(test)]
 mod tests {

@@ -121,13 +121,16 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         if skb.sk != 0 {
             sock::describe::<R>(skb.sk, scratch);
         }
-        // The namespace whose rules decided: the socket's own, unless another one forwards for it.
+        // The namespace whose rules decided: the device's, which is the socket's own unless another one forwards for it, or a
+        // tunnel was moved out of the namespace that its packets go through.
         let device = skb.out_device::<R>(route);
         drop::interface(scratch, device);
-        if direction != Direction::Local || get!(scratch.record.key.netns) == 0 {
-            let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
-            put!(scratch.record.key.netns, Probe::field(net, field!(net_inum)).unwrap_or(0));
+        let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
+        let inum: u32 = Probe::field(net, field!(net_inum)).unwrap_or(0);
+        if inum != 0 || direction != Direction::Local {
+            put!(scratch.record.key.netns, inum);
         }
+        put!(scratch.net, net);
         let (start, bytes) = skb.linear::<R>(scratch);
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();

@@ -29,6 +29,8 @@ pub struct Scratch {
     tuple: [u8; TUPLE_BYTES],
     /// Address of the tracepoint's arguments: on the stack, below every frame that led to the drop.
     pub arguments: u64,
+    /// `struct net` whose rules decided; 0 when unknown.
+    pub net: u64,
     /// A pointer on its way to becoming a plain number.
     pub pointer: u64,
     /// `struct socket`, where there is one.

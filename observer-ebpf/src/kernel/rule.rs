@@ -5,7 +5,11 @@
 use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_kernel as probe_read_kernel, macros::btf_map};
 use observer_ebpf::abi::{FRAME_WORDS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof};
 
-use super::drop::{self, get, put};
+use super::{
+    drop::{self, get, put},
+    layout::field,
+    read::{Probe, Reader},
+};
 
 #[btf_map]
 static RULES: Array<RuleConfig, 1> = Array::new();
@@ -46,6 +50,11 @@ extern "C" fn rule_identify() -> u64 {
     // SAFETY: the scratch space is this CPU's.
     let (arguments, location) = unsafe { (get!(scratch.arguments), get!(scratch.record.location)) };
     // SAFETY: likewise.
+    let cookie: u64 = Probe::field(unsafe { get!(scratch.net) }, field!(net_cookie)).unwrap_or(0);
+    if cookie == 0 {
+        return 0;
+    }
+    // SAFETY: likewise.
     let usable = if is_proof(unsafe { get!(scratch.record.key.netns) }) { MAX_SITES as u64 } else { config.proven };
     for index in 0..MAX_SITES {
         if index as u64 >= usable {
@@ -67,6 +76,7 @@ extern "C" fn rule_identify() -> u64 {
             }
             // SAFETY: the scratch space is this CPU's.
             unsafe {
+                put!(scratch.record.key.rule.netns_cookie, cookie);
                 put!(scratch.record.key.rule.table, table);
                 put!(scratch.record.key.rule.chain, word(chain.wrapping_add(config.chain_handle)));
                 put!(scratch.record.key.rule.rule, handle);
@@ -114,6 +124,7 @@ extern "C" fn rule_prove() -> u64 {
         let index = u32::from(get!(scratch.record.key.sent.destination_port));
         let Some(proof) = PROOFS.get_ptr_mut(index) else { return 0 };
         (*proof).location = get!(scratch.record.location);
+        (*proof).answer.netns_cookie = get!(scratch.record.key.rule.netns_cookie);
         (*proof).answer.table = get!(scratch.record.key.rule.table);
         (*proof).answer.chain = get!(scratch.record.key.rule.chain);
         (*proof).answer.rule = get!(scratch.record.key.rule.rule);

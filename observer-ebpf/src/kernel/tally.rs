@@ -135,6 +135,10 @@ unsafe fn coarsen(scratch: *mut Scratch) {
             put!(scratch.record.key.owner_start_ns, 0);
             put!(scratch.record.key.owner_source, 0);
         }
+        put!(scratch.record.key.rule.netns_cookie, 0);
+        put!(scratch.record.key.rule.table, 0);
+        put!(scratch.record.key.rule.chain, 0);
+        put!(scratch.record.key.rule.rule, 0);
         put!(scratch.record.key.cookie, 0);
         put!(scratch.record.key.inode, 0);
         put!(scratch.record.key.current_pid, 0);

@@ -46,7 +46,9 @@ pub(super) struct Session {
 impl Session {
     /// Attaches everything, and takes in what ran before.
     pub(super) fn attach(mut helper: Helper, filter: Filter, verbose: u8) -> Result<Self> {
-        helper.begin_proof();
+        if !Probes::avoids_rules() {
+            helper.begin_proof();
+        }
         let mut probes =
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
         // Before anything is observed for the user: from the first event on, the rule is told.

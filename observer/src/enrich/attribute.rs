@@ -66,8 +66,9 @@ pub trait Eyes: Proving {
     fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32>;
     /// Inode numbers of the sockets that can have sent a packet, in this namespace.
     fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64>;
-    /// The rule that the kernel half saw drop a packet, if the ruleset has it and it can have done so.
-    fn rule(&mut self, wanted: &WantedRule) -> Option<NamedRule>;
+    /// The rule that the kernel half saw drop a packet, if the ruleset has it and it can have done so; an error says why
+    /// that cannot be known.
+    fn rule(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>, String>;
     /// Why questions were not answered, where they were not.
     fn failure(&self) -> Option<String>;
 }

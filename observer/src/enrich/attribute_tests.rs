@@ -58,8 +58,8 @@ impl Eyes for Host {
         vec![7]
     }
 
-    fn rule(&mut self, _wanted: &WantedRule) -> Option<NamedRule> {
-        None
+    fn rule(&mut self, _wanted: &WantedRule) -> Result<Option<NamedRule>, String> {
+        Ok(None)
     }
 
     fn failure(&self) -> Option<String> {

@@ -88,6 +88,7 @@ impl Rules {
         self.seen.answered += 1;
         let wanted = WantedRule {
             netns: dropped.netns,
+            netns_cookie: answer.netns_cookie,
             table: answer.table,
             chain: answer.chain,
             rule: answer.rule,
@@ -97,7 +98,14 @@ impl Rules {
         let named = match self.known.get_known(&wanted) {
             Some(known) => known,
             None => {
-                let named = eyes.rule(&wanted).map(Arc::new);
+                let named = match eyes.rule(&wanted) {
+                    Ok(named) => named.map(Arc::new),
+                    Err(why) => {
+                        log::debug!("the ruleset of namespace {} was not read: {why}", wanted.netns);
+                        self.seen.unread += 1;
+                        return None;
+                    }
+                };
                 match &named {
                     Some(_) => self.known.put(wanted, named.clone()),
                     None => self.known.put_none(wanted, None),

@@ -10,7 +10,7 @@ use netlink_bindings::{
 use netlink_socket2::NetlinkSocket;
 
 use super::{
-    netfilter::{DROP, family, hook},
+    netfilter::{ACCEPT, DROP, family, hook},
     nft::SUBSYSTEM,
 };
 
@@ -29,6 +29,8 @@ pub enum Then {
     CountAndDrop,
     /// Rejects them.
     Reject,
+    /// Lets them pass, to the next table.
+    Accept,
     /// Lets another chain judge, and goes on if that does not.
     Jump(&'static str),
     /// Lets another chain judge.
@@ -46,10 +48,25 @@ pub struct RuleSpec {
     pub then: Then,
 }
 
-/// Adds a table of the family `inet` with `output`, a chain on that hook whose policy is drop, other chains, and rules in
-/// their order.
-pub fn output_table(table: &str, chains: &[&str], rules: &[RuleSpec]) -> Result<()> {
-    let table = CString::new(table)?;
+/// A table of the family `inet`.
+#[derive(Clone, Copy, Debug)]
+pub struct TableSpec<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Priority of its base chain `output`, on the hook of that name.
+    pub priority: i32,
+    /// That chain drops what no rule judges; else it lets it pass.
+    pub drops: bool,
+    /// Its other chains.
+    pub chains: &'a [&'a str],
+    /// Rules in their order.
+    pub rules: &'a [RuleSpec],
+}
+
+/// Adds a table.
+pub fn table(spec: &TableSpec<'_>) -> Result<()> {
+    let (chains, rules) = (spec.chains, spec.rules);
+    let table = CString::new(spec.name)?;
     let mut socket = NetlinkSocket::new();
     let messages = u32::try_from(3 + chains.len() + 1 + rules.len())?;
     let mut batch = nftables::Chained::new(socket.reserve_seq(messages));
@@ -67,9 +84,9 @@ pub fn output_table(table: &str, chains: &[&str], rules: &[RuleSpec]) -> Result<
         .push_name(c"output")
         .nested_hook()
         .push_num(hook::LOCAL_OUT)
-        .push_priority(0)
+        .push_priority(spec.priority)
         .end_nested()
-        .push_policy(DROP)
+        .push_policy(if spec.drops { DROP } else { ACCEPT })
         .push_type(c"filter");
     for chain in chains {
         batch
@@ -87,6 +104,7 @@ pub fn output_table(table: &str, chains: &[&str], rules: &[RuleSpec]) -> Result<
         let matched = to_port(expressions, rule.port);
         match rule.then {
             Then::Drop => verdict(matched, VerdictCode::Drop, None)?,
+            Then::Accept => verdict(matched, VerdictCode::Accept, None)?,
             Then::CountAndDrop => {
                 let counted = matched.nested_elem().nested_data_counter().end_nested().end_nested();
                 verdict(counted, VerdictCode::Drop, None)?;

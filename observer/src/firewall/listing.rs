@@ -13,7 +13,11 @@ use std::{
 use sha2::{Digest, Sha256};
 
 /// After this long `nft` is not waited for any more, by nobody.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(5);
+/// Of what it writes, so many bytes are read.
+const MAX_BYTES: u64 = 32 << 20;
+/// A rule's text is cut after so many characters, and marked.
+const MAX_TEXT: usize = 1024;
 
 /// The texts of a ruleset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,11 +68,12 @@ pub fn begin() -> Pending {
     if let Ok(mut child) = child {
         thread::spawn(move || {
             let (whole, text) = channel();
-            if let Some(mut stdout) = child.stdout.take() {
+            if let Some(stdout) = child.stdout.take() {
                 thread::spawn(move || {
-                    let mut text = String::new();
-                    let read = stdout.read_to_string(&mut text);
-                    let _ = whole.send(read.ok().map(|_| text));
+                    let mut text = Vec::new();
+                    let read = stdout.take(MAX_BYTES).read_to_end(&mut text);
+                    // A comment may be anything.
+                    let _ = whole.send(read.ok().map(|_| String::from_utf8_lossy(&text).into_owned()));
                 });
             }
             let text = text.recv_timeout(LIMIT).ok().flatten();
@@ -93,6 +98,8 @@ fn handle(line: &str) -> Option<(&str, u64)> {
 enum Block {
     Table,
     Chain,
+    /// A chain without a name inside a rule: its rules have no texts of their own here.
+    Bound,
     Other,
 }
 
@@ -118,18 +125,26 @@ fn parse(text: &str) -> Listing {
                 blocks.push(Block::Chain);
             }
             (Some(Block::Table), _) if line.ends_with('{') => blocks.push(Block::Other),
-            (Some(Block::Chain), _) if line == "}" && begun.is_empty() => {
+            (Some(Block::Chain), None) if line == "}" && begun.is_empty() => {
                 blocks.pop();
             }
-            (Some(Block::Table | Block::Other), _) if line == "}" => {
+            (Some(Block::Table | Block::Bound | Block::Other), _) if line == "}" => {
                 blocks.pop();
+            }
+            (Some(Block::Chain | Block::Bound), None) if ["jump {", "goto {"].iter().any(|end| line.ends_with(end)) => {
+                begun.clear();
+                blocks.push(Block::Bound);
             }
             (Some(Block::Chain), Some((_, handle))) => {
-                let rule = if begun.is_empty() { line.to_owned() } else { format!("{begun} {line}") };
+                let mut rule = if begun.is_empty() { line.to_owned() } else { format!("{begun} {line}") };
+                if let Some((cut, _)) = rule.char_indices().nth(MAX_TEXT) {
+                    rule.truncate(cut);
+                    rule.push('…');
+                }
                 listing.texts.insert((table, handle), rule);
                 begun.clear();
             }
-            (Some(Block::Chain), None) if !is_about_the_chain(line) || !begun.is_empty() => {
+            (Some(Block::Chain), None) if (!is_about_the_chain(line) || !begun.is_empty()) => {
                 if !begun.is_empty() {
                     begun.push(' ');
                 }
@@ -184,6 +199,22 @@ table ip filter { # handle 8
         assert_eq!(listing.text(7, 6), Some("tcp dport vmap { 80 : accept, 81 : drop }"));
         assert_eq!(listing.text(8, 4), Some("counter jump x"));
         assert_eq!(listing.texts.len(), 4);
+    }
+
+    #[test]
+    fn a_chain_inside_a_rule_and_a_very_long_rule() {
+        let long = format!("ip daddr {{ {} }} drop", "203.0.113.1, ".repeat(500));
+        let text = format!(
+            "table inet t {{ # handle 1\n\tchain o {{ # handle 1\n\t\tip daddr 10.0.0.0/8 jump {{\n\t\t\tudp dport 53 drop # handle 3\n\
+             \t\t}} # handle 4\n\t\tudp dport 54 drop # handle 5\n\t\t{long} # handle 6\n\t}}\n\
+             \tchain p {{ # handle 7\n\t\tudp dport 55 drop # handle 8\n\t}}\n}}\n"
+        );
+        let listing = parse(&text);
+        assert_eq!((listing.text(1, 3), listing.text(1, 4)), (None, None));
+        assert_eq!(listing.text(1, 5), Some("udp dport 54 drop"));
+        assert_eq!(listing.text(1, 8), Some("udp dport 55 drop"));
+        let cut = listing.text(1, 6).unwrap();
+        assert!(cut.ends_with('…') && cut.chars().count() == MAX_TEXT + 1);
     }
 
     #[test]

@@ -64,5 +64,7 @@ pub mod hook {
     }
 }
 
+/// `NF_ACCEPT`, also as a chain's policy.
+pub const ACCEPT: u32 = 1;
 /// `NF_DROP`, also as a chain's policy.
 pub const DROP: u32 = 0;

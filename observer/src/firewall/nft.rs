@@ -2,7 +2,7 @@
 
 use std::io;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, VerdictCode};
 use netlink_socket2::NetlinkSocket;
 
@@ -20,7 +20,7 @@ pub struct Table {
     pub family: u8,
     /// Name, unique in its family.
     pub name: String,
-    /// Handle, unique on this host.
+    /// Handle, unique in its network namespace.
     pub handle: u64,
 }
 
@@ -81,6 +81,9 @@ pub fn generation() -> Result<u32> {
     generation.get_id().context("nftables does not tell its generation")
 }
 
+/// Rules of a namespace that are read at most: whoever has more blocks by something else than rules.
+const MAX_RULES: usize = 200_000;
+
 /// All tables of all families in this thread's network namespace.
 pub fn tables() -> Result<Vec<Table>> {
     let mut socket = NetlinkSocket::new();
@@ -126,6 +129,7 @@ pub fn rules() -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     while let Some(reply) = replies.recv() {
         let (header, rule) = reply.map_err(io::Error::from).context("cannot list nftables rules")?;
+        ensure!(rules.len() < MAX_RULES, "the namespace has more than {MAX_RULES} rules");
         let (Ok(table), Ok(chain), Ok(handle)) = (rule.get_table(), rule.get_chain(), rule.get_handle()) else {
             continue;
         };

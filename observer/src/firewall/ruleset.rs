@@ -54,11 +54,6 @@ impl Ruleset {
         self.generation
     }
 
-    /// Whether it has the rule, or the chain whose policy it was.
-    pub fn has(&self, wanted: &WantedRule) -> bool {
-        self.find(wanted).is_some()
-    }
-
     fn of(tables: Vec<Table>, chains: Vec<Chain>, rules: Vec<Rule>) -> Self {
         let handles: HashMap<(u8, &str), u64> =
             tables.iter().map(|table| ((table.family, table.name.as_str()), table.handle)).collect();
@@ -81,9 +76,11 @@ impl Ruleset {
     pub fn named(&mut self, wanted: &WantedRule, deadline: Instant) -> Option<NamedRule> {
         let mut named = self.find(wanted)?;
         if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.until(deadline)) {
-            named.ruleset_sha256 = Some(listing.sha256.clone());
-            if wanted.rule != 0 {
-                named.text = listing.text(wanted.table, wanted.rule).map(str::to_owned);
+            // A listing is later than the snapshot: without the rule it is of another ruleset.
+            let text = listing.text(wanted.table, wanted.rule).map(str::to_owned);
+            if wanted.rule == 0 || text.is_some() {
+                named.ruleset_sha256 = Some(listing.sha256.clone());
+                named.text = if wanted.rule == 0 { named.text } else { text };
             }
         }
         Some(named)
@@ -242,7 +239,7 @@ mod tests {
     }
 
     fn wanted(chain: u64, rule: u64, hook: &str) -> WantedRule {
-        WantedRule { netns: 1, table: 9, chain, rule, hook: Some(hook.to_owned()), v6: Some(false) }
+        WantedRule { netns: 1, netns_cookie: 1, table: 9, chain, rule, hook: Some(hook.to_owned()), v6: Some(false) }
     }
 
     #[test]

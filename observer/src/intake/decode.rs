@@ -139,7 +139,12 @@ pub fn decode_key(bytes: &mut Bytes) -> DropKey {
         inode: bytes.get_u64_ne(),
         sent: decode_tuple(bytes),
         translated: decode_tuple(bytes),
-        rule: RuleAnswer { table: bytes.get_u64_ne(), chain: bytes.get_u64_ne(), rule: bytes.get_u64_ne() },
+        rule: RuleAnswer {
+            netns_cookie: bytes.get_u64_ne(),
+            table: bytes.get_u64_ne(),
+            chain: bytes.get_u64_ne(),
+            rule: bytes.get_u64_ne(),
+        },
         interface: array(bytes),
         owner_pid: bytes.get_u32_ne(),
         current_pid: bytes.get_u32_ne(),

@@ -18,6 +18,8 @@ pub enum Verdict {
 pub struct WantedRule {
     /// Inode number of the network namespace.
     pub netns: u32,
+    /// Its cookie: inode numbers are used again.
+    pub netns_cookie: u64,
     /// Handle of the table.
     pub table: u64,
     /// Handle of the base chain.
@@ -153,6 +155,8 @@ pub struct RuleCounts {
     pub confirmed: u64,
     /// Of these, not found there, or not able to drop that packet: not told.
     pub discarded: u64,
+    /// Of these, not looked for: the namespace was gone, or its ruleset could not be read. Not told either.
+    pub unread: u64,
 }
 
 /// The same by method.

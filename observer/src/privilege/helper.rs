@@ -170,7 +170,7 @@ impl Proving for Helper {
 
     fn send_proof(&mut self) -> Result<(), Unproven> {
         match self.ask(&Request::SendProof) {
-            Ok(Response::SendProof(sent)) => sent.map_err(Unproven::Other),
+            Ok(Response::SendProof(sent)) => sent.map_err(Unproven::Later),
             Ok(other) => Err(Unproven::Other(unexpected(&other).to_string())),
             Err(error) => Err(Unproven::Later(error.to_string())),
         }
@@ -236,14 +236,10 @@ impl Eyes for Helper {
         }
     }
 
-    fn rule(&mut self, wanted: &WantedRule) -> Option<NamedRule> {
-        match self.ask(&Request::Rule(wanted.clone())) {
-            Ok(Response::Rule(Ok(named))) => named,
-            Ok(Response::Rule(Err(why))) => {
-                log::debug!("the ruleset cannot be read: {why}");
-                None
-            }
-            _ => None,
+    fn rule(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>, String> {
+        match self.ask(&Request::Rule(wanted.clone())).map_err(|error| error.to_string())? {
+            Response::Rule(named) => named,
+            other => Err(unexpected(&other).to_string()),
         }
     }
 

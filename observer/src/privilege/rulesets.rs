@@ -7,12 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::netns;
 use crate::{
     firewall::{nft, ruleset::Ruleset},
     model::{NamedRule, WantedRule},
+    sys::netns_cookie,
 };
 
 /// How long a question waits for the text of a rule.
@@ -23,32 +24,42 @@ const MAX_NAMESPACES: usize = 256;
 const MAX_KEPT: usize = 8;
 const MAX_OLDER_RULES: usize = 50_000;
 
+/// A ruleset whose reading took so long is not read again for so many times as long: it must not hold up everything else.
+const SLOW: Duration = Duration::from_millis(250);
+const SHARE: u32 = 4;
+
 /// What is known of one namespace.
 struct Space {
     /// The newest first.
     rulesets: VecDeque<Ruleset>,
     asked: Instant,
+    /// Not read again before.
+    rests_until: Instant,
 }
 
-/// All of them, by the namespace's number.
+/// All of them, by the namespace's cookie.
 #[derive(Default)]
-pub(super) struct Rulesets(HashMap<u32, Space>);
+pub(super) struct Rulesets(HashMap<u64, Space>);
 
 impl Rulesets {
     /// The rule that the kernel half saw, if the ruleset has it, or had it, and it can have dropped that packet.
     pub(super) fn named(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>> {
-        let deadline = Instant::now() + PATIENCE;
-        let space =
-            self.0.entry(wanted.netns).or_insert_with(|| Space { rulesets: VecDeque::new(), asked: Instant::now() });
-        space.asked = Instant::now();
+        let now = Instant::now();
+        let space = self.0.entry(wanted.netns_cookie).or_insert_with(|| Space {
+            rulesets: VecDeque::new(),
+            asked: now,
+            rests_until: now,
+        });
+        space.asked = now;
         let refreshed = space.refresh(wanted);
+        // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
+        let deadline = Instant::now() + PATIENCE;
         let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
         if self.0.len() > MAX_NAMESPACES {
-            let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(netns, _)| *netns);
-            eldest.map(|netns| self.0.remove(&netns));
+            let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(cookie, _)| *cookie);
+            eldest.map(|cookie| self.0.remove(&cookie));
         }
         match named {
-            // A handle is never used twice: whichever snapshot has the rule has the right one.
             Some(named) => Ok(Some(named)),
             None => refreshed.map(|()| None),
         }
@@ -56,15 +67,23 @@ impl Rulesets {
 }
 
 impl Space {
-    /// Reads the ruleset, unless the newest snapshot is still in force and has the rule.
+    /// Reads the ruleset, unless the newest snapshot is still in force.
     fn refresh(&mut self, wanted: &WantedRule) -> Result<()> {
-        // The number may be another namespace's by now: what is not there is looked for again.
-        let known = self.rulesets.front().filter(|newest| newest.has(wanted)).map(Ruleset::generation);
-        let fresh = netns::inside(Some(wanted.netns), move || match known {
-            Some(known) if nft::generation().is_ok_and(|now| now == known) => Ok(None),
-            _ => Ruleset::read().map(Some),
-        })??;
-        if let Some(fresh) = fresh {
+        let began = Instant::now();
+        ensure!(began >= self.rests_until, "it takes long to read, and was read a moment ago");
+        let (known, cookie) = (self.rulesets.front().map(Ruleset::generation), wanted.netns_cookie);
+        let fresh = netns::inside(Some(wanted.netns), move || {
+            ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
+            match known {
+                Some(known) if nft::generation()? == known => Ok(None),
+                _ => Ruleset::read().map(Some),
+            }
+        });
+        let took = began.elapsed();
+        if took > SLOW {
+            self.rests_until = Instant::now() + took * SHARE;
+        }
+        if let Some(fresh) = fresh?? {
             self.rulesets.push_front(fresh);
         }
         let older = |kept: &VecDeque<Ruleset>| kept.iter().skip(1).map(Ruleset::rules).sum::<usize>();

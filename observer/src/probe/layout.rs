@@ -203,6 +203,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         dev_private: fields.dev_private(),
 
         net_inum: fields.need("net", "ns.inum", 4),
+        net_cookie: fields.want("net", "net_cookie", 8),
         net_syn_retries: fields.want("net", "ipv4.sysctl_tcp_syn_retries", 1),
         net_syn_linear: fields.want("net", "ipv4.sysctl_tcp_syn_linear_timeouts", 1),
 

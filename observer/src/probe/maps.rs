@@ -95,6 +95,11 @@ impl Probes {
         Ok(map.try_into()?)
     }
 
+    /// Seeing rules live is not to be tried.
+    pub fn avoids_rules() -> bool {
+        is_avoided(RULES)
+    }
+
     /// By what the kernel half is told how to tell rules; once.
     pub fn take_rules(&mut self) -> anyhow::Result<RuleMaps> {
         let avoided = is_avoided(RULES).then(|| format!("not tried, because {AVOID} names it"));

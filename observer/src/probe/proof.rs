@@ -16,9 +16,12 @@ use observer_ebpf::abi::{RuleAnswer, RuleConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{btf::Btf, selftest::raise_loopback};
-use crate::firewall::{
-    build::{self, RuleSpec, Then},
-    nft,
+use crate::{
+    firewall::{
+        build::{self, RuleSpec, TableSpec, Then},
+        nft,
+    },
+    sys::netns_cookie,
 };
 
 /// nftables' module, where it is not built in, and a type of its.
@@ -26,12 +29,9 @@ const MODULE: (&str, &str) = ("nf_tables", "nft_chain");
 /// The module that rejects in the family `inet`, and a function of its.
 const REJECTER: (&str, &str) = ("nft_reject_inet", "nft_reject_inet_eval");
 
-const TABLE: &str = "observer_proof";
-/// Chains beside `output`.
-const CHAINS: [&str; 3] = ["inner", "middle", "empty"];
 /// A port that no packet is sent to: what lies behind the last rule that matches must not be taken for it.
 const NOBODY: u16 = 99;
-/// Port that no rule of the base chain is about: its policy drops.
+/// Port that no rule of the main chain is about: its policy drops.
 const POLICY: u16 = 6;
 /// Port of a rule that rejects.
 const REJECTED: u16 = 3;
@@ -41,7 +41,7 @@ const fn spec(chain: &'static str, port: u16, then: Then) -> RuleSpec {
 }
 
 /// Every way to a drop that leaves the walker's frame in another state.
-const RULES: [RuleSpec; 13] = [
+const RULES: [RuleSpec; 15] = [
     spec("output", 1, Then::Drop),
     spec("output", 2, Then::CountAndDrop),
     spec("output", REJECTED, Then::Reject),
@@ -49,6 +49,8 @@ const RULES: [RuleSpec; 13] = [
     spec("output", 5, Then::Jump("middle")),
     spec("output", 7, Then::Jump("empty")),
     spec("output", 8, Then::Goto("inner")),
+    spec("output", 11, Then::Accept),
+    spec("output", 12, Then::Accept),
     spec("output", NOBODY, Then::Drop),
     spec("inner", 4, Then::Drop),
     spec("inner", 8, Then::CountAndDrop),
@@ -56,14 +58,41 @@ const RULES: [RuleSpec; 13] = [
     spec("middle", 5, Then::Jump("inner")),
     spec("empty", NOBODY, Then::Drop),
 ];
-/// Ports whose packets are dropped in the end by the base chain's policy.
+/// Ports whose packets are dropped in the end by the main chain's policy.
 const BY_POLICY: [u16; 2] = [POLICY, 7];
+
+/// Three tables, one behind the other: a chain that was walked before must not be taken for the one that drops.
+const TABLES: [TableSpec<'static>; 3] = [
+    TableSpec {
+        name: "observer_before",
+        priority: -10,
+        drops: false,
+        chains: &[],
+        rules: &[spec("output", 9, Then::Drop), spec("output", 10, Then::CountAndDrop)],
+    },
+    TableSpec { name: MAIN, priority: 0, drops: true, chains: &["inner", "middle", "empty"], rules: &RULES },
+    TableSpec {
+        name: "observer_after",
+        priority: 10,
+        drops: false,
+        chains: &[],
+        rules: &[
+            spec("output", NOBODY, Then::Drop),
+            spec("output", 11, Then::Drop),
+            spec("output", 12, Then::CountAndDrop),
+        ],
+    },
+];
+/// The table in the middle.
+const MAIN: &str = "observer_proof";
 
 /// What a packet's fate must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
     /// Its destination port.
     pub port: u16,
+    /// Cookie of the namespace.
+    pub cookie: u64,
     /// Handles of table, base chain, and rule; 0 for the chain's policy.
     pub handles: (u64, u64, u64),
 }
@@ -72,7 +101,7 @@ impl Expected {
     /// The same in the kernel half's words.
     pub fn answer(&self) -> RuleAnswer {
         let (table, chain, rule) = self.handles;
-        RuleAnswer { table, chain, rule }
+        RuleAnswer { netns_cookie: self.cookie, table, chain, rule }
     }
 }
 
@@ -110,7 +139,7 @@ pub enum Unproven {
     /// nftables is not loaded, and nobody is to load it for this.
     #[error("nftables is not loaded")]
     NotLoaded,
-    /// It takes too long now.
+    /// It does not succeed now.
     #[error("{0}")]
     Later(String),
     /// Something else.
@@ -135,8 +164,8 @@ impl Prover {
             return Err(Unproven::NotLoaded);
         }
         let rejects = is_loaded(REJECTER.0) || btf.has_function(REJECTER.1);
+        let (offsets, handle) = numbers(&btf).map_err(|error| Unproven::Other(format!("{error:#}")))?;
         let prepare = || {
-            let (offsets, handle) = numbers(&btf)?;
             let (send, orders) = channel();
             let (reports, sent) = channel();
             let (ready, made) = channel();
@@ -157,7 +186,7 @@ impl Prover {
             let (netns, expected) = made.recv().context("the proof's thread failed")??;
             Ok((Self { send, sent }, Prepared { netns, offsets, handle, expected }))
         };
-        prepare().map_err(|error: anyhow::Error| Unproven::Other(format!("{error:#}")))
+        prepare().map_err(|error: anyhow::Error| Unproven::Later(format!("{error:#}")))
     }
 
     /// Sends one packet to every port.
@@ -191,24 +220,30 @@ fn make(rejects: bool) -> Result<(u32, Vec<Expected>)> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     raise_loopback().context("cannot raise the namespace's loopback")?;
     let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
-    let rules: Vec<RuleSpec> = RULES.into_iter().filter(|rule| rejects || rule.port != REJECTED).collect();
-    build::output_table(TABLE, &CHAINS, &rules)?;
-    let table = nft::tables()?.into_iter().find(|table| table.name == TABLE).context("the table is not listed")?;
-    let base = nft::chains()?.into_iter().find(|chain| chain.hook.is_some()).context("the chain is not listed")?;
-    let mut handles: HashMap<&str, Vec<u64>> = HashMap::new();
-    let listed = nft::rules()?;
-    for rule in &listed {
-        handles.entry(&rule.chain).or_default().push(rule.handle);
-    }
-    let mut expected: Vec<Expected> =
-        BY_POLICY.into_iter().map(|port| Expected { port, handles: (table.handle, base.handle, 0) }).collect();
-    let mut position: HashMap<&str, usize> = HashMap::new();
-    for rule in &rules {
-        let index = position.entry(rule.chain).or_default();
-        let handle = *handles.get(rule.chain).and_then(|all| all.get(*index)).context("a rule is not listed")?;
-        *index += 1;
-        if rule.port != NOBODY && matches!(rule.then, Then::Drop | Then::CountAndDrop | Then::Reject) {
-            expected.push(Expected { port: rule.port, handles: (table.handle, base.handle, handle) });
+    let cookie = netns_cookie().context("cannot read the namespace's cookie")?;
+    let mut expected = Vec::new();
+    for spec in TABLES {
+        let rules: Vec<RuleSpec> = spec.rules.iter().copied().filter(|rule| rejects || rule.port != REJECTED).collect();
+        build::table(&TableSpec { rules: &rules, ..spec })?;
+        let table =
+            nft::tables()?.into_iter().find(|table| table.name == spec.name).context("a table is not listed")?;
+        let base = nft::chains()?
+            .into_iter()
+            .find(|chain| chain.table == spec.name && chain.hook.is_some())
+            .context("a chain is not listed")?;
+        let expect = |port, rule| Expected { port, cookie, handles: (table.handle, base.handle, rule) };
+        if spec.name == MAIN {
+            expected.extend(BY_POLICY.map(|port| expect(port, 0)));
+        }
+        let listed: Vec<_> = nft::rules()?.into_iter().filter(|rule| rule.table == spec.name).collect();
+        let mut position: HashMap<&str, usize> = HashMap::new();
+        for rule in &rules {
+            let index = position.entry(rule.chain).or_default();
+            let found = listed.iter().filter(|listed| listed.chain == rule.chain).nth(*index);
+            *index += 1;
+            if rule.port != NOBODY && matches!(rule.then, Then::Drop | Then::CountAndDrop | Then::Reject) {
+                expected.push(expect(rule.port, found.context("a rule is not listed")?.handle));
+            }
         }
     }
     Ok((u32::try_from(netns).context("the namespace's number is too large")?, expected))

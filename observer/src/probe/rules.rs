@@ -78,7 +78,6 @@ impl RuleMaps {
     /// Learns, tries, and from then on tells rules; or leaves everything as it was, and says why.
     pub fn arm(&mut self, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         if let Some(why) = &self.avoided {
-            prover.end_proof();
             return Err(Unproven::Other(why.clone()));
         }
         let prepared = prover.prepare_proof()?;
@@ -96,11 +95,10 @@ impl RuleMaps {
         let seen = self.round(RuleConfig { wants_frames: 1, ..config }, &[], prepared, prover)?;
         let learnt = learn(&seen, &config).map_err(Unproven::Other)?;
         log::debug!("learnt from the stack: {learnt:x?}");
-        let new: Vec<RuleSite> = learnt.into_iter().filter(|site| !self.proven.contains(site)).collect();
-        if self.proven.len() + new.len() > MAX_SITES {
+        if learnt.len() > MAX_SITES {
             return Err(Unproven::Other("packets are freed at too many places".to_owned()));
         }
-        for seen in self.round(config, &new, prepared, prover)? {
+        for seen in self.round(config, &learnt, prepared, prover)? {
             if seen.answer != seen.expected.answer() {
                 return Err(Unproven::Other(format!(
                     "of a packet that {} dropped the kernel half said {:?}",
@@ -109,7 +107,7 @@ impl RuleMaps {
                 )));
             }
         }
-        Ok(self.proven.iter().copied().chain(new).collect())
+        Ok(learnt)
     }
 
     /// Sends every packet, and reads what was said of it.
@@ -132,7 +130,7 @@ impl RuleMaps {
                 let words = self.proofs.get(&expected.port.into(), 0).map_err(other)?;
                 let seen = seen(*expected, &words);
                 if seen.location == 0 {
-                    return Err(Unproven::Other(format!("a packet that {} dropped was not seen", name(expected))));
+                    return Err(Unproven::Later(format!("a packet that {} dropped was not seen", name(expected))));
                 }
                 Ok(seen)
             })
@@ -164,12 +162,12 @@ fn name(expected: &Expected) -> String {
 
 /// The words of a [`RuleProof`], in the order of its fields.
 fn seen(expected: Expected, words: &[u64; PROOF_WORDS]) -> Seen {
-    let [location, table, chain, rule] = [words[0], words[1], words[2], words[3]];
+    let [location, netns_cookie, table, chain, rule] = [words[0], words[1], words[2], words[3], words[4]];
     let frame = words[FIXED..]
         .chunks_exact(WORDS_OF_FRAME_WORD)
         .map(|word| FrameWord { value: word[0], target: word[1], chain_handle: word[2], table_handle: word[3] })
         .collect();
-    Seen { expected, location, answer: RuleAnswer { table, chain, rule }, frame }
+    Seen { expected, location, answer: RuleAnswer { netns_cookie, table, chain, rule }, frame }
 }
 
 /// For each place that freed a packet, where on the stack return address, rule and base chain are: at one and the same word
@@ -239,7 +237,12 @@ mod tests {
         frame[8].target = 0xff80_0000_0000_0000 | rule << 13 | 24 << 1;
         frame[11].value = location;
         frame[12] = FrameWord { value: 1, target: 2, chain_handle: 3, table_handle: 4 };
-        Seen { expected: Expected { port: 1, handles: (4, 3, rule) }, location, answer: RuleAnswer::default(), frame }
+        Seen {
+            expected: Expected { port: 1, cookie: 5, handles: (4, 3, rule) },
+            location,
+            answer: RuleAnswer::default(),
+            frame,
+        }
     }
 
     #[test]
@@ -272,9 +275,9 @@ mod tests {
     #[test]
     fn a_proofs_words_are_in_the_order_of_its_fields() {
         let words: [u64; PROOF_WORDS] = std::array::from_fn(|index| index as u64);
-        let seen = seen(Expected { port: 1, handles: (0, 0, 0) }, &words);
-        assert_eq!((seen.location, seen.answer), (0, RuleAnswer { table: 1, chain: 2, rule: 3 }));
-        assert_eq!(seen.frame[1], FrameWord { value: 8, target: 9, chain_handle: 10, table_handle: 11 });
+        let seen = seen(Expected { port: 1, cookie: 0, handles: (0, 0, 0) }, &words);
+        assert_eq!((seen.location, seen.answer), (0, RuleAnswer { netns_cookie: 1, table: 2, chain: 3, rule: 4 }));
+        assert_eq!(seen.frame[1], FrameWord { value: 9, target: 10, chain_handle: 11, table_handle: 12 });
         assert_eq!(seen.frame.len(), FRAME_WORDS);
     }
 }

@@ -15,7 +15,10 @@ use netlink_socket2::NetlinkSocket;
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
-use crate::{enrich::host::boot_ns, firewall::build};
+use crate::{
+    enrich::host::boot_ns,
+    firewall::build::{self, TableSpec},
+};
 
 /// Where the packet is sent: the discard port of the namespace's own loopback.
 const DESTINATION: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9);
@@ -45,7 +48,8 @@ pub fn send() -> Result<Sent> {
 fn send_in_own_namespace() -> Result<Sent> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     raise_loopback().context("cannot raise the namespace's loopback")?;
-    build::output_table("observer_selftest", &[], &[]).context("cannot make an nftables chain in a namespace")?;
+    build::table(&TableSpec { name: "observer_selftest", priority: 0, drops: true, chains: &[], rules: &[] })
+        .context("cannot make an nftables chain in a namespace")?;
     let netns = std::fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot make a socket")?;
     let port = socket.local_addr().context("cannot read the socket's port")?.port();

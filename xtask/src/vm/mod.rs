@@ -165,14 +165,13 @@ fn scenarios(chosen: &[Kernel], choice: &Choice) -> Result<(Count, bool)> {
 
 fn shell(kernel: &Kernel) -> Result<ExitCode> {
     setup::machine_tools(&kernel.arch)?;
+    let built = Built::new()?;
     let unpacked = match packages::fetch(kernel)? {
         Fetched::Kernel(unpacked) => unpacked,
         Fetched::Unavailable(why) => bail!("{why}"),
     };
-    let job = format!(
-        "VM_SHELL=yes\n{}",
-        Built::new()?.job(kernel, &unpacked, &Choice { only: Vec::new(), without: Vec::new() })?
-    );
+    let job =
+        format!("VM_SHELL=yes\n{}", built.job(kernel, &unpacked, &Choice { only: Vec::new(), without: Vec::new() })?);
     println!("xtask: `$OBSERVER` is the program; the machine ends with the shell, and keeps nothing");
     machine::shell(kernel, &unpacked, &initramfs::make(&unpacked, &job)?)?;
     Ok(ExitCode::SUCCESS)

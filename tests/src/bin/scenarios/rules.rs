@@ -29,6 +29,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_flood_over_several_rules", flood),
     ("a_ruleset_replaced_a_hundred_times", replaced),
     ("a_rule_that_is_gone_is_still_named", gone),
+    ("namespaces_with_the_same_handles", twins),
 ];
 
 /// What is sent.
@@ -380,6 +381,8 @@ struct Place {
     /// Null for a policy.
     handle: Value,
     position: Value,
+    /// It has the comment `hit`, at the end of its text.
+    marked: bool,
 }
 
 fn listed(namespace: &Namespace) -> Result<Vec<Value>> {
@@ -408,6 +411,7 @@ fn places(namespace: &Namespace) -> Result<Vec<(Value, Place)>> {
             chain: of("chain"),
             handle: of("handle"),
             position: json!(before + 1),
+            marked: rule["comment"] == "hit",
         };
         found.push((rule.clone(), place));
     }
@@ -433,6 +437,7 @@ fn policy(namespace: &Namespace, chain: &str) -> Result<Place> {
         chain: of("name"),
         handle: Value::Null,
         position: Value::Null,
+        marked: false,
     })
 }
 
@@ -453,6 +458,7 @@ fn check(event: &Value, hit: &Place, verdict: &str) -> Result<()> {
         chain: of("chain"),
         handle: of("handle"),
         position: of("position"),
+        marked: hit.marked,
     };
     ensure!(told == *hit, "{told:?} is told, {hit:?} it was: {event}");
     ensure!(event["egress"]["verdict"] == verdict, "not a {verdict}: {event}");
@@ -461,6 +467,8 @@ fn check(event: &Value, hit: &Place, verdict: &str) -> Result<()> {
     if slowness() == 1 {
         let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
         ensure!(event["rule"]["name"] == text && event["rule"]["id"].is_string(), "{event}");
+        ensure!(!hit.marked || text.ends_with("comment \"hit\""), "the text is another rule's: {event}");
+        ensure!(!hit.handle.is_null() || text == "policy drop", "{event}");
     }
     ensure!(
         event["event"]["reason"]
@@ -574,7 +582,7 @@ fn replaced() -> Result<Outcome> {
     let ruleset = |turn: usize| {
         let (first, second) = if turn.is_multiple_of(2) { (9001, 9002) } else { (9002, 9001) };
         format!(
-            "table inet t\ndelete table inet t\ntable inet t {{ chain o {{ {OUT}\n\
+            "table inet t\ndelete table inet t\ntable inet t {{ chain o{turn} {{ {OUT}\n\
              udp dport {first} drop comment \"to {first}\"\nudp dport {second} drop comment \"to {second}\"\n}} }}"
         )
     };
@@ -591,15 +599,52 @@ fn replaced() -> Result<Outcome> {
         flood.wait()?;
     }
     let report = observer.stop()?;
-    let mut named = 0;
+    let mut texts = 0;
     for event in &report.events {
         let port = event["destination"]["port"].as_u64().context("no port")?;
-        named += u64::from(event["egress"]["rule"].is_object());
-        if let Some(text) = event["egress"]["rule"]["text"].as_str() {
+        let rule = &event["egress"]["rule"];
+        if rule.is_null() {
+            continue;
+        }
+        // In even turns the rule for the first port is the first one, and the chain's name has the turn.
+        let turn: u64 =
+            rule["chain"].as_str().and_then(|chain| chain.strip_prefix('o')?.parse().ok()).context("chain")?;
+        let first = turn.is_multiple_of(2) == (port == 9001);
+        ensure!(rule["position"] == if first { 1 } else { 2 }, "to port {port}: {event}");
+        if let Some(text) = rule["text"].as_str() {
+            texts += 1;
             ensure!(text.contains(&format!("\"to {port}\"")), "to port {port}: {event}");
         }
     }
-    ensure!(named > 0, "no rule was named in {} lines: {}", report.events.len(), report.account["rules"]);
+    ensure!(texts > 0 || slowness() > 1, "no text in {} lines: {}", report.events.len(), report.account["rules"]);
+    Ok(Outcome::Passed)
+}
+
+/// Two namespaces whose rules have the same handles, the second often with the first one's inode number: nobody's packet is
+/// told under the other's rule.
+fn twins() -> Result<Outcome> {
+    if let Some(skipped) = not_live() {
+        return Ok(skipped);
+    }
+    let observer = Observer::start(["watch", "-o", "json", "--proto", "udp", "--port", "9001"])?;
+    let mut numbers = Vec::new();
+    for turn in 0..4 {
+        let lab = Lab::new()?;
+        lab.client
+            .nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"turn {turn}\"\n}} }}"))?;
+        observer.tells(|| send(&lab.client, Udp4, 9001))?;
+        numbers.push(lab.client.inode()?);
+    }
+    let report = observer.stop()?;
+    ensure!(report.events.len() == 4, "{:?}", report.events);
+    for (turn, (event, number)) in report.events.iter().zip(numbers).enumerate() {
+        ensure!(event["egress"]["netns"] == number, "{event}");
+        ensure!(event["egress"]["rule"]["handle"].is_u64(), "{event}");
+        if slowness() == 1 {
+            let text = event["egress"]["rule"]["text"].as_str().with_context(|| format!("no text: {event}"))?;
+            ensure!(text.ends_with(&format!("\"turn {turn}\"")), "{event}");
+        }
+    }
     Ok(Outcome::Passed)
 }
 
