@@ -161,7 +161,11 @@ impl Prover {
         let btf = Btf::of_module(MODULE.0).map_err(|error| Unproven::Other(error.to_string()))?;
         // Its types are the module's, which is loaded, or the kernel's own.
         if !btf.has_struct(MODULE.1) {
-            return Err(Unproven::NotLoaded);
+            return Err(if is_loaded(MODULE.0) {
+                Unproven::Other("this kernel does not describe nftables' types".to_owned())
+            } else {
+                Unproven::NotLoaded
+            });
         }
         let rejects = is_loaded(REJECTER.0) || btf.has_function(REJECTER.1);
         let (offsets, handle) = numbers(&btf).map_err(|error| Unproven::Other(format!("{error:#}")))?;

@@ -87,9 +87,10 @@ fn front_ends() -> Result<Outcome> {
 fn ordinary() -> Result<Outcome> {
     let folder = tempfile::TempDir::new()?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    // Where nobody may reach it.
+    // Where nobody may reach it. By a process of its own: a child that another scenario starts meanwhile would inherit the
+    // open file, and what is open for writing cannot be executed.
     let copy = folder.path().join("observer");
-    std::fs::copy(program(), &copy)?;
+    ensure!(Command::new("cp").arg(program()).arg(&copy).status()?.success(), "not copied");
     let mut command = Command::new("setpriv");
     let output = command.args(["--reuid", "65534", "--clear-groups"]).arg(&copy).stdin(Stdio::null()).output()?;
     let text = String::from_utf8(output.stdout)?;
