@@ -112,7 +112,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         put!(scratch.record.key.cause, cause as u8);
         put!(scratch.record.key.direction, direction as u8);
         if from != 0 {
-            put!(scratch.record.key.origin_netns, Probe::field(from, field!(net_inum)).unwrap_or(0));
+            drop::came_from(from);
         }
         let route = skb.route_device();
         put!(scratch.record.key.place, skb.place::<R>(direction, route));
@@ -125,12 +125,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         // tunnel was moved out of the namespace that its packets go through.
         let device = skb.out_device::<R>(route);
         drop::interface(scratch, device);
-        let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
-        let inum: u32 = Probe::field(net, field!(net_inum)).unwrap_or(0);
-        if inum != 0 || direction != Direction::Local {
-            put!(scratch.record.key.netns, inum);
-        }
-        put!(scratch.net, net);
+        drop::decided_by(scratch, device, direction);
         let (start, bytes) = skb.linear::<R>(scratch);
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();

@@ -13,7 +13,12 @@ use observer_ebpf::{
     logic::packet::{self, Addresses, Bytes, Transport, encapsulated, protocol},
 };
 
-use super::{layout::field, owner, sock, task};
+use super::{
+    layout::field,
+    owner,
+    read::{Probe, Reader},
+    sock, task,
+};
 
 /// Bytes of a `struct nf_conntrack_tuple`.
 const TUPLE_BYTES: usize = 40;
@@ -90,6 +95,54 @@ pub unsafe fn begin(scratch: *mut Scratch) {
         put!(scratch.protocol, 0);
         put!(scratch.shut, 0);
     }
+}
+
+/// The network namespace whose rules decided: the device's, or what is known already of a local packet without one.
+///
+/// A function of its own to the verifier too, like [`drop_origin`]: what it reads takes no room on the caller's stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_netns(direction: u32) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    let net: u64 = Probe::field(unsafe { get!(scratch.pointer) }, field!(dev_net)).unwrap_or(0);
+    let inum: u32 = Probe::field(net, field!(net_inum)).unwrap_or(0);
+    // SAFETY: the scratch space is this CPU's.
+    unsafe {
+        if inum != 0 || direction != Direction::Local as u32 {
+            put!(scratch.record.key.netns, inum);
+        }
+        put!(scratch.net, net);
+    }
+    0
+}
+
+/// See [`drop_netns`].
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+pub unsafe fn decided_by(scratch: *mut Scratch, device: u64, direction: Direction) {
+    // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
+    // SAFETY: the caller's promise.
+    unsafe { put!(scratch.pointer, device) };
+    drop_netns(direction as u32);
+}
+
+/// The other network namespace that the packet came from.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_origin(net: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    unsafe { put!(scratch.record.key.origin_netns, Probe::field(net, field!(net_inum)).unwrap_or(0)) };
+    0
+}
+
+/// See [`drop_origin`].
+#[inline(always)]
+pub fn came_from(net: u64) {
+    drop_origin(net);
 }
 
 /// Packet bytes in the kernel's memory.

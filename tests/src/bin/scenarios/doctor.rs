@@ -83,7 +83,9 @@ fn hooks() -> Result<Outcome> {
     ensure!(reasons["status"] == if named { "ok" } else { "degraded" }, "{reasons}");
     ensure!(check(&answer, "forwarding")?["status"] == "ok", "{answer}");
     let rules = check(&answer, "rules")?;
-    ensure!(rules["status"] == if kernel::is_at_least(6, 7) { "ok" } else { "degraded" }, "{rules}");
+    // Before, nftables may have learnt to free what it drops by a later stable release.
+    let possible: &[&str] = if kernel::is_at_least(6, 7) { &["ok"] } else { &["ok", "degraded"] };
+    ensure!(possible.iter().any(|status| rules["status"] == *status), "{rules}");
 
     // What is said for diagnosis costs no hook.
     let loud = Observer::start(["-vv", "watch"])?;

@@ -143,7 +143,8 @@ fn ufw_deny() -> Result<Outcome> {
 
 /// The rule that dropped it, where this kernel shows it.
 fn by_rule(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
-    for (field, value) in wanted.iter().filter(|_| kernel::is_at_least(6, 7)) {
+    let told = kernel::is_at_least(6, 7) || event["egress"]["rule"].is_object();
+    for (field, value) in wanted.iter().filter(|_| told) {
         ensure!(event["egress"]["rule"][field] == *value, "{field} is not {value}: {event}");
     }
     Ok(())

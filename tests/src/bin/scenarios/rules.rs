@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream, UdpSocket},
+    process::Stdio,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use harness::{
     kernel,
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
     namespace::Namespace,
-    observer::{Observer, Report},
+    observer::{self, Observer, Report},
     slowness, traffic,
 };
 use serde_json::{Value, json};
@@ -299,11 +300,18 @@ const IPTABLES: [Shape; 9] = [
     },
 ];
 
-/// Rules are seen live only where nftables frees what it drops itself.
-fn not_live() -> Option<Outcome> {
-    (!kernel::is_at_least(6, 7)).then(|| {
-        Outcome::Skipped("before Linux 6.7 nftables has returned when a packet is freed: no rule is at hand".to_owned())
-    })
+/// Rules are seen live where nftables frees what it drops itself: since Linux 6.7, and where that was taken over. Which
+/// kernels are like that is for the program to find out; those that are by their version must be.
+fn not_live() -> Result<Option<Outcome>> {
+    let output = observer::command().args(["doctor", "-o", "json"]).stdin(Stdio::null()).output()?;
+    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    let checks = answer["egress"]["checks"].as_array().context("no checks")?;
+    let rules = checks.iter().find(|check| check["name"] == "rules").context("no check of rules")?;
+    if rules["status"] == "ok" {
+        return Ok(None);
+    }
+    ensure!(!kernel::is_at_least(6, 7), "{rules}");
+    Ok(Some(Outcome::Skipped(format!("rules are {}", rules["detail"].as_str().unwrap_or_default()))))
 }
 
 /// First port that is sent to; every shape has its own.
@@ -311,7 +319,7 @@ const FIRST_PORT: u16 = 9100;
 
 /// Under each shape one packet is dropped; its event must name the rule.
 fn named(shapes: &[Shape]) -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let lab = Lab::new()?;
@@ -487,7 +495,7 @@ fn confirmed(report: &Report) -> Result<()> {
 
 /// Position does not matter: nothing is walked through.
 fn long_chain() -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let lab = Lab::new()?;
@@ -512,7 +520,7 @@ fn long_chain() -> Result<Outcome> {
 
 /// The host's rules, for a packet of another namespace.
 fn forwarded() -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let lab = Containers::new(Plug::Bridge)?;
@@ -532,7 +540,7 @@ fn forwarded() -> Result<Outcome> {
 
 /// Many packets over several rules at once: each line's rule is its own, and its counter says how many.
 fn flood() -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let lab = Lab::new()?;
@@ -574,7 +582,7 @@ fn flood() -> Result<Outcome> {
 /// While packets are dropped the ruleset is replaced again and again, each time with other handles and another order: a rule
 /// that is told is the one that dropped, or none is.
 fn replaced() -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let lab = Lab::new()?;
@@ -623,7 +631,7 @@ fn replaced() -> Result<Outcome> {
 /// Two namespaces whose rules have the same handles, the second often with the first one's inode number: nobody's packet is
 /// told under the other's rule.
 fn twins() -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let observer = Observer::start(["watch", "-o", "json", "--proto", "udp", "--port", "9001"])?;
@@ -650,7 +658,7 @@ fn twins() -> Result<Outcome> {
 
 /// Known once, it is known for what comes later of it.
 fn gone() -> Result<Outcome> {
-    if let Some(skipped) = not_live() {
+    if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
     let lab = Lab::new()?;
