@@ -634,13 +634,14 @@ fn twins() -> Result<Outcome> {
     if let Some(skipped) = not_live()? {
         return Ok(skipped);
     }
-    let observer = Observer::start(["watch", "-o", "json", "--proto", "udp", "--port", "9001"])?;
+    // All namespaces are watched: the port is nobody else's.
+    let observer = Observer::start(["watch", "-o", "json", "--proto", "udp", "--port", "9777"])?;
     let mut numbers = Vec::new();
     for turn in 0..4 {
         let lab = Lab::new()?;
         lab.client
-            .nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"turn {turn}\"\n}} }}"))?;
-        observer.tells(|| send(&lab.client, Udp4, 9001))?;
+            .nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9777 drop comment \"turn {turn}\"\n}} }}"))?;
+        observer.tells(|| send(&lab.client, Udp4, 9777))?;
         numbers.push(lab.client.inode()?);
     }
     let report = observer.stop()?;
