@@ -16,8 +16,9 @@ use crate::{
     sys::netns_cookie,
 };
 
-/// How long a question waits for the text of a rule.
-const PATIENCE: Duration = Duration::from_millis(80);
+/// How long a question waits for the text of a rule. Who sent the packets that come next is not looked for meanwhile, and some
+/// of them do not live long.
+const PATIENCE: Duration = Duration::from_millis(40);
 /// Namespaces whose rulesets are kept, those asked about last.
 const MAX_NAMESPACES: usize = 256;
 /// Rulesets of a namespace that are kept, and rules in those that are not in force: a rule that is gone is still named.

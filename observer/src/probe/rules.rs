@@ -82,11 +82,13 @@ impl RuleMaps {
         }
         let prepared = prover.prepare_proof()?;
         let proven = self.learn_and_try(&prepared, prover);
-        prover.end_proof();
         if let Ok(proven) = &proven {
             self.proven.clone_from(proven);
         }
-        self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, &[])?;
+        // Before the namespace is gone: its number may be another one's then.
+        let told = self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, &[]);
+        prover.end_proof();
+        told?;
         proven.map(|_| Proof { packets: prepared.expected.len(), places: self.proven.len() })
     }
 
