@@ -12,6 +12,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use super::nft;
+
 /// After this long `nft` is not waited for any more, by nobody.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Of what it writes, so many bytes are read.
@@ -24,6 +26,8 @@ const MAX_TEXT: usize = 1024;
 pub struct Listing {
     /// By the handles of table and rule.
     texts: HashMap<(u64, u64), String>,
+    /// Number of the ruleset once it was listed, when it had not changed meanwhile.
+    pub generation: Option<u32>,
     /// SHA-256 of everything that `nft` wrote but handles, in hexadecimal digits.
     pub sha256: String,
 }
@@ -59,6 +63,7 @@ impl Pending {
 /// Has `nft` list the namespace of the calling thread. Contents of named sets are left out: they can be very long.
 pub fn begin() -> Pending {
     let (send, coming) = channel();
+    let before = nft::generation().ok();
     let child = Command::new("nft")
         .args(["--handle", "--stateless", "--terse", "list", "ruleset"])
         .stdin(Stdio::null())
@@ -79,7 +84,10 @@ pub fn begin() -> Pending {
             let text = text.recv_timeout(LIMIT).ok().flatten();
             let _ = child.kill();
             let _ = child.wait();
-            let _ = send.send(text.filter(|text| !text.is_empty()).map(|text| parse(&text)));
+            // A thread is in the namespace of the one that started it.
+            let generation = nft::generation().ok().filter(|after| before == Some(*after));
+            let listing = text.filter(|text| !text.is_empty()).map(|text| Listing { generation, ..parse(&text) });
+            let _ = send.send(listing);
         });
     }
     Pending { coming, come: None }
@@ -144,7 +152,7 @@ fn parse(text: &str) -> Listing {
                 listing.texts.insert((table, handle), rule);
                 begun.clear();
             }
-            (Some(Block::Chain), None) if (!is_about_the_chain(line) || !begun.is_empty()) => {
+            (Some(Block::Chain), None) if !is_about_the_chain(line) || !begun.is_empty() => {
                 if !begun.is_empty() {
                     begun.push(' ');
                 }

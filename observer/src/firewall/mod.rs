@@ -1,5 +1,6 @@
 //! The host's firewalls: which decide here ([`inventory`]), what of them can stop what goes out ([`denies`]), the netlink
-//! of nftables ([`nft`], [`build`]), a ruleset with the texts that people know ([`ruleset`], [`listing`]), and netfilter's numbers ([`netfilter`]).
+//! of nftables ([`nft`], [`build`]), a ruleset with the texts that people know ([`ruleset`], [`listing`]), and netfilter's numbers
+//! ([`netfilter`]).
 
 pub mod build;
 pub mod denies;

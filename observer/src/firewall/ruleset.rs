@@ -76,12 +76,12 @@ impl Ruleset {
     pub fn named(&mut self, wanted: &WantedRule, deadline: Instant) -> Option<NamedRule> {
         let mut named = self.find(wanted)?;
         if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.until(deadline)) {
-            // A listing is later than the snapshot: without the rule it is of another ruleset.
-            let text = listing.text(wanted.table, wanted.rule).map(str::to_owned);
-            if wanted.rule == 0 || text.is_some() {
-                named.ruleset_sha256 = Some(listing.sha256.clone());
-                named.text = if wanted.rule == 0 { named.text } else { text };
+            // A listing is later than the snapshot. A handle is never used twice, so the text is the rule's whenever it is
+            // there; the hash is the snapshot's only when nothing has changed in between.
+            if wanted.rule != 0 {
+                named.text = listing.text(wanted.table, wanted.rule).map(str::to_owned);
             }
+            named.ruleset_sha256 = (listing.generation == Some(self.generation)).then(|| listing.sha256.clone());
         }
         Some(named)
     }

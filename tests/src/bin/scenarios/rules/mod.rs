@@ -214,6 +214,7 @@ fn check(event: &Value, hit: &Place, verdict: &str) -> Result<()> {
         let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
         ensure!(event["rule"]["name"] == text && event["rule"]["id"].is_string(), "{event}");
         ensure!(!hit.marked || text.ends_with("comment \"hit\""), "the text is another rule's: {event}");
+        ensure!(rule["ruleset_sha256"].as_str().is_some_and(|hash| hash.len() == 64), "no hash: {event}");
         ensure!(!hit.handle.is_null() || text == "policy drop", "{event}");
     }
     ensure!(
