@@ -18,6 +18,7 @@ use crate::{
         btf::{self, Btf},
         cgroup, program_names,
         proof::Unproven,
+        rules::Proof,
     },
 };
 
@@ -35,7 +36,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
             checks.push(forwarding(&probes));
             checks.push(owners(&mut probes));
             checks.push(self_test(&mut probes, &mut helper));
-            checks.push(rules(&mut probes, &mut helper));
+            checks.extend(rules(&mut probes, &mut helper));
         }
         Err(error) => checks.push(refused(&error)),
     }
@@ -280,28 +281,64 @@ fn try_self_test(probes: &mut Probes, helper: &mut Helper) -> Result<Duration, N
     Err(NotProven::Wrong(format!("the packet was dropped, but not seen within {} s", PATIENCE.as_secs())))
 }
 
-/// Drops packets by known rules, and looks whether they are told apart.
-fn rules(probes: &mut Probes, helper: &mut Helper) -> Check {
+/// Drops packets by known rules and programs, and looks whether they are told apart: by rule, and by what else decides.
+fn rules(probes: &mut Probes, helper: &mut Helper) -> [Check; 2] {
+    const RULES: &str = "rules";
+    const DECIDERS: &str = "deciders";
     let armed = probes
         .take_rules()
         .map_err(|error| Unproven::Other(format!("{error:#}")))
         .and_then(|mut rules| rules.arm(helper));
-    match armed {
-        Ok(proof) => Check::fine("rules", format!("seen live: {proof}")),
-        Err(error @ Unproven::NotLoaded) => Check::fine("rules", format!("not tried: {error}")),
-        Err(error) => Check::short(
-            "rules",
-            Status::Degraded,
-            format!("not seen live: {error}"),
-            "a blocked packet's hook is told, and not the rule that dropped it",
-            match error {
-                Unproven::Later(_) => "run it again; `observer watch` does so by itself at the next drop",
-                _ => {
-                    "Linux 6.7 and later free a packet while the rule is still at hand; there, report it with what this says"
-                }
-            },
+    let (rules, hooks) = match armed {
+        Ok(Proof { packets, rules, hooks }) => (
+            rules
+                .map(|places| format!("seen live: {packets} packets were told apart, by {places} frames of the stack")),
+            hooks.map(|()| "seen live: by the function on the hook".to_owned()),
         ),
-    }
+        Err(error @ Unproven::NotLoaded) => {
+            return [RULES, DECIDERS].map(|name| Check::fine(name, format!("not tried: {error}")));
+        }
+        Err(error @ Unproven::Later(_)) => {
+            return [RULES, DECIDERS].map(|name| {
+                Check::short(
+                    name,
+                    Status::Degraded,
+                    format!("not seen live: {error}"),
+                    "a blocked packet's hook is told, and not what dropped it",
+                    "run it again; `observer watch` does so by itself at the next drop",
+                )
+            });
+        }
+        Err(error) => (Err(error.to_string()), Err(error.to_string())),
+    };
+    let short = |name, why: String, consequence, remedy| {
+        Check::short(name, Status::Degraded, format!("not seen live: {why}"), consequence, remedy)
+    };
+    [
+        rules.map_or_else(
+            |why| {
+                short(
+                    RULES,
+                    why,
+                    "a blocked packet's hook is told, and its base chain where that is known, but not the rule that dropped it",
+                    "Linux 6.7 and later free a packet while the rule is still at hand; there, report it with what this says",
+                )
+            },
+            |detail| Check::fine(RULES, detail),
+        ),
+        hooks.map_or_else(
+            |why| {
+                short(
+                    DECIDERS,
+                    why,
+                    "what connection tracking, iptables-legacy, security modules and BPF netfilter programs drop is told as \
+                     netfilter's at its hook",
+                    "Linux 6.12 and later with CONFIG_NETFILTER_BPF_LINK tell; there, report it with what this says",
+                )
+            },
+            |detail| Check::fine(DECIDERS, detail),
+        ),
+    ]
 }
 
 fn firewalls(helper: &mut Helper) -> Check {

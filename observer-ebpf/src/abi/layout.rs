@@ -31,6 +31,8 @@ layout! {
     reason_arg,
     /// Value of `SKB_DROP_REASON_NETFILTER_DROP`, not an offset.
     reason_netfilter,
+    /// Value of `SKB_DROP_REASON_NOT_SPECIFIED`, not an offset.
+    reason_not_specified,
     /// Value of `SKB_DROP_REASON_BPF_CGROUP_EGRESS`, not an offset.
     reason_cgroup_egress,
     /// Value of `SKB_DROP_REASON_TC_EGRESS`, not an offset.

@@ -24,11 +24,11 @@ pub use record::{
     flag, place,
 };
 pub use rule::{
-    FRAME_WORDS, FrameWord, MAX_PROOFS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof,
-    RuleSite,
+    Extent, FRAME_WORDS, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD,
+    RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite, UNKNOWN_RULE,
 };
 pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;

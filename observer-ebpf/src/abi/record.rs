@@ -22,6 +22,8 @@ pub enum Cause {
     Tc = 3,
     /// A full queue: nobody's decision.
     Queue = 4,
+    /// A program in user space that a rule asks (NFQUEUE), or the want of one.
+    Nfqueue = 5,
 }
 
 /// Bits of [`DropKey::place`]: what the packet looked like, from which the hook follows.
@@ -145,7 +147,7 @@ pub struct DropKey {
     pub sent: Tuple,
     /// Addresses of the packet where they were translated; else zero.
     pub translated: Tuple,
-    /// The rule or policy that dropped it.
+    /// The rule or policy that dropped it, or what else is known of who decided.
     pub rule: RuleAnswer,
     /// Outgoing interface's name, zero-terminated; empty when unknown.
     pub interface: [u8; 16],

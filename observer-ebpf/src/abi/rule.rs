@@ -1,6 +1,8 @@
 //! Which rule dropped a packet, as the kernel half can tell: nftables frees the packet inside the function that walked the
-//! rules, whose frame on the stack still holds the rule and the chain. Where in the frame is the compiler's choice: user
-//! space learns it from packets of its own that known rules drop, and writes it into [`RuleConfig`].
+//! rules, whose frame on the stack still holds the rule and the chain. What else hangs on netfilter's hooks has its packet
+//! freed by the function that walked the hooks, whose frame still holds which of them it was. Where in the frame is the
+//! compiler's choice: user space learns it from packets of its own that known rules and programs drop, and writes it into
+//! [`RuleConfig`].
 
 /// Words of the stack that a proof looks at, from the tracepoint's arguments on: past the frame of `nft_do_chain`. A
 /// power of two.
@@ -29,6 +31,56 @@ pub struct RuleSite {
     pub last_is_policy: u64,
 }
 
+/// The place inside `nf_hook_slow` that frees what a hook's function drops, and where its frame then is. Words are counted
+/// from the tracepoint's arguments on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HookSite {
+    /// Address that the tracepoint names; 0 for none.
+    pub location: u64,
+    /// Word with the return address, which is that location.
+    pub return_word: u64,
+    /// Word with the address of the hook's list of functions.
+    pub entries_word: u64,
+    /// Word whose low half is the place in that list.
+    pub index_word: u64,
+}
+
+/// Functions on netfilter's hooks of whose own data something is known. Values are part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum HookKind {
+    /// nftables: a base chain.
+    Nftables = 1,
+    /// A BPF netfilter program.
+    Program = 2,
+    /// iptables-legacy, since it names its table there (5.16).
+    Xtables = 3,
+}
+
+/// Such a function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HookFunction {
+    /// Its address; 0 for none.
+    pub address: u64,
+    /// A [`HookKind`].
+    pub kind: u64,
+}
+
+/// [`HookFunction`]s that are told of.
+pub const MAX_FUNCTIONS: usize = 12;
+
+/// Instructions of a function of the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Extent {
+    /// Address of the first; 0 for none.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
 /// What the kernel half must know, as whole words. All zero: nothing is looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -50,7 +102,29 @@ pub struct RuleConfig {
     pub rule_handle_mask: u64,
     /// So many of the sites are proven; the rest is used for the proof's packets alone.
     pub proven: u64,
-    /// What is learnt.
+    /// Offset of `nf_hook_entries.hooks`.
+    pub entries_hooks: u64,
+    /// Bytes of a `struct nf_hook_entry`, and the offset of its `priv`; its `hook` comes first.
+    pub entry_bytes: u64,
+    /// See [`Self::entry_bytes`].
+    pub entry_private: u64,
+    /// Offset of `bpf_prog.aux`.
+    pub program_aux: u64,
+    /// Offset of `bpf_prog_aux.id`.
+    pub aux_id: u64,
+    /// Offset of `xt_table.name`.
+    pub xtable_name: u64,
+    /// The function that frees what a queue's program has refused.
+    pub refused: Extent,
+    /// The function that frees what no program takes from a queue.
+    pub untaken: Extent,
+    /// Not 0 when `hook_site` is proven; else it is used for the proof's packets alone.
+    pub hook_proven: u64,
+    /// What is learnt of hooks.
+    pub hook_site: HookSite,
+    /// What is known of functions on hooks.
+    pub functions: [HookFunction; MAX_FUNCTIONS],
+    /// What is learnt of rules.
     pub sites: [RuleSite; MAX_SITES],
 }
 
@@ -61,11 +135,7 @@ impl RuleConfig {
     /// The words that it is made of, in the order of its fields.
     pub fn words(&self) -> [u64; RULE_CONFIG_WORDS] {
         let mut words = [0; RULE_CONFIG_WORDS];
-        let sites = self
-            .sites
-            .iter()
-            .flat_map(|site| [site.location, site.return_word, site.rule_word, site.chain_word, site.last_is_policy]);
-        let all = [
+        let numbers = [
             self.proof_netns,
             self.wants_frames,
             self.chain_table,
@@ -74,26 +144,52 @@ impl RuleConfig {
             self.rule_handle_bit,
             self.rule_handle_mask,
             self.proven,
+            self.entries_hooks,
+            self.entry_bytes,
+            self.entry_private,
+            self.program_aux,
+            self.aux_id,
+            self.xtable_name,
+            self.refused.start,
+            self.refused.bytes,
+            self.untaken.start,
+            self.untaken.bytes,
+            self.hook_proven,
+            self.hook_site.location,
+            self.hook_site.return_word,
+            self.hook_site.entries_word,
+            self.hook_site.index_word,
         ];
-        for (word, value) in words.iter_mut().zip(all.into_iter().chain(sites)) {
+        let functions = self.functions.iter().flat_map(|function| [function.address, function.kind]);
+        let sites = self
+            .sites
+            .iter()
+            .flat_map(|site| [site.location, site.return_word, site.rule_word, site.chain_word, site.last_is_policy]);
+        for (word, value) in words.iter_mut().zip(numbers.into_iter().chain(functions).chain(sites)) {
             *word = value;
         }
         words
     }
 }
 
-/// What the kernel half knows of the rule; all zero when it knows nothing. Handles are nftables' own numbers: in one network
-/// namespace a table's is never used twice, and a chain's and a rule's not in their table.
+/// [`RuleAnswer::rule`] where the base chain is known, and not what in it dropped the packet.
+pub const UNKNOWN_RULE: u64 = u64::MAX;
+
+/// What the kernel half knows of the rule, or of what else decided; all zero when it knows nothing. Handles are nftables' own
+/// numbers: in one network namespace a table's is never used twice, and a chain's and a rule's not in their table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct RuleAnswer {
-    /// Cookie of the network namespace, a number that the kernel never uses twice.
+    /// Cookie of the network namespace, a number that the kernel never uses twice; 0 where the kernel has none.
     pub netns_cookie: u64,
-    /// Handle of the table.
+    /// Address of the function on the hook that dropped it; 0 where nftables freed it itself, or a queue did.
+    pub function: u64,
+    /// Handle of the table; of iptables-legacy the first bytes of its name.
     pub table: u64,
     /// Handle of the base chain at which the walk began.
     pub chain: u64,
-    /// Handle of the rule; 0 for the base chain's policy.
+    /// Handle of the rule; 0 for the base chain's policy, or [`UNKNOWN_RULE`]. Of a BPF netfilter program its id; of a queue the
+    /// process that refused the packet, 0 where none took it.
     pub rule: u64,
 }
 
@@ -124,8 +220,8 @@ pub struct RuleProof {
 }
 
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
-const _: () = assert!(size_of::<RuleConfig>() == 8 * (8 + 5 * MAX_SITES));
-const _: () = assert!(size_of::<RuleProof>() == 8 * (5 + 4 * FRAME_WORDS));
+const _: () = assert!(size_of::<RuleConfig>() == 8 * (23 + 2 * MAX_FUNCTIONS + 5 * MAX_SITES));
+const _: () = assert!(size_of::<RuleProof>() == 8 * (6 + 4 * FRAME_WORDS));
 
 #[cfg(test)]
 mod tests {
@@ -135,26 +231,20 @@ mod tests {
     #[test]
     fn words_are_in_the_order_of_the_fields() {
         let site = RuleSite { location: 8, return_word: 9, rule_word: 10, chain_word: 11, last_is_policy: 12 };
-        let mut sites = [RuleSite::default(); MAX_SITES];
-        sites[1] = site;
-        let config = RuleConfig {
-            proof_netns: 1,
-            wants_frames: 2,
-            chain_table: 3,
-            chain_handle: 4,
-            table_handle: 5,
-            rule_handle_bit: 6,
-            rule_handle_mask: 7,
-            proven: 13,
-            sites,
-        };
+        let mut config =
+            RuleConfig { proof_netns: 1, wants_frames: 2, chain_table: 3, proven: 13, ..Default::default() };
+        config.refused = Extent { start: 14, bytes: 15 };
+        config.hook_site = HookSite { location: 16, return_word: 17, entries_word: 18, index_word: 19 };
+        config.functions[1] = HookFunction { address: 20, kind: 21 };
+        config.sites[1] = site;
         let words = config.words();
         let at = |offset: usize| words[offset / size_of::<u64>()];
         assert_eq!((at(offset_of!(RuleConfig, proof_netns)), at(offset_of!(RuleConfig, wants_frames))), (1, 2));
-        assert_eq!((at(offset_of!(RuleConfig, chain_table)), at(offset_of!(RuleConfig, chain_handle))), (3, 4));
-        assert_eq!((at(offset_of!(RuleConfig, table_handle)), at(offset_of!(RuleConfig, proven))), (5, 13));
-        assert_eq!(at(offset_of!(RuleConfig, rule_handle_bit)), 6);
-        assert_eq!(at(offset_of!(RuleConfig, rule_handle_mask)), 7);
+        assert_eq!((at(offset_of!(RuleConfig, chain_table)), at(offset_of!(RuleConfig, proven))), (3, 13));
+        assert_eq!(at(offset_of!(RuleConfig, refused) + offset_of!(Extent, bytes)), 15);
+        assert_eq!(at(offset_of!(RuleConfig, hook_site) + offset_of!(HookSite, index_word)), 19);
+        let function = offset_of!(RuleConfig, functions) + size_of::<HookFunction>();
+        assert_eq!((at(function), at(function + offset_of!(HookFunction, kind))), (20, 21));
         let second = offset_of!(RuleConfig, sites) / size_of::<u64>() + size_of::<RuleSite>() / size_of::<u64>();
         assert_eq!(words[second..second + 5], [8, 9, 10, 11, 12]);
     }

@@ -31,10 +31,11 @@ pub fn drop_kfree_skb(context: BtfTracePointContext) -> i32 {
     // One constant position in each arm: the verifier takes no computed offset into the arguments.
     let reason: u64 = match field!(reason_arg) {
         2 => context.arg(2),
-        _ => NOT_NAMED,
+        _ => u64::from(NOT_NAMED),
     };
     let location: u64 = context.arg(1);
-    if let Some(cause) = cause(reason as u32, location) {
+    let cause = drop_cause(reason as u32, location);
+    if cause != 0 {
         dropped::<Direct>(&context, context.arg(0), location, reason as u32, cause);
     }
     0
@@ -44,10 +45,11 @@ pub fn drop_kfree_skb(context: BtfTracePointContext) -> i32 {
 pub fn rdrop_kfree_skb(context: RawTracePointContext) -> i32 {
     let reason: u64 = match field!(reason_arg) {
         2 => context.arg(2),
-        _ => NOT_NAMED,
+        _ => u64::from(NOT_NAMED),
     };
     let location: u64 = context.arg(1);
-    if let Some(cause) = cause(reason as u32, location) {
+    let cause = drop_cause(reason as u32, location);
+    if cause != 0 {
         dropped::<Probe>(&context, context.arg(0), location, reason as u32, cause);
     }
     0
@@ -60,24 +62,31 @@ pub fn rule_second(_context: RawTracePointContext) -> i32 {
 }
 
 /// What stands for the reason on a kernel that gives none.
-const NOT_NAMED: u64 = 0;
+const NOT_NAMED: u32 = 0;
 
-#[inline(always)]
-fn cause(reason: u32, location: u64) -> Option<Cause> {
-    if reason == field!(reason_netfilter) || freed_by_netfilter(location) {
-        Some(Cause::Netfilter)
+/// Whether a packet that is freed for this reason, or there, is one to look at: a [`Cause`], or 0.
+///
+/// A function of its own to the verifier too: whatever the cause, what follows is walked once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_cause(reason: u32, location: u64) -> u64 {
+    let cause = if reason == field!(reason_netfilter) || freed_by_netfilter(location) {
+        Cause::Netfilter
     } else if reason == field!(reason_cgroup_egress) {
-        Some(Cause::Cgroup)
+        Cause::Cgroup
     } else if reason == field!(reason_tc_egress) || reason == field!(reason_tc_ingress) {
-        Some(Cause::Tc)
+        Cause::Tc
     } else if reason == field!(reason_qdisc_drop)
         || reason == field!(reason_qdisc_overlimit)
         || reason == field!(reason_qdisc_congested)
     {
-        Some(Cause::Queue)
+        Cause::Queue
+    } else if (reason == NOT_NAMED || reason == field!(reason_not_specified)) && rule::queued(location).is_some() {
+        Cause::Nfqueue
     } else {
-        None
-    }
+        return 0;
+    };
+    cause as u64
 }
 
 /// `nf_hook_slow` frees what a rule or a policy drops, and nothing else. Never true where the reason tells.
@@ -88,7 +97,7 @@ fn freed_by_netfilter(location: u64) -> bool {
 }
 
 #[inline(always)]
-fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, reason: u32, cause: Cause) {
+fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, reason: u32, cause: u64) {
     let skb = Skb::read::<R>(address);
     let Some((direction, from)) = skb.direction::<R>() else {
         count(Counter::NotEgress);

@@ -1,9 +1,17 @@
 //! Which rule dropped the packet: read from the frame of `nft_do_chain`, which is still on the stack when it frees a packet.
 //! Nothing is searched for: at each place that frees, the frame lies at the same distance, and where in it the rule is was
-//! learnt from packets that known rules drop.
+//! learnt from packets that known rules drop. What is no rule is told by the function on the hook, from the frame of
+//! `nf_hook_slow`, likewise.
 
-use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_probe_read_kernel as probe_read_kernel, macros::btf_map};
-use observer_ebpf::abi::{FRAME_WORDS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof};
+use aya_ebpf::{
+    btf_maps::Array,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel},
+    macros::btf_map,
+};
+use observer_ebpf::abi::{
+    Cause, Extent, FRAME_WORDS, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof,
+    UNKNOWN_RULE,
+};
 
 use super::{
     drop::{self, get, put},
@@ -87,10 +95,113 @@ extern "C" fn rule_identify() -> u64 {
     0
 }
 
-/// Looks which rule it was.
+/// Places in a hook's list that are believed.
+const MAX_ENTRIES: u64 = 1024;
+
+/// Writes into the key which function on the hook it was, if the place that freed the packet is known, and what is known of
+/// what that function has to itself.
+///
+/// A function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_hook() -> u64 {
+    let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    let site = &config.hook_site;
+    // SAFETY: the scratch space is this CPU's.
+    let (arguments, location) = unsafe { (get!(scratch.arguments), get!(scratch.record.location)) };
+    if site.location == 0 || site.location != location || stack(arguments, site.return_word) != location {
+        return 0;
+    }
+    // SAFETY: likewise.
+    if config.hook_proven == 0 && !is_proof(unsafe { get!(scratch.record.key.netns) }) {
+        return 0;
+    }
+    let entries = stack(arguments, site.entries_word);
+    let index = stack(arguments, site.index_word) & 0xffff_ffff;
+    if index >= word(entries) & 0xffff || index >= MAX_ENTRIES {
+        return 0;
+    }
+    let entry = entries.wrapping_add(config.entries_hooks).wrapping_add(index.wrapping_mul(config.entry_bytes));
+    let function = word(entry);
+    let private = word(entry.wrapping_add(config.entry_private));
+    let mut kind = 0;
+    for known in 0..MAX_FUNCTIONS {
+        if config.functions[known].address == function {
+            kind = config.functions[known].kind;
+        }
+    }
+    // SAFETY: the scratch space is this CPU's.
+    unsafe {
+        put!(scratch.record.key.rule.netns_cookie, Probe::field(get!(scratch.net), field!(net_cookie)).unwrap_or(0));
+        put!(scratch.record.key.rule.function, function);
+        if kind == HookKind::Nftables as u64 {
+            let table = word(private.wrapping_add(config.chain_table));
+            put!(scratch.record.key.rule.table, word(table.wrapping_add(config.table_handle)));
+            put!(scratch.record.key.rule.chain, word(private.wrapping_add(config.chain_handle)));
+            put!(scratch.record.key.rule.rule, UNKNOWN_RULE);
+        } else if kind == HookKind::Program as u64 {
+            let aux = word(private.wrapping_add(config.program_aux));
+            put!(scratch.record.key.rule.rule, word(aux.wrapping_add(config.aux_id)) & 0xffff_ffff);
+        } else if kind == HookKind::Xtables as u64 {
+            put!(scratch.record.key.rule.table, word(private.wrapping_add(config.xtable_name)));
+        }
+    }
+    1
+}
+
+/// Looks which rule it was, or what else.
 #[inline(always)]
 pub fn identify() {
-    rule_identify();
+    let Some(scratch) = drop::scratch() else { return };
+    // SAFETY: the scratch space is this CPU's.
+    let cause = unsafe { get!(scratch.record.key.cause) };
+    if cause == Cause::Netfilter as u8 && rule_identify() == 0 {
+        rule_hook();
+    } else if cause == Cause::Nfqueue as u8 {
+        rule_refuser();
+    }
+}
+
+/// The process that refused a queue's packet: whoever gives a queue's verdict is inside that call, and so is whoever ends and
+/// leaves packets behind.
+///
+/// A function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_refuser() -> u64 {
+    let Some(scratch) = drop::scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's; the helper only returns a number.
+    unsafe {
+        if queued(get!(scratch.record.location)) == Some(Queued::Refused) {
+            put!(scratch.record.key.rule.rule, bpf_get_current_pid_tgid() >> 32);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn holds(extent: &Extent, location: u64) -> bool {
+    extent.start != 0 && location.wrapping_sub(extent.start) < extent.bytes
+}
+
+/// A queue's packet: whether it was refused, or taken by nobody.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Queued {
+    Refused,
+    Untaken,
+}
+
+/// Whether a queue's packet is freed there.
+#[inline(always)]
+pub fn queued(location: u64) -> Option<Queued> {
+    let config = RULES.get(0)?;
+    if holds(&config.refused, location) {
+        Some(Queued::Refused)
+    } else if holds(&config.untaken, location) {
+        Some(Queued::Untaken)
+    } else {
+        None
+    }
 }
 
 /// One word of a proof's frame.
@@ -125,6 +236,7 @@ extern "C" fn rule_prove() -> u64 {
         let Some(proof) = PROOFS.get_ptr_mut(index) else { return 0 };
         (*proof).location = get!(scratch.record.location);
         (*proof).answer.netns_cookie = get!(scratch.record.key.rule.netns_cookie);
+        (*proof).answer.function = get!(scratch.record.key.rule.function);
         (*proof).answer.table = get!(scratch.record.key.rule.table);
         (*proof).answer.chain = get!(scratch.record.key.rule.chain);
         (*proof).answer.rule = get!(scratch.record.key.rule.rule);

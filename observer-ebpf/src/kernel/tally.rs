@@ -136,6 +136,7 @@ unsafe fn coarsen(scratch: *mut Scratch) {
             put!(scratch.record.key.owner_source, 0);
         }
         put!(scratch.record.key.rule.netns_cookie, 0);
+        put!(scratch.record.key.rule.function, 0);
         put!(scratch.record.key.rule.table, 0);
         put!(scratch.record.key.rule.chain, 0);
         put!(scratch.record.key.rule.rule, 0);

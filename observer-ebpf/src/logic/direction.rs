@@ -96,16 +96,16 @@ fn device_preset(key: &DropKey) -> bool {
 /// Hook of a packet that died of `cause`; `None` when it cannot be told.
 pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
     match (direction, cause) {
-        (Direction::Unrouted, Cause::Netfilter) if place.protocol_reached => Some(Hook::Prerouting),
-        (Direction::Unrouted, Cause::Netfilter) if place.control_empty => None,
+        (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.protocol_reached => Some(Hook::Prerouting),
+        (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.control_empty => None,
         (Direction::Unrouted, _) => Some(Hook::Ingress),
         (_, Cause::Cgroup | Cause::Tc | Cause::Queue) => Some(Hook::Egress),
-        (Direction::Local, Cause::Netfilter) => local(place),
-        (Direction::Forward, Cause::Netfilter) if place.at_link_header => Some(Hook::Egress),
+        (Direction::Local, Cause::Netfilter | Cause::Nfqueue) => local(place),
+        (Direction::Forward, Cause::Netfilter | Cause::Nfqueue) if place.at_link_header => Some(Hook::Egress),
         // Until it is sent out, the packet's device is the one that received it.
-        (Direction::Forward, Cause::Netfilter) if !place.device_is_routes => Some(Hook::Forward),
-        (Direction::Forward, Cause::Netfilter) if place.hairpin => None,
-        (Direction::Forward, Cause::Netfilter) => Some(Hook::Postrouting),
+        (Direction::Forward, Cause::Netfilter | Cause::Nfqueue) if !place.device_is_routes => Some(Hook::Forward),
+        (Direction::Forward, Cause::Netfilter | Cause::Nfqueue) if place.hairpin => None,
+        (Direction::Forward, Cause::Netfilter | Cause::Nfqueue) => Some(Hook::Postrouting),
     }
 }
 

@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     model::{
-        Action, Background, Cause, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress, Endpoints,
-        Event, EventMeta, Hook, Kind, Nat, Network, OwnerKnown, Process, RulesSeen, SCHEMA, Source, transport_name,
+        Action, Background, Cause, Decider, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress,
+        Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process, Purpose, Refuser,
+        RulesSeen, SCHEMA, Source, Verdict, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -132,7 +133,16 @@ impl<E: Eyes> Assembler<E> {
         let transport = dropped.protocol.map(transport_name);
         let cause = cause_name(dropped.cause);
         let hook = dropped.hook.map(hook_name);
-        let rule = self.rules.of(dropped, hook, &mut self.attributor.eyes);
+        let decision = self.rules.of(dropped, hook, &mut self.attributor.eyes);
+        let rule = decision.as_ref().and_then(|decision| decision.rule.as_ref());
+        let decider = match dropped.cause {
+            Cause::Nfqueue => Some(self.queue(dropped)),
+            _ => decision.as_ref().and_then(|decision| decision.decider.clone()),
+        };
+        let translates = decider.as_ref().is_some_and(|decider| decider.purpose() == Some(Purpose::Translation));
+        // Where nftables leaves it to the hooks' walker to free a packet, a rule of a nat chain may have dropped it.
+        let decider = decider.filter(|_| !translates || self.rules.are_live());
+        let cause = decider.as_ref().and_then(Decider::purpose).map_or(cause, Purpose::cause);
         Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
@@ -150,10 +160,11 @@ impl<E: Eyes> Assembler<E> {
                 sequence: None,
                 start,
                 end: timestamp,
-                reason: Some(match &rule {
-                    Some(rule) => rule.sentence(),
-                    None => reason(dropped, drop_reason.as_deref()),
-                }),
+                reason: Some(
+                    rule.map(NamedRule::sentence)
+                        .or_else(|| decider.as_ref().map(Decider::sentence))
+                        .unwrap_or_else(|| reason(dropped, drop_reason.as_deref())),
+                ),
             },
             network: Network { r#type: network_type(dropped), direction: "egress", transport: transport.clone() },
             source,
@@ -167,11 +178,16 @@ impl<E: Eyes> Assembler<E> {
                     destination.as_ref(),
                     transport.as_deref(),
                     cause,
-                    rule.as_ref().and_then(|rule| rule.text.as_deref()).or(hook),
+                    rule.and_then(|rule| rule.text.as_deref()).or(hook),
                 ),
                 cause: Some(cause),
-                verdict: rule.as_ref().map(|rule| rule.verdict),
-                rule: rule.as_ref().map(|rule| rule.seen()),
+                verdict: match (rule, &decider) {
+                    (Some(rule), _) => rule.verdict,
+                    (None, Some(decider)) => decider.only_drops().then_some(Verdict::Drop),
+                    (None, None) => None,
+                },
+                decided_by: decider.filter(|decider| *decider != Decider::default()),
+                rule: rule.map(NamedRule::seen),
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
@@ -196,11 +212,23 @@ impl<E: Eyes> Assembler<E> {
                 attempts: None,
                 outcome: None,
             },
-            rule: rule.and_then(|rule| rule.name()),
+            rule: rule.and_then(NamedRule::name),
             destination,
             process: sender.process,
             user: sender.user,
         }
+    }
+
+    /// Who refused a queue's packet: it was inside that call.
+    fn queue(&mut self, dropped: &Dropped) -> Decider {
+        let pid = dropped.rule.and_then(|answer| u32::try_from(answer.rule).ok()).filter(|pid| *pid != 0);
+        let process = pid.map(|pid| Refuser { pid, name: self.attributor.name_of(pid, dropped.boot_ns) });
+        Decider { process, ..Decider::default() }
+    }
+
+    /// Modules of the kernel have come or gone.
+    pub fn modules_changed(&mut self) {
+        self.rules.modules_changed(&mut self.attributor.eyes);
     }
 
     /// True while what was told of the first packet is so for those that were counted beyond: its sender is named, and runs
@@ -277,6 +305,7 @@ fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
         Cause::Cgroup => "a cgroup egress program (such as systemd's IPAddressDeny=) stopped it".to_owned(),
         Cause::Tc => format!("a traffic control action{} stopped it", on(dropped)),
         Cause::Queue => format!("a queue{} was full: nobody's decision", on(dropped)),
+        Cause::Nfqueue => "a program that a rule asks (NFQUEUE) did not let it pass".to_owned(),
     };
     let named = match drop_reason {
         Some(name) => format!("{what} ({name})"),
@@ -306,6 +335,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::Cgroup => "cgroup",
         Cause::Tc => "tc",
         Cause::Queue => "queue",
+        Cause::Nfqueue => "nfqueue",
     }
 }
 

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Direction, Dropped, Facts, Hook, NamedRule, OwnerBy, OwnerKnown, OwnerSource, ProcessId,
+        Cause, ContainerName, Decision, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId,
         Wanted, WantedRule,
     },
     probe::rules::Proving,
@@ -68,7 +68,7 @@ pub trait Eyes: Proving {
     fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64>;
     /// The rule that the kernel half saw drop a packet, if the ruleset has it and it can have done so; an error says why
     /// that cannot be known.
-    fn rule(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>, String>;
+    fn rule(&mut self, wanted: &WantedRule) -> Result<Option<Decision>, String>;
     /// Why questions were not answered, where they were not.
     fn failure(&self) -> Option<String>;
 }
@@ -354,6 +354,12 @@ impl<E: Eyes> Attributor<E> {
     pub(super) fn living(&mut self, pid: u32, boot_ns: u64) -> Option<ProcessId> {
         let known = self.processes.living(pid, boot_ns);
         known.or_else(|| self.ask(pid, None).filter(|id| id.start_ns() <= boot_ns))
+    }
+
+    /// What the process with this number was called at that time.
+    pub fn name_of(&mut self, pid: u32, boot_ns: u64) -> Option<String> {
+        let id = self.living(pid, boot_ns)?;
+        Some(self.processes.get(id)?.name.clone())
     }
 
     fn only_holder(&mut self, inode: Option<u64>, boot_ns: u64) -> Option<Found> {

@@ -58,7 +58,7 @@ impl Eyes for Host {
         vec![7]
     }
 
-    fn rule(&mut self, _wanted: &WantedRule) -> Result<Option<NamedRule>, String> {
+    fn rule(&mut self, _wanted: &WantedRule) -> Result<Option<Decision>, String> {
         Ok(None)
     }
 

@@ -66,6 +66,7 @@ impl<E: Eyes> Assembler<E> {
             rule: None,
             egress: Egress {
                 verdict: None,
+                decided_by: None,
                 rule: None,
                 schema: SCHEMA,
                 incident: incident(

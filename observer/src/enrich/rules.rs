@@ -1,5 +1,5 @@
-//! The rule that the kernel half saw, believed only when user space finds it in the ruleset and it can have dropped that
-//! packet; and how often that was so.
+//! The rule, or what else, that the kernel half saw drop a packet: believed only when user space finds it and it can have
+//! dropped that packet; and how often that was so.
 
 use std::{
     sync::Arc,
@@ -8,20 +8,20 @@ use std::{
 
 use super::{answers::Answers, attribute::Eyes};
 use crate::{
-    model::{Cause, Dropped, NamedRule, RuleCounts, RulesSeen, WantedRule},
+    model::{Cause, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
     probe::{
         proof::Unproven,
-        rules::{Proving, RuleMaps},
+        rules::{Proof, Proving, RuleMaps},
     },
 };
 
 /// How often the method is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Whether the kernel half tells rules.
+/// Whether the kernel half tells what dropped a packet.
 enum Method {
-    /// It does.
-    Armed,
+    /// It does, as far as this says.
+    Armed(Proof),
     /// Not yet, when it was tried last, and why: nftables is not loaded, or the helper had too much to do.
     NotYet(Instant, String),
     /// It cannot, and why.
@@ -32,7 +32,7 @@ enum Method {
 pub struct Rules {
     maps: RuleMaps,
     method: Method,
-    known: Answers<WantedRule, Option<Arc<NamedRule>>>,
+    known: Answers<WantedRule, Option<Arc<Decision>>>,
     seen: RuleCounts,
 }
 
@@ -52,8 +52,8 @@ impl Rules {
     fn arm(&mut self, prover: &mut impl Proving) {
         self.method = match self.maps.arm(prover) {
             Ok(proof) => {
-                log::debug!("rules are seen live: {proof}");
-                Method::Armed
+                log::debug!("seen live: {proof}");
+                Method::Armed(proof)
             }
             Err(Unproven::Other(why)) => Method::Impossible(why),
             Err(error) => Method::NotYet(Instant::now(), error.to_string()),
@@ -62,21 +62,32 @@ impl Rules {
 
     /// True when rules are told.
     pub fn are_live(&self) -> bool {
-        matches!(self.method, Method::Armed)
+        matches!(&self.method, Method::Armed(proof) if proof.rules.is_ok())
+    }
+
+    /// Modules have come or gone: functions are elsewhere, and what was not possible may be.
+    pub fn modules_changed(&mut self, prover: &mut impl Proving) {
+        if let Method::NotYet(..) = self.method {
+            self.arm(prover);
+        } else if let Err(error) = self.maps.find_functions(prover) {
+            log::warn!("the kernel's functions were not looked up: {error}");
+        }
     }
 
     /// Whether rules are seen, and what came of it so far.
     pub fn summary(&self) -> RulesSeen {
         let why = match &self.method {
-            Method::Armed => None,
+            Method::Armed(proof) => proof.rules.as_ref().err().cloned(),
             Method::NotYet(_, why) | Method::Impossible(why) => Some(why.clone()),
         };
-        RulesSeen { live: why.is_none(), why, probe: self.seen }
+        let hooks = matches!(&self.method, Method::Armed(proof) if proof.hooks.is_ok());
+        RulesSeen { live: why.is_none(), why, hooks, probe: self.seen }
     }
 
-    /// The rule that dropped a packet, where the kernel half saw it and it is confirmed. `hook` as an event names it.
-    pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Option<Arc<NamedRule>> {
-        let Some(answer) = dropped.rule else {
+    /// The rule that dropped a packet, or what else did, where the kernel half saw it and it is confirmed. `hook` as an event
+    /// names it.
+    pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Option<Arc<Decision>> {
+        let Some(answer) = dropped.rule.filter(|_| dropped.cause == Cause::Netfilter) else {
             // nftables may have been loaded since.
             if let (Cause::Netfilter, Method::NotYet(tried, _)) = (dropped.cause, &self.method)
                 && tried.elapsed() > AGAIN
@@ -89,6 +100,7 @@ impl Rules {
         let wanted = WantedRule {
             netns: dropped.netns,
             netns_cookie: answer.netns_cookie,
+            function: answer.function,
             table: answer.table,
             chain: answer.chain,
             rule: answer.rule,
@@ -99,9 +111,9 @@ impl Rules {
             Some(known) => known,
             None => {
                 let named = match eyes.rule(&wanted) {
-                    Ok(named) => named.map(Arc::new),
+                    Ok(decision) => decision.map(Arc::new),
                     Err(why) => {
-                        log::debug!("the ruleset of namespace {} was not read: {why}", wanted.netns);
+                        log::debug!("what decided in namespace {} was not read: {why}", wanted.netns);
                         self.seen.unread += 1;
                         return None;
                     }

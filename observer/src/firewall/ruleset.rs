@@ -13,7 +13,9 @@ use super::{
     netfilter::{DROP, family, hook},
     nft::{self, Chain, Rule, Table, Verdict as Does},
 };
-use crate::model::{NamedRule, Verdict, WantedRule};
+use observer_ebpf::abi::UNKNOWN_RULE;
+
+use crate::model::{Backend, NamedRule, Verdict, WantedRule};
 
 /// Times that a ruleset is read again which changed meanwhile.
 const ATTEMPTS: usize = 4;
@@ -78,7 +80,7 @@ impl Ruleset {
         if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.until(deadline)) {
             // A listing is later than the snapshot. A handle is never used twice, so the text is the rule's whenever it is
             // there; the hash is the snapshot's only when nothing has changed in between.
-            if wanted.rule != 0 {
+            if named.handle.is_some() {
                 named.text = listing.text(wanted.table, wanted.rule).map(str::to_owned);
             }
             named.ruleset_sha256 = (listing.generation == Some(self.generation)).then(|| listing.sha256.clone());
@@ -102,6 +104,7 @@ impl Ruleset {
             return None;
         }
         let named = NamedRule {
+            backend: Backend::Nft,
             family: family::name(table.family).to_owned(),
             table: table.name.clone(),
             chain: base.name.clone(),
@@ -109,9 +112,12 @@ impl Ruleset {
             position: None,
             text: Some("policy drop".to_owned()),
             path: vec![base.name.clone()],
-            verdict: Verdict::Drop,
+            verdict: Some(Verdict::Drop),
             ruleset_sha256: None,
         };
+        if wanted.rule == UNKNOWN_RULE {
+            return Some(NamedRule { text: None, verdict: None, ..named });
+        }
         if wanted.rule == 0 {
             return (base.policy == Some(DROP)).then_some(named);
         }
@@ -134,7 +140,7 @@ impl Ruleset {
             position: position.map(|position| position + 1),
             text: None,
             path,
-            verdict,
+            verdict: Some(verdict),
             ..named
         })
     }
@@ -239,16 +245,25 @@ mod tests {
     }
 
     fn wanted(chain: u64, rule: u64, hook: &str) -> WantedRule {
-        WantedRule { netns: 1, netns_cookie: 1, table: 9, chain, rule, hook: Some(hook.to_owned()), v6: Some(false) }
+        WantedRule {
+            netns: 1,
+            netns_cookie: 1,
+            function: 0,
+            table: 9,
+            chain,
+            rule,
+            hook: Some(hook.to_owned()),
+            v6: Some(false),
+        }
     }
 
     #[test]
     fn a_rule_is_named_with_the_way_to_it() {
         let named = ruleset().find(&wanted(1, 14, "output")).unwrap();
-        assert_eq!((named.chain.as_str(), named.position, named.verdict), ("b", Some(1), Verdict::Drop));
+        assert_eq!((named.chain.as_str(), named.position, named.verdict), ("b", Some(1), Some(Verdict::Drop)));
         assert_eq!(named.path, ["out", "a", "b"]);
         let named = ruleset().find(&wanted(1, 13, "output")).unwrap();
-        assert_eq!((named.position, named.verdict), (Some(2), Verdict::Reject));
+        assert_eq!((named.position, named.verdict), (Some(2), Some(Verdict::Reject)));
     }
 
     #[test]

@@ -141,6 +141,7 @@ pub fn decode_key(bytes: &mut Bytes) -> DropKey {
         translated: decode_tuple(bytes),
         rule: RuleAnswer {
             netns_cookie: bytes.get_u64_ne(),
+            function: bytes.get_u64_ne(),
             table: bytes.get_u64_ne(),
             chain: bytes.get_u64_ne(),
             rule: bytes.get_u64_ne(),
@@ -216,7 +217,9 @@ fn decode_source(value: u32) -> Option<OwnerSource> {
 }
 
 fn decode_cause(value: u8) -> Option<Cause> {
-    [Cause::Netfilter, Cause::Cgroup, Cause::Tc, Cause::Queue].into_iter().find(|cause| *cause as u8 == value)
+    [Cause::Netfilter, Cause::Cgroup, Cause::Tc, Cause::Queue, Cause::Nfqueue]
+        .into_iter()
+        .find(|cause| *cause as u8 == value)
 }
 
 fn decode_direction(value: u8) -> Option<Direction> {

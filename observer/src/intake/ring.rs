@@ -39,6 +39,8 @@ pub enum Item {
     Drop(Bytes),
     /// Process records wait in their ring, which fills up.
     Processes,
+    /// Modules of the kernel have come or gone.
+    Modules,
     /// This generation is over, and every record of it is queued before this.
     Sweep(u32),
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     account::Account,
     background::Background,
+    decider::Decider,
     rule::{EgressRule, RuleName, Verdict},
 };
 
@@ -342,6 +343,9 @@ pub struct Egress {
     /// What the decision did with the packet; absent where that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// What decided where no rule did, or none that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<Decider>,
     /// The rule or policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<EgressRule>,

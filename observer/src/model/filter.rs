@@ -251,7 +251,12 @@ pub fn parse_transport(value: &str) -> Result<String, FilterError> {
 
 /// A cause that this version can report.
 pub fn parse_cause(value: &str) -> Result<String, FilterError> {
-    known("cause", value, &["netfilter", "cgroup", "tc", "queue"], "")
+    known(
+        "cause",
+        value,
+        &["netfilter", "conntrack", "nat", "nfqueue", "netfilter-bpf", "lsm", "cgroup", "tc", "queue"],
+        "",
+    )
 }
 
 /// An action that this version can report.

@@ -5,6 +5,7 @@ mod account;
 mod background;
 mod check;
 mod command;
+mod decider;
 mod dropped;
 mod event;
 mod filter;
@@ -17,6 +18,7 @@ pub use account::{Account, Degraded, Lost};
 pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
+pub use decider::{BpfProgram, Connections, Decider, Decision, Purpose, Refuser};
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
@@ -27,6 +29,6 @@ pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_ac
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
-pub use rule::{EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict, WantedRule};
+pub use rule::{Backend, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict, WantedRule};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

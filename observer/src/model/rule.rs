@@ -13,18 +13,32 @@ pub enum Verdict {
     Reject,
 }
 
-/// Which rule is wanted: what the kernel half saw, and what must fit to it.
+/// Which part of the kernel has a rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backend {
+    /// nftables, whoever wrote the rule.
+    #[default]
+    #[serde(rename = "nft")]
+    Nft,
+    /// The tables of iptables-legacy.
+    #[serde(rename = "iptables-legacy")]
+    IptablesLegacy,
+}
+
+/// Which rule is wanted, or what else decided: what the kernel half saw, and what must fit to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WantedRule {
     /// Inode number of the network namespace.
     pub netns: u32,
     /// Its cookie: inode numbers are used again.
     pub netns_cookie: u64,
-    /// Handle of the table.
+    /// As the kernel half has it: address of the function on the hook, or 0.
+    pub function: u64,
+    /// Handle of the table; of iptables-legacy the first bytes of its name.
     pub table: u64,
     /// Handle of the base chain.
     pub chain: u64,
-    /// Handle of the rule; 0 for the base chain's policy.
+    /// Handle of the rule; 0 for the base chain's policy, `UNKNOWN_RULE` where only the chain is known. A BPF program's id.
     pub rule: u64,
     /// Hook at which the packet died, as an event names it; `None` when it is not known.
     pub hook: Option<String>,
@@ -32,16 +46,19 @@ pub struct WantedRule {
     pub v6: Option<bool>,
 }
 
-/// A rule that the ruleset in force has, or a policy, and that can have dropped the packet.
+/// A rule that the ruleset in force has, or a policy, and that can have dropped the packet; or, without text, a chain in which
+/// something did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedRule {
+    /// Which part of the kernel has it.
+    pub backend: Backend,
     /// Family of its table, as `nft` writes it.
     pub family: String,
     /// Table.
     pub table: String,
     /// Chain.
     pub chain: String,
-    /// Its handle; `None` for a chain's policy.
+    /// Its handle; `None` for a chain's policy, or where it is not known.
     pub handle: Option<u64>,
     /// Its place in the chain, from 1 on.
     pub position: Option<usize>,
@@ -49,8 +66,8 @@ pub struct NamedRule {
     pub text: Option<String>,
     /// Chains from the base chain to its own, where there is one way only.
     pub path: Vec<String>,
-    /// What it did.
-    pub verdict: Verdict,
+    /// What it did; `None` where it is not known.
+    pub verdict: Option<Verdict>,
     /// SHA-256 of the ruleset in which it was found.
     pub ruleset_sha256: Option<String>,
 }
@@ -81,7 +98,7 @@ pub enum RuleSource {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EgressRule {
     /// Which part of the kernel has it.
-    pub backend: &'static str,
+    pub backend: Backend,
     /// Family of its table, as `nft` writes it.
     pub family: String,
     /// Table.
@@ -118,7 +135,7 @@ impl NamedRule {
     /// `egress.rule`, seen live.
     pub fn seen(&self) -> EgressRule {
         EgressRule {
-            backend: "nft",
+            backend: self.backend,
             family: self.family.clone(),
             table: self.table.clone(),
             chain: self.chain.clone(),
@@ -134,12 +151,20 @@ impl NamedRule {
     /// What it did, in a sentence.
     pub fn sentence(&self) -> String {
         let did = match self.verdict {
-            Verdict::Drop => "dropped",
-            Verdict::Reject => "rejected",
+            Some(Verdict::Drop) => "dropped",
+            Some(Verdict::Reject) => "rejected",
+            None => "dropped or rejected",
         };
         let place = format!("{} {} {}", self.family, self.table, self.chain);
         match (self.handle, &self.text) {
-            (None, _) => format!("the policy of chain {place} {did} it: no rule accepts it"),
+            (None, None) if self.backend == Backend::IptablesLegacy => {
+                format!(
+                    "a rule or policy of iptables-legacy, table {} from chain {} on, {did} it",
+                    self.table, self.chain
+                )
+            }
+            (None, None) => format!("a rule or the policy of chain {place}, or of one that it leads to, {did} it"),
+            (None, Some(_)) => format!("the policy of chain {place} {did} it: no rule accepts it"),
             (Some(handle), Some(text)) => format!("nft rule `{text}` in {place} (handle {handle}) {did} it"),
             (Some(handle), None) => format!("nft rule with handle {handle} in {place} {did} it"),
         }
@@ -167,6 +192,8 @@ pub struct RulesSeen {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// What is no rule is told by its function on the hook.
+    pub hooks: bool,
     /// Seen in the kernel as it happened.
     pub probe: RuleCounts,
 }

@@ -42,6 +42,8 @@ pub(super) struct Flags {
     pub(super) hurry: AtomicBool,
     /// A request to take in process records is in the queue.
     pub(super) nudged: AtomicBool,
+    /// A request to look up the kernel's functions anew is in the queue.
+    pub(super) modules: AtomicBool,
     /// How far sweeping is.
     pub(super) sweeping: Arc<Sweeping>,
 }
@@ -166,6 +168,10 @@ impl<E: Eyes> Consumer<E> {
                 Some(Item::Processes) => {
                     flags.nudged.store(false, Ordering::Relaxed);
                     self.assembler.catch_up();
+                }
+                Some(Item::Modules) => {
+                    flags.modules.store(false, Ordering::Relaxed);
+                    self.assembler.modules_changed();
                 }
                 None => {}
             }

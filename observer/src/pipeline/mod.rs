@@ -6,6 +6,7 @@
 //! empty the ring, let the queue run dry, sweep what is left, write the account.
 
 mod consume;
+mod modules;
 
 use std::{
     io,
@@ -107,6 +108,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let filling = watch_readable(self.filling).context("cannot watch the ring of processes")?;
         let flags = Arc::new(Flags::default());
         let nudge = tokio::spawn(nudge(filling, sender.clone(), Arc::clone(&flags)));
+        let modules = tokio::spawn(modules::watch(sender.clone(), Arc::clone(&flags)));
         let sweeping = Arc::clone(&flags.sweeping);
         let mut reader = Reader::new(self.probes.take_ring()?, Epoch::new(self.probes.take_epoch()?), sender, sweeping)
             .context("cannot watch the ring")?;
@@ -145,8 +147,10 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let (missed_max, untold) = (self.probes.missed_max(), self.probes.untold_processes());
         // The queue closes with its last sender.
         drop(reader);
-        nudge.abort();
-        let _ = nudge.await;
+        for task in [nudge, modules] {
+            task.abort();
+            let _ = task.await;
+        }
         if let Some(log) = log {
             log.abort();
         }

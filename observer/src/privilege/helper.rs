@@ -27,11 +27,12 @@ use super::{
 use crate::{
     enrich::attribute::Eyes,
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Facts, NamedRule, Wanted, WantedRule},
+    model::{ContainerName, Decision, Facts, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,
         selftest::Sent,
+        symbols::Functions,
     },
 };
 
@@ -155,6 +156,13 @@ impl Helper {
 }
 
 impl Proving for Helper {
+    fn functions(&mut self) -> Result<Functions, String> {
+        match self.ask(&Request::Functions).map_err(|error| error.to_string())? {
+            Response::Functions(functions) => Ok(functions),
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
     fn prepare_proof(&mut self) -> Result<Prepared, Unproven> {
         let prepared = if std::mem::take(&mut self.begun) {
             self.receive().map_err(|error| HelperError(format!("{error:#}")))
@@ -236,7 +244,7 @@ impl Eyes for Helper {
         }
     }
 
-    fn rule(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>, String> {
+    fn rule(&mut self, wanted: &WantedRule) -> Result<Option<Decision>, String> {
         match self.ask(&Request::Rule(wanted.clone())).map_err(|error| error.to_string())? {
             Response::Rule(named) => named,
             other => Err(unexpected(&other).to_string()),

@@ -6,6 +6,7 @@
 //! ([`confine`]). Both happen while there is one thread, because capabilities and namespaces belong to threads.
 
 mod confine;
+mod deciders;
 mod helper;
 mod netns;
 mod protocol;

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Facts, NamedRule, Wanted, WantedRule},
+    model::{ContainerName, Decision, Facts, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         selftest::Sent,
+        symbols::Functions,
     },
 };
 
@@ -75,8 +76,10 @@ pub enum Request {
     Denies,
     /// Send one packet into a drop, in a namespace that is made for it.
     SelfTest,
-    /// The rule that dropped a packet, found in the ruleset.
+    /// The rule that dropped a packet, found in the ruleset; or what else did.
     Rule(WantedRule),
+    /// Where the kernel's functions are that the kernel half must know.
+    Functions,
     /// Make a namespace with rules that drop, for a proof.
     PrepareProof,
     /// Send the proof's packets.
@@ -113,7 +116,9 @@ pub enum Response {
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
     SelfTest(Result<Sent, String>),
     /// To [`Request::Rule`].
-    Rule(Result<Option<NamedRule>, String>),
+    Rule(Result<Option<Decision>, String>),
+    /// To [`Request::Functions`].
+    Functions(Functions),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

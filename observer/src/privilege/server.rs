@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use caps::{CapSet, Capability};
 
 use super::{
+    deciders::Deciders,
     netns,
     protocol::{Request, Response},
     rulesets::Rulesets,
@@ -18,13 +19,18 @@ use super::{
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
     firewall::{denies, inventory},
-    probe::{cgroup, proof::Prover, selftest},
+    probe::{cgroup, proof::Prover, selftest, symbols::Functions},
 };
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
-/// firewall files that only root may.
-const NEEDED: [Capability; 4] =
-    [Capability::CAP_SYS_PTRACE, Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_DAC_READ_SEARCH];
+/// firewall files that only root may; addresses of the kernel's functions.
+const NEEDED: [Capability; 5] = [
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_SYSLOG,
+];
 
 /// Gives up every capability that is not needed.
 pub(super) fn keep_needed_capabilities() -> Result<()> {
@@ -49,6 +55,9 @@ pub(super) struct Server {
     initial_pids: bool,
     rulesets: Rulesets,
     prover: Option<Prover>,
+    deciders: Deciders,
+    /// Read ahead, and not yet asked for.
+    functions: Option<Functions>,
 }
 
 impl Server {
@@ -66,6 +75,8 @@ impl Server {
             initial_pids: proc::sees_initial_pids(),
             rulesets: Rulesets::default(),
             prover: None,
+            deciders: Deciders::default(),
+            functions: None,
         }
     }
 
@@ -88,12 +99,20 @@ impl Server {
             ),
             Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
             Request::Rule(ref wanted) => {
-                Response::Rule(self.rulesets.named(wanted).map_err(|error| format!("{error:#}")))
+                Response::Rule(self.deciders.decision(wanted, &mut self.rulesets).map_err(|error| format!("{error:#}")))
             }
-            Request::PrepareProof => Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
-                self.prover = Some(prover);
-                prepared
-            })),
+            Request::Functions => {
+                self.deciders.forget();
+                Response::Functions(self.functions.take().unwrap_or_else(Functions::read))
+            }
+            Request::PrepareProof => {
+                // It is what is asked next, and whoever asked does something else meanwhile.
+                self.functions = Some(Functions::read());
+                Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
+                    self.prover = Some(prover);
+                    prepared
+                }))
+            }
             Request::SendProof => Response::SendProof(match &self.prover {
                 Some(prover) => prover.send().map_err(|error| format!("{error:#}")),
                 None => Err("no proof was prepared".to_owned()),

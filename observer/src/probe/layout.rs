@@ -9,7 +9,7 @@ use std::{
 
 use observer_ebpf::abi::{ABSENT, Layout, VERSION};
 
-use super::btf::Btf;
+use super::{btf::Btf, symbols};
 
 /// The enum that names why packets are freed, and the prefix of its enumerators.
 const REASONS: &str = "skb_drop_reason";
@@ -98,24 +98,9 @@ impl Symbols {
 
     /// Looks up where netfilter drops, for a kernel that does not name it.
     fn with_netfilter(mut self) -> Self {
-        self.netfilter = extent(DROPPER);
+        self.netfilter = symbols::extent(DROPPER);
         self
     }
-}
-
-/// Address and bytes of a function: up to the next symbol.
-fn extent(function: &str) -> Option<(u64, u32)> {
-    let text = std::fs::read_to_string("/proc/kallsyms").ok()?;
-    let symbols = || {
-        text.lines().filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let address = u64::from_str_radix(words.next()?, 16).ok()?;
-            Some((address, words.nth(1)?))
-        })
-    };
-    let (start, _) = symbols().find(|(address, name)| *name == function && *address != 0)?;
-    let end = symbols().map(|(address, _)| address).filter(|address| *address > start).min()?;
-    Some((start, u32::try_from(end - start).ok()?))
 }
 
 /// Halves of an address.
@@ -157,6 +142,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         version: VERSION,
         reason_arg: reason_arg.and_then(|position| u32::try_from(position).ok()).unwrap_or(ABSENT),
         reason_netfilter: reasons.value("NETFILTER_DROP"),
+        reason_not_specified: reasons.value("NOT_SPECIFIED"),
         reason_cgroup_egress: reasons.value("BPF_CGROUP_EGRESS"),
         reason_tc_egress: reasons.value("TC_EGRESS"),
 
@@ -372,12 +358,6 @@ impl Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_function_has_an_extent_where_addresses_are_shown() {
-        let shown = Symbols::of_kernel().ip_forward.is_some();
-        assert_eq!(extent(DROPPER).is_some_and(|(_, bytes)| bytes > 64), shown);
-    }
 
     #[test]
     fn the_running_kernel_resolves() {

@@ -13,6 +13,7 @@ mod maps;
 pub mod proof;
 pub mod rules;
 pub mod selftest;
+pub mod symbols;
 pub mod totals;
 
 pub use attach::{AttachError, Probes, program_names};

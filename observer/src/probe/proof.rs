@@ -1,5 +1,5 @@
-//! Packets that known rules drop, in a network namespace made for them: what the kernel half says of them proves whether it
-//! can tell which rule dropped a packet. This half runs in the helper.
+//! Packets that known rules and programs drop, in a network namespace made for them: what the kernel half says of them proves
+//! whether it can tell what dropped a packet. This half runs in the helper.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
-use observer_ebpf::abi::{RuleAnswer, RuleConfig};
+use observer_ebpf::abi::RuleConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{btf::Btf, selftest::raise_loopback};
@@ -21,13 +21,16 @@ use crate::{
         build::{self, RuleSpec, TableSpec, Then},
         nft,
     },
-    sys::netns_cookie,
+    sys::{drop_by_netfilter_program, netns_cookie},
 };
 
 /// nftables' module, where it is not built in, and a type of its.
 const MODULE: (&str, &str) = ("nf_tables", "nft_chain");
 /// The module that rejects in the family `inet`, and a function of its.
 const REJECTER: (&str, &str) = ("nft_reject_inet", "nft_reject_inet_eval");
+
+/// The module of iptables-legacy's tables.
+const XTABLES: &str = "x_tables";
 
 /// A port that no packet is sent to: what lies behind the last rule that matches must not be taken for it.
 const NOBODY: u16 = 99;
@@ -36,12 +39,16 @@ const POLICY: u16 = 6;
 /// Port of a rule that rejects.
 const REJECTED: u16 = 3;
 
+/// Ports whose packets BPF netfilter programs drop, and the priority of each: before, between and behind the tables, so that
+/// each has another place in the hook's list.
+const BY_PROGRAM: [(u16, i32); 4] = [(13, -20), (14, -5), (15, 5), (16, 20)];
+
 const fn spec(chain: &'static str, port: u16, then: Then) -> RuleSpec {
     RuleSpec { chain, port, then }
 }
 
 /// Every way to a drop that leaves the walker's frame in another state.
-const RULES: [RuleSpec; 15] = [
+const RULES: [RuleSpec; 17] = [
     spec("output", 1, Then::Drop),
     spec("output", 2, Then::CountAndDrop),
     spec("output", REJECTED, Then::Reject),
@@ -51,6 +58,8 @@ const RULES: [RuleSpec; 15] = [
     spec("output", 8, Then::Goto("inner")),
     spec("output", 11, Then::Accept),
     spec("output", 12, Then::Accept),
+    spec("output", 15, Then::Accept),
+    spec("output", 16, Then::Accept),
     spec("output", NOBODY, Then::Drop),
     spec("inner", 4, Then::Drop),
     spec("inner", 8, Then::CountAndDrop),
@@ -91,18 +100,28 @@ const MAIN: &str = "observer_proof";
 pub struct Expected {
     /// Its destination port.
     pub port: u16,
-    /// Cookie of the namespace.
+    /// Cookie of the namespace; 0 where the kernel has none.
     pub cookie: u64,
-    /// Handles of table, base chain, and rule; 0 for the chain's policy.
-    pub handles: (u64, u64, u64),
+    /// What drops it.
+    pub by: By,
+    /// Place of that in the hook's list of functions, from 0 on, and how many are in it.
+    pub entry: (u32, u32),
 }
 
-impl Expected {
-    /// The same in the kernel half's words.
-    pub fn answer(&self) -> RuleAnswer {
-        let (table, chain, rule) = self.handles;
-        RuleAnswer { netns_cookie: self.cookie, table, chain, rule }
-    }
+/// What drops a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum By {
+    /// nftables.
+    Rule {
+        /// Handle of the table.
+        table: u64,
+        /// Handle of the base chain.
+        chain: u64,
+        /// Handle of the rule; 0 for the chain's policy.
+        rule: u64,
+    },
+    /// A BPF netfilter program.
+    Program,
 }
 
 /// A proof that can begin: where, and what this kernel's numbers are.
@@ -110,27 +129,51 @@ impl Expected {
 pub struct Prepared {
     /// Inode number of its namespace.
     pub netns: u32,
-    /// Offsets of `nft_chain.table`, `nft_chain.handle` and `nft_table.handle`.
-    offsets: (u32, u32, u32),
-    /// Lowest bit and width of `nft_rule_dp.handle`.
-    handle: (u32, u32),
+    /// Offsets of `nft_chain.table`, `nft_chain.handle` and `nft_table.handle`; `None` where the kernel does not describe them.
+    offsets: Option<(u32, u32, u32)>,
+    /// Lowest bit and width of `nft_rule_dp.handle`, where this kernel's rules are such.
+    handle: Option<(u32, u32)>,
+    /// What is known of hooks' lists.
+    hooks: Hooks,
     /// What must come out.
     pub expected: Vec<Expected>,
 }
 
 impl Prepared {
+    /// Chains can be read.
+    pub fn knows_chains(&self) -> bool {
+        self.offsets.is_some()
+    }
+
     /// What the kernel half is to know, with nothing learnt.
     pub fn config(&self) -> RuleConfig {
-        let (chain_table, chain_handle, table_handle) = self.offsets;
+        let (chain_table, chain_handle, table_handle) = self.offsets.unwrap_or_default();
         RuleConfig {
             chain_table: chain_table.into(),
             chain_handle: chain_handle.into(),
             table_handle: table_handle.into(),
-            rule_handle_bit: self.handle.0.into(),
-            rule_handle_mask: (1 << self.handle.1) - 1,
+            rule_handle_bit: self.handle.map_or(0, |(bit, _)| bit.into()),
+            rule_handle_mask: self.handle.map_or(0, |(_, width)| (1 << width) - 1),
+            entries_hooks: self.hooks.entries_hooks.into(),
+            entry_bytes: self.hooks.entry_bytes.into(),
+            entry_private: self.hooks.entry_private.into(),
+            program_aux: self.hooks.program_aux.into(),
+            aux_id: self.hooks.aux_id.into(),
+            xtable_name: self.hooks.xtable_name.into(),
             ..RuleConfig::default()
         }
     }
+}
+
+/// Offsets of hooks' lists and of what functions on hooks have to themselves; 0 for what this kernel does not have.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Hooks {
+    entries_hooks: u32,
+    entry_bytes: u32,
+    entry_private: u32,
+    program_aux: u32,
+    aux_id: u32,
+    xtable_name: u32,
 }
 
 /// Why there can be no proof.
@@ -159,16 +202,16 @@ impl Prover {
         let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
         let is_loaded = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
         let btf = Btf::of_module(MODULE.0).map_err(|error| Unproven::Other(error.to_string()))?;
-        // Its types are the module's, which is loaded, or the kernel's own.
-        if !btf.has_struct(MODULE.1) {
-            return Err(if is_loaded(MODULE.0) {
-                Unproven::Other("this kernel does not describe nftables' types".to_owned())
-            } else {
-                Unproven::NotLoaded
-            });
+        // Its types are the module's, which is loaded, or the kernel's own. Before Linux 5.11 modules' types are not described.
+        if !btf.has_struct(MODULE.1) && !is_loaded(MODULE.0) {
+            return Err(Unproven::NotLoaded);
         }
         let rejects = is_loaded(REJECTER.0) || btf.has_function(REJECTER.1);
-        let (offsets, handle) = numbers(&btf).map_err(|error| Unproven::Other(format!("{error:#}")))?;
+        let other = |error: anyhow::Error| Unproven::Other(format!("{error:#}"));
+        let offsets = numbers(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
+        let handle = handle(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
+        let xtables = is_loaded(XTABLES).then(|| Btf::of_module(XTABLES).ok()).flatten();
+        let hooks = hooks(&btf, xtables.as_ref()).map_err(other)?;
         let prepare = || {
             let (send, orders) = channel();
             let (reports, sent) = channel();
@@ -176,19 +219,18 @@ impl Prover {
             thread::spawn(move || {
                 // A rejecting rule would load a module.
                 let made = make(rejects);
-                let ports: Vec<u16> =
-                    made.iter().flat_map(|(_, expected)| expected).map(|expected| expected.port).collect();
+                let all: Vec<Expected> = made.iter().flat_map(|(_, expected)| expected.clone()).collect();
                 if ready.send(made).is_err() {
                     return;
                 }
                 while orders.recv().is_ok() {
-                    if reports.send(send_all(&ports)).is_err() {
+                    if reports.send(send_all(&all)).is_err() {
                         return;
                     }
                 }
             });
             let (netns, expected) = made.recv().context("the proof's thread failed")??;
-            Ok((Self { send, sent }, Prepared { netns, offsets, handle, expected }))
+            Ok((Self { send, sent }, Prepared { netns, offsets, handle, hooks, expected }))
         };
         prepare().map_err(|error: anyhow::Error| Unproven::Later(format!("{error:#}")))
     }
@@ -200,23 +242,38 @@ impl Prover {
     }
 }
 
-/// Offsets and the handle's bits, as [`Prepared`] has them.
-type Numbers = ((u32, u32, u32), (u32, u32));
+/// Byte offset of a member.
+fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
+    let member = btf.member(name, path).with_context(|| format!("this kernel does not describe {name}.{path}"))?;
+    ensure!(member.bit_offset.is_multiple_of(8), "{name}.{path} does not begin at a byte");
+    Ok(member.bit_offset / 8)
+}
 
-fn numbers(btf: &Btf) -> Result<Numbers> {
-    let bytes = |name: &str, path: &str| {
-        let member = btf.member(name, path).with_context(|| format!("this kernel does not describe {name}.{path}"))?;
-        ensure!(member.bit_offset.is_multiple_of(8), "{name}.{path} does not begin at a byte");
-        anyhow::Ok(member.bit_offset / 8)
-    };
+/// Offsets, as [`Prepared`] has them.
+fn numbers(btf: &Btf) -> Result<(u32, u32, u32)> {
+    Ok((offset(btf, "nft_chain", "table")?, offset(btf, "nft_chain", "handle")?, offset(btf, "nft_table", "handle")?))
+}
+
+/// The handle's bits, as [`Prepared`] has them.
+fn handle(btf: &Btf) -> Result<(u32, u32)> {
     let handle = btf.member("nft_rule_dp", "handle").context("this kernel's rules have no `nft_rule_dp`")?;
     ensure!(handle.bit_offset + handle.bits <= 64 && handle.bits < 64, "a rule's handle is not in its first word");
     let last = btf.member("nft_rule_dp", "is_last").context("this kernel's rules have no mark for the last")?;
     ensure!(last.bit_offset == 0, "a rule's mark for the last is not its first bit");
-    Ok((
-        (bytes("nft_chain", "table")?, bytes("nft_chain", "handle")?, bytes("nft_table", "handle")?),
-        (handle.bit_offset, handle.bits),
-    ))
+    Ok((handle.bit_offset, handle.bits))
+}
+
+fn hooks(btf: &Btf, xtables: Option<&Btf>) -> Result<Hooks> {
+    ensure!(offset(btf, "nf_hook_entry", "hook")? == 0, "a hook's function is not first");
+    let known = |btf: &Btf, name: &str, path: &str| offset(btf, name, path).unwrap_or(0);
+    Ok(Hooks {
+        entries_hooks: offset(btf, "nf_hook_entries", "hooks")?,
+        entry_bytes: btf.struct_bytes("nf_hook_entry").context("this kernel does not describe hooks")?,
+        entry_private: offset(btf, "nf_hook_entry", "priv")?,
+        program_aux: known(btf, "bpf_prog", "aux"),
+        aux_id: known(btf, "bpf_prog_aux", "id"),
+        xtable_name: known(xtables.unwrap_or(btf), "xt_table", "name"),
+    })
 }
 
 /// In a namespace of this thread's own: the ruleset, and what it must do.
@@ -224,9 +281,10 @@ fn make(rejects: bool) -> Result<(u32, Vec<Expected>)> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     raise_loopback().context("cannot raise the namespace's loopback")?;
     let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
-    let cookie = netns_cookie().context("cannot read the namespace's cookie")?;
+    // Since Linux 5.14.
+    let cookie = netns_cookie().unwrap_or(0);
     let mut expected = Vec::new();
-    for spec in TABLES {
+    for (index, spec) in (0..).zip(TABLES) {
         let rules: Vec<RuleSpec> = spec.rules.iter().copied().filter(|rule| rejects || rule.port != REJECTED).collect();
         build::table(&TableSpec { rules: &rules, ..spec })?;
         let table =
@@ -235,7 +293,12 @@ fn make(rejects: bool) -> Result<(u32, Vec<Expected>)> {
             .into_iter()
             .find(|chain| chain.table == spec.name && chain.hook.is_some())
             .context("a chain is not listed")?;
-        let expect = |port, rule| Expected { port, cookie, handles: (table.handle, base.handle, rule) };
+        let expect = |port, rule| Expected {
+            port,
+            cookie,
+            by: By::Rule { table: table.handle, chain: base.handle, rule },
+            entry: (index, TABLES.len() as u32),
+        };
         if spec.name == MAIN {
             expected.extend(BY_POLICY.map(|port| expect(port, 0)));
         }
@@ -250,12 +313,26 @@ fn make(rejects: bool) -> Result<(u32, Vec<Expected>)> {
             }
         }
     }
+    // A priority that is nobody else's, or it is refused.
+    match drop_by_netfilter_program(BY_PROGRAM[0].1) {
+        Ok(_) => expected.extend(BY_PROGRAM.map(|(port, priority)| {
+            let before = TABLES.iter().filter(|table| table.priority < priority).count();
+            Expected { port, cookie, by: By::Program, entry: (before as u32, TABLES.len() as u32 + 1) }
+        })),
+        Err(error) => log::debug!("no BPF netfilter program can be had: {error}"),
+    }
     Ok((u32::try_from(netns).context("the namespace's number is too large")?, expected))
 }
 
-fn send_all(ports: &[u16]) -> Result<()> {
+fn send_all(all: &[Expected]) -> Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot make a socket")?;
-    for port in ports {
+    for Expected { port, .. } in all {
+        let _program = BY_PROGRAM
+            .iter()
+            .find(|(of, _)| of == port)
+            .map(|(_, priority)| drop_by_netfilter_program(*priority))
+            .transpose()
+            .context("cannot attach a BPF netfilter program")?;
         match socket.send_to(b"observer proof", (Ipv4Addr::LOCALHOST, *port)) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
             Err(error) => return Err(error).context("a packet failed otherwise than by the drop"),

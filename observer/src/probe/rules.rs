@@ -1,14 +1,18 @@
-//! Whether, and from where on the stack, the kernel half can tell which rule dropped a packet: learnt from packets that
-//! known rules drop ([`proof`](super::proof)), tried with them again, and believed only when every answer is right.
+//! Whether, and from where on the stack, the kernel half can tell what dropped a packet: learnt from packets that known
+//! rules and programs drop ([`proof`](super::proof)), tried with them again, and believed only when every answer is right.
 
 use std::fmt;
 
 use aya::maps::{Array, MapData};
 use observer_ebpf::abi::{
-    FRAME_WORDS, FrameWord, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite,
+    FRAME_WORDS, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS,
+    RuleAnswer, RuleConfig, RuleProof, RuleSite, UNKNOWN_RULE,
 };
 
-use super::proof::{Expected, Prepared, Unproven};
+use super::{
+    proof::{By, Expected, Prepared, Unproven},
+    symbols::Functions,
+};
 
 const PROOF_WORDS: usize = size_of::<RuleProof>() / size_of::<u64>();
 const WORDS_OF_FRAME_WORD: usize = size_of::<FrameWord>() / size_of::<u64>();
@@ -21,6 +25,8 @@ const IS_LAST: u64 = 1;
 
 /// Who makes and sends a proof's packets.
 pub trait Proving {
+    /// Where this kernel's functions are now.
+    fn functions(&mut self) -> Result<Functions, String>;
     /// Makes the namespace.
     fn prepare_proof(&mut self) -> Result<Prepared, Unproven>;
     /// Sends one packet to every port.
@@ -37,23 +43,39 @@ pub struct RuleMaps {
     avoided: Option<String>,
     /// What the kernel half was told last.
     told: RuleConfig,
+    functions: Functions,
+    /// What chains are like is known.
+    knows_chains: bool,
     /// Sites that are proven.
     proven: Vec<RuleSite>,
+    hook: Option<HookSite>,
 }
 
-/// A proof that succeeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What succeeded of a proof, in which something did.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// Packets, each of which was named right.
+    /// Packets that were dropped.
     pub packets: usize,
-    /// Frames that are known: by the place that frees, and by their depth.
-    pub places: usize,
+    /// Rules are told, by so many frames of the stack: by the place that frees, and by their depth. Or why not.
+    pub rules: Result<usize, String>,
+    /// Functions on hooks are told; or why not.
+    pub hooks: Result<(), String>,
 }
 
 impl fmt::Display for Proof {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { packets, places } = self;
-        write!(formatter, "{packets} packets that known rules dropped were told apart, by {places} frames of the stack")
+        match &self.rules {
+            Ok(places) => write!(
+                formatter,
+                "of {} packets every one that a rule dropped was told by its rule, from {places} frames of the stack",
+                self.packets
+            )?,
+            Err(why) => write!(formatter, "rules are not told: {why}")?,
+        }
+        match &self.hooks {
+            Ok(()) => write!(formatter, "; what else drops is told by its function on the hook"),
+            Err(why) => write!(formatter, "; what else drops is not told apart: {why}"),
+        }
     }
 }
 
@@ -72,51 +94,134 @@ impl RuleMaps {
         proofs: Array<MapData, [u64; PROOF_WORDS]>,
         avoided: Option<String>,
     ) -> Self {
-        Self { config, proofs, avoided, told: RuleConfig::default(), proven: Vec::new() }
+        Self {
+            config,
+            proofs,
+            avoided,
+            told: RuleConfig::default(),
+            functions: Functions::default(),
+            knows_chains: false,
+            proven: Vec::new(),
+            hook: None,
+        }
     }
 
     /// Learns, tries, and from then on tells rules; or leaves everything as it was, and says why.
     pub fn arm(&mut self, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         if let Some(why) = &self.avoided {
-            return Err(Unproven::Other(why.clone()));
+            let why = why.clone();
+            self.find_functions(prover)?;
+            return Err(Unproven::Other(why));
         }
-        let prepared = prover.prepare_proof()?;
-        let proven = self.learn_and_try(&prepared, prover);
-        if let Ok(proven) = &proven {
-            self.proven.clone_from(proven);
-        }
+        let prepared = prover.prepare_proof();
+        self.find_functions(prover)?;
+        let prepared = prepared?;
+        self.knows_chains = prepared.knows_chains();
+        let proof = self.learn_and_try(&prepared, prover);
         // Before the namespace is gone: its number may be another one's then.
-        let told = self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, &[]);
+        let told = self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, Trial::Nothing);
         prover.end_proof();
         told?;
-        proven.map(|_| Proof { packets: prepared.expected.len(), places: self.proven.len() })
+        proof
     }
 
-    fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<Vec<RuleSite>, Unproven> {
+    /// Looks up anew where the kernel's functions are: those of modules may have come.
+    pub fn find_functions(&mut self, prover: &mut impl Proving) -> Result<(), Unproven> {
+        self.functions = prover.functions().map_err(Unproven::Later)?;
+        self.tell(self.told, Trial::Nothing)
+    }
+
+    fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         let config = RuleConfig { proof_netns: prepared.netns.into(), ..prepared.config() };
-        let seen = self.round(RuleConfig { wants_frames: 1, ..config }, &[], prepared, prover)?;
-        let learnt = learn(&seen, &config).map_err(Unproven::Other)?;
-        log::debug!("learnt from the stack: {learnt:x?}");
-        if learnt.len() > MAX_SITES {
-            return Err(Unproven::Other("packets are freed at too many places".to_owned()));
+        let frames = self.round(RuleConfig { wants_frames: 1, ..config }, Trial::Nothing, prepared, prover)?;
+        let rules = self.learn_rules(&frames, config, prepared, prover)?;
+        if let Ok(sites) = &rules {
+            self.proven.clone_from(sites);
         }
-        for seen in self.round(config, &learnt, prepared, prover)? {
-            if seen.answer != seen.expected.answer() {
-                return Err(Unproven::Other(format!(
-                    "of a packet that {} dropped the kernel half said {:?}",
-                    name(&seen.expected),
-                    seen.answer
-                )));
+        let hooks = self.learn_hook(&frames, rules.is_ok(), config, prepared, prover)?;
+        if let Ok(site) = &hooks {
+            self.hook = Some(*site);
+        }
+        match (rules, hooks) {
+            (Err(why), Err(_)) => Err(Unproven::Other(why)),
+            (rules, hooks) => Ok(Proof {
+                packets: prepared.expected.len(),
+                rules: rules.map(|sites| sites.len()),
+                hooks: hooks.map(drop),
+            }),
+        }
+    }
+
+    /// Where rules are, if all are told right.
+    fn learn_rules(
+        &mut self,
+        frames: &[Seen],
+        config: RuleConfig,
+        prepared: &Prepared,
+        prover: &mut impl Proving,
+    ) -> Result<Result<Vec<RuleSite>, String>, Unproven> {
+        if !prepared.knows_chains() {
+            return Ok(Err("this kernel does not describe nftables' types".to_owned()));
+        }
+        if config.rule_handle_mask == 0 {
+            return Ok(Err("this kernel's rules do not carry their handles".to_owned()));
+        }
+        let learnt = match learn(frames, &config) {
+            Ok(learnt) if learnt.len() <= MAX_SITES => learnt,
+            Ok(_) => return Ok(Err("packets are freed at too many places".to_owned())),
+            Err(why) => return Ok(Err(why)),
+        };
+        log::debug!("learnt of rules from the stack: {learnt:x?}");
+        let seen = self.round(config, Trial::Rules(&learnt), prepared, prover)?;
+        Ok(match seen.iter().find(|seen| seen.expected.rule().is_some_and(|expected| seen.answer != expected)) {
+            Some(wrong) => Err(wrong.complaint()),
+            None => Ok(learnt),
+        })
+    }
+
+    /// Where the function on the hook is, if all are told right that no rule tells.
+    fn learn_hook(
+        &mut self,
+        frames: &[Seen],
+        rules: bool,
+        config: RuleConfig,
+        prepared: &Prepared,
+        prover: &mut impl Proving,
+    ) -> Result<Result<HookSite, String>, Unproven> {
+        let of_hook = |seen: &Seen| !rules || seen.expected.by == By::Program;
+        let frames: Vec<&Seen> = frames.iter().filter(|seen| of_hook(seen)).collect();
+        let learnt = match learn_hook(&frames) {
+            Ok(learnt) => learnt,
+            Err(why) => return Ok(Err(why)),
+        };
+        log::debug!("learnt of hooks from the stack: {learnt:x?}");
+        let seen = self.round(config, Trial::Hook(learnt), prepared, prover)?;
+        let wrong = seen.iter().filter(|seen| of_hook(seen)).find(|seen| !self.is_of_hook(seen));
+        Ok(match wrong {
+            Some(wrong) => Err(wrong.complaint()),
+            None => Ok(learnt),
+        })
+    }
+
+    /// Whether a packet is told by the function that dropped it.
+    fn is_of_hook(&self, seen: &Seen) -> bool {
+        let answer = seen.answer;
+        let fits = match seen.expected.by {
+            By::Rule { table, chain, .. } => {
+                let of_chain = if self.knows_chains { (table, chain, UNKNOWN_RULE) } else { (0, 0, 0) };
+                self.functions.has(answer.function, HookKind::Nftables)
+                    && (answer.table, answer.chain, answer.rule) == of_chain
             }
-        }
-        Ok(learnt)
+            By::Program => self.functions.has(answer.function, HookKind::Program) && answer.rule != 0,
+        };
+        fits && answer.netns_cookie == seen.expected.cookie
     }
 
     /// Sends every packet, and reads what was said of it.
     fn round(
         &mut self,
         config: RuleConfig,
-        trial: &[RuleSite],
+        trial: Trial<'_>,
         prepared: &Prepared,
         prover: &mut impl Proving,
     ) -> Result<Vec<Seen>, Unproven> {
@@ -132,73 +237,120 @@ impl RuleMaps {
                 let words = self.proofs.get(&expected.port.into(), 0).map_err(other)?;
                 let seen = seen(*expected, &words);
                 if seen.location == 0 {
-                    return Err(Unproven::Later(format!("a packet that {} dropped was not seen", name(expected))));
+                    return Err(Unproven::Later(format!("a packet that {} dropped was not seen", expected.by)));
                 }
                 Ok(seen)
             })
             .collect()
     }
 
-    /// Tells the kernel half, with the proven sites first and those to be tried behind them.
-    fn tell(&mut self, mut config: RuleConfig, trial: &[RuleSite]) -> Result<(), Unproven> {
+    /// Tells the kernel half what is proven, and what is to be tried.
+    fn tell(&mut self, mut config: RuleConfig, trial: Trial<'_>) -> Result<(), Unproven> {
+        let tried = if let Trial::Rules(sites) = trial { sites } else { &[] };
         config.proven = self.proven.len() as u64;
         config.sites = [RuleSite::default(); MAX_SITES];
-        for (into, site) in config.sites.iter_mut().zip(self.proven.iter().chain(trial)) {
+        for (into, site) in config.sites.iter_mut().zip(self.proven.iter().chain(tried)) {
             *into = *site;
         }
+        config.hook_proven = u64::from(self.hook.is_some());
+        config.hook_site = match trial {
+            Trial::Hook(site) => self.hook.unwrap_or(site),
+            _ => self.hook.unwrap_or_default(),
+        };
+        config.functions = [HookFunction::default(); MAX_FUNCTIONS];
+        let knows_chains = self.knows_chains;
+        let usable = self.functions.hooks().filter(|known| knows_chains || known.kind != HookKind::Nftables as u64);
+        for (into, function) in config.functions.iter_mut().zip(usable) {
+            *into = function;
+        }
+        [config.refused, config.untaken] = self.functions.queues();
         self.told = config;
         self.config.set(0, config.words(), 0).map_err(other)
     }
+}
+
+/// What is to be tried, on the proof's packets alone.
+#[derive(Clone, Copy)]
+enum Trial<'a> {
+    Nothing,
+    Rules(&'a [RuleSite]),
+    Hook(HookSite),
 }
 
 fn other(error: impl fmt::Display) -> Unproven {
     Unproven::Other(error.to_string())
 }
 
-fn name(expected: &Expected) -> String {
-    match expected.answer().rule {
-        0 => "the policy".to_owned(),
-        handle => format!("rule {handle}"),
+impl fmt::Display for By {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule { rule: 0, .. } => formatter.write_str("the policy"),
+            Self::Rule { rule, .. } => write!(formatter, "rule {rule}"),
+            Self::Program => formatter.write_str("a BPF program"),
+        }
+    }
+}
+
+impl Expected {
+    /// What the kernel half must say of a packet that nftables drops.
+    fn rule(&self) -> Option<RuleAnswer> {
+        match self.by {
+            By::Rule { table, chain, rule } => {
+                Some(RuleAnswer { netns_cookie: self.cookie, function: 0, table, chain, rule })
+            }
+            By::Program => None,
+        }
+    }
+}
+
+impl Seen {
+    fn complaint(&self) -> String {
+        format!("of a packet that {} dropped the kernel half said {:?}", self.expected.by, self.answer)
     }
 }
 
 /// The words of a [`RuleProof`], in the order of its fields.
 fn seen(expected: Expected, words: &[u64; PROOF_WORDS]) -> Seen {
-    let [location, netns_cookie, table, chain, rule] = [words[0], words[1], words[2], words[3], words[4]];
+    let (location, netns_cookie, function) = (words[0], words[1], words[2]);
+    let (table, chain, rule) = (words[3], words[4], words[5]);
     let frame = words[FIXED..]
         .chunks_exact(WORDS_OF_FRAME_WORD)
         .map(|word| FrameWord { value: word[0], target: word[1], chain_handle: word[2], table_handle: word[3] })
         .collect();
-    Seen { expected, location, answer: RuleAnswer { netns_cookie, table, chain, rule }, frame }
+    Seen { expected, location, answer: RuleAnswer { netns_cookie, function, table, chain, rule }, frame }
+}
+
+/// The first word of the stack that is so for every packet.
+fn common(all: &[&Seen], holds: impl Fn(&Seen, &FrameWord) -> bool) -> Option<u64> {
+    (ARGUMENTS..FRAME_WORDS)
+        .find(|index| all.iter().all(|seen| seen.frame.get(*index).is_some_and(|word| holds(seen, word))))
+        .map(|index| index as u64)
 }
 
 /// For each place that freed a packet, where on the stack return address, rule and base chain are: at one and the same word
 /// for every packet. Pure.
 fn learn(all: &[Seen], config: &RuleConfig) -> Result<Vec<RuleSite>, String> {
-    let mut locations: Vec<u64> = all.iter().map(|seen| seen.location).collect();
+    let all: Vec<(&Seen, RuleAnswer)> = all.iter().filter_map(|seen| Some((seen, seen.expected.rule()?))).collect();
+    let mut locations: Vec<u64> = all.iter().map(|(seen, _)| seen.location).collect();
     locations.sort_unstable();
     locations.dedup();
     let mut sites = Vec::new();
     for location in locations {
-        let here: Vec<&Seen> = all.iter().filter(|seen| seen.location == location).collect();
-        let common = |holds: &dyn Fn(&Seen, &FrameWord) -> bool| {
-            (ARGUMENTS..FRAME_WORDS)
-                .find(|index| here.iter().all(|seen| seen.frame.get(*index).is_some_and(|word| holds(seen, word))))
-                .map(|index| index as u64)
-        };
-        let by_rule = here.iter().filter(|seen| seen.expected.answer().rule != 0).count();
+        let here: Vec<&Seen> =
+            all.iter().filter(|(seen, _)| seen.location == location).map(|(seen, _)| *seen).collect();
+        let wanted = |seen: &Seen| seen.expected.rule().unwrap_or_default();
+        let by_rule = here.iter().filter(|seen| wanted(seen).rule != 0).count();
         let missing = |what: &str| format!("the stack of {location:#x} holds no {what} at one place");
-        let return_word = common(&|_, word| word.value == location).ok_or_else(|| missing("return address"))?;
-        let chain_word = common(&|seen, word| {
-            let answer = seen.expected.answer();
-            word.chain_handle == answer.chain && word.table_handle == answer.table
+        let return_word = common(&here, |_, word| word.value == location).ok_or_else(|| missing("return address"))?;
+        let chain_word = common(&here, |seen, word| {
+            word.chain_handle == wanted(seen).chain && word.table_handle == wanted(seen).table
         })
         .ok_or_else(|| missing("chain"))?;
         let mut rule_word = NO_WORD;
         if by_rule > 0 {
-            rule_word = common(&|seen, word| {
+            rule_word = common(&here, |seen, word| {
                 let handle = (word.target >> config.rule_handle_bit) & config.rule_handle_mask;
-                match seen.expected.answer().rule {
+                match wanted(seen).rule {
                     // A policy drops once the last rule is passed.
                     0 => word.target & IS_LAST != 0,
                     rule => word.target & IS_LAST == 0 && handle == rule,
@@ -212,21 +364,35 @@ fn learn(all: &[Seen], config: &RuleConfig) -> Result<Vec<RuleSite>, String> {
     Ok(sites)
 }
 
+/// Where on the stack of the function that walks the hooks its return address, its list and the place in that are. Pure.
+fn learn_hook(all: &[&Seen]) -> Result<HookSite, String> {
+    let first = all.first().ok_or("this kernel has no BPF netfilter programs, by which it could be proven")?;
+    let location = first.location;
+    if all.iter().any(|seen| seen.location != location) {
+        return Err("packets are freed at several places".to_owned());
+    }
+    let missing = |what: &str| format!("the stack of {location:#x} holds no {what} at one place");
+    let return_word = common(all, |_, word| word.value == location).ok_or_else(|| missing("return address"))?;
+    let entries_word = common(all, |seen, word| {
+        word.value >> USER_BITS != 0 && word.target & 0xffff == u64::from(seen.expected.entry.1)
+    })
+    .ok_or_else(|| missing("list of hooks"))?;
+    let index_word = common(all, |seen, word| word.value & 0xffff_ffff == u64::from(seen.expected.entry.0))
+        .ok_or_else(|| missing("place in the list of hooks"))?;
+    Ok(HookSite { location, return_word, entries_word, index_word })
+}
+
+/// Addresses of user space have no more bits.
+const USER_BITS: u32 = 56;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CONFIG: RuleConfig = RuleConfig {
-        rule_handle_bit: 13,
-        rule_handle_mask: (1 << 42) - 1,
-        proof_netns: 0,
-        wants_frames: 0,
-        chain_table: 0,
-        chain_handle: 0,
-        table_handle: 0,
-        proven: 0,
-        sites: [RuleSite { location: 0, return_word: 0, rule_word: 0, chain_word: 0, last_is_policy: 0 }; MAX_SITES],
-    };
+    fn config() -> RuleConfig {
+        RuleConfig { rule_handle_bit: 13, rule_handle_mask: (1 << 42) - 1, ..RuleConfig::default() }
+    }
+
     const BY_RULE: u64 = 0xffff_ffff_8100_0010;
     const BY_POLICY: u64 = 0xffff_ffff_8100_0020;
 
@@ -240,7 +406,7 @@ mod tests {
         frame[11].value = location;
         frame[12] = FrameWord { value: 1, target: 2, chain_handle: 3, table_handle: 4 };
         Seen {
-            expected: Expected { port: 1, cookie: 5, handles: (4, 3, rule) },
+            expected: Expected { port: 1, cookie: 5, by: By::Rule { table: 4, chain: 3, rule }, entry: (0, 3) },
             location,
             answer: RuleAnswer::default(),
             frame,
@@ -252,7 +418,7 @@ mod tests {
         let mut seen = vec![packet(BY_RULE, 5), packet(BY_RULE, 6), packet(BY_POLICY, 0)];
         // Right once, and by chance.
         seen[0].frame[5].target = 5 << 13;
-        let mut sites = learn(&seen, &CONFIG).unwrap();
+        let mut sites = learn(&seen, &config()).unwrap();
         sites.sort_by_key(|site| site.location);
         let site =
             |location, rule_word| RuleSite { location, return_word: 11, rule_word, chain_word: 12, last_is_policy: 0 };
@@ -263,23 +429,59 @@ mod tests {
     fn nothing_is_learnt_from_a_frame_that_is_gone() {
         let mut seen = vec![packet(BY_RULE, 5), packet(BY_RULE, 6)];
         seen[1].frame[8].target |= 1;
-        assert!(learn(&seen, &CONFIG).is_err(), "the end of a chain is no rule");
+        assert!(learn(&seen, &config()).is_err(), "the end of a chain is no rule");
         let mut both = [packet(BY_RULE, 5), packet(BY_RULE, 0)];
-        assert!(learn(&both, &CONFIG).is_err(), "rule and policy cannot be told apart");
+        assert!(learn(&both, &config()).is_err(), "rule and policy cannot be told apart");
         both[1].frame[8].target |= 1;
-        let [site] = learn(&both, &CONFIG).unwrap()[..] else { panic!("one place") };
+        let [site] = learn(&both, &config()).unwrap()[..] else { panic!("one place") };
         assert_eq!((site.rule_word, site.last_is_policy), (8, 1), "by the mark behind the last rule they can");
         let mut seen = vec![packet(BY_RULE, 5)];
         seen[0].frame[11].value = 0;
-        assert!(learn(&seen, &CONFIG).is_err(), "an argument is no return address");
+        assert!(learn(&seen, &config()).is_err(), "an argument is no return address");
+    }
+
+    /// A packet that the function at `index` of a hook's list of four dropped: the list is at word 13, the place at 12.
+    fn packet_of_hook(index: u32) -> Seen {
+        let mut frame = vec![FrameWord { value: 9, ..FrameWord::default() }; FRAME_WORDS];
+        frame[1].value = BY_RULE;
+        // As small as an address of user space may be, and by chance of the right number.
+        frame[6].target = 4;
+        frame[12].value = 0x55 << 32 | u64::from(index);
+        frame[13] = FrameWord { value: 0xffff_8881_6835_1d00, target: 7 << 16 | 4, ..FrameWord::default() };
+        frame[17].value = BY_RULE;
+        Seen {
+            expected: Expected { port: 13, cookie: 5, by: By::Program, entry: (index, 4) },
+            location: BY_RULE,
+            answer: RuleAnswer::default(),
+            frame,
+        }
+    }
+
+    #[test]
+    fn a_hooks_function_is_a_place_in_a_list() {
+        let mut seen: Vec<Seen> = (0..4).map(packet_of_hook).collect();
+        let site = HookSite { location: BY_RULE, return_word: 17, entries_word: 13, index_word: 12 };
+        assert_eq!(learn_hook(&seen.iter().collect::<Vec<_>>()), Ok(site));
+        seen[2].frame[12].value = 3;
+        assert!(learn_hook(&seen.iter().collect::<Vec<_>>()).is_err(), "one place is another one's");
+        seen[2] = Seen { location: BY_POLICY, ..packet_of_hook(2) };
+        assert!(learn_hook(&seen.iter().collect::<Vec<_>>()).is_err(), "two places that free");
+        assert!(learn_hook(&[]).is_err());
+    }
+
+    #[test]
+    fn programs_say_nothing_of_rules() {
+        let seen = [packet(BY_RULE, 5), packet_of_hook(1), packet(BY_RULE, 6)];
+        assert_eq!(learn(&seen, &config()).unwrap().len(), 1);
     }
 
     #[test]
     fn a_proofs_words_are_in_the_order_of_its_fields() {
         let words: [u64; PROOF_WORDS] = std::array::from_fn(|index| index as u64);
-        let seen = seen(Expected { port: 1, cookie: 0, handles: (0, 0, 0) }, &words);
-        assert_eq!((seen.location, seen.answer), (0, RuleAnswer { netns_cookie: 1, table: 2, chain: 3, rule: 4 }));
-        assert_eq!(seen.frame[1], FrameWord { value: 9, target: 10, chain_handle: 11, table_handle: 12 });
+        let seen = seen(packet(BY_RULE, 1).expected, &words);
+        let answer = RuleAnswer { netns_cookie: 1, function: 2, table: 3, chain: 4, rule: 5 };
+        assert_eq!((seen.location, seen.answer), (0, answer));
+        assert_eq!(seen.frame[1], FrameWord { value: 10, target: 11, chain_handle: 12, table_handle: 13 });
         assert_eq!(seen.frame.len(), FRAME_WORDS);
     }
 }

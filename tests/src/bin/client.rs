@@ -5,7 +5,8 @@
 //! sends so many datagrams by each thread; `client connects ADDRESS PORT COUNT` begins so many connections, each from
 //! another port; `client scan IPV4 PORT COUNT` sends a datagram to so many addresses, from that one on; `client answer FILE` answers a
 //! datagram of a socket that systemd made for it; `client uring ADDRESS PORT` begins a connection and sends a datagram through io_uring, each by a worker
-//! thread of the kernel's.
+//! thread of the kernel's; `client refuse QUEUE` says `listening` and refuses every packet that netfilter puts into that queue, until it
+//! is killed.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
@@ -67,6 +68,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["scan", network, port, count] => scan(network.parse()?, port.parse()?, count.parse()?),
         ["answer", done] => answer(done),
         ["uring", address, port] => uring(SocketAddr::new(address.parse()?, port.parse()?)),
+        ["refuse", queue] => refuse(queue.parse()?),
         ["forks", count] => many(count.parse()?, |number| vec!["nothing".into(), number]),
         _ => bail!("unknown words {words:?}"),
     }
@@ -118,6 +120,18 @@ fn answer(done: &str) -> Result<()> {
     // Told of the drop at once.
     let _ = socket.send_to(b"!", from);
     std::fs::write(done, "").context("cannot leave a file")
+}
+
+/// A program as a rule with NFQUEUE asks it.
+fn refuse(number: u16) -> Result<()> {
+    let mut queue = nfq::Queue::open().context("no queue")?;
+    queue.bind(number).context("cannot listen to the queue")?;
+    println!("listening");
+    loop {
+        let mut message = queue.recv()?;
+        message.set_verdict(nfq::Verdict::Drop);
+        queue.verdict(message)?;
+    }
 }
 
 /// The kernel makes both calls, in a thread of its own.

@@ -3,6 +3,7 @@
 
 mod cli;
 mod containers;
+mod deciders;
 mod demo;
 mod directions;
 mod doctor;
@@ -42,14 +43,22 @@ fn without_egress_hook() -> Option<Outcome> {
         .then(|| Outcome::Skipped("this kernel's netdev chains have no egress hook".to_owned()))
 }
 
+/// A scenario that changes what all namespaces share: only in a virtual machine, that ends afterwards.
+fn without_a_machine() -> Option<Outcome> {
+    std::env::var_os("OBSERVER_MACHINE")
+        .is_none()
+        .then(|| Outcome::Skipped("only in a virtual machine, with `cargo xtask vm`".to_owned()))
+}
+
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 19] = [
+    let groups: [(&str, &[Scenario]); 20] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
         ("rules", rules::ALL),
+        ("deciders", deciders::ALL),
         ("directions", directions::ALL),
         ("containers", containers::ALL),
         ("kernel_made", kernel_made::ALL),

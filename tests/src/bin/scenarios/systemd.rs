@@ -19,7 +19,7 @@ use harness::{
 };
 use serde_json::json;
 
-use crate::{Outcome, Scenario};
+use crate::{Outcome, Scenario, without_a_machine};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("a_service", || in_a_machine(service)),
@@ -30,8 +30,8 @@ pub(crate) const ALL: &[Scenario] = &[
 ];
 
 fn in_a_machine(scenario: fn() -> Result<Outcome>) -> Result<Outcome> {
-    if std::env::var_os("OBSERVER_MACHINE").is_none() {
-        return Ok(Outcome::Skipped("only in a virtual machine, with `cargo xtask vm`".to_owned()));
+    if let Some(skipped) = without_a_machine() {
+        return Ok(skipped);
     }
     if !Path::new("/run/systemd/system").exists() || fs::read_to_string("/proc/1/comm")?.trim() != "systemd" {
         return Ok(Outcome::Skipped("this machine's first program is not systemd".to_owned()));

@@ -1,0 +1,110 @@
+//! What dropped a packet: a rule of the ruleset, or what else hangs on netfilter's hooks.
+
+use std::{collections::HashMap, fs};
+
+use anyhow::{Context, Result};
+use observer_ebpf::abi::UNKNOWN_RULE;
+
+use super::{netns, rulesets::Rulesets};
+use crate::{
+    model::{Backend, BpfProgram, Connections, Decider, Decision, NamedRule, Purpose, WantedRule},
+    probe::symbols,
+};
+
+/// Functions by their addresses, as far as they were asked for.
+#[derive(Default)]
+pub(super) struct Deciders {
+    names: HashMap<u64, Option<(String, Option<String>)>>,
+}
+
+impl Deciders {
+    /// Another module may have come to where one was.
+    pub(super) fn forget(&mut self) {
+        self.names.clear();
+    }
+
+    /// Who dropped it, if what the kernel half saw is there and can have.
+    pub(super) fn decision(&mut self, wanted: &WantedRule, rulesets: &mut Rulesets) -> Result<Option<Decision>> {
+        if wanted.function == 0 {
+            let rule = rulesets.named(wanted)?;
+            return Ok(rule.map(|rule| Decision { rule: Some(rule), decider: None }));
+        }
+        let named = self.names.entry(wanted.function).or_insert_with(|| symbols::name_of(wanted.function));
+        let (function, module) = named.clone().context("/proc/kallsyms does not name the function on the hook")?;
+        let mut decision = Decision::default();
+        let mut decider = Decider { module, ..Decider::default() };
+        match Purpose::of(&function) {
+            // Where the kernel half does not know what chains are like, the function is all.
+            Purpose::Nftables if wanted.rule != UNKNOWN_RULE => {}
+            Purpose::Nftables => match rulesets.named(wanted)? {
+                None => return Ok(None),
+                found => decision.rule = found,
+            },
+            Purpose::Xtables => match legacy(wanted, &function)? {
+                None => return Ok(None),
+                found => decision.rule = found,
+            },
+            Purpose::Program if wanted.rule != 0 => {
+                decider.program = Some(BpfProgram { id: wanted.rule, name: program_name(wanted.rule) });
+            }
+            Purpose::Tracking => decider.connections = connections(wanted.netns),
+            _ => {}
+        }
+        decider.function = Some(function);
+        decision.decider = Some(decider);
+        Ok(Some(decision))
+    }
+}
+
+/// The table of iptables-legacy, if the namespace has it; by its built-in chain, where the walk began.
+fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
+    let name = match wanted.table {
+        // Before Linux 5.16 each table has a function of its own, such as `iptable_filter_hook`.
+        0 => function.split('_').nth(1).unwrap_or_default().to_owned(),
+        table => {
+            let bytes = table.to_ne_bytes();
+            String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+        }
+    };
+    let (family, list) =
+        if function.starts_with("ip6") { ("ip6", "ip6_tables_names") } else { ("ip", "ip_tables_names") };
+    let tables =
+        netns::inside(Some(wanted.netns), move || fs::read_to_string(format!("/proc/thread-self/net/{list}")))?
+            .context("cannot list the tables of iptables-legacy")?;
+    let Some(hook) = &wanted.hook else { return Ok(None) };
+    if !tables.lines().any(|table| table == name) {
+        return Ok(None);
+    }
+    let chain = hook.to_uppercase();
+    Ok(Some(NamedRule {
+        backend: Backend::IptablesLegacy,
+        family: family.to_owned(),
+        table: name,
+        chain: chain.clone(),
+        handle: None,
+        position: None,
+        text: None,
+        path: vec![chain],
+        verdict: None,
+        ruleset_sha256: None,
+    }))
+}
+
+fn program_name(id: u64) -> Option<String> {
+    aya::programs::loaded_programs()
+        .flatten()
+        .find(|program| u64::from(program.id()) == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| !name.is_empty())
+}
+
+/// How full the table of connections is.
+fn connections(number: u32) -> Option<Connections> {
+    let read =
+        |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse::<u64>().ok();
+    netns::inside(Some(number), move || {
+        Some(Connections { entries: read("nf_conntrack_count")?, limit: read("nf_conntrack_max")? })
+    })
+    .ok()
+    .flatten()
+}
