@@ -8,7 +8,10 @@ use std::{
 };
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
-use nix::unistd::ForkResult;
+use nix::{
+    sys::socket::{ControlMessageOwned, RecvMsg},
+    unistd::ForkResult,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Forks while the process has one thread.
@@ -41,6 +44,18 @@ pub fn trim_memory() {
 pub fn set_signal_handler(signal: nix::sys::signal::Signal, handler: nix::sys::signal::SigHandler) -> io::Result<()> {
     // SAFETY: the handlers passed here run no code of ours.
     unsafe { nix::sys::signal::signal(signal, handler) }.map(drop).map_err(io::Error::from)
+}
+
+/// Descriptors that came with a message: whoever receives it owns them.
+pub fn received_descriptors<S>(message: &RecvMsg<'_, '_, S>) -> io::Result<Vec<OwnedFd>> {
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = control {
+            // SAFETY: the kernel has just made them for this process, and nobody else knows of them.
+            descriptors.extend(received.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+        }
+    }
+    Ok(descriptors)
 }
 
 /// Waits until every BPF program that was running has left: a grace period of the kernel's. False where the kernel does not

@@ -54,12 +54,18 @@ impl Drop for Observer {
 }
 
 /// What an observer that ended had told.
+#[derive(Debug)]
 pub struct Report {
     /// Events, in order.
     pub events: Vec<Value>,
+    /// Changes of rules, in order: of no packet.
+    pub changes: Vec<Value>,
     /// The account.
     pub account: Value,
 }
+
+/// What tells a change of rules from an event.
+const CHANGED: &[u8] = b"\"action\":\"ruleset-changed\"";
 
 impl Observer {
     /// `observer watch -o json` on one namespace, once it is ready.
@@ -86,9 +92,14 @@ impl Observer {
         let written = Arc::clone(&lines);
         let stdout = thread::spawn(move || {
             let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+            let mut counted = 0;
             while let Ok(read @ 1..) = stdout.read(&mut part) {
                 bytes.extend_from_slice(&part[..read]);
-                written.fetch_add(part[..read].iter().filter(|byte| **byte == b'\n').count(), Ordering::Release);
+                while let Some(end) = memchr::memchr(b'\n', &bytes[counted..]) {
+                    let is_change = memchr::memmem::find(&bytes[counted..counted + end], CHANGED).is_some();
+                    written.fetch_add(usize::from(!is_change), Ordering::Release);
+                    counted += end + 1;
+                }
             }
             bytes
         });
@@ -166,7 +177,8 @@ impl Report {
         ensure!(seen == reported + filtered + lost, "the account does not add up: {summary}");
         let told: u64 = events.iter().map(|event| event["egress"]["count"].as_u64().unwrap_or(0)).sum();
         ensure!(told == reported, "{told} packets in the lines, {reported} in the account");
-        Ok(Self { events, account })
+        let (changes, events) = events.into_iter().partition(|event| event["event"]["action"] == "ruleset-changed");
+        Ok(Self { events, changes, account })
     }
 
     /// Events that somebody waits for.

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Cli, Exit, session::Session};
 use crate::{
     enrich::host::Identity,
-    model::{Event, Filter, Summary},
+    model::{Change, Event, Filter, Summary},
     output::{
         Output,
         overview::{self, Standing},
@@ -82,6 +82,10 @@ impl<O: Output> Output for Watched<O> {
         let shown = self.inner.event(event)?;
         self.found.fetch_or(shown, Ordering::AcqRel);
         Ok(shown)
+    }
+
+    fn change(&mut self, change: &Change) -> io::Result<()> {
+        self.inner.change(change)
     }
 
     fn idle(&mut self) -> io::Result<bool> {

@@ -2,12 +2,16 @@
 
 use std::{
     collections::HashMap,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use caps::Capability;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{exit, kernel_log_level};
 use crate::{
@@ -15,6 +19,7 @@ use crate::{
     enrich::{
         assemble::Assembler,
         attribute::{Attributor, Lives},
+        changes::{Changes, Listening},
         host::{Identity, boot_ns},
         proc,
         processes::Processes,
@@ -41,6 +46,8 @@ pub(super) struct Session {
     lives: Lives,
     processes: Processes,
     rules: Rules,
+    changes: Changes,
+    listening: UnboundedReceiver<Listening>,
 }
 
 impl Session {
@@ -54,6 +61,13 @@ impl Session {
         // Before anything is observed for the user: from the first event on, the rule is told.
         let rules = Rules::new(probes.take_rules()?, &mut helper);
         let firewalls = firewalls(&mut helper, filter.netns);
+        // Its own namespace's rules, or those that it is to watch, are listened to from the start, others when something is
+        // blocked there.
+        let (begun, listening) = unbounded_channel();
+        let mut changes = Changes::new(begun);
+        if let Some(netns) = filter.netns.or_else(own_netns) {
+            changes.adopt(netns, &mut helper);
+        }
         let since_ns = boot_ns();
         let degraded = doctor::shortcomings(&probes);
         let hanging = hanging::decode(probes.take_hanging());
@@ -71,7 +85,21 @@ impl Session {
             }
             all.into_iter().for_each(|facts| processes.seed(facts));
         }
-        Ok(Self { helper, filter, probes, firewalls, since_ns, degraded, hanging, filling, lives, processes, rules })
+        Ok(Self {
+            helper,
+            filter,
+            probes,
+            firewalls,
+            since_ns,
+            degraded,
+            hanging,
+            filling,
+            lives,
+            processes,
+            rules,
+            changes,
+            listening,
+        })
     }
 
     /// Processes that live in the trees that are kept track of; once.
@@ -89,7 +117,7 @@ impl Session {
     ) -> Run<Helper> {
         let attributor = Attributor::new(self.helper, self.processes, self.lives, self.since_ns);
         let reasons = std::mem::take(&mut self.probes.reasons);
-        let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, redact);
+        let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, self.changes, redact);
         match confine(keep, || self.probes.totals().is_ok()) {
             Ok(confined) => {
                 log::debug!("confined: {confined:?}");
@@ -111,6 +139,7 @@ impl Session {
         Run {
             probes: self.probes,
             filling: self.filling,
+            listening: self.listening,
             assembler,
             output,
             filter: self.filter,
@@ -159,6 +188,12 @@ fn place_in_tree(probes: &mut Probes, all: &[Facts], wanted: &[u32]) -> Result<(
         probes.take_out_of_tree(facts.id.pid)?;
     }
     Ok(())
+}
+
+/// Inode number of the network namespace that observer itself is in.
+fn own_netns() -> Option<u32> {
+    let number = std::fs::metadata("/proc/self/ns/net").ok()?.ino();
+    u32::try_from(number).ok()
 }
 
 /// Which firewalls decide in observer's own namespace, or in the only one that is watched.

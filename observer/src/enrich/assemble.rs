@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     attribute::{Attributor, Eyes},
+    changes::Changes,
     host::{Clock, Identity},
     rules::Rules,
     sender::Credentials,
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     model::{
         Action, Background, Cause, Decider, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress,
-        Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process, Purpose, Refuser,
+        Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process, Purpose, Doer,
         RulesSeen, SCHEMA, Source, Verdict, transport_name,
     },
     probe::layout::Reasons,
@@ -31,6 +32,7 @@ pub struct Assembler<E> {
     reasons: Reasons,
     pub(super) attributor: Attributor<E>,
     rules: Rules,
+    pub(super) changes: Changes,
     pub(super) users: Users,
     pub(super) clock: Clock,
     pub(super) redact: bool,
@@ -40,7 +42,14 @@ pub struct Assembler<E> {
 
 impl<E: Eyes> Assembler<E> {
     /// `redact` masks secrets in command lines.
-    pub fn new(identity: Identity, reasons: Reasons, attributor: Attributor<E>, rules: Rules, redact: bool) -> Self {
+    pub fn new(
+        identity: Identity,
+        reasons: Reasons,
+        attributor: Attributor<E>,
+        rules: Rules,
+        changes: Changes,
+        redact: bool,
+    ) -> Self {
         Self {
             run: identity.run_id(),
             events: 0,
@@ -48,6 +57,7 @@ impl<E: Eyes> Assembler<E> {
             reasons,
             attributor,
             rules,
+            changes,
             users: Users::default(),
             clock: Clock::default(),
             redact,
@@ -114,6 +124,7 @@ impl<E: Eyes> Assembler<E> {
             _ => Credentials::default(),
         };
         let sender = self.sender(found, credentials, dropped.boot_ns);
+        let own = self.is_own(dropped, sender.process.as_ref());
         let drop_reason = self.reasons.name(dropped.reason).map(str::to_owned);
         let asked = dropped.original.or(dropped.endpoints);
         let translated = dropped.endpoints.filter(|_| dropped.original.is_some());
@@ -133,6 +144,9 @@ impl<E: Eyes> Assembler<E> {
         let transport = dropped.protocol.map(transport_name);
         let cause = cause_name(dropped.cause);
         let hook = dropped.hook.map(hook_name);
+        if matches!(dropped.cause, Cause::Netfilter | Cause::Nfqueue) && dropped.netns != 0 {
+            self.changes.adopt(dropped.netns, &mut self.attributor.eyes);
+        }
         let decision = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         let rule = decision.as_ref().and_then(|decision| decision.rule.as_ref());
         let decider = match dropped.cause {
@@ -193,7 +207,7 @@ impl<E: Eyes> Assembler<E> {
                 interface: dropped.interface.clone(),
                 count: dropped.packets,
                 bytes: dropped.bytes,
-                background: Background::of(dropped),
+                background: Background::of(dropped).or(own.then_some(Background::SelfTest)),
                 owner: sender.known.or(kernel.then_some(OwnerKnown::Kernel)),
                 owner_by: sender.by,
                 script: sender.script,
@@ -219,11 +233,26 @@ impl<E: Eyes> Assembler<E> {
         }
     }
 
+    /// Another observer's proof: its helper sends to itself, in a namespace of its own.
+    fn is_own(&self, dropped: &Dropped, process: Option<&Process>) -> bool {
+        let inside = dropped.endpoints.is_some_and(|endpoints| endpoints.destination.is_loopback());
+        let is_helper = |process: &Process| {
+            process.name == HELPER && process.executable.is_some() && process.executable == self.identity.executable
+        };
+        inside && process.is_some_and(is_helper)
+    }
+
     /// Who refused a queue's packet: it was inside that call.
     fn queue(&mut self, dropped: &Dropped) -> Decider {
         let pid = dropped.rule.and_then(|answer| u32::try_from(answer.rule).ok()).filter(|pid| *pid != 0);
-        let process = pid.map(|pid| Refuser { pid, name: self.attributor.name_of(pid, dropped.boot_ns) });
+        let process = pid.map(|pid| Doer { pid, name: self.attributor.name_of(pid, dropped.boot_ns) });
         Decider { process, ..Decider::default() }
+    }
+
+    /// The process by which a namespace was known to live has ended: its rules are listened to by another one.
+    pub fn deaf(&mut self, netns: u32) {
+        self.changes.forget(netns);
+        self.changes.adopt(netns, &mut self.attributor.eyes);
     }
 
     /// Modules of the kernel have come or gone.
@@ -269,6 +298,9 @@ impl<E: Eyes> Assembler<E> {
         event
     }
 }
+
+/// Name of the helper process.
+pub const HELPER: &str = "observer-helper";
 
 /// Hooks of forwarded packets alone.
 const FORWARDED: [&str; 3] = ["forward", "prerouting", "ingress"];

@@ -24,12 +24,13 @@ use observer_ebpf::abi::Task;
 
 use super::{
     answers::{Answers, Patience},
+    changes::Listening,
     processes::Processes,
 };
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Decision, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId,
+        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId,
         Wanted, WantedRule,
     },
     probe::rules::Proving,
@@ -69,6 +70,10 @@ pub trait Eyes: Proving {
     /// The rule that the kernel half saw drop a packet, if the ruleset has it and it can have done so; an error says why
     /// that cannot be known.
     fn rule(&mut self, wanted: &WantedRule) -> Result<Option<Decision>, String>;
+    /// Listens to changes of a namespace's rules.
+    fn listen(&mut self, netns: u32) -> Result<Listening, String>;
+    /// What is otherwise in a namespace's rules than when they were read last; `None` when they were not, or not of late.
+    fn difference(&mut self, netns: u32) -> Result<Option<Difference>, String>;
     /// Why questions were not answered, where they were not.
     fn failure(&self) -> Option<String>;
 }

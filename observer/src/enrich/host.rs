@@ -15,6 +15,8 @@ pub struct Identity {
     pub agent: Agent,
     /// `host`
     pub host: Host,
+    /// This program's own executable.
+    pub(super) executable: Option<String>,
     /// Space of names for ids that hold for this boot.
     boot: Uuid,
 }
@@ -29,6 +31,7 @@ impl Identity {
         Self {
             agent: Agent { r#type: "observer", version: env!("CARGO_PKG_VERSION"), id: agent_id },
             boot: boot.as_deref().and_then(|id| id.parse().ok()).unwrap_or(Uuid::NAMESPACE_OID),
+            executable: fs::read_link("/proc/self/exe").ok().map(|path| path.to_string_lossy().into_owned()),
             host: Host { name: word("/proc/sys/kernel/hostname"), id: machine, boot: boot.map(|id| HostBoot { id }) },
         }
     }

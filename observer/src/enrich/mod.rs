@@ -7,6 +7,7 @@ mod answers;
 pub mod assemble;
 pub mod attribute;
 pub mod cgroups;
+pub mod changes;
 pub mod containers;
 pub mod flows;
 mod hanging;

@@ -163,6 +163,13 @@ impl Processes {
         (id.start_ns() <= boot_ns && !self.had_ended(id, boot_ns)).then_some(id)
     }
 
+    /// The process of this number and name that had begun by that time, ended since or not, as long as no other has had the
+    /// number.
+    pub fn lately(&self, pid: u32, name: &str, boot_ns: u64) -> Option<ProcessId> {
+        let id = *self.latest.get(&pid)?;
+        (id.start_ns() <= boot_ns && self.entries.get(&id)?.name == name).then_some(id)
+    }
+
     /// It is known to have ended by that time.
     pub fn had_ended(&self, id: ProcessId, boot_ns: u64) -> bool {
         self.entries.get(&id).and_then(|entry| entry.ended_ns).is_some_and(|ended_ns| ended_ns < boot_ns)

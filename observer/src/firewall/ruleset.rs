@@ -15,7 +15,10 @@ use super::{
 };
 use observer_ebpf::abi::UNKNOWN_RULE;
 
-use crate::model::{Backend, NamedRule, Verdict, WantedRule};
+use crate::model::{Backend, Difference, NamedRule, Verdict, WantedRule};
+
+/// Rules of each kind that a difference shows.
+const MAX_TOLD: usize = 8;
 
 /// Times that a ruleset is read again which changed meanwhile.
 const ATTEMPTS: usize = 4;
@@ -86,6 +89,72 @@ impl Ruleset {
             named.ruleset_sha256 = (listing.generation == Some(self.generation)).then(|| listing.sha256.clone());
         }
         Some(named)
+    }
+
+    /// What is otherwise than in an earlier snapshot of the same namespace. Texts are waited for until then.
+    pub fn difference(&mut self, earlier: &mut Self, deadline: Instant) -> Difference {
+        let mut new: Vec<usize> = self.missing_in(earlier);
+        let mut gone: Vec<usize> = earlier.missing_in(self);
+        let (rules_added, rules_removed) = (new.len(), gone.len());
+        new.truncate(MAX_TOLD);
+        gone.truncate(MAX_TOLD);
+        let policy = |chain: &Chain| match chain.policy {
+            Some(DROP) => "drop",
+            _ => "accept",
+        };
+        let policies = self.chains.iter().filter(|chain| chain.hook.is_some()).filter_map(|chain| {
+            let same = |other: &&Chain| {
+                (other.family, &other.table, &other.name, other.handle)
+                    == (chain.family, &chain.table, &chain.name, chain.handle)
+            };
+            let before = match earlier.chains.iter().find(same) {
+                Some(other) => policy(other),
+                None if policy(chain) == "drop" => "new",
+                None => "accept",
+            };
+            let place = format!("{} {} {}", family::name(chain.family), chain.table, chain.name);
+            (before != policy(chain)).then(|| format!("{place}: {before} → {}", policy(chain)))
+        });
+        Difference {
+            since: earlier.generation,
+            generation: self.generation,
+            policies: policies.take(MAX_TOLD).collect(),
+            added: self.told(&new, deadline),
+            removed: earlier.told(&gone, deadline),
+            rules_added,
+            rules_removed,
+        }
+    }
+
+    /// Rules that another snapshot does not have.
+    fn missing_in(&self, other: &Self) -> Vec<usize> {
+        let mut missing: Vec<usize> = self
+            .by_handle
+            .iter()
+            .filter(|(handles, _)| !other.by_handle.contains_key(handles))
+            .map(|(_, index)| *index)
+            .collect();
+        missing.sort_unstable();
+        missing
+    }
+
+    /// Rules with their places and texts.
+    fn told(&mut self, indexes: &[usize], deadline: Instant) -> Vec<String> {
+        let tables: HashMap<(u8, &str), u64> =
+            self.tables.iter().map(|table| ((table.family, table.name.as_str()), table.handle)).collect();
+        let listing = self.listing.as_mut().and_then(|listing| listing.until(deadline));
+        indexes
+            .iter()
+            .filter_map(|index| self.rules.get(*index))
+            .map(|rule| {
+                let place = format!("{} {} {}", family::name(rule.family), rule.table, rule.chain);
+                let table = tables.get(&(rule.family, rule.table.as_str()));
+                match table.zip(listing).and_then(|(table, listing)| listing.text(*table, rule.handle)) {
+                    Some(text) => format!("{place}: {text}"),
+                    None => format!("{place}: handle {}", rule.handle),
+                }
+            })
+            .collect()
     }
 
     fn find(&self, wanted: &WantedRule) -> Option<NamedRule> {
@@ -280,6 +349,23 @@ mod tests {
         for (wanted, why) in cases {
             assert_eq!(ruleset().find(&wanted), None, "{why}");
         }
+    }
+
+    #[test]
+    fn two_rulesets_differ_by_rules_and_policies() {
+        let (mut before, mut after) = (ruleset(), ruleset());
+        assert_eq!(after.difference(&mut before, Instant::now()), Difference::default());
+        after.rules.remove(1);
+        after.rules.push(rule("a", 20, Does::Drop));
+        after.chains[1].policy = Some(DROP);
+        let mut after = Ruleset { generation: 3, ..Ruleset::of(after.tables, after.chains, after.rules) };
+        let difference = after.difference(&mut before, Instant::now());
+        assert_eq!((difference.added, difference.removed), (vec!["inet t a: handle 20".to_owned()], vec![
+            "inet t out: handle 11".to_owned()
+        ]));
+        assert_eq!((difference.rules_added, difference.rules_removed), (1, 1));
+        assert_eq!(difference.policies, ["inet t forward: accept → drop"]);
+        assert_eq!((difference.since, difference.generation), (0, 3));
     }
 
     #[test]

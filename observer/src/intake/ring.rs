@@ -23,7 +23,7 @@ use bytes::Bytes;
 use tokio::{io::unix::AsyncFd, time::Instant};
 
 use super::counts::{Epoch, settle};
-use crate::sys::watch_readable;
+use crate::{model::Commit, sys::watch_readable};
 
 /// Longer than the interval at which the kernel half wakes the reader.
 const POLL: Duration = Duration::from_millis(5);
@@ -41,6 +41,10 @@ pub enum Item {
     Processes,
     /// Modules of the kernel have come or gone.
     Modules,
+    /// Rules were changed, in this order.
+    Commits(Vec<Commit>),
+    /// A namespace's changes are not heard any more.
+    Deaf(u32),
     /// This generation is over, and every record of it is queued before this.
     Sweep(u32),
 }

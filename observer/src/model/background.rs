@@ -31,6 +31,8 @@ pub enum Background {
     Answer,
     /// The kernel's own retransmits for a socket that its process has closed.
     Orphan,
+    /// The packets by which another observer proves that it sees drops.
+    SelfTest,
 }
 
 impl Background {
@@ -47,6 +49,7 @@ impl Background {
             Self::InvalidState => "invalid-state RST and FIN",
             Self::Answer => "answers to inbound peers",
             Self::Orphan => "retransmits of closed sockets",
+            Self::SelfTest => "observer's own self-tests",
         }
     }
 

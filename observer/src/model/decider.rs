@@ -19,7 +19,7 @@ pub struct Decider {
     pub program: Option<BpfProgram>,
     /// The process that was asked through a queue.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub process: Option<Refuser>,
+    pub process: Option<Doer>,
     /// How full the table of connections was a moment later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
@@ -35,9 +35,9 @@ pub struct BpfProgram {
     pub name: Option<String>,
 }
 
-/// A process that refused a packet.
+/// A process that did something, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refuser {
+pub struct Doer {
     /// Its id.
     pub pid: u32,
     /// Its name; absent where it is gone.
@@ -149,10 +149,10 @@ impl Decider {
     pub fn sentence(&self) -> String {
         let Some(function) = &self.function else {
             return match &self.process {
-                Some(Refuser { pid, name: Some(name) }) => {
+                Some(Doer { pid, name: Some(name) }) => {
                     format!("{name} (pid {pid}) refused it: a rule gives such packets to that program (NFQUEUE)")
                 }
-                Some(Refuser { pid, name: None }) => {
+                Some(Doer { pid, name: None }) => {
                     format!("process {pid}, gone since, refused it: a rule gives such packets to a program (NFQUEUE)")
                 }
                 None => "a rule gives such packets to a program (NFQUEUE), and none took it: nobody listens to that queue, or \

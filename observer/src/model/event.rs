@@ -82,6 +82,8 @@ pub enum Action {
     EgressDropped,
     /// A connection that waited for its first answer when observer started.
     EgressHanging,
+    /// Firewall rules were changed.
+    RulesetChanged,
     /// The account line.
     Summary,
 }

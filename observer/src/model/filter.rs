@@ -145,6 +145,12 @@ impl Filter {
     }
 
     /// True when the event is to be told.
+    pub fn matches_change(&self, netns: u32) -> bool {
+        self.netns.is_none_or(|wanted| wanted == netns)
+            && any(&self.actions, |wanted| wanted == "ruleset-changed")
+    }
+
+    /// Whether an event is told.
     pub fn matches(&self, event: &Event) -> bool {
         let egress = &event.egress;
         let process = event.process.as_ref();
@@ -234,6 +240,7 @@ fn action_name(action: Action) -> &'static str {
         Action::EgressBlocked => "egress-blocked",
         Action::EgressDropped => "egress-dropped",
         Action::EgressHanging => "egress-hanging",
+        Action::RulesetChanged => "ruleset-changed",
         Action::Summary => "summary",
     }
 }
@@ -261,7 +268,7 @@ pub fn parse_cause(value: &str) -> Result<String, FilterError> {
 
 /// An action that this version can report.
 pub fn parse_action(value: &str) -> Result<String, FilterError> {
-    known("action", value, &["egress-blocked", "egress-dropped", "egress-hanging"], "")
+    known("action", value, &["egress-blocked", "egress-dropped", "egress-hanging", "ruleset-changed"], "")
 }
 
 fn known(kind: &'static str, value: &str, names: &[&str], more: &str) -> Result<String, FilterError> {

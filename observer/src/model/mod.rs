@@ -13,12 +13,13 @@ mod flow;
 mod hanging;
 mod process;
 mod rule;
+mod ruleset;
 
 pub use account::{Account, Degraded, Lost};
 pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
-pub use decider::{BpfProgram, Connections, Decider, Decision, Purpose, Refuser};
+pub use decider::{BpfProgram, Connections, Decider, Decision, Doer, Purpose};
 pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
@@ -30,5 +31,6 @@ pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
 pub use rule::{Backend, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict, WantedRule};
+pub use ruleset::{Change, ChangeEgress, ChangedRuleset, Commit, Difference};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

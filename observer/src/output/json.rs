@@ -9,7 +9,7 @@ use serde_json::{
 };
 
 use super::{Output, escape::must_escape};
-use crate::model::{Event, Summary};
+use crate::model::{Change, Event, Summary};
 
 /// Writes lines to `W`; flushed when nothing more is at hand.
 pub struct JsonLines<W> {
@@ -27,6 +27,10 @@ impl<W: Write + Send> Output for JsonLines<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
         write_line(&mut self.writer, event)?;
         Ok(true)
+    }
+
+    fn change(&mut self, change: &Change) -> io::Result<()> {
+        write_line(&mut self.writer, change)
     }
 
     fn idle(&mut self) -> io::Result<bool> {

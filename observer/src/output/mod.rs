@@ -13,12 +13,14 @@ pub mod verdict;
 
 use std::io;
 
-use crate::model::{Event, Summary};
+use crate::model::{Change, Event, Summary};
 
 /// Where events go.
 pub trait Output: Send {
     /// One event; false when it is not shown by itself (background).
     fn event(&mut self, event: &Event) -> io::Result<bool>;
+    /// Rules were changed.
+    fn change(&mut self, change: &Change) -> io::Result<()>;
     /// Called when nothing more is at hand, and several times a second in a storm: tell what waited long enough, flush.
     /// True when something still waits; then it is called again soon.
     fn idle(&mut self) -> io::Result<bool>;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     incident::{Fold, Repeats, Told, Top, who},
-    model::{Action, Background, Event, Summary},
+    model::{Action, Background, Change, Event, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -31,6 +31,9 @@ const REDRAW: Duration = Duration::from_millis(200);
 
 /// Senders and destinations that are named at the end.
 const MOST: usize = 3;
+
+/// Changes of rules by the same program within this time are told as one.
+const BURST: Duration = Duration::from_secs(1);
 
 /// Hanging connections that are shown.
 const MAX_HANGING: usize = 20;
@@ -55,6 +58,8 @@ pub struct Terminal<W> {
     destinations: Top,
     /// Connections that hang and were shown, and those that were not.
     hanging: (usize, usize),
+    /// Who changed rules last, and when.
+    changed: Option<(Option<String>, Instant)>,
 }
 
 impl<W: Write + Send> Terminal<W> {
@@ -72,6 +77,7 @@ impl<W: Write + Send> Terminal<W> {
             background: BTreeMap::new(),
             dropped: 0,
             hanging: (0, 0),
+            changed: None,
         }
     }
 
@@ -192,6 +198,19 @@ impl<W: Write + Send> Output for Terminal<W> {
             self.block(event)?;
         }
         Ok(true)
+    }
+
+    fn change(&mut self, change: &Change) -> io::Result<()> {
+        // A program that makes many changes is told once, with what came of them.
+        let by = change.egress.ruleset.changed_by.as_ref().and_then(|doer| doer.name.clone());
+        let again = self.changed.as_ref().is_some_and(|(before, when)| *before == by && when.elapsed() < BURST);
+        self.changed = Some((by, Instant::now()));
+        if again && change.egress.ruleset.difference.is_none() {
+            return Ok(());
+        }
+        self.make_room()?;
+        let (time, reason) = (self.time(change.timestamp), change.event.reason.as_deref().unwrap_or_default());
+        writeln!(self.writer, "{time} {STRONG}CHANGED{STRONG:#}  {}", escape(reason))
     }
 
     fn idle(&mut self) -> io::Result<bool> {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     incident::who,
-    model::{Action, Event, Finished, OwnerKnown, Summary},
+    model::{Action, Change, Event, Finished, OwnerKnown, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -204,6 +204,11 @@ impl<W: Write + Send> Output for Verdict<W> {
             self.announce();
         }
         Ok(true)
+    }
+
+    fn change(&mut self, change: &Change) -> io::Result<()> {
+        self.write_events(|events| events.change(change));
+        Ok(())
     }
 
     fn idle(&mut self) -> io::Result<bool> {

@@ -26,7 +26,7 @@ use crate::{
         decode::{decode, of_key},
         ring::{Item, Sweeping},
     },
-    model::{Degraded, Direction, Dropped, Event, Filter, Hanging, RulesSeen},
+    model::{Commit, Degraded, Direction, Dropped, Event, Filter, Hanging, RulesSeen},
     output::Output,
 };
 
@@ -173,6 +173,8 @@ impl<E: Eyes> Consumer<E> {
                     flags.modules.store(false, Ordering::Relaxed);
                     self.assembler.modules_changed();
                 }
+                Some(Item::Commits(commits)) => self.changed(commits),
+                Some(Item::Deaf(netns)) => self.assembler.deaf(netns),
                 None => {}
             }
         }
@@ -209,6 +211,23 @@ impl<E: Eyes> Consumer<E> {
         event.event.sequence = Some(self.lines);
         if let Err(error) = self.done.output.event(&event) {
             self.done.error = Some(error);
+        }
+        self.stop_if_over();
+    }
+
+    /// Changes of rules: of no packet either.
+    fn changed(&mut self, commits: Vec<Commit>) {
+        let last = commits.len() - 1;
+        for (index, commit) in commits.into_iter().enumerate() {
+            if self.done.error.is_some() || !self.filter.matches_change(commit.netns) {
+                continue;
+            }
+            let mut change = self.assembler.change(commit, index == last);
+            self.lines += 1;
+            change.event.sequence = Some(self.lines);
+            if let Err(error) = self.done.output.change(&change) {
+                self.done.error = Some(error);
+            }
         }
         self.stop_if_over();
     }

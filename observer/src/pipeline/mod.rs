@@ -5,6 +5,7 @@
 //! does not fit into ring or queue is told by its count. The end is always the same: detach, wait for running programs,
 //! empty the ring, let the queue run dry, sweep what is left, write the account.
 
+mod changes;
 mod consume;
 mod modules;
 
@@ -26,12 +27,12 @@ use jiff::Timestamp;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
+    sync::{mpsc::UnboundedReceiver, oneshot},
 };
 
 use self::consume::{Consumer, Flags};
 use crate::{
-    enrich::{assemble::Assembler, attribute::Eyes, host::Identity},
+    enrich::{assemble::Assembler, attribute::Eyes, changes::Listening, host::Identity},
     intake::{
         counts::{Counts, Epoch, settle},
         ring::{Item, Reader},
@@ -72,6 +73,8 @@ pub struct Run<E> {
     pub probes: Probes,
     /// Readable when the ring of process records is filling up.
     pub filling: OwnedFd,
+    /// Namespaces whose rules are listened to, as they are found.
+    pub listening: UnboundedReceiver<Listening>,
     /// Makes events.
     pub assembler: Assembler<E>,
     /// Where they go.
@@ -109,6 +112,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let flags = Arc::new(Flags::default());
         let nudge = tokio::spawn(nudge(filling, sender.clone(), Arc::clone(&flags)));
         let modules = tokio::spawn(modules::watch(sender.clone(), Arc::clone(&flags)));
+        let changes = tokio::spawn(changes::watch(self.listening, sender.clone()));
         let sweeping = Arc::clone(&flags.sweeping);
         let mut reader = Reader::new(self.probes.take_ring()?, Epoch::new(self.probes.take_epoch()?), sender, sweeping)
             .context("cannot watch the ring")?;
@@ -147,7 +151,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let (missed_max, untold) = (self.probes.missed_max(), self.probes.untold_processes());
         // The queue closes with its last sender.
         drop(reader);
-        for task in [nudge, modules] {
+        for task in [nudge, modules, changes] {
             task.abort();
             let _ = task.await;
         }

@@ -1,9 +1,10 @@
 //! The helper process: started first, asked one question at a time, gone with its parent.
 
 use std::{
+    ffi::CString,
     io::{IoSlice, IoSliceMut},
     net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use anyhow::{Context, Result};
@@ -12,7 +13,7 @@ use nix::{
         prctl,
         signal::{SigHandler, Signal},
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socketpair,
+            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socketpair,
             sockopt::ReceiveTimeout,
         },
         time::{TimeVal, TimeValLike},
@@ -25,9 +26,9 @@ use super::{
     server,
 };
 use crate::{
-    enrich::attribute::Eyes,
+    enrich::{assemble::HELPER, attribute::Eyes, changes::Listening},
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Facts, Wanted, WantedRule},
+    model::{ContainerName, Decision, Difference, Facts, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,
@@ -38,6 +39,8 @@ use crate::{
 
 /// Longest message; arguments are cut well below it.
 const MAX_MESSAGE: usize = 128 * 1024;
+/// Descriptors that come with an answer at most.
+const MAX_DESCRIPTORS: usize = 2;
 /// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
 /// kernel can hold up whoever reads its command line.
 const PATIENCE_SECONDS: i64 = 3;
@@ -58,6 +61,8 @@ pub struct Helper {
     waiting: bool,
     /// A proof is being prepared.
     begun: bool,
+    /// What came with the last answer.
+    descriptors: Vec<OwnedFd>,
     /// The first time it did not answer.
     failure: Option<HelperError>,
 }
@@ -78,6 +83,7 @@ impl Helper {
                     asked: 0,
                     waiting: false,
                     begun: false,
+                    descriptors: Vec::new(),
                     failure: None,
                 })
             }
@@ -143,11 +149,12 @@ impl Helper {
             anyhow::bail!("an answer is overdue");
         }
         self.asked += 1;
-        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?)
+        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?, &[])
     }
 
     fn receive(&mut self) -> Result<Response> {
-        let answer = receive(&self.socket, MsgFlags::empty())?.context("it is gone")?;
+        let (answer, descriptors) = receive(&self.socket, MsgFlags::empty())?.context("it is gone")?;
+        self.descriptors = descriptors;
         let (number, response): (u64, Response) = serde_json::from_slice(&answer)?;
         anyhow::ensure!(number == self.asked, "it answered another question");
         self.waiting = false;
@@ -251,6 +258,23 @@ impl Eyes for Helper {
         }
     }
 
+    fn listen(&mut self, netns: u32) -> Result<Listening, String> {
+        match self.ask(&Request::Listen { netns }).map_err(|error| error.to_string())? {
+            Response::Listen(begun) => begun?,
+            other => return Err(unexpected(&other).to_string()),
+        }
+        let [socket, resident] = <[OwnedFd; 2]>::try_from(std::mem::take(&mut self.descriptors))
+            .map_err(|_| "the descriptors did not come".to_owned())?;
+        Ok(Listening { netns, socket, resident })
+    }
+
+    fn difference(&mut self, netns: u32) -> Result<Option<Difference>, String> {
+        match self.ask(&Request::Difference { netns }).map_err(|error| error.to_string())? {
+            Response::Difference(difference) => difference,
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
     fn failure(&self) -> Option<String> {
         self.failure.as_ref().map(ToString::to_string)
     }
@@ -265,7 +289,7 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     // The parent gives up the right to signal this process, so its death is told by the socket: the next read finds it
     // closed. Until the parent has, the signal is quicker.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    let _ = prctl::set_name(c"observer-helper");
+    let _ = prctl::set_name(&CString::new(HELPER)?);
     // Ctrl-C and a service manager's stop reach the whole group; the parent still has questions then.
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         ignore(signal)?;
@@ -273,13 +297,14 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     release_standard_streams()?;
     server::keep_needed_capabilities()?;
     let mut server = server::Server::new();
-    while let Some(message) = receive(socket, MsgFlags::empty())? {
+    while let Some((message, _)) = receive(socket, MsgFlags::empty())? {
         let (number, request): (u64, Request) = serde_json::from_slice(&message)?;
         let mut answer = serde_json::to_vec(&(number, server.answer(&request)))?;
         if answer.len() > MAX_MESSAGE {
             answer = serde_json::to_vec(&(number, Response::TooLong))?;
         }
-        send(socket, &answer)?;
+        // Whoever asks has its own of each when they are sent.
+        send(socket, &answer, &std::mem::take(&mut server.descriptors))?;
     }
     Ok(())
 }
@@ -299,21 +324,27 @@ fn release_standard_streams() -> Result<()> {
     Ok(())
 }
 
-fn send(socket: &OwnedFd, message: &[u8]) -> Result<()> {
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
+fn send(socket: &OwnedFd, message: &[u8], descriptors: &[OwnedFd]) -> Result<()> {
+    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], control, MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(())
 }
 
-/// The next message; `None` when the other end is closed.
-fn receive(socket: &OwnedFd, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
+/// The next message, and what came with it; `None` when the other end is closed.
+fn receive(socket: &OwnedFd, flags: MsgFlags) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut buffer = vec![0; MAX_MESSAGE];
-    let length = {
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let (length, descriptors) = {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         loop {
-            match recvmsg::<()>(socket.as_raw_fd(), &mut slices, None, flags) {
+            let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
                 Ok(message) => {
+                    let descriptors = crate::sys::received_descriptors(&message)?;
                     anyhow::ensure!(!message.flags.contains(MsgFlags::MSG_TRUNC), "a message is too long");
-                    break message.bytes;
+                    break (message.bytes, descriptors);
                 }
                 Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -321,5 +352,5 @@ fn receive(socket: &OwnedFd, flags: MsgFlags) -> Result<Option<Vec<u8>>> {
         }
     };
     buffer.truncate(length);
-    Ok((length > 0).then_some(buffer))
+    Ok((length > 0).then_some((buffer, descriptors)))
 }

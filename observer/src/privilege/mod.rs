@@ -8,6 +8,7 @@
 mod confine;
 mod deciders;
 mod helper;
+mod listening;
 mod netns;
 mod protocol;
 mod rulesets;

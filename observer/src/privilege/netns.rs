@@ -52,6 +52,14 @@ fn open(number: u32) -> Result<File> {
         .with_context(|| format!("network namespace {number} has neither a process nor a path in sight"))
 }
 
+/// A process that lives in the namespace with this inode number.
+pub(super) fn resident(number: u32) -> Option<u32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+        is_in(pid, number).then_some(pid)
+    })
+}
+
 fn of_a_process(number: u32) -> Option<File> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let name = entry.file_name();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Facts, Wanted, WantedRule},
+    model::{ContainerName, Decision, Difference, Facts, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         selftest::Sent,
@@ -78,6 +78,16 @@ pub enum Request {
     SelfTest,
     /// The rule that dropped a packet, found in the ruleset; or what else did.
     Rule(WantedRule),
+    /// Listen to changes of a network namespace's rules. Two descriptors come with the answer.
+    Listen {
+        /// Its inode number.
+        netns: u32,
+    },
+    /// What is otherwise in the rules of a network namespace than when they were read last.
+    Difference {
+        /// Its inode number.
+        netns: u32,
+    },
     /// Where the kernel's functions are that the kernel half must know.
     Functions,
     /// Make a namespace with rules that drop, for a proof.
@@ -117,6 +127,10 @@ pub enum Response {
     SelfTest(Result<Sent, String>),
     /// To [`Request::Rule`].
     Rule(Result<Option<Decision>, String>),
+    /// To [`Request::Listen`]; with the socket and a process that lives in the namespace, unless that failed.
+    Listen(Result<(), String>),
+    /// To [`Request::Difference`]; `None` when they were not read before, or not of late.
+    Difference(Result<Option<Difference>, String>),
     /// To [`Request::Functions`].
     Functions(Functions),
     /// To [`Request::PrepareProof`].

@@ -1,6 +1,5 @@
-//! Rulesets of the namespaces in which something was blocked: read at the first question, and again when they have changed.
-//!
-//! Nothing of a namespace is kept open: a socket in it would keep it alive after its last process.
+//! Rulesets of the namespaces in which something was blocked: read at the first question, and again when they have changed,
+//! at the latest at the next one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,7 +11,7 @@ use anyhow::{Result, ensure};
 use super::netns;
 use crate::{
     firewall::{nft, ruleset::Ruleset},
-    model::{NamedRule, WantedRule},
+    model::{Difference, NamedRule, WantedRule},
     sys::netns_cookie,
 };
 
@@ -24,6 +23,9 @@ const MAX_NAMESPACES: usize = 256;
 /// Rulesets of a namespace that are kept, and rules in those that are not in force: a rule that is gone is still named.
 const MAX_KEPT: usize = 8;
 const MAX_OLDER_RULES: usize = 50_000;
+
+/// Rulesets about which somebody asked within this time are read at every change.
+const WARM: Duration = Duration::from_secs(600);
 
 /// A ruleset whose reading took so long is not read again for so many times as long: it must not hold up everything else.
 const SLOW: Duration = Duration::from_millis(250);
@@ -52,7 +54,7 @@ impl Rulesets {
             rests_until: now,
         });
         space.asked = now;
-        let refreshed = space.refresh(wanted);
+        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie);
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
         let deadline = Instant::now() + PATIENCE;
         let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
@@ -67,13 +69,30 @@ impl Rulesets {
     }
 }
 
+impl Rulesets {
+    /// What is otherwise than in the ruleset that was read last, where somebody asked about that of late.
+    pub(super) fn difference(&mut self, number: u32) -> Result<Option<Difference>> {
+        let cookie = netns::inside(Some(number), netns_cookie)??;
+        let Some(space) = self.0.get_mut(&cookie).filter(|space| space.asked.elapsed() < WARM) else { return Ok(None) };
+        let before = space.rulesets.front().map(Ruleset::generation);
+        space.refresh(number, cookie)?;
+        let mut newest = space.rulesets.iter_mut();
+        Ok(match (newest.next(), newest.next()) {
+            (Some(after), Some(earlier)) if Some(earlier.generation()) == before => {
+                Some(after.difference(earlier, Instant::now() + PATIENCE))
+            }
+            _ => None,
+        })
+    }
+}
+
 impl Space {
     /// Reads the ruleset, unless the newest snapshot is still in force.
-    fn refresh(&mut self, wanted: &WantedRule) -> Result<()> {
+    fn refresh(&mut self, number: u32, cookie: u64) -> Result<()> {
         let began = Instant::now();
         ensure!(began >= self.rests_until, "it takes long to read, and was read a moment ago");
-        let (known, cookie) = (self.rulesets.front().map(Ruleset::generation), wanted.netns_cookie);
-        let fresh = netns::inside(Some(wanted.netns), move || {
+        let known = self.rulesets.front().map(Ruleset::generation);
+        let fresh = netns::inside(Some(number), move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             match known {
                 Some(known) if nft::generation()? == known => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +11,7 @@ use caps::{CapSet, Capability};
 
 use super::{
     deciders::Deciders,
+    listening,
     netns,
     protocol::{Request, Response},
     rulesets::Rulesets,
@@ -58,6 +59,8 @@ pub(super) struct Server {
     deciders: Deciders,
     /// Read ahead, and not yet asked for.
     functions: Option<Functions>,
+    /// What goes with the next answer.
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 impl Server {
@@ -77,6 +80,7 @@ impl Server {
             prover: None,
             deciders: Deciders::default(),
             functions: None,
+            descriptors: Vec::new(),
         }
     }
 
@@ -100,6 +104,12 @@ impl Server {
             Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
             Request::Rule(ref wanted) => {
                 Response::Rule(self.deciders.decision(wanted, &mut self.rulesets).map_err(|error| format!("{error:#}")))
+            }
+            Request::Listen { netns } => Response::Listen(
+                listening::begin(netns).map(|descriptors| self.descriptors.extend(descriptors)).map_err(|error| format!("{error:#}")),
+            ),
+            Request::Difference { netns } => {
+                Response::Difference(self.rulesets.difference(netns).map_err(|error| format!("{error:#}")))
             }
             Request::Functions => {
                 self.deciders.forget();

@@ -1,6 +1,7 @@
 //! The scenarios: the real program, real rulesets, real clients, one binary. It needs root, the program (`OBSERVER`), the
 //! testbed's BPF object (`OBSERVER_TESTBED`) and nothing else of the project, so that it runs on other kernels as it is.
 
+mod changes;
 mod cli;
 mod containers;
 mod deciders;
@@ -53,12 +54,13 @@ fn without_a_machine() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 20] = [
+    let groups: [(&str, &[Scenario]); 21] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("hooks", hooks::ALL),
         ("rules", rules::ALL),
         ("deciders", deciders::ALL),
+        ("changes", changes::ALL),
         ("directions", directions::ALL),
         ("containers", containers::ALL),
         ("kernel_made", kernel_made::ALL),

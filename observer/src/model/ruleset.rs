@@ -1,0 +1,167 @@
+//! A change of firewall rules, as it was heard and as it is told.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    decider::Doer,
+    event::{Agent, Ancestor, Container, Ecs, EventMeta, Host, Process, User},
+};
+
+/// What the kernel announced of one commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// When that was heard, nanoseconds of `CLOCK_BOOTTIME`.
+    pub boot_ns: u64,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Number of the ruleset from then on; `None` where announcements were lost.
+    pub generation: Option<u32>,
+    /// Who made it.
+    pub by: Option<Doer>,
+}
+
+/// What is otherwise in a ruleset than in an earlier one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Number of the earlier one.
+    pub since: u32,
+    /// Number of the later one.
+    pub generation: u32,
+    /// How many rules are new.
+    pub rules_added: usize,
+    /// How many are gone.
+    pub rules_removed: usize,
+    /// Rules that are new, each with its place in front, the first ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<String>,
+    /// Rules that are gone, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<String>,
+    /// Chains whose policy is another one, and which.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+}
+
+/// `egress.ruleset`
+#[derive(Clone, Debug, Serialize)]
+pub struct ChangedRuleset {
+    /// Whose it is.
+    pub backend: &'static str,
+    /// Its number from then on; absent where announcements were lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// Who changed it, as the kernel says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_by: Option<Doer>,
+    /// What is otherwise, where it was known before and is the last of several changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
+}
+
+/// `egress` of a change.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChangeEgress {
+    /// Version of the record.
+    pub schema: u32,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// The ruleset.
+    pub ruleset: ChangedRuleset,
+    /// systemd unit of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// cgroup path of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// The process and its parents, nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ancestry: Vec<Ancestor>,
+}
+
+/// A change as a line of the stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct Change {
+    /// When it was heard.
+    #[serde(rename = "@timestamp")]
+    pub timestamp: Timestamp,
+    /// `ecs`
+    pub ecs: Ecs,
+    /// `agent`
+    pub agent: Agent,
+    /// `host`
+    pub host: Host,
+    /// `event`
+    pub event: EventMeta,
+    /// `process`: who changed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// `user`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
+    /// `container`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// `egress`
+    pub egress: ChangeEgress,
+}
+
+impl ChangedRuleset {
+    /// What was done, in a sentence.
+    pub fn sentence(&self) -> String {
+        let who = match &self.changed_by {
+            Some(Doer { pid, name: Some(name) }) => format!("{name} (pid {pid})"),
+            Some(Doer { pid, name: None }) => format!("process {pid}"),
+            None => "somebody".to_owned(),
+        };
+        let what = match &self.difference {
+            None => String::new(),
+            Some(difference) => format!(": {}", difference.words()),
+        };
+        format!("{who} changed the firewall rules{what}")
+    }
+}
+
+impl Difference {
+    /// In words; the first rule of each kind is shown.
+    fn words(&self) -> String {
+        let mut parts = Vec::new();
+        for (count, what, first) in
+            [(self.rules_added, "added", self.added.first()), (self.rules_removed, "removed", self.removed.first())]
+        {
+            let rules = if count == 1 { "1 rule".to_owned() } else { format!("{count} rules") };
+            match first {
+                _ if count == 0 => {}
+                Some(first) if count == 1 => parts.push(format!("{rules} {what} ({first})")),
+                Some(first) => parts.push(format!("{rules} {what} ({first}, …)")),
+                None => parts.push(format!("{rules} {what}")),
+            }
+        }
+        parts.extend(self.policies.iter().map(|policy| format!("policy of {policy}")));
+        if parts.is_empty() { "no rule and no policy is otherwise".to_owned() } else { parts.join(", ") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_in_words() {
+        let mut ruleset = ChangedRuleset { backend: "nft", generation: Some(4), changed_by: None, difference: None };
+        assert_eq!(ruleset.sentence(), "somebody changed the firewall rules");
+        ruleset.changed_by = Some(Doer { pid: 7, name: Some("nft".to_owned()) });
+        ruleset.difference = Some(Difference {
+            added: vec!["inet t o: drop".to_owned()],
+            rules_added: 2,
+            rules_removed: 1,
+            policies: vec!["inet t o: accept → drop".to_owned()],
+            ..Difference::default()
+        });
+        assert_eq!(
+            ruleset.sentence(),
+            "nft (pid 7) changed the firewall rules: 2 rules added (inet t o: drop, …), 1 rule removed, policy of inet t o: \
+             accept → drop"
+        );
+    }
+}

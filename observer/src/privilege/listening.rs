@@ -1,0 +1,22 @@
+//! Listening to changes of a namespace's rules, as long as somebody lives there.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::netns;
+use crate::intake::commits;
+
+/// A socket that hears of changes, and a process that lives in the namespace: the socket keeps it alive, and must be closed
+/// when that process ends.
+pub(super) fn begin(number: u32) -> Result<[OwnedFd; 2]> {
+    let pid = netns::resident(number).context("no process lives in the network namespace")?;
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process has such a number")?;
+    let resident = pidfd_open(raw, PidfdFlags::NONBLOCK).context("the process is gone")?;
+    // Now that it cannot be taken for another one any more.
+    ensure!(netns::is_in(pid, number), "the process is in another namespace now");
+    let socket =
+        netns::inside_of(pid, number, commits::listen)?.context("cannot listen to changes of nftables' rules")?;
+    Ok([socket, resident])
+}

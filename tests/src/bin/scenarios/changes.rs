@@ -1,0 +1,150 @@
+//! Changes of rules: who made them, and what is otherwise since.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{CLIENT_INTERFACE, FAR_V4, Lab},
+    observer::{Observer, Report, expect},
+    slowness, traffic, wait_for,
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("who_changed_what", who_and_what),
+    ("every_commit_is_told", every_commit),
+    ("in_words", in_words),
+    ("by_action", by_action),
+    ("a_namespace_is_let_go", let_go),
+];
+
+const BEFORE: &str = "table inet t { chain o { type filter hook output priority 0; udp dport 77 drop\n} }";
+const AFTER: &str = "add rule inet t o udp dport 78 drop\nadd chain inet t o { policy drop; }\n";
+
+/// So many changes were told, and no other.
+fn told(report: &Report, count: usize) -> Result<()> {
+    ensure!(report.changes.len() == count, "{count} changes: {:?}", report.changes);
+    Ok(())
+}
+
+/// The second change is compared with what was in force at the drop.
+fn who_and_what() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let observer = Observer::watch(&lab.client)?;
+    lab.client.nft(BEFORE)?;
+    observer.tells(|| traffic::run(&lab.client, &["udp", FAR_V4, "77"]))?;
+    lab.client.nft(AFTER)?;
+    settled();
+    lab.client.run("iptables", &["-A", "OUTPUT", "-p", "tcp", "--dport", "79", "-j", "DROP"])?;
+    settled();
+    let report = observer.stop()?;
+    told(&report, 3)?;
+    let [first, second, third] = &report.changes[..] else { unreachable!("three") };
+    for (change, name) in [(first, "nft"), (second, "nft"), (third, "iptables")] {
+        expect(
+            change,
+            &[
+                ("/event/category", json!(["configuration"])),
+                ("/event/type", json!(["change"])),
+                ("/process/name", json!(name)),
+                ("/process/pid", change["egress"]["ruleset"]["changed_by"]["pid"].clone()),
+                ("/egress/ruleset/changed_by/name", json!(name)),
+                ("/egress/netns", json!(lab.client.inode()?)),
+            ],
+        )?;
+        let parents = change["egress"]["ancestry"].as_array().context("no ancestry")?;
+        ensure!(parents.iter().any(|parent| parent["pid"] == std::process::id()), "not by this test: {change}");
+    }
+    ensure!(first["egress"]["ruleset"]["difference"].is_null(), "nobody had asked for the rules before: {first}");
+    let difference = &second["egress"]["ruleset"]["difference"];
+    ensure!(difference["rules_added"] == 1 && difference["rules_removed"] == 0, "{second}");
+    ensure!(difference["policies"] == json!(["inet t o: accept → drop"]), "{second}");
+    // An emulated `nft` is not waited for long enough.
+    if slowness() == 1 {
+        ensure!(difference["added"] == json!(["inet t o: udp dport 78 drop"]), "{second}");
+        let added = third["egress"]["ruleset"]["difference"]["added"][0].as_str().unwrap_or_default();
+        ensure!(added.starts_with("ip filter OUTPUT: ") && added.contains("dport 79"), "{third}");
+    }
+    let generations: Vec<Option<u64>> =
+        report.changes.iter().map(|change| change["egress"]["ruleset"]["generation"].as_u64()).collect();
+    ensure!(generations.iter().all(Option::is_some) && generations.is_sorted(), "{generations:?}");
+    Ok(Outcome::Passed)
+}
+
+/// What is heard is told some milliseconds later, together with what follows at once.
+fn settled() {
+    std::thread::sleep(std::time::Duration::from_millis(200) * slowness());
+}
+
+fn every_commit() -> Result<Outcome> {
+    const COMMITS: usize = 100;
+    let lab = Lab::new()?;
+    let observer = Observer::watch(&lab.client)?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; } }")?;
+    for port in 0..COMMITS {
+        lab.client.nft(&format!("add rule inet t o udp dport {} accept", 1000 + port))?;
+    }
+    settled();
+    let report = observer.stop()?;
+    told(&report, COMMITS + 1)?;
+    let generations: HashSet<Option<u64>> =
+        report.changes.iter().map(|change| change["egress"]["ruleset"]["generation"].as_u64()).collect();
+    ensure!(generations.len() == COMMITS + 1 && !generations.contains(&None), "{generations:?}");
+    Ok(Outcome::Passed)
+}
+
+fn in_words() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let path = lab.client.path().display().to_string();
+    let observer = Observer::start(["watch", "--netns", &path])?;
+    lab.client.nft(BEFORE)?;
+    settled();
+    let (status, stdout, stderr) = observer.end(Signal::SIGINT)?;
+    ensure!(status.success(), "{status}: {stderr}");
+    let text = String::from_utf8(stdout)?;
+    let line = text.lines().find(|line| line.contains("CHANGED")).with_context(|| format!("not told: {text}"))?;
+    ensure!(line.contains("nft (pid ") && line.ends_with("changed the firewall rules"), "{line}");
+    Ok(Outcome::Passed)
+}
+
+fn by_action() -> Result<Outcome> {
+    for (action, changes, events) in [("ruleset-changed", 1, 0), ("egress-blocked", 0, 1)] {
+        let lab = Lab::new()?;
+        let path = lab.client.path().display().to_string();
+        let observer = Observer::start(["watch", "-o", "json", "--netns", &path, "--action", action])?;
+        lab.client.nft(BEFORE)?;
+        traffic::run(&lab.client, &["udp", FAR_V4, "77"])?;
+        settled();
+        let report = observer.stop()?;
+        ensure!(report.changes.len() == changes && report.events.len() == events, "{action}: {report:?}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A namespace in which something was blocked is listened to, and goes nevertheless when its last process does: so does the
+/// other end of its cable.
+fn let_go() -> Result<Outcome> {
+    let Lab { client, server } = Lab::new()?;
+    client.nft(BEFORE)?;
+    let observer = Observer::start(["watch", "-o", "json"])?;
+    observer.tells(|| traffic::run(&client, &["udp", FAR_V4, "77"]))?;
+    // It is listened to: this is heard.
+    client.nft(AFTER)?;
+    settled();
+    drop(client);
+    wait_for("the namespace's end", || {
+        let links = server.run("ip", &["-json", "link"])?;
+        let links: Value = serde_json::from_str(&links)?;
+        let is_left = links.as_array().into_iter().flatten().any(|link| link["ifname"] == CLIENT_INTERFACE);
+        Ok((!is_left).then_some(()))
+    })?;
+    let report = observer.stop()?;
+    ensure!(
+        report.changes.iter().any(|change| change["egress"]["ruleset"]["difference"]["rules_added"] == 1),
+        "not heard: {report:?}"
+    );
+    Ok(Outcome::Passed)
+}
