@@ -126,6 +126,11 @@ impl Observer {
         }
     }
 
+    /// Lines that were told so far, changes of rules left aside.
+    pub fn told(&self) -> usize {
+        self.lines.load(Ordering::Acquire)
+    }
+
     /// Does something, and waits until something of it is told.
     pub fn tells<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.lines.load(Ordering::Acquire);

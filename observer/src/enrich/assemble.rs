@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     model::{
-        Action, Background, Cause, Decider, Degraded, Destination, Direction, Dropped, ECS_VERSION, Ecs, Egress,
-        Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process, Purpose, Doer,
-        RulesSeen, SCHEMA, Source, Verdict, transport_name,
+        Action, Background, Cause, Decider, Degraded, Destination, Direction, Doer, Dropped, ECS_VERSION, Ecs, Egress,
+        Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process, Purpose, RulesSeen,
+        SCHEMA, Source, Verdict, transport_name,
     },
     probe::layout::Reasons,
 };

@@ -30,8 +30,8 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource, ProcessId,
-        Wanted, WantedRule,
+        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource,
+        ProcessId, Wanted, WantedRule,
     },
     probe::rules::Proving,
 };

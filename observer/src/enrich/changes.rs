@@ -14,7 +14,8 @@ use super::{
     sender::Credentials,
 };
 use crate::model::{
-    Action, Change, ChangeEgress, ChangedRuleset, Commit, ECS_VERSION, Ecs, EventMeta, Kind, OwnerBy, OwnerKnown, SCHEMA,
+    Action, Change, ChangeEgress, ChangedRuleset, Commit, ECS_VERSION, Ecs, EventMeta, Kind, OwnerBy, OwnerKnown,
+    SCHEMA,
 };
 
 /// Namespaces that are listened to at the same time.

@@ -360,9 +360,10 @@ mod tests {
         after.chains[1].policy = Some(DROP);
         let mut after = Ruleset { generation: 3, ..Ruleset::of(after.tables, after.chains, after.rules) };
         let difference = after.difference(&mut before, Instant::now());
-        assert_eq!((difference.added, difference.removed), (vec!["inet t a: handle 20".to_owned()], vec![
-            "inet t out: handle 11".to_owned()
-        ]));
+        assert_eq!(
+            (difference.added, difference.removed),
+            (vec!["inet t a: handle 20".to_owned()], vec!["inet t out: handle 11".to_owned()])
+        );
         assert_eq!((difference.rules_added, difference.rules_removed), (1, 1));
         assert_eq!(difference.policies, ["inet t forward: accept → drop"]);
         assert_eq!((difference.since, difference.generation), (0, 3));

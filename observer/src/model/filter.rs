@@ -146,8 +146,7 @@ impl Filter {
 
     /// True when the event is to be told.
     pub fn matches_change(&self, netns: u32) -> bool {
-        self.netns.is_none_or(|wanted| wanted == netns)
-            && any(&self.actions, |wanted| wanted == "ruleset-changed")
+        self.netns.is_none_or(|wanted| wanted == netns) && any(&self.actions, |wanted| wanted == "ruleset-changed")
     }
 
     /// Whether an event is told.

@@ -10,7 +10,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
 use super::consume::Flags;
-use crate::{intake::ring::Item, sys::watch_readable};
+use crate::{intake::ring::Item, probe::symbols::MODULES, sys::watch_readable};
 
 /// The kernel's own announcements.
 const KERNEL_GROUP: u32 = 1;
@@ -66,9 +66,12 @@ fn drain(socket: &OwnedFd) -> bool {
     }
 }
 
-/// `add@/module/NAME`, and what follows behind a zero.
+/// `add@/module/NAME`, and what follows behind a zero: of a module whose functions matter.
 fn is_of_module(announcement: &[u8]) -> bool {
-    [b"add@/module/".as_slice(), b"remove@/module/"].iter().any(|prefix| announcement.starts_with(prefix))
+    let name =
+        [b"add@/module/".as_slice(), b"remove@/module/"].iter().find_map(|prefix| announcement.strip_prefix(*prefix));
+    let name = name.and_then(|name| name.split(|byte| *byte == 0).next());
+    name.is_some_and(|name| MODULES.iter().any(|module| module.as_bytes() == name))
 }
 
 #[cfg(test)]
@@ -80,7 +83,8 @@ mod tests {
         assert!(is_of_module(b"add@/module/nfnetlink_queue\0ACTION=add\0"));
         assert!(is_of_module(b"remove@/module/nf_tables\0"));
         assert!(!is_of_module(b"add@/devices/virtual/net/veth0\0"));
-        assert!(!is_of_module(b"change@/module/x\0"));
+        assert!(!is_of_module(b"add@/module/nfnetlink\0ACTION=add\0"), "its functions are nowhere");
+        assert!(!is_of_module(b"change@/module/nf_tables\0"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What dropped a packet: a rule of the ruleset, or what else hangs on netfilter's hooks.
 
-use std::{collections::HashMap, fs};
+use std::fs;
 
 use anyhow::{Context, Result};
 use observer_ebpf::abi::UNKNOWN_RULE;
@@ -8,19 +8,19 @@ use observer_ebpf::abi::UNKNOWN_RULE;
 use super::{netns, rulesets::Rulesets};
 use crate::{
     model::{Backend, BpfProgram, Connections, Decider, Decision, NamedRule, Purpose, WantedRule},
-    probe::symbols,
+    probe::symbols::{self, Names},
 };
 
-/// Functions by their addresses, as far as they were asked for.
+/// Functions by their addresses: those that are known to be on hooks, and others that were asked for.
 #[derive(Default)]
 pub(super) struct Deciders {
-    names: HashMap<u64, Option<(String, Option<String>)>>,
+    names: Names,
 }
 
 impl Deciders {
-    /// Another module may have come to where one was.
-    pub(super) fn forget(&mut self) {
-        self.names.clear();
+    /// Where functions are now: another module may have come to where one was.
+    pub(super) fn learn(&mut self, names: Names) {
+        self.names = names;
     }
 
     /// Who dropped it, if what the kernel half saw is there and can have.
@@ -29,8 +29,15 @@ impl Deciders {
             let rule = rulesets.named(wanted)?;
             return Ok(rule.map(|rule| Decision { rule: Some(rule), decider: None }));
         }
-        let named = self.names.entry(wanted.function).or_insert_with(|| symbols::name_of(wanted.function));
-        let (function, module) = named.clone().context("/proc/kallsyms does not name the function on the hook")?;
+        let (function, module) = match self.names.get(&wanted.function) {
+            Some(named) => named.clone(),
+            None => {
+                let named = symbols::name_of(wanted.function)
+                    .context("/proc/kallsyms does not name the function on the hook")?;
+                self.names.insert(wanted.function, named.clone());
+                named
+            }
+        };
         let mut decision = Decision::default();
         let mut decider = Decider { module, ..Decider::default() };
         match Purpose::of(&function) {

@@ -11,8 +11,7 @@ use caps::{CapSet, Capability};
 
 use super::{
     deciders::Deciders,
-    listening,
-    netns,
+    listening, netns,
     protocol::{Request, Response},
     rulesets::Rulesets,
     sockets,
@@ -84,6 +83,12 @@ impl Server {
         }
     }
 
+    fn functions(&mut self) -> Functions {
+        let (functions, names) = Functions::read();
+        self.deciders.learn(names);
+        functions
+    }
+
     pub(super) fn answer(&mut self, request: &Request) -> Response {
         match *request {
             // In another pid namespace the kernel's pids would name somebody else here.
@@ -106,18 +111,20 @@ impl Server {
                 Response::Rule(self.deciders.decision(wanted, &mut self.rulesets).map_err(|error| format!("{error:#}")))
             }
             Request::Listen { netns } => Response::Listen(
-                listening::begin(netns).map(|descriptors| self.descriptors.extend(descriptors)).map_err(|error| format!("{error:#}")),
+                listening::begin(netns)
+                    .map(|descriptors| self.descriptors.extend(descriptors))
+                    .map_err(|error| format!("{error:#}")),
             ),
             Request::Difference { netns } => {
                 Response::Difference(self.rulesets.difference(netns).map_err(|error| format!("{error:#}")))
             }
             Request::Functions => {
-                self.deciders.forget();
-                Response::Functions(self.functions.take().unwrap_or_else(Functions::read))
+                let functions = self.functions.take().unwrap_or_else(|| self.functions());
+                Response::Functions(functions)
             }
             Request::PrepareProof => {
                 // It is what is asked next, and whoever asked does something else meanwhile.
-                self.functions = Some(Functions::read());
+                self.functions = Some(self.functions());
                 Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
                     self.prover = Some(prover);
                     prepared

@@ -26,6 +26,31 @@ const REFUSED: [&str; 2] = ["nf_reinject", "nfqnl_reinject"];
 /// The function that frees what no program takes from a queue.
 const UNTAKEN: &str = "nf_queue";
 
+/// Modules that have some of these functions, or of those that are on hooks.
+pub const MODULES: [&str; 8] =
+    ["nf_tables", "nfnetlink_queue", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack", "nf_nat", "ip_vs"];
+/// How functions that are on hooks begin, as far as is known: their names are kept, because looking one up takes long.
+const ON_HOOKS: [&str; 15] = [
+    "nf_hook_",
+    "nf_confirm",
+    "nf_nat_",
+    "nf_conntrack_in",
+    "nft_do_chain",
+    "ipv4_con",
+    "ipv6_con",
+    "ipv6_defrag",
+    "ip_vs_",
+    "selinux_ip",
+    "smack_ip",
+    "ipt_do_",
+    "ip6t_do_",
+    "iptable_",
+    "ip6table_",
+];
+
+/// Functions by their addresses: name, and module.
+pub type Names = HashMap<u64, (String, Option<String>)>;
+
 /// Functions of this kernel that the kernel half must know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Functions {
@@ -38,9 +63,13 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// Reads them; empty where addresses are not shown.
-    pub fn read() -> Self {
+    /// Reads them, and the names of what is on hooks; empty where addresses are not shown.
+    pub fn read() -> (Self, Names) {
         let text = fs::read_to_string(PATH).unwrap_or_default();
+        (Self::find(&text), on_hooks(&text))
+    }
+
+    fn find(text: &str) -> Self {
         let hooks = NFTABLES
             .into_iter()
             .map(|name| (name, HookKind::Nftables))
@@ -48,7 +77,7 @@ impl Functions {
             .chain(XTABLES.into_iter().map(|name| (name, HookKind::Xtables)));
         let kinds: HashMap<&str, HookKind> = hooks.collect();
         let names: Vec<&str> = kinds.keys().copied().chain(REFUSED).chain([UNTAKEN]).collect();
-        let found = extents(&text, &names);
+        let found = extents(text, &names);
         let extent = |names: &[&str]| names.iter().find_map(|name| found.get(name)).copied().unwrap_or_default();
         Self {
             hooks: kinds.iter().filter_map(|(name, kind)| Some((found.get(name)?.0, *kind as u64))).collect(),
@@ -114,13 +143,30 @@ fn extents<'a>(text: &str, names: &[&'a str]) -> HashMap<&'a str, (u64, u64)> {
     found
 }
 
+fn on_hooks(text: &str) -> Names {
+    symbols(text)
+        .filter(|(_, kind, name, _)| is_code(kind) && ON_HOOKS.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(address, _, name, module)| (address, (name.to_owned(), module.map(bare))))
+        .collect()
+}
+
+/// Data has names too.
+fn is_code(kind: &str) -> bool {
+    matches!(kind, "t" | "T" | "w" | "W")
+}
+
+/// A module's name without its brackets.
+fn bare(module: &str) -> String {
+    module.trim_matches(['[', ']']).to_owned()
+}
+
 fn named(text: &str, address: u64) -> Option<(String, Option<String>)> {
-    // Text only: data has names too.
-    let (_, _, name, module) = symbols(text).find(|(at, kind, name, _)| {
-        *at == address && matches!(*kind, "t" | "T" | "w" | "W") && !name.starts_with("__pfx_")
-    })?;
-    let module = module.map(|module| module.trim_matches(['[', ']']).to_owned());
-    Some((name.to_owned(), module))
+    // Padding in front of a function has a name of its own.
+    let is_of_function =
+        |kind: &str, name: &str| is_code(kind) && !name.starts_with("__pfx_") && !name.starts_with("__cfi_");
+    let (_, _, name, module) =
+        symbols(text).find(|(at, kind, name, _)| *at == address && is_of_function(kind, name))?;
+    Some((name.to_owned(), module.map(bare)))
 }
 
 #[cfg(test)]
@@ -153,6 +199,13 @@ ffffffffc0000100 t earlier\t[nf_tables]
         assert_eq!(name(0xffff_ffff_c000_0100), ("earlier".to_owned(), Some("nf_tables".to_owned())));
         assert_eq!(name(0xffff_ffff_8100_0100), ("nf_queue".to_owned(), None));
         assert_eq!(named(TEXT, 0xffff_ffff_8100_0101), None, "inside of a function");
+    }
+
+    #[test]
+    fn what_is_on_hooks_is_kept_by_name() {
+        let names = on_hooks(TEXT);
+        assert_eq!(names.len(), 1);
+        assert_eq!(names[&0xffff_ffff_c000_0200], ("nft_do_chain_inet".to_owned(), Some("nf_tables".to_owned())));
     }
 
     #[test]

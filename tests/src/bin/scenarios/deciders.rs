@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +11,7 @@ use harness::{
     kernel,
     lab::{CLIENT_V4, FAR_V4, FAR_V6, Lab, Server},
     observer::{Observer, Report, expect},
-    traffic,
+    traffic, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -140,18 +141,26 @@ fn refused() -> Result<Outcome> {
     let mut said = String::new();
     BufReader::new(program.0.stdout.take().context("no output")?).read_line(&mut said)?;
     ensure!(said == "listening\n", "it said {said:?}");
-    let client = observer.tells(|| traffic::run(&lab.client, &["udp", FAR_V4, "9001"]))?;
-    ensure!(client.said == "ok", "the caller is not told: {}", client.said);
+    // A module's functions are looked up once it is there, which takes a moment.
+    let mut clients = Vec::new();
+    wait_for("a packet that is refused", || {
+        let client = traffic::run(&lab.client, &["udp", FAR_V4, "9001"])?;
+        ensure!(client.said == "ok", "the caller is not told: {}", client.said);
+        clients.push(client.pid);
+        std::thread::sleep(Duration::from_millis(50));
+        Ok((observer.told() > 0).then_some(()))
+    })?;
     let report = observer.stop()?;
+    let event = report.events.first().context("no event")?;
+    ensure!(clients.iter().any(|pid| event["process"]["pid"] == *pid), "not one of {clients:?}: {event}");
     expect(
-        only(&report)?,
+        event,
         &[
             ("/egress/cause", json!("nfqueue")),
             ("/egress/verdict", json!("drop")),
             ("/egress/hook", json!("output")),
             ("/egress/decided_by/process/pid", json!(program.0.id())),
             ("/egress/decided_by/process/name", json!("client")),
-            ("/process/pid", json!(client.pid)),
             ("/destination/port", json!(9001)),
             ("/egress/rule", Value::Null),
         ],
