@@ -290,7 +290,13 @@ fn rules(probes: &mut Probes, helper: &mut Helper) -> [Check; 2] {
         .map_err(|error| Unproven::Other(format!("{error:#}")))
         .and_then(|mut rules| rules.arm(helper));
     let (rules, hooks) = match armed {
-        Ok(Proof { packets, rules, hooks }) => (
+        Ok(Proof { packets, rules: Err(_), verdicts: Ok(()), hooks }) => (
+            Ok(format!(
+                "seen live from a block's second packet on: {packets} packets were told apart, by what gave the verdict"
+            )),
+            hooks.map(|()| "seen live: by the function on the hook".to_owned()),
+        ),
+        Ok(Proof { packets, rules, hooks, .. }) => (
             rules
                 .map(|places| format!("seen live: {packets} packets were told apart, by {places} frames of the stack")),
             hooks.map(|()| "seen live: by the function on the hook".to_owned()),

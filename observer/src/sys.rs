@@ -2,12 +2,13 @@
 #![allow(unsafe_code, reason = "the only module of user space that may; each block names what it relies on")]
 
 use std::{
+    ffi::CStr,
     io, mem,
     net::{Ipv4Addr, UdpSocket},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type, perf_event_attr};
 use nix::{
     sys::socket::{ControlMessageOwned, RecvMsg},
     unistd::ForkResult,
@@ -106,6 +107,42 @@ pub fn drop_by_netfilter_program(priority: i32) -> io::Result<OwnedFd> {
         link.link_create.__bindgen_anon_3.netfilter.hooknum = libc::NF_INET_LOCAL_OUT as u32;
         link.link_create.__bindgen_anon_3.netfilter.priority = priority;
         bpf(bpf_cmd::BPF_LINK_CREATE, &link)
+    }
+}
+
+/// Runs a BPF program whenever a function of the kernel begins, or returns; until the descriptor is closed. `kind` is the
+/// number of the kernel's source of such events.
+pub fn attach_kprobe(program: BorrowedFd<'_>, kind: u32, function: &CStr, is_return: bool) -> io::Result<OwnedFd> {
+    // SAFETY: all zeros are what the kernel takes for not given.
+    let mut attributes: perf_event_attr = unsafe { mem::zeroed() };
+    attributes.type_ = kind;
+    attributes.size = size_of::<perf_event_attr>() as u32;
+    attributes.config = u64::from(is_return);
+    attributes.__bindgen_anon_3.kprobe_func = function.as_ptr() as u64;
+    // SAFETY: the kernel only reads the attributes and the name, and a call that succeeds returns a descriptor that nobody
+    // else has; the requests take numbers.
+    unsafe {
+        let event = libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attributes,
+            -1,
+            0,
+            -1,
+            aya_obj::generated::PERF_FLAG_FD_CLOEXEC,
+        );
+        if event < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let event = OwnedFd::from_raw_fd(event as i32);
+        for (request, value) in [
+            (aya_obj::generated::PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()),
+            (aya_obj::generated::PERF_EVENT_IOC_ENABLE, 0),
+        ] {
+            if libc::ioctl(event.as_raw_fd(), request.into(), value) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(event)
     }
 }
 

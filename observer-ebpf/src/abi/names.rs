@@ -8,6 +8,8 @@ pub mod program {
     pub const DROP_RAW: &str = "rdrop_kfree_skb";
     /// Raw tracepoint `kfree_skb` again, which does nothing: the stack lies deeper where a tracepoint has several programs.
     pub const SECOND: &str = "rule_second";
+    /// Kprobes on functions that give a rule's verdict, and on their return.
+    pub const VERDICT: [&str; 2] = ["verdict_begin", "verdict_end"];
     /// BTF tracepoint `inet_sock_set_state`: a connect begins, a connection ends.
     pub const STATE: &str = "own_sock_state";
     /// cgroup program at socket creation.
@@ -55,6 +57,8 @@ pub mod map {
     pub const RULES: &str = "RULES";
     /// Array of [`RuleProof`](super::RuleProof), by destination port.
     pub const PROOFS: &str = "PROOFS";
+    /// Array with one number: the last distance of the stack pointer between a verdict's beginning and end.
+    pub const DISTANCE: &str = "DISTANCE";
     /// Per-CPU array of monotonic counters, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
     /// Frozen global with the running kernel's [`Layout`](super::Layout).

@@ -3,6 +3,10 @@
 //! freed by the function that walked the hooks, whose frame still holds which of them it was. Where in the frame is the
 //! compiler's choice: user space learns it from packets of its own that known rules and programs drop, and writes it into
 //! [`RuleConfig`].
+//!
+//! Kernels in which nftables leaves it to the hooks' walker to free a packet have forgotten the rule by then. There the
+//! functions that give verdicts are probed while something is being blocked: the walker of the rules called them, and its
+//! registers and frame are learnt in the same way.
 
 /// Words of the stack that a proof looks at, from the tracepoint's arguments on: past the frame of `nft_do_chain`. A
 /// power of two.
@@ -13,6 +17,12 @@ pub const MAX_PROOFS: usize = 16;
 pub const MAX_SITES: usize = 8;
 /// A word that a [`RuleSite`] does not have.
 pub const NO_WORD: u64 = u64::MAX;
+
+/// [`RuleConfig::wants_frames`]: the stack where a packet is freed.
+pub const FRAMES_OF_FREE: u64 = 1;
+/// [`RuleConfig::wants_frames`]: registers and stack where a verdict is given. Of each word the frame then has the head of the
+/// rule that it would lead to by way of another word ([`FrameWord::value`]) and at once ([`FrameWord::target`]).
+pub const FRAMES_OF_VERDICT: u64 = 2;
 
 /// A place inside `nft_do_chain` that frees a packet, and where its frame then is. Words are counted from the tracepoint's
 /// arguments on.
@@ -44,6 +54,41 @@ pub struct HookSite {
     pub entries_word: u64,
     /// Word whose low half is the place in that list.
     pub index_word: u64,
+}
+
+/// Where a rule's walker has what, when it has called a function that gives a verdict. Words are counted over the registers
+/// and, behind them, the stack from the stack pointer on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VerdictSite {
+    /// Word with the address of the rule, or of a place that has it.
+    pub rule_word: u64,
+    /// Not 0 when it is a place that has the rule's address.
+    pub indirect: u64,
+    /// Word with the address of the base chain.
+    pub chain_word: u64,
+    /// How far the stack pointer is from where it was once the function has returned.
+    pub distance: u64,
+    /// Not 0 when this is learnt.
+    pub learnt: u64,
+}
+
+/// What this kernel's numbers are for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VerdictNumbers {
+    /// Offset of `nft_pktinfo.skb`; 0 is one too.
+    pub packet_skb: u64,
+    /// Words of a `struct pt_regs`.
+    pub registers: u64,
+    /// Offset of the stack pointer in it.
+    pub stack_pointer: u64,
+    /// Offset of the word of a rule that has its handle.
+    pub rule_head: u64,
+    /// Lowest bit of the handle in that word.
+    pub handle_bit: u64,
+    /// The handle's bits, shifted down; 0 when nothing is to be looked at.
+    pub handle_mask: u64,
 }
 
 /// Functions on netfilter's hooks of whose own data something is known. Values are part of the ABI.
@@ -88,7 +133,7 @@ pub struct RuleConfig {
     /// Inode number of the network namespace whose packets are a proof's: told in [`RuleProof`], and otherwise not seen. 0
     /// for none.
     pub proof_netns: u64,
-    /// Not 0 when the proof's frames are wanted too.
+    /// Whose frames are wanted of the proof's packets: 0 nobody's, or one of [`FRAMES_OF_FREE`], [`FRAMES_OF_VERDICT`].
     pub wants_frames: u64,
     /// Offset of `nft_chain.table`.
     pub chain_table: u64,
@@ -122,6 +167,12 @@ pub struct RuleConfig {
     pub hook_proven: u64,
     /// What is learnt of hooks.
     pub hook_site: HookSite,
+    /// What is learnt of verdicts.
+    pub verdict_site: VerdictSite,
+    /// What must be known for them.
+    pub verdict: VerdictNumbers,
+    /// Not 0 when `verdict_site` is proven; else it is used for the proof's packets alone.
+    pub verdict_proven: u64,
     /// What is known of functions on hooks.
     pub functions: [HookFunction; MAX_FUNCTIONS],
     /// What is learnt of rules.
@@ -159,6 +210,18 @@ impl RuleConfig {
             self.hook_site.return_word,
             self.hook_site.entries_word,
             self.hook_site.index_word,
+            self.verdict_site.rule_word,
+            self.verdict_site.indirect,
+            self.verdict_site.chain_word,
+            self.verdict_site.distance,
+            self.verdict_site.learnt,
+            self.verdict.packet_skb,
+            self.verdict.registers,
+            self.verdict.stack_pointer,
+            self.verdict.rule_head,
+            self.verdict.handle_bit,
+            self.verdict.handle_mask,
+            self.verdict_proven,
         ];
         let functions = self.functions.iter().flat_map(|function| [function.address, function.kind]);
         let sites = self
@@ -220,7 +283,7 @@ pub struct RuleProof {
 }
 
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
-const _: () = assert!(size_of::<RuleConfig>() == 8 * (23 + 2 * MAX_FUNCTIONS + 5 * MAX_SITES));
+const _: () = assert!(size_of::<RuleConfig>() == 8 * (35 + 2 * MAX_FUNCTIONS + 5 * MAX_SITES));
 const _: () = assert!(size_of::<RuleProof>() == 8 * (6 + 4 * FRAME_WORDS));
 
 #[cfg(test)]
@@ -235,6 +298,9 @@ mod tests {
             RuleConfig { proof_netns: 1, wants_frames: 2, chain_table: 3, proven: 13, ..Default::default() };
         config.refused = Extent { start: 14, bytes: 15 };
         config.hook_site = HookSite { location: 16, return_word: 17, entries_word: 18, index_word: 19 };
+        config.verdict_site.learnt = 22;
+        config.verdict.handle_mask = 23;
+        config.verdict_proven = 24;
         config.functions[1] = HookFunction { address: 20, kind: 21 };
         config.sites[1] = site;
         let words = config.words();
@@ -243,6 +309,9 @@ mod tests {
         assert_eq!((at(offset_of!(RuleConfig, chain_table)), at(offset_of!(RuleConfig, proven))), (3, 13));
         assert_eq!(at(offset_of!(RuleConfig, refused) + offset_of!(Extent, bytes)), 15);
         assert_eq!(at(offset_of!(RuleConfig, hook_site) + offset_of!(HookSite, index_word)), 19);
+        assert_eq!(at(offset_of!(RuleConfig, verdict_site) + offset_of!(VerdictSite, learnt)), 22);
+        assert_eq!(at(offset_of!(RuleConfig, verdict) + offset_of!(VerdictNumbers, handle_mask)), 23);
+        assert_eq!(at(offset_of!(RuleConfig, verdict_proven)), 24);
         let function = offset_of!(RuleConfig, functions) + size_of::<HookFunction>();
         assert_eq!((at(function), at(function + offset_of!(HookFunction, kind))), (20, 21));
         let second = offset_of!(RuleConfig, sites) / size_of::<u64>() + size_of::<RuleSite>() / size_of::<u64>();

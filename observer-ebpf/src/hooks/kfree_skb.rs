@@ -116,6 +116,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         put!(scratch.record.time_ns, boot_ns());
         put!(scratch.record.location, location);
         put!(scratch.arguments, context.as_ptr() as u64);
+        put!(scratch.skb, address);
         put!(scratch.record.length, skb.length::<R>());
         put!(scratch.record.key.reason, reason);
         put!(scratch.record.key.cause, cause as u8);

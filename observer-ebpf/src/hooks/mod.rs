@@ -8,3 +8,4 @@ mod sched_process;
 mod sock_ops;
 mod task_file;
 mod tcp_connect;
+mod verdict;

@@ -36,6 +36,8 @@ pub struct Scratch {
     pub arguments: u64,
     /// `struct net` whose rules decided; 0 when unknown.
     pub net: u64,
+    /// The `struct sk_buff`.
+    pub skb: u64,
     /// A pointer on its way to becoming a plain number.
     pub pointer: u64,
     /// `struct socket`, where there is one.

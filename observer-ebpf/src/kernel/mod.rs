@@ -17,3 +17,4 @@ pub mod tally;
 pub mod task;
 pub mod time;
 pub mod tree;
+pub mod verdict;

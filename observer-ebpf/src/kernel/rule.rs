@@ -9,20 +9,20 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use observer_ebpf::abi::{
-    Cause, Extent, FRAME_WORDS, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof,
-    UNKNOWN_RULE,
+    Cause, Extent, FRAMES_OF_FREE, FRAME_WORDS, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof,
 };
 
 use super::{
     drop::{self, get, put},
     layout::field,
     read::{Probe, Reader},
+    verdict,
 };
 
 #[btf_map]
-static RULES: Array<RuleConfig, 1> = Array::new();
+pub(super) static RULES: Array<RuleConfig, 1> = Array::new();
 #[btf_map]
-static PROOFS: Array<RuleProof, { MAX_PROOFS + 1 }> = Array::new();
+pub(super) static PROOFS: Array<RuleProof, { MAX_PROOFS + 1 }> = Array::new();
 
 /// Bit of a rule's first word that marks the end of its chain.
 const IS_LAST: u64 = 1;
@@ -35,7 +35,7 @@ pub fn is_proof(netns: u32) -> bool {
 
 /// Reads one word of kernel memory; 0 where there is none.
 #[inline(always)]
-fn word(address: u64) -> u64 {
+pub(super) fn word(address: u64) -> u64 {
     let mut value = 0u64;
     // SAFETY: the helper checks the address, and writes zeros for one that cannot be read.
     unsafe { probe_read_kernel((&raw mut value).cast(), size_of::<u64>() as u32, address as *const _) };
@@ -138,7 +138,7 @@ extern "C" fn rule_hook() -> u64 {
             let table = word(private.wrapping_add(config.chain_table));
             put!(scratch.record.key.rule.table, word(table.wrapping_add(config.table_handle)));
             put!(scratch.record.key.rule.chain, word(private.wrapping_add(config.chain_handle)));
-            put!(scratch.record.key.rule.rule, UNKNOWN_RULE);
+            put!(scratch.record.key.rule.rule, verdict::rule(get!(scratch.skb), private));
         } else if kind == HookKind::Program as u64 {
             let aux = word(private.wrapping_add(config.program_aux));
             put!(scratch.record.key.rule.rule, word(aux.wrapping_add(config.aux_id)) & 0xffff_ffff);
@@ -240,7 +240,7 @@ extern "C" fn rule_prove() -> u64 {
         (*proof).answer.table = get!(scratch.record.key.rule.table);
         (*proof).answer.chain = get!(scratch.record.key.rule.chain);
         (*proof).answer.rule = get!(scratch.record.key.rule.rule);
-        if config.wants_frames != 0 {
+        if config.wants_frames == FRAMES_OF_FREE {
             for word in 0..FRAME_WORDS as u64 {
                 rule_frame_word(arguments, index, word);
             }

@@ -158,7 +158,12 @@ impl Session {
         );
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
         parts.push(format!("owners live, {} older sockets{hanging}", probes.seeded));
-        parts.push(if self.rules.are_live() { "rules live" } else { "no rules (see `observer doctor`)" }.to_owned());
+        let rules = match (self.rules.are_live(), self.rules.are_probed()) {
+            (true, _) => "rules live",
+            (false, true) => "rules live from a block's second packet on",
+            (false, false) => "no rules (see `observer doctor`)",
+        };
+        parts.push(rules.to_owned());
         parts.push(self.firewalls.clone());
         let only = filter.words();
         if !only.is_empty() {

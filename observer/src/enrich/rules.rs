@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use observer_ebpf::abi::UNKNOWN_RULE;
+
 use super::{answers::Answers, attribute::Eyes};
 use crate::{
     model::{Cause, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
@@ -15,6 +17,9 @@ use crate::{
     },
 };
 
+/// The functions that give verdicts are probed so long after the last block, and that is renewed so often.
+const PROBED: Duration = Duration::from_secs(60);
+const RENEW: Duration = Duration::from_secs(10);
 /// How often the method is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -32,8 +37,11 @@ enum Method {
 pub struct Rules {
     maps: RuleMaps,
     method: Method,
+    /// When the functions that give verdicts were probed last.
+    probed: Option<Instant>,
     known: Answers<WantedRule, Option<Arc<Decision>>>,
     seen: RuleCounts,
+    seen_by_verdict: RuleCounts,
 }
 
 impl Rules {
@@ -42,8 +50,10 @@ impl Rules {
         let mut rules = Self {
             maps,
             method: Method::NotYet(Instant::now(), String::new()),
+            probed: None,
             known: Answers::new(),
             seen: RuleCounts::default(),
+            seen_by_verdict: RuleCounts::default(),
         };
         rules.arm(prover);
         rules
@@ -65,6 +75,23 @@ impl Rules {
         matches!(&self.method, Method::Armed(proof) if proof.rules.is_ok())
     }
 
+    /// True when rules are told from the second packet of a block on.
+    pub fn are_probed(&self) -> bool {
+        matches!(&self.method, Method::Armed(proof) if proof.verdicts.is_ok())
+    }
+
+    /// Has the functions that give verdicts probed, as long as something is being blocked.
+    fn probe(&mut self, eyes: &mut impl Eyes) {
+        if !self.are_probed() || self.probed.is_some_and(|last| last.elapsed() < RENEW) {
+            return;
+        }
+        self.probed = Some(Instant::now());
+        match eyes.arm_verdicts(PROBED) {
+            Ok(functions) => log::debug!("{functions} functions that give verdicts are probed"),
+            Err(why) => log::warn!("the functions that give verdicts are not probed: {why}"),
+        }
+    }
+
     /// Modules have come or gone: functions are elsewhere, and what was not possible may be.
     pub fn modules_changed(&mut self, prover: &mut impl Proving) {
         if let Method::NotYet(..) = self.method {
@@ -81,7 +108,18 @@ impl Rules {
             Method::NotYet(_, why) | Method::Impossible(why) => Some(why.clone()),
         };
         let hooks = matches!(&self.method, Method::Armed(proof) if proof.hooks.is_ok());
-        RulesSeen { live: why.is_none(), why, hooks, probe: self.seen }
+        RulesSeen {
+            live: why.is_none(),
+            why,
+            hooks,
+            verdicts: self.are_probed(),
+            probe: self.seen,
+            verdict: self.seen_by_verdict,
+        }
+    }
+
+    fn count(&mut self, by_verdict: bool) -> &mut RuleCounts {
+        if by_verdict { &mut self.seen_by_verdict } else { &mut self.seen }
     }
 
     /// The rule that dropped a packet, or what else did, where the kernel half saw it and it is confirmed. `hook` as an event
@@ -96,7 +134,12 @@ impl Rules {
             }
             return None;
         };
-        self.seen.answered += 1;
+        let by_chain = answer.function != 0 && answer.chain != 0;
+        if by_chain {
+            self.probe(eyes);
+        }
+        let by_verdict = by_chain && answer.rule != UNKNOWN_RULE;
+        self.count(by_verdict).answered += 1;
         let wanted = WantedRule {
             netns: dropped.netns,
             netns_cookie: answer.netns_cookie,
@@ -114,7 +157,7 @@ impl Rules {
                     Ok(decision) => decision.map(Arc::new),
                     Err(why) => {
                         log::debug!("what decided in namespace {} was not read: {why}", wanted.netns);
-                        self.seen.unread += 1;
+                        self.count(by_verdict).unread += 1;
                         return None;
                     }
                 };
@@ -126,8 +169,8 @@ impl Rules {
             }
         };
         match named {
-            Some(_) => self.seen.confirmed += 1,
-            None => self.seen.discarded += 1,
+            Some(_) => self.count(by_verdict).confirmed += 1,
+            None => self.count(by_verdict).discarded += 1,
         }
         named
     }

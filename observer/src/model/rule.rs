@@ -194,6 +194,10 @@ pub struct RulesSeen {
     pub why: Option<String>,
     /// What is no rule is told by its function on the hook.
     pub hooks: bool,
-    /// Seen in the kernel as it happened.
+    /// Rules are told from the second packet of a block on: what gives verdicts is probed while something is being blocked.
+    pub verdicts: bool,
+    /// Seen where the packet was freed.
     pub probe: RuleCounts,
+    /// Seen where the verdict was given.
+    pub verdict: RuleCounts,
 }

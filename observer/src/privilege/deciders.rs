@@ -42,10 +42,12 @@ impl Deciders {
         let mut decider = Decider { module, ..Decider::default() };
         match Purpose::of(&function) {
             // Where the kernel half does not know what chains are like, the function is all.
-            Purpose::Nftables if wanted.rule != UNKNOWN_RULE => {}
+            Purpose::Nftables if wanted.chain == 0 => {}
             Purpose::Nftables => match rulesets.named(wanted)? {
                 None => return Ok(None),
-                found => decision.rule = found,
+                // Nothing more is to be said.
+                rule if wanted.rule != UNKNOWN_RULE => return Ok(Some(Decision { rule, decider: None })),
+                rule => decision.rule = rule,
             },
             Purpose::Xtables => match legacy(wanted, &function)? {
                 None => return Ok(None),

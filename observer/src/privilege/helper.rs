@@ -5,6 +5,7 @@ use std::{
     io::{IoSlice, IoSliceMut},
     net::IpAddr,
     os::fd::{AsRawFd, OwnedFd, RawFd},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -134,22 +135,22 @@ impl Helper {
     /// Has it prepare a proof while this process goes on; what it made of it is taken by the next question, which must be
     /// [`Proving::prepare_proof`].
     pub fn begin_proof(&mut self) {
-        self.begun = self.send(&Request::PrepareProof).is_ok();
+        self.begun = self.send(&Request::PrepareProof, &[]).is_ok();
     }
 
     fn exchange(&mut self, request: &Request) -> Result<Response> {
-        self.send(request)?;
+        self.send(request, &[])?;
         self.receive()
     }
 
-    fn send(&mut self, request: &Request) -> Result<()> {
+    fn send(&mut self, request: &Request, descriptors: &[OwnedFd]) -> Result<()> {
         self.begun = false;
         let overdue = std::mem::replace(&mut self.waiting, true);
         if overdue && receive(&self.socket, MsgFlags::MSG_DONTWAIT).is_err() {
             anyhow::bail!("an answer is overdue");
         }
         self.asked += 1;
-        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?, &[])
+        send(&self.socket, &serde_json::to_vec(&(self.asked, request))?, descriptors)
     }
 
     fn receive(&mut self) -> Result<Response> {
@@ -180,6 +181,21 @@ impl Proving for Helper {
             Ok(Response::PrepareProof(prepared)) => prepared,
             Ok(other) => Err(Unproven::Other(unexpected(&other).to_string())),
             Err(error) => Err(Unproven::Later(error.to_string())),
+        }
+    }
+
+    fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String> {
+        let answer = self.send(&Request::VerdictPrograms, programs).and_then(|()| self.receive());
+        match answer.map_err(|error| format!("{error:#}"))? {
+            Response::VerdictPrograms(kept) => kept,
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
+    fn arm_verdicts(&mut self, time: Duration) -> Result<usize, String> {
+        match self.ask(&Request::ArmVerdicts { time }).map_err(|error| error.to_string())? {
+            Response::ArmVerdicts(armed) => armed,
+            other => Err(unexpected(&other).to_string()),
         }
     }
 
@@ -297,7 +313,19 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     release_standard_streams()?;
     server::keep_needed_capabilities()?;
     let mut server = server::Server::new();
-    while let Some((message, _)) = receive(socket, MsgFlags::empty())? {
+    loop {
+        // What is attached for a while is taken away in time.
+        let wait = server.verdicts.expire().unwrap_or_default();
+        setsockopt(socket, ReceiveTimeout, &TimeVal::milliseconds(i64::try_from(wait.as_millis())?))?;
+        let message = match receive(socket, MsgFlags::empty()) {
+            Ok(Some((message, received))) => {
+                server.received = received;
+                message
+            }
+            Ok(None) => return Ok(()),
+            Err(error) if error.downcast_ref() == Some(&nix::Error::EAGAIN) => continue,
+            Err(error) => return Err(error),
+        };
         let (number, request): (u64, Request) = serde_json::from_slice(&message)?;
         let mut answer = serde_json::to_vec(&(number, server.answer(&request)))?;
         if answer.len() > MAX_MESSAGE {
@@ -306,7 +334,6 @@ fn serve(socket: &OwnedFd) -> Result<()> {
         // Whoever asks has its own of each when they are sent.
         send(socket, &answer, &std::mem::take(&mut server.descriptors))?;
     }
-    Ok(())
 }
 
 fn ignore(signal: Signal) -> Result<()> {

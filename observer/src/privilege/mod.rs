@@ -14,6 +14,7 @@ mod protocol;
 mod rulesets;
 mod server;
 mod sockets;
+mod verdicts;
 
 pub use confine::{Confined, confine};
 pub use helper::{Helper, HelperError};

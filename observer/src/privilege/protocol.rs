@@ -1,6 +1,6 @@
 //! Everything that can be asked of the helper, and its answers. One request, one answer, as JSON in one datagram.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,13 @@ pub enum Request {
     },
     /// Where the kernel's functions are that the kernel half must know.
     Functions,
+    /// Keep two programs, whose descriptors come with this, for [`Request::ArmVerdicts`].
+    VerdictPrograms,
+    /// Attach them to the functions that give verdicts, for so long from now on.
+    ArmVerdicts {
+        /// Not at all when zero.
+        time: Duration,
+    },
     /// Make a namespace with rules that drop, for a proof.
     PrepareProof,
     /// Send the proof's packets.
@@ -133,6 +140,10 @@ pub enum Response {
     Difference(Result<Option<Difference>, String>),
     /// To [`Request::Functions`].
     Functions(Functions),
+    /// To [`Request::VerdictPrograms`].
+    VerdictPrograms(Result<(), String>),
+    /// To [`Request::ArmVerdicts`]: to how many functions.
+    ArmVerdicts(Result<usize, String>),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

@@ -15,6 +15,7 @@ use super::{
     protocol::{Request, Response},
     rulesets::Rulesets,
     sockets,
+    verdicts::Verdicts,
 };
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
@@ -58,6 +59,9 @@ pub(super) struct Server {
     deciders: Deciders,
     /// Read ahead, and not yet asked for.
     functions: Option<Functions>,
+    pub(super) verdicts: Verdicts,
+    /// What came with the question.
+    pub(super) received: Vec<OwnedFd>,
     /// What goes with the next answer.
     pub(super) descriptors: Vec<OwnedFd>,
 }
@@ -79,6 +83,8 @@ impl Server {
             prover: None,
             deciders: Deciders::default(),
             functions: None,
+            verdicts: Verdicts::default(),
+            received: Vec::new(),
             descriptors: Vec::new(),
         }
     }
@@ -121,6 +127,12 @@ impl Server {
             Request::Functions => {
                 let functions = self.functions.take().unwrap_or_else(|| self.functions());
                 Response::Functions(functions)
+            }
+            Request::VerdictPrograms => Response::VerdictPrograms(
+                self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
+            ),
+            Request::ArmVerdicts { time } => {
+                Response::ArmVerdicts(self.verdicts.arm(time).map_err(|error| format!("{error:#}")))
             }
             Request::PrepareProof => {
                 // It is what is asked next, and whoever asked does something else meanwhile.

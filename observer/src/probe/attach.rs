@@ -357,7 +357,7 @@ fn missing(name: &str) -> AttachError {
 }
 
 /// An error with its causes in one line; a verifier's log is reduced to its last line (the whole goes to the debug log).
-fn one_line(error: &anyhow::Error) -> String {
+pub(super) fn one_line(error: &anyhow::Error) -> String {
     let whole = format!("{error:#}");
     log::debug!("{whole}");
     last_line(&whole)

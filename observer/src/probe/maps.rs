@@ -1,15 +1,21 @@
 //! The maps of attached programs, for whoever in user space reads or fills them.
 
-use std::mem::offset_of;
+use std::{
+    mem::offset_of,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use anyhow::Context;
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, RingBuf};
+use aya::{
+    maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, RingBuf},
+    programs::KProbe,
+};
 use bytes::Bytes;
-use observer_ebpf::abi::{DropKey, Member, map};
+use observer_ebpf::abi::{DropKey, Member, map, program};
 
 use super::{
     Probes,
-    attach::{AVOID, RULES, is_avoided},
+    attach::{AVOID, RULES, is_avoided, one_line},
     rules::RuleMaps,
 };
 
@@ -105,8 +111,21 @@ impl Probes {
         let avoided = is_avoided(RULES).then(|| format!("not tried, because {AVOID} names it"));
         let mut take =
             |name: &str| self.ebpf.take_map(name).with_context(|| format!("the map {name} was taken already"));
-        let (config, proofs) = (take(map::RULES)?, take(map::PROOFS)?);
-        Ok(RuleMaps::new(config.try_into()?, proofs.try_into()?, avoided))
+        let (config, proofs, distance) = (take(map::RULES)?, take(map::PROOFS)?, take(map::DISTANCE)?);
+        let (config, proofs, distance) = (config.try_into()?, proofs.try_into()?, distance.try_into()?);
+        let programs = self.verdict_programs().map_err(|error| one_line(&error));
+        Ok(RuleMaps::new(config, proofs, distance, programs, avoided))
+    }
+
+    /// The programs that run where a rule's verdict begins and ends, loaded and attached to nothing.
+    fn verdict_programs(&mut self) -> anyhow::Result<[OwnedFd; 2]> {
+        let [begin, end] = program::VERDICT.map(|name| {
+            let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.fd()?.as_fd().try_clone_to_owned().context("cannot keep a program's descriptor")
+        });
+        Ok([begin?, end?])
     }
 
     fn take(&mut self, name: &str) -> anyhow::Result<RingBuf<MapData>> {

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
-use observer_ebpf::abi::RuleConfig;
+use observer_ebpf::abi::{RuleConfig, VerdictNumbers};
 use serde::{Deserialize, Serialize};
 
 use super::{btf::Btf, selftest::raise_loopback};
@@ -135,6 +135,8 @@ pub struct Prepared {
     handle: Option<(u32, u32)>,
     /// What is known of hooks' lists.
     hooks: Hooks,
+    /// What is known of how verdicts are given: offsets and words, in the order of the kernel half's fields.
+    verdict: Option<[u32; 6]>,
     /// What must come out.
     pub expected: Vec<Expected>,
 }
@@ -148,7 +150,18 @@ impl Prepared {
     /// What the kernel half is to know, with nothing learnt.
     pub fn config(&self) -> RuleConfig {
         let (chain_table, chain_handle, table_handle) = self.offsets.unwrap_or_default();
+        let [packet_skb, registers, stack_pointer, rule_head, handle_bit, handle_mask] =
+            self.verdict.unwrap_or_default().map(u64::from);
         RuleConfig {
+            verdict: VerdictNumbers {
+                packet_skb,
+                registers,
+                stack_pointer,
+                rule_head,
+                handle_bit,
+                // As it is handed over: how many bits.
+                handle_mask: (1 << handle_mask) - 1,
+            },
             chain_table: chain_table.into(),
             chain_handle: chain_handle.into(),
             table_handle: table_handle.into(),
@@ -212,6 +225,7 @@ impl Prover {
         let handle = handle(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
         let xtables = is_loaded(XTABLES).then(|| Btf::of_module(XTABLES).ok()).flatten();
         let hooks = hooks(&btf, xtables.as_ref()).map_err(other)?;
+        let verdict = verdict(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
         let prepare = || {
             let (send, orders) = channel();
             let (reports, sent) = channel();
@@ -230,7 +244,7 @@ impl Prover {
                 }
             });
             let (netns, expected) = made.recv().context("the proof's thread failed")??;
-            Ok((Self { send, sent }, Prepared { netns, offsets, handle, hooks, expected }))
+            Ok((Self { send, sent }, Prepared { netns, offsets, handle, hooks, verdict, expected }))
         };
         prepare().map_err(|error: anyhow::Error| Unproven::Later(format!("{error:#}")))
     }
@@ -261,6 +275,16 @@ fn handle(btf: &Btf) -> Result<(u32, u32)> {
     let last = btf.member("nft_rule_dp", "is_last").context("this kernel's rules have no mark for the last")?;
     ensure!(last.bit_offset == 0, "a rule's mark for the last is not its first bit");
     Ok((handle.bit_offset, handle.bits))
+}
+
+/// The word of a rule that has its handle: since 5.17 its first one, before that behind the list that it is in.
+fn verdict(btf: &Btf) -> Result<[u32; 6]> {
+    let handle = btf.member("nft_rule_dp", "handle").or_else(|| btf.member("nft_rule", "handle"));
+    let handle = handle.context("this kernel does not describe rules")?;
+    let (head, bit) = (handle.bit_offset / 64 * 8, handle.bit_offset % 64);
+    ensure!(bit + handle.bits <= 64 && handle.bits < 64, "a rule's handle is not in one word");
+    let registers = btf.struct_bytes("pt_regs").context("this kernel does not describe registers")?;
+    Ok([offset(btf, "nft_pktinfo", "skb")?, registers / 8, offset(btf, "pt_regs", "sp")?, head, bit, handle.bits])
 }
 
 fn hooks(btf: &Btf, xtables: Option<&Btf>) -> Result<Hooks> {

@@ -1,12 +1,13 @@
 //! Whether, and from where on the stack, the kernel half can tell what dropped a packet: learnt from packets that known
 //! rules and programs drop ([`proof`](super::proof)), tried with them again, and believed only when every answer is right.
 
-use std::fmt;
+use std::{fmt, os::fd::OwnedFd, time::Duration};
 
 use aya::maps::{Array, MapData};
 use observer_ebpf::abi::{
-    FRAME_WORDS, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS,
+    FRAMES_OF_FREE, FRAMES_OF_VERDICT, FRAME_WORDS, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS,
     RuleAnswer, RuleConfig, RuleProof, RuleSite, UNKNOWN_RULE,
+    VerdictSite,
 };
 
 use super::{
@@ -20,6 +21,8 @@ const WORDS_OF_FRAME_WORD: usize = size_of::<FrameWord>() / size_of::<u64>();
 const FIXED: usize = PROOF_WORDS - FRAME_WORDS * WORDS_OF_FRAME_WORD;
 /// Arguments that the tracepoint has at most, which come first: where the packet was freed is one of them.
 const ARGUMENTS: usize = 4;
+/// Longer than a proof takes.
+const PROOF: Duration = Duration::from_secs(10);
 /// Bit of a rule's first word that marks the end of its chain.
 const IS_LAST: u64 = 1;
 
@@ -29,6 +32,10 @@ pub trait Proving {
     fn functions(&mut self) -> Result<Functions, String>;
     /// Makes the namespace.
     fn prepare_proof(&mut self) -> Result<Prepared, Unproven>;
+    /// Keeps the programs that run where a verdict begins and ends.
+    fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String>;
+    /// Probes the functions that give verdicts for so long from now on; returns how many.
+    fn arm_verdicts(&mut self, time: Duration) -> Result<usize, String>;
     /// Sends one packet to every port.
     fn send_proof(&mut self) -> Result<(), Unproven>;
     /// The namespace is not needed any more.
@@ -39,6 +46,9 @@ pub trait Proving {
 pub struct RuleMaps {
     config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
     proofs: Array<MapData, [u64; PROOF_WORDS]>,
+    distance: Array<MapData, u64>,
+    /// Those that run where a verdict begins and ends; or why they are not there.
+    programs: Result<[OwnedFd; 2], String>,
     /// Why it is not to be tried.
     avoided: Option<String>,
     /// What the kernel half was told last.
@@ -49,6 +59,7 @@ pub struct RuleMaps {
     /// Sites that are proven.
     proven: Vec<RuleSite>,
     hook: Option<HookSite>,
+    verdict: Option<VerdictSite>,
 }
 
 /// What succeeded of a proof, in which something did.
@@ -60,6 +71,9 @@ pub struct Proof {
     pub rules: Result<usize, String>,
     /// Functions on hooks are told; or why not.
     pub hooks: Result<(), String>,
+    /// Rules are told while the functions that give verdicts are probed; or why not. Tried only where they are not told
+    /// otherwise.
+    pub verdicts: Result<(), String>,
 }
 
 impl fmt::Display for Proof {
@@ -71,6 +85,10 @@ impl fmt::Display for Proof {
                 self.packets
             )?,
             Err(why) => write!(formatter, "rules are not told: {why}")?,
+        }
+        match &self.verdicts {
+            Ok(()) => write!(formatter, "; they are once something is blocked, by what gives the verdict")?,
+            Err(why) => write!(formatter, "; {why}")?,
         }
         match &self.hooks {
             Ok(()) => write!(formatter, "; what else drops is told by its function on the hook"),
@@ -92,17 +110,22 @@ impl RuleMaps {
     pub(super) fn new(
         config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
         proofs: Array<MapData, [u64; PROOF_WORDS]>,
+        distance: Array<MapData, u64>,
+        programs: Result<[OwnedFd; 2], String>,
         avoided: Option<String>,
     ) -> Self {
         Self {
             config,
             proofs,
+            distance,
+            programs,
             avoided,
             told: RuleConfig::default(),
             functions: Functions::default(),
             knows_chains: false,
             proven: Vec::new(),
             hook: None,
+            verdict: None,
         }
     }
 
@@ -133,7 +156,7 @@ impl RuleMaps {
 
     fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         let config = RuleConfig { proof_netns: prepared.netns.into(), ..prepared.config() };
-        let frames = self.round(RuleConfig { wants_frames: 1, ..config }, Trial::Nothing, prepared, prover)?;
+        let frames = self.round(RuleConfig { wants_frames: FRAMES_OF_FREE, ..config }, Trial::Nothing, prepared, prover)?;
         let rules = self.learn_rules(&frames, config, prepared, prover)?;
         if let Ok(sites) = &rules {
             self.proven.clone_from(sites);
@@ -142,12 +165,21 @@ impl RuleMaps {
         if let Ok(site) = &hooks {
             self.hook = Some(*site);
         }
+        let verdicts = match (&rules, &hooks) {
+            (Ok(_), _) => Err("no other way is needed".to_owned()),
+            (_, Err(_)) => Err("without the function on the hook the base chain is not known".to_owned()),
+            (Err(_), Ok(_)) => self.learn_verdict(config, prepared, prover)?,
+        };
+        if let Ok(site) = &verdicts {
+            self.verdict = Some(*site);
+        }
         match (rules, hooks) {
             (Err(why), Err(_)) => Err(Unproven::Other(why)),
             (rules, hooks) => Ok(Proof {
                 packets: prepared.expected.len(),
                 rules: rules.map(|sites| sites.len()),
                 hooks: hooks.map(drop),
+                verdicts: verdicts.map(drop),
             }),
         }
     }
@@ -198,6 +230,58 @@ impl RuleMaps {
         let seen = self.round(config, Trial::Hook(learnt), prepared, prover)?;
         let wrong = seen.iter().filter(|seen| of_hook(seen)).find(|seen| !self.is_of_hook(seen));
         Ok(match wrong {
+            Some(wrong) => Err(wrong.complaint()),
+            None => Ok(learnt),
+        })
+    }
+
+    /// Where the walker of the rules has what, when it has called a function that gives a verdict.
+    fn learn_verdict(
+        &mut self,
+        config: RuleConfig,
+        prepared: &Prepared,
+        prover: &mut impl Proving,
+    ) -> Result<Result<VerdictSite, String>, Unproven> {
+        if config.verdict.handle_mask == 0 || !self.knows_chains {
+            return Ok(Err("this kernel does not describe what verdicts are given by".to_owned()));
+        }
+        let armed = match &self.programs {
+            Ok(programs) => prover.keep_verdict_programs(programs).and_then(|()| prover.arm_verdicts(PROOF)),
+            Err(why) => Err(why.clone()),
+        };
+        match armed {
+            Ok(functions) => log::debug!("{functions} functions that give verdicts are probed"),
+            Err(why) => return Ok(Err(why)),
+        }
+        let learnt = self.learn_armed(config, prepared, prover);
+        // Nothing is being blocked yet.
+        prover.arm_verdicts(Duration::ZERO).map_err(Unproven::Later)?;
+        learnt
+    }
+
+    fn learn_armed(
+        &mut self,
+        config: RuleConfig,
+        prepared: &Prepared,
+        prover: &mut impl Proving,
+    ) -> Result<Result<VerdictSite, String>, Unproven> {
+        self.distance.set(0, 0, 0).map_err(other)?;
+        let wants = RuleConfig { wants_frames: FRAMES_OF_VERDICT, ..config };
+        let seen = self.round(wants, Trial::Nothing, prepared, prover)?;
+        let distance = self.distance.get(&0, 0).map_err(other)?;
+        let learnt = match learn_verdict(&seen, &config, distance) {
+            Ok(learnt) => learnt,
+            Err(why) => return Ok(Err(why)),
+        };
+        log::debug!("learnt of verdicts from registers and stack: {learnt:x?}");
+        let seen = self.round(config, Trial::Verdict(learnt), prepared, prover)?;
+        let of_rule = |seen: &Seen| seen.expected.rule().unwrap_or_default();
+        let right = |seen: &&Seen| match of_rule(seen) {
+            // A policy is no rule's verdict.
+            expected if expected.rule == 0 => seen.answer.rule == UNKNOWN_RULE || seen.expected.by == By::Program,
+            expected => RuleAnswer { function: 0, ..seen.answer } == expected,
+        };
+        Ok(match seen.iter().find(|seen| !right(seen)) {
             Some(wrong) => Err(wrong.complaint()),
             None => Ok(learnt),
         })
@@ -257,6 +341,11 @@ impl RuleMaps {
             Trial::Hook(site) => self.hook.unwrap_or(site),
             _ => self.hook.unwrap_or_default(),
         };
+        config.verdict_proven = u64::from(self.verdict.is_some());
+        config.verdict_site = match trial {
+            Trial::Verdict(site) => self.verdict.unwrap_or(site),
+            _ => self.verdict.unwrap_or_default(),
+        };
         config.functions = [HookFunction::default(); MAX_FUNCTIONS];
         let knows_chains = self.knows_chains;
         let usable = self.functions.hooks().filter(|known| knows_chains || known.kind != HookKind::Nftables as u64);
@@ -275,6 +364,7 @@ enum Trial<'a> {
     Nothing,
     Rules(&'a [RuleSite]),
     Hook(HookSite),
+    Verdict(VerdictSite),
 }
 
 fn other(error: impl fmt::Display) -> Unproven {
@@ -380,6 +470,35 @@ fn learn_hook(all: &[&Seen]) -> Result<HookSite, String> {
     let index_word = common(all, |seen, word| word.value & 0xffff_ffff == u64::from(seen.expected.entry.0))
         .ok_or_else(|| missing("place in the list of hooks"))?;
     Ok(HookSite { location, return_word, entries_word, index_word })
+}
+
+/// Where among registers and stack the rule is, at once or by way of another word, and the base chain. Pure.
+fn learn_verdict(all: &[Seen], config: &RuleConfig, distance: u64) -> Result<VerdictSite, String> {
+    let by_rule: Vec<&Seen> =
+        all.iter().filter(|seen| seen.expected.rule().is_some_and(|expected| expected.rule != 0)).collect();
+    let wanted = |seen: &Seen| seen.expected.rule().unwrap_or_default();
+    let handle = |head: u64| (head >> config.verdict.handle_bit) & config.verdict.handle_mask;
+    // Arguments of the walker come first here too.
+    let find = |holds: &dyn Fn(&Seen, &FrameWord) -> bool| {
+        (0..FRAME_WORDS)
+            .find(|index| by_rule.iter().all(|seen| seen.frame.get(*index).is_some_and(|word| holds(seen, word))))
+            .map(|index| index as u64)
+    };
+    if by_rule.is_empty() {
+        return Err("no rule dropped a packet".to_owned());
+    }
+    let chain_word = find(&|seen, word| {
+        word.chain_handle == wanted(seen).chain && word.table_handle == wanted(seen).table
+    })
+    .ok_or("neither registers nor stack hold the base chain at one place")?;
+    let at_once = find(&|seen, word| handle(word.target) == wanted(seen).rule);
+    let by_way = find(&|seen, word| handle(word.value) == wanted(seen).rule);
+    let (rule_word, indirect) = match (at_once, by_way) {
+        (Some(index), _) => (index, 0),
+        (None, Some(index)) => (index, 1),
+        (None, None) => return Err("neither registers nor stack hold the rule at one place".to_owned()),
+    };
+    Ok(VerdictSite { rule_word, indirect, chain_word, distance, learnt: 1 })
 }
 
 /// Addresses of user space have no more bits.
