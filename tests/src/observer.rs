@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -39,7 +39,9 @@ pub struct Observer {
     pub child: Child,
     /// Its ready line.
     pub ready: String,
-    stdout: Option<JoinHandle<Vec<u8>>>,
+    stdout: Option<JoinHandle<()>>,
+    /// What it has written to stdout.
+    output: Arc<Mutex<Vec<u8>>>,
     /// Lines that it has written to stdout.
     lines: Arc<AtomicUsize>,
     stderr: Option<JoinHandle<String>>,
@@ -90,10 +92,12 @@ impl Observer {
         let mut stdout = child.stdout.take().context("no stdout")?;
         let lines = Arc::new(AtomicUsize::new(0));
         let written = Arc::clone(&lines);
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let so_far = Arc::clone(&output);
         let stdout = thread::spawn(move || {
-            let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
-            let mut counted = 0;
+            let (mut part, mut counted) = ([0; 4096], 0);
             while let Ok(read @ 1..) = stdout.read(&mut part) {
+                let mut bytes = so_far.lock().unwrap_or_else(PoisonError::into_inner);
                 bytes.extend_from_slice(&part[..read]);
                 while let Some(end) = memchr::memchr(b'\n', &bytes[counted..]) {
                     let is_change = memchr::memmem::find(&bytes[counted..counted + end], CHANGED).is_some();
@@ -101,7 +105,6 @@ impl Observer {
                     counted += end + 1;
                 }
             }
-            bytes
         });
         let (send, receive) = mpsc::channel();
         let said = BufReader::new(child.stderr.take().context("no stderr")?).lines();
@@ -117,7 +120,7 @@ impl Observer {
             text
         });
         match receive.recv_timeout(patience()) {
-            Ok(ready) => Ok(Self { child, ready, stdout: Some(stdout), lines, stderr: Some(stderr) }),
+            Ok(ready) => Ok(Self { child, ready, stdout: Some(stdout), output, lines, stderr: Some(stderr) }),
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -129,6 +132,11 @@ impl Observer {
     /// Lines that were told so far, changes of rules left aside.
     pub fn told(&self) -> usize {
         self.lines.load(Ordering::Acquire)
+    }
+
+    /// What it has written to stdout so far.
+    pub fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
     /// Does something, and waits until something of it is told.
@@ -149,7 +157,8 @@ impl Observer {
         // It may have ended by itself already.
         let _ = kill(pid, signal);
         let status = self.child.wait()?;
-        let stdout = self.stdout.take().and_then(|reader| reader.join().ok()).context("reading stdout failed")?;
+        self.stdout.take().and_then(|reader| reader.join().ok()).context("reading stdout failed")?;
+        let stdout = std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
         let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).context("reading stderr failed")?;
         Ok((status, stdout, stderr))
     }

@@ -24,8 +24,9 @@ pub use record::{
     flag, place,
 };
 pub use rule::{
-    Extent, FRAMES_OF_FREE, FRAMES_OF_VERDICT, FRAME_WORDS, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD,
-    RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite, UNKNOWN_RULE, VerdictNumbers, VerdictSite,
+    Extent, FRAME_WORDS, FRAMES_OF_FREE, FRAMES_OF_VERDICT, FROM_QUEUE, FrameWord, HookFunction, HookKind, HookSite,
+    MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite,
+    UNKNOWN_RULE, UNTAKEN, VerdictNumbers, VerdictSite,
 };
 pub use task::{COMM_BYTES, Owner, Task};
 

@@ -114,7 +114,7 @@ pub struct HookFunction {
 }
 
 /// [`HookFunction`]s that are told of.
-pub const MAX_FUNCTIONS: usize = 12;
+pub const MAX_FUNCTIONS: usize = 16;
 
 /// Instructions of a function of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,7 +159,7 @@ pub struct RuleConfig {
     pub aux_id: u64,
     /// Offset of `xt_table.name`.
     pub xtable_name: u64,
-    /// The function that frees what a queue's program has refused.
+    /// The function that takes a packet back from a queue, and frees what was refused, there or by what comes next.
     pub refused: Extent,
     /// The function that frees what no program takes from a queue.
     pub untaken: Extent,
@@ -235,6 +235,11 @@ impl RuleConfig {
     }
 }
 
+/// [`RuleAnswer::table`] of a packet that was freed on its way back from a queue, and of one that no program took.
+pub const FROM_QUEUE: u64 = 1;
+/// See [`FROM_QUEUE`].
+pub const UNTAKEN: u64 = 2;
+
 /// [`RuleAnswer::rule`] where the base chain is known, and not what in it dropped the packet.
 pub const UNKNOWN_RULE: u64 = u64::MAX;
 
@@ -247,12 +252,12 @@ pub struct RuleAnswer {
     pub netns_cookie: u64,
     /// Address of the function on the hook that dropped it; 0 where nftables freed it itself, or a queue did.
     pub function: u64,
-    /// Handle of the table; of iptables-legacy the first bytes of its name.
+    /// Handle of the table; of iptables-legacy the first bytes of its name; of a queue [`FROM_QUEUE`] or [`UNTAKEN`].
     pub table: u64,
     /// Handle of the base chain at which the walk began.
     pub chain: u64,
     /// Handle of the rule; 0 for the base chain's policy, or [`UNKNOWN_RULE`]. Of a BPF netfilter program its id; of a queue the
-    /// process that refused the packet, 0 where none took it.
+    /// process in whose call the packet was freed on its way back.
     pub rule: u64,
 }
 

@@ -9,7 +9,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use observer_ebpf::abi::{
-    Cause, Extent, FRAMES_OF_FREE, FRAME_WORDS, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD, RuleConfig, RuleProof,
+    Cause, Extent, FRAME_WORDS, FRAMES_OF_FREE, FROM_QUEUE, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD,
+    RuleConfig, RuleProof, UNTAKEN,
 };
 
 use super::{
@@ -162,8 +163,7 @@ pub fn identify() {
     }
 }
 
-/// The process that refused a queue's packet: whoever gives a queue's verdict is inside that call, and so is whoever ends and
-/// leaves packets behind.
+/// In whose call a queue's packet was freed: whoever gives a queue's verdict is inside it, and so is whoever ends the queue.
 ///
 /// A function of its own to the verifier too.
 #[unsafe(no_mangle)]
@@ -173,7 +173,10 @@ extern "C" fn rule_refuser() -> u64 {
     // SAFETY: the scratch space is this CPU's; the helper only returns a number.
     unsafe {
         if queued(get!(scratch.record.location)) == Some(Queued::Refused) {
+            put!(scratch.record.key.rule.table, FROM_QUEUE);
             put!(scratch.record.key.rule.rule, bpf_get_current_pid_tgid() >> 32);
+        } else {
+            put!(scratch.record.key.rule.table, UNTAKEN);
         }
     }
     0

@@ -54,7 +54,9 @@ static REGISTERS: PerCpuArray<u64, 1> = PerCpuArray::new();
 static DISTANCE: Array<u64, 1> = Array::new();
 
 /// The packet is freed at once.
-const FRESH_NS: u64 = 1_000_000;
+const FRESH_NS: u64 = 50_000_000;
+/// A return takes the return address off the stack, and no more.
+const MAX_DISTANCE: u64 = 16;
 /// `NF_DROP`.
 const DROP: u64 = 0;
 
@@ -177,8 +179,12 @@ pub fn end(registers: u64) {
     let stack = word(registers.wrapping_add(config.verdict.stack_pointer));
     if config.verdict_proven == 0 {
         if let (Some(began), Some(distance)) = (BEGAN.get(0), DISTANCE.get_ptr_mut(0)) {
-            // SAFETY: a number that only a proof reads, whose packets come one by one.
-            unsafe { distance.write_volatile(stack.wrapping_sub(*began)) };
+            let found = stack.wrapping_sub(*began);
+            // Of other packets the end is anywhere.
+            if *began != 0 && found <= MAX_DISTANCE {
+                // SAFETY: a number that only a proof reads, whose packets come one by one.
+                unsafe { distance.write_volatile(found) };
+            }
         }
     }
     if config.verdict_site.learnt == 0 {

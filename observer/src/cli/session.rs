@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -28,7 +29,7 @@ use crate::{
     intake::hanging,
     model::{Degraded, Facts, Filter, Hanging},
     output::Output,
-    pipeline::{Limits, Run},
+    pipeline::{Limits, Run, modules},
     privilege::{Helper, confine},
     probe::{Probes, Tree},
 };
@@ -48,6 +49,7 @@ pub(super) struct Session {
     rules: Rules,
     changes: Changes,
     listening: UnboundedReceiver<Listening>,
+    modules: io::Result<OwnedFd>,
 }
 
 impl Session {
@@ -58,6 +60,7 @@ impl Session {
         }
         let mut probes =
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
+        let modules = modules::listen();
         // Before anything is observed for the user: from the first event on, the rule is told.
         let rules = Rules::new(probes.take_rules()?, &mut helper);
         let firewalls = firewalls(&mut helper, filter.netns);
@@ -99,6 +102,7 @@ impl Session {
             rules,
             changes,
             listening,
+            modules,
         })
     }
 
@@ -140,6 +144,7 @@ impl Session {
             probes: self.probes,
             filling: self.filling,
             listening: self.listening,
+            modules: self.modules,
             assembler,
             output,
             filter: self.filter,

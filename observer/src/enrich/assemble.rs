@@ -1,7 +1,7 @@
 //! Makes an event of a dropped packet: everything that is known, each under its field.
 
 use observer_ebpf::{
-    abi::{Counted, DropKey},
+    abi::{Counted, DropKey, FROM_QUEUE, UNTAKEN},
     logic::packet::ethertype,
 };
 use uuid::Uuid;
@@ -150,7 +150,7 @@ impl<E: Eyes> Assembler<E> {
         let decision = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         let rule = decision.as_ref().and_then(|decision| decision.rule.as_ref());
         let decider = match dropped.cause {
-            Cause::Nfqueue => Some(self.queue(dropped)),
+            Cause::Nfqueue => self.queue(dropped),
             _ => decision.as_ref().and_then(|decision| decision.decider.clone()),
         };
         let translates = decider.as_ref().is_some_and(|decider| decider.purpose() == Some(Purpose::Translation));
@@ -242,11 +242,18 @@ impl<E: Eyes> Assembler<E> {
         inside && process.is_some_and(is_helper)
     }
 
-    /// Who refused a queue's packet: it was inside that call.
-    fn queue(&mut self, dropped: &Dropped) -> Decider {
-        let pid = dropped.rule.and_then(|answer| u32::try_from(answer.rule).ok()).filter(|pid| *pid != 0);
-        let process = pid.map(|pid| Doer { pid, name: self.attributor.name_of(pid, dropped.boot_ns) });
-        Decider { process, ..Decider::default() }
+    /// In whose call a queue's packet was freed, or that none took it; `None` where that is not known.
+    fn queue(&mut self, dropped: &Dropped) -> Option<Decider> {
+        let answer = dropped.rule?;
+        let pid = u32::try_from(answer.rule).ok().filter(|pid| *pid != 0);
+        match (answer.table, pid) {
+            (UNTAKEN, _) => Some(Decider { untaken: Some(true), ..Decider::default() }),
+            (FROM_QUEUE, Some(pid)) => {
+                let process = Doer { pid, name: self.attributor.name_of(pid, dropped.boot_ns) };
+                Some(Decider { process: Some(process), ..Decider::default() })
+            }
+            _ => None,
+        }
     }
 
     /// The process by which a namespace was known to live has ended: its rules are listened to by another one.
@@ -258,6 +265,7 @@ impl<E: Eyes> Assembler<E> {
     /// Modules of the kernel have come or gone.
     pub fn modules_changed(&mut self) {
         self.rules.modules_changed(&mut self.attributor.eyes);
+        self.changes.again(&mut self.attributor.eyes);
     }
 
     /// True while what was told of the first packet is so for those that were counted beyond: its sender is named, and runs

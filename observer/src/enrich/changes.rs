@@ -68,6 +68,16 @@ impl Changes {
         self.heard.insert(netns, failed);
     }
 
+    /// What failed may succeed now.
+    pub fn again(&mut self, eyes: &mut impl Eyes) {
+        let failed: Vec<u32> =
+            self.heard.iter().filter(|(_, failed)| failed.is_some()).map(|(netns, _)| *netns).collect();
+        for netns in failed {
+            self.forget(netns);
+            self.adopt(netns, eyes);
+        }
+    }
+
     /// The process by which a namespace was known to live has ended: it is not listened to any more.
     pub fn forget(&mut self, netns: u32) {
         self.heard.remove(&netns);

@@ -30,6 +30,11 @@ pub fn sees_initial_pids() -> bool {
 /// Facts about a process; `None` when it is gone, or when it is another one than the one that started then.
 pub fn facts(pid: u32, start_ticks: Option<u64>) -> Option<Facts> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    // A thread's number can be opened too.
+    let leader = process.status().ok().and_then(|status| u32::try_from(status.tgid).ok());
+    if let Some(leader) = leader.filter(|leader| *leader != pid) {
+        return facts(leader, start_ticks);
+    }
     let stat = process.stat().ok()?;
     if start_ticks.is_some_and(|wanted| wanted != stat.starttime) {
         return None;

@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use observer_ebpf::abi::UNKNOWN_RULE;
+use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 
 use super::{answers::Answers, attribute::Eyes};
 use crate::{
-    model::{Cause, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
+    model::{Background, Cause, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
     probe::{
         proof::Unproven,
         rules::{Proof, Proving, RuleMaps},
@@ -86,19 +86,15 @@ impl Rules {
             return;
         }
         self.probed = Some(Instant::now());
-        match eyes.arm_verdicts(PROBED) {
-            Ok(functions) => log::debug!("{functions} functions that give verdicts are probed"),
-            Err(why) => log::warn!("the functions that give verdicts are not probed: {why}"),
+        if let Err(why) = eyes.arm_verdicts(PROBED, false) {
+            log::warn!("the functions that give verdicts are not probed: {why}");
         }
     }
 
     /// Modules have come or gone: functions are elsewhere, and what was not possible may be.
     pub fn modules_changed(&mut self, prover: &mut impl Proving) {
-        if let Method::NotYet(..) = self.method {
-            self.arm(prover);
-        } else if let Err(error) = self.maps.find_functions(prover) {
-            log::warn!("the kernel's functions were not looked up: {error}");
-        }
+        // What was learnt is of a module too: all of it anew.
+        self.arm(prover);
     }
 
     /// Whether rules are seen, and what came of it so far.
@@ -135,9 +131,22 @@ impl Rules {
             return None;
         };
         let by_chain = answer.function != 0 && answer.chain != 0;
-        if by_chain {
+        let decision = self.asked(dropped, answer, hook, by_chain, eyes);
+        // What nobody waits for is not worth the cost. Behind the question, whose answer says what must be probed.
+        if by_chain && Background::of(dropped).is_none() {
             self.probe(eyes);
         }
+        decision
+    }
+
+    fn asked(
+        &mut self,
+        dropped: &Dropped,
+        answer: RuleAnswer,
+        hook: Option<&str>,
+        by_chain: bool,
+        eyes: &mut impl Eyes,
+    ) -> Option<Arc<Decision>> {
         let by_verdict = by_chain && answer.rule != UNKNOWN_RULE;
         self.count(by_verdict).answered += 1;
         let wanted = WantedRule {

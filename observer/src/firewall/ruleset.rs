@@ -72,6 +72,11 @@ impl Ruleset {
         Self { generation: 0, by_handle, tables, chains, rules, listing: None }
     }
 
+    /// A verdict may come out of a map.
+    pub fn has_maps(&self) -> bool {
+        self.rules.iter().any(|rule| rule.verdicts.contains(&Does::Map))
+    }
+
     /// How much it holds.
     pub fn rules(&self) -> usize {
         self.rules.len()
@@ -115,10 +120,21 @@ impl Ruleset {
             let place = format!("{} {} {}", family::name(chain.family), chain.table, chain.name);
             (before != policy(chain)).then(|| format!("{place}: {before} → {}", policy(chain)))
         });
+        let is_left = |gone: &&Chain| {
+            self.chains
+                .iter()
+                .any(|chain| (chain.family, &chain.table, chain.handle) == (gone.family, &gone.table, gone.handle))
+        };
+        let gone_policies = earlier
+            .chains
+            .iter()
+            .filter(|chain| chain.hook.is_some() && policy(chain) == "drop" && !is_left(chain))
+            .map(|chain| format!("{} {} {}: drop → gone", family::name(chain.family), chain.table, chain.name));
+        let policies: Vec<String> = policies.chain(gone_policies).take(MAX_TOLD).collect();
         Difference {
             since: earlier.generation,
             generation: self.generation,
-            policies: policies.take(MAX_TOLD).collect(),
+            policies,
             added: self.told(&new, deadline),
             removed: earlier.told(&gone, deadline),
             rules_added,
@@ -185,7 +201,8 @@ impl Ruleset {
             ruleset_sha256: None,
         };
         if wanted.rule == UNKNOWN_RULE {
-            return Some(NamedRule { text: None, verdict: None, ..named });
+            // The rule may be in a chain that it leads to.
+            return Some(NamedRule { text: None, verdict: None, path: Vec::new(), ..named });
         }
         if wanted.rule == 0 {
             return (base.policy == Some(DROP)).then_some(named);

@@ -7,7 +7,7 @@ use std::{
 
 use netlink_bindings::nftables::GenAttrs;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt, socket, sockopt,
 };
 use socket2::{SockFilter, SockRef};
 
@@ -25,6 +25,8 @@ const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 /// Longest message that is of interest.
 const MAX_MESSAGE: usize = 1024;
+/// Commits that are read in one go.
+const MAX_COMMITS: usize = 256;
 /// Room for commits that follow each other faster than they are read.
 const BUFFER: usize = 1 << 20;
 
@@ -60,9 +62,16 @@ pub fn drain(socket: &OwnedFd, netns: u32) -> Vec<Commit> {
     let mut buffer = [0; MAX_MESSAGE];
     let unknown = || Commit { boot_ns: boot_ns(), netns, generation: None, by: None };
     loop {
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(0) => return commits,
-            Ok(length) => commits.push(decode(&buffer[..length], unknown())),
+        if commits.len() >= MAX_COMMITS {
+            return commits;
+        }
+        match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            Ok((0, _)) => return commits,
+            // The kernel has no number; whoever else sends such things is not believed.
+            Ok((length, from)) if from.is_some_and(|from| from.pid() == 0) => {
+                commits.push(decode(&buffer[..length], unknown()));
+            }
+            Ok(_) => return commits,
             Err(nix::Error::EINTR) => {}
             // Some were lost.
             Err(nix::Error::ENOBUFS) => commits.push(unknown()),

@@ -17,7 +17,10 @@ pub struct Decider {
     /// The BPF netfilter program that the function ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program: Option<BpfProgram>,
-    /// The process that was asked through a queue.
+    /// No program took it from its queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub untaken: Option<bool>,
+    /// The process in whose call it was freed on its way back from a queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Doer>,
     /// How full the table of connections was a moment later.
@@ -52,6 +55,8 @@ pub struct Connections {
     pub entries: u64,
     /// Entries that it may have.
     pub limit: u64,
+    /// How many could not be entered, since the namespace was made.
+    pub insert_failed: u64,
 }
 
 impl Connections {
@@ -99,9 +104,9 @@ impl Purpose {
     /// By the function's name in the kernel's source.
     pub fn of(function: &str) -> Self {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
-        if begins(&["nft_do_chain"]) {
+        if begins(&["nft_do_chain", "nf_route_table_"]) {
             Self::Nftables
-        } else if begins(&["ipt_do_table", "ip6t_do_table", "arpt_do_table", "iptable_", "ip6table_", "arptable_"]) {
+        } else if begins(&["ipt_do_table", "ip6t_do_table", "iptable_", "ip6table_"]) {
             Self::Xtables
         } else if begins(&["nf_hook_run_bpf"]) {
             Self::Program
@@ -150,10 +155,16 @@ impl Decider {
         let Some(function) = &self.function else {
             return match &self.process {
                 Some(Doer { pid, name: Some(name) }) => {
-                    format!("{name} (pid {pid}) refused it: a rule gives such packets to that program (NFQUEUE)")
+                    format!(
+                        "it was dropped on its way back from a queue (NFQUEUE), in a call of {name} (pid {pid}): the program that \
+                         listens there refused it, or what comes next on the hook did"
+                    )
                 }
                 Some(Doer { pid, name: None }) => {
-                    format!("process {pid}, gone since, refused it: a rule gives such packets to a program (NFQUEUE)")
+                    format!(
+                        "it was dropped on its way back from a queue (NFQUEUE), in a call of process {pid}: the program that \
+                         listens there refused it, or what comes next on the hook did"
+                    )
                 }
                 None => "a rule gives such packets to a program (NFQUEUE), and none took it: nobody listens to that queue, or \
                          it is full"
@@ -175,15 +186,19 @@ impl Decider {
                     "connection tracking dropped it: its table is full ({} of {} entries, net.netfilter.nf_conntrack_max)",
                     table.entries, table.limit
                 ),
-                _ => "connection tracking dropped it: it could not begin a connection".to_owned(),
+                _ => format!("connection tracking ({function}) dropped it"),
             },
-            Purpose::Confirming => {
-                "connection tracking dropped it: its connection could not be entered into the table (insert failed)"
-                    .to_owned()
-            }
+            Purpose::Confirming => match self.connections {
+                Some(Connections { insert_failed: 1.., .. }) => {
+                    "connection tracking dropped it: its connection could not be entered into the table (insert_failed is \
+                     counted)"
+                        .to_owned()
+                }
+                _ => format!("connection tracking ({function}) dropped it"),
+            },
             Purpose::Defragmentation => format!("putting fragments together ({function}) dropped it"),
             Purpose::Translation => {
-                format!("address translation ({function}) dropped it: it found no free address and port")
+                format!("address translation ({function}) dropped it")
             }
             Purpose::Ipvs => format!("the load balancer IPVS ({function}) dropped it"),
             Purpose::Security => format!("a security module ({function}) dropped it"),
@@ -210,6 +225,7 @@ mod tests {
             ("ipt_do_table", Purpose::Xtables),
             ("iptable_filter_hook", Purpose::Xtables),
             ("nft_do_chain_inet", Purpose::Nftables),
+            ("nf_route_table_hook4", Purpose::Nftables),
             ("ipv4_synproxy_hook", Purpose::Other),
         ];
         for (function, purpose) in cases {
@@ -221,7 +237,7 @@ mod tests {
     fn a_full_table_is_said_to_be_full() {
         let tracking = |entries| Decider {
             function: Some("ipv4_conntrack_local".to_owned()),
-            connections: Some(Connections { entries, limit: 1 }),
+            connections: Some(Connections { entries, limit: 1, insert_failed: 0 }),
             ..Decider::default()
         };
         assert!(tracking(1).sentence().contains("full (1 of 1 entries"));

@@ -116,7 +116,16 @@ impl ChangedRuleset {
         };
         let what = match &self.difference {
             None => String::new(),
-            Some(difference) => format!(": {}", difference.words()),
+            // This change, and no other.
+            Some(difference)
+                if difference.since.wrapping_add(1) == difference.generation
+                    && self.generation == Some(difference.generation) =>
+            {
+                format!(": {}", difference.words())
+            }
+            Some(difference) => {
+                format!("; by all changes since generation {}: {}", difference.since, difference.words())
+            }
         };
         format!("{who} changed the firewall rules{what}")
     }
@@ -153,6 +162,8 @@ mod tests {
         ruleset.changed_by = Some(Doer { pid: 7, name: Some("nft".to_owned()) });
         ruleset.difference = Some(Difference {
             added: vec!["inet t o: drop".to_owned()],
+            since: 3,
+            generation: 4,
             rules_added: 2,
             rules_removed: 1,
             policies: vec!["inet t o: accept → drop".to_owned()],
@@ -162,6 +173,12 @@ mod tests {
             ruleset.sentence(),
             "nft (pid 7) changed the firewall rules: 2 rules added (inet t o: drop, …), 1 rule removed, policy of inet t o: \
              accept → drop"
+        );
+        ruleset.generation = Some(5);
+        assert!(
+            ruleset
+                .sentence()
+                .starts_with("nft (pid 7) changed the firewall rules; by all changes since generation 3: ")
         );
     }
 }

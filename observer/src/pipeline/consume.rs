@@ -169,6 +169,7 @@ impl<E: Eyes> Consumer<E> {
                     flags.nudged.store(false, Ordering::Relaxed);
                     self.assembler.catch_up();
                 }
+                Some(Item::Modules | Item::Commits(_) | Item::Deaf(_)) if flags.hurry.load(Ordering::Relaxed) => {}
                 Some(Item::Modules) => {
                     flags.modules.store(false, Ordering::Relaxed);
                     self.assembler.modules_changed();
@@ -217,12 +218,12 @@ impl<E: Eyes> Consumer<E> {
 
     /// Changes of rules: of no packet either.
     fn changed(&mut self, commits: Vec<Commit>) {
-        let last = commits.len() - 1;
+        let count = commits.len();
         for (index, commit) in commits.into_iter().enumerate() {
-            if self.done.error.is_some() || !self.filter.matches_change(commit.netns) {
+            if self.is_over() || !self.filter.matches_change(commit.netns) {
                 continue;
             }
-            let mut change = self.assembler.change(commit, index == last);
+            let mut change = self.assembler.change(commit, index + 1 == count);
             self.lines += 1;
             change.event.sequence = Some(self.lines);
             if let Err(error) = self.done.output.change(&change) {

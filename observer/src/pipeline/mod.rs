@@ -7,7 +7,7 @@
 
 mod changes;
 mod consume;
-mod modules;
+pub mod modules;
 
 use std::{
     io,
@@ -73,6 +73,8 @@ pub struct Run<E> {
     pub probes: Probes,
     /// Readable when the ring of process records is filling up.
     pub filling: OwnedFd,
+    /// Hears of the kernel's modules, since before its functions were looked up.
+    pub modules: io::Result<OwnedFd>,
     /// Namespaces whose rules are listened to, as they are found.
     pub listening: UnboundedReceiver<Listening>,
     /// Makes events.
@@ -111,7 +113,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let filling = watch_readable(self.filling).context("cannot watch the ring of processes")?;
         let flags = Arc::new(Flags::default());
         let nudge = tokio::spawn(nudge(filling, sender.clone(), Arc::clone(&flags)));
-        let modules = tokio::spawn(modules::watch(sender.clone(), Arc::clone(&flags)));
+        let modules = tokio::spawn(modules::watch(self.modules, sender.clone(), Arc::clone(&flags)));
         let changes = tokio::spawn(changes::watch(self.listening, sender.clone()));
         let sweeping = Arc::clone(&flags.sweeping);
         let mut reader = Reader::new(self.probes.take_ring()?, Epoch::new(self.probes.take_epoch()?), sender, sweeping)

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, socket};
 
 use super::consume::Flags;
 use crate::{intake::ring::Item, probe::symbols::MODULES, sys::watch_readable};
@@ -20,9 +20,8 @@ const MAX_ANNOUNCEMENT: usize = 4096;
 const GROUP: Duration = Duration::from_millis(20);
 
 /// Asks for the kernel's functions to be looked up anew, as often as modules change.
-pub(super) async fn watch(queue: SyncSender<Item>, flags: Arc<Flags>) {
-    let listening = listen().and_then(watch_readable);
-    let mut socket = match listening {
+pub(super) async fn watch(socket: io::Result<OwnedFd>, queue: SyncSender<Item>, flags: Arc<Flags>) {
+    let mut socket = match socket.and_then(watch_readable) {
         Ok(socket) => socket,
         Err(error) => {
             log::debug!("modules that are loaded later will not be noticed: {error}");
@@ -45,7 +44,8 @@ pub(super) async fn watch(queue: SyncSender<Item>, flags: Arc<Flags>) {
     }
 }
 
-fn listen() -> io::Result<OwnedFd> {
+/// Listens from now on.
+pub fn listen() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkKObjectUEvent)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
@@ -57,8 +57,11 @@ fn drain(socket: &OwnedFd) -> bool {
     let mut changed = false;
     let mut buffer = [0; MAX_ANNOUNCEMENT];
     loop {
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) => changed |= is_of_module(&buffer[..length]),
+        match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            // The kernel has no number.
+            Ok((length, from)) => {
+                changed |= from.is_some_and(|from| from.pid() == 0) && is_of_module(&buffer[..length]);
+            }
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::ENOBUFS) => changed = true,
             Err(_) => return changed,

@@ -18,6 +18,16 @@ pub(super) struct Deciders {
 }
 
 impl Deciders {
+    /// Nobody has looked yet, or nobody may.
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// nftables is there; whoever asks for its rules otherwise would load it.
+    pub(super) fn know_nftables(&self) -> bool {
+        self.names.values().any(|(name, _)| Purpose::of(name) == Purpose::Nftables)
+    }
+
     /// Where functions are now: another module may have come to where one was.
     pub(super) fn learn(&mut self, names: Names) {
         self.names = names;
@@ -31,11 +41,9 @@ impl Deciders {
         }
         let (function, module) = match self.names.get(&wanted.function) {
             Some(named) => named.clone(),
+            // Of a module that nobody hears of when it goes: the name is good for now.
             None => {
-                let named = symbols::name_of(wanted.function)
-                    .context("/proc/kallsyms does not name the function on the hook")?;
-                self.names.insert(wanted.function, named.clone());
-                named
+                symbols::name_of(wanted.function).context("/proc/kallsyms does not name the function on the hook")?
             }
         };
         let mut decision = Decision::default();
@@ -43,6 +51,8 @@ impl Deciders {
         match Purpose::of(&function) {
             // Where the kernel half does not know what chains are like, the function is all.
             Purpose::Nftables if wanted.chain == 0 => {}
+            // Without a cookie nobody knows that it is still the same namespace.
+            Purpose::Nftables if wanted.netns_cookie == 0 => {}
             Purpose::Nftables => match rulesets.named(wanted)? {
                 None => return Ok(None),
                 // Nothing more is to be said.
@@ -56,7 +66,7 @@ impl Deciders {
             Purpose::Program if wanted.rule != 0 => {
                 decider.program = Some(BpfProgram { id: wanted.rule, name: program_name(wanted.rule) });
             }
-            Purpose::Tracking => decider.connections = connections(wanted.netns),
+            Purpose::Tracking | Purpose::Confirming => decider.connections = connections(wanted.netns),
             _ => {}
         }
         decider.function = Some(function);
@@ -89,11 +99,12 @@ fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
         backend: Backend::IptablesLegacy,
         family: family.to_owned(),
         table: name,
-        chain: chain.clone(),
+        chain,
         handle: None,
         position: None,
         text: None,
-        path: vec![chain],
+        // The rule may be in one that it leads to.
+        path: Vec::new(),
         verdict: None,
         ruleset_sha256: None,
     }))
@@ -107,12 +118,24 @@ fn program_name(id: u64) -> Option<String> {
         .filter(|name| !name.is_empty())
 }
 
+/// A counter of connection tracking in the namespace of the calling thread, over all CPUs.
+fn counted(name: &str) -> Option<u64> {
+    let table = fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack").ok()?;
+    let mut lines = table.lines();
+    let column = lines.next()?.split_ascii_whitespace().position(|head| head == name)?;
+    lines.map(|line| u64::from_str_radix(line.split_ascii_whitespace().nth(column)?, 16).ok()).sum()
+}
+
 /// How full the table of connections is.
 fn connections(number: u32) -> Option<Connections> {
     let read =
         |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse::<u64>().ok();
     netns::inside(Some(number), move || {
-        Some(Connections { entries: read("nf_conntrack_count")?, limit: read("nf_conntrack_max")? })
+        Some(Connections {
+            entries: read("nf_conntrack_count")?,
+            limit: read("nf_conntrack_max")?,
+            insert_failed: counted("insert_failed").unwrap_or(0),
+        })
     })
     .ok()
     .flatten()

@@ -45,6 +45,8 @@ const MAX_DESCRIPTORS: usize = 2;
 /// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
 /// kernel can hold up whoever reads its command line.
 const PATIENCE_SECONDS: i64 = 3;
+/// The same for what a proof takes.
+const PROOF_SECONDS: i64 = 30;
 
 /// The helper does not answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -192,8 +194,14 @@ impl Proving for Helper {
         }
     }
 
-    fn arm_verdicts(&mut self, time: Duration) -> Result<usize, String> {
-        match self.ask(&Request::ArmVerdicts { time }).map_err(|error| error.to_string())? {
+    fn arm_verdicts(&mut self, time: Duration, is_proof: bool) -> Result<(), String> {
+        // At start nothing waits behind it, and probing takes its time.
+        if is_proof {
+            let _ = setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(PROOF_SECONDS));
+        }
+        let answer = self.ask(&Request::ArmVerdicts { time, is_proof });
+        let _ = setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS));
+        match answer.map_err(|error| error.to_string())? {
             Response::ArmVerdicts(armed) => armed,
             other => Err(unexpected(&other).to_string()),
         }
@@ -315,8 +323,9 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     let mut server = server::Server::new();
     loop {
         // What is attached for a while is taken away in time.
-        let wait = server.verdicts.expire().unwrap_or_default();
-        setsockopt(socket, ReceiveTimeout, &TimeVal::milliseconds(i64::try_from(wait.as_millis())?))?;
+        let wait = server.verdicts.expire().map_or(0, |wait| i64::try_from(wait.as_millis() + 1).unwrap_or(i64::MAX));
+        // 0 is for ever.
+        setsockopt(socket, ReceiveTimeout, &TimeVal::milliseconds(wait))?;
         let message = match receive(socket, MsgFlags::empty()) {
             Ok(Some((message, received))) => {
                 server.received = received;

@@ -96,6 +96,8 @@ pub enum Request {
     ArmVerdicts {
         /// Not at all when zero.
         time: Duration,
+        /// Only what a proof needs, and wait for that.
+        is_proof: bool,
     },
     /// Make a namespace with rules that drop, for a proof.
     PrepareProof,
@@ -142,8 +144,8 @@ pub enum Response {
     Functions(Functions),
     /// To [`Request::VerdictPrograms`].
     VerdictPrograms(Result<(), String>),
-    /// To [`Request::ArmVerdicts`]: to how many functions.
-    ArmVerdicts(Result<usize, String>),
+    /// To [`Request::ArmVerdicts`].
+    ArmVerdicts(Result<(), String>),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

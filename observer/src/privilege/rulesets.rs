@@ -27,6 +27,10 @@ const MAX_OLDER_RULES: usize = 50_000;
 /// Rulesets about which somebody asked within this time are read at every change.
 const WARM: Duration = Duration::from_secs(600);
 
+/// But for so many times as long as that took they are not read for a change again: whoever changes a long ruleset all the time
+/// must not pay for being watched.
+const COMPARED_SHARE: u32 = 50;
+
 /// A ruleset whose reading took so long is not read again for so many times as long: it must not hold up everything else.
 const SLOW: Duration = Duration::from_millis(250);
 const SHARE: u32 = 4;
@@ -36,6 +40,8 @@ struct Space {
     /// The newest first.
     rulesets: VecDeque<Ruleset>,
     asked: Instant,
+    /// No change is looked at before.
+    compared_until: Instant,
     /// Not read again before.
     rests_until: Instant,
 }
@@ -51,6 +57,7 @@ impl Rulesets {
         let space = self.0.entry(wanted.netns_cookie).or_insert_with(|| Space {
             rulesets: VecDeque::new(),
             asked: now,
+            compared_until: now,
             rests_until: now,
         });
         space.asked = now;
@@ -70,12 +77,22 @@ impl Rulesets {
 }
 
 impl Rulesets {
+    /// Whether a verdict may come out of a map, in any ruleset that was read last.
+    pub(super) fn have_maps(&self) -> bool {
+        self.0.values().filter_map(|space| space.rulesets.front()).any(Ruleset::has_maps)
+    }
+
     /// What is otherwise than in the ruleset that was read last, where somebody asked about that of late.
     pub(super) fn difference(&mut self, number: u32) -> Result<Option<Difference>> {
         let cookie = netns::inside(Some(number), netns_cookie)??;
         let Some(space) = self.0.get_mut(&cookie).filter(|space| space.asked.elapsed() < WARM) else { return Ok(None) };
+        let began = Instant::now();
+        if began < space.compared_until {
+            return Ok(None);
+        }
         let before = space.rulesets.front().map(Ruleset::generation);
         space.refresh(number, cookie)?;
+        space.compared_until = Instant::now() + began.elapsed() * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {
             (Some(after), Some(earlier)) if Some(earlier.generation()) == before => {

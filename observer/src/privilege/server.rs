@@ -89,6 +89,13 @@ impl Server {
         }
     }
 
+    fn knows_nftables(&mut self) -> bool {
+        if self.deciders.is_empty() {
+            self.functions = Some(self.functions());
+        }
+        self.deciders.know_nftables()
+    }
+
     fn functions(&mut self) -> Functions {
         let (functions, names) = Functions::read();
         self.deciders.learn(names);
@@ -116,6 +123,9 @@ impl Server {
             Request::Rule(ref wanted) => {
                 Response::Rule(self.deciders.decision(wanted, &mut self.rulesets).map_err(|error| format!("{error:#}")))
             }
+            Request::Listen { .. } if !self.knows_nftables() => {
+                Response::Listen(Err("nftables is not loaded".to_owned()))
+            }
             Request::Listen { netns } => Response::Listen(
                 listening::begin(netns)
                     .map(|descriptors| self.descriptors.extend(descriptors))
@@ -131,8 +141,9 @@ impl Server {
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
             ),
-            Request::ArmVerdicts { time } => {
-                Response::ArmVerdicts(self.verdicts.arm(time).map_err(|error| format!("{error:#}")))
+            Request::ArmVerdicts { time, is_proof } => {
+                let maps = self.rulesets.have_maps();
+                Response::ArmVerdicts(self.verdicts.arm(time, is_proof, maps).map_err(|error| format!("{error:#}")))
             }
             Request::PrepareProof => {
                 // It is what is asked next, and whoever asked does something else meanwhile.

@@ -5,9 +5,8 @@ use std::{fmt, os::fd::OwnedFd, time::Duration};
 
 use aya::maps::{Array, MapData};
 use observer_ebpf::abi::{
-    FRAMES_OF_FREE, FRAMES_OF_VERDICT, FRAME_WORDS, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS,
-    RuleAnswer, RuleConfig, RuleProof, RuleSite, UNKNOWN_RULE,
-    VerdictSite,
+    FRAME_WORDS, FRAMES_OF_FREE, FRAMES_OF_VERDICT, FrameWord, HookFunction, HookKind, HookSite, MAX_FUNCTIONS,
+    MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite, UNKNOWN_RULE, VerdictSite,
 };
 
 use super::{
@@ -34,8 +33,8 @@ pub trait Proving {
     fn prepare_proof(&mut self) -> Result<Prepared, Unproven>;
     /// Keeps the programs that run where a verdict begins and ends.
     fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String>;
-    /// Probes the functions that give verdicts for so long from now on; returns how many.
-    fn arm_verdicts(&mut self, time: Duration) -> Result<usize, String>;
+    /// Probes the functions that give verdicts for so long from now on: all of them in a moment, or those of a proof at once.
+    fn arm_verdicts(&mut self, time: Duration, is_proof: bool) -> Result<(), String>;
     /// Sends one packet to every port.
     fn send_proof(&mut self) -> Result<(), Unproven>;
     /// The namespace is not needed any more.
@@ -136,8 +135,13 @@ impl RuleMaps {
             self.find_functions(prover)?;
             return Err(Unproven::Other(why));
         }
+        // What was learnt may be of a module that was loaded anew since.
+        (self.proven, self.hook, self.verdict) = (Vec::new(), None, None);
         let prepared = prover.prepare_proof();
-        self.find_functions(prover)?;
+        if let Err(error) = self.find_functions(prover) {
+            prover.end_proof();
+            return Err(error);
+        }
         let prepared = prepared?;
         self.knows_chains = prepared.knows_chains();
         let proof = self.learn_and_try(&prepared, prover);
@@ -156,19 +160,24 @@ impl RuleMaps {
 
     fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         let config = RuleConfig { proof_netns: prepared.netns.into(), ..prepared.config() };
-        let frames = self.round(RuleConfig { wants_frames: FRAMES_OF_FREE, ..config }, Trial::Nothing, prepared, prover)?;
+        let frames =
+            self.round(RuleConfig { wants_frames: FRAMES_OF_FREE, ..config }, Trial::Nothing, prepared, prover)?;
         let rules = self.learn_rules(&frames, config, prepared, prover)?;
         if let Ok(sites) = &rules {
             self.proven.clone_from(sites);
         }
-        let hooks = self.learn_hook(&frames, rules.is_ok(), config, prepared, prover)?;
+        // What is told already stays so, whatever becomes of the rest.
+        let hooks = self.learn_hook(&frames, rules.is_ok(), config, prepared, prover);
+        let hooks = if rules.is_ok() { hooks.unwrap_or_else(|error| Err(error.to_string())) } else { hooks? };
         if let Ok(site) = &hooks {
             self.hook = Some(*site);
         }
         let verdicts = match (&rules, &hooks) {
             (Ok(_), _) => Err("no other way is needed".to_owned()),
             (_, Err(_)) => Err("without the function on the hook the base chain is not known".to_owned()),
-            (Err(_), Ok(_)) => self.learn_verdict(config, prepared, prover)?,
+            (Err(_), Ok(_)) => {
+                self.learn_verdict(config, prepared, prover).unwrap_or_else(|error| Err(error.to_string()))
+            }
         };
         if let Ok(site) = &verdicts {
             self.verdict = Some(*site);
@@ -246,16 +255,15 @@ impl RuleMaps {
             return Ok(Err("this kernel does not describe what verdicts are given by".to_owned()));
         }
         let armed = match &self.programs {
-            Ok(programs) => prover.keep_verdict_programs(programs).and_then(|()| prover.arm_verdicts(PROOF)),
+            Ok(programs) => prover.keep_verdict_programs(programs).and_then(|()| prover.arm_verdicts(PROOF, true)),
             Err(why) => Err(why.clone()),
         };
-        match armed {
-            Ok(functions) => log::debug!("{functions} functions that give verdicts are probed"),
-            Err(why) => return Ok(Err(why)),
+        if let Err(why) = armed {
+            return Ok(Err(why));
         }
         let learnt = self.learn_armed(config, prepared, prover);
         // Nothing is being blocked yet.
-        prover.arm_verdicts(Duration::ZERO).map_err(Unproven::Later)?;
+        prover.arm_verdicts(Duration::ZERO, true).map_err(Unproven::Later)?;
         learnt
     }
 
@@ -298,7 +306,8 @@ impl RuleMaps {
             }
             By::Program => self.functions.has(answer.function, HookKind::Program) && answer.rule != 0,
         };
-        fits && answer.netns_cookie == seen.expected.cookie
+        // Before Linux 5.14 user space cannot ask for the cookie.
+        fits && (seen.expected.cookie == 0 || answer.netns_cookie == seen.expected.cookie)
     }
 
     /// Sends every packet, and reads what was said of it.
@@ -487,10 +496,9 @@ fn learn_verdict(all: &[Seen], config: &RuleConfig, distance: u64) -> Result<Ver
     if by_rule.is_empty() {
         return Err("no rule dropped a packet".to_owned());
     }
-    let chain_word = find(&|seen, word| {
-        word.chain_handle == wanted(seen).chain && word.table_handle == wanted(seen).table
-    })
-    .ok_or("neither registers nor stack hold the base chain at one place")?;
+    let chain_word =
+        find(&|seen, word| word.chain_handle == wanted(seen).chain && word.table_handle == wanted(seen).table)
+            .ok_or("neither registers nor stack hold the base chain at one place")?;
     let at_once = find(&|seen, word| handle(word.target) == wanted(seen).rule);
     let by_way = find(&|seen, word| handle(word.value) == wanted(seen).rule);
     let (rule_word, indirect) = match (at_once, by_way) {

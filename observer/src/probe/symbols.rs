@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 const PATH: &str = "/proc/kallsyms";
 
 /// Functions that nftables puts on hooks, one for each kind of chain.
-const NFTABLES: [&str; 7] = [
+const NFTABLES: [&str; 10] = [
     "nft_do_chain_ipv4",
     "nft_do_chain_ipv6",
     "nft_do_chain_inet",
@@ -16,11 +16,14 @@ const NFTABLES: [&str; 7] = [
     "nft_do_chain_arp",
     "nft_do_chain_bridge",
     "nft_do_chain_netdev",
+    "nf_route_table_hook4",
+    "nf_route_table_hook6",
+    "nf_route_table_inet",
 ];
 /// The function that runs BPF netfilter programs.
 const PROGRAM: &str = "nf_hook_run_bpf";
 /// Functions that walk a table of iptables-legacy. Before Linux 5.16 others are on the hooks, which call these.
-const XTABLES: [&str; 3] = ["ipt_do_table", "ip6t_do_table", "arpt_do_table"];
+const XTABLES: [&str; 2] = ["ipt_do_table", "ip6t_do_table"];
 /// Functions that free what a queue's program has refused, in the core (until about 6.10) and in the queue's module.
 const REFUSED: [&str; 2] = ["nf_reinject", "nfqnl_reinject"];
 /// The function that frees what no program takes from a queue.
@@ -30,8 +33,9 @@ const UNTAKEN: &str = "nf_queue";
 pub const MODULES: [&str; 8] =
     ["nf_tables", "nfnetlink_queue", "ip_tables", "ip6_tables", "arp_tables", "nf_conntrack", "nf_nat", "ip_vs"];
 /// How functions that are on hooks begin, as far as is known: their names are kept, because looking one up takes long.
-const ON_HOOKS: [&str; 15] = [
+const ON_HOOKS: [&str; 16] = [
     "nf_hook_",
+    "nf_route_table_",
     "nf_confirm",
     "nf_nat_",
     "nf_conntrack_in",

@@ -34,7 +34,9 @@ fn not_told(report: &Report) -> Result<Option<Outcome>> {
     if rules["hooks"] == true {
         return Ok(None);
     }
-    ensure!(!kernel::is_at_least(6, 12) || !kernel::knows("nf_hook_run_bpf"), "hooks' functions are not told: {rules}");
+    // Where nftables frees what it drops itself, and a BPF program cannot be had or its frame does not show it.
+    let excused = rules["live"] == true && !(kernel::is_at_least(6, 12) && kernel::knows("nf_hook_run_bpf"));
+    ensure!(excused, "hooks' functions are not told: {rules}");
     Ok(Some(Outcome::Skipped("this kernel's functions on hooks are not told".to_owned())))
 }
 
@@ -180,7 +182,7 @@ fn untaken() -> Result<Outcome> {
         event,
         &[
             ("/egress/cause", json!("nfqueue")),
-            ("/egress/decided_by", Value::Null),
+            ("/egress/decided_by", json!({"untaken": true})),
             ("/process/pid", json!(client.pid)),
         ],
     )?;
@@ -208,7 +210,7 @@ fn not_entered() -> Result<Outcome> {
         return Ok(skipped);
     }
     expect(event, &[("/egress/cause", json!("conntrack")), ("/egress/verdict", json!("drop"))])?;
-    ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("insert failed")), "{event}");
+    ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("insert_failed")), "{event}");
     Ok(Outcome::Passed)
 }
 
@@ -253,7 +255,8 @@ fn full() -> Result<Outcome> {
         &[
             ("/egress/cause", json!("conntrack")),
             ("/egress/decided_by/function", json!("ipv4_conntrack_local")),
-            ("/egress/decided_by/connections", json!({"entries": FEW, "limit": FEW})),
+            ("/egress/decided_by/connections/entries", json!(FEW)),
+            ("/egress/decided_by/connections/limit", json!(FEW)),
         ],
     )?;
     ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("table is full")), "{event}");
@@ -274,7 +277,8 @@ fn chain() -> Result<Outcome> {
         observer.tells(|| traffic::run(&lab.client, &["udp", address, &port.to_string()]))?;
     }
     let report = observer.stop()?;
-    if report.account["rules"]["live"] == true {
+    let rules = &report.account["rules"];
+    if rules["live"] == true || rules["verdicts"] == true {
         return Ok(Outcome::Skipped("rules are seen".to_owned()));
     }
     if let Some(skipped) = not_told(&report)? {
