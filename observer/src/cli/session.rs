@@ -119,6 +119,9 @@ impl Session {
         redact: bool,
         keep: &[Capability],
     ) -> Run<Helper> {
+        if let Err(error) = self.helper.hurry() {
+            log::debug!("{error:#}");
+        }
         let attributor = Attributor::new(self.helper, self.processes, self.lives, self.since_ns);
         let reasons = std::mem::take(&mut self.probes.reasons);
         let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, self.changes, redact);

@@ -262,9 +262,9 @@ impl<E: Eyes> Assembler<E> {
         self.changes.adopt(netns, &mut self.attributor.eyes);
     }
 
-    /// Modules of the kernel have come or gone.
-    pub fn modules_changed(&mut self) {
-        self.rules.modules_changed(&mut self.attributor.eyes);
+    /// Modules of the kernel have come or gone, nftables' own among them or not.
+    pub fn modules_changed(&mut self, nftables: bool) {
+        self.rules.modules_changed(nftables, &mut self.attributor.eyes);
         self.changes.again(&mut self.attributor.eyes);
     }
 

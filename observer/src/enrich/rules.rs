@@ -91,10 +91,14 @@ impl Rules {
         }
     }
 
-    /// Modules have come or gone: functions are elsewhere, and what was not possible may be.
-    pub fn modules_changed(&mut self, prover: &mut impl Proving) {
-        // What was learnt is of a module too: all of it anew.
-        self.arm(prover);
+    /// Modules have come or gone: functions are elsewhere, and what was not possible may be. What was learnt of nftables' own
+    /// module holds as long as that stays.
+    pub fn modules_changed(&mut self, nftables: bool, prover: &mut impl Proving) {
+        if nftables || matches!(self.method, Method::NotYet(..)) {
+            self.arm(prover);
+        } else if let Err(error) = self.maps.find_functions(prover) {
+            log::warn!("the kernel's functions were not looked up: {error}");
+        }
     }
 
     /// Whether rules are seen, and what came of it so far.

@@ -44,6 +44,8 @@ pub(super) struct Flags {
     pub(super) nudged: AtomicBool,
     /// A request to look up the kernel's functions anew is in the queue.
     pub(super) modules: AtomicBool,
+    /// nftables was among them: what was learnt of it holds no more.
+    pub(super) rules_anew: AtomicBool,
     /// How far sweeping is.
     pub(super) sweeping: Arc<Sweeping>,
 }
@@ -172,7 +174,7 @@ impl<E: Eyes> Consumer<E> {
                 Some(Item::Modules | Item::Commits(_) | Item::Deaf(_)) if flags.hurry.load(Ordering::Relaxed) => {}
                 Some(Item::Modules) => {
                     flags.modules.store(false, Ordering::Relaxed);
-                    self.assembler.modules_changed();
+                    self.assembler.modules_changed(flags.rules_anew.swap(false, Ordering::Relaxed));
                 }
                 Some(Item::Commits(commits)) => self.changed(commits),
                 Some(Item::Deaf(netns)) => self.assembler.deaf(netns),

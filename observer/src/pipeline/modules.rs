@@ -31,9 +31,8 @@ pub(super) async fn watch(socket: io::Result<OwnedFd>, queue: SyncSender<Item>, 
     while let Ok(mut guard) = socket.readable_mut().await {
         let changed = drain(guard.get_inner());
         guard.clear_ready();
-        if !changed {
-            continue;
-        }
+        let Some(nftables) = changed else { continue };
+        flags.rules_anew.fetch_or(nftables, Ordering::Relaxed);
         tokio::time::sleep(GROUP).await;
         // A full queue is emptied in a moment; only one request is in it.
         if !flags.modules.swap(true, Ordering::Relaxed) {
@@ -52,29 +51,35 @@ pub fn listen() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Reads what was announced; true when a module was among it, or something was lost.
-fn drain(socket: &OwnedFd) -> bool {
-    let mut changed = false;
+/// Reads what was announced; whether nftables' own module was among those that matter, if any was.
+fn drain(socket: &OwnedFd) -> Option<bool> {
+    let mut changed = None;
     let mut buffer = [0; MAX_ANNOUNCEMENT];
     loop {
         match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
             // The kernel has no number.
-            Ok((length, from)) => {
-                changed |= from.is_some_and(|from| from.pid() == 0) && is_of_module(&buffer[..length]);
+            Ok((length, Some(from))) if from.pid() == 0 => {
+                if let Some(module) = module(&buffer[..length]) {
+                    changed = Some(changed.unwrap_or(false) || module == NFTABLES);
+                }
             }
-            Err(nix::Error::EINTR) => {}
-            Err(nix::Error::ENOBUFS) => changed = true,
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(nix::Error::ENOBUFS) => changed = Some(true),
             Err(_) => return changed,
         }
     }
 }
 
-/// `add@/module/NAME`, and what follows behind a zero: of a module whose functions matter.
-fn is_of_module(announcement: &[u8]) -> bool {
-    let name =
-        [b"add@/module/".as_slice(), b"remove@/module/"].iter().find_map(|prefix| announcement.strip_prefix(*prefix));
-    let name = name.and_then(|name| name.split(|byte| *byte == 0).next());
-    name.is_some_and(|name| MODULES.iter().any(|module| module.as_bytes() == name))
+/// nftables' own module.
+const NFTABLES: &str = "nf_tables";
+
+/// `add@/module/NAME`, and what follows behind a zero: the name of a module whose functions matter.
+fn module(announcement: &[u8]) -> Option<&'static str> {
+    let name = [b"add@/module/".as_slice(), b"remove@/module/"]
+        .iter()
+        .find_map(|prefix| announcement.strip_prefix(*prefix))?;
+    let name = name.split(|byte| *byte == 0).next()?;
+    MODULES.into_iter().find(|module| module.as_bytes() == name)
 }
 
 #[cfg(test)]
@@ -83,11 +88,11 @@ mod tests {
 
     #[test]
     fn announcements_of_modules_are_told_from_others() {
-        assert!(is_of_module(b"add@/module/nfnetlink_queue\0ACTION=add\0"));
-        assert!(is_of_module(b"remove@/module/nf_tables\0"));
-        assert!(!is_of_module(b"add@/devices/virtual/net/veth0\0"));
-        assert!(!is_of_module(b"add@/module/nfnetlink\0ACTION=add\0"), "its functions are nowhere");
-        assert!(!is_of_module(b"change@/module/nf_tables\0"));
+        assert_eq!(module(b"add@/module/nfnetlink_queue\0ACTION=add\0"), Some("nfnetlink_queue"));
+        assert_eq!(module(b"remove@/module/nf_tables\0"), Some(NFTABLES));
+        assert_eq!(module(b"add@/devices/virtual/net/veth0\0"), None);
+        assert_eq!(module(b"add@/module/nfnetlink\0ACTION=add\0"), None, "its functions are nowhere");
+        assert_eq!(module(b"change@/module/nf_tables\0"), None);
     }
 
     #[test]

@@ -59,6 +59,8 @@ impl Deciders {
                 rule if wanted.rule != UNKNOWN_RULE => return Ok(Some(Decision { rule, decider: None })),
                 rule => decision.rule = rule,
             },
+            // Which of them is not known.
+            Purpose::Xtables if wanted.table == 0 && function.ends_with("_do_table") => {}
             Purpose::Xtables => match legacy(wanted, &function)? {
                 None => return Ok(None),
                 found => decision.rule = found,

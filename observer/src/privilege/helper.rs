@@ -45,8 +45,8 @@ const MAX_DESCRIPTORS: usize = 2;
 /// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
 /// kernel can hold up whoever reads its command line.
 const PATIENCE_SECONDS: i64 = 3;
-/// The same for what a proof takes.
-const PROOF_SECONDS: i64 = 30;
+/// The same at start, when nothing waits behind a question and some answers take their time.
+const START_SECONDS: i64 = 30;
 
 /// The helper does not answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -78,7 +78,7 @@ impl Helper {
         match crate::sys::fork_single_threaded().context("cannot start the helper process")? {
             ForkResult::Parent { child } => {
                 drop(theirs);
-                setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))
+                setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(START_SECONDS))
                     .context("cannot set a time limit")?;
                 Ok(Self {
                     socket: ours,
@@ -108,6 +108,11 @@ impl Helper {
             }
             error
         })
+    }
+
+    /// From now on others wait behind every question.
+    pub fn hurry(&mut self) -> Result<()> {
+        setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS)).context("cannot set a time limit")
     }
 
     /// Firewalls of a network namespace, by its inode number; without one, of the host's own.
@@ -195,13 +200,7 @@ impl Proving for Helper {
     }
 
     fn arm_verdicts(&mut self, time: Duration, is_proof: bool) -> Result<(), String> {
-        // At start nothing waits behind it, and probing takes its time.
-        if is_proof {
-            let _ = setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(PROOF_SECONDS));
-        }
-        let answer = self.ask(&Request::ArmVerdicts { time, is_proof });
-        let _ = setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS));
-        match answer.map_err(|error| error.to_string())? {
+        match self.ask(&Request::ArmVerdicts { time, is_proof }).map_err(|error| error.to_string())? {
             Response::ArmVerdicts(armed) => armed,
             other => Err(unexpected(&other).to_string()),
         }

@@ -20,7 +20,12 @@ use super::{
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
     firewall::{denies, inventory},
-    probe::{cgroup, proof::Prover, selftest, symbols::Functions},
+    probe::{
+        cgroup,
+        proof::{self, Prover},
+        selftest,
+        symbols::Functions,
+    },
 };
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
@@ -59,6 +64,8 @@ pub(super) struct Server {
     deciders: Deciders,
     /// Read ahead, and not yet asked for.
     functions: Option<Functions>,
+    /// Read once: it takes long.
+    xtable_name: Option<u32>,
     pub(super) verdicts: Verdicts,
     /// What came with the question.
     pub(super) received: Vec<OwnedFd>,
@@ -83,6 +90,7 @@ impl Server {
             prover: None,
             deciders: Deciders::default(),
             functions: None,
+            xtable_name: None,
             verdicts: Verdicts::default(),
             received: Vec::new(),
             descriptors: Vec::new(),
@@ -97,8 +105,12 @@ impl Server {
     }
 
     fn functions(&mut self) -> Functions {
-        let (functions, names) = Functions::read();
+        let (mut functions, names) = Functions::read();
         self.deciders.learn(names);
+        if functions.has_xtables() {
+            self.xtable_name = self.xtable_name.or_else(proof::xtable_name);
+            functions.xtable_name = self.xtable_name;
+        }
         functions
     }
 

@@ -172,7 +172,6 @@ impl Prepared {
             entry_private: self.hooks.entry_private.into(),
             program_aux: self.hooks.program_aux.into(),
             aux_id: self.hooks.aux_id.into(),
-            xtable_name: self.hooks.xtable_name.into(),
             ..RuleConfig::default()
         }
     }
@@ -186,7 +185,6 @@ struct Hooks {
     entry_private: u32,
     program_aux: u32,
     aux_id: u32,
-    xtable_name: u32,
 }
 
 /// Why there can be no proof.
@@ -223,8 +221,7 @@ impl Prover {
         let other = |error: anyhow::Error| Unproven::Other(format!("{error:#}"));
         let offsets = numbers(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
         let handle = handle(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
-        let xtables = is_loaded(XTABLES).then(|| Btf::of_module(XTABLES).ok()).flatten();
-        let hooks = hooks(&btf, xtables.as_ref()).map_err(other)?;
+        let hooks = hooks(&btf).map_err(other)?;
         let verdict = verdict(&btf).inspect_err(|error| log::debug!("{error:#}")).ok();
         let prepare = || {
             let (send, orders) = channel();
@@ -287,7 +284,13 @@ fn verdict(btf: &Btf) -> Result<[u32; 6]> {
     Ok([offset(btf, "nft_pktinfo", "skb")?, registers / 8, offset(btf, "pt_regs", "sp")?, head, bit, handle.bits])
 }
 
-fn hooks(btf: &Btf, xtables: Option<&Btf>) -> Result<Hooks> {
+/// Offset of `xt_table.name`.
+pub fn xtable_name() -> Option<u32> {
+    let btf = Btf::of_module(XTABLES).ok()?;
+    offset(&btf, "xt_table", "name").ok()
+}
+
+fn hooks(btf: &Btf) -> Result<Hooks> {
     ensure!(offset(btf, "nf_hook_entry", "hook")? == 0, "a hook's function is not first");
     let known = |btf: &Btf, name: &str, path: &str| offset(btf, name, path).unwrap_or(0);
     Ok(Hooks {
@@ -296,7 +299,6 @@ fn hooks(btf: &Btf, xtables: Option<&Btf>) -> Result<Hooks> {
         entry_private: offset(btf, "nf_hook_entry", "priv")?,
         program_aux: known(btf, "bpf_prog", "aux"),
         aux_id: known(btf, "bpf_prog_aux", "id"),
-        xtable_name: known(xtables.unwrap_or(btf), "xt_table", "name"),
     })
 }
 

@@ -357,10 +357,15 @@ impl RuleMaps {
         };
         config.functions = [HookFunction::default(); MAX_FUNCTIONS];
         let knows_chains = self.knows_chains;
-        let usable = self.functions.hooks().filter(|known| knows_chains || known.kind != HookKind::Nftables as u64);
+        let knows_tables = self.functions.xtable_name.is_some();
+        let usable = self.functions.hooks().filter(|known| {
+            let without = |kind: HookKind, known_how: bool| known.kind == kind as u64 && !known_how;
+            !without(HookKind::Nftables, knows_chains) && !without(HookKind::Xtables, knows_tables)
+        });
         for (into, function) in config.functions.iter_mut().zip(usable) {
             *into = function;
         }
+        config.xtable_name = self.functions.xtable_name.unwrap_or(0).into();
         [config.refused, config.untaken] = self.functions.queues();
         self.told = config;
         self.config.set(0, config.words(), 0).map_err(other)

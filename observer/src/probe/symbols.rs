@@ -64,6 +64,8 @@ pub struct Functions {
     refused: (u64, u64),
     /// Address and bytes.
     untaken: (u64, u64),
+    /// Offset of `xt_table.name`, where the module is loaded.
+    pub xtable_name: Option<u32>,
 }
 
 impl Functions {
@@ -87,7 +89,13 @@ impl Functions {
             hooks: kinds.iter().filter_map(|(name, kind)| Some((found.get(name)?.0, *kind as u64))).collect(),
             refused: extent(&REFUSED),
             untaken: extent(&[UNTAKEN]),
+            xtable_name: None,
         }
+    }
+
+    /// There are tables of iptables-legacy.
+    pub fn has_xtables(&self) -> bool {
+        self.hooks.iter().any(|(_, kind)| *kind == HookKind::Xtables as u64)
     }
 
     /// Those on hooks.
