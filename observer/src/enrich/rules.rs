@@ -20,6 +20,8 @@ use crate::{
 /// The functions that give verdicts are probed so long after the last block, and that is renewed so often.
 const PROBED: Duration = Duration::from_secs(60);
 const RENEW: Duration = Duration::from_secs(10);
+/// The same where no verdict was seen.
+const ANEW: Duration = Duration::from_secs(1);
 /// How often the method is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -81,8 +83,8 @@ impl Rules {
     }
 
     /// Has the functions that give verdicts probed, as long as something is being blocked.
-    fn probe(&mut self, eyes: &mut impl Eyes) {
-        if !self.are_probed() || self.probed.is_some_and(|last| last.elapsed() < RENEW) {
+    fn probe(&mut self, after: Duration, eyes: &mut impl Eyes) {
+        if !self.are_probed() || self.probed.is_some_and(|last| last.elapsed() < after) {
             return;
         }
         self.probed = Some(Instant::now());
@@ -138,7 +140,8 @@ impl Rules {
         let decision = self.asked(dropped, answer, hook, by_chain, eyes);
         // What nobody waits for is not worth the cost. Behind the question, whose answer says what must be probed.
         if by_chain && Background::of(dropped).is_none() {
-            self.probe(eyes);
+            // Where no verdict was seen, a function may be missing that the ruleset has come to need.
+            self.probe(if answer.rule == UNKNOWN_RULE { ANEW } else { RENEW }, eyes);
         }
         decision
     }

@@ -118,6 +118,14 @@ fn named(shapes: &[Shape]) -> Result<Outcome> {
         };
         // Told before the next shape's rules replace these.
         observer.tells(|| send(&lab.client, shape.send, port))?;
+        // What a ruleset needs is probed once something was blocked under it.
+        for _ in 0..AGAIN {
+            if how == How::Freed || hit.handle.is_null() || is_named(&observer, port)? {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1100));
+            observer.tells(|| send(&lab.client, shape.send, port))?;
+        }
         wanted.push((port, hit, shape.verdict));
     }
     let report = stop(observer)?;
@@ -125,12 +133,27 @@ fn named(shapes: &[Shape]) -> Result<Outcome> {
         let event = report
             .events
             .iter()
-            .find(|event| event["destination"]["port"] == *port)
+            .rfind(|event| event["destination"]["port"] == *port)
             .with_context(|| format!("no event to port {port}: {:?}", report.events))?;
         check(event, hit, verdict, how).with_context(|| format!("{}", report.account["rules"]))?;
     }
     confirmed(&report)?;
     Ok(Outcome::Passed)
+}
+
+/// Times that a packet is sent again where its rule was not seen.
+const AGAIN: usize = 3;
+
+/// Whether the last event of a port has a rule with a handle.
+fn is_named(observer: &Observer, port: u16) -> Result<bool> {
+    let told = observer.so_far();
+    for line in told.lines().rev() {
+        let event: Value = serde_json::from_str(line)?;
+        if event["destination"]["port"] == port {
+            return Ok(event["egress"]["rule"]["handle"].is_u64());
+        }
+    }
+    Ok(false)
 }
 
 /// Sends one packet, which is dropped.
