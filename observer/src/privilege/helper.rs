@@ -276,7 +276,7 @@ impl Eyes for Helper {
 
     fn rule(&mut self, wanted: &WantedRule) -> Result<Option<Decision>, String> {
         match self.ask(&Request::Rule(wanted.clone())).map_err(|error| error.to_string())? {
-            Response::Rule(named) => named,
+            Response::Rule(decision) => decision.map(|decision| decision.map(|decision| *decision)),
             other => Err(unexpected(&other).to_string()),
         }
     }

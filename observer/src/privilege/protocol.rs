@@ -135,7 +135,7 @@ pub enum Response {
     /// To [`Request::SelfTest`]: what was sent, or why nothing could be.
     SelfTest(Result<Sent, String>),
     /// To [`Request::Rule`].
-    Rule(Result<Option<Decision>, String>),
+    Rule(Result<Option<Box<Decision>>, String>),
     /// To [`Request::Listen`]; with the socket and a process that lives in the namespace, unless that failed.
     Listen(Result<(), String>),
     /// To [`Request::Difference`]; `None` when they were not read before, or not of late.

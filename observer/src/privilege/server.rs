@@ -132,9 +132,12 @@ impl Server {
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),
             Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
-            Request::Rule(ref wanted) => {
-                Response::Rule(self.deciders.decision(wanted, &mut self.rulesets).map_err(|error| format!("{error:#}")))
-            }
+            Request::Rule(ref wanted) => Response::Rule(
+                self.deciders
+                    .decision(wanted, &mut self.rulesets)
+                    .map(|decision| decision.map(Box::new))
+                    .map_err(|error| format!("{error:#}")),
+            ),
             Request::Listen { .. } if !self.knows_nftables() => {
                 Response::Listen(Err("nftables is not loaded".to_owned()))
             }
