@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// The functions that give verdicts are probed so long after the last block, and that is renewed so often.
-const PROBED: Duration = Duration::from_secs(60);
-const RENEW: Duration = Duration::from_secs(10);
+const PROBED: Duration = Duration::from_secs(15);
+const RENEW: Duration = Duration::from_secs(5);
 /// The same where no verdict was seen.
 const ANEW: Duration = Duration::from_secs(1);
 /// How often the method is tried again.
