@@ -62,12 +62,14 @@ pub struct Report {
     pub events: Vec<Value>,
     /// Changes of rules, in order: of no packet.
     pub changes: Vec<Value>,
+    /// Rules that were told later than what they dropped, likewise.
+    pub late: Vec<Value>,
     /// The account.
     pub account: Value,
 }
 
-/// What tells a change of rules from an event.
-const CHANGED: &[u8] = b"\"action\":\"ruleset-changed\"";
+/// What tells lines that are of no packet from events.
+const NEWS: [&[u8]; 2] = [b"\"action\":\"ruleset-changed\"", b"\"action\":\"egress-rule\""];
 
 impl Observer {
     /// `observer watch -o json` on one namespace, once it is ready.
@@ -100,8 +102,9 @@ impl Observer {
                 let mut bytes = so_far.lock().unwrap_or_else(PoisonError::into_inner);
                 bytes.extend_from_slice(&part[..read]);
                 while let Some(end) = memchr::memchr(b'\n', &bytes[counted..]) {
-                    let is_change = memchr::memmem::find(&bytes[counted..counted + end], CHANGED).is_some();
-                    written.fetch_add(usize::from(!is_change), Ordering::Release);
+                    let line = &bytes[counted..counted + end];
+                    let is_news = NEWS.iter().any(|action| memchr::memmem::find(line, action).is_some());
+                    written.fetch_add(usize::from(!is_news), Ordering::Release);
                     counted += end + 1;
                 }
             }
@@ -129,7 +132,7 @@ impl Observer {
         }
     }
 
-    /// Lines that were told so far, changes of rules left aside.
+    /// Events that were told so far, changes of rules and late rules left aside.
     pub fn told(&self) -> usize {
         self.lines.load(Ordering::Acquire)
     }
@@ -191,8 +194,10 @@ impl Report {
         ensure!(seen == reported + filtered + lost, "the account does not add up: {summary}");
         let told: u64 = events.iter().map(|event| event["egress"]["count"].as_u64().unwrap_or(0)).sum();
         ensure!(told == reported, "{told} packets in the lines, {reported} in the account");
-        let (changes, events) = events.into_iter().partition(|event| event["event"]["action"] == "ruleset-changed");
-        Ok(Self { events, changes, account })
+        let is = |action: &'static str| move |event: &Value| event["event"]["action"] == action;
+        let (changes, events) = events.into_iter().partition::<Vec<_>, _>(is("ruleset-changed"));
+        let (late, events) = events.into_iter().partition(is("egress-rule"));
+        Ok(Self { events, changes, late, account })
     }
 
     /// Events that somebody waits for.

@@ -10,7 +10,8 @@ use super::{
     attribute::{Attributor, Eyes},
     changes::Changes,
     host::{Clock, Identity},
-    rules::Rules,
+    late::Late,
+    rules::{Rules, wanted},
     sender::Credentials,
     users::Users,
 };
@@ -31,8 +32,9 @@ pub struct Assembler<E> {
     pub(super) identity: Identity,
     reasons: Reasons,
     pub(super) attributor: Attributor<E>,
-    rules: Rules,
+    pub(super) rules: Rules,
     pub(super) changes: Changes,
+    pub(super) late: Late,
     pub(super) users: Users,
     pub(super) clock: Clock,
     pub(super) redact: bool,
@@ -58,6 +60,7 @@ impl<E: Eyes> Assembler<E> {
             attributor,
             rules,
             changes,
+            late: Late::default(),
             users: Users::default(),
             clock: Clock::default(),
             redact,
@@ -157,7 +160,7 @@ impl<E: Eyes> Assembler<E> {
         // Where nftables leaves it to the hooks' walker to free a packet, a rule of a nat chain may have dropped it.
         let decider = decider.filter(|_| !translates || self.rules.are_live());
         let cause = decider.as_ref().and_then(Decider::purpose).map_or(cause, Purpose::cause);
-        Event {
+        let event = Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
             agent: self.identity.agent.clone(),
@@ -230,7 +233,14 @@ impl<E: Eyes> Assembler<E> {
             destination,
             process: sender.process,
             user: sender.user,
-        }
+        };
+        self.late.remember(&event, || Some(wanted(dropped, dropped.rule?, hook)));
+        event
+    }
+
+    /// Some rule's text is still waited for.
+    pub fn waits(&self) -> bool {
+        self.late.is_waiting()
     }
 
     /// Another observer's proof: its helper sends to itself, in a namespace of its own.

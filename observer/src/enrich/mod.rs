@@ -12,6 +12,7 @@ pub mod containers;
 pub mod flows;
 mod hanging;
 pub mod host;
+mod late;
 pub mod proc;
 pub mod processes;
 pub mod redact;

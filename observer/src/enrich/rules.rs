@@ -146,6 +146,13 @@ impl Rules {
         decision
     }
 
+    /// The same of a packet that was told already, looked at anew.
+    pub fn again(&mut self, wanted: &WantedRule, eyes: &mut impl Eyes) -> Option<Arc<Decision>> {
+        let decision = Arc::new(eyes.rule(wanted).ok()??);
+        self.known.put(wanted.clone(), Some(Arc::clone(&decision)));
+        Some(decision)
+    }
+
     fn asked(
         &mut self,
         dropped: &Dropped,
@@ -156,16 +163,7 @@ impl Rules {
     ) -> Option<Arc<Decision>> {
         let by_verdict = by_chain && answer.rule != UNKNOWN_RULE;
         self.count(by_verdict).answered += 1;
-        let wanted = WantedRule {
-            netns: dropped.netns,
-            netns_cookie: answer.netns_cookie,
-            function: answer.function,
-            table: answer.table,
-            chain: answer.chain,
-            rule: answer.rule,
-            hook: hook.map(str::to_owned),
-            v6: dropped.endpoints.map(|endpoints| endpoints.destination.is_ipv6()),
-        };
+        let wanted = wanted(dropped, answer, hook);
         let named = match self.known.get_known(&wanted) {
             Some(known) => known,
             None => {
@@ -189,5 +187,19 @@ impl Rules {
             None => self.count(by_verdict).discarded += 1,
         }
         named
+    }
+}
+
+/// What is asked about a packet.
+pub fn wanted(dropped: &Dropped, answer: RuleAnswer, hook: Option<&str>) -> WantedRule {
+    WantedRule {
+        netns: dropped.netns,
+        netns_cookie: answer.netns_cookie,
+        function: answer.function,
+        table: answer.table,
+        chain: answer.chain,
+        rule: answer.rule,
+        hook: hook.map(str::to_owned),
+        v6: dropped.endpoints.map(|endpoints| endpoints.destination.is_ipv6()),
     }
 }

@@ -82,6 +82,8 @@ pub enum Action {
     EgressDropped,
     /// A connection that waited for its first answer when observer started.
     EgressHanging,
+    /// The rule of something that was told before is known now.
+    EgressRule,
     /// Firewall rules were changed.
     RulesetChanged,
     /// The account line.

@@ -239,6 +239,7 @@ fn action_name(action: Action) -> &'static str {
         Action::EgressBlocked => "egress-blocked",
         Action::EgressDropped => "egress-dropped",
         Action::EgressHanging => "egress-hanging",
+        Action::EgressRule => "egress-rule",
         Action::RulesetChanged => "ruleset-changed",
         Action::Summary => "summary",
     }
@@ -267,7 +268,12 @@ pub fn parse_cause(value: &str) -> Result<String, FilterError> {
 
 /// An action that this version can report.
 pub fn parse_action(value: &str) -> Result<String, FilterError> {
-    known("action", value, &["egress-blocked", "egress-dropped", "egress-hanging", "ruleset-changed"], "")
+    known(
+        "action",
+        value,
+        &["egress-blocked", "egress-dropped", "egress-hanging", "egress-rule", "ruleset-changed"],
+        "",
+    )
 }
 
 fn known(kind: &'static str, value: &str, names: &[&str], more: &str) -> Result<String, FilterError> {

@@ -114,7 +114,12 @@ impl ChangedRuleset {
             Some(Doer { pid, name: None }) => format!("process {pid}"),
             None => "somebody".to_owned(),
         };
-        let what = match &self.difference {
+        format!("{who} changed the firewall rules{}", self.what())
+    }
+
+    /// What is otherwise, as the end of a sentence; empty where that is not known.
+    pub fn what(&self) -> String {
+        match &self.difference {
             None => String::new(),
             // This change, and no other.
             Some(difference)
@@ -126,8 +131,7 @@ impl ChangedRuleset {
             Some(difference) => {
                 format!("; by all changes since generation {}: {}", difference.since, difference.words())
             }
-        };
-        format!("{who} changed the firewall rules{what}")
+        }
     }
 }
 

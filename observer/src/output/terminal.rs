@@ -114,6 +114,17 @@ impl<W: Write + Send> Terminal<W> {
         Ok(())
     }
 
+    /// `15:30:07 RULE     curl[2211] → 203.0.113.10:443/tcp: nft rule …`
+    fn rule(&mut self, event: &Event) -> io::Result<()> {
+        if event.egress.background.is_some() && !self.show_background {
+            return Ok(());
+        }
+        self.make_room()?;
+        let (time, reason) = (self.time(event.timestamp), event.event.reason.as_deref().unwrap_or_default());
+        let (who, to) = (who(event), destination(event));
+        writeln!(self.writer, "{time} {STRONG}RULE{STRONG:#}     {} → {to}: {}", escape(&who), escape(reason))
+    }
+
     fn hangs(&mut self, event: &Event) -> io::Result<()> {
         if self.hanging.0 >= MAX_HANGING {
             self.hanging.1 += 1;
@@ -179,6 +190,9 @@ impl<W: Write + Send> Output for Terminal<W> {
             self.hangs(event)?;
             return Ok(true);
         }
+        if event.event.action == Action::EgressRule {
+            return self.rule(event).map(|()| false);
+        }
         if event.event.action == Action::EgressDropped {
             self.dropped += event.egress.count;
             if !self.show_background {
@@ -209,8 +223,21 @@ impl<W: Write + Send> Output for Terminal<W> {
             return Ok(());
         }
         self.make_room()?;
-        let (time, reason) = (self.time(change.timestamp), change.event.reason.as_deref().unwrap_or_default());
-        writeln!(self.writer, "{time} {STRONG}CHANGED{STRONG:#}  {}", escape(reason))
+        let time = self.time(change.timestamp);
+        // Whoever ran the program that did it says more than that.
+        let line: Vec<String> = match change.egress.ancestry.as_slice() {
+            [] => change.egress.ruleset.changed_by.iter().map(|doer| format!("pid {}", doer.pid)).collect(),
+            [first, parents @ ..] => std::iter::once(format!("{}[{}]", first.name, first.pid))
+                .chain(parents.iter().take(MAX_PARENTS).map(|parent| parent.name.clone()))
+                .collect(),
+        };
+        let (by, what) = (line.join(" ← "), change.egress.ruleset.what());
+        writeln!(
+            self.writer,
+            "{time} {STRONG}CHANGED{STRONG:#}  firewall rules, by {}{}",
+            escape(if by.is_empty() { "somebody" } else { &by }),
+            escape(&what)
+        )
     }
 
     fn idle(&mut self) -> io::Result<bool> {

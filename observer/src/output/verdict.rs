@@ -41,6 +41,8 @@ pub struct Findings {
 
 /// Stories that are announced while the command runs.
 const MAX_ANNOUNCED: usize = 20;
+/// Stories among which one is looked for that is the same under another incident.
+const RECENT: usize = 64;
 /// Stories that are told one by one.
 const MAX_STORIES: usize = 10_000;
 
@@ -59,21 +61,40 @@ impl Stories {
             story.last = event.event.end;
             return false;
         }
+        // Its rule was told late: what came before is of another incident, and the same story.
+        let by = event.event.reason.as_deref().unwrap_or_default();
+        let (who_it_is, to) = (who(event), destination(event));
+        let same = |story: &Story| story.by == by && story.who == who_it_is && story.to == to;
+        if let Some(place) = self.list.iter().rev().take(RECENT).position(same) {
+            let place = self.list.len() - 1 - place;
+            self.by_incident.insert(event.egress.incident, place);
+            self.list[place].packets += event.egress.count;
+            self.list[place].last = event.event.end;
+            return false;
+        }
         if self.list.len() >= MAX_STORIES {
             self.take_with_others(event);
             return false;
         }
         self.by_incident.insert(event.egress.incident, self.list.len());
         self.list.push(Story {
-            who: who(event),
-            to: destination(event),
-            by: event.event.reason.clone().unwrap_or_default(),
+            who: who_it_is,
+            to,
+            by: by.to_owned(),
             packets: event.egress.count,
             first: event.event.start,
             last: event.event.end,
             incident: event.egress.incident,
         });
         true
+    }
+
+    /// The rule of a story that was told already.
+    fn name(&mut self, event: &Event) {
+        let place = self.by_incident.get(&event.egress.incident).filter(|_| !event.egress.incident.is_nil());
+        if let (Some(story), Some(reason)) = (place.and_then(|place| self.list.get_mut(*place)), &event.event.reason) {
+            story.by.clone_from(reason);
+        }
     }
 
     /// One story for all that is too much to be told one by one.
@@ -181,6 +202,12 @@ impl<W: Write> Verdict<W> {
 impl<W: Write + Send> Output for Verdict<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
         self.write_events(|events| events.event(event).map(drop));
+        if event.event.action == Action::EgressRule {
+            for stories in [&mut self.inside, &mut self.unknown, &mut self.outside] {
+                stories.name(event);
+            }
+            return Ok(false);
+        }
         let own = event.egress.ancestry.iter().any(|ancestor| ancestor.pid == self.subject.pid);
         if event.event.action != Action::EgressBlocked {
             self.queues += event.egress.count;

@@ -196,12 +196,27 @@ impl<E: Eyes> Consumer<E> {
         if self.done.error.is_some() {
             return false;
         }
+        for event in self.assembler.late() {
+            self.news(event);
+        }
         let waiting = self.done.output.idle().unwrap_or_else(|error| {
             self.done.error = Some(error);
             false
         });
         self.stop_if_over();
-        waiting
+        waiting || self.assembler.waits()
+    }
+
+    /// What has become known of something that was told: of no packet.
+    fn news(&mut self, mut event: Event) {
+        if self.is_over() || !self.filter.matches(&event) {
+            return;
+        }
+        self.lines += 1;
+        event.event.sequence = Some(self.lines);
+        if let Err(error) = self.done.output.event(&event) {
+            self.done.error = Some(error);
+        }
     }
 
     /// Tells of a connection that hangs: of no packet, so that it is none of the events that are counted.

@@ -30,6 +30,8 @@ const WARM: Duration = Duration::from_secs(600);
 /// But for so many times as long as that took they are not read for a change again: whoever changes a long ruleset all the time
 /// must not pay for being watched.
 const COMPARED_SHARE: u32 = 50;
+/// That much does not count.
+const QUICK: Duration = Duration::from_millis(20);
 
 /// A ruleset whose reading took so long is not read again for so many times as long: it must not hold up everything else.
 const SLOW: Duration = Duration::from_millis(250);
@@ -92,7 +94,7 @@ impl Rulesets {
         }
         let before = space.rulesets.front().map(Ruleset::generation);
         space.refresh(number, cookie)?;
-        space.compared_until = Instant::now() + began.elapsed() * COMPARED_SHARE;
+        space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {
             (Some(after), Some(earlier)) if Some(earlier.generation()) == before => {

@@ -4,6 +4,7 @@ mod shapes;
 
 use std::{
     net::{SocketAddr, TcpStream, UdpSocket},
+    os::unix::fs::PermissionsExt,
     process::Stdio,
     time::Duration,
 };
@@ -36,6 +37,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_ruleset_replaced_a_hundred_times", replaced),
     ("a_rule_that_is_gone_is_still_named", gone),
     ("namespaces_with_the_same_handles", twins),
+    ("a_text_that_comes_late", late),
 ];
 
 /// Rules are seen live where nftables frees what it drops itself: since Linux 6.7, and where that was taken over. Which
@@ -489,5 +491,38 @@ fn gone() -> Result<Outcome> {
     }
     let told: u64 = report.events.iter().filter_map(|event| event["egress"]["count"].as_u64()).sum();
     ensure!(told == 51, "{told} of 51 packets");
+    Ok(Outcome::Passed)
+}
+
+/// Where `nft` takes its time, place and handle are told at once, and the text in a line of its own: of the same incident.
+fn late() -> Result<Outcome> {
+    if let Some(skipped) = not_live()? {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"hit\"\n}} }}"))?;
+    let hit = marked(&lab.client)?;
+    // The same `nft`, half a second later.
+    let slow = tempfile::tempdir()?;
+    let path = std::env::var("PATH").context("no PATH")?;
+    let script = slow.path().join("nft");
+    std::fs::write(&script, format!("#!/bin/sh\nsleep 0.5\nPATH='{path}' exec nft \"$@\"\n"))?;
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
+    let netns = lab.client.path();
+    let mut command = observer::command();
+    command.args(["watch", "-o", "json", "--netns"]).arg(netns);
+    let observer = Observer::start_command(command.env("PATH", format!("{}:{path}", slow.path().display())))?;
+    let how = primed(&observer, &lab.client)?;
+    observer.tells(|| send(&lab.client, Udp4, 9001))?;
+    wait_for("the text", || Ok(observer.so_far().contains("comment \\\"hit").then_some(())))?;
+    let report = stop(observer)?;
+    let [event] = report.events.as_slice() else { bail!("one packet: {:?}", report.events) };
+    let late = report.late.iter().find(|late| late["destination"]["port"] == 9001);
+    let late = late.with_context(|| format!("no late line: {report:?}"))?;
+    ensure!(event["egress"]["rule"]["handle"] == hit.handle && event["egress"]["rule"]["text"].is_null(), "{event}");
+    ensure!(event["egress"]["incident"] == late["egress"]["incident"], "{late}");
+    ensure!(late["egress"]["count"] == 0 && late["egress"]["bytes"] == 0, "{late}");
+    ensure!(late["process"]["pid"] == event["process"]["pid"], "{late}");
+    check(late, &hit, "drop", how)?;
     Ok(Outcome::Passed)
 }
