@@ -63,7 +63,7 @@ impl Rulesets {
             rests_until: now,
         });
         space.asked = now;
-        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie);
+        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true);
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
         let deadline = Instant::now() + PATIENCE;
         let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
@@ -93,7 +93,7 @@ impl Rulesets {
             return Ok(None);
         }
         let before = space.rulesets.front().map(Ruleset::generation);
-        space.refresh(number, cookie)?;
+        space.refresh(number, cookie, false)?;
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {
@@ -107,7 +107,7 @@ impl Rulesets {
 
 impl Space {
     /// Reads the ruleset, unless the newest snapshot is still in force.
-    fn refresh(&mut self, number: u32, cookie: u64) -> Result<()> {
+    fn refresh(&mut self, number: u32, cookie: u64, is_asked: bool) -> Result<()> {
         let began = Instant::now();
         ensure!(began >= self.rests_until, "it takes long to read, and was read a moment ago");
         let known = self.rulesets.front().map(Ruleset::generation);
@@ -119,7 +119,8 @@ impl Space {
             }
         });
         let took = began.elapsed();
-        if took > SLOW {
+        // What was read only to be compared must not keep a question waiting.
+        if took > SLOW && is_asked {
             self.rests_until = Instant::now() + took * SHARE;
         }
         if let Some(fresh) = fresh?? {
