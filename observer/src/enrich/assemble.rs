@@ -160,6 +160,22 @@ impl<E: Eyes> Assembler<E> {
         // Where nftables leaves it to the hooks' walker to free a packet, a rule of a nat chain may have dropped it.
         let decider = decider.filter(|_| !translates || self.rules.are_live());
         let cause = decider.as_ref().and_then(Decider::purpose).map_or(cause, Purpose::cause);
+        let under = |decision: Option<&str>| {
+            incident(
+                sender.process.as_ref(),
+                sender.unit.as_deref(),
+                destination.as_ref(),
+                transport.as_deref(),
+                cause,
+                decision,
+            )
+        };
+        // What was told before the text was known goes on under its incident.
+        let provisional = rule.map(|rule| (rule, under(hook))).filter(|(rule, told)| self.late.was_told(*told, rule));
+        let incident = match provisional {
+            Some((_, told)) => told,
+            None => under(rule.and_then(|rule| rule.text.as_deref()).or(hook)),
+        };
         let event = Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
@@ -189,14 +205,7 @@ impl<E: Eyes> Assembler<E> {
             orchestrator: sender.orchestrator,
             egress: Egress {
                 schema: SCHEMA,
-                incident: incident(
-                    sender.process.as_ref(),
-                    sender.unit.as_deref(),
-                    destination.as_ref(),
-                    transport.as_deref(),
-                    cause,
-                    rule.and_then(|rule| rule.text.as_deref()).or(hook),
-                ),
+                incident,
                 cause: Some(cause),
                 verdict: match (rule, &decider) {
                     (Some(rule), _) => rule.verdict,

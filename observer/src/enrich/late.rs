@@ -1,8 +1,12 @@
 //! Rules whose text was not there in time: told later, in a line of their own.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::{assemble::Assembler, attribute::Eyes};
 use crate::model::{Action, Event, NamedRule, WantedRule};
@@ -19,26 +23,47 @@ struct Waiting {
     since: Instant,
 }
 
-/// All of them, the eldest first.
+/// Incidents of such lines that are remembered.
+const MAX_PROVISIONAL: usize = 4096;
+
+/// All of them, the eldest first; and under which incident each was told, which stays theirs in this run.
 #[derive(Default)]
-pub struct Late(Vec<Waiting>);
+pub struct Late {
+    waiting: Vec<Waiting>,
+    provisional: HashMap<Uuid, Place>,
+}
+
+/// Family, table and handle of a rule.
+type Place = (String, String, Option<u64>);
 
 impl Late {
     /// Remembers a line whose rule is known but for its text; the first one of its incident is enough.
     pub(super) fn remember(&mut self, event: &Event, wanted: impl FnOnce() -> Option<WantedRule>) {
         let is_known = |rule: &crate::model::EgressRule| rule.handle.is_some() && rule.text.is_none();
-        let waits = self.0.iter().any(|waiting| waiting.event.egress.incident == event.egress.incident);
-        if waits || self.0.len() >= MAX_WAITING || !event.egress.rule.as_ref().is_some_and(is_known) {
+        let Some(rule) = event.egress.rule.as_ref().filter(|rule| is_known(rule)) else { return };
+        if self.provisional.len() < MAX_PROVISIONAL {
+            let place = (rule.family.clone(), rule.table.clone(), rule.handle);
+            self.provisional.entry(event.egress.incident).or_insert(place);
+        }
+        let waits = self.waiting.iter().any(|waiting| waiting.event.egress.incident == event.egress.incident);
+        if waits || self.waiting.len() >= MAX_WAITING {
             return;
         }
         if let Some(wanted) = wanted() {
-            self.0.push(Waiting { event: Box::new(event.clone()), wanted, since: Instant::now() });
+            self.waiting.push(Waiting { event: Box::new(event.clone()), wanted, since: Instant::now() });
         }
+    }
+
+    /// Whether something was told of this rule under that incident, before its text was known.
+    pub(super) fn was_told(&self, incident: Uuid, rule: &NamedRule) -> bool {
+        self.provisional
+            .get(&incident)
+            .is_some_and(|(family, table, handle)| (family, table, *handle) == (&rule.family, &rule.table, rule.handle))
     }
 
     /// Whether any is waited for.
     pub fn is_waiting(&self) -> bool {
-        !self.0.is_empty()
+        !self.waiting.is_empty()
     }
 }
 
@@ -46,7 +71,7 @@ impl<E: Eyes> Assembler<E> {
     /// Lines for the rules whose texts have come meanwhile: of the same incident, and of no packet.
     pub fn late(&mut self) -> Vec<Event> {
         let mut lines = Vec::new();
-        let mut all = std::mem::take(&mut self.late.0).into_iter();
+        let mut all = std::mem::take(&mut self.late.waiting).into_iter();
         while let Some(mut waiting) = all.next() {
             let decision = self.rules.again(&waiting.wanted, &mut self.attributor.eyes);
             match decision.as_ref().and_then(|decision| decision.rule.as_ref()).filter(|rule| rule.text.is_some()) {
@@ -56,9 +81,9 @@ impl<E: Eyes> Assembler<E> {
                 }
                 // Asking takes a while where the text is not there yet: the others come first next time.
                 None => {
-                    self.late.0.extend(all);
+                    self.late.waiting.extend(all);
                     if waiting.since.elapsed() < PATIENCE {
-                        self.late.0.push(waiting);
+                        self.late.waiting.push(waiting);
                     }
                     break;
                 }
