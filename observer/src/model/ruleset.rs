@@ -136,6 +136,11 @@ impl ChangedRuleset {
 }
 
 impl Difference {
+    /// Something is otherwise.
+    pub fn is_any(&self) -> bool {
+        self.rules_added + self.rules_removed > 0 || !self.policies.is_empty()
+    }
+
     /// In words; the first rule of each kind is shown.
     fn words(&self) -> String {
         let mut parts = Vec::new();

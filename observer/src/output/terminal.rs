@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     incident::{Fold, Repeats, Told, Top, who},
-    model::{Action, Background, Change, Event, Summary},
+    model::{Action, Background, Change, Difference, Event, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -58,8 +58,8 @@ pub struct Terminal<W> {
     destinations: Top,
     /// Connections that hang and were shown, and those that were not.
     hanging: (usize, usize),
-    /// Who changed rules last, and when.
-    changed: Option<(Option<String>, Instant)>,
+    /// Parent of who changed rules last, and when that was.
+    changed: Option<(Option<u32>, Instant)>,
 }
 
 impl<W: Write + Send> Terminal<W> {
@@ -215,11 +215,12 @@ impl<W: Write + Send> Output for Terminal<W> {
     }
 
     fn change(&mut self, change: &Change) -> io::Result<()> {
-        // A program that makes many changes is told once, with what came of them.
-        let by = change.egress.ruleset.changed_by.as_ref().and_then(|doer| doer.name.clone());
+        // A program that makes many changes, or has others make them as ufw does, is told once, and then what came of them.
+        let by = change.egress.ancestry.get(1).map(|parent| parent.pid);
         let again = self.changed.as_ref().is_some_and(|(before, when)| *before == by && when.elapsed() < BURST);
         self.changed = Some((by, Instant::now()));
-        if again && change.egress.ruleset.difference.is_none() {
+        let is_news = change.egress.ruleset.difference.as_ref().is_some_and(Difference::is_any);
+        if again && !is_news {
             return Ok(());
         }
         self.make_room()?;
