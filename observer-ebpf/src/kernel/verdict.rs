@@ -14,17 +14,15 @@ use super::{
     time::boot_ns,
 };
 
-/// A verdict that is being given.
+/// A verdict that is being given: where to look once it is. What it is, and of which packet, is read then and not before, so
+/// that an end whose beginning was skipped finds nothing of an earlier one's.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Pending {
-    skb: u64,
     /// Where the verdict will be.
-    registers: u64,
-    /// Handle of the rule.
-    rule: u64,
-    /// Address of the base chain.
-    chain: u64,
+    into: u64,
+    /// `struct nft_pktinfo`.
+    packet: u64,
 }
 
 /// A verdict to drop that was given.
@@ -100,22 +98,9 @@ extern "C" fn verdict_started(registers: u64, into: u64, packet: u64) -> u64 {
     }
     // An earlier one of a packet that was here before, or one that did not end its walk.
     let _ = GIVEN.remove(&skb);
-    let site = &config.verdict_site;
-    if site.learnt == 0 {
-        return 0;
+    if config.verdict_site.learnt != 0 {
+        let _ = PENDING.insert(&stack, &Pending { into, packet }, 0);
     }
-    let mut rule = word(place(config, registers, stack, site.rule_word));
-    if site.indirect != 0 {
-        rule = word(rule);
-    }
-    let head = word(rule.wrapping_add(config.verdict.rule_head));
-    let pending = Pending {
-        skb,
-        registers: into,
-        rule: (head >> config.verdict.handle_bit) & config.verdict.handle_mask,
-        chain: word(place(config, registers, stack, site.chain_word)),
-    };
-    let _ = PENDING.insert(&stack, &pending, 0);
     0
 }
 
@@ -171,11 +156,19 @@ fn plain(registers: u64) -> u64 {
     }
 }
 
-/// It has returned.
+/// It has returned: the walker has its registers back, and its stack is as it was.
 #[inline(always)]
 pub fn end(registers: u64) {
-    let Some(config) = RULES.get(0) else { return };
-    let registers = plain(registers);
+    verdict_ended(plain(registers));
+}
+
+/// See [`end`].
+///
+/// A function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn verdict_ended(registers: u64) -> u64 {
+    let Some(config) = RULES.get(0) else { return 0 };
     let stack = word(registers.wrapping_add(config.verdict.stack_pointer));
     if config.verdict_proven == 0 {
         if let (Some(began), Some(distance)) = (BEGAN.get(0), DISTANCE.get_ptr_mut(0)) {
@@ -187,18 +180,31 @@ pub fn end(registers: u64) {
             }
         }
     }
-    if config.verdict_site.learnt == 0 {
-        return;
+    let site = &config.verdict_site;
+    if site.learnt == 0 {
+        return 0;
     }
-    let began = stack.wrapping_sub(config.verdict_site.distance);
-    let Some(pending) = PENDING.get_ptr(&began) else { return };
-    // SAFETY: the map's values stay readable; one that is replaced meanwhile is of another packet, and told apart by it.
+    let began = stack.wrapping_sub(site.distance);
+    let Some(pending) = PENDING.get_ptr(&began) else { return 0 };
+    // SAFETY: the map's values stay readable.
     let pending = unsafe { *pending };
     let _ = PENDING.remove(&began);
-    if word(pending.registers) & 0xffff_ffff == DROP {
-        let given = Given { rule: pending.rule, chain: pending.chain, time_ns: boot_ns() };
-        let _ = GIVEN.insert(&pending.skb, &given, 0);
+    if word(pending.into) & 0xffff_ffff != DROP {
+        return 0;
     }
+    let mut rule = word(place(config, registers, began, site.rule_word));
+    if site.indirect != 0 {
+        rule = word(rule);
+    }
+    let head = word(rule.wrapping_add(config.verdict.rule_head));
+    let given = Given {
+        rule: (head >> config.verdict.handle_bit) & config.verdict.handle_mask,
+        chain: word(place(config, registers, began, site.chain_word)),
+        time_ns: boot_ns(),
+    };
+    let skb = word(pending.packet.wrapping_add(config.verdict.packet_skb));
+    let _ = GIVEN.insert(&skb, &given, 0);
+    0
 }
 
 /// Handle of the rule that gave the verdict to drop this packet in that base chain.
