@@ -116,7 +116,7 @@ impl Purpose {
             Self::Tracking
         } else if begins(&["nf_confirm", "ipv4_confirm", "ipv6_confirm"]) {
             Self::Confirming
-        } else if begins(&["nf_nat_", "iptable_nat_", "ip6table_nat_"]) {
+        } else if begins(&["nf_nat_"]) {
             Self::Translation
         } else if begins(&["ip_vs_"]) {
             Self::Ipvs
@@ -189,11 +189,11 @@ impl Decider {
                 _ => format!("connection tracking ({function}) dropped it"),
             },
             Purpose::Confirming => match self.connections {
-                Some(Connections { insert_failed: 1.., .. }) => {
-                    "connection tracking dropped it: its connection could not be entered into the table (insert_failed is \
-                     counted)"
-                        .to_owned()
-                }
+                // The counter is the namespace's, and not this packet's alone.
+                Some(Connections { insert_failed: failed @ 1.., .. }) => format!(
+                    "connection tracking ({function}) dropped it where its connection was to be entered into the table: \
+                     {failed} could not be so far in this namespace (insert_failed)"
+                ),
                 _ => format!("connection tracking ({function}) dropped it"),
             },
             Purpose::Defragmentation => format!("putting fragments together ({function}) dropped it"),

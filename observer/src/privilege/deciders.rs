@@ -2,13 +2,14 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use observer_ebpf::abi::UNKNOWN_RULE;
 
 use super::{netns, rulesets::Rulesets};
 use crate::{
     model::{Backend, BpfProgram, Connections, Decider, Decision, NamedRule, Purpose, WantedRule},
     probe::symbols::{self, Names},
+    sys::netns_cookie,
 };
 
 /// Functions by their addresses: those that are known to be on hooks, and others that were asked for.
@@ -68,7 +69,7 @@ impl Deciders {
             Purpose::Program if wanted.rule != 0 => {
                 decider.program = Some(BpfProgram { id: wanted.rule, name: program_name(wanted.rule) });
             }
-            Purpose::Tracking | Purpose::Confirming => decider.connections = connections(wanted.netns),
+            Purpose::Tracking | Purpose::Confirming => decider.connections = connections(wanted),
             _ => {}
         }
         decider.function = Some(function);
@@ -89,9 +90,8 @@ fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
     };
     let (family, list) =
         if function.starts_with("ip6") { ("ip6", "ip6_tables_names") } else { ("ip", "ip_tables_names") };
-    let tables =
-        netns::inside(Some(wanted.netns), move || fs::read_to_string(format!("/proc/thread-self/net/{list}")))?
-            .context("cannot list the tables of iptables-legacy")?;
+    let tables = inside(wanted, move || fs::read_to_string(format!("/proc/thread-self/net/{list}")))?
+        .context("cannot list the tables of iptables-legacy")?;
     let Some(hook) = &wanted.hook else { return Ok(None) };
     if !tables.lines().any(|table| table == name) {
         return Ok(None);
@@ -112,6 +112,17 @@ fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
     }))
 }
 
+/// Looks into the namespace, if it still is the one: its number may be another one's by now. Kernels without cookies are
+/// believed.
+fn inside<T: Send + 'static>(wanted: &WantedRule, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let cookie = wanted.netns_cookie;
+    netns::inside(Some(wanted.netns), move || {
+        let is_same = netns_cookie().map_or(true, |here| cookie == 0 || here == cookie);
+        ensure!(is_same, "the namespace is gone, and its number another one's");
+        Ok(work())
+    })?
+}
+
 fn program_name(id: u64) -> Option<String> {
     aya::programs::loaded_programs()
         .flatten()
@@ -129,10 +140,10 @@ fn counted(name: &str) -> Option<u64> {
 }
 
 /// How full the table of connections is.
-fn connections(number: u32) -> Option<Connections> {
+fn connections(wanted: &WantedRule) -> Option<Connections> {
     let read =
         |name: &str| fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse::<u64>().ok();
-    netns::inside(Some(number), move || {
+    inside(wanted, move || {
         Some(Connections {
             entries: read("nf_conntrack_count")?,
             limit: read("nf_conntrack_max")?,

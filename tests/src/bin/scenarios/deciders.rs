@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead, BufReader},
     process::Stdio,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -150,7 +149,6 @@ fn refused() -> Result<Outcome> {
         let client = traffic::run(&lab.client, &["udp", FAR_V4, "9001"])?;
         ensure!(client.said == "ok", "the caller is not told: {}", client.said);
         clients.push(client.pid);
-        std::thread::sleep(Duration::from_millis(50));
         Ok((observer.told() > 0).then_some(()))
     })?;
     let report = observer.stop()?;
