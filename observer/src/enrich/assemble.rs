@@ -247,11 +247,6 @@ impl<E: Eyes> Assembler<E> {
         event
     }
 
-    /// Some rule's text is still waited for.
-    pub fn waits(&self) -> bool {
-        self.late.is_waiting()
-    }
-
     /// Another observer's proof: its helper sends to itself, in a namespace of its own.
     fn is_own(&self, dropped: &Dropped, process: Option<&Process>) -> bool {
         let inside = dropped.endpoints.is_some_and(|endpoints| endpoints.destination.is_loopback());
@@ -273,12 +268,6 @@ impl<E: Eyes> Assembler<E> {
             }
             _ => None,
         }
-    }
-
-    /// The process by which a namespace was known to live has ended: its rules are listened to by another one.
-    pub fn deaf(&mut self, netns: u32) {
-        self.changes.forget(netns);
-        self.changes.adopt(netns, &mut self.attributor.eyes);
     }
 
     /// Modules of the kernel have come or gone, nftables' own among them or not.

@@ -85,6 +85,12 @@ impl Changes {
 }
 
 impl<E: Eyes> Assembler<E> {
+    /// The process by which a namespace was known to live has ended: its rules are listened to by another one.
+    pub fn deaf(&mut self, netns: u32) {
+        self.changes.forget(netns);
+        self.changes.adopt(netns, &mut self.attributor.eyes);
+    }
+
     /// One line for one change of rules; the last one of several tells what is otherwise.
     pub fn change(&mut self, commit: Commit, is_last: bool) -> Change {
         self.attributor.catch_up();

@@ -68,6 +68,11 @@ impl Late {
 }
 
 impl<E: Eyes> Assembler<E> {
+    /// Some rule's text is still waited for.
+    pub fn waits(&self) -> bool {
+        self.late.is_waiting()
+    }
+
     /// Lines for the rules whose texts have come meanwhile: of the same incident, and of no packet.
     pub fn late(&mut self) -> Vec<Event> {
         let mut lines = Vec::new();

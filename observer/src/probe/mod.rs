@@ -9,6 +9,7 @@ pub mod btf;
 pub mod cgroup;
 pub mod hooks;
 pub mod layout;
+mod learn;
 mod maps;
 pub mod proof;
 pub mod rules;
