@@ -55,12 +55,12 @@ pub(super) struct Session {
 impl Session {
     /// Attaches everything, and takes in what ran before.
     pub(super) fn attach(mut helper: Helper, filter: Filter, verbose: u8) -> Result<Self> {
+        let modules = modules::listen();
         if !Probes::avoids_rules() {
             helper.begin_proof();
         }
         let mut probes =
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
-        let modules = modules::listen();
         // Before anything is observed for the user: from the first event on, the rule is told.
         let rules = Rules::new(probes.take_rules()?, &mut helper);
         let firewalls = firewalls(&mut helper, filter.netns);

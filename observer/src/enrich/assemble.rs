@@ -11,7 +11,7 @@ use super::{
     changes::Changes,
     host::{Clock, Identity},
     late::Late,
-    rules::{Rules, wanted},
+    rules::{Found, Rules, wanted},
     sender::Credentials,
     users::Users,
 };
@@ -150,7 +150,7 @@ impl<E: Eyes> Assembler<E> {
         if matches!(dropped.cause, Cause::Netfilter | Cause::Nfqueue) && dropped.netns != 0 {
             self.changes.adopt(dropped.netns, &mut self.attributor.eyes);
         }
-        let decision = self.rules.of(dropped, hook, &mut self.attributor.eyes);
+        let Found { decision, unread } = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         let rule = decision.as_ref().and_then(|decision| decision.rule.as_ref());
         let decider = match dropped.cause {
             Cause::Nfqueue => self.queue(dropped),
@@ -171,7 +171,8 @@ impl<E: Eyes> Assembler<E> {
             )
         };
         // What was told before the text was known goes on under its incident.
-        let provisional = rule.map(|rule| (rule, under(hook))).filter(|(rule, told)| self.late.was_told(*told, rule));
+        let provisional = dropped.rule.filter(|_| rule.is_some()).map(|answer| (answer, under(hook)));
+        let provisional = provisional.filter(|(answer, told)| self.late.was_told(*told, answer));
         let incident = match provisional {
             Some((_, told)) => told,
             None => under(rule.and_then(|rule| rule.text.as_deref()).or(hook)),
@@ -243,7 +244,9 @@ impl<E: Eyes> Assembler<E> {
             process: sender.process,
             user: sender.user,
         };
-        self.late.remember(&event, || Some(wanted(dropped, dropped.rule?, hook)));
+        if let Some(answer) = dropped.rule {
+            self.late.remember(&event, answer, unread, || wanted(dropped, answer, hook));
+        }
         event
     }
 

@@ -18,7 +18,7 @@ struct Host {
 }
 
 impl Proving for Host {
-    fn functions(&mut self) -> Result<Functions, String> {
+    fn functions(&mut self, _changes: u64) -> Result<Functions, String> {
         Err("nothing is shown".to_owned())
     }
 
@@ -30,7 +30,7 @@ impl Proving for Host {
         Ok(())
     }
 
-    fn prepare_proof(&mut self) -> Result<Prepared, Unproven> {
+    fn prepare_proof(&mut self, _changes: u64) -> Result<Prepared, Unproven> {
         Err(Unproven::NotLoaded)
     }
 

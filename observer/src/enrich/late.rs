@@ -1,4 +1,4 @@
-//! Rules whose text was not there in time: told later, in a line of their own.
+//! Rules that could not be read in time, or their text: told later, in a line of their own.
 
 use std::{
     collections::HashMap,
@@ -6,6 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 use uuid::Uuid;
 
 use super::{assemble::Assembler, attribute::Eyes};
@@ -16,7 +17,7 @@ const MAX_WAITING: usize = 64;
 /// How long they are.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A line without its rule's text.
+/// A line without its rule, or without its text.
 struct Waiting {
     event: Box<Event>,
     wanted: WantedRule,
@@ -30,35 +31,36 @@ const MAX_PROVISIONAL: usize = 4096;
 #[derive(Default)]
 pub struct Late {
     waiting: Vec<Waiting>,
-    provisional: HashMap<Uuid, Place>,
+    provisional: HashMap<Uuid, RuleAnswer>,
 }
 
-/// Family, table and handle of a rule.
-type Place = (String, String, Option<u64>);
-
 impl Late {
-    /// Remembers a line whose rule is known but for its text; the first one of its incident is enough.
-    pub(super) fn remember(&mut self, event: &Event, wanted: impl FnOnce() -> Option<WantedRule>) {
-        let is_known = |rule: &crate::model::EgressRule| rule.handle.is_some() && rule.text.is_none();
-        let Some(rule) = event.egress.rule.as_ref().filter(|rule| is_known(rule)) else { return };
+    /// Remembers a line whose rule is known but for its text, or could not be looked up yet (`unread`); the first one of its
+    /// incident is enough.
+    pub(super) fn remember(
+        &mut self,
+        event: &Event,
+        answer: RuleAnswer,
+        unread: bool,
+        wanted: impl FnOnce() -> WantedRule,
+    ) {
+        let known = event.egress.rule.as_ref().map_or(unread, |rule| rule.text.is_none());
+        if !known || answer.chain == 0 || answer.rule == UNKNOWN_RULE {
+            return;
+        }
         if self.provisional.len() < MAX_PROVISIONAL {
-            let place = (rule.family.clone(), rule.table.clone(), rule.handle);
-            self.provisional.entry(event.egress.incident).or_insert(place);
+            self.provisional.entry(event.egress.incident).or_insert(answer);
         }
         let waits = self.waiting.iter().any(|waiting| waiting.event.egress.incident == event.egress.incident);
         if waits || self.waiting.len() >= MAX_WAITING {
             return;
         }
-        if let Some(wanted) = wanted() {
-            self.waiting.push(Waiting { event: Box::new(event.clone()), wanted, since: Instant::now() });
-        }
+        self.waiting.push(Waiting { event: Box::new(event.clone()), wanted: wanted(), since: Instant::now() });
     }
 
     /// Whether something was told of this rule under that incident, before its text was known.
-    pub(super) fn was_told(&self, incident: Uuid, rule: &NamedRule) -> bool {
-        self.provisional
-            .get(&incident)
-            .is_some_and(|(family, table, handle)| (family, table, *handle) == (&rule.family, &rule.table, rule.handle))
+    pub(super) fn was_told(&self, incident: Uuid, answer: &RuleAnswer) -> bool {
+        self.provisional.get(&incident) == Some(answer)
     }
 
     /// Whether any is waited for.
@@ -68,18 +70,22 @@ impl Late {
 }
 
 impl<E: Eyes> Assembler<E> {
-    /// Some rule's text is still waited for.
+    /// Something is to be looked up yet: call [`Self::late`] from time to time.
     pub fn waits(&self) -> bool {
-        self.late.is_waiting()
+        self.late.is_waiting() || self.rules.is_stale()
     }
 
     /// Lines for the rules whose texts have come meanwhile: of the same incident, and of no packet.
     pub fn late(&mut self) -> Vec<Event> {
+        self.rules.refresh(&mut self.attributor.eyes);
         let mut lines = Vec::new();
         let mut all = std::mem::take(&mut self.late.waiting).into_iter();
         while let Some(mut waiting) = all.next() {
             let decision = self.rules.again(&waiting.wanted, &mut self.attributor.eyes);
-            match decision.as_ref().and_then(|decision| decision.rule.as_ref()).filter(|rule| rule.text.is_some()) {
+            let over = waiting.since.elapsed() >= PATIENCE;
+            // Without its text it is better than nothing.
+            let enough = |rule: &&NamedRule| rule.text.is_some() || over && waiting.event.egress.rule.is_none();
+            match decision.as_ref().and_then(|decision| decision.rule.as_ref()).filter(enough) {
                 Some(rule) => {
                     self.name(&mut waiting.event, rule);
                     lines.push(*waiting.event);
@@ -87,7 +93,7 @@ impl<E: Eyes> Assembler<E> {
                 // Asking takes a while where the text is not there yet: the others come first next time.
                 None => {
                     self.late.waiting.extend(all);
-                    if waiting.since.elapsed() < PATIENCE {
+                    if !over {
                         self.late.waiting.push(waiting);
                     }
                     break;

@@ -35,6 +35,15 @@ enum Method {
     Impossible(String),
 }
 
+/// What is known of what dropped a packet.
+#[derive(Clone, Default)]
+pub struct Found {
+    /// Confirmed; `None` where the kernel half saw nothing, or nothing that can have been.
+    pub decision: Option<Arc<Decision>>,
+    /// It could not be looked up yet.
+    pub unread: bool,
+}
+
 /// Rules that were asked about.
 pub struct Rules {
     maps: RuleMaps,
@@ -44,6 +53,8 @@ pub struct Rules {
     known: Answers<WantedRule, Option<Arc<Decision>>>,
     seen: RuleCounts,
     seen_by_verdict: RuleCounts,
+    /// Modules have changed, and the kernel's functions were not looked up since: when that was tried last.
+    stale: Option<Instant>,
 }
 
 impl Rules {
@@ -56,6 +67,7 @@ impl Rules {
             known: Answers::new(),
             seen: RuleCounts::default(),
             seen_by_verdict: RuleCounts::default(),
+            stale: None,
         };
         rules.arm(prover);
         rules
@@ -96,10 +108,31 @@ impl Rules {
     /// Modules have come or gone: functions are elsewhere, and what was not possible may be. What was learnt of nftables' own
     /// module holds as long as that stays.
     pub fn modules_changed(&mut self, nftables: bool, prover: &mut impl Proving) {
+        self.maps.modules_changed();
         if nftables || matches!(self.method, Method::NotYet(..)) {
             self.arm(prover);
-        } else if let Err(error) = self.maps.find_functions(prover) {
-            log::warn!("the kernel's functions were not looked up: {error}");
+        } else {
+            self.find_functions(prover);
+        }
+    }
+
+    fn find_functions(&mut self, prover: &mut impl Proving) {
+        let found = self.maps.find_functions(prover);
+        self.stale = found.is_err().then(Instant::now);
+        if let Err(error) = found {
+            log::debug!("the kernel's functions were not looked up: {error}");
+        }
+    }
+
+    /// Something is to be tried again.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.is_some()
+    }
+
+    /// Looks up again what was not to be had.
+    pub(super) fn refresh(&mut self, prover: &mut impl Proving) {
+        if self.stale.is_some_and(|tried| tried.elapsed() > AGAIN) {
+            self.find_functions(prover);
         }
     }
 
@@ -126,7 +159,7 @@ impl Rules {
 
     /// The rule that dropped a packet, or what else did, where the kernel half saw it and it is confirmed. `hook` as an event
     /// names it.
-    pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Option<Arc<Decision>> {
+    pub fn of(&mut self, dropped: &Dropped, hook: Option<&str>, eyes: &mut impl Eyes) -> Found {
         let Some(answer) = dropped.rule.filter(|_| dropped.cause == Cause::Netfilter) else {
             // nftables may have been loaded since.
             if let (Cause::Netfilter, Method::NotYet(tried, _)) = (dropped.cause, &self.method)
@@ -134,16 +167,16 @@ impl Rules {
             {
                 self.arm(eyes);
             }
-            return None;
+            return Found::default();
         };
         let by_chain = answer.function != 0 && answer.chain != 0;
-        let decision = self.asked(dropped, answer, hook, by_chain, eyes);
+        let found = self.asked(dropped, answer, hook, by_chain, eyes);
         // What nobody waits for is not worth the cost. Behind the question, whose answer says what must be probed.
         if by_chain && Background::of(dropped).is_none() {
             // Where no verdict was seen, a function may be missing that the ruleset has come to need.
             self.probe(if answer.rule == UNKNOWN_RULE { ANEW } else { RENEW }, eyes);
         }
-        decision
+        found
     }
 
     /// The same of a packet that was told already, looked at anew.
@@ -160,7 +193,7 @@ impl Rules {
         hook: Option<&str>,
         by_chain: bool,
         eyes: &mut impl Eyes,
-    ) -> Option<Arc<Decision>> {
+    ) -> Found {
         let by_verdict = by_chain && answer.rule != UNKNOWN_RULE;
         self.count(by_verdict).answered += 1;
         let wanted = wanted(dropped, answer, hook);
@@ -172,7 +205,7 @@ impl Rules {
                     Err(why) => {
                         log::debug!("what decided in namespace {} was not read: {why}", wanted.netns);
                         self.count(by_verdict).unread += 1;
-                        return None;
+                        return Found { decision: None, unread: true };
                     }
                 };
                 match &named {
@@ -186,7 +219,7 @@ impl Rules {
             Some(_) => self.count(by_verdict).confirmed += 1,
             None => self.count(by_verdict).discarded += 1,
         }
-        named
+        Found { decision: named, unread: false }
     }
 }
 

@@ -142,7 +142,7 @@ impl Helper {
     /// Has it prepare a proof while this process goes on; what it made of it is taken by the next question, which must be
     /// [`Proving::prepare_proof`].
     pub fn begin_proof(&mut self) {
-        self.begun = self.send(&Request::PrepareProof, &[]).is_ok();
+        self.begun = self.send(&Request::PrepareProof { changes: 0 }, &[]).is_ok();
     }
 
     fn exchange(&mut self, request: &Request) -> Result<Response> {
@@ -171,18 +171,18 @@ impl Helper {
 }
 
 impl Proving for Helper {
-    fn functions(&mut self) -> Result<Functions, String> {
-        match self.ask(&Request::Functions).map_err(|error| error.to_string())? {
+    fn functions(&mut self, changes: u64) -> Result<Functions, String> {
+        match self.ask(&Request::Functions { changes }).map_err(|error| error.to_string())? {
             Response::Functions(functions) => Ok(functions),
             other => Err(unexpected(&other).to_string()),
         }
     }
 
-    fn prepare_proof(&mut self) -> Result<Prepared, Unproven> {
+    fn prepare_proof(&mut self, changes: u64) -> Result<Prepared, Unproven> {
         let prepared = if std::mem::take(&mut self.begun) {
             self.receive().map_err(|error| HelperError(format!("{error:#}")))
         } else {
-            self.ask(&Request::PrepareProof)
+            self.ask(&Request::PrepareProof { changes })
         };
         match prepared {
             Ok(Response::PrepareProof(prepared)) => prepared,

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt,
     path::PathBuf,
+    sync::mpsc::{Receiver, channel},
     thread,
 };
 
@@ -18,7 +19,22 @@ pub(super) fn inside<T: Send + 'static>(number: Option<u32>, work: impl FnOnce()
     }
 }
 
-/// The same for a namespace that a process is known to be in; if it is gone, that of any other.
+/// The same without waiting for it: what came of it arrives when it has ended, or the sender is gone when it failed.
+pub(super) fn begin<T: Send + 'static>(
+    number: u32,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<Receiver<Result<T>>> {
+    let namespace = open(number)?;
+    let (send, receive) = channel();
+    thread::spawn(move || {
+        let entered = setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace");
+        // Nobody waits any more for one that takes too long.
+        let _ = send.send(entered.and_then(|()| work()));
+    });
+    Ok(receive)
+}
+
+/// The same as [`inside`] for a namespace that a process is known to be in; if it is gone, that of any other.
 pub(super) fn inside_of<T: Send + 'static>(
     pid: u32,
     number: u32,

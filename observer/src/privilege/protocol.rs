@@ -89,7 +89,10 @@ pub enum Request {
         netns: u32,
     },
     /// Where the kernel's functions are that the kernel half must know.
-    Functions,
+    Functions {
+        /// How often its modules have changed: asked again, the answer is the same.
+        changes: u64,
+    },
     /// Keep two programs, whose descriptors come with this, for [`Request::ArmVerdicts`].
     VerdictPrograms,
     /// Attach them to the functions that give verdicts, for so long from now on.
@@ -100,7 +103,10 @@ pub enum Request {
         is_proof: bool,
     },
     /// Make a namespace with rules that drop, for a proof.
-    PrepareProof,
+    PrepareProof {
+        /// As in [`Request::Functions`], which is asked next.
+        changes: u64,
+    },
     /// Send the proof's packets.
     SendProof,
     /// The proof's namespace is not needed any more.

@@ -3,10 +3,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::netns;
 use crate::{
@@ -15,9 +16,12 @@ use crate::{
     sys::netns_cookie,
 };
 
-/// How long a question waits for the text of a rule. Who sent the packets that come next is not looked for meanwhile, and some
-/// of them do not live long.
+/// How long a question waits for a ruleset to be read, and then for the text of a rule. Who sent the packets that come next is
+/// not looked for meanwhile, and some of them do not live long.
+const READING: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_millis(40);
+/// The same to tell what was changed, which is rarer.
+const COMPARING: Duration = Duration::from_millis(500);
 /// Namespaces whose rulesets are kept, those asked about last.
 const MAX_NAMESPACES: usize = 256;
 /// Rulesets of a namespace that are kept, and rules in those that are not in force: a rule that is gone is still named.
@@ -33,7 +37,7 @@ const COMPARED_SHARE: u32 = 50;
 /// That much does not count.
 const QUICK: Duration = Duration::from_millis(20);
 
-/// A ruleset whose reading took so long is not read again for so many times as long: it must not hold up everything else.
+/// A ruleset whose reading took so long is not read again for so many times as long: it must not cost its host too much.
 const SLOW: Duration = Duration::from_millis(250);
 const SHARE: u32 = 4;
 
@@ -41,6 +45,8 @@ const SHARE: u32 = 4;
 struct Space {
     /// The newest first.
     rulesets: VecDeque<Ruleset>,
+    /// Nobody waited until it was read.
+    reading: Option<Reading>,
     asked: Instant,
     /// No change is looked at before.
     compared_until: Instant,
@@ -58,12 +64,13 @@ impl Rulesets {
         let now = Instant::now();
         let space = self.0.entry(wanted.netns_cookie).or_insert_with(|| Space {
             rulesets: VecDeque::new(),
+            reading: None,
             asked: now,
             compared_until: now,
             rests_until: now,
         });
         space.asked = now;
-        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true);
+        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true, now + READING);
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
         let deadline = Instant::now() + PATIENCE;
         let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
@@ -93,7 +100,7 @@ impl Rulesets {
             return Ok(None);
         }
         let before = space.rulesets.front().map(Ruleset::generation);
-        space.refresh(number, cookie, false)?;
+        space.refresh(number, cookie, false, began + COMPARING)?;
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {
@@ -105,31 +112,54 @@ impl Rulesets {
     }
 }
 
+/// A ruleset on its way, and how long it took; nothing when the newest one that was known then is still in force.
+type Reading = Receiver<Result<Option<(Ruleset, Duration)>>>;
+
 impl Space {
-    /// Reads the ruleset, unless the newest snapshot is still in force.
-    fn refresh(&mut self, number: u32, cookie: u64, is_asked: bool) -> Result<()> {
-        let began = Instant::now();
-        ensure!(began >= self.rests_until, "it takes long to read, and was read a moment ago");
+    /// Reads the ruleset, unless the newest snapshot is still in force. One that takes longer is there for a later question.
+    fn refresh(&mut self, number: u32, cookie: u64, is_asked: bool, deadline: Instant) -> Result<()> {
+        if let Some(begun) = self.reading.take() {
+            // It was waited for already. What it gives may be from before what is asked about.
+            let _ = self.wait(begun, is_asked, Instant::now())?;
+        }
+        ensure!(Instant::now() >= self.rests_until, "it takes long to read, and was read a moment ago");
         let known = self.rulesets.front().map(Ruleset::generation);
-        let fresh = netns::inside(Some(number), move || {
+        let begun = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             match known {
                 Some(known) if nft::generation()? == known => Ok(None),
-                _ => Ruleset::read().map(Some),
+                _ => {
+                    let began = Instant::now();
+                    let ruleset = Ruleset::read()?;
+                    Ok(Some((ruleset, began.elapsed())))
+                }
             }
-        });
-        let took = began.elapsed();
-        // What was read only to be compared must not keep a question waiting.
-        if took > SLOW && is_asked {
-            self.rests_until = Instant::now() + took * SHARE;
-        }
-        if let Some(fresh) = fresh?? {
-            self.rulesets.push_front(fresh);
+        })?;
+        self.wait(begun, is_asked, deadline)?
+    }
+
+    /// Keeps what was read, if it is there by then; the inner error is of the reading.
+    fn wait(&mut self, begun: Reading, is_asked: bool, deadline: Instant) -> Result<Result<()>> {
+        let fresh = match begun.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Ok(fresh)) => fresh,
+            Ok(Err(error)) => return Ok(Err(error)),
+            Err(RecvTimeoutError::Disconnected) => bail!("the thread in the network namespace failed"),
+            Err(RecvTimeoutError::Timeout) => {
+                self.reading = Some(begun);
+                bail!("it is still being read");
+            }
+        };
+        if let Some((ruleset, took)) = fresh {
+            // What was read only to be compared must not keep a question waiting.
+            if took > SLOW && is_asked {
+                self.rests_until = Instant::now() + took * SHARE;
+            }
+            self.rulesets.push_front(ruleset);
         }
         let older = |kept: &VecDeque<Ruleset>| kept.iter().skip(1).map(Ruleset::rules).sum::<usize>();
         while self.rulesets.len() > MAX_KEPT || self.rulesets.len() > 1 && older(&self.rulesets) > MAX_OLDER_RULES {
             self.rulesets.pop_back();
         }
-        Ok(())
+        Ok(Ok(()))
     }
 }

@@ -62,8 +62,8 @@ pub(super) struct Server {
     rulesets: Rulesets,
     prover: Option<Prover>,
     deciders: Deciders,
-    /// Read ahead, and not yet asked for.
-    functions: Option<Functions>,
+    /// As they are since modules changed for that time: an answer that came too late is asked for again.
+    functions: Option<(u64, Functions)>,
     /// Read once: it takes long.
     xtable_name: Option<u32>,
     pub(super) verdicts: Verdicts,
@@ -99,12 +99,23 @@ impl Server {
 
     fn knows_nftables(&mut self) -> bool {
         if self.deciders.is_empty() {
-            self.functions = Some(self.functions());
+            self.read_functions();
         }
         self.deciders.know_nftables()
     }
 
-    fn functions(&mut self) -> Functions {
+    fn functions(&mut self, changes: u64) -> Functions {
+        match &self.functions {
+            Some((of, known)) if *of == changes => known.clone(),
+            _ => {
+                let functions = self.read_functions();
+                self.functions = Some((changes, functions.clone()));
+                functions
+            }
+        }
+    }
+
+    fn read_functions(&mut self) -> Functions {
         let (mut functions, names) = Functions::read();
         self.deciders.learn(names);
         if functions.has_xtables() {
@@ -149,10 +160,7 @@ impl Server {
             Request::Difference { netns } => {
                 Response::Difference(self.rulesets.difference(netns).map_err(|error| format!("{error:#}")))
             }
-            Request::Functions => {
-                let functions = self.functions.take().unwrap_or_else(|| self.functions());
-                Response::Functions(functions)
-            }
+            Request::Functions { changes } => Response::Functions(self.functions(changes)),
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
             ),
@@ -160,9 +168,9 @@ impl Server {
                 let maps = self.rulesets.have_maps();
                 Response::ArmVerdicts(self.verdicts.arm(time, is_proof, maps).map_err(|error| format!("{error:#}")))
             }
-            Request::PrepareProof => {
+            Request::PrepareProof { changes } => {
                 // It is what is asked next, and whoever asked does something else meanwhile.
-                self.functions = Some(self.functions());
+                self.functions(changes);
                 Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
                     self.prover = Some(prover);
                     prepared

@@ -21,10 +21,10 @@ const PROOF: Duration = Duration::from_secs(10);
 
 /// Who makes and sends a proof's packets.
 pub trait Proving {
-    /// Where this kernel's functions are now.
-    fn functions(&mut self) -> Result<Functions, String>;
-    /// Makes the namespace.
-    fn prepare_proof(&mut self) -> Result<Prepared, Unproven>;
+    /// Where this kernel's functions are, since its modules changed for the so-many-th time: looked up once for each.
+    fn functions(&mut self, changes: u64) -> Result<Functions, String>;
+    /// Makes the namespace; functions are looked up meanwhile, as by [`Self::functions`].
+    fn prepare_proof(&mut self, changes: u64) -> Result<Prepared, Unproven>;
     /// Keeps the programs that run where a verdict begins and ends.
     fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String>;
     /// Probes the functions that give verdicts for so long from now on: all of them in a moment, or those of a proof at once.
@@ -47,6 +47,8 @@ pub struct RuleMaps {
     /// What the kernel half was told last.
     told: RuleConfig,
     functions: Functions,
+    /// How often the kernel's modules have changed.
+    changes: u64,
     /// What chains are like is known.
     knows_chains: bool,
     /// Sites that are proven.
@@ -106,6 +108,7 @@ impl RuleMaps {
             avoided,
             told: RuleConfig::default(),
             functions: Functions::default(),
+            changes: 0,
             knows_chains: false,
             proven: Vec::new(),
             hook: None,
@@ -122,7 +125,7 @@ impl RuleMaps {
         }
         // What was learnt may be of a module that was loaded anew since.
         (self.proven, self.hook, self.verdict) = (Vec::new(), None, None);
-        let prepared = prover.prepare_proof();
+        let prepared = prover.prepare_proof(self.changes);
         if let Err(error) = self.find_functions(prover) {
             prover.end_proof();
             return Err(error);
@@ -137,9 +140,14 @@ impl RuleMaps {
         proof
     }
 
-    /// Looks up anew where the kernel's functions are: those of modules may have come.
+    /// Modules have come or gone: what was looked up before does not hold.
+    pub fn modules_changed(&mut self) {
+        self.changes += 1;
+    }
+
+    /// Looks up where the kernel's functions are.
     pub fn find_functions(&mut self, prover: &mut impl Proving) -> Result<(), Unproven> {
-        self.functions = prover.functions().map_err(Unproven::Later)?;
+        self.functions = prover.functions(self.changes).map_err(Unproven::Later)?;
         self.tell(self.told, Trial::Nothing)
     }
 
