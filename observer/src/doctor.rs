@@ -290,15 +290,21 @@ fn rules(probes: &mut Probes, helper: &mut Helper) -> [Check; 2] {
         .map_err(|error| Unproven::Other(format!("{error:#}")))
         .and_then(|mut rules| rules.arm(helper));
     let (rules, hooks) = match armed {
-        Ok(Proof { packets, rules: Err(_), verdicts: Ok(()), hooks }) => (
+        Ok(Proof { packets, rules: Err(_), verdicts: Some(Ok(())), hooks }) => (
             Ok(format!(
                 "seen live from a block's second packet on: {packets} packets were told apart, by what gave the verdict"
             )),
             hooks.map(|()| "seen live: by the function on the hook".to_owned()),
         ),
-        Ok(Proof { packets, rules, hooks, .. }) => (
-            rules
-                .map(|places| format!("seen live: {packets} packets were told apart, by {places} frames of the stack")),
+        Ok(Proof { packets, rules, hooks, verdicts }) => (
+            rules.map(|places| {
+                let compared = match verdicts {
+                    None => String::new(),
+                    Some(Ok(())) => ", and by what gave the verdict, which agreed".to_owned(),
+                    Some(Err(why)) => format!("; what gave the verdict is not seen: {why}"),
+                };
+                format!("seen live: {packets} packets were told apart, by {places} frames of the stack{compared}")
+            }),
             hooks.map(|()| "seen live: by the function on the hook".to_owned()),
         ),
         Err(error @ Unproven::NotLoaded) => {

@@ -21,16 +21,18 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{namespace::Namespace, patience};
+use crate::{namespace::Namespace, patience, slowness};
 
 /// Path of the program, from the environment variable `OBSERVER`.
 pub fn program() -> PathBuf {
     std::env::var_os("OBSERVER").map_or_else(|| PathBuf::from("target/release/observer"), PathBuf::from)
 }
 
-/// The program in a command line.
+/// The program in a command line; on an emulated machine it is as patient as its tests are.
 pub fn command() -> Command {
-    Command::new(program())
+    let mut command = Command::new(program());
+    command.env("OBSERVER_PATIENCE", slowness().to_string());
+    command
 }
 
 /// A running observer that is ready.

@@ -114,6 +114,10 @@ pub mod flag {
     pub const COARSE: u16 = 4096;
     /// Ports, or type and code, are those of the packet.
     pub const TRANSPORT: u16 = 8192;
+    /// The rule was also seen where it gave the verdict, and was the same.
+    pub const CONFIRMED: u16 = 16_384;
+    /// Another one was seen there: neither is told.
+    pub const DISPUTED: u16 = 32_768;
 }
 
 /// Addresses of a packet; IPv4 in the first four bytes, network byte order.

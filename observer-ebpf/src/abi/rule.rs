@@ -283,13 +283,15 @@ pub struct RuleProof {
     pub location: u64,
     /// What the sites that were configured then gave.
     pub answer: RuleAnswer,
+    /// Handle of the rule that gave the verdict, where that is probed; 0 for none, [`UNKNOWN_RULE`] for one in another chain.
+    pub given: u64,
     /// The stack, where it was wanted.
     pub frame: [FrameWord; FRAME_WORDS],
 }
 
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
 const _: () = assert!(size_of::<RuleConfig>() == 8 * (35 + 2 * MAX_FUNCTIONS + 5 * MAX_SITES));
-const _: () = assert!(size_of::<RuleProof>() == 8 * (6 + 4 * FRAME_WORDS));
+const _: () = assert!(size_of::<RuleProof>() == 8 * (7 + 4 * FRAME_WORDS));
 
 #[cfg(test)]
 mod tests {

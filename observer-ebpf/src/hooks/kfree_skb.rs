@@ -24,6 +24,7 @@ use crate::kernel::{
     sock,
     tally::tally,
     time::boot_ns,
+    verdict,
 };
 
 #[btf_tracepoint(function = "kfree_skb")]
@@ -101,6 +102,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
     let skb = Skb::read::<R>(address);
     let Some((direction, from)) = skb.direction::<R>() else {
         count(Counter::NotEgress);
+        verdict::forget(address);
         return;
     };
     let Some(scratch) = drop::scratch() else { return };
@@ -109,6 +111,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         if get!(scratch.taken) != 0 {
             count(Counter::Seen);
             count(Counter::MapFull);
+            verdict::forget(address);
             return;
         }
         put!(scratch.taken, 1);

@@ -38,6 +38,8 @@ pub struct Scratch {
     pub net: u64,
     /// The `struct sk_buff`.
     pub skb: u64,
+    /// Rule that gave the verdict to drop, as [`RuleProof::given`](observer_ebpf::abi::RuleProof::given) has it.
+    pub given: u64,
     /// A pointer on its way to becoming a plain number.
     pub pointer: u64,
     /// `struct socket`, where there is one.
@@ -93,6 +95,7 @@ pub unsafe fn begin(scratch: *mut Scratch) {
         put!(scratch.record.source_port, 0);
         put!(scratch.record.translated_port, 0);
         put!(scratch.socket, 0);
+        put!(scratch.given, 0);
         put!(scratch.port, 0);
         put!(scratch.protocol, 0);
         put!(scratch.shut, 0);

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::abi::{
     Cause, Extent, FRAME_WORDS, FRAMES_OF_FREE, FROM_QUEUE, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD,
-    RuleConfig, RuleProof, UNTAKEN,
+    RuleConfig, RuleProof, UNKNOWN_RULE, UNTAKEN, flag,
 };
 
 use super::{
@@ -84,7 +84,15 @@ extern "C" fn rule_identify() -> u64 {
                 }
             }
             // SAFETY: the scratch space is this CPU's.
+            let given = verdict::given(unsafe { get!(scratch.skb) }, chain);
+            // SAFETY: likewise.
             unsafe {
+                put!(scratch.given, given);
+                // A policy gives no verdict.
+                if given != 0 {
+                    let opinion = if given == handle { flag::CONFIRMED } else { flag::DISPUTED };
+                    put!(scratch.record.key.flags, get!(scratch.record.key.flags) | opinion);
+                }
                 put!(scratch.record.key.rule.netns_cookie, cookie);
                 put!(scratch.record.key.rule.table, table);
                 put!(scratch.record.key.rule.chain, word(chain.wrapping_add(config.chain_handle)));
@@ -139,7 +147,9 @@ extern "C" fn rule_hook() -> u64 {
             let table = word(private.wrapping_add(config.chain_table));
             put!(scratch.record.key.rule.table, word(table.wrapping_add(config.table_handle)));
             put!(scratch.record.key.rule.chain, word(private.wrapping_add(config.chain_handle)));
-            put!(scratch.record.key.rule.rule, verdict::rule(get!(scratch.skb), private));
+            let given = verdict::given(get!(scratch.skb), private);
+            put!(scratch.given, given);
+            put!(scratch.record.key.rule.rule, if given == 0 { UNKNOWN_RULE } else { given });
         } else if kind == HookKind::Program as u64 {
             let aux = word(private.wrapping_add(config.program_aux));
             put!(scratch.record.key.rule.rule, word(aux.wrapping_add(config.aux_id)) & 0xffff_ffff);
@@ -243,6 +253,7 @@ extern "C" fn rule_prove() -> u64 {
         (*proof).answer.table = get!(scratch.record.key.rule.table);
         (*proof).answer.chain = get!(scratch.record.key.rule.chain);
         (*proof).answer.rule = get!(scratch.record.key.rule.rule);
+        (*proof).given = get!(scratch.given);
         if config.wants_frames == FRAMES_OF_FREE {
             for word in 0..FRAME_WORDS as u64 {
                 rule_frame_word(arguments, index, word);

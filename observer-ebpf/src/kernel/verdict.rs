@@ -51,8 +51,8 @@ static REGISTERS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static DISTANCE: Array<u64, 1> = Array::new();
 
-/// The packet is freed at once.
-const FRESH_NS: u64 = 50_000_000;
+/// The packet is freed at once. One whose end was not seen must not be taken for the next that is at its address.
+const FRESH_NS: u64 = 5_000_000;
 /// A return takes the return address off the stack, and no more.
 const MAX_DISTANCE: u64 = 16;
 /// `NF_DROP`.
@@ -207,24 +207,38 @@ extern "C" fn verdict_ended(registers: u64) -> u64 {
     0
 }
 
-/// Handle of the rule that gave the verdict to drop this packet in that base chain.
+/// Handle of the rule that gave the verdict to drop this packet, once: 0 for none, [`UNKNOWN_RULE`] where it is none of that
+/// base chain.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn verdict_given(skb: u64, chain: u64) -> u64 {
-    let Some(config) = RULES.get(0) else { return UNKNOWN_RULE };
+    let Some(config) = RULES.get(0) else { return 0 };
     if config.verdict.handle_mask == 0 || config.verdict_site.learnt == 0 {
-        return UNKNOWN_RULE;
+        return 0;
     }
-    let Some(given) = GIVEN.get_ptr(&skb) else { return UNKNOWN_RULE };
+    let Some(given) = GIVEN.get_ptr(&skb) else { return 0 };
     // SAFETY: the map's values stay readable.
     let given = unsafe { *given };
     let _ = GIVEN.remove(&skb);
-    let fits = given.chain == chain && given.rule != 0 && boot_ns().wrapping_sub(given.time_ns) < FRESH_NS;
-    if fits { given.rule } else { UNKNOWN_RULE }
+    if boot_ns().wrapping_sub(given.time_ns) >= FRESH_NS {
+        0
+    } else if given.chain == chain && given.rule != 0 {
+        given.rule
+    } else {
+        UNKNOWN_RULE
+    }
 }
 
 /// See [`verdict_given`].
 #[inline(always)]
-pub fn rule(skb: u64, chain: u64) -> u64 {
+pub fn given(skb: u64, chain: u64) -> u64 {
     verdict_given(skb, chain)
+}
+
+/// The packet is gone, and nobody asks which rule it was. Its address may be one that no function of its own takes.
+#[inline(always)]
+pub fn forget(skb: u64) {
+    if RULES.get(0).is_some_and(|config| config.verdict_site.learnt != 0) {
+        let _ = GIVEN.remove(&skb);
+    }
 }

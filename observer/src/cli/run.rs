@@ -132,7 +132,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
         until,
     );
     let account = match (ended, running.get()) {
-        (Ok(Ended::Clean(account)), _) => Some(account),
+        (Ok(Ended::Clean(account)), _) => Some(*account),
         (Ok(Ended::ClosedPipe | Ended::Stuck), _) => {
             say("observer: what was observed could not be told to the end");
             None

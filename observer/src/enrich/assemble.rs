@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     model::{
-        Action, Background, Cause, Decider, Degraded, Destination, Direction, Doer, Dropped, ECS_VERSION, Ecs, Egress,
-        Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process, Purpose, RulesSeen,
-        SCHEMA, Source, Verdict, transport_name,
+        Action, Background, Cause, Confirmation, Decider, Degraded, Destination, Direction, Doer, Dropped, ECS_VERSION,
+        Ecs, Egress, EgressRule, Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process,
+        Purpose, RulesSeen, SCHEMA, Source, Verdict, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -150,7 +150,7 @@ impl<E: Eyes> Assembler<E> {
         if matches!(dropped.cause, Cause::Netfilter | Cause::Nfqueue) && dropped.netns != 0 {
             self.changes.adopt(dropped.netns, &mut self.attributor.eyes);
         }
-        let Found { decision, unread } = self.rules.of(dropped, hook, &mut self.attributor.eyes);
+        let Found { decision, unread, disputed } = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         let rule = decision.as_ref().and_then(|decision| decision.rule.as_ref());
         let decider = match dropped.cause {
             Cause::Nfqueue => self.queue(dropped),
@@ -197,7 +197,7 @@ impl<E: Eyes> Assembler<E> {
                 reason: Some(
                     rule.map(NamedRule::sentence)
                         .or_else(|| decider.as_ref().map(Decider::sentence))
-                        .unwrap_or_else(|| reason(dropped, drop_reason.as_deref())),
+                        .unwrap_or_else(|| reason(dropped, drop_reason.as_deref(), disputed)),
                 ),
             },
             network: Network { r#type: network_type(dropped), direction: "egress", transport: transport.clone() },
@@ -214,7 +214,10 @@ impl<E: Eyes> Assembler<E> {
                     (None, None) => None,
                 },
                 decided_by: decider.filter(|decider| *decider != Decider::default()),
-                rule: rule.map(NamedRule::seen),
+                rule: rule.map(|rule| EgressRule {
+                    confirmed_by: (dropped.verdict_agrees == Some(true)).then_some(Confirmation::Verdict),
+                    ..rule.seen()
+                }),
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
@@ -343,7 +346,7 @@ pub(super) fn incident(
     Uuid::new_v5(&INCIDENTS, parts.join("\0").as_bytes())
 }
 
-fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
+fn reason(dropped: &Dropped, drop_reason: Option<&str>, disputed: bool) -> String {
     let what = match dropped.cause {
         Cause::Netfilter => {
             let hook = dropped.hook.map(|hook| format!(" at hook {}", hook_name(hook))).unwrap_or_default();
@@ -351,7 +354,8 @@ fn reason(dropped: &Dropped, drop_reason: Option<&str>) -> String {
                 Some(Hook::Egress | Hook::Ingress) => on(dropped),
                 _ => String::new(),
             };
-            format!("netfilter stopped it{hook}{device}: a firewall rule or policy")
+            let disputed = if disputed { ", of which two ways of seeing it disagree" } else { "" };
+            format!("netfilter stopped it{hook}{device}: a firewall rule or policy{disputed}")
         }
         Cause::Cgroup => "a cgroup egress program (such as systemd's IPAddressDeny=) stopped it".to_owned(),
         Cause::Tc => format!("a traffic control action{} stopped it", on(dropped)),

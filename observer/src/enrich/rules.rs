@@ -10,7 +10,7 @@ use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 
 use super::{answers::Answers, attribute::Eyes};
 use crate::{
-    model::{Background, Cause, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
+    model::{Background, Cause, Compared, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
     probe::{
         proof::Unproven,
         rules::{Proof, Proving, RuleMaps},
@@ -42,6 +42,8 @@ pub struct Found {
     pub decision: Option<Arc<Decision>>,
     /// It could not be looked up yet.
     pub unread: bool,
+    /// Two ways of seeing it disagree: nothing is said of it.
+    pub disputed: bool,
 }
 
 /// Rules that were asked about.
@@ -53,6 +55,7 @@ pub struct Rules {
     known: Answers<WantedRule, Option<Arc<Decision>>>,
     seen: RuleCounts,
     seen_by_verdict: RuleCounts,
+    compared: Compared,
     /// Modules have changed, and the kernel's functions were not looked up since: when that was tried last.
     stale: Option<Instant>,
 }
@@ -67,6 +70,7 @@ impl Rules {
             known: Answers::new(),
             seen: RuleCounts::default(),
             seen_by_verdict: RuleCounts::default(),
+            compared: Compared::default(),
             stale: None,
         };
         rules.arm(prover);
@@ -91,7 +95,7 @@ impl Rules {
 
     /// True when rules are told from the second packet of a block on.
     pub fn are_probed(&self) -> bool {
-        matches!(&self.method, Method::Armed(proof) if proof.verdicts.is_ok())
+        matches!(&self.method, Method::Armed(proof) if matches!(proof.verdicts, Some(Ok(()))))
     }
 
     /// Has the functions that give verdicts probed, as long as something is being blocked.
@@ -150,6 +154,7 @@ impl Rules {
             verdicts: self.are_probed(),
             probe: self.seen,
             verdict: self.seen_by_verdict,
+            compared: (self.are_live() && self.are_probed()).then_some(self.compared),
         }
     }
 
@@ -170,11 +175,24 @@ impl Rules {
             return Found::default();
         };
         let by_chain = answer.function != 0 && answer.chain != 0;
-        let found = self.asked(dropped, answer, hook, by_chain, eyes);
+        let found = match dropped.verdict_agrees {
+            Some(false) => {
+                log::warn!(
+                    "where the packet was freed and where the verdict was given, two rules were seen: {answer:?}"
+                );
+                self.compared.disagreed += 1;
+                Found { disputed: true, ..Found::default() }
+            }
+            agrees => {
+                self.compared.agreed += u64::from(agrees.is_some());
+                self.asked(dropped, answer, hook, by_chain, eyes)
+            }
+        };
         // What nobody waits for is not worth the cost. Behind the question, whose answer says what must be probed.
-        if by_chain && Background::of(dropped).is_none() {
+        if answer.chain != 0 && Background::of(dropped).is_none() {
             // Where no verdict was seen, a function may be missing that the ruleset has come to need.
-            self.probe(if answer.rule == UNKNOWN_RULE { ANEW } else { RENEW }, eyes);
+            let unseen = answer.rule == UNKNOWN_RULE || !by_chain && dropped.verdict_agrees.is_none();
+            self.probe(if unseen { ANEW } else { RENEW }, eyes);
         }
         found
     }
@@ -205,7 +223,7 @@ impl Rules {
                     Err(why) => {
                         log::debug!("what decided in namespace {} was not read: {why}", wanted.netns);
                         self.count(by_verdict).unread += 1;
-                        return Found { decision: None, unread: true };
+                        return Found { unread: true, ..Found::default() };
                     }
                 };
                 match &named {
@@ -219,7 +237,7 @@ impl Rules {
             Some(_) => self.count(by_verdict).confirmed += 1,
             None => self.count(by_verdict).discarded += 1,
         }
-        Found { decision: named, unread: false }
+        Found { decision: named, ..Found::default() }
     }
 }
 

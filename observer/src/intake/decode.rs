@@ -105,6 +105,10 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         hook: hook(cause, direction, Place::new(key)),
         reason: key.reason,
         rule: (key.rule != RuleAnswer::default()).then_some(key.rule),
+        verdict_agrees: match (has(flag::CONFIRMED), has(flag::DISPUTED)) {
+            (false, false) => None,
+            (_, disputed) => Some(!disputed),
+        },
         netns: key.netns,
         interface: text(&key.interface),
         socket: has(flag::SOCKET).then_some(Socket {

@@ -94,6 +94,8 @@ pub struct Dropped {
     pub reason: u32,
     /// Rule or policy that the kernel half saw drop it; `None` when it saw none.
     pub rule: Option<RuleAnswer>,
+    /// Whether the rule that was seen to give the verdict is the same; `None` where only one was seen.
+    pub verdict_agrees: Option<bool>,
     /// Bytes as the firewall's counters count them.
     pub bytes: u64,
     /// Inode number of the network namespace whose rules decided.
@@ -166,6 +168,7 @@ impl Dropped {
             hook: Some(Hook::Output),
             reason: 0,
             rule: None,
+            verdict_agrees: None,
             bytes: 0,
             netns: 0,
             direction: Direction::Local,

@@ -30,7 +30,10 @@ pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_ac
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
-pub use rule::{Backend, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict, WantedRule};
+pub use rule::{
+    Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict,
+    WantedRule,
+};
 pub use ruleset::{Change, ChangeEgress, ChangedRuleset, Commit, Difference};
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

@@ -94,6 +94,14 @@ pub enum RuleSource {
     Probe,
 }
 
+/// How a rule is known a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confirmation {
+    /// Seen where it gave its verdict too, and not only where the packet was freed.
+    Verdict,
+}
+
 /// `egress.rule`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EgressRule {
@@ -119,6 +127,9 @@ pub struct EgressRule {
     pub path: Vec<String>,
     /// How it is known.
     pub source: RuleSource,
+    /// What gave the same answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirmed_by: Option<Confirmation>,
     /// SHA-256 of the ruleset in which it was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ruleset_sha256: Option<String>,
@@ -144,6 +155,7 @@ impl NamedRule {
             text: self.text.clone(),
             path: self.path.clone(),
             source: RuleSource::Probe,
+            confirmed_by: None,
             ruleset_sha256: self.ruleset_sha256.clone(),
         }
     }
@@ -200,4 +212,16 @@ pub struct RulesSeen {
     pub probe: RuleCounts,
     /// Seen where the verdict was given.
     pub verdict: RuleCounts,
+    /// Seen in both ways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Compared>,
+}
+
+/// What came of rules that were seen in two ways; in lines, not packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// They were the same.
+    pub agreed: u64,
+    /// They were not: neither is told.
+    pub disagreed: u64,
 }

@@ -60,7 +60,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub enum Ended {
     /// By a signal or a limit; the account was written.
-    Clean(Account),
+    Clean(Box<Account>),
     /// The reader of the output is gone.
     ClosedPipe,
     /// The output takes nothing and was given up; there is no account.
@@ -216,7 +216,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let summary = summary(&identity, start, account);
         let mut output = consumed.output;
         match output.finish(&summary) {
-            Ok(()) => Ok(Ended::Clean(summary.egress)),
+            Ok(()) => Ok(Ended::Clean(Box::new(summary.egress))),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Ended::ClosedPipe),
             Err(error) => Err(error).context("cannot write the output"),
         }

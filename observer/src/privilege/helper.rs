@@ -23,6 +23,7 @@ use nix::{
 };
 
 use super::{
+    patience,
     protocol::{Request, Response},
     server,
 };
@@ -44,7 +45,7 @@ const MAX_MESSAGE: usize = 128 * 1024;
 const MAX_DESCRIPTORS: usize = 2;
 /// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
 /// kernel can hold up whoever reads its command line.
-const PATIENCE_SECONDS: i64 = 3;
+const PATIENCE: Duration = Duration::from_secs(3);
 /// The same at start, when nothing waits behind a question and some answers take their time.
 const START_SECONDS: i64 = 30;
 
@@ -112,7 +113,8 @@ impl Helper {
 
     /// From now on others wait behind every question.
     pub fn hurry(&mut self) -> Result<()> {
-        setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS)).context("cannot set a time limit")
+        let seconds = i64::try_from(patience::here(PATIENCE).as_secs()).unwrap_or(i64::MAX);
+        setsockopt(&self.socket, ReceiveTimeout, &TimeVal::seconds(seconds)).context("cannot set a time limit")
     }
 
     /// Firewalls of a network namespace, by its inode number; without one, of the host's own.

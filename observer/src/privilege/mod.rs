@@ -10,6 +10,7 @@ mod deciders;
 mod helper;
 mod listening;
 mod netns;
+mod patience;
 mod protocol;
 mod rulesets;
 mod server;

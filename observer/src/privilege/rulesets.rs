@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 
-use super::netns;
+use super::{netns, patience};
 use crate::{
     firewall::{nft, ruleset::Ruleset},
     model::{Difference, NamedRule, WantedRule},
@@ -70,9 +70,9 @@ impl Rulesets {
             rests_until: now,
         });
         space.asked = now;
-        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true, now + READING);
+        let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true, now + patience::here(READING));
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience::here(PATIENCE);
         let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
         if self.0.len() > MAX_NAMESPACES {
             let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(cookie, _)| *cookie);
@@ -100,12 +100,12 @@ impl Rulesets {
             return Ok(None);
         }
         let before = space.rulesets.front().map(Ruleset::generation);
-        space.refresh(number, cookie, false, began + COMPARING)?;
+        space.refresh(number, cookie, false, began + patience::here(COMPARING))?;
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {
             (Some(after), Some(earlier)) if Some(earlier.generation()) == before => {
-                Some(after.difference(earlier, Instant::now() + PATIENCE))
+                Some(after.difference(earlier, Instant::now() + patience::here(PATIENCE)))
             }
             _ => None,
         })

@@ -28,9 +28,18 @@ pub(super) const AVOID: &str = "OBSERVER_AVOID";
 /// What stands in it for seeing rules live.
 pub(super) const RULES: &str = "rules";
 
+/// Environment variable with what is to be seen in two ways (`verdicts`): rules where they give their verdicts too, although
+/// they are told where packets are freed. For a new kernel; it costs passing packets something.
+pub(super) const COMPARE: &str = "OBSERVER_COMPARE";
+
 /// Whether a way is not to be tried.
 pub(super) fn is_avoided(name: &str) -> bool {
-    std::env::var(AVOID).unwrap_or_default().split(',').any(|avoided| avoided.trim() == name)
+    names(AVOID, name)
+}
+
+/// Whether a comma-separated environment variable names something.
+pub(super) fn names(variable: &str, name: &str) -> bool {
+    std::env::var(variable).unwrap_or_default().split(',').any(|named| named.trim() == name)
 }
 
 /// Why nothing can be observed here. Each is one sentence; [`AttachError::hint`] is the remedy.

@@ -28,6 +28,8 @@ pub(super) struct Seen {
     pub(super) location: u64,
     /// What the sites gave that it was told of.
     pub(super) answer: RuleAnswer,
+    /// Rule that gave the verdict, as [`RuleProof::given`] has it.
+    pub(super) given: u64,
     frame: Vec<FrameWord>,
 }
 
@@ -57,17 +59,18 @@ impl Seen {
     /// The words of a [`RuleProof`], in the order of its fields.
     pub(super) fn read(expected: Expected, words: &[u64; PROOF_WORDS]) -> Self {
         let (location, netns_cookie, function) = (words[0], words[1], words[2]);
-        let (table, chain, rule) = (words[3], words[4], words[5]);
+        let (table, chain, rule, given) = (words[3], words[4], words[5], words[6]);
         let frame = words[FIXED..]
             .chunks_exact(WORDS_OF_FRAME_WORD)
             .map(|word| FrameWord { value: word[0], target: word[1], chain_handle: word[2], table_handle: word[3] })
             .collect();
-        Self { expected, location, answer: RuleAnswer { netns_cookie, function, table, chain, rule }, frame }
+        Self { expected, location, answer: RuleAnswer { netns_cookie, function, table, chain, rule }, given, frame }
     }
 
     /// Why it is not right.
     pub(super) fn complaint(&self) -> String {
-        format!("of a packet that {} dropped the kernel half said {:?}", self.expected.by, self.answer)
+        let Self { expected, answer, given, .. } = self;
+        format!("of a packet that {} dropped the kernel half said {answer:?}, by verdict {given}", expected.by)
     }
 }
 
@@ -188,6 +191,7 @@ mod tests {
             expected: Expected { port: 1, cookie: 5, by: By::Rule { table: 4, chain: 3, rule }, entry: (0, 3) },
             location,
             answer: RuleAnswer::default(),
+            given: 0,
             frame,
         }
     }
@@ -232,6 +236,7 @@ mod tests {
             expected: Expected { port: 13, cookie: 5, by: By::Program, entry: (index, 4) },
             location: BY_RULE,
             answer: RuleAnswer::default(),
+            given: 0,
             frame,
         }
     }
@@ -259,8 +264,8 @@ mod tests {
         let words: [u64; PROOF_WORDS] = std::array::from_fn(|index| index as u64);
         let seen = Seen::read(packet(BY_RULE, 1).expected, &words);
         let answer = RuleAnswer { netns_cookie: 1, function: 2, table: 3, chain: 4, rule: 5 };
-        assert_eq!((seen.location, seen.answer), (0, answer));
-        assert_eq!(seen.frame[1], FrameWord { value: 10, target: 11, chain_handle: 12, table_handle: 13 });
+        assert_eq!((seen.location, seen.answer, seen.given), (0, answer, 6));
+        assert_eq!(seen.frame[1], FrameWord { value: 11, target: 12, chain_handle: 13, table_handle: 14 });
         assert_eq!(seen.frame.len(), FRAME_WORDS);
     }
 }

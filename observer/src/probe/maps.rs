@@ -15,7 +15,7 @@ use observer_ebpf::abi::{DropKey, Member, map, program};
 
 use super::{
     Probes,
-    attach::{AVOID, RULES, is_avoided, one_line},
+    attach::{AVOID, COMPARE, RULES, is_avoided, names, one_line},
     rules::RuleMaps,
 };
 
@@ -114,7 +114,7 @@ impl Probes {
         let (config, proofs, distance) = (take(map::RULES)?, take(map::PROOFS)?, take(map::DISTANCE)?);
         let (config, proofs, distance) = (config.try_into()?, proofs.try_into()?, distance.try_into()?);
         let programs = self.verdict_programs().map_err(|error| one_line(&error));
-        Ok(RuleMaps::new(config, proofs, distance, programs, avoided))
+        Ok(RuleMaps::new(config, proofs, distance, programs, avoided, names(COMPARE, "verdicts")))
     }
 
     /// The programs that run where a rule's verdict begins and ends, loaded and attached to nothing.

@@ -44,6 +44,8 @@ pub struct RuleMaps {
     programs: Result<[OwnedFd; 2], String>,
     /// Why it is not to be tried.
     avoided: Option<String>,
+    /// Verdicts are probed where rules are told otherwise, too.
+    compares: bool,
     /// What the kernel half was told last.
     told: RuleConfig,
     functions: Functions,
@@ -66,9 +68,9 @@ pub struct Proof {
     pub rules: Result<usize, String>,
     /// Functions on hooks are told; or why not.
     pub hooks: Result<(), String>,
-    /// Rules are told while the functions that give verdicts are probed; or why not. Tried only where they are not told
-    /// otherwise.
-    pub verdicts: Result<(), String>,
+    /// Rules are told while the functions that give verdicts are probed; or why not. `None` where that was not tried: they are
+    /// told otherwise.
+    pub verdicts: Option<Result<(), String>>,
 }
 
 impl fmt::Display for Proof {
@@ -82,8 +84,9 @@ impl fmt::Display for Proof {
             Err(why) => write!(formatter, "rules are not told: {why}")?,
         }
         match &self.verdicts {
-            Ok(()) => write!(formatter, "; they are once something is blocked, by what gives the verdict")?,
-            Err(why) => write!(formatter, "; {why}")?,
+            None => {}
+            Some(Ok(())) => write!(formatter, "; they are once something is blocked, by what gives the verdict")?,
+            Some(Err(why)) => write!(formatter, "; not by what gives the verdict: {why}")?,
         }
         match &self.hooks {
             Ok(()) => write!(formatter, "; what else drops is told by its function on the hook"),
@@ -99,6 +102,7 @@ impl RuleMaps {
         distance: Array<MapData, u64>,
         programs: Result<[OwnedFd; 2], String>,
         avoided: Option<String>,
+        compares: bool,
     ) -> Self {
         Self {
             config,
@@ -106,6 +110,7 @@ impl RuleMaps {
             distance,
             programs,
             avoided,
+            compares,
             told: RuleConfig::default(),
             functions: Functions::default(),
             changes: 0,
@@ -166,13 +171,11 @@ impl RuleMaps {
             self.hook = Some(*site);
         }
         let verdicts = match (&rules, &hooks) {
-            (Ok(_), _) => Err("no other way is needed".to_owned()),
-            (_, Err(_)) => Err("without the function on the hook the base chain is not known".to_owned()),
-            (Err(_), Ok(_)) => {
-                self.learn_verdict(config, prepared, prover).unwrap_or_else(|error| Err(error.to_string()))
-            }
+            (Ok(_), _) if !self.compares => None,
+            (Err(_), Err(_)) => Some(Err("without the function on the hook the base chain is not known".to_owned())),
+            _ => Some(self.learn_verdict(config, prepared, prover).unwrap_or_else(|error| Err(error.to_string()))),
         };
-        if let Ok(site) = &verdicts {
+        if let Some(Ok(site)) = &verdicts {
             self.verdict = Some(*site);
         }
         match (rules, hooks) {
@@ -181,7 +184,7 @@ impl RuleMaps {
                 packets: prepared.expected.len(),
                 rules: rules.map(|sites| sites.len()),
                 hooks: hooks.map(drop),
-                verdicts: verdicts.map(drop),
+                verdicts: verdicts.map(|learnt| learnt.map(drop)),
             }),
         }
     }
@@ -276,11 +279,10 @@ impl RuleMaps {
         };
         log::debug!("learnt of verdicts from registers and stack: {learnt:x?}");
         let seen = self.round(config, Trial::Verdict(learnt), prepared, prover)?;
-        let of_rule = |seen: &Seen| seen.expected.rule().unwrap_or_default();
-        let right = |seen: &&Seen| match of_rule(seen) {
-            // A policy is no rule's verdict.
-            expected if expected.rule == 0 => seen.answer.rule == UNKNOWN_RULE || seen.expected.by == By::Program,
-            expected => RuleAnswer { function: 0, ..seen.answer } == expected,
+        let right = |seen: &&Seen| match seen.expected.rule() {
+            // A policy is no rule's verdict, and a program's is nobody's.
+            Some(RuleAnswer { rule: 0, .. }) | None => seen.given == 0,
+            Some(expected) => seen.given == expected.rule && RuleAnswer { function: 0, ..seen.answer } == expected,
         };
         Ok(match seen.iter().find(|seen| !right(seen)) {
             Some(wrong) => Err(wrong.complaint()),

@@ -1,11 +1,11 @@
 //! The rule, seen live: each shape of rule drops a packet, and the event must name exactly that rule of that chain.
 
+mod over_time;
 mod shapes;
 
 use std::{
-    fmt::Write,
     net::{SocketAddr, TcpStream, UdpSocket},
-    os::unix::fs::PermissionsExt,
+    path::Path,
     process::Stdio,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
     namespace::Namespace,
     observer::{self, Observer, Report},
-    slowness, traffic, wait_for,
+    slowness, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -26,20 +26,25 @@ use self::shapes::{
 use crate::{Outcome, Scenario, without_egress_hook};
 
 pub(crate) const ALL: &[Scenario] = &[
-    ("matches", || named(&MATCHES)),
-    ("sets_and_maps", || named(&SETS)),
-    ("ways_through_chains", || named(&WAYS)),
-    ("hooks_and_families", || named(&HOOKS)),
-    ("rejects_and_policies", || named(&VERDICTS)),
-    ("iptables_nft", || named(&IPTABLES)),
+    ("matches", || named(&MATCHES, Asked::AsUsual)),
+    ("sets_and_maps", || named(&SETS, Asked::AsUsual)),
+    ("ways_through_chains", || named(&WAYS, Asked::AsUsual)),
+    ("hooks_and_families", || named(&HOOKS, Asked::AsUsual)),
+    ("rejects_and_policies", || named(&VERDICTS, Asked::AsUsual)),
+    ("iptables_nft", || named(&IPTABLES, Asked::AsUsual)),
+    ("two_ways_of_telling_agree", || {
+        named(&[&MATCHES[..], &SETS, &WAYS, &HOOKS, &VERDICTS, &IPTABLES].concat(), Asked::Both)
+    }),
     ("three_thousand_rules", long_chain),
     ("forwarded_for_a_container", forwarded),
-    ("a_flood_over_several_rules", flood),
-    ("a_ruleset_replaced_a_hundred_times", replaced),
-    ("a_rule_that_is_gone_is_still_named", gone),
-    ("namespaces_with_the_same_handles", twins),
-    ("a_text_that_comes_late", late),
-    ("a_ruleset_that_takes_long_to_read", long_ruleset),
+    ("a_flood_over_several_rules", || over_time::flood(Asked::AsUsual)),
+    ("two_ways_agree_in_a_flood", || over_time::flood(Asked::Both)),
+    ("a_ruleset_replaced_a_hundred_times", || over_time::replaced(Asked::AsUsual)),
+    ("two_ways_agree_while_it_is_replaced", || over_time::replaced(Asked::Both)),
+    ("a_rule_that_is_gone_is_still_named", over_time::gone),
+    ("namespaces_with_the_same_handles", over_time::twins),
+    ("a_text_that_comes_late", over_time::late),
+    ("a_ruleset_that_takes_long_to_read", over_time::long_ruleset),
 ];
 
 /// Rules are seen live where nftables frees what it drops itself: since Linux 6.7, and where that was taken over. Which
@@ -56,6 +61,15 @@ fn not_live() -> Result<Option<Outcome>> {
     Ok(Some(Outcome::Skipped(format!("rules are {}", rules["detail"].as_str().unwrap_or_default()))))
 }
 
+/// How rules are to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// As this kernel allows.
+    AsUsual,
+    /// In both ways, and compared.
+    Both,
+}
+
 /// How rules are told on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
@@ -64,23 +78,48 @@ enum How {
     /// Where the verdict is given, which is looked at once something was blocked. A policy gives none: of what it drops the
     /// chain is told.
     Given,
+    /// Where the packet is freed, and once something was blocked also where the verdict is given.
+    Both,
 }
 
 /// Port of the packet that was blocked first.
 const FIRST: u16 = 9;
 
-/// Learns how rules are told, and has something blocked first where that takes it.
-fn primed(observer: &Observer, namespace: &Namespace) -> Result<How> {
-    if !observer.ready.contains("second packet") {
-        return Ok(How::Freed);
+/// Why it cannot be told so here.
+fn impossible(asked: Asked) -> Result<Option<Outcome>> {
+    if asked == Asked::Both && !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
+        return Ok(Some(Outcome::Skipped(
+            "this kernel has no kprobes, by which they would be told a second time".to_owned(),
+        )));
     }
+    not_live()
+}
+
+/// An observer of a namespace. Where it takes that, something has been blocked there.
+fn watch(namespace: &Namespace, asked: Asked) -> Result<(Observer, How)> {
+    let mut command = observer::command();
+    if asked == Asked::Both {
+        command.env("OBSERVER_COMPARE", "verdicts");
+    }
+    let observer = Observer::start_command(command.args(["watch", "-o", "json", "--netns"]).arg(namespace.path()))?;
+    let how = primed(&observer, namespace, asked)?;
+    Ok((observer, how))
+}
+
+/// Learns how rules are told, and has something blocked first where that takes it.
+fn primed(observer: &Observer, namespace: &Namespace, asked: Asked) -> Result<How> {
+    let how = match (observer.ready.contains("second packet"), asked) {
+        (true, _) => How::Given,
+        (false, Asked::AsUsual) => return Ok(How::Freed),
+        (false, Asked::Both) => How::Both,
+    };
     namespace.nft(&format!("table inet first {{ chain o {{ {OUT}\nudp dport {FIRST} drop\n}} }}"))?;
     wait_for("a rule that is told", || {
         observer.tells(|| send(namespace, Udp4, FIRST))?;
-        Ok(observer.so_far().contains("\"handle\":").then_some(()))
+        Ok(is_told(observer, FIRST, how).then_some(()))
     })?;
     namespace.run("nft", &["delete", "table", "inet", "first"])?;
-    Ok(How::Given)
+    Ok(how)
 }
 
 /// Ends it; what was blocked first is left out.
@@ -94,15 +133,14 @@ fn stop(observer: Observer) -> Result<Report> {
 const FIRST_PORT: u16 = 9100;
 
 /// Under each shape one packet is dropped; its event must name the rule.
-fn named(shapes: &[Shape]) -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
+fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
+    if let Some(skipped) = impossible(asked)? {
         return Ok(skipped);
     }
     let lab = Lab::new()?;
     // A dropped SYN is not to be sent again under another shape's rules.
     lab.client.set("ipv4/tcp_syn_retries", "1")?;
-    let observer = Observer::watch(&lab.client)?;
-    let how = primed(&observer, &lab.client)?;
+    let (observer, how) = watch(&lab.client, asked)?;
     let mut wanted = Vec::new();
     for (shape, port) in shapes.iter().zip(FIRST_PORT..) {
         lab.client.run("nft", &["flush", "ruleset"])?;
@@ -124,7 +162,7 @@ fn named(shapes: &[Shape]) -> Result<Outcome> {
         observer.tells(|| send(&lab.client, shape.send, port))?;
         // What a ruleset needs is probed once something was blocked under it.
         for _ in 0..AGAIN {
-            if how == How::Freed || hit.handle.is_null() || is_named(&observer, port) {
+            if how == How::Freed || hit.handle.is_null() || is_told(&observer, port, how) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1100));
@@ -133,36 +171,31 @@ fn named(shapes: &[Shape]) -> Result<Outcome> {
         wanted.push((port, hit, shape.verdict));
     }
     let report = stop(observer)?;
-    let mut absent = 0;
     for (port, hit, verdict) in &wanted {
         let event = report
             .events
             .iter()
             .rfind(|event| event["destination"]["port"] == *port)
             .with_context(|| format!("no event to port {port}: {:?}", report.events))?;
-        if slowness() > 1 && event["egress"]["rule"].is_null() {
-            absent += 1;
-            continue;
-        }
         check(event, hit, verdict, how).with_context(|| format!("{}", report.account["rules"]))?;
     }
-    confirmed(&report)?;
-    // An emulated ruleset may take too long to read: what is not confirmed is not told, and counted.
-    let unread = report.number("/rules/probe/unread") + report.number("/rules/verdict/unread");
-    ensure!(absent <= unread, "{absent} rules are absent: {}", report.account["rules"]);
+    confirmed(&report, how)?;
     Ok(Outcome::Passed)
 }
 
 /// Times that a packet is sent again where its rule was not seen.
 const AGAIN: usize = 3;
 
-/// Whether the last line about a port has a rule with a handle.
-fn is_named(observer: &Observer, port: u16) -> bool {
+/// Whether the last line about a port has a rule with a handle, told in as many ways as there are.
+fn is_told(observer: &Observer, port: u16, how: How) -> bool {
     let told = observer.so_far();
     // The last line may not be there wholly.
     let mut lines = told.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let last = lines.find(|event| event["destination"]["port"] == port);
-    last.is_some_and(|event| event["egress"]["rule"]["handle"].is_u64())
+    last.is_some_and(|event| {
+        let rule = &event["egress"]["rule"];
+        rule["handle"].is_u64() && (how != How::Both || rule["confirmed_by"] == "verdict")
+    })
 }
 
 /// Sends one packet, which is dropped.
@@ -280,29 +313,36 @@ fn check(event: &Value, hit: &Place, verdict: &str, how: How) -> Result<()> {
         return Ok(());
     }
     ensure!(event["egress"]["verdict"] == verdict, "not a {verdict}: {event}");
+    let twice = how == How::Both && !hit.handle.is_null();
+    ensure!(rule["confirmed_by"] == if twice { json!("verdict") } else { Value::Null }, "{event}");
+    let reason = event["event"]["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains(hit.chain.as_str().unwrap_or_default()), "{event}");
     // An emulated `nft` is not waited for long enough.
-    if slowness() == 1 {
-        let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
-        ensure!(event["rule"]["name"] == text && event["rule"]["id"].is_string(), "{event}");
-        ensure!(!hit.marked || text.ends_with("comment \"hit\""), "the text is another rule's: {event}");
-        ensure!(rule["ruleset_sha256"].as_str().is_some_and(|hash| hash.len() == 64), "no hash: {event}");
-        ensure!(!hit.handle.is_null() || text == "policy drop", "{event}");
+    if slowness() > 1 && rule["text"].is_null() {
+        return Ok(());
     }
-    ensure!(
-        event["event"]["reason"]
-            .as_str()
-            .is_some_and(|reason| reason.contains(&hit.chain.to_string().replace('"', "")))
-    );
+    let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
+    ensure!(event["rule"]["name"] == text && event["rule"]["id"].is_string(), "{event}");
+    ensure!(!hit.marked || text.ends_with("comment \"hit\""), "the text is another rule's: {event}");
+    let hashed = rule["ruleset_sha256"].as_str().is_some_and(|hash| hash.len() == 64);
+    ensure!(hashed || slowness() > 1 && rule["ruleset_sha256"].is_null(), "no hash: {event}");
+    ensure!(!hit.handle.is_null() || text == "policy drop", "{event}");
     Ok(())
 }
 
-/// Everything that was named was found in the ruleset.
-fn confirmed(report: &Report) -> Result<()> {
+/// Everything that was named was found in the ruleset, and was the same however it was seen.
+fn confirmed(report: &Report, how: How) -> Result<()> {
+    let rules = &report.account["rules"];
     for way in ["probe", "verdict"] {
-        let seen = &report.account["rules"][way];
-        let number = |name: &str| seen[name].as_u64().unwrap_or(u64::MAX);
-        let unread = if slowness() > 1 { number("unread") } else { 0 };
-        ensure!(number("answered") == number("confirmed") + unread && number("discarded") == 0, "{way}: {seen}");
+        let number = |name: &str| rules[way][name].as_u64().unwrap_or(u64::MAX);
+        ensure!(number("answered") == number("confirmed") && number("discarded") == 0, "{way}: {rules}");
+    }
+    let compared = &rules["compared"];
+    if how == How::Both {
+        let agreed = compared["agreed"].as_u64().is_some_and(|agreed| agreed > 0);
+        ensure!(agreed && compared["disagreed"] == 0, "{rules}");
+    } else {
+        ensure!(compared.is_null(), "{rules}");
     }
     Ok(())
 }
@@ -316,26 +356,23 @@ fn long_chain() -> Result<Outcome> {
     let rules: Vec<String> = (10_000..13_000).map(|port| format!("udp dport {port} drop")).collect();
     lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\n{}\n}} }}", rules.join("\n")))?;
     let places = places(&lab.client)?;
-    let observer = Observer::watch(&lab.client)?;
-    primed(&observer, &lab.client)?;
+    let (observer, how) = watch(&lab.client, Asked::AsUsual)?;
     let ports = [10_000, 10_001, 11_500, 12_998, 12_999];
     for port in ports {
         send(&lab.client, Udp4, port)?;
     }
-    // An emulated ruleset of this length may take too long for the first line: then a second one names the rule.
-    wait_for("every rule to be told", || {
-        Ok(ports.iter().all(|port| is_named(&observer, *port)).then_some(()))
-    })?;
+    // A ruleset of this length may take too long for the first line: then a second one names the rule.
+    wait_for("every rule to be told", || Ok(ports.iter().all(|port| is_told(&observer, *port, how)).then_some(())))?;
     let report = stop(observer)?;
     for port in ports {
         let mut all = report.events.iter().chain(&report.late);
-        let is_told = |event: &&Value| event["destination"]["port"] == port && !event["egress"]["rule"].is_null();
-        let event = all.find(is_told).context("no event")?;
+        let is_named = |event: &&Value| event["destination"]["port"] == port && !event["egress"]["rule"].is_null();
+        let event = all.find(is_named).context("no event")?;
         let (_, place) = &places[usize::from(port) - 10_000];
         ensure!(event["egress"]["rule"]["handle"] == place.handle, "{event}, not {place:?}");
         ensure!(event["egress"]["rule"]["position"] == place.position, "{event}, not {place:?}");
     }
-    confirmed(&report)?;
+    ensure!(report.number("/rules/probe/discarded") == 0 && report.number("/rules/verdict/discarded") == 0);
     Ok(Outcome::Passed)
 }
 
@@ -350,230 +387,11 @@ fn forwarded() -> Result<Outcome> {
          chain f { type filter hook forward priority 0; policy accept; ct state established accept\njump x } }",
     )?;
     let hit = marked(&lab.host)?;
-    let observer = Observer::watch(&lab.host)?;
-    let how = primed(&observer, &lab.host)?;
+    let (observer, how) = watch(&lab.host, Asked::AsUsual)?;
     send(&lab.containers[0], Udp4, 443)?;
     let report = stop(observer)?;
     let [event] = report.events.as_slice() else { bail!("one packet: {:?}", report.events) };
     check(event, &hit, "drop", how)?;
     ensure!(event["egress"]["rule"]["path"] == json!(["f", "x"]), "{event}");
-    Ok(Outcome::Passed)
-}
-
-/// Many packets over several rules at once: each line's rule is its own, and its counter says how many.
-fn flood() -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
-        return Ok(skipped);
-    }
-    let lab = Lab::new()?;
-    lab.client.nft(&format!(
-        "table inet t {{ chain x {{ udp dport 9002 counter drop }}\n\
-         chain o {{ {OUT}\nudp dport 9001 counter drop\njump x\nudp dport 9003 counter drop\n\
-         udp dport 9004 counter reject\nmeta l4proto udp counter drop\n}} }}"
-    ))?;
-    let observer = Observer::watch(&lab.client)?;
-    let how = primed(&observer, &lab.client)?;
-    let floods = ["9001", "9002", "9003", "9004", "9005"].map(|port| {
-        traffic::command(&lab.client, &["flood", FAR_V4, port, "4000"]).and_then(|mut flood| Ok(flood.spawn()?))
-    });
-    for flood in floods {
-        traffic::finish(flood?)?;
-    }
-    let report = stop(observer)?;
-    let of_port = |port: u64| report.events.iter().filter(move |event| event["destination"]["port"] == port);
-    let counters: Vec<(Value, Place)> = places(&lab.client)?;
-    for (port, chain, position) in [(9001, "o", 1), (9002, "x", 1), (9003, "o", 3), (9004, "o", 4), (9005, "o", 5)] {
-        let (rule, place) =
-            counters.iter().find(|(_, place)| place.chain == chain && place.position == position).context("no rule")?;
-        let counted = rule["expr"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find_map(|expression| expression["counter"]["packets"].as_u64())
-            .context("no counter")?;
-        for event in of_port(port) {
-            let handle = &event["egress"]["rule"]["handle"];
-            let unknown = how == How::Given && handle.is_null();
-            ensure!(unknown || *handle == place.handle, "{event}, not {place:?}");
-        }
-        let told: u64 = of_port(port).filter_map(|event| event["egress"]["count"].as_u64()).sum();
-        let missed = report.number("/missed_max");
-        ensure!(told <= counted && told + missed >= counted, "{told} told of {counted} to port {port}");
-    }
-    confirmed(&report)?;
-    Ok(Outcome::Passed)
-}
-
-/// While packets are dropped the ruleset is replaced again and again, each time with other handles and another order: a rule
-/// that is told is the one that dropped, or none is.
-fn replaced() -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
-        return Ok(skipped);
-    }
-    let lab = Lab::new()?;
-    let observer = Observer::watch(&lab.client)?;
-    let how = primed(&observer, &lab.client)?;
-    let ruleset = |turn: usize| {
-        let (first, second) = if turn.is_multiple_of(2) { (9001, 9002) } else { (9002, 9001) };
-        format!(
-            "table inet t\ndelete table inet t\ntable inet t {{ chain o{turn} {{ {OUT}\n\
-             udp dport {first} drop comment \"to {first}\"\nudp dport {second} drop comment \"to {second}\"\n}} }}"
-        )
-    };
-    lab.client.nft(&ruleset(0))?;
-    let mut floods = Vec::new();
-    for port in ["9001", "9002"] {
-        floods.push(traffic::command(&lab.client, &["flood", FAR_V4, port, "100000"])?.spawn()?);
-    }
-    for turn in 1..=100 {
-        lab.client.nft(&ruleset(turn))?;
-    }
-    for mut flood in floods {
-        flood.kill()?;
-        flood.wait()?;
-    }
-    let report = stop(observer)?;
-    let mut texts = 0;
-    for event in &report.events {
-        let port = event["destination"]["port"].as_u64().context("no port")?;
-        let rule = &event["egress"]["rule"];
-        if rule.is_null() || how == How::Given && rule["handle"].is_null() {
-            continue;
-        }
-        // In even turns the rule for the first port is the first one, and the chain's name has the turn.
-        let turn: u64 =
-            rule["chain"].as_str().and_then(|chain| chain.strip_prefix('o')?.parse().ok()).context("chain")?;
-        let first = turn.is_multiple_of(2) == (port == 9001);
-        ensure!(rule["position"] == if first { 1 } else { 2 }, "to port {port}: {event}");
-        if let Some(text) = rule["text"].as_str() {
-            texts += 1;
-            ensure!(text.contains(&format!("\"to {port}\"")), "to port {port}: {event}");
-        }
-    }
-    ensure!(texts > 0 || slowness() > 1, "no text in {} lines: {}", report.events.len(), report.account["rules"]);
-    Ok(Outcome::Passed)
-}
-
-/// Two namespaces whose rules have the same handles, the second often with the first one's inode number: nobody's packet is
-/// told under the other's rule.
-fn twins() -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
-        return Ok(skipped);
-    }
-    // All namespaces are watched: the port is nobody else's.
-    let observer = Observer::start(["watch", "-o", "json", "--proto", "udp", "--port", "9777", "--port", "9"])?;
-    let mut numbers = Vec::new();
-    for turn in 0..4 {
-        let lab = Lab::new()?;
-        lab.client
-            .nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9777 drop comment \"turn {turn}\"\n}} }}"))?;
-        if turn == 0 {
-            primed(&observer, &lab.client)?;
-        }
-        observer.tells(|| send(&lab.client, Udp4, 9777))?;
-        numbers.push(lab.client.inode()?);
-    }
-    let report = stop(observer)?;
-    ensure!(report.events.len() == 4, "{:?}", report.events);
-    for (turn, (event, number)) in report.events.iter().zip(numbers).enumerate() {
-        ensure!(event["egress"]["netns"] == number, "{event}");
-        ensure!(event["egress"]["rule"]["handle"].is_u64(), "{event}");
-        if slowness() == 1 {
-            let text = event["egress"]["rule"]["text"].as_str().with_context(|| format!("no text: {event}"))?;
-            ensure!(text.ends_with(&format!("\"turn {turn}\"")), "{event}");
-        }
-    }
-    Ok(Outcome::Passed)
-}
-
-/// Known once, it is known for what comes later of it.
-fn gone() -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
-        return Ok(skipped);
-    }
-    let lab = Lab::new()?;
-    lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"hit\"\n}} }}"))?;
-    let hit = marked(&lab.client)?;
-    let observer = Observer::watch(&lab.client)?;
-    let how = primed(&observer, &lab.client)?;
-    observer.tells(|| send(&lab.client, Udp4, 9001))?;
-    traffic::run(&lab.client, &["flood", FAR_V4, "9001", "50"])?;
-    lab.client.run("nft", &["flush", "ruleset"])?;
-    let report = stop(observer)?;
-    ensure!(!report.events.is_empty(), "nothing was told");
-    for event in &report.events {
-        check(event, &hit, "drop", how).with_context(|| format!("{}", report.account["rules"]))?;
-    }
-    let told: u64 = report.events.iter().filter_map(|event| event["egress"]["count"].as_u64()).sum();
-    ensure!(told == 51, "{told} of 51 packets");
-    Ok(Outcome::Passed)
-}
-
-/// Where `nft` takes its time, place and handle are told at once, and the text in a line of its own: of the same incident.
-fn late() -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
-        return Ok(skipped);
-    }
-    let lab = Lab::new()?;
-    lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"hit\"\n}} }}"))?;
-    let hit = marked(&lab.client)?;
-    // The same `nft`, half a second later.
-    let slow = tempfile::tempdir()?;
-    let path = std::env::var("PATH").context("no PATH")?;
-    let script = slow.path().join("nft");
-    std::fs::write(&script, format!("#!/bin/sh\nsleep 0.5\nPATH='{path}' exec nft \"$@\"\n"))?;
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
-    let netns = lab.client.path();
-    let mut command = observer::command();
-    command.args(["watch", "-o", "json", "--netns"]).arg(netns);
-    let observer = Observer::start_command(command.env("PATH", format!("{}:{path}", slow.path().display())))?;
-    let how = primed(&observer, &lab.client)?;
-    observer.tells(|| send(&lab.client, Udp4, 9001))?;
-    wait_for("the text", || Ok(observer.so_far().contains("comment \\\"hit").then_some(())))?;
-    let report = stop(observer)?;
-    let [event] = report.events.as_slice() else { bail!("one packet: {:?}", report.events) };
-    let late = report.late.iter().find(|late| late["destination"]["port"] == 9001);
-    let late = late.with_context(|| format!("no late line: {report:?}"))?;
-    ensure!(event["egress"]["rule"]["handle"] == hit.handle && event["egress"]["rule"]["text"].is_null(), "{event}");
-    ensure!(event["egress"]["incident"] == late["egress"]["incident"], "{late}");
-    ensure!(late["egress"]["count"] == 0 && late["egress"]["bytes"] == 0, "{late}");
-    ensure!(late["process"]["pid"] == event["process"]["pid"], "{late}");
-    check(late, &hit, "drop", how)?;
-    Ok(Outcome::Passed)
-}
-
-/// What is blocked is told without waiting for it, and its rule in a line of its own: of the same incident, under which what
-/// comes later is told too.
-fn long_ruleset() -> Result<Outcome> {
-    if let Some(skipped) = not_live()? {
-        return Ok(skipped);
-    }
-    if slowness() > 1 {
-        return Ok(Outcome::Skipped("an emulated machine takes minutes to load it".to_owned()));
-    }
-    let lab = Lab::new()?;
-    let mut rules = String::new();
-    for number in 0..100_000 {
-        writeln!(rules, "ip daddr 10.{}.{}.{} drop", number >> 16, number >> 8 & 255, number & 255)?;
-    }
-    lab.client.nft(&format!(
-        "table inet t {{ chain o {{ {OUT}\n{rules}jump last\n}}\nchain last {{ udp dport 9001 drop comment \"hit\"\n}} }}"
-    ))?;
-    let listed: Value = serde_json::from_str(&lab.client.run("nft", &["--json", "list", "chain", "inet", "t", "last"])?)?;
-    let handle = &listed["nftables"][2]["rule"]["handle"];
-    let observer = Observer::watch(&lab.client)?;
-    let how = primed(&observer, &lab.client)?;
-    observer.tells(|| send(&lab.client, Udp4, 9001))?;
-    wait_for("the rule", || Ok(is_named(&observer, 9001).then_some(())))?;
-    observer.tells(|| send(&lab.client, Udp4, 9001))?;
-    let report = stop(observer)?;
-    let [first, second] = report.events.as_slice() else { bail!("two packets: {:?}", report.events) };
-    ensure!(how == How::Given || first["egress"]["rule"].is_null(), "it took long to read: {first}");
-    let named = report.late.iter().find(|late| !late["egress"]["rule"]["handle"].is_null()).context("no late line")?;
-    for line in [named, second] {
-        ensure!(line["egress"]["rule"]["handle"] == *handle && line["egress"]["rule"]["chain"] == "last", "{line}");
-        ensure!(line["egress"]["incident"] == first["egress"]["incident"], "{line}");
-    }
-    ensure!(named["egress"]["count"] == 0 && named["egress"]["verdict"] == "drop", "{named}");
     Ok(Outcome::Passed)
 }

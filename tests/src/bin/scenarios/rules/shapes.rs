@@ -11,6 +11,7 @@ pub(super) enum Packet {
 pub(super) use Packet::{Tcp4, Tcp6, Udp4, Udp6};
 
 /// How the rules are made.
+#[derive(Clone, Copy)]
 pub(super) enum Rules {
     /// For `nft`; of several rules, the one that drops has the comment `hit`.
     Nft(&'static str),
@@ -20,6 +21,7 @@ pub(super) enum Rules {
 pub(super) use Rules::{Iptables, Nft};
 
 /// A way to drop a packet to port `PORT`.
+#[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub(super) send: Packet,
     pub(super) rules: Rules,

@@ -1,0 +1,13 @@
+//! How long is waited, on a machine that is slower than any on which that was chosen.
+
+use std::{sync::OnceLock, time::Duration};
+
+/// Environment variable: so many times longer than otherwise.
+const PATIENCE: &str = "OBSERVER_PATIENCE";
+
+/// The limit here.
+pub(super) fn here(limit: Duration) -> Duration {
+    static TIMES: OnceLock<u32> = OnceLock::new();
+    let named = || std::env::var(PATIENCE).ok()?.parse().ok();
+    limit * (*TIMES.get_or_init(|| named().unwrap_or(1).clamp(1, 1000)))
+}
