@@ -368,6 +368,7 @@ fn firewalls(helper: &mut Helper) -> Check {
     };
     let told: Vec<String> =
         inventory.front_ends.iter().map(|front_end| format!("{} ({})", front_end.name, front_end.evidence)).collect();
+    let order = inventory.order.iter().map(|order| format!("; {order}")).collect::<String>();
     match inventory.active().count() {
         0 if told.is_empty() => Check::fine("firewalls", "none with rules in this namespace"),
         0 | 1 => Check::fine("firewalls", told.join(", ")),
@@ -375,7 +376,9 @@ fn firewalls(helper: &mut Helper) -> Check {
             "firewalls",
             Status::Note,
             told.join(", "),
-            format!("{count} decide; a packet must pass all of them, and allowing it in one does not overrule another"),
+            format!(
+                "{count} decide; a packet must pass all of them, and allowing it in one does not overrule another{order}"
+            ),
             "change the one that drops; keep one front end where you can",
         ),
     }

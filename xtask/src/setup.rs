@@ -41,6 +41,9 @@ const TEST_TOOLS: [(&str, &str); 19] = [
 ];
 /// Programs without which a scenario is skipped: not every release has a package of that name.
 const WELCOME_TOOLS: [(&str, &str); 1] = [("bpftool", "bpftool")];
+/// The same whose packages start a service: only where no systemd runs that would. A firewall that nobody asked for is the last
+/// thing that a test may bring.
+const SERVICES: [(&str, &str); 2] = [("firewalld", "firewalld"), ("dbus-daemon", "dbus-daemon")];
 
 /// Programs that boot other kernels, whatever their architecture.
 const MACHINE_TOOLS: [(&str, &str); 8] = [
@@ -110,8 +113,10 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
 /// Programs for tests and the demo; installed when missing.
 pub(crate) fn test_tools() -> Result<()> {
     tools(&TEST_TOOLS, "tests and the demo")?;
+    let services = SERVICES.into_iter().filter(|_| !Path::new("/run/systemd/system").exists());
     let welcome: Vec<(&str, &'static str)> = WELCOME_TOOLS
         .into_iter()
+        .chain(services)
         .filter(|(program, package)| find_program(program).is_none() && debian() && known_to_apt(package))
         .collect();
     tools(&welcome, "tests")

@@ -52,7 +52,7 @@ static REGISTERS: PerCpuArray<u64, 1> = PerCpuArray::new();
 static DISTANCE: Array<u64, 1> = Array::new();
 
 /// The packet is freed at once. One whose end was not seen must not be taken for the next that is at its address.
-const FRESH_NS: u64 = 5_000_000;
+const FRESH_NS: u64 = 20_000_000;
 /// A return takes the return address off the stack, and no more.
 const MAX_DISTANCE: u64 = 16;
 /// `NF_DROP`.

@@ -175,7 +175,7 @@ impl<E: Eyes> Assembler<E> {
         let provisional = provisional.filter(|(answer, told)| self.late.was_told(*told, answer));
         let incident = match provisional {
             Some((_, told)) => told,
-            None => under(rule.and_then(|rule| rule.text.as_deref()).or(hook)),
+            None => under(rule.and_then(|rule| rule.words()).or(hook)),
         };
         let event = Event {
             timestamp,

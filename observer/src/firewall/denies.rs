@@ -7,11 +7,13 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    files::Root,
     inventory::{legacy_tables, nftables_in_use},
-    listing,
     netfilter::{DROP, family, hook},
-    nft::{self, Chain, Rule, Verdict},
+    nft::{Chain, Rule, Verdict},
+    ruleset::Ruleset,
 };
+use crate::model::{Statement, WantedRule};
 
 /// How many are told one by one.
 const MAX_TOLD: usize = 16;
@@ -33,8 +35,13 @@ pub struct Deny {
     pub verdict: String,
     /// The rule as `nft` writes it; `None` where it cannot be asked.
     pub text: Option<String>,
+    /// The same in its front end's words; `None` where none is known for it.
+    pub statement: Option<Statement>,
     /// Packets that its counter counted; `None` without one.
     pub packets: Option<u64>,
+    /// Handle of the base chain that leads there.
+    #[serde(skip)]
+    base: u64,
 }
 
 /// All of a namespace.
@@ -50,26 +57,33 @@ pub struct Denies {
     pub legacy: bool,
 }
 
-/// Reads the namespace of the calling thread.
-pub fn read() -> Result<Denies> {
-    let mut denies = if nftables_in_use() { walk(&nft::chains()?, &nft::rules()?) } else { Denies::default() };
+/// Reads the namespace of the calling thread; files of front ends are looked for below `roots`.
+pub fn read(roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
+    let mut ruleset = if nftables_in_use() { Some(Ruleset::read()?) } else { None };
+    let mut denies = ruleset.as_ref().map_or_else(Denies::default, |ruleset| walk(ruleset.chains(), ruleset.all()));
     denies.legacy = !legacy_tables().is_empty();
     denies.total = denies.denies.len();
     denies.denies.sort_by_key(|deny| (deny.handle.is_some(), std::cmp::Reverse(deny.packets)));
     denies.denies.truncate(MAX_TOLD);
-    if denies.denies.iter().any(|deny| deny.handle.is_some()) {
-        let tables = nft::tables()?;
-        let mut pending = listing::begin();
-        if let Some(listing) = pending.until(Instant::now() + PATIENCE) {
-            for deny in &mut denies.denies {
-                let mut place = deny.place.split(' ');
-                let (family, name) = (place.next(), place.next());
-                let table = tables
-                    .iter()
-                    .find(|table| Some(family::name(table.family)) == family && Some(table.name.as_str()) == name);
-                let text = table.zip(deny.handle).and_then(|(table, handle)| listing.text(table.handle, handle));
-                deny.text = text.map(str::to_owned);
-            }
+    let deadline = Instant::now() + PATIENCE;
+    if let Some(ruleset) = &mut ruleset {
+        for deny in &mut denies.denies {
+            let mut place = deny.place.split(' ');
+            let table = place.next().zip(place.next()).and_then(|(family, name)| ruleset.table(family, name));
+            let Some(table) = table else { continue };
+            let wanted = WantedRule {
+                table,
+                chain: deny.base,
+                rule: deny.handle.unwrap_or(0),
+                netns: 0,
+                netns_cookie: 0,
+                function: 0,
+                hook: None,
+                v6: None,
+            };
+            let Some(named) = ruleset.named(&wanted, deadline, roots) else { continue };
+            deny.text = named.handle.and(named.text);
+            deny.statement = named.statement;
         }
     }
     Ok(denies)
@@ -96,7 +110,9 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                             family: family::name(base.family).to_owned(),
                             verdict: if *verdict == Verdict::Drop { "drop" } else { "reject" }.to_owned(),
                             text: None,
+                            statement: None,
                             packets: rule.packets,
+                            base: base.handle,
                         }),
                         Verdict::Chain(to) => {
                             if !seen.contains(&to.as_str()) {
@@ -117,7 +133,9 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                 family: family::name(base.family).to_owned(),
                 verdict: "drop".to_owned(),
                 text: None,
+                statement: None,
                 packets: None,
+                base: base.handle,
             });
         }
     }
@@ -138,7 +156,15 @@ mod tests {
     use super::*;
 
     fn chain(name: &str, hook: Option<u32>, policy: Option<u32>) -> Chain {
-        Chain { family: family::IPV4, table: "filter".to_owned(), name: name.to_owned(), handle: 1, hook, policy }
+        Chain {
+            family: family::IPV4,
+            table: "filter".to_owned(),
+            name: name.to_owned(),
+            handle: 1,
+            hook,
+            priority: None,
+            policy,
+        }
     }
 
     fn rule(chain: &str, handle: u64, verdict: Verdict) -> Rule {

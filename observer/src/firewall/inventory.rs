@@ -7,7 +7,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    netfilter::family,
+    front_ends::OWNERS,
+    netfilter::{family, hook},
     nft::{self, Chain},
 };
 
@@ -34,6 +35,8 @@ pub struct FrontEnd {
 pub struct Inventory {
     /// All that were found.
     pub front_ends: Vec<FrontEnd>,
+    /// Where several have rules: the order in which they decide, by hook.
+    pub order: Vec<String>,
 }
 
 impl Inventory {
@@ -48,7 +51,13 @@ pub fn read() -> Result<Inventory> {
     let chains = if nftables_in_use() { nft::chains()? } else { Vec::new() };
     let legacy = legacy_tables();
     let ufw_enabled = fs::read_to_string("/etc/ufw/ufw.conf").is_ok_and(|text| ufw_is_enabled(&text));
-    Ok(Inventory { front_ends: recognise(&chains, &legacy, ufw_enabled) })
+    let front_ends = recognise(&chains, &legacy, ufw_enabled);
+    let order = if front_ends.iter().filter(|front_end| front_end.active).count() > 1 {
+        ["output", "forward", "postrouting"].into_iter().filter_map(|hook| order(&chains, &front_ends, hook)).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(Inventory { front_ends, order })
 }
 
 /// nftables is in this kernel, or its module is loaded. Asking for rules would load it.
@@ -70,6 +79,14 @@ fn ufw_is_enabled(text: &str) -> bool {
     text.lines().any(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))
 }
 
+/// iptables-nft's tables are of family ip or ip6, and their base chains have the names that iptables gives.
+pub(super) fn is_iptables(chain: &Chain) -> bool {
+    chain.hook.is_some()
+        && [family::IPV4, family::IPV6].contains(&chain.family)
+        && IPTABLES_TABLES.contains(&chain.table.as_str())
+        && IPTABLES_CHAINS.contains(&chain.name.as_str())
+}
+
 /// Fingerprints, from chain and table names. Pure.
 fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> Vec<FrontEnd> {
     let chain = |prefix: &str| chains.iter().find(|chain| chain.name.starts_with(prefix));
@@ -87,15 +104,7 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
     if table("firewalld").is_some() {
         found.push(active("firewalld", "table inet firewalld".to_owned()));
     }
-    for (name, prefix) in [
-        ("docker", "DOCKER"),
-        ("podman", "NETAVARK"),
-        ("kubernetes", "KUBE-"),
-        ("calico", "cali-"),
-        ("fail2ban", "f2b-"),
-        ("shorewall", "shorewall"),
-        ("tailscale", "ts-"),
-    ] {
+    for (name, prefix) in OWNERS {
         if let Some(chain) = chain(prefix) {
             found.push(active(name, format!("chain {}", chain.name)));
         }
@@ -103,13 +112,7 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
     if !legacy_tables.is_empty() {
         found.push(active("iptables-legacy", format!("tables {}", legacy_tables.join(", "))));
     }
-    // iptables-nft's tables are of family ip or ip6, and their base chains have the names that iptables gives.
-    let is_iptables = |chain: &&Chain| {
-        [family::IPV4, family::IPV6].contains(&chain.family)
-            && IPTABLES_TABLES.contains(&chain.table.as_str())
-            && IPTABLES_CHAINS.contains(&chain.name.as_str())
-    };
-    let iptables = chains.iter().filter(|chain| chain.hook.is_some()).any(|chain| is_iptables(&chain));
+    let iptables = chains.iter().any(is_iptables);
     if iptables && !found.iter().any(|front_end| front_end.active && front_end.name != "iptables-legacy") {
         found.push(active("iptables-nft", "tables of iptables in nftables".to_owned()));
     }
@@ -127,6 +130,50 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
     found
 }
 
+/// Who decides at a hook, one after the other, where that is more than one chain: `output: ufw (ip, ip6 filter OUTPUT),
+/// then nftables (inet t o)`.
+fn order(chains: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String> {
+    // Whoever is known by chains that iptables' own lead to.
+    let by_iptables: Vec<&str> = front_ends
+        .iter()
+        .filter(|front_end| {
+            front_end.active && !["firewalld", "nftables", "iptables-legacy"].contains(&front_end.name.as_str())
+        })
+        .map(|front_end| front_end.name.as_str())
+        .collect();
+    let mut here: Vec<&Chain> = chains
+        .iter()
+        .filter(|chain| chain.hook.and_then(|number| hook::name(chain.family, number)) == Some(hook))
+        .collect();
+    // Those of one priority stand in the order in which they came, which is that of their tables.
+    here.sort_by_key(|chain| chain.priority);
+    let mut steps: Vec<(i32, String, String, Vec<&str>)> = Vec::new();
+    for chain in here {
+        let owner = match chain.table.as_str() {
+            "firewalld" | "firewalld_policy_drop" => "firewalld".to_owned(),
+            _ if is_iptables(chain) && by_iptables.is_empty() => "iptables".to_owned(),
+            _ if is_iptables(chain) => by_iptables.join(" and "),
+            _ => "nftables".to_owned(),
+        };
+        let place = format!("{} {}", chain.table, chain.name);
+        let (priority, family) = (chain.priority.unwrap_or(0), family::name(chain.family));
+        match steps.last_mut() {
+            Some((of, by, at, families)) if (*of, &*by, &*at) == (priority, &owner, &place) => families.push(family),
+            _ => steps.push((priority, owner, place, vec![family])),
+        }
+    }
+    if steps.len() < 2 {
+        return None;
+    }
+    let steps: Vec<String> = steps
+        .into_iter()
+        .map(|(priority, owner, place, families)| {
+            format!("{owner} ({} {place}, priority {priority})", families.join(", "))
+        })
+        .collect();
+    Some(format!("{hook}: {}", steps.join(", then ")))
+}
+
 fn active(name: &str, evidence: String) -> FrontEnd {
     FrontEnd { name: name.to_owned(), evidence, active: true }
 }
@@ -142,6 +189,7 @@ mod tests {
             name: name.to_owned(),
             handle: 1,
             hook: base.then_some(3),
+            priority: base.then_some(0),
             policy: None,
         }
     }
@@ -166,6 +214,25 @@ mod tests {
         assert_eq!(names(&recognise(&[], &["filter".to_owned()], false)), [("iptables-legacy", true)]);
         assert_eq!(names(&recognise(&[], &[], true)), [("ufw", false)]);
         assert!(recognise(&[], &[], false).is_empty());
+    }
+
+    #[test]
+    fn several_decide_by_priority() {
+        let chains = [
+            Chain { family: family::INET, priority: Some(10), ..chain("firewalld", "filter_OUTPUT", true) },
+            chain("filter", "OUTPUT", true),
+            Chain { family: family::IPV6, ..chain("filter", "OUTPUT", true) },
+            chain("filter", "ufw-user-output", false),
+        ];
+        let front_ends = recognise(&chains, &[], true);
+        assert_eq!(
+            order(&chains, &front_ends, "output").as_deref(),
+            Some(
+                "output: ufw (ip, ip6 filter OUTPUT, priority 0), then firewalld (inet firewalld filter_OUTPUT, priority 10)"
+            )
+        );
+        assert_eq!(order(&chains[..1], &front_ends, "output"), None, "one decides alone");
+        assert_eq!(order(&chains, &front_ends, "forward"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt::Write,
     io::Read,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
@@ -12,7 +12,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::nft;
+use super::{
+    netfilter::family,
+    nft::{self, Table},
+};
 
 /// After this long `nft` is not waited for any more, by nobody.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -30,9 +33,18 @@ pub struct Listing {
     pub generation: Option<u32>,
     /// SHA-256 of everything that `nft` wrote but handles, in hexadecimal digits.
     pub sha256: String,
+    /// Rules as iptables writes them, by family, table and chain.
+    saved: Saved,
 }
 
 impl Listing {
+    /// A rule as iptables writes it, when it wrote that chain: of so many rules the one at a position, from 1 on.
+    fn iptables(&self, table: &Table, chain: &str, position: usize, rules: usize) -> Option<&str> {
+        let lines = self.saved.get(&(table.family, table.name.clone(), chain.to_owned()))?;
+        // Rules that iptables does not understand are left out by it.
+        (lines.len() == rules).then(|| lines.get(position.checked_sub(1)?)).flatten().map(String::as_str)
+    }
+
     /// A rule's text.
     pub fn text(&self, table: u64, rule: u64) -> Option<&str> {
         self.texts.get(&(table, rule)).map(String::as_str)
@@ -60,37 +72,88 @@ impl Pending {
     }
 }
 
+impl Pending {
+    /// A rule as iptables writes it, if the listing is there and of that generation.
+    pub fn saved(&self, generation: u32, table: &Table, chain: &str, position: usize, rules: usize) -> Option<&str> {
+        let listing = self.come.as_ref()?.as_ref().filter(|listing| listing.generation == Some(generation))?;
+        listing.iptables(table, chain, position, rules)
+    }
+}
+
+/// A program that writes.
+struct Writing {
+    child: Child,
+    text: Receiver<Option<String>>,
+}
+
+impl Writing {
+    /// Starts it in the namespace of the calling thread; `None` where it is not installed.
+    fn start(program: &str, args: &[&str]) -> Option<Self> {
+        let mut child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let stdout = child.stdout.take()?;
+        let (whole, text) = channel();
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            let read = stdout.take(MAX_BYTES).read_to_end(&mut text);
+            // A comment may be anything.
+            let _ = whole.send(read.ok().map(|_| String::from_utf8_lossy(&text).into_owned()));
+        });
+        Some(Self { child, text })
+    }
+
+    /// Everything that it writes, unless that takes too long.
+    fn finish(mut self) -> Option<String> {
+        let text = self.text.recv_timeout(LIMIT).ok().flatten();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        text
+    }
+}
+
 /// Has `nft` list the namespace of the calling thread. Contents of named sets are left out: they can be very long.
-pub fn begin() -> Pending {
+/// `by_iptables`: iptables has tables there, and is asked for them too.
+pub fn begin(by_iptables: bool) -> Pending {
+    const SAVE: [(u8, &str); 2] = [(family::IPV4, "iptables-nft-save"), (family::IPV6, "ip6tables-nft-save")];
     let (send, coming) = channel();
     let before = nft::generation().ok();
-    let child = Command::new("nft")
-        .args(["--handle", "--stateless", "--terse", "list", "ruleset"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    if let Ok(mut child) = child {
+    if let Some(nft) = Writing::start("nft", &["--handle", "--stateless", "--terse", "list", "ruleset"]) {
+        let save = SAVE.into_iter().filter(|_| by_iptables);
+        let save: Vec<_> = save.filter_map(|(family, program)| Some((family, Writing::start(program, &[])?))).collect();
         thread::spawn(move || {
-            let (whole, text) = channel();
-            if let Some(stdout) = child.stdout.take() {
-                thread::spawn(move || {
-                    let mut text = Vec::new();
-                    let read = stdout.take(MAX_BYTES).read_to_end(&mut text);
-                    // A comment may be anything.
-                    let _ = whole.send(read.ok().map(|_| String::from_utf8_lossy(&text).into_owned()));
-                });
+            let text = nft.finish();
+            let mut saved = HashMap::new();
+            for (family, writing) in save {
+                parse_saved(family, &writing.finish().unwrap_or_default(), &mut saved);
             }
-            let text = text.recv_timeout(LIMIT).ok().flatten();
-            let _ = child.kill();
-            let _ = child.wait();
             // A thread is in the namespace of the one that started it.
             let generation = nft::generation().ok().filter(|after| before == Some(*after));
-            let listing = text.filter(|text| !text.is_empty()).map(|text| Listing { generation, ..parse(&text) });
+            let listing =
+                text.filter(|text| !text.is_empty()).map(|text| Listing { generation, saved, ..parse(&text) });
             let _ = send.send(listing);
         });
     }
     Pending { coming, come: None }
+}
+
+/// Rules by family, table and chain, each as iptables writes it behind `-A CHAIN`.
+type Saved = HashMap<(u8, String, String), Vec<String>>;
+
+/// Takes in what `iptables-save` wrote.
+fn parse_saved(family: u8, text: &str, saved: &mut Saved) {
+    let mut table = "";
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
+            saved.entry((family, table.to_owned(), chain.to_owned())).or_default().push(rule.to_owned());
+        }
+    }
 }
 
 /// The mark with which `nft` ends whatever has a handle.
@@ -223,6 +286,19 @@ table ip filter { # handle 8
         assert_eq!(listing.text(1, 8), Some("udp dport 55 drop"));
         let cut = listing.text(1, 6).unwrap();
         assert!(cut.ends_with('…') && cut.chars().count() == MAX_TEXT + 1);
+    }
+
+    #[test]
+    fn what_iptables_writes_is_found_by_position() {
+        let text = "# Generated\n*filter\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -p tcp --dport 443 -j DROP\n-A x -j RETURN\n\
+                    -A OUTPUT -j x\nCOMMIT\n*nat\n-A OUTPUT -j ACCEPT\nCOMMIT\n";
+        let mut listing = Listing::default();
+        parse_saved(family::IPV4, text, &mut listing.saved);
+        let table = |name: &str| Table { family: family::IPV4, name: name.to_owned(), handle: 1 };
+        assert_eq!(listing.iptables(&table("filter"), "OUTPUT", 2, 2), Some("-j x"));
+        assert_eq!(listing.iptables(&table("nat"), "OUTPUT", 1, 1), Some("-j ACCEPT"));
+        assert_eq!(listing.iptables(&table("filter"), "OUTPUT", 1, 3), None, "one is missing");
+        assert_eq!(listing.iptables(&table("filter"), "OUTPUT", 0, 2), None);
     }
 
     #[test]

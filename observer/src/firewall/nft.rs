@@ -37,6 +37,8 @@ pub struct Chain {
     pub handle: u64,
     /// Number of the hook that it hangs on; `None` for one that only rules lead to.
     pub hook: Option<u32>,
+    /// Its priority there: the lowest comes first.
+    pub priority: Option<i32>,
     /// Its policy, `NF_DROP` or `NF_ACCEPT`.
     pub policy: Option<u32>,
 }
@@ -115,6 +117,7 @@ pub fn chains() -> Result<Vec<Chain>> {
             table: table.to_string_lossy().into_owned(),
             name: name.to_string_lossy().into_owned(),
             hook: chain.get_hook().and_then(|hook| hook.get_num()).ok(),
+            priority: chain.get_hook().and_then(|hook| hook.get_priority()).ok(),
             policy: chain.get_policy().ok(),
         });
     }

@@ -9,13 +9,16 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{
+    files::Root,
+    front_ends::{self, Place},
+    inventory,
     listing::{self, Pending},
     netfilter::{DROP, family, hook},
     nft::{self, Chain, Rule, Table, Verdict as Does},
 };
 use observer_ebpf::abi::UNKNOWN_RULE;
 
-use crate::model::{Backend, Difference, NamedRule, Verdict, WantedRule};
+use crate::model::{Backend, Difference, NamedRule, Statement, Verdict, WantedRule};
 
 /// Rules of each kind that a difference shows.
 const MAX_TOLD: usize = 8;
@@ -44,7 +47,9 @@ impl Ruleset {
             let after = nft::generation()?;
             match read {
                 Ok((tables, chains, rules)) if after == generation => {
-                    return Ok(Self { generation, listing: Some(listing::begin()), ..Self::of(tables, chains, rules) });
+                    let by_iptables = chains.iter().any(inventory::is_iptables);
+                    let listing = Some(listing::begin(by_iptables));
+                    return Ok(Self { generation, listing, ..Self::of(tables, chains, rules) });
                 }
                 // A listing that a change interrupts fails.
                 Err(error) if after == generation => return Err(error),
@@ -77,13 +82,35 @@ impl Ruleset {
         self.rules.iter().any(|rule| rule.verdicts.contains(&Does::Map))
     }
 
+    /// All chains.
+    pub fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// All rules, each chain's in order.
+    pub fn all(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Handle of a table; its family as `nft` writes it.
+    pub fn table(&self, family: &str, name: &str) -> Option<u64> {
+        let table = self.tables.iter().find(|table| family::name(table.family) == family && table.name == name)?;
+        Some(table.handle)
+    }
+
     /// How much it holds.
     pub fn rules(&self) -> usize {
         self.rules.len()
     }
 
-    /// The rule or policy, if it is here and can have dropped the packet. Its text is waited for until then.
-    pub fn named(&mut self, wanted: &WantedRule, deadline: Instant) -> Option<NamedRule> {
+    /// The rule or policy, if it is here and can have dropped the packet. Its text is waited for until then; files of front
+    /// ends are looked for below `roots`.
+    pub fn named(
+        &mut self,
+        wanted: &WantedRule,
+        deadline: Instant,
+        roots: &mut dyn FnMut() -> Vec<Root>,
+    ) -> Option<NamedRule> {
         let mut named = self.find(wanted)?;
         if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.until(deadline)) {
             // A listing is later than the snapshot. A handle is never used twice, so the text is the rule's whenever it is
@@ -93,7 +120,34 @@ impl Ruleset {
             }
             named.ruleset_sha256 = (listing.generation == Some(self.generation)).then(|| listing.sha256.clone());
         }
+        named.statement = self.statement(wanted, &named, roots);
         Some(named)
+    }
+
+    /// What it is in its front end's words.
+    fn statement(
+        &self,
+        wanted: &WantedRule,
+        named: &NamedRule,
+        roots: &mut dyn FnMut() -> Vec<Root>,
+    ) -> Option<Statement> {
+        // Of a chain alone nothing is said.
+        if wanted.rule == UNKNOWN_RULE {
+            return None;
+        }
+        let table = self.tables.iter().find(|table| table.handle == wanted.table)?;
+        let is_of = |family: u8, name: &str| family == table.family && name == table.name;
+        let chains: Vec<&Chain> = self.chains.iter().filter(|chain| is_of(chain.family, &chain.table)).collect();
+        let base = chains.iter().find(|chain| chain.handle == wanted.chain)?;
+        let rules: Vec<&Rule> =
+            self.rules.iter().filter(|rule| is_of(rule.family, &rule.table) && rule.chain == named.chain).collect();
+        let saved = match (&self.listing, named.position) {
+            (Some(listing), Some(position)) => {
+                listing.saved(self.generation, table, &named.chain, position, rules.len())
+            }
+            _ => None,
+        };
+        front_ends::statement(&Place { named, base: &base.name, rules: &rules, chains: &chains, saved }, roots)
     }
 
     /// What is otherwise than in an earlier snapshot of the same namespace. Texts are waited for until then.
@@ -199,6 +253,7 @@ impl Ruleset {
             path: vec![base.name.clone()],
             verdict: Some(Verdict::Drop),
             ruleset_sha256: None,
+            statement: None,
         };
         if wanted.rule == UNKNOWN_RULE {
             // The rule may be in a chain that it leads to.
@@ -290,7 +345,15 @@ mod tests {
     use super::*;
 
     fn chain(name: &str, handle: u64, hook: Option<u32>, policy: Option<u32>) -> Chain {
-        Chain { family: family::INET, table: "t".to_owned(), name: name.to_owned(), handle, hook, policy }
+        Chain {
+            family: family::INET,
+            table: "t".to_owned(),
+            name: name.to_owned(),
+            handle,
+            hook,
+            priority: hook.map(|_| 0),
+            policy,
+        }
     }
 
     fn rule(chain: &str, handle: u64, does: Does) -> Rule {

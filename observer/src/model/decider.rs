@@ -56,7 +56,8 @@ pub struct Connections {
     /// Entries that it may have.
     pub limit: u64,
     /// How many could not be entered, since the namespace was made.
-    pub insert_failed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub insert_failed: Option<u64>,
 }
 
 impl Connections {
@@ -190,7 +191,7 @@ impl Decider {
             },
             Purpose::Confirming => match self.connections {
                 // The counter is the namespace's, and not this packet's alone.
-                Some(Connections { insert_failed: failed @ 1.., .. }) => format!(
+                Some(Connections { insert_failed: Some(failed @ 1..), .. }) => format!(
                     "connection tracking ({function}) dropped it where its connection was to be entered into the table: \
                      {failed} could not be so far in this namespace (insert_failed)"
                 ),
@@ -237,7 +238,7 @@ mod tests {
     fn a_full_table_is_said_to_be_full() {
         let tracking = |entries| Decider {
             function: Some("ipv4_conntrack_local".to_owned()),
-            connections: Some(Connections { entries, limit: 1, insert_failed: 0 }),
+            connections: Some(Connections { entries, limit: 1, insert_failed: None }),
             ..Decider::default()
         };
         assert!(tracking(1).sentence().contains("full (1 of 1 entries"));

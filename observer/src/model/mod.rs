@@ -31,8 +31,8 @@ pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
 pub use rule::{
-    Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Verdict,
-    WantedRule,
+    Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
+    Verdict, WantedRule,
 };
 pub use ruleset::{Change, ChangeEgress, ChangedRuleset, Commit, Difference};
 

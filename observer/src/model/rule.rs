@@ -46,6 +46,23 @@ pub struct WantedRule {
     pub v6: Option<bool>,
 }
 
+/// What a rule is in the words of the front end that manages it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// The front end: `ufw`, `firewalld`, `docker`, `iptables`, …
+    pub ruleset: String,
+    /// Which of its statements, for a sentence: `ufw rule 3`.
+    pub what: String,
+    /// The statement: `deny out 443/tcp`.
+    pub name: String,
+    /// Its number, as the front end counts; it changes when rules come and go.
+    pub number: Option<u32>,
+    /// What the administrator wrote beside it.
+    pub comment: Option<String>,
+    /// What is wrong about it, such as that the front end's files say otherwise.
+    pub note: Option<String>,
+}
+
 /// A rule that the ruleset in force has, or a policy, and that can have dropped the packet; or, without text, a chain in which
 /// something did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +87,8 @@ pub struct NamedRule {
     pub verdict: Option<Verdict>,
     /// SHA-256 of the ruleset in which it was found.
     pub ruleset_sha256: Option<String>,
+    /// The same in its front end's words; `None` where no front end is known for it.
+    pub statement: Option<Statement>,
 }
 
 /// Name space of rule ids.
@@ -78,12 +97,15 @@ const RULES: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2072_756c_6520_6964);
 /// `rule`, as ECS has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleName {
-    /// Whose ruleset it is.
-    pub ruleset: &'static str,
+    /// Whose ruleset it is: the front end's, or `nftables`.
+    pub ruleset: String,
     /// Stable hash of the statement and its place.
     pub id: Uuid,
     /// The statement.
     pub name: String,
+    /// What the administrator wrote beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 /// How a rule is known.
@@ -119,6 +141,12 @@ pub struct EgressRule {
     /// Its place in the chain, from 1 on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
+    /// Its number, as the front end counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+    /// What is wrong about it: its front end says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// As the backend's own tool writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
@@ -136,11 +164,22 @@ pub struct EgressRule {
 }
 
 impl NamedRule {
+    /// What it is known by: the statement, else its text.
+    pub fn words(&self) -> Option<&str> {
+        self.statement.as_ref().map(|statement| statement.name.as_str()).or(self.text.as_deref())
+    }
+
     /// `rule`: known by its statement.
     pub fn name(&self) -> Option<RuleName> {
-        let text = self.text.clone()?;
-        let parts = [self.family.as_str(), &self.table, &self.chain, &text];
-        Some(RuleName { ruleset: "nftables", id: Uuid::new_v5(&RULES, parts.join("\0").as_bytes()), name: text })
+        let id = |parts: &[&str]| Uuid::new_v5(&RULES, parts.join("\0").as_bytes());
+        if let Some(statement) = &self.statement {
+            let (ruleset, name) = (statement.ruleset.clone(), statement.name.clone());
+            let id = id(&[&ruleset, &name]);
+            return Some(RuleName { ruleset, id, name, description: statement.comment.clone() });
+        }
+        let name = self.text.clone()?;
+        let id = id(&[&self.family, &self.table, &self.chain, &name]);
+        Some(RuleName { ruleset: "nftables".to_owned(), id, name, description: None })
     }
 
     /// `egress.rule`, seen live.
@@ -152,6 +191,8 @@ impl NamedRule {
             chain: self.chain.clone(),
             handle: self.handle,
             position: self.position,
+            number: self.statement.as_ref().and_then(|statement| statement.number),
+            note: self.statement.as_ref().and_then(|statement| statement.note.clone()),
             text: self.text.clone(),
             path: self.path.clone(),
             source: RuleSource::Probe,
@@ -167,6 +208,12 @@ impl NamedRule {
             Some(Verdict::Reject) => "rejected",
             None => "dropped or rejected",
         };
+        if let Some(Statement { what, name, comment, note, .. }) = &self.statement {
+            let end = if self.handle.is_none() { ": no rule accepts it" } else { "" };
+            let note = note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+            let comment = comment.as_ref().map(|comment| format!(", “{comment}”,")).unwrap_or_default();
+            return format!("{what} `{name}`{comment} {did} it{end}{note}");
+        }
         let place = format!("{} {} {}", self.family, self.table, self.chain);
         match (self.handle, &self.text) {
             (None, None) if self.backend == Backend::IptablesLegacy => {

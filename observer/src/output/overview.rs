@@ -11,7 +11,7 @@ use crate::{
         denies::{Denies, Deny},
         inventory::Inventory,
     },
-    model::Host,
+    model::{Host, Statement},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -43,6 +43,9 @@ pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io
         Err(why) => format!("not known: {}", escape(why)),
     };
     line(writer, "firewalls", &firewalls)?;
+    for order in standing.firewalls.iter().flat_map(|inventory| &inventory.order) {
+        line(writer, "", &format!("all must let it pass, {}", escape(order)))?;
+    }
     match &standing.denies {
         Ok(denies) => outbound(writer, denies)?,
         Err(why) => line(writer, "outbound", &format!("not known: {}", escape(why)))?,
@@ -91,6 +94,11 @@ fn described(deny: &Deny) -> String {
         None => String::new(),
     };
     let hook = if deny.hook == "output" { String::new() } else { format!(" (hook {})", deny.hook) };
+    if let Some(Statement { what, name, comment, note, .. }) = &deny.statement {
+        let comment = comment.as_ref().map(|comment| format!(" # {}", escape(comment))).unwrap_or_default();
+        let note = note.as_ref().map(|note| format!(" ({})", escape(note))).unwrap_or_default();
+        return format!("{} `{}`{comment}{note}: {}{packets}", escape(what), escape(name), deny.verdict);
+    }
     match (deny.handle, &deny.text) {
         (None, _) => format!("{}{hook}: policy {}", escape(&deny.place), deny.verdict),
         (Some(handle), None) => {

@@ -109,6 +109,7 @@ fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
         path: Vec::new(),
         verdict: None,
         ruleset_sha256: None,
+        statement: None,
     }))
 }
 
@@ -147,7 +148,7 @@ fn connections(wanted: &WantedRule) -> Option<Connections> {
         Some(Connections {
             entries: read("nf_conntrack_count")?,
             limit: read("nf_conntrack_max")?,
-            insert_failed: counted("insert_failed").unwrap_or(0),
+            insert_failed: counted("insert_failed"),
         })
     })
     .ok()

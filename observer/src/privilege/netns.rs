@@ -1,6 +1,7 @@
 //! Network namespaces by their number: found, and entered by a thread of its own.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     os::unix::fs::MetadataExt,
     path::PathBuf,
@@ -10,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
+
+use crate::firewall::files::Root;
 
 /// Runs `work` on a thread in the namespace with this inode number; without one, in this process's own.
 pub(super) fn inside<T: Send + 'static>(number: Option<u32>, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -75,6 +78,22 @@ pub(super) fn resident(number: u32) -> Option<u32> {
         is_in(pid, number).then_some(pid)
     })
 }
+
+/// Root folders in which the files of a namespace's firewall may be: this process's own, then those of whoever lives there.
+pub(super) fn roots(number: u32) -> Vec<Root> {
+    let mut mounts: HashSet<u64> =
+        fs::metadata("/proc/thread-self/ns/mnt").map(|meta| meta.ino()).into_iter().collect();
+    let residents = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+        (is_in(pid, number) && mounts.insert(fs::metadata(format!("/proc/{pid}/ns/mnt")).ok()?.ino())).then_some(pid)
+    });
+    let paths = residents.take(MAX_ROOTS).map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
+    let paths: Vec<PathBuf> = [PathBuf::from("/")].into_iter().chain(paths).collect();
+    paths.iter().filter_map(|path| Root::open(path).ok()).collect()
+}
+
+/// Mount namespaces in which files are looked for.
+const MAX_ROOTS: usize = 8;
 
 fn of_a_process(number: u32) -> Option<File> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {

@@ -73,7 +73,8 @@ impl Rulesets {
         let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true, now + patience::here(READING));
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
         let deadline = Instant::now() + patience::here(PATIENCE);
-        let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline));
+        let mut roots = || netns::roots(wanted.netns);
+        let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline, &mut roots));
         if self.0.len() > MAX_NAMESPACES {
             let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(cookie, _)| *cookie);
             eldest.map(|cookie| self.0.remove(&cookie));

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
-    firewall::{denies, inventory},
+    firewall::{denies, files::Root, inventory},
     probe::{
         cgroup,
         proof::{self, Prover},
@@ -142,7 +142,10 @@ impl Server {
             Request::Firewalls { netns } => Response::Firewalls(
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),
-            Request::Denies => Response::Denies(denies::read().map_err(|error| format!("{error:#}"))),
+            Request::Denies => Response::Denies(
+                denies::read(&mut || Root::open(Path::new("/")).into_iter().collect())
+                    .map_err(|error| format!("{error:#}")),
+            ),
             Request::Rule(ref wanted) => Response::Rule(
                 self.deciders
                     .decision(wanted, &mut self.rulesets)

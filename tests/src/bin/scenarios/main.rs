@@ -9,6 +9,7 @@ mod demo;
 mod directions;
 mod doctor;
 mod firewalls;
+mod front_ends;
 mod hanging;
 mod hooks;
 mod kernel_made;
@@ -54,9 +55,10 @@ fn without_a_machine() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 21] = [
+    let groups: [(&str, &[Scenario]); 22] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
+        ("front_ends", front_ends::ALL),
         ("hooks", hooks::ALL),
         ("rules", rules::ALL),
         ("deciders", deciders::ALL),

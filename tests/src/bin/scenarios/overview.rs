@@ -75,7 +75,7 @@ fn front_ends() -> Result<Outcome> {
     for wanted in [
         "ufw (chain ufw-",
         "iptables-legacy (tables filter)",
-        "ip filter ufw-user-output: `tcp dport 443 counter drop` # handle",
+        "ufw rule 1 `deny out 443/tcp`: drop",
         "ip6 filter ufw6-user-output: `tcp dport 443 counter drop` # handle",
         "not looked into: tables of iptables-legacy",
     ] {

@@ -50,15 +50,20 @@ pub(crate) const ALL: &[Scenario] = &[
 /// Rules are seen live where nftables frees what it drops itself: since Linux 6.7, and where that was taken over. Which
 /// kernels are like that is for the program to find out; those that are by their version must be.
 fn not_live() -> Result<Option<Outcome>> {
-    let output = observer::command().args(["doctor", "-o", "json"]).stdin(Stdio::null()).output()?;
-    let answer: Value = serde_json::from_slice(&output.stdout)?;
-    let checks = answer["egress"]["checks"].as_array().context("no checks")?;
-    let rules = checks.iter().find(|check| check["name"] == "rules").context("no check of rules")?;
+    let rules = doctors_word()?;
     if rules["status"] == "ok" {
         return Ok(None);
     }
     ensure!(!kernel::is_at_least(6, 7), "{rules}");
     Ok(Some(Outcome::Skipped(format!("rules are {}", rules["detail"].as_str().unwrap_or_default()))))
+}
+
+/// What `doctor` says of seeing rules live.
+fn doctors_word() -> Result<Value> {
+    let output = observer::command().args(["doctor", "-o", "json"]).stdin(Stdio::null()).output()?;
+    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    let checks = answer["egress"]["checks"].as_array().context("no checks")?;
+    checks.iter().find(|check| check["name"] == "rules").cloned().context("no check of rules")
 }
 
 /// How rules are to be told.
@@ -87,10 +92,17 @@ const FIRST: u16 = 9;
 
 /// Why it cannot be told so here.
 fn impossible(asked: Asked) -> Result<Option<Outcome>> {
-    if asked == Asked::Both && !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
+    if asked == Asked::AsUsual {
+        return not_live();
+    }
+    if !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
         return Ok(Some(Outcome::Skipped(
             "this kernel has no kprobes, by which they would be told a second time".to_owned(),
         )));
+    }
+    let rules = doctors_word()?;
+    if rules["detail"].as_str().is_some_and(|detail| detail.contains("second packet")) {
+        return Ok(Some(Outcome::Skipped("this kernel tells them in one way only".to_owned())));
     }
     not_live()
 }

@@ -1,0 +1,68 @@
+//! Configuration files of front ends, below a root folder that may be a container's: whoever lives there may have put
+//! anything in their place.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+
+/// Largest file that is read.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// A root folder.
+pub struct Root(OwnedFd);
+
+impl Root {
+    /// The one at this path.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(openat(CWD, path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?))
+    }
+
+    /// Text of a regular file in it: no link leads out of it, and no pipe is waited for.
+    pub fn read(&self, path: &str) -> Result<String> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let path = path.trim_start_matches('/');
+        let file = openat2(self.0.as_fd(), path, flags, Mode::empty(), inside)
+            .with_context(|| format!("cannot open /{path}"))?;
+        let file = File::from(file);
+        let meta = file.metadata()?;
+        ensure!(meta.is_file() && meta.len() <= MAX_BYTES, "/{path} is no file that is read");
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read /{path}"))?;
+        // Of a comment in another encoding the rest is still good.
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn nothing_outside_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, outside) = (folder.path().join("root"), folder.path().join("outside"));
+        fs::create_dir(&root).unwrap();
+        fs::write(&outside, "secret").unwrap();
+        fs::write(root.join("file"), "text").unwrap();
+        symlink(&outside, root.join("absolute")).unwrap();
+        symlink("../outside", root.join("relative")).unwrap();
+        symlink("/file", root.join("inside")).unwrap();
+        nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let root = Root::open(&root).unwrap();
+        assert_eq!(root.read("/file").unwrap(), "text");
+        assert_eq!(root.read("inside").unwrap(), "text");
+        for path in ["absolute", "relative", "../outside", "pipe", "missing", "."] {
+            assert!(root.read(path).is_err(), "{path}");
+        }
+    }
+}
