@@ -76,7 +76,7 @@ fn front_ends() -> Result<Outcome> {
         "ufw (chain ufw-",
         "iptables-legacy (tables filter)",
         "ufw rule 1 `deny out 443/tcp`: drop",
-        "ip6 filter ufw6-user-output: `tcp dport 443 counter drop` # handle",
+        "ufw rule 2 `deny out 443/tcp`: drop",
         "not looked into: tables of iptables-legacy",
     ] {
         ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
