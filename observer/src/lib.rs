@@ -18,6 +18,9 @@ pub mod intake;
 /// Dropped packets → events: process, user, unit, container.
 pub mod enrich;
 
+/// The same packet through a copy of the rules.
+pub mod replay;
+
 /// Which firewalls decide here.
 pub mod firewall;
 

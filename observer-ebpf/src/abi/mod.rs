@@ -25,8 +25,8 @@ pub use record::{
 };
 pub use rule::{
     Extent, FRAME_WORDS, FRAMES_OF_FREE, FRAMES_OF_VERDICT, FROM_QUEUE, FrameWord, HookFunction, HookKind, HookSite,
-    MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof, RuleSite,
-    UNKNOWN_RULE, UNTAKEN, VerdictNumbers, VerdictSite,
+    MAX_FUNCTIONS, MAX_OWN, MAX_PROOFS, MAX_SITES, NO_WORD, RULE_CONFIG_WORDS, RuleAnswer, RuleConfig, RuleProof,
+    RuleSite, UNKNOWN_RULE, UNTAKEN, VerdictNumbers, VerdictSite,
 };
 pub use task::{COMM_BYTES, Owner, Task};
 

@@ -59,6 +59,8 @@ pub mod map {
     pub const PROOFS: &str = "PROOFS";
     /// Array with one number: the last distance of the stack pointer between a verdict's beginning and end.
     pub const DISTANCE: &str = "DISTANCE";
+    /// Hash whose keys are the network namespaces of observer's own.
+    pub const OWN: &str = "OWN";
     /// Per-CPU array of monotonic counters, indexed by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
     /// Frozen global with the running kernel's [`Layout`](super::Layout).

@@ -18,6 +18,7 @@ use crate::kernel::{
     drop::{self, get, put},
     filter,
     layout::{address, field},
+    own,
     read::{Direct, Probe, Reader},
     rule,
     skb::Skb,
@@ -139,6 +140,10 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         let device = skb.out_device::<R>(route);
         drop::interface(scratch, device);
         drop::decided_by(scratch, device, direction);
+        if own::is_own(get!(scratch.record.key.netns)) {
+            put!(scratch.taken, 0);
+            return;
+        }
         let (start, bytes) = skb.linear::<R>(scratch);
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();

@@ -6,6 +6,7 @@ pub mod filter;
 pub mod flow;
 pub mod layout;
 pub mod link;
+pub mod own;
 pub mod owner;
 pub mod path;
 pub mod process;

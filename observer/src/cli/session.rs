@@ -63,6 +63,11 @@ impl Session {
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
         // Before anything is observed for the user: from the first event on, the rule is told.
         let rules = Rules::new(probes.take_rules()?, &mut helper);
+        // Nothing is replayed where it would be seen.
+        let own = probes.own_namespaces().map_err(|error| format!("{error:#}"));
+        if let Err(why) = own.and_then(|own| helper.keep_own_namespaces(own)) {
+            log::warn!("packets are not replayed: {why}");
+        }
         let firewalls = firewalls(&mut helper, filter.netns);
         // Its own namespace's rules, or those that it is to watch, are listened to from the start, others when something is
         // blocked there.

@@ -1,5 +1,7 @@
 //! Makes an event of a dropped packet: everything that is known, each under its field.
 
+use std::{sync::Arc, time::Instant};
+
 use observer_ebpf::{
     abi::{Counted, DropKey, FROM_QUEUE, UNTAKEN},
     logic::packet::ethertype,
@@ -11,6 +13,7 @@ use super::{
     changes::Changes,
     host::{Clock, Identity},
     late::Late,
+    replay::Opinion,
     rules::{Found, Rules, wanted},
     sender::Credentials,
     users::Users,
@@ -19,7 +22,7 @@ use crate::{
     model::{
         Action, Background, Cause, Confirmation, Decider, Degraded, Destination, Direction, Doer, Dropped, ECS_VERSION,
         Ecs, Egress, EgressRule, Endpoints, Event, EventMeta, Hook, Kind, NamedRule, Nat, Network, OwnerKnown, Process,
-        Purpose, RulesSeen, SCHEMA, Source, Verdict, transport_name,
+        Purpose, RuleSource, RulesSeen, SCHEMA, Source, Verdict, transport_name,
     },
     probe::layout::Reasons,
 };
@@ -150,7 +153,15 @@ impl<E: Eyes> Assembler<E> {
         if matches!(dropped.cause, Cause::Netfilter | Cause::Nfqueue) && dropped.netns != 0 {
             self.changes.adopt(dropped.netns, &mut self.attributor.eyes);
         }
-        let Found { decision, unread, disputed } = self.rules.of(dropped, hook, &mut self.attributor.eyes);
+        let began = Instant::now();
+        let found = self.rules.of(dropped, hook, &mut self.attributor.eyes);
+        let read = began.elapsed();
+        let opinion = self.rules.replays.of(dropped, hook, &found, &mut self.attributor.eyes);
+        log::debug!("rule after {read:?}, opinion {opinion:?} after {:?}", began.elapsed());
+        let copied = if let Opinion::Later = opinion { Some(found.clone()) } else { None };
+        let Found { decision, unread, disputed } = found;
+        let is_replayed = matches!(opinion, Opinion::Is(_));
+        let decision = if let Opinion::Is(decision) = &opinion { Some(Arc::clone(decision)) } else { decision };
         let rule = decision.as_ref().and_then(|decision| decision.rule.as_ref());
         let decider = match dropped.cause {
             Cause::Nfqueue => self.queue(dropped),
@@ -215,7 +226,13 @@ impl<E: Eyes> Assembler<E> {
                 },
                 decided_by: decider.filter(|decider| *decider != Decider::default()),
                 rule: rule.map(|rule| EgressRule {
-                    confirmed_by: (dropped.verdict_agrees == Some(true)).then_some(Confirmation::Verdict),
+                    confirmed_by: match (dropped.verdict_agrees, &opinion) {
+                        (Some(true), _) => Some(Confirmation::Verdict),
+                        (_, Opinion::Same) => Some(Confirmation::Replay),
+                        _ => None,
+                    },
+                    source: if is_replayed { RuleSource::Replay } else { RuleSource::Probe },
+                    replay: opinion.words(),
                     ..rule.seen()
                 }),
                 drop_reason,
@@ -247,6 +264,9 @@ impl<E: Eyes> Assembler<E> {
             process: sender.process,
             user: sender.user,
         };
+        if let Some(copied) = copied {
+            self.late.remember_packet(&event, dropped, copied);
+        }
         if let Some(answer) = dropped.rule {
             self.late.remember(&event, answer, unread, || wanted(dropped, answer, hook));
         }

@@ -78,6 +78,10 @@ impl Eyes for Host {
         Ok(None)
     }
 
+    fn replay(&mut self, _netns: u32, _packet: &Packet) -> Result<Replay, String> {
+        Err("nobody replays".to_owned())
+    }
+
     fn listen(&mut self, _netns: u32) -> Result<Listening, String> {
         Err("nobody listens".to_owned())
     }

@@ -16,6 +16,7 @@ mod late;
 pub mod proc;
 pub mod processes;
 pub mod redact;
+mod replay;
 pub mod resolve;
 pub mod rules;
 mod sender;

@@ -8,7 +8,7 @@ use std::{
 
 use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 
-use super::{answers::Answers, attribute::Eyes};
+use super::{answers::Answers, attribute::Eyes, replay::Replays};
 use crate::{
     model::{Background, Cause, Compared, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
     probe::{
@@ -56,6 +56,7 @@ pub struct Rules {
     seen: RuleCounts,
     seen_by_verdict: RuleCounts,
     compared: Compared,
+    pub(super) replays: Replays,
     /// Modules have changed, and the kernel's functions were not looked up since: when that was tried last.
     stale: Option<Instant>,
 }
@@ -71,6 +72,7 @@ impl Rules {
             seen: RuleCounts::default(),
             seen_by_verdict: RuleCounts::default(),
             compared: Compared::default(),
+            replays: Replays::new(),
             stale: None,
         };
         rules.arm(prover);
@@ -155,6 +157,7 @@ impl Rules {
             probe: self.seen,
             verdict: self.seen_by_verdict,
             compared: (self.are_live() && self.are_probed()).then_some(self.compared),
+            replay: self.replays.counts(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::rule::NamedRule;
+use super::rule::{Backend, NamedRule};
 
 /// `egress.decided_by`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,17 @@ pub struct Decision {
     pub rule: Option<NamedRule>,
     /// What is no rule.
     pub decider: Option<Decider>,
+}
+
+impl Decision {
+    /// A rule, or the policy, of a chain of nftables', whether it is known which or not.
+    pub fn is_of_nftables(&self) -> bool {
+        match (&self.rule, self.decider.as_ref().and_then(Decider::purpose)) {
+            (_, Some(purpose)) => purpose == Purpose::Nftables,
+            (Some(rule), None) => rule.backend == Backend::Nft,
+            (None, None) => false,
+        }
+    }
 }
 
 /// What a function on a hook is there for.

@@ -12,6 +12,7 @@ mod filter;
 mod flow;
 mod hanging;
 mod process;
+mod replay;
 mod rule;
 mod ruleset;
 
@@ -30,6 +31,7 @@ pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_ac
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
+pub use replay::{Packet, Replay, ReplayCounts, Replayed};
 pub use rule::{
     Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
     Verdict, WantedRule,

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::replay::ReplayCounts;
+
 /// What it does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -114,6 +116,8 @@ pub struct RuleName {
 pub enum RuleSource {
     /// Seen in the kernel as it happened.
     Probe,
+    /// The same packet, sent through a private copy of the rules, ends there.
+    Replay,
 }
 
 /// How a rule is known a second time.
@@ -122,6 +126,8 @@ pub enum RuleSource {
 pub enum Confirmation {
     /// Seen where it gave its verdict too, and not only where the packet was freed.
     Verdict,
+    /// The same packet, sent through a private copy of the rules, ends there too.
+    Replay,
 }
 
 /// `egress.rule`
@@ -144,6 +150,9 @@ pub struct EgressRule {
     /// Its number, as the front end counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub number: Option<u32>,
+    /// What a copy of the rules does otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<String>,
     /// What is wrong about it: its front end says otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -197,6 +206,7 @@ impl NamedRule {
             path: self.path.clone(),
             source: RuleSource::Probe,
             confirmed_by: None,
+            replay: None,
             ruleset_sha256: self.ruleset_sha256.clone(),
         }
     }
@@ -262,6 +272,8 @@ pub struct RulesSeen {
     /// Seen in both ways.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compared: Option<Compared>,
+    /// Packets that were sent through a copy of the rules.
+    pub replay: ReplayCounts,
 }
 
 /// What came of rules that were seen in two ways; in lines, not packets.

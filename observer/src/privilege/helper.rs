@@ -30,7 +30,7 @@ use super::{
 use crate::{
     enrich::{assemble::HELPER, attribute::Eyes, changes::Listening},
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Difference, Facts, Wanted, WantedRule},
+    model::{ContainerName, Decision, Difference, Facts, Packet, Replay, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,
@@ -145,6 +145,15 @@ impl Helper {
     /// [`Proving::prepare_proof`].
     pub fn begin_proof(&mut self) {
         self.begun = self.send(&Request::PrepareProof { changes: 0 }, &[]).is_ok();
+    }
+
+    /// Gives it the map that names observer's own namespaces, without which nothing is replayed.
+    pub fn keep_own_namespaces(&mut self, map: OwnedFd) -> Result<(), String> {
+        let answer = self.send(&Request::OwnNamespaces, &[map]).and_then(|()| self.receive());
+        match answer.map_err(|error| format!("{error:#}"))? {
+            Response::OwnNamespaces(kept) => kept,
+            other => Err(unexpected(&other).to_string()),
+        }
     }
 
     fn exchange(&mut self, request: &Request) -> Result<Response> {
@@ -279,6 +288,14 @@ impl Eyes for Helper {
     fn rule(&mut self, wanted: &WantedRule) -> Result<Option<Decision>, String> {
         match self.ask(&Request::Rule(wanted.clone())).map_err(|error| error.to_string())? {
             Response::Rule(decision) => decision.map(|decision| decision.map(|decision| *decision)),
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
+    fn replay(&mut self, netns: u32, packet: &Packet) -> Result<Replay, String> {
+        let request = Request::Replay { netns, packet: packet.clone() };
+        match self.ask(&request).map_err(|error| error.to_string())? {
+            Response::Replay(outcome) => outcome,
             other => Err(unexpected(&other).to_string()),
         }
     }

@@ -12,6 +12,7 @@ mod listening;
 mod netns;
 mod patience;
 mod protocol;
+mod replays;
 mod rulesets;
 mod server;
 mod sockets;

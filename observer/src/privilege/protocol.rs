@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Difference, Facts, Wanted, WantedRule},
+    model::{ContainerName, Decision, Difference, Facts, Packet, Replay, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         selftest::Sent,
@@ -95,6 +95,15 @@ pub enum Request {
     },
     /// Keep two programs, whose descriptors come with this, for [`Request::ArmVerdicts`].
     VerdictPrograms,
+    /// Keep the map, whose descriptor comes with this, that names observer's own namespaces.
+    OwnNamespaces,
+    /// Send a packet through a copy of a network namespace's rules.
+    Replay {
+        /// Its inode number.
+        netns: u32,
+        /// The packet.
+        packet: Packet,
+    },
     /// Attach them to the functions that give verdicts, for so long from now on.
     ArmVerdicts {
         /// Not at all when zero.
@@ -152,6 +161,10 @@ pub enum Response {
     VerdictPrograms(Result<(), String>),
     /// To [`Request::ArmVerdicts`].
     ArmVerdicts(Result<(), String>),
+    /// To [`Request::OwnNamespaces`].
+    OwnNamespaces(Result<(), String>),
+    /// To [`Request::Replay`]; or why there is no copy.
+    Replay(Result<Replay, String>),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

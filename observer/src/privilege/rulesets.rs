@@ -100,8 +100,13 @@ impl Rulesets {
         if began < space.compared_until {
             return Ok(None);
         }
+        let deadline = began + patience::here(COMPARING);
+        // A question may not have waited for it: it is what was in force before.
+        if let Some(begun) = space.reading.take() {
+            let _ = space.wait(begun, false, deadline)?;
+        }
         let before = space.rulesets.front().map(Ruleset::generation);
-        space.refresh(number, cookie, false, began + patience::here(COMPARING))?;
+        space.refresh(number, cookie, false, deadline)?;
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {

@@ -13,6 +13,7 @@ use super::{
     deciders::Deciders,
     listening, netns,
     protocol::{Request, Response},
+    replays::Replays,
     rulesets::Rulesets,
     sockets,
     verdicts::Verdicts,
@@ -29,13 +30,14 @@ use crate::{
 };
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
-/// firewall files that only root may; addresses of the kernel's functions.
-const NEEDED: [Capability; 5] = [
+/// firewall files that only root may; addresses of the kernel's functions; sending as the user whose packet is replayed.
+const NEEDED: [Capability; 6] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_SYSLOG,
+    Capability::CAP_SETUID,
 ];
 
 /// Gives up every capability that is not needed.
@@ -67,6 +69,7 @@ pub(super) struct Server {
     /// Read once: it takes long.
     xtable_name: Option<u32>,
     pub(super) verdicts: Verdicts,
+    replays: Replays,
     /// What came with the question.
     pub(super) received: Vec<OwnedFd>,
     /// What goes with the next answer.
@@ -92,6 +95,7 @@ impl Server {
             functions: None,
             xtable_name: None,
             verdicts: Verdicts::default(),
+            replays: Replays::default(),
             received: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -164,6 +168,12 @@ impl Server {
                 Response::Difference(self.rulesets.difference(netns).map_err(|error| format!("{error:#}")))
             }
             Request::Functions { changes } => Response::Functions(self.functions(changes)),
+            Request::OwnNamespaces => Response::OwnNamespaces(
+                self.replays.keep(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
+            ),
+            Request::Replay { netns, ref packet } => {
+                Response::Replay(self.replays.replay(netns, packet).map_err(|error| format!("{error:#}")))
+            }
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
             ),

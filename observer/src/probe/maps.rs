@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use aya::{
-    maps::{Array, HashMap, MapData, MapError, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, RingBuf},
     programs::KProbe,
 };
 use bytes::Bytes;
@@ -115,6 +115,13 @@ impl Probes {
         let (config, proofs, distance) = (config.try_into()?, proofs.try_into()?, distance.try_into()?);
         let programs = self.verdict_programs().map_err(|error| one_line(&error));
         Ok(RuleMaps::new(config, proofs, distance, programs, avoided, names(COMPARE, "verdicts")))
+    }
+
+    /// Where the namespaces are named of which nothing is to be seen.
+    pub fn own_namespaces(&self) -> anyhow::Result<OwnedFd> {
+        let map = self.ebpf.map(map::OWN).with_context(|| format!("the BPF object has no map {}", map::OWN))?;
+        let Map::HashMap(map) = map else { anyhow::bail!("the map {} is of another kind", map::OWN) };
+        Ok(map.fd().as_fd().try_clone_to_owned()?)
     }
 
     /// The programs that run where a rule's verdict begins and ends, loaded and attached to nothing.

@@ -18,6 +18,7 @@ mod owners;
 mod packets;
 mod privileges;
 mod processes;
+mod replay;
 mod rules;
 mod run;
 mod storms;
@@ -55,12 +56,13 @@ fn without_a_machine() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 22] = [
+    let groups: [(&str, &[Scenario]); 23] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
         ("hooks", hooks::ALL),
         ("rules", rules::ALL),
+        ("replay", replay::ALL),
         ("deciders", deciders::ALL),
         ("changes", changes::ALL),
         ("directions", directions::ALL),

@@ -326,7 +326,8 @@ fn check(event: &Value, hit: &Place, verdict: &str, how: How) -> Result<()> {
     }
     ensure!(event["egress"]["verdict"] == verdict, "not a {verdict}: {event}");
     let twice = how == How::Both && !hit.handle.is_null();
-    ensure!(rule["confirmed_by"] == if twice { json!("verdict") } else { Value::Null }, "{event}");
+    let replayed = rule["confirmed_by"].is_null() || rule["confirmed_by"] == "replay";
+    ensure!(if twice { rule["confirmed_by"] == "verdict" } else { replayed }, "{event}");
     let reason = event["event"]["reason"].as_str().unwrap_or_default();
     ensure!(reason.contains(hit.chain.as_str().unwrap_or_default()), "{event}");
     // An emulated `nft` is not waited for long enough.
@@ -334,7 +335,12 @@ fn check(event: &Value, hit: &Place, verdict: &str, how: How) -> Result<()> {
         return Ok(());
     }
     let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
-    ensure!(event["rule"]["name"] == text && event["rule"]["id"].is_string(), "{event}");
+    ensure!(event["rule"]["id"].is_string(), "{event}");
+    // Whatever iptables wrote is told in its own words.
+    match event["rule"]["ruleset"].as_str() {
+        Some("iptables") => ensure!(hit.chain != "hit" && event["rule"]["name"].is_string(), "{event}"),
+        _ => ensure!(event["rule"]["ruleset"] == "nftables" && event["rule"]["name"] == text, "{event}"),
+    }
     ensure!(!hit.marked || text.ends_with("comment \"hit\""), "the text is another rule's: {event}");
     let hashed = rule["ruleset_sha256"].as_str().is_some_and(|hash| hash.len() == 64);
     ensure!(hashed || slowness() > 1 && rule["ruleset_sha256"].is_null(), "no hash: {event}");

@@ -1,0 +1,189 @@
+//! What a copy of the rules does with the same packet: a second opinion on a rule that was seen, and the only one on a rule that
+//! was not.
+
+use std::sync::Arc;
+
+use observer_ebpf::{
+    abi::{RuleAnswer, UNKNOWN_RULE},
+    logic::packet::protocol,
+};
+
+use super::{answers::Answers, attribute::Eyes, rules::Found};
+use crate::model::{
+    Background, Cause, Decision, Direction, Dropped, Hook, Packet, Replay, ReplayCounts, Replayed, WantedRule,
+};
+
+/// TCP's flags of a packet that begins a connection.
+const SYN: u8 = 2;
+
+/// What the copy says of a packet.
+#[derive(Clone, Debug)]
+pub(super) enum Opinion {
+    /// Nothing: it was not asked, or cannot say.
+    None,
+    /// Nothing yet.
+    Later,
+    /// The rule that was seen is the one.
+    Same,
+    /// Something else, in words.
+    Differs(String),
+    /// No rule was seen; this is the one.
+    Is(Arc<Decision>),
+    /// No rule was seen, and none can be told, for this reason.
+    Unsure(String),
+}
+
+impl Opinion {
+    /// What is to be said of a rule that was seen, or of its absence.
+    pub(super) fn words(&self) -> Option<String> {
+        match self {
+            Self::Differs(words) | Self::Unsure(words) => Some(words.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// Packets that were replayed.
+pub(super) struct Replays {
+    known: Answers<(u32, Packet), Replay>,
+    counts: ReplayCounts,
+}
+
+impl Replays {
+    pub(super) fn new() -> Self {
+        Self { known: Answers::new(), counts: ReplayCounts::default() }
+    }
+
+    pub(super) fn counts(&self) -> ReplayCounts {
+        self.counts
+    }
+
+    /// The opinion on what was found for a packet. `hook` as an event names it.
+    pub(super) fn of(&mut self, dropped: &Dropped, hook: Option<&str>, found: &Found, eyes: &mut impl Eyes) -> Opinion {
+        let Some(packet) = packet(dropped) else { return Opinion::None };
+        // Something else than a rule may have dropped it before any rule of the copy could.
+        if !found.decision.as_ref().is_some_and(|decision| decision.is_of_nftables()) {
+            return Opinion::None;
+        }
+        let key = (dropped.netns, packet);
+        let replay = match self.known.get_known(&key) {
+            Some(known) => known,
+            None => match eyes.replay(dropped.netns, &key.1) {
+                Ok(Replay::NotYet) => return Opinion::Later,
+                Ok(replay) => {
+                    self.known.put(key, replay.clone());
+                    replay
+                }
+                Err(why) => {
+                    log::debug!("not replayed in namespace {}: {why}", dropped.netns);
+                    self.counts.unable += 1;
+                    return Opinion::None;
+                }
+            },
+        };
+        let Replay::Walked { end, doubt, netns_cookie } = replay else { return Opinion::Later };
+        let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
+        match (answer, end) {
+            (Some(answer), Some(end)) if is_same(&answer, &end) => {
+                self.counts.agreed += 1;
+                Opinion::Same
+            }
+            (Some(_), end) => {
+                self.counts.disagreed += 1;
+                Opinion::Differs(differs(end.as_ref(), doubt.as_deref()))
+            }
+            (None, Some(end)) => self.named(dropped, hook, (&end, netns_cookie), doubt, eyes),
+            (None, None) => {
+                self.counts.unsure += 1;
+                Opinion::Unsure(differs(None, doubt.as_deref()))
+            }
+        }
+    }
+
+    /// The rule at which the way through the copy ended, where it can be no other one and the ruleset in force has it.
+    fn named(
+        &mut self,
+        dropped: &Dropped,
+        hook: Option<&str>,
+        (end, netns_cookie): (&Replayed, u64),
+        doubt: Option<String>,
+        eyes: &mut impl Eyes,
+    ) -> Opinion {
+        if let Some(doubt) = doubt {
+            self.counts.unsure += 1;
+            return Opinion::Unsure(format!("the rules decide by more than the packet: {doubt}"));
+        }
+        let in_chain = dropped.rule.filter(|answer| answer.chain != 0);
+        if in_chain.is_some_and(|answer| (answer.table, answer.chain) != (end.table, end.chain)) {
+            self.counts.disagreed += 1;
+            return Opinion::Unsure("a copy of the rules drops it in another chain than was seen".to_owned());
+        }
+        let wanted = WantedRule {
+            netns: dropped.netns,
+            netns_cookie,
+            function: 0,
+            table: end.table,
+            chain: end.chain,
+            rule: end.rule,
+            hook: hook.map(str::to_owned),
+            v6: dropped.endpoints.map(|endpoints| endpoints.destination.is_ipv6()),
+        };
+        match eyes.rule(&wanted) {
+            Ok(Some(decision)) => {
+                self.counts.named += 1;
+                Opinion::Is(Arc::new(decision))
+            }
+            Ok(None) => {
+                self.counts.disagreed += 1;
+                Opinion::Unsure("a copy of the rules drops it by a rule that does not fit".to_owned())
+            }
+            Err(why) => {
+                log::debug!("what the copy names in namespace {} was not read: {why}", dropped.netns);
+                Opinion::Later
+            }
+        }
+    }
+}
+
+fn is_same(answer: &RuleAnswer, end: &Replayed) -> bool {
+    (answer.table, answer.chain, answer.rule) == (end.table, end.chain, end.rule)
+}
+
+/// What the copy does otherwise, in words.
+fn differs(end: Option<&Replayed>, doubt: Option<&str>) -> String {
+    let what = match end {
+        Some(_) => "a copy of the rules drops it by another rule",
+        None => "a copy of the rules lets it pass",
+    };
+    match doubt {
+        Some(doubt) => format!("{what}; they decide by more than the packet: {doubt}"),
+        None => what.to_owned(),
+    }
+}
+
+/// The packet, if it can be sent again: the first of a connection, or a datagram, of a process in that namespace.
+fn packet(dropped: &Dropped) -> Option<Packet> {
+    let fits = dropped.cause == Cause::Netfilter
+        && dropped.direction == Direction::Local
+        && matches!(dropped.hook, Some(Hook::Output | Hook::Postrouting))
+        && !dropped.coarse
+        && !dropped.encapsulated
+        && dropped.netns != 0
+        && !dropped.by_kernel()
+        && Background::of(dropped).is_none();
+    let whole = match dropped.protocol? {
+        protocol::TCP => dropped.tcp_flags == Some(SYN),
+        protocol::UDP => true,
+        _ => false,
+    };
+    let asked = dropped.original.or(dropped.endpoints).filter(|_| fits && whole)?;
+    Some(Packet {
+        protocol: dropped.protocol?,
+        source: asked.source,
+        source_port: asked.source_port.unwrap_or(0),
+        destination: asked.destination,
+        destination_port: asked.destination_port?,
+        uid: dropped.socket?.uid?,
+        interface: dropped.interface.clone(),
+    })
+}

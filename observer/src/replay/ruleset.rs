@@ -1,0 +1,458 @@
+//! A copy of the ruleset in force: everything is taken as the kernel lists it, and given back in one batch. Text would lose
+//! what `nft` cannot write.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Context, Result, ensure};
+
+use super::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
+use crate::{
+    firewall::{
+        netfilter::{family, hook},
+        nft,
+    },
+    model::Replayed,
+};
+
+/// `NETLINK_NETFILTER`, `NFNL_SUBSYS_NFTABLES`, and a `struct nfgenmsg`.
+const PROTOCOL: isize = 12;
+const SUBSYSTEM: u16 = 10;
+const FIXED: usize = 4;
+/// `NFT_MSG_*`: what makes something is one less than what asks for it.
+const GETTABLE: u16 = 1;
+const GETCHAIN: u16 = 4;
+const GETRULE: u16 = 7;
+const GETSET: u16 = 10;
+const GETSETELEM: u16 = 13;
+const GETOBJ: u16 = 19;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// `NFNLGRP_NFTRACE`
+pub(super) const TRACE_GROUP: u32 = 9;
+/// `NFT_MSG_TRACE`
+pub(super) const TRACE: u16 = SUBSYSTEM << 8 | 17;
+
+/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`
+const TABLE: u16 = 1;
+const FLAGS_OF_TABLE: u16 = 2;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_COMPAT: u16 = 5;
+const CHAIN_NAME: u16 = 3;
+const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
+const SET_ID: u16 = 10;
+/// `NFT_SET_ANONYMOUS`
+const ANONYMOUS: u32 = 1;
+/// `NFT_TABLE_F_DORMANT`
+const DORMANT: u32 = 1;
+/// `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`
+const NAME: u16 = 1;
+const DATA: u16 = 2;
+
+/// Larger ones are not copied.
+const MAX_MESSAGES: usize = 400_000;
+
+/// A rule's place: family, table, chain, and how many rules stand before it.
+pub(super) type Place = (u8, String, String, usize);
+
+/// Everything of a namespace, as the kernel listed it.
+pub(super) struct Listed {
+    /// Number of the ruleset.
+    pub(super) generation: u32,
+    tables: Vec<Body>,
+    chains: Vec<Body>,
+    sets: Vec<Body>,
+    elements: Vec<Body>,
+    objects: Vec<Body>,
+    rules: Vec<Body>,
+    /// What in it depends on more than a packet.
+    pub(super) depends: Depends,
+}
+
+/// Lists the namespace of the calling thread.
+pub(super) fn list() -> Result<Listed> {
+    let generation = nft::generation()?;
+    let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
+    let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
+    let mut dump = |kind: u16, body: &Body| netlink.dump(SUBSYSTEM << 8 | kind, body);
+    let (tables, chains) = (dump(GETTABLE, &all)?, dump(GETCHAIN, &all)?);
+    let (sets, objects, rules) = (dump(GETSET, &all)?, dump(GETOBJ, &all)?, dump(GETRULE, &all)?);
+    let mut elements = Vec::new();
+    for set in &sets {
+        elements.extend(dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?);
+    }
+    ensure!(rules.len() + elements.len() <= MAX_MESSAGES, "the ruleset is too long to be copied");
+    ensure!(nft::generation()? == generation, "the ruleset changed while it was read");
+    let depends = depends(&chains, &sets, &rules);
+    Ok(Listed { generation, tables, chains, sets, elements, objects, rules, depends })
+}
+
+impl Listed {
+    /// Makes the same in the namespace of the calling thread, and a table that has everything traced.
+    pub(super) fn make(&self) -> Result<()> {
+        let mut messages: Vec<(u16, u16, Body)> = Vec::new();
+        let mut add = |kind: u16, flags: u16, body: Body| messages.push((SUBSYSTEM << 8 | (kind - 1), flags, body));
+        for table in &self.tables {
+            // A table that sleeps does so here too; whose it is does not matter.
+            let mut attributes = table.attributes.only(&[TABLE]);
+            let flags = table.attributes.number(FLAGS_OF_TABLE).unwrap_or(0) & DORMANT;
+            attributes.set(FLAGS_OF_TABLE, flags.to_be_bytes().to_vec());
+            add(GETTABLE, CREATE, table.with(attributes));
+        }
+        for chain in &self.chains {
+            // Handle, uses, counters, padding, id, and what makes it a rule's own.
+            add(GETCHAIN, CREATE, chain.with(chain.attributes.without(&[2, 6, 8, 9, 10, 11, 12])));
+        }
+        for (set, id) in self.sets.iter().zip(1u32..) {
+            // What a request may have. One without a name of its own becomes a plain one: rules name it.
+            let mut attributes = set.attributes.only(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 18]);
+            if let Some(flags) = attributes.number(SET_FLAGS) {
+                attributes.set(SET_FLAGS, (flags & !ANONYMOUS).to_be_bytes().to_vec());
+            }
+            attributes.set(SET_ID, id.to_be_bytes().to_vec());
+            add(GETSET, CREATE, set.with(attributes));
+        }
+        for object in &self.objects {
+            add(GETOBJ, CREATE, object.with(object.attributes.without(&[5, 6, 7])));
+        }
+        for elements in &self.elements {
+            add(GETSETELEM, CREATE, elements.with(elements.attributes.only(&[1, 2, 3])));
+        }
+        for rule in &self.rules {
+            let mut attributes = rule.attributes.without(&[3, 6, 8, 9]);
+            attributes.set_list(RULE_EXPRESSIONS, &Attributes::elements(&silent(&rule.attributes)));
+            if let Some(compat) = compat(&rule.attributes) {
+                attributes.set_list(RULE_COMPAT, &compat);
+            }
+            add(GETRULE, CREATE | APPEND, rule.with(attributes));
+        }
+        messages.extend(tracing());
+        let envelope = Body::new(&[family::UNSPEC, 0, 0, SUBSYSTEM as u8]);
+        let edge = |kind: u16| Message { kind, flags: 0, body: &envelope };
+        let messages: Vec<Message<'_>> =
+            messages.iter().map(|(kind, flags, body)| Message { kind: *kind, flags: *flags, body }).collect();
+        Netlink::open(PROTOCOL, FIXED)?.batch(&edge(BATCH_BEGIN), &messages, &edge(BATCH_END))
+    }
+
+    /// Rules by their handles.
+    pub(super) fn places(&self) -> HashMap<(u8, String, u64), Place> {
+        places(&self.rules)
+    }
+
+    /// An end of a packet's way, in handles.
+    pub(super) fn replayed(&self, family: u8, table: &str, path: &[String], rule: u64) -> Result<Replayed> {
+        let is_of =
+            |body: &&Body| body.fixed.first() == Some(&family) && body.attributes.text(TABLE).as_deref() == Some(table);
+        let handle = |body: &Body, number: u16| body.attributes.long(number);
+        let base = path.first().context("a trace without a chain")?;
+        let is_base = |body: &&Body| is_of(body) && body.attributes.text(CHAIN_NAME).as_ref() == Some(base);
+        Ok(Replayed {
+            table: self
+                .tables
+                .iter()
+                .find(is_of)
+                .and_then(|body| handle(body, 4))
+                .context("a table that is not there")?,
+            chain: self
+                .chains
+                .iter()
+                .find(is_base)
+                .and_then(|body| handle(body, 2))
+                .context("a chain that is not there")?,
+            rule,
+            path: path.to_vec(),
+        })
+    }
+
+    /// Handles by rules' places.
+    pub(super) fn handles(&self) -> HashMap<Place, u64> {
+        self.places().into_iter().map(|((_, _, handle), place)| (place, handle)).collect()
+    }
+}
+
+fn places(rules: &[Body]) -> HashMap<(u8, String, u64), Place> {
+    let mut before: HashMap<(u8, String, String), usize> = HashMap::new();
+    let mut found = HashMap::new();
+    for rule in rules {
+        let family = rule.fixed.first().copied().unwrap_or(0);
+        let of = &rule.attributes;
+        let (Some(table), Some(chain), Some(handle)) = (of.text(TABLE), of.text(RULE_CHAIN), of.long(RULE_HANDLE))
+        else {
+            continue;
+        };
+        let index = before.entry((family, table.clone(), chain.clone())).or_default();
+        found.insert((family, table.clone(), handle), (family, table, chain, *index));
+        *index += 1;
+    }
+    found
+}
+
+/// A rule with a match or target of iptables' wants the protocol that it is about, which a list leaves out: it is what is
+/// compared after `meta l4proto` or the protocol field of IPv4.
+fn compat(rule: &Attributes) -> Option<Attributes> {
+    const META: u16 = 2;
+    const L4PROTO: u32 = 16;
+    let (mut by_xtables, mut protocol, mut wanted) = (false, None, false);
+    for expression in rule.list(RULE_EXPRESSIONS).lists() {
+        let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
+        by_xtables |= ["match", "target"].contains(&name.as_str());
+        if wanted && name == "cmp" {
+            protocol = protocol.or_else(|| data.list(3).get(1)?.first().copied());
+        }
+        wanted = name == "meta" && data.number(META) == Some(L4PROTO)
+            || name == "payload" && (data.number(2), data.number(3)) == (Some(1), Some(9));
+    }
+    let protocol = protocol.filter(|_| by_xtables)?;
+    let mut compat = Attributes::default();
+    compat.set(1, u32::from(protocol).to_be_bytes().to_vec());
+    compat.set(2, 0u32.to_be_bytes().to_vec());
+    Some(compat)
+}
+
+/// A rule's expressions without those that would write to a log.
+fn silent(rule: &Attributes) -> Vec<Attributes> {
+    let logs = |expression: &Attributes| match expression.text(NAME).as_deref() {
+        Some("log") => true,
+        Some("target") => expression
+            .list(DATA)
+            .text(1)
+            .is_some_and(|target| ["LOG", "NFLOG", "ULOG", "AUDIT"].contains(&target.as_str())),
+        _ => false,
+    };
+    let mut all: Vec<Attributes> = rule.list(RULE_EXPRESSIONS).lists().filter(|expression| !logs(expression)).collect();
+    for expression in &mut all {
+        // What it was made with may be given, and not what has become of it.
+        if expression.text(NAME).as_deref() == Some("quota") {
+            let mut data = expression.list(DATA);
+            let inverted = data.number(2).unwrap_or(0) & 1;
+            data.set(2, inverted.to_be_bytes().to_vec());
+            expression.set_list(DATA, &data);
+        }
+    }
+    all
+}
+
+/// The table's name; whoever has one like it is not copied.
+pub(super) const TRACER: &str = "observer_replay";
+
+/// A chain before all others on the way out, that has every packet traced: `meta nftrace set 1`.
+fn tracing() -> Vec<(u16, u16, Body)> {
+    const NFTRACE: u32 = 12;
+    let text = |text: &str| [text.as_bytes(), b"\0"].concat();
+    let number = |number: u32| number.to_be_bytes().to_vec();
+    let body = |attributes: Attributes| Body { fixed: vec![family::INET, 0, 0, 0], attributes };
+    let mut table = Attributes::default();
+    table.set(TABLE, text(TRACER));
+    let mut hook = Attributes::default();
+    // Local out, and before everybody else.
+    hook.set(1, number(3));
+    hook.set(2, i32::MIN.to_be_bytes().to_vec());
+    let mut chain = Attributes::default();
+    chain.set(TABLE, text(TRACER));
+    chain.set(CHAIN_NAME, text("out"));
+    chain.set_list(4, &hook);
+    chain.set(7, text("filter"));
+    let (mut value, mut data) = (Attributes::default(), Attributes::default());
+    value.set(1, vec![1]);
+    data.set(1, number(8));
+    data.set_list(2, &value);
+    let mut meta = Attributes::default();
+    meta.set(2, number(NFTRACE));
+    meta.set(3, number(8));
+    let mut expressions = Vec::new();
+    for (name, data) in [("immediate", &data), ("meta", &meta)] {
+        let mut expression = Attributes::default();
+        expression.set(NAME, text(name));
+        expression.set_list(DATA, data);
+        expressions.push(expression);
+    }
+    let mut rule = Attributes::default();
+    rule.set(TABLE, text(TRACER));
+    rule.set(RULE_CHAIN, text("out"));
+    rule.set_list(RULE_EXPRESSIONS, &Attributes::elements(&expressions));
+    let make = |kind: u16| SUBSYSTEM << 8 | (kind - 1);
+    vec![
+        (make(GETTABLE), CREATE, body(table)),
+        (make(GETCHAIN), CREATE, body(chain)),
+        (make(GETRULE), CREATE | APPEND, body(rule)),
+    ]
+}
+
+/// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
+/// same interfaces and addresses.
+const CERTAIN: [&str; 12] = [
+    "payload",
+    "cmp",
+    "bitwise",
+    "immediate",
+    "counter",
+    "lookup",
+    "log",
+    "reject",
+    "range",
+    "byteorder",
+    "nat",
+    "masq",
+];
+/// Others that only let a rule match, or not.
+const MATCHING: [&str; 14] = [
+    "limit",
+    "quota",
+    "connlimit",
+    "numgen",
+    "hash",
+    "fib",
+    "rt",
+    "socket",
+    "osf",
+    "xfrm",
+    "tunnel",
+    "exthdr",
+    "dynset",
+    "objref",
+];
+/// Of `meta`: protocol, interfaces and their names, user, family, layer-4 protocol.
+const CERTAIN_META: [u32; 8] = [1, 4, 5, 6, 7, 10, 15, 16];
+/// Matches and targets of iptables'.
+const CERTAIN_XTABLES: [&str; 8] = ["tcp", "udp", "multiport", "comment", "addrtype", "icmp", "REJECT", "LOG"];
+/// What asks for the state of a connection: known for the first packet of one.
+const STATE: [&str; 2] = ["conntrack", "state"];
+/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: elements come and go.
+const CHANGING: u32 = 16 | 32;
+const ACCEPT: u32 = 1;
+
+/// Family, table and name of a chain or set.
+type Key = (u8, String, String);
+
+fn key(body: &Body, name: u16) -> Option<Key> {
+    Some((*body.fixed.first()?, body.attributes.text(TABLE)?, body.attributes.text(name)?))
+}
+
+/// What a rule is to whoever replays it.
+#[derive(Default)]
+struct Judged {
+    /// It ends a walk, or leads elsewhere.
+    decides: bool,
+    accepts: bool,
+    /// Where it leads.
+    to: Vec<String>,
+    /// It looks a verdict up.
+    looks_up: bool,
+    /// What it depends on beside the packet.
+    uncertain: Option<String>,
+    by_state: bool,
+}
+
+fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
+    let mut judged = Judged::default();
+    for expression in rule.attributes.list(RULE_EXPRESSIONS).lists() {
+        let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
+        let verdict = data.list(2).list(2);
+        let uncertain = match name.as_str() {
+            "immediate" => {
+                judged.to.extend(verdict.text(2));
+                judged.accepts |= verdict.number(1) == Some(ACCEPT);
+                judged.decides |= verdict.number(1).is_some();
+                None
+            }
+            // Setting something is no match.
+            "meta" if data.get(3).is_some() => None,
+            "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
+            "ct" if data.number(2) == Some(0) => {
+                judged.by_state = true;
+                None
+            }
+            "match" | "target" => {
+                let named = data.text(1).unwrap_or_default();
+                judged.decides |= name == "target" && named != "LOG";
+                judged.by_state |= STATE.contains(&named.as_str());
+                let known = CERTAIN_XTABLES.contains(&named.as_str()) || STATE.contains(&named.as_str());
+                (!known).then_some(named)
+            }
+            "lookup" => {
+                judged.looks_up |= data.number(3) == Some(0);
+                judged.decides |= judged.looks_up;
+                let set = (of.0, of.1.clone(), data.text(1).unwrap_or_default());
+                changing.contains(&set).then(|| format!("set {}", set.2))
+            }
+            "reject" => {
+                judged.decides = true;
+                None
+            }
+            name if CERTAIN.contains(&name) => None,
+            name => {
+                judged.decides |= !MATCHING.contains(&name) && name != "ct";
+                Some(name.to_owned())
+            }
+        };
+        judged.uncertain = judged.uncertain.or(uncertain);
+    }
+    judged
+}
+
+/// The first thing on the way out that decides by more than the packet, the addresses and the interfaces: a rate, a set that
+/// changes by itself, a time of day, a mark; and the first that does anything but accept by a connection's state.
+fn depends(chains: &[Body], sets: &[Body], rules: &[Body]) -> Depends {
+    let mut by_chain: HashMap<Key, Vec<&Body>> = HashMap::new();
+    for rule in rules {
+        if let Some(key) = key(rule, RULE_CHAIN) {
+            by_chain.entry(key).or_default().push(rule);
+        }
+    }
+    let changes = |set: &&Body| set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & CHANGING != 0);
+    let changing: HashSet<Key> = sets.iter().filter(changes).filter_map(|set| key(set, SET_NAME)).collect();
+    let on_the_way = |chain: &&Body| {
+        let (Some(family), Some(number)) = (chain.fixed.first(), chain.attributes.list(4).number(1)) else {
+            return false;
+        };
+        hook::name(*family, number).is_some_and(|name| ["output", "postrouting", "egress"].contains(&name))
+    };
+    let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
+    let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
+    let mut found = Depends::default();
+    while let Some(chain) = waiting.pop() {
+        for rule in by_chain.get(&chain).into_iter().flatten() {
+            let judged = judge(rule, &chain, &changing);
+            let mut next: Vec<Key> = judged.to.iter().map(|to| (chain.0, chain.1.clone(), to.clone())).collect();
+            if judged.looks_up {
+                // Where a map leads is not followed: it may be anywhere in its table.
+                next.extend(by_chain.keys().filter(|other| (other.0, &other.1) == (chain.0, &chain.1)).cloned());
+            }
+            waiting.extend(next.into_iter().filter(|next| seen.insert(next.clone())));
+            if judged.decides {
+                let told = |what: String| format!("{what} in chain {}", chain.2);
+                found.always = found.always.or(judged.uncertain.map(told));
+                if judged.by_state && !judged.accepts {
+                    found.by_state = found.by_state.or(Some(told("a connection's state".to_owned())));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// What decides by more than a packet, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Depends {
+    /// Whatever the packet.
+    pub(super) always: Option<String>,
+    /// Unless it is the first of its connection.
+    pub(super) by_state: Option<String>,
+}
+
+/// Rules of the calling thread's namespace by their handles.
+pub(super) fn own_places() -> Result<HashMap<(u8, String, u64), Place>> {
+    let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
+    let rules =
+        Netlink::open(PROTOCOL, FIXED)?.dump(SUBSYSTEM << 8 | GETRULE, &all).context("the copy cannot be listed")?;
+    Ok(places(&rules))
+}
+
+/// A socket that hears traces of the calling thread's namespace.
+pub(super) fn tracer(patience: std::time::Duration) -> Result<Netlink> {
+    let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
+    netlink.listen(TRACE_GROUP, patience)?;
+    Ok(netlink)
+}

@@ -1,0 +1,291 @@
+//! The same packet through a copy of the rules: a second opinion, and nothing of it left behind or seen.
+
+use std::{collections::BTreeSet, fmt::Write, fs, net::UdpSocket, os::unix::fs::MetadataExt, process::Stdio};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, FAR_V6, Lab},
+    namespace::Namespace,
+    observer::{self, Observer, Report},
+    slowness, traffic, wait_for,
+};
+use nix::{
+    sys::socket::{setsockopt, sockopt::Mark},
+    unistd::{Uid, setfsuid},
+};
+use serde_json::Value;
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("the_users_own_packet", by_user),
+    ("routes_and_interfaces", surroundings),
+    ("what_a_copy_cannot_know", by_mark),
+    ("a_rate_is_no_proof", by_rate),
+    ("a_hundred_thousand_elements", elements),
+    ("nothing_is_left_behind_or_seen", nothing_left),
+    ("without_nft", without_nft),
+];
+
+/// A rule that is told on this kernel, or not.
+fn told(report: &Report, port: u16) -> Option<&Value> {
+    let mut all = report.events.iter().chain(&report.late);
+    all.rfind(|event| event["destination"]["port"] == port && !event["egress"]["rule"].is_null())
+}
+
+/// Kernels on which a rule is seen, or named by the copy.
+fn impossible(report: &Report) -> Option<Outcome> {
+    let rules = &report.account["rules"];
+    let possible = rules["live"] == true || rules["verdicts"] == true;
+    (!possible).then(|| Outcome::Skipped(format!("rules are not seen here: {}", rules["why"])))
+}
+
+/// Sends until the copy's opinion is told: it may take longer to make than a line waits for it.
+fn confirmed(observer: &Observer, port: u16, send: impl Fn() -> Result<()>) -> Result<()> {
+    wait_for("the copy's opinion", || {
+        observer.tells(&send)?;
+        let told = observer.so_far();
+        let of_port =
+            |line: &&str| line.contains(&format!("\"port\":{port}}}")) || line.contains(&format!("\"port\":{port},"));
+        let settled = told.lines().rev().find(of_port).is_some_and(|line| {
+            line.contains("\"confirmed_by\":\"replay\"")
+                || line.contains("\"source\":\"replay\"")
+                || line.contains("\"replay\":\"")
+        });
+        if !settled {
+            // Answers are good for a moment.
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+        }
+        Ok(settled.then_some(()))
+    })
+}
+
+fn udp(client: &Namespace, address: &str, port: u16) -> Result<()> {
+    traffic::run(client, &["udp", address, &port.to_string()]).map(drop)
+}
+
+/// Rules by user of the socket: the copy's packet is sent as that user.
+fn by_user() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(
+        "table inet t { chain o { type filter hook output priority 0;\nmeta skuid 65534 udp dport 9001 drop comment \"hit\"\n\
+         udp dport 9001 drop\n} }",
+    )?;
+    let observer = Observer::watch(&lab.client)?;
+    let send = || {
+        lab.client.inside(|| {
+            // Of this thread alone, which ends.
+            setfsuid(Uid::from_raw(65_534));
+            let _ = UdpSocket::bind("0.0.0.0:0")?.send_to(b"x", (FAR_V4, 9001));
+            Ok(())
+        })
+    };
+    confirmed(&observer, 9001, send)?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let event = told(&report, 9001).context("no rule")?;
+    ensure!(event["egress"]["rule"]["position"] == 1, "{event}");
+    ensure!(event["egress"]["rule"]["replay"].is_null(), "{event}");
+    ensure!(report.number("/rules/replay/disagreed") == 0, "{}", report.account["rules"]);
+    Ok(Outcome::Passed)
+}
+
+/// The interface and the address that a rule asks for are those of the way out, whatever else there is.
+fn surroundings() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.ip(&[
+        "link add dmz0 type veth peer name dmz1",
+        "link set dmz0 up",
+        "link set dmz1 up",
+        "addr add 10.77.0.1/24 dev dmz0",
+        "addr add fd00:77::1/64 dev dmz0 nodad",
+        "neigh add 10.77.0.9 lladdr 02:00:00:00:00:09 dev dmz0",
+        "route add 198.51.100.0/24 via 10.77.0.9 dev dmz0 src 10.77.0.1",
+        "route add 2001:db8:77::/48 via fd00:77::9 dev dmz0",
+    ])?;
+    lab.client.nft(
+        "table inet t { chain o { type filter hook output priority 0;\noifname dmz0 ip saddr 10.77.0.1 udp dport 9001 drop\n\
+         oifname dmz0 udp dport 9001 drop\noifname eth0 udp dport 9001 drop\n} }",
+    )?;
+    let observer = Observer::watch(&lab.client)?;
+    for address in ["198.51.100.7", "2001:db8:77::7", FAR_V4, FAR_V6] {
+        let before = observer.told();
+        udp(&lab.client, address, 9001)?;
+        wait_for("an event", || Ok((observer.told() > before).then_some(())))?;
+    }
+    confirmed(&observer, 9001, || udp(&lab.client, FAR_V6, 9001))?;
+    for address in ["198.51.100.7", "2001:db8:77::7", FAR_V4] {
+        udp(&lab.client, address, 9001)?;
+    }
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    for (address, position) in [("198.51.100.7", 1), ("2001:db8:77::7", 2), (FAR_V4, 3), (FAR_V6, 3)] {
+        let of = |event: &&Value| event["destination"]["ip"] == address && event["egress"]["rule"]["position"].is_u64();
+        let event = report.events.iter().chain(&report.late).rfind(of).with_context(|| address.to_owned())?;
+        ensure!(event["egress"]["rule"]["position"] == position, "{event}");
+        let by_copy =
+            event["egress"]["rule"]["confirmed_by"] == "replay" || event["egress"]["rule"]["source"] == "replay";
+        ensure!(by_copy, "{event} {}", report.account["rules"]);
+    }
+    ensure!(report.number("/rules/replay/disagreed") == 0, "{}", report.account["rules"]);
+    Ok(Outcome::Passed)
+}
+
+/// A mark that the program gave its socket: the copy lets the packet pass, and that is said.
+fn by_mark() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client
+        .nft("table inet t { chain o { type filter hook output priority 0; meta mark 7 udp dport 9001 drop } }")?;
+    let observer = Observer::watch(&lab.client)?;
+    let send = || {
+        lab.client.inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            setsockopt(&socket, Mark, &7)?;
+            let _ = socket.send_to(b"x", (FAR_V4, 9001));
+            Ok(())
+        })
+    };
+    confirmed(&observer, 9001, send)?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let event = told(&report, 9001).context("no rule")?;
+    let rule = &event["egress"]["rule"];
+    ensure!(rule["confirmed_by"].is_null() && rule["source"] == "probe", "{event}");
+    let said = rule["replay"].as_str().with_context(|| format!("nothing is said: {event}"))?;
+    ensure!(said.contains("lets it pass") && said.contains("meta key 3 in chain o"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+/// A rule that drops what is too much: the copy's bucket is full.
+fn by_rate() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(
+        "table inet t { chain o { type filter hook output priority 0;\n\
+         udp dport 9001 limit rate 1/hour burst 1 packets accept\nudp dport 9001 drop\n} }",
+    )?;
+    udp(&lab.client, FAR_V4, 9001)?;
+    let observer = Observer::watch(&lab.client)?;
+    confirmed(&observer, 9001, || udp(&lab.client, FAR_V4, 9001))?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let rule = &told(&report, 9001).context("no rule")?["egress"]["rule"];
+    ensure!(rule["source"] == "probe" && rule["confirmed_by"].is_null(), "{rule}");
+    ensure!(rule["replay"].as_str().is_some_and(|said| said.contains("limit in chain o")), "{rule}");
+    Ok(Outcome::Passed)
+}
+
+fn elements() -> Result<Outcome> {
+    if slowness() > 1 {
+        return Ok(Outcome::Skipped("an emulated machine takes minutes to load them".to_owned()));
+    }
+    let lab = Lab::new()?;
+    let mut all = String::new();
+    for number in 0..100_000 {
+        write!(all, "10.{}.{}.{}, ", number >> 16, number >> 8 & 255, number & 255)?;
+    }
+    lab.client.nft(&format!(
+        "table inet t {{ set blocked {{\ntype ipv4_addr\nelements = {{ {all}{FAR_V4}}}\n}}\n\
+         chain o {{ type filter hook output priority 0;\nip daddr @blocked udp dport 9001 drop comment \"hit\"\n}} }}"
+    ))?;
+    let observer = Observer::watch(&lab.client)?;
+    confirmed(&observer, 9001, || udp(&lab.client, FAR_V4, 9001))?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let event = told(&report, 9001).context("no rule")?;
+    ensure!(event["egress"]["rule"]["confirmed_by"] == "replay", "{event} {}", report.account["rules"]);
+    Ok(Outcome::Passed)
+}
+
+/// Network namespaces in which a process or thread of this machine lives.
+fn namespaces() -> Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        for thread in fs::read_dir(process.path().join("task")).into_iter().flatten().flatten() {
+            found.extend(fs::metadata(thread.path().join("ns/net")).map(|meta| meta.ino()).ok());
+        }
+    }
+    Ok(found)
+}
+
+/// All namespaces are watched, and of the copy nothing is told; the host's rules, interfaces and namespaces are as before.
+fn nothing_left() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    // Whatever is sent in the copy is dropped there too, the kernel's own among it.
+    lab.client.nft(
+        "table inet t { chain o { type filter hook output priority 0; policy drop; udp dport 9778 counter drop } }",
+    )?;
+    let standing = || -> Result<[String; 3]> {
+        Ok([
+            lab.client.run("nft", &["list", "ruleset"])?,
+            lab.client.run("ip", &["-o", "addr"])?,
+            lab.client.run("ip", &["route"])?,
+        ])
+    };
+    let observer = Observer::start(["watch", "-o", "json", "--all"].map(str::to_owned))?;
+    let helper: u32 =
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
+    let own = lab.client.inode()?;
+    confirmed(&observer, 9778, || udp(&lab.client, FAR_V4, 9778))?;
+    let copies: BTreeSet<u64> = fs::read_dir(format!("/proc/{helper}/task"))?
+        .flatten()
+        .filter_map(|thread| Some(fs::metadata(thread.path().join("ns/net")).ok()?.ino()))
+        .collect();
+    let before = standing()?;
+    udp(&lab.client, FAR_V4, 9778)?;
+    // What the copy's interfaces send by themselves comes within some seconds.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let counted = |text: &str| text.replace(|letter: char| letter.is_ascii_digit(), "");
+    ensure!(
+        standing()?.map(|text| counted(&text)) == before.map(|text| counted(&text)),
+        "something of the host has changed"
+    );
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let host = fs::metadata("/proc/self/ns/net")?.ino();
+    let copies: Vec<u64> = copies.into_iter().filter(|copy| *copy != host).collect();
+    ensure!(!copies.is_empty(), "there was no copy");
+    for event in &report.events {
+        let netns = event["egress"]["netns"].as_u64().unwrap_or_default();
+        ensure!(!copies.contains(&netns), "of the copy: {event}");
+        ensure!(event["destination"]["port"] != 9778 || netns == own, "{event}");
+    }
+    wait_for("the copy to be gone", || {
+        let left = namespaces()?;
+        Ok(copies.iter().all(|copy| !left.contains(copy)).then_some(()))
+    })?;
+    Ok(Outcome::Passed)
+}
+
+/// The copy is made without any program.
+fn without_nft() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 9001 counter drop } }")?;
+    let mut command = observer::command();
+    command
+        .args(["watch", "-o", "json", "--netns"])
+        .arg(lab.client.path())
+        .env("PATH", "/nowhere")
+        .stdin(Stdio::null());
+    let observer = Observer::start_command(&mut command)?;
+    confirmed(&observer, 9001, || udp(&lab.client, FAR_V4, 9001))?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let rule = &told(&report, 9001).context("no rule")?["egress"]["rule"];
+    ensure!(rule["position"] == 1 && rule["text"].is_null(), "{rule}");
+    ensure!(rule["confirmed_by"] == "replay" || rule["source"] == "replay", "{rule}");
+    Ok(Outcome::Passed)
+}
