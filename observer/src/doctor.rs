@@ -37,6 +37,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
             checks.push(owners(&mut probes));
             checks.push(self_test(&mut probes, &mut helper));
             checks.extend(rules(&mut probes, &mut helper));
+            checks.push(replay(&mut helper));
         }
         Err(error) => checks.push(refused(&error)),
     }
@@ -351,6 +352,27 @@ fn rules(probes: &mut Probes, helper: &mut Helper) -> [Check; 2] {
             |detail| Check::fine(DECIDERS, detail),
         ),
     ]
+}
+
+/// Drops packets by a known rule and a policy, and looks whether they end there in a copy too. nftables is not loaded for it.
+fn replay(helper: &mut Helper) -> Check {
+    const REPLAY: &str = "replay";
+    if !nftables_in_use() {
+        return Check::fine(REPLAY, "not tried: nftables is not loaded");
+    }
+    match helper.prove_replay().map_err(|error| error.to_string()).and_then(|proven| proven) {
+        Ok(took) => Check::fine(
+            REPLAY,
+            format!("a copy of a small ruleset took {} ms, and a rule and a policy were named by it", took.as_millis()),
+        ),
+        Err(why) => Check::short(
+            REPLAY,
+            Status::Degraded,
+            why,
+            "rules that were seen have no second opinion, and those that were not stay unknown",
+            "a kernel with veth interfaces, loaded (modprobe veth) or built in, and 5.14 or later",
+        ),
+    }
 }
 
 fn firewalls(helper: &mut Helper) -> Check {

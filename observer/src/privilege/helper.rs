@@ -156,6 +156,14 @@ impl Helper {
         }
     }
 
+    /// How long a small copy of rules takes, if packets can be replayed.
+    pub fn prove_replay(&mut self) -> Result<Result<Duration, String>, HelperError> {
+        match self.ask(&Request::ProveReplay)? {
+            Response::ProveReplay(proven) => Ok(proven),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     fn exchange(&mut self, request: &Request) -> Result<Response> {
         self.send(request, &[])?;
         self.receive()

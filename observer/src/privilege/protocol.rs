@@ -97,6 +97,8 @@ pub enum Request {
     VerdictPrograms,
     /// Keep the map, whose descriptor comes with this, that names observer's own namespaces.
     OwnNamespaces,
+    /// Whether packets can be replayed here.
+    ProveReplay,
     /// Send a packet through a copy of a network namespace's rules.
     Replay {
         /// Its inode number.
@@ -163,6 +165,8 @@ pub enum Response {
     ArmVerdicts(Result<(), String>),
     /// To [`Request::OwnNamespaces`].
     OwnNamespaces(Result<(), String>),
+    /// To [`Request::ProveReplay`]: how long a small copy takes.
+    ProveReplay(Result<Duration, String>),
     /// To [`Request::Replay`]; or why there is no copy.
     Replay(Result<Replay, String>),
     /// To [`Request::PrepareProof`].

@@ -27,6 +27,7 @@ use crate::{
         selftest,
         symbols::Functions,
     },
+    replay,
 };
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
@@ -171,6 +172,7 @@ impl Server {
             Request::OwnNamespaces => Response::OwnNamespaces(
                 self.replays.keep(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
             ),
+            Request::ProveReplay => Response::ProveReplay(replay::prove().map_err(|error| format!("{error:#}"))),
             Request::Replay { netns, ref packet } => {
                 Response::Replay(self.replays.replay(netns, packet).map_err(|error| format!("{error:#}")))
             }

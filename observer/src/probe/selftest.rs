@@ -67,7 +67,7 @@ fn send_in_own_namespace() -> Result<Sent> {
 }
 
 /// Raises the loopback interface of this thread's namespace.
-pub(super) fn raise_loopback() -> Result<()> {
+pub fn raise_loopback() -> Result<()> {
     let mut header = rt_link::Ifinfomsg::new();
     header.ifi_index = LOOPBACK;
     header.ifi_flags = UP;

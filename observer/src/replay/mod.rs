@@ -2,8 +2,10 @@
 //! drops it. A second opinion where the rule was seen, and the only one where it was not.
 
 mod netlink;
+mod proof;
 mod ruleset;
 mod stage;
 mod surroundings;
 
+pub use proof::prove;
 pub use stage::{Building, Copied, Stage, copy};

@@ -1,6 +1,6 @@
 //! What a packet's way depends on beside the rules: interfaces of the same names and numbers, addresses, routes.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use crate::probe::btf::Btf;
@@ -82,15 +82,15 @@ pub(super) fn list() -> Result<Surroundings> {
 }
 
 /// A kind of interface for which nothing is loaded into the kernel.
-fn kind() -> Option<&'static str> {
+pub(super) fn kind() -> Result<&'static str> {
     let is_loaded = |module: &str| Btf::of_module(module).is_ok();
     let in_kernel = |of: &str| Btf::of_kernel().is_ok_and(|btf| btf.has_struct(of));
     if in_kernel("veth_priv") || is_loaded("veth") {
-        Some("veth")
+        Ok("veth")
     } else if is_loaded("dummy") {
-        Some("dummy")
+        Ok("dummy")
     } else {
-        None
+        bail!("this kernel has no interfaces at hand that a copy could have (veth or dummy), and none is loaded for it")
     }
 }
 
@@ -102,8 +102,7 @@ impl Surroundings {
 
     /// Makes the same in the namespace of the calling thread.
     pub(super) fn make(&self) -> Result<()> {
-        let kind = kind()
-            .context("this kernel has no kind of interface at hand (veth or dummy), and none is loaded for it")?;
+        let kind = if self.links.is_empty() { "" } else { kind()? };
         let mut links: Vec<(u16, Body)> = vec![(0, raised(LOOPBACK))];
         for link in &self.links {
             links.push((CREATE, new_link(link, kind)));

@@ -1,0 +1,83 @@
+//! Whether this kernel can replay: a packet that a known rule drops must end at that rule in a copy.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::mpsc::channel,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Building, copy, surroundings};
+use crate::{
+    firewall::{
+        build::{self, RuleSpec, TableSpec, Then},
+        nft,
+    },
+    model::Packet,
+    probe::selftest::raise_loopback,
+};
+
+/// Longer than it takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+const NAME: &str = "observer_proof";
+/// The port of a rule that drops, and one that no rule is about: the policy drops.
+const BY_RULE: u16 = 2;
+const BY_POLICY: u16 = 3;
+const UDP: u8 = 17;
+
+/// Makes a ruleset in a namespace of its own, and copies that; returns how long the copy took.
+pub fn prove() -> Result<Duration> {
+    surroundings::kind()?;
+    let (send, copied) = channel();
+    let (tell, told) = channel();
+    // Both namespaces end with their threads.
+    thread::spawn(move || {
+        let made = make();
+        let began = Instant::now();
+        let copy = made.and_then(|handle| {
+            let copied = copy()?;
+            let _ = tell.send((handle, began));
+            Ok(copied)
+        });
+        let _ = send.send(copy);
+    });
+    let building = Building::begin(copied);
+    let made = building.until(Instant::now() + PATIENCE).ok().context("the copy was not there in time")?;
+    let took = Instant::now();
+    let stage = made?;
+    let (handle, began) = told.recv_timeout(PATIENCE).context("the rules were not there in time")?;
+    for (port, rule) in [(BY_RULE, handle), (BY_POLICY, 0)] {
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let packet = Packet {
+            protocol: UDP,
+            source: here,
+            source_port: 0,
+            destination: here,
+            destination_port: port,
+            uid: 0,
+            interface: None,
+        };
+        let end = stage.replay(&packet)?.context("a packet that is dropped passed in the copy")?;
+        ensure!(end.rule == rule, "a packet ended at rule {} in the copy, and not at {rule}", end.rule);
+    }
+    stage.end();
+    Ok(took.duration_since(began))
+}
+
+/// In a namespace of this thread's own; the handle of the rule that drops.
+fn make() -> Result<u64> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    raise_loopback().context("cannot raise the namespace's loopback")?;
+    let rule = |chain, port, then| RuleSpec { chain, port, then };
+    let rules = [
+        rule("output", 1, Then::Accept),
+        rule("output", BY_RULE, Then::Jump("inner")),
+        rule("inner", BY_RULE, Then::Drop),
+    ];
+    build::table(&TableSpec { name: NAME, priority: 0, drops: true, chains: &["inner"], rules: &rules })?;
+    let rules = nft::rules()?;
+    Ok(rules.iter().find(|rule| rule.chain == "inner").context("a rule is not listed")?.handle)
+}
