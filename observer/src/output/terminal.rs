@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     incident::{Fold, Repeats, Told, Top, who},
-    model::{Action, Background, Change, Difference, Event, Summary},
+    model::{Action, Background, Change, Confirmation, Difference, Event, RuleSource, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -93,7 +93,10 @@ impl<W: Write + Send> Terminal<W> {
         writeln!(self.writer, "{time} {ALERT}{word}{ALERT:#}  {}{kind}", who_at_length(event))?;
         self.line("to", &format!("{STRONG}{}{STRONG:#}{}", destination(event), way(event)))?;
         if let Some(reason) = &event.event.reason {
-            self.line("by", &escape(reason))?;
+            self.line("by", &format!("{}{DIM}{}{DIM:#}", escape(reason), known(event)))?;
+        }
+        if let Some(replay) = event.egress.rule.as_ref().and_then(|rule| rule.replay.as_ref()) {
+            self.line("note", &escape(replay))?;
         }
         if let Some(command) = event.process.as_ref().and_then(|process| process.command_line.as_ref()) {
             self.line("ran", &escape(&shorten(command)))?;
@@ -347,6 +350,16 @@ fn shorten(text: &str) -> String {
 
 fn packets(count: u64) -> String {
     if count == 1 { "1 packet".to_owned() } else { format!("{count} packets") }
+}
+
+/// How a rule is known, where that is more than seeing it.
+fn known(event: &Event) -> &'static str {
+    match event.egress.rule.as_ref().map(|rule| (rule.source, rule.confirmed_by)) {
+        Some((RuleSource::Replay, _)) => "  (by replay: so it is in a copy of the rules)",
+        Some((RuleSource::Probe, Some(Confirmation::Replay))) => "  (confirmed by replay)",
+        Some((RuleSource::Probe, Some(Confirmation::Verdict))) => "  (seen in two ways)",
+        _ => "",
+    }
 }
 
 fn who_at_length(event: &Event) -> String {

@@ -1,16 +1,16 @@
 //! A copy of the ruleset in force: everything is taken as the kernel lists it, and given back in one batch. Text would lose
 //! what `nft` cannot write.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 
-use super::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
+use super::{
+    depends::{Depends, depends},
+    netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink},
+};
 use crate::{
-    firewall::{
-        netfilter::{family, hook},
-        nft,
-    },
+    firewall::{netfilter::family, nft},
     model::Replayed,
 };
 
@@ -33,23 +33,23 @@ pub(super) const TRACE_GROUP: u32 = 9;
 pub(super) const TRACE: u16 = SUBSYSTEM << 8 | 17;
 
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`
-const TABLE: u16 = 1;
+pub(super) const TABLE: u16 = 1;
 const FLAGS_OF_TABLE: u16 = 2;
-const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const RULE_COMPAT: u16 = 5;
-const CHAIN_NAME: u16 = 3;
-const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const SET_NAME: u16 = 2;
+pub(super) const SET_FLAGS: u16 = 3;
 const SET_ID: u16 = 10;
 /// `NFT_SET_ANONYMOUS`
 const ANONYMOUS: u32 = 1;
 /// `NFT_TABLE_F_DORMANT`
 const DORMANT: u32 = 1;
 /// `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`
-const NAME: u16 = 1;
-const DATA: u16 = 2;
+pub(super) const NAME: u16 = 1;
+pub(super) const DATA: u16 = 2;
 
 /// Larger ones are not copied.
 const MAX_MESSAGES: usize = 400_000;
@@ -278,168 +278,6 @@ fn tracing() -> Vec<(u16, u16, Body)> {
         (make(GETCHAIN), CREATE, body(chain)),
         (make(GETRULE), CREATE | APPEND, body(rule)),
     ]
-}
-
-/// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
-/// same interfaces and addresses.
-const CERTAIN: [&str; 12] = [
-    "payload",
-    "cmp",
-    "bitwise",
-    "immediate",
-    "counter",
-    "lookup",
-    "log",
-    "reject",
-    "range",
-    "byteorder",
-    "nat",
-    "masq",
-];
-/// Others that only let a rule match, or not.
-const MATCHING: [&str; 14] = [
-    "limit",
-    "quota",
-    "connlimit",
-    "numgen",
-    "hash",
-    "fib",
-    "rt",
-    "socket",
-    "osf",
-    "xfrm",
-    "tunnel",
-    "exthdr",
-    "dynset",
-    "objref",
-];
-/// Of `meta`: protocol, interfaces and their names, user, family, layer-4 protocol.
-const CERTAIN_META: [u32; 8] = [1, 4, 5, 6, 7, 10, 15, 16];
-/// Matches and targets of iptables'.
-const CERTAIN_XTABLES: [&str; 8] = ["tcp", "udp", "multiport", "comment", "addrtype", "icmp", "REJECT", "LOG"];
-/// What asks for the state of a connection: known for the first packet of one.
-const STATE: [&str; 2] = ["conntrack", "state"];
-/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: elements come and go.
-const CHANGING: u32 = 16 | 32;
-const ACCEPT: u32 = 1;
-
-/// Family, table and name of a chain or set.
-type Key = (u8, String, String);
-
-fn key(body: &Body, name: u16) -> Option<Key> {
-    Some((*body.fixed.first()?, body.attributes.text(TABLE)?, body.attributes.text(name)?))
-}
-
-/// What a rule is to whoever replays it.
-#[derive(Default)]
-struct Judged {
-    /// It ends a walk, or leads elsewhere.
-    decides: bool,
-    accepts: bool,
-    /// Where it leads.
-    to: Vec<String>,
-    /// It looks a verdict up.
-    looks_up: bool,
-    /// What it depends on beside the packet.
-    uncertain: Option<String>,
-    by_state: bool,
-}
-
-fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
-    let mut judged = Judged::default();
-    for expression in rule.attributes.list(RULE_EXPRESSIONS).lists() {
-        let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
-        let verdict = data.list(2).list(2);
-        let uncertain = match name.as_str() {
-            "immediate" => {
-                judged.to.extend(verdict.text(2));
-                judged.accepts |= verdict.number(1) == Some(ACCEPT);
-                judged.decides |= verdict.number(1).is_some();
-                None
-            }
-            // Setting something is no match.
-            "meta" if data.get(3).is_some() => None,
-            "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
-            "ct" if data.number(2) == Some(0) => {
-                judged.by_state = true;
-                None
-            }
-            "match" | "target" => {
-                let named = data.text(1).unwrap_or_default();
-                judged.decides |= name == "target" && named != "LOG";
-                judged.by_state |= STATE.contains(&named.as_str());
-                let known = CERTAIN_XTABLES.contains(&named.as_str()) || STATE.contains(&named.as_str());
-                (!known).then_some(named)
-            }
-            "lookup" => {
-                judged.looks_up |= data.number(3) == Some(0);
-                judged.decides |= judged.looks_up;
-                let set = (of.0, of.1.clone(), data.text(1).unwrap_or_default());
-                changing.contains(&set).then(|| format!("set {}", set.2))
-            }
-            "reject" => {
-                judged.decides = true;
-                None
-            }
-            name if CERTAIN.contains(&name) => None,
-            name => {
-                judged.decides |= !MATCHING.contains(&name) && name != "ct";
-                Some(name.to_owned())
-            }
-        };
-        judged.uncertain = judged.uncertain.or(uncertain);
-    }
-    judged
-}
-
-/// The first thing on the way out that decides by more than the packet, the addresses and the interfaces: a rate, a set that
-/// changes by itself, a time of day, a mark; and the first that does anything but accept by a connection's state.
-fn depends(chains: &[Body], sets: &[Body], rules: &[Body]) -> Depends {
-    let mut by_chain: HashMap<Key, Vec<&Body>> = HashMap::new();
-    for rule in rules {
-        if let Some(key) = key(rule, RULE_CHAIN) {
-            by_chain.entry(key).or_default().push(rule);
-        }
-    }
-    let changes = |set: &&Body| set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & CHANGING != 0);
-    let changing: HashSet<Key> = sets.iter().filter(changes).filter_map(|set| key(set, SET_NAME)).collect();
-    let on_the_way = |chain: &&Body| {
-        let (Some(family), Some(number)) = (chain.fixed.first(), chain.attributes.list(4).number(1)) else {
-            return false;
-        };
-        hook::name(*family, number).is_some_and(|name| ["output", "postrouting", "egress"].contains(&name))
-    };
-    let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
-    let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
-    let mut found = Depends::default();
-    while let Some(chain) = waiting.pop() {
-        for rule in by_chain.get(&chain).into_iter().flatten() {
-            let judged = judge(rule, &chain, &changing);
-            let mut next: Vec<Key> = judged.to.iter().map(|to| (chain.0, chain.1.clone(), to.clone())).collect();
-            if judged.looks_up {
-                // Where a map leads is not followed: it may be anywhere in its table.
-                next.extend(by_chain.keys().filter(|other| (other.0, &other.1) == (chain.0, &chain.1)).cloned());
-            }
-            waiting.extend(next.into_iter().filter(|next| seen.insert(next.clone())));
-            if judged.decides {
-                let told = |what: String| format!("{what} in chain {}", chain.2);
-                found.always = found.always.or(judged.uncertain.map(told));
-                if judged.by_state && !judged.accepts {
-                    found.by_state = found.by_state.or(Some(told("a connection's state".to_owned())));
-                }
-            }
-        }
-    }
-    found
-}
-
-/// What decides by more than a packet, in words.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Depends {
-    /// Whatever the packet.
-    pub(super) always: Option<String>,
-    /// Unless it is the first of its connection.
-    pub(super) by_state: Option<String>,
 }
 
 /// Rules of the calling thread's namespace by their handles.

@@ -18,8 +18,9 @@ use nix::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
+    depends::Depends,
     netlink::{Body, Netlink},
-    ruleset::{self, Depends, Listed, Place, TRACE, TRACER},
+    ruleset::{self, Listed, Place, TRACE, TRACER},
     surroundings::{self, Surroundings},
 };
 use crate::model::{Packet, Replayed};
