@@ -130,7 +130,7 @@ impl<E: Eyes> Assembler<E> {
             _ => Credentials::default(),
         };
         let sender = self.sender(found, credentials, dropped.boot_ns);
-        let own = self.is_own(dropped, sender.process.as_ref());
+        let own = self.is_own(sender.process.as_ref());
         let drop_reason = self.reasons.name(dropped.reason).map(str::to_owned);
         let asked = dropped.original.or(dropped.endpoints);
         let translated = dropped.endpoints.filter(|_| dropped.original.is_some());
@@ -273,13 +273,12 @@ impl<E: Eyes> Assembler<E> {
         event
     }
 
-    /// Another observer's proof: its helper sends to itself, in a namespace of its own.
-    fn is_own(&self, dropped: &Dropped, process: Option<&Process>) -> bool {
-        let inside = dropped.endpoints.is_some_and(|endpoints| endpoints.destination.is_loopback());
+    /// Another observer's proof, or what it replays: its helper sends nothing else, in namespaces of its own.
+    fn is_own(&self, process: Option<&Process>) -> bool {
         let is_helper = |process: &Process| {
             process.name == HELPER && process.executable.is_some() && process.executable == self.identity.executable
         };
-        inside && process.is_some_and(is_helper)
+        process.is_some_and(is_helper)
     }
 
     /// In whose call a queue's packet was freed, or that none took it; `None` where that is not known.

@@ -1,7 +1,10 @@
 //! What a copy of the rules does with the same packet: a second opinion on a rule that was seen, and the only one on a rule that
 //! was not.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use observer_ebpf::{
     abi::{RuleAnswer, UNKNOWN_RULE},
@@ -13,6 +16,8 @@ use crate::model::{
     Background, Cause, Decision, Direction, Dropped, Hook, Packet, Replay, ReplayCounts, Replayed, WantedRule,
 };
 
+/// Packets a second that are sent again at most: the rest has no second opinion, so that a flood to many places is told in time.
+const MAX_A_SECOND: u32 = 20;
 /// TCP's flags of a packet that begins a connection.
 const SYN: u8 = 2;
 
@@ -46,16 +51,28 @@ impl Opinion {
 /// Packets that were replayed.
 pub(super) struct Replays {
     known: Answers<(u32, Packet), Replay>,
+    /// Since when, and how many packets.
+    sent: (Instant, u32),
     counts: ReplayCounts,
 }
 
 impl Replays {
     pub(super) fn new() -> Self {
-        Self { known: Answers::new(), counts: ReplayCounts::default() }
+        Self { known: Answers::new(), sent: (Instant::now(), 0), counts: ReplayCounts::default() }
     }
 
     pub(super) fn counts(&self) -> ReplayCounts {
         self.counts
+    }
+
+    /// One more is not too many.
+    fn may_send(&mut self) -> bool {
+        let (since, count) = &mut self.sent;
+        if since.elapsed() > Duration::from_secs(1) {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        *count <= MAX_A_SECOND
     }
 
     /// The opinion on what was found for a packet. `hook` as an event names it.
@@ -68,6 +85,7 @@ impl Replays {
         let key = (dropped.netns, packet);
         let replay = match self.known.get_known(&key) {
             Some(known) => known,
+            None if !self.may_send() => return Opinion::None,
             None => match eyes.replay(dropped.netns, &key.1) {
                 Ok(Replay::NotYet) => return Opinion::Later,
                 Ok(replay) => {

@@ -95,8 +95,10 @@ impl Replays {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             replay::copy()
         })?;
+        let own = self.own.as_mut().context("no map")?;
+        let building = Building::begin(copied, |netns| own.insert(netns, 1, 0).context("the copy cannot be hidden"))?;
         let now = Instant::now();
-        let copy = Copy { state: State::Building(Building::begin(copied)), asked: now, begun: now, rests_until: now };
+        let copy = Copy { state: State::Building(building), asked: now, begun: now, rests_until: now };
         if let Some(old) = self.copies.insert(cookie, copy) {
             self.end(old);
         }
@@ -118,16 +120,18 @@ impl Replays {
         let State::Building(building) = state else { return Ok(()) };
         // Who waits for it once does not wait again.
         let deadline = if copy.begun.elapsed() > patience::here(PATIENCE) { Instant::now() } else { deadline };
+        let netns = building.netns;
         match building.until(deadline) {
             Err(building) => copy.state = State::Building(building),
-            Ok(Err(error)) => copy.state = State::Failed(generation, format!("{error:#}")),
+            Ok(Err(error)) => {
+                copy.state = State::Failed(generation, format!("{error:#}"));
+                let _ = self.own.as_mut().context("no map")?.remove(&netns);
+            }
             Ok(Ok(stage)) => {
                 let took = copy.begun.elapsed();
                 if took > SLOW {
                     copy.rests_until = Instant::now() + took * SHARE;
                 }
-                // Before anything is sent there.
-                self.own.as_mut().context("no map")?.insert(stage.netns, 1, 0).context("the copy cannot be hidden")?;
                 copy.state = State::Ready(stage);
             }
         }
@@ -136,12 +140,18 @@ impl Replays {
 
     /// Lets one go: its number may be another namespace's soon.
     fn end(&mut self, copy: Copy) {
-        if let State::Ready(stage) = copy.state {
-            let netns = stage.netns;
-            stage.end();
-            if let Some(own) = &mut self.own {
-                let _ = own.remove(&netns);
+        let netns = match copy.state {
+            State::Ready(stage) => {
+                let netns = stage.netns;
+                stage.end();
+                netns
             }
+            // It ends once it finds that nobody waits for it.
+            State::Building(building) => building.netns,
+            State::Failed(..) => return,
+        };
+        if let Some(own) = &mut self.own {
+            let _ = own.remove(&netns);
         }
     }
 }

@@ -4,27 +4,15 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    netlink::Body,
+    netlink::{Attributes, Body},
     ruleset::{CHAIN_NAME, DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE},
 };
 use crate::firewall::netfilter::hook;
 
 /// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
 /// same interfaces and addresses.
-const CERTAIN: [&str; 12] = [
-    "payload",
-    "cmp",
-    "bitwise",
-    "immediate",
-    "counter",
-    "lookup",
-    "log",
-    "reject",
-    "range",
-    "byteorder",
-    "nat",
-    "masq",
-];
+const CERTAIN: [&str; 11] =
+    ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder", "nat", "masq"];
 /// Others that only let a rule match, or not.
 const MATCHING: [&str; 14] = [
     "limit",
@@ -89,6 +77,7 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
             // Setting something is no match.
             "meta" if data.get(3).is_some() => None,
             "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
+            "payload" => (!is_address_or_port(&data)).then(|| "a field that every packet has otherwise".to_owned()),
             "ct" if data.number(2) == Some(0) => {
                 judged.by_state = true;
                 None
@@ -119,6 +108,28 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
         judged.uncertain = judged.uncertain.or(uncertain);
     }
     judged
+}
+
+/// What is read of a packet is its protocol, an address, a port, or TCP's flags: the same in the copy. Other fields are not:
+/// lengths, lifetimes, options, what it carries.
+fn is_address_or_port(payload: &Attributes) -> bool {
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
+        return false;
+    };
+    let end = offset.saturating_add(length);
+    match base {
+        // Of IPv4 the protocol and addresses; of IPv6 the next header and addresses, whose first bytes are elsewhere IPv4's lifetime.
+        NETWORK => {
+            (offset, length) == (9, 1)
+                || (offset, length) == (6, 1)
+                || offset >= 12 && end <= 40
+                || offset == 8 && length > 2 && end <= 40
+        }
+        TRANSPORT => end <= 4 || (offset, length) == (13, 1),
+        _ => false,
+    }
 }
 
 /// The first thing on the way out that decides by more than the packet, the addresses and the interfaces: a rate, a set that
@@ -174,7 +185,7 @@ pub(super) struct Depends {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{firewall::netfilter::family, replay::netlink::Attributes};
+    use crate::firewall::netfilter::family;
 
     fn text(text: &str) -> Vec<u8> {
         [text.as_bytes(), b"\0"].concat()
@@ -238,7 +249,18 @@ mod tests {
     #[test]
     fn packets_addresses_and_interfaces_are_all() {
         let oif = ("meta", &[(2, 7)][..]);
-        assert_eq!(of(&[rule("o", &[oif, ("payload", &[]), ("counter", &[])], DROP)]), Depends::default());
+        let field = |base, offset, length| {
+            of(&[rule("o", &[("payload", &[(2, base), (3, offset), (4, length)])], DROP)]).always
+        };
+        assert_eq!(of(&[rule("o", &[oif, ("counter", &[])], DROP)]), Depends::default());
+        for (base, offset, length) in
+            [(1, 9, 1), (1, 12, 4), (1, 16, 2), (1, 8, 16), (1, 24, 16), (2, 0, 4), (2, 2, 2), (2, 13, 1)]
+        {
+            assert_eq!(field(base, offset, length), None, "{base} {offset} {length}");
+        }
+        for (base, offset, length) in [(1, 8, 1), (1, 2, 2), (1, 1, 1), (2, 4, 2), (2, 8, 4), (0, 0, 6), (4, 0, 1)] {
+            assert!(field(base, offset, length).is_some(), "{base} {offset} {length}");
+        }
         let mark = ("meta", &[(2, 3)][..]);
         assert_eq!(of(&[rule("o", &[mark], DROP)]).always.as_deref(), Some("meta key 3 in chain o"));
         assert_eq!(of(&[rule("o", &[mark, ("counter", &[])], None)]), Depends::default(), "it decides nothing");

@@ -44,7 +44,7 @@ pub fn prove() -> Result<Duration> {
         });
         let _ = send.send(copy);
     });
-    let building = Building::begin(copied);
+    let building = Building::begin(copied, |_| Ok(()))?;
     let made = building.until(Instant::now() + PATIENCE).ok().context("the copy was not there in time")?;
     let took = Instant::now();
     let stage = made?;

@@ -52,7 +52,7 @@ pub(super) const NAME: u16 = 1;
 pub(super) const DATA: u16 = 2;
 
 /// Larger ones are not copied.
-const MAX_MESSAGES: usize = 400_000;
+const MAX_MESSAGES: usize = 200_000;
 
 /// A rule's place: family, table, chain, and how many rules stand before it.
 pub(super) type Place = (u8, String, String, usize);
@@ -76,7 +76,13 @@ pub(super) fn list() -> Result<Listed> {
     let generation = nft::generation()?;
     let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
     let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
-    let mut dump = |kind: u16, body: &Body| netlink.dump(SUBSYSTEM << 8 | kind, body);
+    // Others have no part in what a process sends by TCP or UDP until it is at its interface.
+    let families = [family::INET, family::IPV4, family::IPV6];
+    let mut dump = |kind: u16, body: &Body| {
+        let mut all = netlink.dump(SUBSYSTEM << 8 | kind, body)?;
+        all.retain(|body| body.fixed.first().is_some_and(|family| families.contains(family)));
+        anyhow::Ok(all)
+    };
     let (tables, chains) = (dump(GETTABLE, &all)?, dump(GETCHAIN, &all)?);
     let (sets, objects, rules) = (dump(GETSET, &all)?, dump(GETOBJ, &all)?, dump(GETRULE, &all)?);
     let mut elements = Vec::new();
@@ -134,6 +140,13 @@ impl Listed {
         let messages: Vec<Message<'_>> =
             messages.iter().map(|(kind, flags, body)| Message { kind: *kind, flags: *flags, body }).collect();
         Netlink::open(PROTOCOL, FIXED)?.batch(&edge(BATCH_BEGIN), &messages, &edge(BATCH_END))
+    }
+
+    /// Lets go of what is needed no more once it was made.
+    pub(super) fn shrink(&mut self) {
+        for list in [&mut self.sets, &mut self.elements, &mut self.objects, &mut self.rules] {
+            *list = Vec::new();
+        }
     }
 
     /// Rules by their handles.

@@ -51,26 +51,70 @@ pub fn copy() -> Result<Copied> {
 }
 
 /// A stage that is being made.
-pub struct Building(Receiver<Result<Stage>>);
+pub struct Building {
+    /// Inode number of its namespace.
+    pub netns: u32,
+    made: Receiver<Result<Made>>,
+    orders: Sender<Packet>,
+    answers: Receiver<Result<Option<Replayed>>>,
+    thread: thread::JoinHandle<()>,
+}
+
+/// What is known of a stage once it was made.
+struct Made {
+    generation: u32,
+    depends: Depends,
+}
 
 impl Building {
-    /// Begins to make one of what arrives.
-    pub fn begin(copied: Receiver<Result<Copied>>) -> Self {
-        let (send, receive) = channel();
-        thread::spawn(move || {
-            let made = copied
-                .recv()
-                .context("the thread in the network namespace failed")
-                .and_then(|copied| Stage::make(copied?));
-            let _ = send.send(made);
+    /// Begins to make one of what arrives; `hide` is told the number of its namespace before there is anything in it.
+    pub fn begin(copied: Receiver<Result<Copied>>, hide: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
+        let (orders, ordered) = channel::<Packet>();
+        let (answer, answers) = channel();
+        let (enter, entered) = channel();
+        let (hidden, go) = channel::<()>();
+        let (ready, made) = channel();
+        let thread = thread::spawn(move || {
+            if enter.send(own_namespace()).is_err() || go.recv().is_err() {
+                return;
+            }
+            let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
+            let inside = copied.and_then(|copied| Ok((Inside::make(&copied)?, copied)));
+            let (inside, mut copied) = match inside {
+                Ok(made) => made,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let known = Made { generation: copied.rules.generation, depends: copied.rules.depends.clone() };
+            copied.rules.shrink();
+            if ready.send(Ok(known)).is_err() {
+                return;
+            }
+            while let Ok(packet) = ordered.recv() {
+                if answer.send(inside.send(&copied, &packet)).is_err() {
+                    return;
+                }
+            }
         });
-        Self(receive)
+        let netns = entered.recv().context("the copy's thread failed")??;
+        hide(netns)?;
+        let _ = hidden.send(());
+        Ok(Self { netns, made, orders, answers, thread })
     }
 
     /// The stage, if it is there by then; itself if it is not.
     pub fn until(self, deadline: Instant) -> std::result::Result<Result<Stage>, Self> {
-        match self.0.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(made) => Ok(made),
+        match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(made) => Ok(made.map(|Made { generation, depends }| Stage {
+                netns: self.netns,
+                generation,
+                depends,
+                orders: self.orders,
+                answers: self.answers,
+                thread: self.thread,
+            })),
             Err(RecvTimeoutError::Disconnected) => Ok(Err(anyhow::anyhow!("the copy's thread failed"))),
             Err(RecvTimeoutError::Timeout) => Err(self),
         }
@@ -85,37 +129,22 @@ pub struct Stage {
     pub generation: u32,
     depends: Depends,
     orders: Sender<Packet>,
-    answers: Receiver<Result<Traced>>,
+    answers: Receiver<Result<Option<Replayed>>>,
     thread: thread::JoinHandle<()>,
 }
 
-/// Where a packet's way through the copy ended.
-struct Traced {
-    /// Table, base chain, and rule: 0 for its policy. Handles of the namespace that was copied.
-    end: Option<Replayed>,
-}
-
 impl Stage {
-    fn make(copied: Copied) -> Result<Self> {
-        let (generation, depends) = (copied.rules.generation, copied.rules.depends.clone());
-        let (orders, ordered) = channel::<Packet>();
-        let (answer, answers) = channel();
-        let (ready, made) = channel();
-        let thread = thread::spawn(move || {
-            let made = Inside::make(&copied);
-            let netns = made.as_ref().map(|inside| inside.netns).map_err(|error| anyhow::anyhow!("{error:#}"));
-            if ready.send(netns).is_err() {
-                return;
-            }
-            let Ok(inside) = made else { return };
-            while let Ok(packet) = ordered.recv() {
-                if answer.send(inside.send(&copied, &packet)).is_err() {
-                    return;
-                }
-            }
-        });
-        let netns = made.recv().context("the copy's thread failed")??;
-        Ok(Self { netns, generation, depends, orders, answers, thread })
+    /// What drops this packet there; `None` when it passes, an error where that cannot be told.
+    pub fn replay(&self, packet: &Packet) -> Result<Option<Replayed>> {
+        ensure!([TCP, UDP].contains(&packet.protocol), "only TCP and UDP are replayed");
+        self.orders.send(packet.clone()).context("the copy's thread has ended")?;
+        self.answers.recv().context("the copy's thread has ended")?
+    }
+
+    /// Why what is found is no proof of itself: something decides by more than the packet.
+    pub fn doubt(&self, packet: &Packet) -> Option<&str> {
+        let state = self.depends.by_state.as_deref().filter(|_| packet.protocol != TCP);
+        self.depends.always.as_deref().or(state)
     }
 
     /// Ends it, and waits until nobody is in the namespace any more.
@@ -124,24 +153,17 @@ impl Stage {
         drop((orders, answers));
         let _ = thread.join();
     }
+}
 
-    /// What drops this packet there; `None` when it passes, an error where that cannot be told.
-    pub fn replay(&self, packet: &Packet) -> Result<Option<Replayed>> {
-        ensure!([TCP, UDP].contains(&packet.protocol), "only TCP and UDP are replayed");
-        self.orders.send(packet.clone()).context("the copy's thread has ended")?;
-        Ok(self.answers.recv().context("the copy's thread has ended")??.end)
-    }
-
-    /// Why what is found is no proof of itself: something decides by more than the packet.
-    pub fn doubt(&self, packet: &Packet) -> Option<&str> {
-        let state = self.depends.by_state.as_deref().filter(|_| packet.protocol != TCP);
-        self.depends.always.as_deref().or(state)
-    }
+/// Enters a new namespace; its inode number.
+fn own_namespace() -> Result<u32> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
+    Ok(u32::try_from(netns)?)
 }
 
 /// What the thread in the namespace has.
 struct Inside {
-    netns: u32,
     trace: Netlink,
     /// The copy's rules by their handles.
     places: HashMap<(u8, String, u64), Place>,
@@ -150,20 +172,13 @@ struct Inside {
 
 impl Inside {
     fn make(copied: &Copied) -> Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-        let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
         copied.around.make()?;
         copied.rules.make()?;
-        Ok(Self {
-            netns: u32::try_from(netns)?,
-            trace: ruleset::tracer(QUIET)?,
-            places: ruleset::own_places()?,
-            handles: copied.rules.handles(),
-        })
+        Ok(Self { trace: ruleset::tracer(QUIET)?, places: ruleset::own_places()?, handles: copied.rules.handles() })
     }
 
     /// Sends one packet, and follows it.
-    fn send(&self, copied: &Copied, packet: &Packet) -> Result<Traced> {
+    fn send(&self, copied: &Copied, packet: &Packet) -> Result<Option<Replayed>> {
         // Of an earlier one.
         self.trace.drain();
         let uid = Uid::from_raw(packet.uid);
@@ -190,7 +205,7 @@ impl Inside {
                 "the packet leaves by another interface in the copy"
             );
         }
-        Ok(Traced { end: self.end(copied, &way)? })
+        self.end(copied, &way)
     }
 
     /// The rule or policy at which it ended, in handles of the original.
@@ -308,7 +323,8 @@ mod tests {
             };
             let _ = send.send(read());
         });
-        let stage = Building::begin(receive)
+        let stage = Building::begin(receive, |_| Ok(()))
+            .unwrap()
             .until(Instant::now() + Duration::from_secs(10))
             .map_err(|_| anyhow::anyhow!("slow"))??;
         stage.replay(packet)

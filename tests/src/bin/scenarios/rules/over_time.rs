@@ -128,17 +128,24 @@ pub(super) fn twins() -> Result<Outcome> {
             primed(&observer, &lab.client, Asked::AsUsual)?;
         }
         observer.tells(|| send(&lab.client, Udp4, 9777))?;
-        numbers.push(lab.client.inode()?);
+        let number = lab.client.inode()?;
+        // At once, or in a line of its own.
+        wait_for("the rule", || {
+            let is_named = |line: &str| line.contains(&format!("\"netns\":{number},")) && line.contains("\"handle\":");
+            Ok(observer.so_far().lines().any(is_named).then_some(()))
+        })?;
+        numbers.push(number);
     }
     let report = stop(observer)?;
     ensure!(report.events.len() == 4, "{:?}", report.events);
     for (turn, (event, number)) in report.events.iter().zip(numbers).enumerate() {
         ensure!(event["egress"]["netns"] == number, "{event}");
-        ensure!(event["egress"]["rule"]["handle"].is_u64(), "{event}");
-        match event["egress"]["rule"]["text"].as_str() {
-            Some(text) => ensure!(text.ends_with(&format!("\"turn {turn}\"")), "{event}"),
-            None => ensure!(slowness() > 1, "no text: {event}"),
-        }
+        let lines = report.late.iter().filter(|late| late["egress"]["netns"] == number).chain([event]);
+        let named: Vec<&Value> = lines.filter(|line| line["egress"]["rule"]["handle"].is_u64()).collect();
+        ensure!(!named.is_empty(), "{event}");
+        let mut texts = named.iter().filter_map(|line| line["egress"]["rule"]["text"].as_str()).peekable();
+        ensure!(texts.peek().is_some() || slowness() > 1, "no text: {named:?}");
+        ensure!(texts.all(|text| text.ends_with(&format!("\"turn {turn}\""))), "{named:?}");
     }
     Ok(Outcome::Passed)
 }
