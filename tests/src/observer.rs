@@ -28,10 +28,10 @@ pub fn program() -> PathBuf {
     std::env::var_os("OBSERVER").map_or_else(|| PathBuf::from("target/release/observer"), PathBuf::from)
 }
 
-/// The program in a command line; on an emulated machine it is as patient as its tests are.
+/// The program in a command line; on an emulated machine it is more patient, and not so much that it is late for what ends soon.
 pub fn command() -> Command {
     let mut command = Command::new(program());
-    command.env("OBSERVER_PATIENCE", slowness().to_string());
+    command.env("OBSERVER_PATIENCE", slowness().div_ceil(2).to_string());
     command
 }
 

@@ -158,7 +158,6 @@ impl<E: Eyes> Assembler<E> {
         let read = began.elapsed();
         let opinion = self.rules.replays.of(dropped, hook, &found, &mut self.attributor.eyes);
         log::debug!("rule after {read:?}, opinion {opinion:?} after {:?}", began.elapsed());
-        let copied = if let Opinion::Later = opinion { Some(found.clone()) } else { None };
         let Found { decision, unread, disputed } = found;
         let is_replayed = matches!(opinion, Opinion::Is(_));
         let decision = if let Opinion::Is(decision) = &opinion { Some(Arc::clone(decision)) } else { decision };
@@ -264,9 +263,6 @@ impl<E: Eyes> Assembler<E> {
             process: sender.process,
             user: sender.user,
         };
-        if let Some(copied) = copied {
-            self.late.remember_packet(&event, dropped, copied);
-        }
         if let Some(answer) = dropped.rule {
             self.late.remember(&event, answer, unread, || wanted(dropped, answer, hook));
         }

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 use uuid::Uuid;
 
-use super::{assemble::Assembler, attribute::Eyes, replay::Opinion, rules::Found};
-use crate::model::{Action, Dropped, EgressRule, Event, NamedRule, RuleSource, WantedRule};
+use super::{assemble::Assembler, attribute::Eyes};
+use crate::model::{Action, Event, NamedRule, WantedRule};
 
 /// Lines whose rules are waited for; of more the text stays absent.
 const MAX_WAITING: usize = 64;
@@ -20,16 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A line without its rule, or without its text.
 struct Waiting {
     event: Box<Event>,
-    needs: Needs,
+    wanted: WantedRule,
     since: Instant,
-}
-
-/// What is waited for.
-enum Needs {
-    /// A ruleset, or the text of a rule.
-    Rule(WantedRule),
-    /// A copy of the rules, for a packet of which no rule was seen.
-    Copy(Box<(Dropped, Found)>),
 }
 
 /// Incidents of such lines that are remembered.
@@ -63,20 +55,7 @@ impl Late {
         if waits || self.waiting.len() >= MAX_WAITING {
             return;
         }
-        self.wait(event, Needs::Rule(wanted()));
-    }
-
-    /// Remembers a line of which no rule was seen, while a copy of the rules is being made; the first one of its incident is enough.
-    pub(super) fn remember_packet(&mut self, event: &Event, dropped: &Dropped, found: Found) {
-        let seen = event.egress.rule.as_ref().is_some_and(|rule| rule.handle.is_some() || rule.text.is_some());
-        let waits = self.waiting.iter().any(|waiting| waiting.event.egress.incident == event.egress.incident);
-        if !seen && !waits && self.waiting.len() < MAX_WAITING {
-            self.wait(event, Needs::Copy(Box::new((dropped.clone(), found))));
-        }
-    }
-
-    fn wait(&mut self, event: &Event, needs: Needs) {
-        self.waiting.push(Waiting { event: Box::new(event.clone()), needs, since: Instant::now() });
+        self.waiting.push(Waiting { event: Box::new(event.clone()), wanted: wanted(), since: Instant::now() });
     }
 
     /// Whether something was told of this rule under that incident, before its text was known.
@@ -102,26 +81,13 @@ impl<E: Eyes> Assembler<E> {
         let mut lines = Vec::new();
         let mut all = std::mem::take(&mut self.late.waiting).into_iter();
         while let Some(mut waiting) = all.next() {
-            let decision = match &waiting.needs {
-                Needs::Rule(wanted) => self.rules.again(wanted, &mut self.attributor.eyes),
-                Needs::Copy(packet) => {
-                    let (dropped, found) = packet.as_ref();
-                    let hook = waiting.event.egress.hook;
-                    match self.rules.replays.of(dropped, hook, found, &mut self.attributor.eyes) {
-                        Opinion::Is(decision) => Some(decision),
-                        Opinion::Later => None,
-                        // It will not come.
-                        _ => continue,
-                    }
-                }
-            };
-            let is_replayed = matches!(waiting.needs, Needs::Copy(_));
+            let decision = self.rules.again(&waiting.wanted, &mut self.attributor.eyes);
             let over = waiting.since.elapsed() >= PATIENCE;
             // Without its text it is better than nothing.
             let enough = |rule: &&NamedRule| rule.text.is_some() || over && waiting.event.egress.rule.is_none();
             match decision.as_ref().and_then(|decision| decision.rule.as_ref()).filter(enough) {
                 Some(rule) => {
-                    self.name(&mut waiting.event, rule, is_replayed);
+                    self.name(&mut waiting.event, rule);
                     lines.push(*waiting.event);
                 }
                 // Asking takes a while where the text is not there yet: the others come first next time.
@@ -138,7 +104,7 @@ impl<E: Eyes> Assembler<E> {
     }
 
     /// Makes of a line the news of its rule.
-    fn name(&mut self, event: &mut Event, rule: &NamedRule, is_replayed: bool) {
+    fn name(&mut self, event: &mut Event, rule: &NamedRule) {
         event.timestamp = Timestamp::now();
         event.event.action = Action::EgressRule;
         event.event.id = Some(self.event_id());
@@ -146,11 +112,7 @@ impl<E: Eyes> Assembler<E> {
         event.egress.count = 0;
         event.egress.bytes = 0;
         event.egress.verdict = rule.verdict;
-        let source = if is_replayed { RuleSource::Replay } else { RuleSource::Probe };
-        event.egress.rule = Some(EgressRule { source, ..rule.seen() });
-        if is_replayed {
-            event.egress.decided_by = None;
-        }
+        event.egress.rule = Some(rule.seen());
         event.rule = rule.name();
     }
 }

@@ -26,8 +26,6 @@ const SYN: u8 = 2;
 pub(super) enum Opinion {
     /// Nothing: it was not asked, or cannot say.
     None,
-    /// Nothing yet.
-    Later,
     /// The rule that was seen is the one.
     Same,
     /// Something else, in words.
@@ -71,8 +69,7 @@ impl Replays {
         if since.elapsed() > Duration::from_secs(1) {
             (*since, *count) = (Instant::now(), 0);
         }
-        *count += 1;
-        *count <= MAX_A_SECOND
+        *count < MAX_A_SECOND
     }
 
     /// The opinion on what was found for a packet. `hook` as an event names it.
@@ -87,8 +84,9 @@ impl Replays {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
             None => match eyes.replay(dropped.netns, &key.1) {
-                Ok(Replay::NotYet) => return Opinion::Later,
+                Ok(Replay::NotYet) => return Opinion::None,
                 Ok(replay) => {
+                    self.sent.1 += 1;
                     self.known.put(key, replay.clone());
                     replay
                 }
@@ -99,7 +97,11 @@ impl Replays {
                 }
             },
         };
-        let Replay::Walked { end, doubt, netns_cookie } = replay else { return Opinion::Later };
+        let Replay::Walked { end, doubt, netns_cookie, since_ns } = replay else { return Opinion::None };
+        // A namespace's number may be another one's by now.
+        if dropped.rule.is_none_or(|answer| answer.netns_cookie != netns_cookie) {
+            return Opinion::None;
+        }
         let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
         match (answer, end) {
             (Some(answer), Some(end)) if is_same(&answer, &end) => {
@@ -110,6 +112,8 @@ impl Replays {
                 self.counts.disagreed += 1;
                 Opinion::Differs(differs(end.as_ref(), doubt.as_deref()))
             }
+            // What drops it now may not have done so then.
+            (None, _) if dropped.first_ns <= since_ns => Opinion::None,
             (None, Some(end)) => self.named(dropped, hook, (&end, netns_cookie), doubt, eyes),
             (None, None) => {
                 self.counts.unsure += 1;
@@ -157,7 +161,7 @@ impl Replays {
             }
             Err(why) => {
                 log::debug!("what the copy names in namespace {} was not read: {why}", dropped.netns);
-                Opinion::Later
+                Opinion::None
             }
         }
     }

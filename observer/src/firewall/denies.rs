@@ -81,7 +81,7 @@ pub fn read(roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
                 hook: None,
                 v6: None,
             };
-            let Some(named) = ruleset.named(&wanted, deadline, roots) else { continue };
+            let Some(named) = ruleset.named(&wanted, deadline, Some(&mut *roots)) else { continue };
             deny.text = named.handle.and(named.text);
             deny.statement = named.statement;
         }

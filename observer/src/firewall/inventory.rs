@@ -66,6 +66,12 @@ pub fn nftables_in_use() -> bool {
         || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_chain"))
 }
 
+/// What iptables-nft asks about is in this kernel, or loaded: asking would load it.
+pub fn has_compat() -> bool {
+    fs::read_to_string("/proc/modules").is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nft_compat ")))
+        || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_xt_match_priv"))
+}
+
 /// Tables of iptables-legacy in the namespace of the calling thread.
 pub fn legacy_tables() -> Vec<String> {
     // Of the thread: `/proc/net` is the namespace of the process.
@@ -145,7 +151,8 @@ fn order(chains: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String
         .iter()
         .filter(|chain| chain.hook.and_then(|number| hook::name(chain.family, number)) == Some(hook))
         .collect();
-    // Those of one priority stand in the order in which they came, which is that of their tables.
+    // Of equal priority the one that came later is asked first; they are listed as their tables came.
+    here.reverse();
     here.sort_by_key(|chain| chain.priority);
     let mut steps: Vec<(i32, String, String, Vec<&str>)> = Vec::new();
     for chain in here {
@@ -167,7 +174,8 @@ fn order(chains: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String
     }
     let steps: Vec<String> = steps
         .into_iter()
-        .map(|(priority, owner, place, families)| {
+        .map(|(priority, owner, place, mut families)| {
+            families.sort_unstable();
             format!("{owner} ({} {place}, priority {priority})", families.join(", "))
         })
         .collect();

@@ -47,7 +47,7 @@ impl Ruleset {
             let after = nft::generation()?;
             match read {
                 Ok((tables, chains, rules)) if after == generation => {
-                    let by_iptables = chains.iter().any(inventory::is_iptables);
+                    let by_iptables = chains.iter().any(inventory::is_iptables) && inventory::has_compat();
                     let listing = Some(listing::begin(by_iptables));
                     return Ok(Self { generation, listing, ..Self::of(tables, chains, rules) });
                 }
@@ -104,12 +104,12 @@ impl Ruleset {
     }
 
     /// The rule or policy, if it is here and can have dropped the packet. Its text is waited for until then; files of front
-    /// ends are looked for below `roots`.
+    /// ends are looked for below `roots`, unless they are of a later ruleset.
     pub fn named(
         &mut self,
         wanted: &WantedRule,
         deadline: Instant,
-        roots: &mut dyn FnMut() -> Vec<Root>,
+        roots: Option<&mut dyn FnMut() -> Vec<Root>>,
     ) -> Option<NamedRule> {
         let mut named = self.find(wanted)?;
         if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.until(deadline)) {
@@ -120,7 +120,7 @@ impl Ruleset {
             }
             named.ruleset_sha256 = (listing.generation == Some(self.generation)).then(|| listing.sha256.clone());
         }
-        named.statement = self.statement(wanted, &named, roots);
+        named.statement = roots.and_then(|roots| self.statement(wanted, &named, roots));
         Some(named)
     }
 

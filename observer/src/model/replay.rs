@@ -49,6 +49,8 @@ pub enum Replay {
         doubt: Option<String>,
         /// Cookie of the namespace that was copied.
         netns_cookie: u64,
+        /// The ruleset was in force at this time and is so still: nanoseconds of `CLOCK_BOOTTIME`.
+        since_ns: u64,
     },
 }
 

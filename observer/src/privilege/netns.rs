@@ -79,16 +79,25 @@ pub(super) fn resident(number: u32) -> Option<u32> {
     })
 }
 
-/// Root folders in which the files of a namespace's firewall may be: this process's own, then those of whoever lives there.
+/// Root folders in which the files of a namespace's firewall may be: this process's own where it is its namespace, or nobody
+/// lives there; and those of whoever does.
 pub(super) fn roots(number: u32) -> Vec<Root> {
-    let mut mounts: HashSet<u64> =
-        fs::metadata("/proc/thread-self/ns/mnt").map(|meta| meta.ino()).into_iter().collect();
+    let mount = |process: &str| fs::metadata(format!("/proc/{process}/ns/mnt")).map(|meta| meta.ino()).ok();
+    let mut mounts = HashSet::new();
+    let mut paths = Vec::new();
+    if is_in(std::process::id(), number) {
+        mounts.extend(mount("self"));
+        paths.push(PathBuf::from("/"));
+    }
     let residents = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
-        (is_in(pid, number) && mounts.insert(fs::metadata(format!("/proc/{pid}/ns/mnt")).ok()?.ino())).then_some(pid)
+        let name = entry.file_name();
+        let pid = name.to_str()?.parse::<u32>().ok()?;
+        (is_in(pid, number) && mounts.insert(mount(name.to_str()?)?)).then_some(pid)
     });
-    let paths = residents.take(MAX_ROOTS).map(|pid| PathBuf::from(format!("/proc/{pid}/root")));
-    let paths: Vec<PathBuf> = [PathBuf::from("/")].into_iter().chain(paths).collect();
+    paths.extend(residents.take(MAX_ROOTS).map(|pid| PathBuf::from(format!("/proc/{pid}/root"))));
+    if paths.is_empty() {
+        paths.push(PathBuf::from("/"));
+    }
     paths.iter().filter_map(|path| Root::open(path).ok()).collect()
 }
 

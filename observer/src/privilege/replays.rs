@@ -11,6 +11,7 @@ use aya::maps::{HashMap as BpfMap, Map, MapData};
 
 use super::{netns, patience};
 use crate::{
+    enrich::host::boot_ns,
     firewall::nft,
     model::{Packet, Replay},
     replay::{self, Building, Stage},
@@ -19,17 +20,24 @@ use crate::{
 
 /// How long a question waits for a copy.
 const PATIENCE: Duration = Duration::from_millis(60);
-/// Copies that are kept, those asked about last.
-const MAX_STAGES: usize = 8;
+/// Copies that are kept, those asked about last; one that was asked about just now makes room for no other.
+const MAX_COPIES: usize = 8;
+const IN_USE: Duration = Duration::from_secs(5);
 /// A copy that took so long to make is not made anew for so many times as long.
 const SLOW: Duration = Duration::from_millis(250);
 const SHARE: u32 = 8;
+/// What could not be copied is not tried again before.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
+/// Addresses and routes change without the rules: an older copy is made anew.
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// What is known of one namespace.
 struct Copy {
     state: State,
     asked: Instant,
     begun: Instant,
+    /// The ruleset was in force when this was begun: nanoseconds of `CLOCK_BOOTTIME`.
+    since_ns: u64,
     /// Not made anew before.
     rests_until: Instant,
 }
@@ -37,8 +45,8 @@ struct Copy {
 enum State {
     Building(Building),
     Ready(Stage),
-    /// Of that generation it could not be made, and why.
-    Failed(u32, String),
+    /// It could not be made, or does not fit any more, and why.
+    Failed(String),
 }
 
 /// All of them, by the namespace's cookie.
@@ -62,35 +70,52 @@ impl Replays {
         ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
         let (cookie, generation) = netns::inside(Some(number), || anyhow::Ok((netns_cookie()?, nft::generation()?)))??;
         let now = Instant::now();
-        if let Some(copy) = self.copies.get_mut(&cookie) {
-            copy.asked = now;
-        }
         if !self.is_current(cookie, generation) {
             self.begin(cookie, number)?;
         }
-        self.finish(cookie, generation, now + patience::here(PATIENCE))?;
-        match self.copies.get(&cookie).map(|copy| &copy.state) {
-            Some(State::Ready(stage)) if stage.generation == generation => Ok(Replay::Walked {
-                end: stage.replay(packet)?,
-                doubt: stage.doubt(packet).map(str::to_owned),
-                netns_cookie: cookie,
-            }),
-            Some(State::Failed(_, why)) => bail!("{why}"),
+        if let Some(copy) = self.copies.get_mut(&cookie) {
+            copy.asked = now;
+        }
+        self.finish(cookie, now + patience::here(PATIENCE))?;
+        let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(Replay::NotYet) };
+        match &copy.state {
+            State::Ready(stage) if stage.generation == generation => {
+                let doubt = stage.doubt(packet).map(str::to_owned);
+                match stage.replay(packet) {
+                    Ok(end) => Ok(Replay::Walked { end, doubt, netns_cookie: cookie, since_ns: copy.since_ns }),
+                    Err(error) => {
+                        // An address that is new, a route that is otherwise: a new copy will have it.
+                        copy.begun = now.checked_sub(MAX_AGE).unwrap_or(now);
+                        copy.rests_until = copy.rests_until.max(now + Duration::from_secs(1));
+                        Err(error)
+                    }
+                }
+            }
+            State::Failed(why) => bail!("{why}"),
             _ => Ok(Replay::NotYet),
         }
     }
 
-    /// What there is, is of this ruleset, or is on its way.
+    /// What there is, is of this ruleset, or is on its way, or is not to be made anew yet.
     fn is_current(&self, cookie: u64, generation: u32) -> bool {
-        match self.copies.get(&cookie).map(|copy| (&copy.state, copy.rests_until)) {
-            None => false,
-            Some((State::Building(_), _)) => true,
-            Some((State::Ready(stage), rests)) => stage.generation == generation || Instant::now() < rests,
-            Some((State::Failed(of, _), rests)) => *of == generation || Instant::now() < rests,
+        let Some(copy) = self.copies.get(&cookie) else { return false };
+        let rests = Instant::now() < copy.rests_until;
+        match &copy.state {
+            State::Building(_) => true,
+            State::Ready(stage) => rests || stage.generation == generation && copy.begun.elapsed() < MAX_AGE,
+            State::Failed(_) => rests,
         }
     }
 
     fn begin(&mut self, cookie: u64, number: u32) -> Result<()> {
+        if !self.copies.contains_key(&cookie) && self.copies.len() >= MAX_COPIES {
+            let idle = |copy: &Copy| !matches!(copy.state, State::Building(_)) && copy.asked.elapsed() > IN_USE;
+            let eldest = self.copies.iter().filter(|(_, copy)| idle(copy)).min_by_key(|(_, copy)| copy.asked);
+            let eldest = eldest.map(|(cookie, _)| *cookie).context("other namespaces' rules are being copied")?;
+            let old = self.copies.remove(&eldest);
+            old.into_iter().for_each(|old| self.end(old));
+        }
+        let since_ns = boot_ns();
         let copied = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             replay::copy()
@@ -98,25 +123,19 @@ impl Replays {
         let own = self.own.as_mut().context("no map")?;
         let building = Building::begin(copied, |netns| own.insert(netns, 1, 0).context("the copy cannot be hidden"))?;
         let now = Instant::now();
-        let copy = Copy { state: State::Building(building), asked: now, begun: now, rests_until: now };
-        if let Some(old) = self.copies.insert(cookie, copy) {
-            self.end(old);
-        }
-        while self.copies.len() > MAX_STAGES {
-            let eldest = self.copies.iter().min_by_key(|(_, copy)| copy.asked).map(|(cookie, _)| *cookie);
-            let old = eldest.and_then(|cookie| self.copies.remove(&cookie)).context("no copy")?;
-            self.end(old);
-        }
+        let copy = Copy { state: State::Building(building), asked: now, begun: now, since_ns, rests_until: now };
+        let old = self.copies.insert(cookie, copy);
+        old.into_iter().for_each(|old| self.end(old));
         Ok(())
     }
 
     /// Takes a copy that is on its way, if it is there by then.
-    fn finish(&mut self, cookie: u64, generation: u32, deadline: Instant) -> Result<()> {
+    fn finish(&mut self, cookie: u64, deadline: Instant) -> Result<()> {
         let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(()) };
         if !matches!(copy.state, State::Building(_)) {
             return Ok(());
         }
-        let state = std::mem::replace(&mut copy.state, State::Failed(generation, String::new()));
+        let state = std::mem::replace(&mut copy.state, State::Failed("it is being copied".to_owned()));
         let State::Building(building) = state else { return Ok(()) };
         // Who waits for it once does not wait again.
         let deadline = if copy.begun.elapsed() > patience::here(PATIENCE) { Instant::now() } else { deadline };
@@ -124,7 +143,8 @@ impl Replays {
         match building.until(deadline) {
             Err(building) => copy.state = State::Building(building),
             Ok(Err(error)) => {
-                copy.state = State::Failed(generation, format!("{error:#}"));
+                copy.state = State::Failed(format!("{error:#}"));
+                copy.rests_until = Instant::now() + (copy.begun.elapsed() * SHARE).max(AFTER_FAILURE);
                 let _ = self.own.as_mut().context("no map")?.remove(&netns);
             }
             Ok(Ok(stage)) => {
@@ -140,18 +160,12 @@ impl Replays {
 
     /// Lets one go: its number may be another namespace's soon.
     fn end(&mut self, copy: Copy) {
-        let netns = match copy.state {
-            State::Ready(stage) => {
-                let netns = stage.netns;
-                stage.end();
-                netns
+        if let State::Ready(stage) = copy.state {
+            let netns = stage.netns;
+            stage.end();
+            if let Some(own) = &mut self.own {
+                let _ = own.remove(&netns);
             }
-            // It ends once it finds that nobody waits for it.
-            State::Building(building) => building.netns,
-            State::Failed(..) => return,
-        };
-        if let Some(own) = &mut self.own {
-            let _ = own.remove(&netns);
         }
     }
 }

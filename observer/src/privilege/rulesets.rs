@@ -74,7 +74,12 @@ impl Rulesets {
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
         let deadline = Instant::now() + patience::here(PATIENCE);
         let mut roots = || netns::roots(wanted.netns);
-        let named = space.rulesets.iter_mut().find_map(|ruleset| ruleset.named(wanted, deadline, &mut roots));
+        let mut all = space.rulesets.iter_mut();
+        let named = all
+            .next()
+            .and_then(|newest| newest.named(wanted, deadline, Some(&mut roots)))
+            // What front ends' files say now they may not have said then.
+            .or_else(|| all.find_map(|older| older.named(wanted, deadline, None)));
         if self.0.len() > MAX_NAMESPACES {
             let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(cookie, _)| *cookie);
             eldest.map(|cookie| self.0.remove(&cookie));

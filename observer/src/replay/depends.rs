@@ -11,8 +11,7 @@ use crate::firewall::netfilter::hook;
 
 /// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
 /// same interfaces and addresses.
-const CERTAIN: [&str; 11] =
-    ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder", "nat", "masq"];
+const CERTAIN: [&str; 9] = ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder"];
 /// Others that only let a rule match, or not.
 const MATCHING: [&str; 14] = [
     "limit",
@@ -97,6 +96,12 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
             }
             "reject" => {
                 judged.decides = true;
+                None
+            }
+            // Of a connection it is decided once.
+            "nat" | "masq" | "redir" => {
+                judged.decides = true;
+                judged.by_state = true;
                 None
             }
             name if CERTAIN.contains(&name) => None,

@@ -1,6 +1,9 @@
 //! Netlink messages as they are, attributes unread: what is copied must not be understood to be copied.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use netlink_packet_core::{NlaBuffer, NlasIterator};
@@ -16,6 +19,8 @@ const NLMSG_DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
+/// `NLM_F_DUMP_INTR`, in what is heard and answered; errors have no such flag.
+const INTERRUPTED: u16 = 0x10;
 /// `NLM_F_CREATE`.
 pub(super) const CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
@@ -23,6 +28,8 @@ pub(super) const APPEND: u16 = 0x800;
 /// Bits of an attribute's type that are not its number.
 const NESTED: u16 = 0x8000;
 const NUMBER: u16 = 0x3fff;
+/// Whatever is longer is not copied: it is held several times over.
+const MAX_LISTED: usize = 32 << 20;
 /// Room for what comes at once.
 const BUFFER: usize = 1 << 20;
 /// What comes of itself is listened to no longer, however much it is.
@@ -150,6 +157,8 @@ pub(super) struct Netlink {
     /// Bytes before the attributes.
     fixed: usize,
     sequence: u32,
+    /// Bytes that may still be listed.
+    room: Cell<usize>,
 }
 
 /// A message on its way.
@@ -168,7 +177,7 @@ impl Netlink {
         setsockopt(&socket, sockopt::SndBuf, &(8 * BUFFER))?;
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &(32 * BUFFER));
         let _ = setsockopt(&socket, sockopt::SndBufForce, &(64 * BUFFER));
-        let netlink = Self { socket, fixed, sequence: 0 };
+        let netlink = Self { socket, fixed, sequence: 0, room: Cell::new(MAX_LISTED) };
         netlink.set_patience(PATIENCE)?;
         Ok(netlink)
     }
@@ -210,6 +219,8 @@ impl Netlink {
         while rest.len() >= HEADER {
             let length = u32::from_ne_bytes(rest[..4].try_into()?) as usize;
             ensure!((HEADER..=rest.len()).contains(&length), "a netlink message is cut short");
+            let flags = u16::from_ne_bytes(rest[6..8].try_into()?);
+            ensure!(flags & INTERRUPTED == 0, "a list changed while it was read");
             each(u16::from_ne_bytes(rest[4..6].try_into()?), &rest[HEADER..length])?;
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -231,14 +242,19 @@ impl Netlink {
             let mut bodies = Vec::new();
             let came = self.receive(|kind, bytes| {
                 match kind {
-                    NLMSG_DONE => done = true,
-                    NLMSG_ERROR => match error(bytes) {
-                        libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT => done = true,
+                    NLMSG_DONE if matches!(error(bytes), 0 | libc::EBADMSG) => done = true,
+                    NLMSG_DONE | NLMSG_ERROR => match error(bytes) {
+                        // The kernel has none of that kind.
+                        libc::EOPNOTSUPP => done = true,
                         number => {
                             return Err(std::io::Error::from_raw_os_error(number)).context("netlink refuses a list");
                         }
                     },
-                    _ => bodies.push(bytes.to_vec()),
+                    _ => {
+                        self.room.set(self.room.get().saturating_sub(bytes.len()));
+                        ensure!(self.room.get() > 0, "it is too long to be copied");
+                        bodies.push(bytes.to_vec());
+                    }
                 }
                 Ok(())
             })?;

@@ -51,9 +51,6 @@ const DORMANT: u32 = 1;
 pub(super) const NAME: u16 = 1;
 pub(super) const DATA: u16 = 2;
 
-/// Larger ones are not copied.
-const MAX_MESSAGES: usize = 200_000;
-
 /// A rule's place: family, table, chain, and how many rules stand before it.
 pub(super) type Place = (u8, String, String, usize);
 
@@ -89,7 +86,6 @@ pub(super) fn list() -> Result<Listed> {
     for set in &sets {
         elements.extend(dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?);
     }
-    ensure!(rules.len() + elements.len() <= MAX_MESSAGES, "the ruleset is too long to be copied");
     ensure!(nft::generation()? == generation, "the ruleset changed while it was read");
     let depends = depends(&chains, &sets, &rules);
     Ok(Listed { generation, tables, chains, sets, elements, objects, rules, depends })

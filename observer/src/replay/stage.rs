@@ -1,6 +1,7 @@
 //! A private namespace with a copy in it, and the packets that are sent there.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs, io,
     net::{IpAddr, SocketAddr},
@@ -25,6 +26,8 @@ use super::{
 };
 use crate::model::{Packet, Replayed};
 
+/// Nothing that is asked of a stage takes longer.
+const LIMIT: Duration = Duration::from_secs(1);
 /// Nothing more is heard of a packet that was sent so long ago.
 const QUIET: Duration = Duration::from_millis(20);
 /// What is sent with a datagram.
@@ -50,13 +53,17 @@ pub fn copy() -> Result<Copied> {
     Ok(Copied { rules: ruleset::list()?, around: surroundings::list()? })
 }
 
+/// A packet to send, with a number, and what became of it.
+type Order = (u64, Packet);
+type Answer = (u64, Result<Option<Replayed>>);
+
 /// A stage that is being made.
 pub struct Building {
     /// Inode number of its namespace.
     pub netns: u32,
     made: Receiver<Result<Made>>,
-    orders: Sender<Packet>,
-    answers: Receiver<Result<Option<Replayed>>>,
+    orders: Sender<Order>,
+    answers: Receiver<Answer>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -69,7 +76,7 @@ struct Made {
 impl Building {
     /// Begins to make one of what arrives; `hide` is told the number of its namespace before there is anything in it.
     pub fn begin(copied: Receiver<Result<Copied>>, hide: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
-        let (orders, ordered) = channel::<Packet>();
+        let (orders, ordered) = channel::<Order>();
         let (answer, answers) = channel();
         let (enter, entered) = channel();
         let (hidden, go) = channel::<()>();
@@ -92,13 +99,13 @@ impl Building {
             if ready.send(Ok(known)).is_err() {
                 return;
             }
-            while let Ok(packet) = ordered.recv() {
-                if answer.send(inside.send(&copied, &packet)).is_err() {
+            while let Ok((number, packet)) = ordered.recv() {
+                if answer.send((number, inside.send(&copied, &packet))).is_err() {
                     return;
                 }
             }
         });
-        let netns = entered.recv().context("the copy's thread failed")??;
+        let netns = entered.recv_timeout(LIMIT).context("no network namespace was made in time")??;
         hide(netns)?;
         let _ = hidden.send(());
         Ok(Self { netns, made, orders, answers, thread })
@@ -111,6 +118,7 @@ impl Building {
                 netns: self.netns,
                 generation,
                 depends,
+                sent: Cell::new(0),
                 orders: self.orders,
                 answers: self.answers,
                 thread: self.thread,
@@ -128,8 +136,10 @@ pub struct Stage {
     /// Number of the ruleset that was copied.
     pub generation: u32,
     depends: Depends,
-    orders: Sender<Packet>,
-    answers: Receiver<Result<Option<Replayed>>>,
+    /// Number of the last order.
+    sent: Cell<u64>,
+    orders: Sender<Order>,
+    answers: Receiver<Answer>,
     thread: thread::JoinHandle<()>,
 }
 
@@ -137,8 +147,16 @@ impl Stage {
     /// What drops this packet there; `None` when it passes, an error where that cannot be told.
     pub fn replay(&self, packet: &Packet) -> Result<Option<Replayed>> {
         ensure!([TCP, UDP].contains(&packet.protocol), "only TCP and UDP are replayed");
-        self.orders.send(packet.clone()).context("the copy's thread has ended")?;
-        self.answers.recv().context("the copy's thread has ended")?
+        let number = self.sent.get() + 1;
+        self.sent.set(number);
+        self.orders.send((number, packet.clone())).context("the copy's thread has ended")?;
+        loop {
+            // One that came too late is an earlier packet's.
+            let (of, answer) = self.answers.recv_timeout(LIMIT).context("the copy's thread does not answer")?;
+            if of == number {
+                return answer;
+            }
+        }
     }
 
     /// Why what is found is no proof of itself: something decides by more than the packet.
@@ -172,8 +190,9 @@ struct Inside {
 
 impl Inside {
     fn make(copied: &Copied) -> Result<Self> {
-        copied.around.make()?;
+        // Without rules nothing else is needed.
         copied.rules.make()?;
+        copied.around.make()?;
         Ok(Self { trace: ruleset::tracer(QUIET)?, places: ruleset::own_places()?, handles: copied.rules.handles() })
     }
 
@@ -210,13 +229,18 @@ impl Inside {
 
     /// The rule or policy at which it ended, in handles of the original.
     fn end(&self, copied: &Copied, way: &[&Body]) -> Result<Option<Replayed>> {
-        // Chains that are being walked, the base chain first.
+        // Chains that are being walked, the base chain first, and whose they are.
         let mut walked: Vec<String> = Vec::new();
+        let mut of_table = (0, String::new());
         for body in way {
             let (family, of) = (body.fixed.first().copied().unwrap_or(0), &body.attributes);
             let (Some(table), Some(chain)) = (of.text(1), of.text(2)) else { continue };
             if table == TRACER {
                 continue;
+            }
+            if of_table != (family, table.clone()) {
+                walked.clear();
+                of_table = (family, table.clone());
             }
             match walked.iter().position(|walked| *walked == chain) {
                 Some(index) => walked.truncate(index + 1),

@@ -15,12 +15,15 @@ const RULE: Kind = Kind { new: 32, fixed: 12 };
 
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
+const MASTER: u16 = 10;
 const LINKINFO: u16 = 18;
 const LOOPBACK: u32 = 1;
 /// `IFF_UP`
 const UP: u32 = 1;
 /// Interfaces that are made at most.
 const MAX_LINKS: usize = 256;
+/// With more of them a copy takes too long.
+const MAX_ROUTES: usize = 10_000;
 /// The other ends have numbers that no interface has.
 const PEERS: u32 = 1 << 30;
 /// `IFA_F_NODAD`
@@ -65,7 +68,9 @@ pub(super) fn list() -> Result<Surroundings> {
             name: body.attributes.text(IFNAME)?,
             mtu: body.attributes.get(MTU).map(<[u8]>::to_vec),
         };
-        (is_up && link.index != LOOPBACK).then_some(link)
+        // What belongs to a bridge or a bond has no routes of its own.
+        let is_part = body.attributes.get(MASTER).is_some();
+        (is_up && !is_part && link.index != LOOPBACK).then_some(link)
     };
     let links: Vec<Link> = dump(LINK)?.iter().filter_map(link).collect();
     ensure!(links.len() <= MAX_LINKS, "there are more than {MAX_LINKS} interfaces");
@@ -73,12 +78,9 @@ pub(super) fn list() -> Result<Surroundings> {
         let byte = |at: usize| route.fixed.get(at).copied().unwrap_or(0);
         byte(5) != BY_KERNEL && byte(4) != LOCAL_TABLE
     };
-    Ok(Surroundings {
-        links,
-        addresses: dump(ADDRESS)?,
-        routes: dump(ROUTE)?.into_iter().filter(made).collect(),
-        rules: dump(RULE)?,
-    })
+    let routes: Vec<Body> = dump(ROUTE)?.into_iter().filter(made).collect();
+    ensure!(routes.len() <= MAX_ROUTES, "there are more than {MAX_ROUTES} routes");
+    Ok(Surroundings { links, addresses: dump(ADDRESS)?, routes, rules: dump(RULE)? })
 }
 
 /// A kind of interface for which nothing is loaded into the kernel.

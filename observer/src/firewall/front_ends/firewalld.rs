@@ -2,7 +2,7 @@
 
 use roxmltree::{Document, Node};
 
-use super::{Does, Place, shares_words};
+use super::{Does, Place, has_network, has_port, is_about_the_same, tokens};
 use crate::{firewall::files::Root, model::Statement};
 
 const RULESET: &str = "firewalld";
@@ -97,24 +97,32 @@ fn rich_rule(xml: &str, place: &Place<'_>, text: &str) -> Option<String> {
             return false;
         };
         let same = place.index().and_then(|index| place.rules.get(index)).is_some_and(|rule| Does::of(rule) == does);
-        // Everything that stands in it stands in the rule too; of a service or an address set only that can be said.
-        let has = |node: Option<Node<'_, '_>>, attribute: &str| {
-            node.and_then(|node| node.attribute(attribute)).is_none_or(|value| text.contains(value))
-        };
-        let port = part("port").or_else(|| part("source-port"));
-        let is_plain = !["service", "icmp-block", "forward-port", "protocol"].iter().any(|name| part(name).is_some())
-            || place.rules.len() == 1;
+        // Everything that stands in it stands in the rule too, and nothing else does; what a service or a set of addresses is,
+        // is not known here.
+        let words = tokens(text);
+        let has = |word: &str| words.contains(&word);
+        let ends = [("destination", "daddr"), ("source", "saddr")].iter().all(|(name, word)| {
+            match part(name).map(|end| end.attribute("address")) {
+                Some(Some(address)) => has(word) && has_network(&words, address),
+                Some(None) => false,
+                None => !has(word),
+            }
+        });
+        let ports = [("port", "dport"), ("source-port", "sport")].iter().all(|(name, word)| match part(name) {
+            Some(port) => {
+                let number = port.attribute("port").is_some_and(|number| has_port(&words, number));
+                has(word) && number && port.attribute("protocol").is_some_and(has)
+            }
+            None => !has(word),
+        });
+        let is_plain =
+            !["service", "icmp-block", "icmp-type", "forward-port", "protocol"].iter().any(|name| part(name).is_some());
         let family = match rule.attribute("family") {
-            Some("ipv4") => !text.contains("ip6 "),
-            Some("ipv6") => !text.contains("ip "),
+            Some("ipv4") => !has("ip6"),
+            Some("ipv6") => !has("ip"),
             _ => true,
         };
-        same && family
-            && is_plain
-            && has(part("destination"), "address")
-            && has(part("source"), "address")
-            && has(port, "port")
-            && has(port, "protocol")
+        same && family && is_plain && ends && ports
     });
     let rule = fitting.next()?;
     fitting.next().is_none().then(|| phrase(rule))
@@ -186,7 +194,7 @@ fn direct_rule(xml: &str, place: &Place<'_>) -> Option<String> {
     let agree = rules.len() <= place.rules.len() && rules.iter().zip(place.rules).all(same);
     let (priority, text) = rules.get(place.index().filter(|_| agree)?)?;
     let words = shlex::split(text)?;
-    let shares = place.text().is_none_or(|in_force| shares_words(&words, &in_force));
+    let shares = place.text().is_some_and(|in_force| is_about_the_same(&words, &in_force));
     shares.then(|| format!("{family} {} {} {priority} {text}", place.named.table, place.named.chain))
 }
 
@@ -218,5 +226,49 @@ mod tests {
             phrase(inverted.root_element()),
             r#"rule family="ipv4" source NOT address="10.0.0.0/8" reject type="icmp-host-prohibited""#
         );
+    }
+
+    #[test]
+    fn a_rich_rule_is_told_for_no_other() {
+        use crate::{
+            firewall::{
+                netfilter::family,
+                nft::{Rule, Verdict},
+            },
+            model::{Backend, NamedRule},
+        };
+        let rule = Rule {
+            family: family::INET,
+            table: TABLE.to_owned(),
+            chain: "filter_OUT_policy_p_deny".to_owned(),
+            handle: 1,
+            verdicts: vec![Verdict::Drop],
+            packets: None,
+        };
+        let named = NamedRule {
+            backend: Backend::Nft,
+            family: "inet".to_owned(),
+            table: TABLE.to_owned(),
+            chain: rule.chain.clone(),
+            handle: Some(1),
+            position: Some(1),
+            text: None,
+            path: Vec::new(),
+            verdict: None,
+            ruleset_sha256: None,
+            statement: None,
+        };
+        let place = Place { named: &named, base: "filter_OUTPUT", rules: &[&rule], chains: &[], saved: None };
+        let told = |xml: &str, text: &str| rich_rule(&format!("<policy>{xml}</policy>"), &place, text);
+        let port = r#"<rule><port port="80" protocol="tcp"/><drop/></rule>"#;
+        assert!(told(port, "tcp dport 80 drop").is_some());
+        assert_eq!(told(port, "tcp dport 8080 drop"), None);
+        assert_eq!(told(port, "ip daddr 203.0.113.9 tcp dport 80 drop"), None);
+        let address = r#"<rule family="ipv4"><destination address="203.0.113.9"/><drop/></rule>"#;
+        assert!(told(address, "ip daddr 203.0.113.9 drop").is_some());
+        assert_eq!(told(address, "ip daddr 203.0.113.9 tcp dport 443 drop"), None);
+        assert_eq!(told(address, "ip daddr 203.0.113.90 drop"), None);
+        assert_eq!(told(&format!("{port}{port}"), "tcp dport 80 drop"), None, "two may be it");
+        assert_eq!(told("<rule><service name=\"http\"/><drop/></rule>", "tcp dport 80 drop"), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::{Does, Place, shares_words};
+use super::{Does, Place, is_about_the_same};
 use crate::{firewall::files::Root, model::Statement};
 
 const RULESET: &str = "ufw";
@@ -123,7 +123,8 @@ fn agree(place: &Place<'_>, lines: &[Line], wholly: bool) -> bool {
     let text = place.saved.or(place.named.text.as_deref());
     many && !lines.is_empty()
         && lines.iter().zip(place.rules).all(same)
-        && hit.is_none_or(|line| text.is_none_or(|text| shares_words(&line.words, text)))
+        // Without its text nobody knows that it is that line's.
+        && hit.is_none_or(|line| text.is_some_and(|text| is_about_the_same(&line.words, text)))
 }
 
 /// Statements of a file, and the lines that append to one chain.
@@ -274,6 +275,8 @@ impl Tuple {
                 self.source.address.clone(),
                 self.interface_in.clone(),
                 self.interface_out.clone(),
+                // Only what names an interface says its direction otherwise.
+                if self.is_out { "out" } else { "in" }.to_owned(),
             ]
             .join(" ")
         })

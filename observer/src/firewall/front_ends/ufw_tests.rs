@@ -171,3 +171,13 @@ fn a_broken_file_breaks_nothing() {
     assert_eq!(of_hexadecimal("c3a4").as_deref(), Some("ä"));
     assert_eq!(of_hexadecimal("ä"), None);
 }
+
+#[test]
+fn in_and_out_of_one_profile_are_two_entries() {
+    let text = "### tuple ### allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 OpenSSH - in\n\
+                ### tuple ### deny tcp 22 0.0.0.0/0 any 0.0.0.0/0 OpenSSH - out\n\
+                ### tuple ### deny tcp 443 0.0.0.0/0 any 0.0.0.0/0 out\n";
+    let (tuples, _) = parse(text, "");
+    let numbers: Vec<u32> = (0..3).map(|index| number(&[], &tuples, index)).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+}

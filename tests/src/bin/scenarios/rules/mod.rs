@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     kernel,
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
@@ -172,6 +172,10 @@ fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
         };
         // Told before the next shape's rules replace these.
         observer.tells(|| send(&lab.client, shape.send, port))?;
+        // In a line of its own, where the ruleset took long to read.
+        wait_for("the rule", || {
+            Ok(last(&observer, port).is_some_and(|event| !event["egress"]["rule"].is_null()).then_some(()))
+        })?;
         // What a ruleset needs is probed once something was blocked under it.
         for _ in 0..AGAIN {
             if how == How::Freed || hit.handle.is_null() || is_told(&observer, port, how) {
@@ -184,11 +188,7 @@ fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
     }
     let report = stop(observer)?;
     for (port, hit, verdict) in &wanted {
-        let event = report
-            .events
-            .iter()
-            .rfind(|event| event["destination"]["port"] == *port)
-            .with_context(|| format!("no event to port {port}: {:?}", report.events))?;
+        let event = of_port(&report, *port)?;
         check(event, hit, verdict, how).with_context(|| format!("{}", report.account["rules"]))?;
     }
     confirmed(&report, how)?;
@@ -198,13 +198,25 @@ fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
 /// Times that a packet is sent again where its rule was not seen.
 const AGAIN: usize = 3;
 
-/// Whether the last line about a port has a rule with a handle, told in as many ways as there are.
-fn is_told(observer: &Observer, port: u16, how: How) -> bool {
+/// The last event of a port, or the line that names its rule later.
+fn of_port(report: &Report, port: u16) -> Result<&Value> {
+    let of_port = |event: &&Value| event["destination"]["port"] == port;
+    let event = report.events.iter().rfind(of_port).with_context(|| format!("no event to port {port}"))?;
+    let late = report.late.iter().filter(|_| event["egress"]["rule"].is_null()).rfind(of_port);
+    Ok(late.unwrap_or(event))
+}
+
+/// The last line about a port so far.
+fn last(observer: &Observer, port: u16) -> Option<Value> {
     let told = observer.so_far();
     // The last line may not be there wholly.
     let mut lines = told.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let last = lines.find(|event| event["destination"]["port"] == port);
-    last.is_some_and(|event| {
+    lines.find(|event| event["destination"]["port"] == port)
+}
+
+/// Whether the last line about a port has a rule with a handle, told in as many ways as there are.
+fn is_told(observer: &Observer, port: u16, how: How) -> bool {
+    last(observer, port).is_some_and(|event| {
         let rule = &event["egress"]["rule"];
         rule["handle"].is_u64() && (how != How::Both || rule["confirmed_by"] == "verdict")
     })
@@ -412,8 +424,12 @@ fn forwarded() -> Result<Outcome> {
     let hit = marked(&lab.host)?;
     let (observer, how) = watch(&lab.host, Asked::AsUsual)?;
     send(&lab.containers[0], Udp4, 443)?;
+    wait_for("the rule", || {
+        Ok(last(&observer, 443).is_some_and(|event| !event["egress"]["rule"].is_null()).then_some(()))
+    })?;
     let report = stop(observer)?;
-    let [event] = report.events.as_slice() else { bail!("one packet: {:?}", report.events) };
+    ensure!(report.events.len() == 1, "one packet: {:?}", report.events);
+    let event = of_port(&report, 443)?;
     check(event, &hit, "drop", how)?;
     ensure!(event["egress"]["rule"]["path"] == json!(["f", "x"]), "{event}");
     Ok(Outcome::Passed)
