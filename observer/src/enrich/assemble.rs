@@ -298,8 +298,12 @@ impl<E: Eyes> Assembler<E> {
     }
 
     /// True while what was told of the first packet is so for those that were counted beyond: its sender is named, and runs
-    /// the same program.
+    /// the same program, and its rule was seen.
     pub fn still_holds(&mut self, pattern: &Event, counted: &Counted) -> bool {
+        // Which rule it was, is not in the key.
+        if pattern.egress.rule.as_ref().is_some_and(|rule| rule.source == RuleSource::Replay) {
+            return false;
+        }
         self.attributor.catch_up();
         // The kernel runs no other program.
         let Some(process) = &pattern.process else { return pattern.egress.owner.is_some() };

@@ -69,7 +69,8 @@ impl Replays {
         if since.elapsed() > Duration::from_secs(1) {
             (*since, *count) = (Instant::now(), 0);
         }
-        *count < MAX_A_SECOND
+        *count += 1;
+        *count <= MAX_A_SECOND
     }
 
     /// The opinion on what was found for a packet. `hook` as an event names it.
@@ -79,14 +80,15 @@ impl Replays {
         if !found.decision.as_ref().is_some_and(|decision| decision.is_of_nftables()) {
             return Opinion::None;
         }
+        let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
         let key = (dropped.netns, packet);
-        let replay = match self.known.get_known(&key) {
+        // An earlier answer may be of an earlier ruleset: it names nothing by itself.
+        let replay = match self.known.get_known(&key).filter(|_| answer.is_some()) {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
             None => match eyes.replay(dropped.netns, &key.1) {
                 Ok(Replay::NotYet) => return Opinion::None,
                 Ok(replay) => {
-                    self.sent.1 += 1;
                     self.known.put(key, replay.clone());
                     replay
                 }
@@ -102,7 +104,6 @@ impl Replays {
         if dropped.rule.is_none_or(|answer| answer.netns_cookie != netns_cookie) {
             return Opinion::None;
         }
-        let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
         match (answer, end) {
             (Some(answer), Some(end)) if is_same(&answer, &end) => {
                 self.counts.agreed += 1;
@@ -112,8 +113,8 @@ impl Replays {
                 self.counts.disagreed += 1;
                 Opinion::Differs(differs(end.as_ref(), doubt.as_deref()))
             }
-            // What drops it now may not have done so then.
-            (None, _) if dropped.first_ns <= since_ns => Opinion::None,
+            // What drops it now may not have done so then; and of several packets each may have met another rule.
+            (None, _) if dropped.first_ns <= since_ns || dropped.packets > 1 => Opinion::None,
             (None, Some(end)) => self.named(dropped, hook, (&end, netns_cookie), doubt, eyes),
             (None, None) => {
                 self.counts.unsure += 1;
