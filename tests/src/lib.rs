@@ -12,9 +12,13 @@ pub mod observer;
 pub mod testbed;
 pub mod traffic;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 /// Longest wait for anything that should happen at once: 20 s, times what the environment variable `OBSERVER_SLOWNESS`
 /// says of a machine that is emulated.
@@ -25,6 +29,14 @@ pub fn patience() -> Duration {
 /// How many times longer things take here than on a real machine: the environment variable `OBSERVER_SLOWNESS`, or 1.
 pub fn slowness() -> u32 {
     std::env::var("OBSERVER_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Copies a program. By a process of its own: a child that another scenario starts meanwhile would inherit the open file, and what
+/// is open for writing cannot be executed.
+pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let status = Command::new("cp").arg(from.as_ref()).arg(to.as_ref()).status()?;
+    ensure!(status.success(), "{} was not copied", from.as_ref().display());
+    Ok(())
 }
 
 /// Waits until `ready` gives an answer, looking every few milliseconds.

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    copy_program,
     lab::{FAR_V4, Lab},
     observer::{self, Observer, Report},
     traffic,
@@ -53,7 +54,7 @@ fn not_root() -> Result<Outcome> {
     let folder = tempfile::TempDir::new()?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let program = folder.path().join("observer");
-    std::fs::copy(observer::program(), &program)?;
+    copy_program(observer::program(), &program)?;
     let nobody = |args: &[&str]| {
         ends(
             Command::new("setpriv")

@@ -6,7 +6,7 @@ use harness::{
     lab::{FAR_V4, FAR_V6, Lab},
     namespace::Namespace,
     observer::{Observer, Report, expect},
-    traffic,
+    slowness, traffic,
 };
 use serde_json::{Value, json};
 
@@ -143,7 +143,8 @@ fn ufw_deny() -> Result<Outcome> {
 
 /// The rule that dropped it, where this kernel shows it.
 fn by_rule(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
-    let told = kernel::is_at_least(6, 7) || event["egress"]["rule"].is_object();
+    // An emulated ruleset may take too long to read: another line names it.
+    let told = kernel::is_at_least(6, 7) && slowness() == 1 || event["egress"]["rule"].is_object();
     for (field, value) in wanted.iter().filter(|_| told) {
         ensure!(event["egress"]["rule"][field] == *value, "{field} is not {value}: {event}");
     }

@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 use harness::{
+    copy_program,
     lab::{FAR_V4, Lab},
     observer::program,
     traffic,
@@ -87,10 +88,9 @@ fn front_ends() -> Result<Outcome> {
 fn ordinary() -> Result<Outcome> {
     let folder = tempfile::TempDir::new()?;
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    // Where nobody may reach it. By a process of its own: a child that another scenario starts meanwhile would inherit the
-    // open file, and what is open for writing cannot be executed.
+    // Where nobody may reach it.
     let copy = folder.path().join("observer");
-    ensure!(Command::new("cp").arg(program()).arg(&copy).status()?.success(), "not copied");
+    copy_program(program(), &copy)?;
     let mut command = Command::new("setpriv");
     let output = command.args(["--reuid", "65534", "--clear-groups"]).arg(&copy).stdin(Stdio::null()).output()?;
     let text = String::from_utf8(output.stdout)?;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    kernel,
+    copy_program, kernel,
     lab::{CLIENT_V4, FAR_V4, FAR_V6, Lab},
     observer::{Observer, expect},
     traffic,
@@ -167,7 +167,7 @@ fn setuid() -> Result<Outcome> {
     let folder = TempDir::new()?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
     let program = folder.path().join("curl");
-    fs::copy(which("curl")?, &program)?;
+    copy_program(which("curl")?, &program)?;
     std::os::unix::fs::chown(&program, Some(61_001), None)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755))?;
     let observer = Observer::watch(&lab.client)?;

@@ -4,6 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    copy_program,
     lab::{FAR_V4, Lab},
     observer::{self, Observer, expect},
     traffic,
@@ -53,7 +54,7 @@ fn empty_root() -> Result<Outcome> {
     lab.client.nft("table inet t { chain out { type filter hook output priority 0; udp dport 53 counter drop; } }")?;
     let folder = tempfile::TempDir::new()?;
     let root = folder.path();
-    fs::copy(observer::program(), root.join("observer"))?;
+    copy_program(observer::program(), root.join("observer"))?;
     for name in ["proc", "sys"] {
         fs::create_dir(root.join(name))?;
     }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    copy_program,
     lab::{CLIENT_V4, Containers, FAR_V4, FAR_V6, Lab, Plug},
     observer::{Observer, Report, expect},
     traffic,
@@ -243,7 +244,7 @@ fn deep_path() -> Result<Outcome> {
     let deep = (0..8).fold(folder.path().to_owned(), |path, _| path.join("d".repeat(200)));
     fs::create_dir_all(&deep)?;
     let program = deep.join("client");
-    fs::copy(client()?, &program)?;
+    copy_program(client()?, &program)?;
     let event =
         one(&lab, || lab.client.run(program.to_str().context("path")?, &["once", FAR_V4, "443", "x"]).map(drop))?;
     expect(&event, &[("/egress/truncated", json!(["process.executable"]))])?;

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{
+    copy_program,
     lab::{FAR_V4, FAR_V6, Lab},
     observer::{Report, expect, program},
     traffic,
@@ -116,7 +117,7 @@ fn statuses() -> Result<Outcome> {
     let mark = folder.path().join("ran");
     // Where nobody may reach it.
     let copy = folder.path().join("observer");
-    fs::copy(program(), &copy)?;
+    copy_program(program(), &copy)?;
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--clear-groups"]).arg(&copy).args(["run", "--", "touch"]).arg(&mark);
     let (status, _, said) = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
