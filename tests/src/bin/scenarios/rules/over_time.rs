@@ -141,7 +141,10 @@ pub(super) fn twins() -> Result<Outcome> {
     ensure!(report.events.len() == 4, "{:?}", report.events);
     for (turn, (event, number)) in report.events.iter().zip(numbers).enumerate() {
         ensure!(event["egress"]["netns"] == number, "{event}");
-        let lines = report.late.iter().filter(|late| late["egress"]["netns"] == number).chain([event]);
+        // Namespaces' numbers are used again: what comes before the next turn's event is this turn's.
+        let sequence = |event: &Value| event["event"]["sequence"].as_u64().unwrap_or(u64::MAX);
+        let next = report.events.get(turn + 1).map_or(u64::MAX, sequence);
+        let lines = report.late.iter().filter(|late| (sequence(event)..next).contains(&sequence(late))).chain([event]);
         let named: Vec<&Value> = lines.filter(|line| line["egress"]["rule"]["handle"].is_u64()).collect();
         ensure!(!named.is_empty(), "{event}");
         let mut texts = named.iter().filter_map(|line| line["egress"]["rule"]["text"].as_str()).peekable();
