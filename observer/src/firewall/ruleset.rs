@@ -147,7 +147,9 @@ impl Ruleset {
             }
             _ => None,
         };
-        front_ends::statement(&Place { named, base: &base.name, rules: &rules, chains: &chains, saved }, roots)
+        let all: Vec<&Rule> = self.rules.iter().filter(|rule| is_of(rule.family, &rule.table)).collect();
+        let place = Place { named, base: &base.name, rules: &rules, all: &all, chains: &chains, saved };
+        front_ends::statement(&place, roots)
     }
 
     /// What is otherwise than in an earlier snapshot of the same namespace. Texts are waited for until then.

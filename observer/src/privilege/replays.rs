@@ -36,7 +36,7 @@ struct Copy {
     state: State,
     asked: Instant,
     begun: Instant,
-    /// The ruleset was in force when this was begun: nanoseconds of `CLOCK_BOOTTIME`.
+    /// The ruleset was in force then: nanoseconds of `CLOCK_BOOTTIME`.
     since_ns: u64,
     /// Not made anew before.
     rests_until: Instant,
@@ -152,6 +152,8 @@ impl Replays {
                 if took > SLOW {
                     copy.rests_until = Instant::now() + took * SHARE;
                 }
+                // It may have changed between the question and the copy.
+                copy.since_ns = boot_ns();
                 copy.state = State::Ready(stage);
             }
         }

@@ -258,7 +258,7 @@ mod tests {
             ruleset_sha256: None,
             statement: None,
         };
-        let place = Place { named: &named, base: "filter_OUTPUT", rules: &[&rule], chains: &[], saved: None };
+        let place = Place { named: &named, base: "filter_OUTPUT", rules: &[&rule], all: &[], chains: &[], saved: None };
         let told = |xml: &str, text: &str| rich_rule(&format!("<policy>{xml}</policy>"), &place, text);
         let port = r#"<rule><port port="80" protocol="tcp"/><drop/></rule>"#;
         assert!(told(port, "tcp dport 80 drop").is_some());

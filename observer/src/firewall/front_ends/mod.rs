@@ -29,6 +29,8 @@ pub struct Place<'a> {
     pub base: &'a str,
     /// All rules of its chain, in order.
     pub rules: &'a [&'a Rule],
+    /// All rules of its table, each chain's in order.
+    pub all: &'a [&'a Rule],
     /// All chains of its table.
     pub chains: &'a [&'a Chain],
     /// The same in iptables' own words, where iptables wrote it.

@@ -316,6 +316,12 @@ fn of_tuple(tuples: &[Tuple], index: usize, v6: bool, root: &Root) -> Statement 
 fn limit(place: &Place<'_>, user: &str, prefix: &str, v6: bool, root: &Root) -> Option<Statement> {
     let from = if place.base == "FORWARD" { "user-forward" } else { "user-output" };
     let (tuples, lines) = parse(user, &format!("{prefix}{from}"));
+    // The file must be what is in force here too.
+    let in_force: Vec<Does<'_>> =
+        place.all.iter().filter(|rule| rule.chain == format!("{prefix}{from}")).map(|rule| Does::of(rule)).collect();
+    if in_force != lines.iter().map(|line| Does::of_words(&line.words)).collect::<Vec<_>>() {
+        return None;
+    }
     let to = Does::Leads(&place.named.chain);
     let mut leading = lines.iter().filter(|line| Does::of_words(&line.words) == to).filter_map(|line| line.tuple);
     let first = leading.next()?;

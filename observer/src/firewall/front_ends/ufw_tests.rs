@@ -93,6 +93,7 @@ fn told(rules: &[Rule], chain: &str, position: Option<usize>, text: &str, root: 
         named: &named,
         base: "OUTPUT",
         rules: &rules.iter().collect::<Vec<_>>(),
+        all: &[],
         chains: &chains.iter().collect::<Vec<_>>(),
         saved: None,
     };
