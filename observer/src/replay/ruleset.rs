@@ -77,7 +77,10 @@ pub(super) fn list() -> Result<Listed> {
     let families = [family::INET, family::IPV4, family::IPV6];
     let mut dump = |kind: u16, body: &Body| {
         let mut all = netlink.dump(SUBSYSTEM << 8 | kind, body)?;
-        all.retain(|body| body.fixed.first().is_some_and(|family| families.contains(family)));
+        all.retain(|body| {
+            body.fixed.first().is_some_and(|family| families.contains(family))
+                && body.attributes.text(TABLE).as_deref() != Some(TRACER)
+        });
         anyhow::Ok(all)
     };
     let (tables, chains) = (dump(GETTABLE, &all)?, dump(GETCHAIN, &all)?);
