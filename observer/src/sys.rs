@@ -85,6 +85,61 @@ pub fn netns_cookie() -> io::Result<u64> {
     if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A socket option that is a block of bytes, whose beginning is the question; how many bytes the kernel wrote.
+pub fn socket_option(socket: BorrowedFd<'_>, level: i32, name: i32, block: &mut [u8]) -> io::Result<usize> {
+    let mut length = libc::socklen_t::try_from(block.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads and writes at most `length` bytes, which the block has.
+    let status = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, block.as_mut_ptr().cast(), &raw mut length)
+    };
+    if status == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Replaces a table of iptables-legacy in this thread's network namespace. `block` is a `struct ipt_replace` with its rules, or
+/// the one of IPv6, in which `counters` is the place of a pointer: to `old` counters of 16 bytes, as many as the block says
+/// that the table has now.
+pub fn replace_xtable(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    block: &mut [u8],
+    counters: usize,
+    old: &mut [[u64; 2]],
+) -> io::Result<()> {
+    let pointer = (old.as_mut_ptr() as usize).to_ne_bytes();
+    // The number of counters stands before the pointer.
+    let number = counters.checked_sub(4).and_then(|at| block.get(at..at + 4)).and_then(|bytes| bytes.try_into().ok());
+    if number.map(u32::from_ne_bytes) != u32::try_from(old.len()).ok() {
+        return Err(io::Error::other("the block wants another number of counters"));
+    }
+    block
+        .get_mut(counters..counters + pointer.len())
+        .ok_or_else(|| io::Error::other("the block has no room for a pointer"))?
+        .copy_from_slice(&pointer);
+    let length = libc::socklen_t::try_from(block.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `length` bytes of the block, and writes as many counters as the block says, which are there.
+    let status = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, block.as_ptr().cast(), length) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Address of a packet that leaves by an interface at its link layer, for a packet socket.
+pub fn link_address(index: u32, ethertype: u16, address: [u8; 6]) -> io::Result<socket2::SockAddr> {
+    // SAFETY: what is written is a whole `sockaddr_ll`, which fits, and its length is told.
+    unsafe {
+        socket2::SockAddr::try_init(|storage, length| {
+            let link = storage.cast::<libc::sockaddr_ll>();
+            (*link).sll_family = libc::AF_PACKET as u16;
+            (*link).sll_protocol = ethertype.to_be();
+            (*link).sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+            (*link).sll_halen = address.len() as u8;
+            (&mut (*link).sll_addr)[..address.len()].copy_from_slice(&address);
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })
+    }
+    .map(|((), address)| address)
+}
+
 /// Hangs a BPF program on the hook LOCAL_OUT of this thread's network namespace, for IPv4, that drops every packet; gone with
 /// the descriptor. Since Linux 6.4, with `CONFIG_NETFILTER_BPF_LINK`.
 pub fn drop_by_netfilter_program(priority: i32) -> io::Result<OwnedFd> {

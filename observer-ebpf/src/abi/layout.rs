@@ -162,6 +162,8 @@ layout! {
     sk_socket,
     /// `sock.sk_uid`
     sk_uid,
+    /// `sock.sk_mark`
+    sk_mark,
     /// `sock.sk_lock.owned`
     sk_lock_owned,
     /// `inet_connection_sock.icsk_retransmits`
@@ -232,6 +234,8 @@ layout! {
     table_files,
     /// `file.private_data`
     file_private,
+    /// `file.f_cred`
+    file_cred,
     /// `signal_struct.live`
     signal_live,
     /// `mm_struct.arg_start`
@@ -280,6 +284,10 @@ layout! {
     cred_gid,
     /// `cred.euid`
     cred_euid,
+    /// `cred.fsuid`
+    cred_fsuid,
+    /// `cred.fsgid`
+    cred_fsgid,
     /// `cred.user_ns`
     cred_user_ns,
 }

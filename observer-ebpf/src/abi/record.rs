@@ -226,6 +226,15 @@ pub struct DropRecord {
     pub epoch: u32,
     /// `skb->len`.
     pub length: u32,
+    /// User and group with which its socket's file was opened (what rules compare), in the initial user namespace; `u32::MAX`
+    /// for a packet without one.
+    pub file_uid: u32,
+    /// See [`Self::file_uid`].
+    pub file_gid: u32,
+    /// `sk->sk_mark`; 0 without a socket.
+    pub mark: u32,
+    /// `skb->skb_iif`: number of the interface that it came in by; 0 for one that was made here.
+    pub arrived_by: u32,
     /// Source port in host byte order; valid with [`flag::TRANSPORT`].
     pub source_port: u16,
     /// Source port after translation.
@@ -241,4 +250,4 @@ pub struct DropRecord {
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + size_of::<RuleAnswer>() + 16 + 6 * 4 + 2 * 2 + 8 + 4);
 const _: () = assert!(size_of::<DropKey>().is_multiple_of(8));
-const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 16 + PACKET_BYTES);
+const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 32 + PACKET_BYTES);

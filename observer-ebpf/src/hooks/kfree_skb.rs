@@ -122,6 +122,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         put!(scratch.arguments, context.as_ptr() as u64);
         put!(scratch.skb, address);
         put!(scratch.record.length, skb.length::<R>());
+        put!(scratch.record.arrived_by, skb.arrived_by::<R>());
         put!(scratch.record.key.reason, reason);
         put!(scratch.record.key.cause, cause as u8);
         put!(scratch.record.key.direction, direction as u8);

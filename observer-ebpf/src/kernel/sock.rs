@@ -9,7 +9,7 @@ use observer_ebpf::{
 };
 
 use super::{
-    drop::{Scratch, put},
+    drop::{self, Scratch, put},
     layout::field,
     read::{Probe, Reader},
 };
@@ -88,6 +88,8 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         put!(scratch.socket, black_box(socket));
         let file: u64 = R::field(socket, field!(socket_file)).unwrap_or(0);
         let mut kernel = u16::from(black_box(socket != 0 && file == 0));
+        put!(scratch.record.mark, R::field(sk, field!(sk_mark)).unwrap_or(0));
+        sock_file(file);
         // A network file system's has a file, too.
         let place = field!(sk_kernel_bit);
         if place != ABSENT {
@@ -119,6 +121,24 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         }
         put!(scratch.record.key.flags, flags);
     }
+}
+
+/// Who opened a socket's file.
+///
+/// A function of its own to the verifier too, which takes plain numbers only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sock_file(file: u64) -> u64 {
+    let Some(scratch) = drop::scratch() else { return 0 };
+    let cred: u64 = Probe::field(file, field!(file_cred)).unwrap_or(0);
+    if cred != 0 {
+        // SAFETY: the scratch space is this CPU's.
+        unsafe {
+            put!(scratch.record.file_uid, Probe::field(cred, field!(cred_fsuid)).unwrap_or(u32::MAX));
+            put!(scratch.record.file_gid, Probe::field(cred, field!(cred_fsgid)).unwrap_or(u32::MAX));
+        }
+    }
+    0
 }
 
 /// `flag` where the condition holds, without a branch that the verifier would follow.

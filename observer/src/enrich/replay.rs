@@ -2,25 +2,21 @@
 //! was not.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use observer_ebpf::{
-    abi::{RuleAnswer, UNKNOWN_RULE},
-    logic::packet::protocol,
-};
+use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 
 use super::{answers::Answers, attribute::Eyes, rules::Found};
 use crate::model::{
-    Background, Cause, Decision, Direction, Dropped, Hook, Packet, Replay, ReplayCounts, Replayed, WantedRule,
+    Backend, Background, Captured, Cause, Decision, Direction, Dropped, End, Endpoints, Ends, Hook, NamedRule, Origin,
+    Packet, Replay, ReplayCounts, Replayed, WantedRule,
 };
 
 /// Packets a second that are sent again at most: the rest has no second opinion, so that a flood to many places is told in time.
 const MAX_A_SECOND: u32 = 20;
-/// TCP's flags of a packet that begins a connection.
-const SYN: u8 = 2;
-
 /// What the copy says of a packet.
 #[derive(Clone, Debug)]
 pub(super) enum Opinion {
@@ -46,9 +42,22 @@ impl Opinion {
     }
 }
 
+/// What packets have in common for which the copy says the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Alike {
+    netns: u32,
+    protocol: u8,
+    source: IpAddr,
+    destination: (IpAddr, Option<u16>),
+    /// TCP's flags, or ICMP's type and code.
+    detail: (Option<u8>, Option<(u8, u8)>),
+    interface: Option<String>,
+    origin: Origin,
+}
+
 /// Packets that were replayed.
 pub(super) struct Replays {
-    known: Answers<(u32, Packet), Replay>,
+    known: Answers<Alike, Replay>,
     /// Since when, and how many packets.
     sent: (Instant, u32),
     counts: ReplayCounts,
@@ -75,21 +84,20 @@ impl Replays {
 
     /// The opinion on what was found for a packet. `hook` as an event names it.
     pub(super) fn of(&mut self, dropped: &Dropped, hook: Option<&str>, found: &Found, eyes: &mut impl Eyes) -> Opinion {
-        let Some(packet) = packet(dropped) else { return Opinion::None };
+        let Some((alike, packet)) = packet(dropped) else { return Opinion::None };
         // Something else than a rule may have dropped it before any rule of the copy could.
-        if !found.decision.as_ref().is_some_and(|decision| decision.is_of_nftables()) {
+        let Some(backend) = found.decision.as_ref().and_then(|decision| decision.backend()) else {
             return Opinion::None;
-        }
+        };
         let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
-        let key = (dropped.netns, packet);
         // An earlier answer may be of an earlier ruleset: it names nothing by itself.
-        let replay = match self.known.get_known(&key).filter(|_| answer.is_some()) {
+        let replay = match self.known.get_known(&alike).filter(|_| answer.is_some()) {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
-            None => match eyes.replay(dropped.netns, &key.1) {
+            None => match eyes.replay(dropped.netns, &packet) {
                 Ok(Replay::NotYet) => return Opinion::None,
                 Ok(replay) => {
-                    self.known.put(key, replay.clone());
+                    self.known.put(alike, replay.clone());
                     replay
                 }
                 Err(why) => {
@@ -105,7 +113,7 @@ impl Replays {
             return Opinion::None;
         }
         match (answer, end) {
-            (Some(answer), Some(end)) if is_same(&answer, &end) => {
+            (Some(answer), Some(End::Nft(end))) if is_same(&answer, &end) => {
                 self.counts.agreed += 1;
                 Opinion::Same
             }
@@ -115,12 +123,36 @@ impl Replays {
             }
             // What drops it now may not have done so then; and of several packets each may have met another rule.
             (None, _) if dropped.first_ns <= since_ns || dropped.packets > 1 => Opinion::None,
-            (None, Some(end)) => self.named(dropped, hook, (&end, netns_cookie), doubt, eyes),
-            (None, None) => {
+            (None, Some(_)) if doubt.is_some() => {
                 self.counts.unsure += 1;
-                Opinion::Unsure(differs(None, doubt.as_deref()))
+                let doubt = doubt.unwrap_or_default();
+                Opinion::Unsure(format!("the rules decide by more than the packet: {doubt}"))
+            }
+            (None, Some(End::Nft(end))) if backend == Backend::Nft => {
+                self.named(dropped, hook, (&end, netns_cookie), eyes)
+            }
+            (None, Some(End::Legacy(rule))) if backend == Backend::IptablesLegacy => {
+                self.named_legacy(found.decision.as_deref(), *rule)
+            }
+            (None, end) => {
+                self.counts.unsure += 1;
+                Opinion::Unsure(differs(end.as_ref(), doubt.as_deref()))
             }
         }
+    }
+
+    /// The same of iptables-legacy's, where what was seen is not another table or chain.
+    fn named_legacy(&mut self, seen: Option<&Decision>, rule: NamedRule) -> Opinion {
+        let is_seen = |seen: &NamedRule| {
+            (&seen.family, &seen.table) == (&rule.family, &rule.table) && rule.path.first() == Some(&seen.chain)
+        };
+        if seen.and_then(|seen| seen.rule.as_ref()).is_some_and(|seen| !is_seen(seen)) {
+            self.counts.disagreed += 1;
+            return Opinion::Unsure("a copy of the rules drops it in another table or chain than was seen".to_owned());
+        }
+        self.counts.named += 1;
+        let decider = seen.and_then(|seen| seen.decider.clone());
+        Opinion::Is(Arc::new(Decision { rule: Some(rule), decider }))
     }
 
     /// The rule at which the way through the copy ended, where it can be no other one and the ruleset in force has it.
@@ -129,13 +161,8 @@ impl Replays {
         dropped: &Dropped,
         hook: Option<&str>,
         (end, netns_cookie): (&Replayed, u64),
-        doubt: Option<String>,
         eyes: &mut impl Eyes,
     ) -> Opinion {
-        if let Some(doubt) = doubt {
-            self.counts.unsure += 1;
-            return Opinion::Unsure(format!("the rules decide by more than the packet: {doubt}"));
-        }
         let in_chain = dropped.rule.filter(|answer| answer.chain != 0);
         if in_chain.is_some_and(|answer| (answer.table, answer.chain) != (end.table, end.chain)) {
             self.counts.disagreed += 1;
@@ -173,7 +200,7 @@ fn is_same(answer: &RuleAnswer, end: &Replayed) -> bool {
 }
 
 /// What the copy does otherwise, in words.
-fn differs(end: Option<&Replayed>, doubt: Option<&str>) -> String {
+fn differs(end: Option<&End>, doubt: Option<&str>) -> String {
     let what = match end {
         Some(_) => "a copy of the rules drops it by another rule",
         None => "a copy of the rules lets it pass",
@@ -184,29 +211,46 @@ fn differs(end: Option<&Replayed>, doubt: Option<&str>) -> String {
     }
 }
 
-/// The packet, if it can be sent again: the first of a connection, or a datagram, of a process in that namespace.
-fn packet(dropped: &Dropped) -> Option<Packet> {
+/// The packet, if it can be sent again: of a process in that namespace, or one that it forwards.
+fn packet(dropped: &Dropped) -> Option<(Alike, Packet)> {
     let fits = dropped.cause == Cause::Netfilter
-        && dropped.direction == Direction::Local
-        && matches!(dropped.hook, Some(Hook::Output | Hook::Postrouting))
         && !dropped.coarse
         && !dropped.encapsulated
         && dropped.netns != 0
         && !dropped.by_kernel()
         && Background::of(dropped).is_none();
-    let whole = match dropped.protocol? {
-        protocol::TCP => dropped.tcp_flags == Some(SYN),
-        protocol::UDP => true,
-        _ => false,
+    let Captured { bytes, opened_by, mark, arrived_by, .. } = dropped.captured.as_ref().filter(|_| fits)?;
+    let origin = match (dropped.direction, dropped.hook?) {
+        (Direction::Local, Hook::Output | Hook::Postrouting | Hook::Egress) => {
+            let (uid, gid) = (*opened_by)?;
+            Origin::Socket { uid, gid, mark: *mark, cgroup: dropped.socket?.cgroup }
+        }
+        (Direction::Forward, Hook::Forward | Hook::Postrouting | Hook::Egress)
+        | (Direction::Unrouted, Hook::Prerouting) => Origin::Interface { index: (*arrived_by)? },
+        _ => return None,
     };
-    let asked = dropped.original.or(dropped.endpoints).filter(|_| fits && whole)?;
-    Some(Packet {
+    let asked = dropped.original.or(dropped.endpoints)?;
+    let alike = Alike {
+        netns: dropped.netns,
         protocol: dropped.protocol?,
         source: asked.source,
-        source_port: asked.source_port.unwrap_or(0),
-        destination: asked.destination,
-        destination_port: asked.destination_port?,
-        uid: dropped.socket?.uid?,
+        destination: (asked.destination, asked.destination_port),
+        detail: (dropped.tcp_flags, dropped.icmp),
         interface: dropped.interface.clone(),
-    })
+        origin: origin.clone(),
+    };
+    let ends = |of: Endpoints| Ends {
+        source: (of.source, of.source_port),
+        destination: (of.destination, of.destination_port),
+    };
+    // Of a packet at its interface the length has the link's header in it.
+    let length = u32::try_from(dropped.ip_length()?).ok()?;
+    let packet = Packet {
+        bytes: bytes.to_vec(),
+        length,
+        sent: dropped.original.map(ends),
+        origin,
+        interface: dropped.interface.clone(),
+    };
+    Some((alike, packet))
 }

@@ -39,8 +39,8 @@ pub struct Listing {
 
 impl Listing {
     /// A rule as iptables writes it, when it wrote that chain: of so many rules the one at a position, from 1 on.
-    fn iptables(&self, table: &Table, chain: &str, position: usize, rules: usize) -> Option<&str> {
-        let lines = self.saved.get(&(table.family, table.name.clone(), chain.to_owned()))?;
+    pub fn iptables(&self, family: u8, table: &str, chain: &str, position: usize, rules: usize) -> Option<&str> {
+        let lines = self.saved.get(&(family, table.to_owned(), chain.to_owned()))?;
         // Rules that iptables does not understand are left out by it.
         (lines.len() == rules).then(|| lines.get(position.checked_sub(1)?)).flatten().map(String::as_str)
     }
@@ -76,7 +76,7 @@ impl Pending {
     /// A rule as iptables writes it, if the listing is there and of that generation.
     pub fn saved(&self, generation: u32, table: &Table, chain: &str, position: usize, rules: usize) -> Option<&str> {
         let listing = self.come.as_ref()?.as_ref().filter(|listing| listing.generation == Some(generation))?;
-        listing.iptables(table, chain, position, rules)
+        listing.iptables(table.family, &table.name, chain, position, rules)
     }
 }
 
@@ -135,6 +135,23 @@ pub fn begin(by_iptables: bool) -> Pending {
             let generation = nft::generation().ok().filter(|after| before == Some(*after));
             let listing =
                 text.filter(|text| !text.is_empty()).map(|text| Listing { generation, saved, ..parse(&text) });
+            let _ = send.send(listing);
+        });
+    }
+    Pending { coming, come: None }
+}
+
+/// Has iptables-legacy list its tables of one family in the namespace of the calling thread.
+pub fn begin_legacy(of: u8) -> Pending {
+    let (send, coming) = channel();
+    let program = if of == family::IPV6 { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
+    if let Some(save) = Writing::start(program, &[]) {
+        thread::spawn(move || {
+            let listing = save.finish().map(|text| {
+                let mut listing = Listing::default();
+                parse_saved(of, &text, &mut listing.saved);
+                listing
+            });
             let _ = send.send(listing);
         });
     }
@@ -294,11 +311,11 @@ table ip filter { # handle 8
                     -A OUTPUT -j x\nCOMMIT\n*nat\n-A OUTPUT -j ACCEPT\nCOMMIT\n";
         let mut listing = Listing::default();
         parse_saved(family::IPV4, text, &mut listing.saved);
-        let table = |name: &str| Table { family: family::IPV4, name: name.to_owned(), handle: 1 };
-        assert_eq!(listing.iptables(&table("filter"), "OUTPUT", 2, 2), Some("-j x"));
-        assert_eq!(listing.iptables(&table("nat"), "OUTPUT", 1, 1), Some("-j ACCEPT"));
-        assert_eq!(listing.iptables(&table("filter"), "OUTPUT", 1, 3), None, "one is missing");
-        assert_eq!(listing.iptables(&table("filter"), "OUTPUT", 0, 2), None);
+        let v4 = family::IPV4;
+        assert_eq!(listing.iptables(v4, "filter", "OUTPUT", 2, 2), Some("-j x"));
+        assert_eq!(listing.iptables(v4, "nat", "OUTPUT", 1, 1), Some("-j ACCEPT"));
+        assert_eq!(listing.iptables(v4, "filter", "OUTPUT", 1, 3), None, "one is missing");
+        assert_eq!(listing.iptables(v4, "filter", "OUTPUT", 0, 2), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod denies;
 pub mod files;
 pub mod front_ends;
 pub mod inventory;
+pub mod legacy;
 pub mod listing;
 pub mod netfilter;
 pub mod nft;

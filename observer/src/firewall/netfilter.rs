@@ -37,6 +37,8 @@ pub mod hook {
 
     /// `NF_INET_PRE_ROUTING`
     pub const PRE_ROUTING: u32 = 0;
+    /// `NF_INET_LOCAL_IN`
+    pub const LOCAL_IN: u32 = 1;
     /// `NF_INET_FORWARD`
     pub const FORWARD: u32 = 2;
     /// `NF_INET_LOCAL_OUT`

@@ -11,7 +11,7 @@ use observer_ebpf::{
     },
 };
 
-use crate::model::{Dropped, Endpoints, Owner, Socket};
+use crate::model::{Captured, Dropped, Endpoints, Owner, Socket};
 
 /// A record that this version cannot read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +56,9 @@ pub fn decode(mut bytes: Bytes) -> Result<First, DecodeError> {
     let key = decode_key(&mut bytes);
     let epoch = bytes.get_u32_ne();
     let skb_bytes = bytes.get_u32_ne();
+    let opened_by = (bytes.get_u32_ne(), bytes.get_u32_ne());
+    let mark = bytes.get_u32_ne();
+    let arrived_by = bytes.get_u32_ne();
     let source_port = bytes.get_u16_ne();
     let translated_port = bytes.get_u16_ne();
     let captured = usize::from(bytes.get_u16_ne());
@@ -71,7 +74,13 @@ pub fn decode(mut bytes: Bytes) -> Result<First, DecodeError> {
     whole.translated.source_port = translated_port;
     let mut dropped = of_key(&whole, &counted)?;
     dropped.owner = owner.map(|owner| Owner { shared: owner.shared || key.flags & flag::SHARED != 0, ..owner });
-    dropped.packet = bytes;
+    dropped.captured = Some(Captured {
+        bytes,
+        length: skb_bytes,
+        opened_by: (opened_by.0 != u32::MAX).then_some(opened_by),
+        mark,
+        arrived_by: (arrived_by != 0).then_some(arrived_by),
+    });
     Ok(First { epoch, key, dropped })
 }
 
@@ -130,7 +139,7 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
             shared: has(flag::SHARED),
         }),
         current_pid: key.current_pid,
-        packet: Bytes::new(),
+        captured: None,
     })
 }
 
@@ -355,7 +364,7 @@ mod tests {
         assert_eq!((dropped.netns, dropped.reason, socket.uid, dropped.current_pid), (15, 16, Some(18), 19));
         assert_eq!((dropped.cause, dropped.hook, socket.state), (Cause::Netfilter, Some(Hook::Postrouting), 3));
         assert_eq!((socket.locked, socket.orphan, dropped.interface.as_deref()), (true, false, Some("eth0")));
-        assert_eq!(&dropped.packet[..], [1, 2, 3]);
+        assert_eq!(&dropped.captured.as_ref().unwrap().bytes[..], [1, 2, 3]);
         // Of a key alone the source port is not known, since it stands for many.
         let counted = Counted { packets: 5, bytes: 50, first_ns: 1, last_ns: 9 };
         let more = of_key(&first.key, &counted).unwrap();

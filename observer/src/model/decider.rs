@@ -77,12 +77,13 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// A rule, or the policy, of a chain of nftables', whether it is known which or not.
-    pub fn is_of_nftables(&self) -> bool {
+    /// Whose rule or policy it is, whether it is known which or not; `None` for what is no rule.
+    pub fn backend(&self) -> Option<Backend> {
         match (&self.rule, self.decider.as_ref().and_then(Decider::purpose)) {
-            (_, Some(purpose)) => purpose == Purpose::Nftables,
-            (Some(rule), None) => rule.backend == Backend::Nft,
-            (None, None) => false,
+            (_, Some(Purpose::Nftables)) => Some(Backend::Nft),
+            (_, Some(Purpose::Xtables)) => Some(Backend::IptablesLegacy),
+            (_, Some(_)) => None,
+            (rule, None) => rule.as_ref().map(|rule| rule.backend),
         }
     }
 }

@@ -116,11 +116,38 @@ pub struct Dropped {
     pub owner: Option<Owner>,
     /// Process that was on the CPU; only a hint.
     pub current_pid: u32,
-    /// The packet from its network header on, as far as it was captured.
-    pub packet: Bytes,
+    /// What only a single packet has; `None` for packets that were counted.
+    pub captured: Option<Captured>,
+}
+
+/// A single packet, and what decided about it beside what it says.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// From its network header on, as far as it was captured.
+    pub bytes: Bytes,
+    /// Bytes of the whole packet, as the hook saw it.
+    pub length: u32,
+    /// User and group with which its socket's file was opened; `None` without one.
+    pub opened_by: Option<(u32, u32)>,
+    /// The socket's mark.
+    pub mark: u32,
+    /// Number of the interface that it came in by, in the namespace whose rules decided.
+    pub arrived_by: Option<u32>,
 }
 
 impl Dropped {
+    /// Bytes of the packet from its network header on; `None` where it was not captured.
+    pub fn ip_length(&self) -> Option<usize> {
+        let captured = self.captured.as_ref()?;
+        let word = |at: usize| Some(usize::from(u16::from_be_bytes(captured.bytes.get(at..at + 2)?.try_into().ok()?)));
+        let said = match captured.bytes.first()? >> 4 {
+            4 => word(2)?,
+            _ => word(4)? + 40,
+        };
+        // What the device cuts up is longer than a header can say.
+        Some(if said == 0 || said == 40 && captured.length > 40 { captured.length as usize } else { said })
+    }
+
     /// The kernel made it itself: it sends on a socket of its own, or without any. Whatever a process sends still has its
     /// socket at these hooks.
     pub fn by_kernel(&self) -> bool {
@@ -190,7 +217,7 @@ impl Dropped {
             }),
             owner: None,
             current_pid: 0,
-            packet: Bytes::new(),
+            captured: None,
         }
     }
 }

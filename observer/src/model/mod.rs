@@ -21,7 +21,7 @@ pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
 pub use decider::{BpfProgram, Connections, Decider, Decision, Doer, Purpose};
-pub use dropped::{Dropped, Endpoints, Owner, Socket, transport_name};
+pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket, transport_name};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
     Nat, Network, Orchestrator, Outcome, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA,
@@ -31,7 +31,7 @@ pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_ac
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
-pub use replay::{Packet, Replay, ReplayCounts, Replayed};
+pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
 pub use rule::{
     Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
     Verdict, WantedRule,

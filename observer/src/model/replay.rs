@@ -4,23 +4,60 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The packet, as far as rules look at it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+use super::rule::NamedRule;
+
+/// The packet, and what rules look at beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packet {
-    /// IP protocol.
-    pub protocol: u8,
-    /// From where.
-    pub source: IpAddr,
-    /// Its port; 0 for any.
-    pub source_port: u16,
-    /// To where.
-    pub destination: IpAddr,
-    /// Its port.
-    pub destination_port: u16,
-    /// User whose socket it is.
-    pub uid: u32,
+    /// From its network header on, as it was when it was dropped and as far as it was captured.
+    pub bytes: Vec<u8>,
+    /// Bytes of the whole packet.
+    pub length: u32,
+    /// As it was sent, before any translation, where that is otherwise.
+    pub sent: Option<Ends>,
+    /// Where it came from.
+    pub origin: Origin,
     /// Interface by which it was to leave, where that is known.
     pub interface: Option<String>,
+}
+
+/// Both ends of a packet; ports where the protocol has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// From where.
+    pub source: (IpAddr, Option<u16>),
+    /// To where.
+    pub destination: (IpAddr, Option<u16>),
+}
+
+/// Where a packet came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Origin {
+    /// A socket of that namespace.
+    Socket {
+        /// User and group with which its file was opened.
+        uid: u32,
+        /// See `uid`.
+        gid: u32,
+        /// Its mark.
+        mark: u32,
+        /// Id of its cgroup, where it may be sent from there.
+        cgroup: Option<u64>,
+    },
+    /// It came in, and is forwarded.
+    Interface {
+        /// Number of the interface.
+        index: u32,
+    },
+}
+
+/// What ended its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// nftables.
+    Nft(Replayed),
+    /// A table of iptables-legacy: rules have no handles there, so it is named by its place.
+    Legacy(Box<NamedRule>),
 }
 
 /// Where its way ended, in handles of the ruleset in force.
@@ -44,7 +81,7 @@ pub enum Replay {
     /// Its way through the copy.
     Walked {
         /// What drops it; `None` when it passes.
-        end: Option<Replayed>,
+        end: Option<End>,
         /// What in the rules decides by more than the packet: then the end may have been another one the first time.
         doubt: Option<String>,
         /// Cookie of the namespace that was copied.

@@ -178,6 +178,11 @@ impl NamedRule {
         self.statement.as_ref().map(|statement| statement.name.as_str()).or(self.text.as_deref())
     }
 
+    /// It is a chain's policy.
+    pub fn is_policy(&self) -> bool {
+        self.handle.is_none() && self.position.is_none() && self.text.is_some()
+    }
+
     /// `rule`: known by its statement.
     pub fn name(&self) -> Option<RuleName> {
         let id = |parts: &[&str]| Uuid::new_v5(&RULES, parts.join("\0").as_bytes());
@@ -188,7 +193,11 @@ impl NamedRule {
         }
         let name = self.text.clone()?;
         let id = id(&[&self.family, &self.table, &self.chain, &name]);
-        Some(RuleName { ruleset: "nftables".to_owned(), id, name, description: None })
+        let ruleset = match self.backend {
+            Backend::Nft => "nftables",
+            Backend::IptablesLegacy => "iptables",
+        };
+        Some(RuleName { ruleset: ruleset.to_owned(), id, name, description: None })
     }
 
     /// `egress.rule`, seen live.
@@ -219,19 +228,24 @@ impl NamedRule {
             None => "dropped or rejected",
         };
         if let Some(Statement { what, name, comment, note, .. }) = &self.statement {
-            let end = if self.handle.is_none() { ": no rule accepts it" } else { "" };
+            let end = if self.is_policy() { ": no rule accepts it" } else { "" };
             let note = note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
             let comment = comment.as_ref().map(|comment| format!(", “{comment}”,")).unwrap_or_default();
             return format!("{what} `{name}`{comment} {did} it{end}{note}");
         }
         let place = format!("{} {} {}", self.family, self.table, self.chain);
         match (self.handle, &self.text) {
-            (None, None) if self.backend == Backend::IptablesLegacy => {
-                format!(
+            (None, text) if self.backend == Backend::IptablesLegacy => match (self.position, text) {
+                (Some(position), text) => {
+                    let text = text.as_ref().map(|text| format!(" `{text}`")).unwrap_or_default();
+                    format!("iptables-legacy rule{text} at place {position} of {place} {did} it")
+                }
+                (None, Some(_)) => format!("the policy of iptables-legacy's chain {place} {did} it: no rule accepts it"),
+                (None, None) => format!(
                     "a rule or policy of iptables-legacy, table {} from chain {} on, {did} it",
                     self.table, self.chain
-                )
-            }
+                ),
+            },
             (None, None) => format!("a rule or the policy of chain {place}, or of one that it leads to, {did} it"),
             (None, Some(_)) => format!("the policy of chain {place} {did} it: no rule accepts it"),
             (Some(handle), Some(text)) => format!("nft rule `{text}` in {place} (handle {handle}) {did} it"),

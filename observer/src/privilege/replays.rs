@@ -12,9 +12,8 @@ use aya::maps::{HashMap as BpfMap, Map, MapData};
 use super::{netns, patience};
 use crate::{
     enrich::host::boot_ns,
-    firewall::nft,
-    model::{Packet, Replay},
-    replay::{self, Building, Stage},
+    model::{End, Packet, Replay},
+    replay::{self, Building, Stage, Version},
     sys::netns_cookie,
 };
 
@@ -68,9 +67,11 @@ impl Replays {
     /// What becomes of a packet in a copy of that namespace's rules.
     pub(super) fn replay(&mut self, number: u32, packet: &Packet) -> Result<Replay> {
         ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
-        let (cookie, generation) = netns::inside(Some(number), || anyhow::Ok((netns_cookie()?, nft::generation()?)))??;
+        let asked = packet.clone();
+        let (cookie, asked) =
+            netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, replay::ask(&asked)?)))??;
         let now = Instant::now();
-        if !self.is_current(cookie, generation) {
+        if !self.is_current(cookie, &asked.version) {
             self.begin(cookie, number)?;
         }
         if let Some(copy) = self.copies.get_mut(&cookie) {
@@ -79,10 +80,15 @@ impl Replays {
         self.finish(cookie, now + patience::here(PATIENCE))?;
         let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(Replay::NotYet) };
         match &copy.state {
-            State::Ready(stage) if stage.generation == generation => {
-                let doubt = stage.doubt(packet).map(str::to_owned);
-                match stage.replay(packet) {
-                    Ok(end) => Ok(Replay::Walked { end, doubt, netns_cookie: cookie, since_ns: copy.since_ns }),
+            State::Ready(stage) if stage.version == asked.version => {
+                let doubt = stage.doubt(packet, &asked.connection);
+                match stage.replay(packet, asked.connection) {
+                    Ok(mut end) => {
+                        if let Some(End::Legacy(rule)) = &mut end {
+                            rule.statement = stage.statement(rule, &mut || netns::roots(number));
+                        }
+                        Ok(Replay::Walked { end, doubt, netns_cookie: cookie, since_ns: copy.since_ns })
+                    }
                     Err(error) => {
                         // An address that is new, a route that is otherwise: a new copy will have it.
                         copy.begun = now.checked_sub(MAX_AGE).unwrap_or(now);
@@ -97,12 +103,12 @@ impl Replays {
     }
 
     /// What there is, is of this ruleset, or is on its way, or is not to be made anew yet.
-    fn is_current(&self, cookie: u64, generation: u32) -> bool {
+    fn is_current(&self, cookie: u64, version: &Version) -> bool {
         let Some(copy) = self.copies.get(&cookie) else { return false };
         let rests = Instant::now() < copy.rests_until;
         match &copy.state {
             State::Building(_) => true,
-            State::Ready(stage) => rests || stage.generation == generation && copy.begun.elapsed() < MAX_AGE,
+            State::Ready(stage) => rests || stage.version == *version && copy.begun.elapsed() < MAX_AGE,
             State::Failed(_) => rests,
         }
     }

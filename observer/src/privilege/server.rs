@@ -31,14 +31,17 @@ use crate::{
 };
 
 /// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
-/// firewall files that only root may; addresses of the kernel's functions; sending as the user whose packet is replayed.
-const NEEDED: [Capability; 6] = [
+/// firewall files that only root may; addresses of the kernel's functions; sending a packet as it was, as the user and group
+/// whose it was.
+const NEEDED: [Capability; 8] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_SYSLOG,
     Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_NET_RAW,
 ];
 
 /// Gives up every capability that is not needed.

@@ -214,6 +214,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         sk_kernel_bit: fields.bit("sock", "sk_kern_sock"),
         sk_socket: fields.need("sock", "sk_socket", 8),
         sk_uid: fields.need("sock", "sk_uid", 4),
+        sk_mark: fields.want("sock", "sk_mark", 4),
         sk_lock_owned: fields.want("sock", "sk_lock.owned", 4),
         connection_sent_again: fields.want("inet_connection_sock", "icsk_retransmits", 1),
         connection_syn_retries: fields.want("inet_connection_sock", "icsk_syn_retries", 1),
@@ -251,6 +252,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         table_size: fields.want("fdtable", "max_fds", 4),
         table_files: fields.want("fdtable", "fd", 8),
         file_private: fields.want("file", "private_data", 8),
+        file_cred: fields.want("file", "f_cred", 8),
         signal_live: fields.want("signal_struct", "live", 4),
         mm_arg_start: fields.want("mm_struct", "arg_start", 8),
         mm_arg_end: fields.want("mm_struct", "arg_end", 8),
@@ -275,6 +277,8 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         cred_uid: fields.need("cred", "uid", 4),
         cred_gid: fields.need("cred", "gid", 4),
         cred_euid: fields.need("cred", "euid", 4),
+        cred_fsuid: fields.want("cred", "fsuid", 4),
+        cred_fsgid: fields.want("cred", "fsgid", 4),
         cred_user_ns: fields.want("cred", "user_ns", 8),
     };
     if fields.wrong.is_empty() {

@@ -1,5 +1,5 @@
-//! What in a ruleset decides by more than a packet: a rate, a set that changes by itself, a time of day, a mark, the state of a
-//! connection. Pure.
+//! What in a ruleset decides by more than a packet: a rate, a set that changes by itself, a time of day, the state of a
+//! connection, a cgroup. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,13 +7,36 @@ use super::{
     netlink::{Attributes, Body},
     ruleset::{CHAIN_NAME, DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE},
 };
-use crate::firewall::netfilter::hook;
+use crate::firewall::{
+    legacy::{Does, Entry},
+    netfilter::hook,
+};
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// A socket of this namespace sends it.
+    Out,
+    /// It came in, and goes on.
+    Through,
+}
+
+impl Way {
+    /// Hooks on it.
+    pub(super) fn hooks(self) -> &'static [&'static str] {
+        match self {
+            Self::Out => &["output", "postrouting", "egress"],
+            Self::Through => &["ingress", "prerouting", "forward", "postrouting", "egress"],
+        }
+    }
+}
 
 /// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
 /// same interfaces and addresses.
-const CERTAIN: [&str; 9] = ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder"];
+const CERTAIN: [&str; 10] =
+    ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder", "exthdr"];
 /// Others that only let a rule match, or not.
-const MATCHING: [&str; 14] = [
+const MATCHING: [&str; 13] = [
     "limit",
     "quota",
     "connlimit",
@@ -25,16 +48,43 @@ const MATCHING: [&str; 14] = [
     "osf",
     "xfrm",
     "tunnel",
-    "exthdr",
     "dynset",
     "objref",
 ];
-/// Of `meta`: protocol, interfaces and their names, user, family, layer-4 protocol.
-const CERTAIN_META: [u32; 8] = [1, 4, 5, 6, 7, 10, 15, 16];
-/// Matches and targets of iptables'.
-const CERTAIN_XTABLES: [&str; 8] = ["tcp", "udp", "multiport", "comment", "addrtype", "icmp", "REJECT", "LOG"];
-/// What asks for the state of a connection: known for the first packet of one.
-const STATE: [&str; 2] = ["conntrack", "state"];
+/// Of `meta`: length, protocol, interfaces and their names, user, group, family, layer-4 protocol.
+const CERTAIN_META: [u32; 10] = [0, 1, 4, 5, 6, 7, 10, 11, 15, 16];
+/// Its mark: the socket's, where there is one. What came in may have been marked by whatever is before all rules.
+const META_MARK: u32 = 3;
+/// Of `ct`: state, direction, status, mark.
+const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
+/// `NFT_SOCKET_CGROUPV2`, of `NFTA_SOCKET_KEY`
+const SOCKET_KEY: u16 = 1;
+const CGROUP: u32 = 3;
+/// Matches of iptables' that ask the packet, or the user of its socket.
+const CERTAIN_XTABLES: [&str; 18] = [
+    "tcp",
+    "udp",
+    "sctp",
+    "dccp",
+    "multiport",
+    "comment",
+    "addrtype",
+    "icmp",
+    "icmp6",
+    "owner",
+    "length",
+    "iprange",
+    "ttl",
+    "hl",
+    "tos",
+    "dscp",
+    "tcpmss",
+    "REJECT",
+];
+/// What asks for a connection: known for the first packet of one, and where the table of connections can be read.
+const STATE: [&str; 3] = ["conntrack", "state", "connmark"];
+/// Targets of iptables' that end nothing.
+const GOING_ON: [&str; 5] = ["LOG", "NFLOG", "MARK", "CONNMARK", "TRACE"];
 /// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: elements come and go.
 const CHANGING: u32 = 16 | 32;
 const ACCEPT: u32 = 1;
@@ -59,9 +109,23 @@ struct Judged {
     /// What it depends on beside the packet.
     uncertain: Option<String>,
     by_state: bool,
+    by_cgroup: bool,
 }
 
-fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
+impl Judged {
+    /// A match of iptables', by name.
+    fn xtables(&mut self, name: &str, way: Way) {
+        match name {
+            "cgroup" if way == Way::Out => self.by_cgroup = true,
+            "mark" if way == Way::Out => {}
+            name if STATE.contains(&name) => self.by_state = true,
+            name if CERTAIN_XTABLES.contains(&name) => {}
+            name => self.uncertain = self.uncertain.take().or(Some(name.to_owned())),
+        }
+    }
+}
+
+fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
     let mut judged = Judged::default();
     for expression in rule.attributes.list(RULE_EXPRESSIONS).lists() {
         let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
@@ -75,17 +139,27 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
             }
             // Setting something is no match.
             "meta" if data.get(3).is_some() => None,
+            "meta" if data.number(2) == Some(META_MARK) && way == Way::Out => None,
             "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
-            "payload" => (!is_address_or_port(&data)).then(|| "a field that every packet has otherwise".to_owned()),
-            "ct" if data.number(2) == Some(0) => {
+            "payload" => (!is_the_same(&data)).then(|| "a field that every packet has otherwise".to_owned()),
+            // Likewise.
+            "ct" if data.get(4).is_some() => None,
+            "ct" if data.number(2).is_some_and(|key| STATE_OF_CT.contains(&key)) => {
                 judged.by_state = true;
                 None
             }
-            "match" | "target" => {
+            "socket" if data.number(SOCKET_KEY) == Some(CGROUP) && way == Way::Out => {
+                judged.by_cgroup = true;
+                None
+            }
+            "match" => {
+                judged.xtables(&data.text(1).unwrap_or_default(), way);
+                None
+            }
+            "target" => {
                 let named = data.text(1).unwrap_or_default();
-                judged.decides |= name == "target" && named != "LOG";
-                judged.by_state |= STATE.contains(&named.as_str());
-                let known = CERTAIN_XTABLES.contains(&named.as_str()) || STATE.contains(&named.as_str());
+                judged.decides |= !GOING_ON.contains(&named.as_str());
+                let known = named == "REJECT" || GOING_ON.contains(&named.as_str());
                 (!known).then_some(named)
             }
             "lookup" => {
@@ -104,6 +178,11 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
                 judged.by_state = true;
                 None
             }
+            // It ends nothing, and only connections that are established go into it.
+            "flow_offload" => {
+                judged.by_state = true;
+                None
+            }
             name if CERTAIN.contains(&name) => None,
             name => {
                 judged.decides |= !MATCHING.contains(&name) && name != "ct";
@@ -115,31 +194,64 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>) -> Judged {
     judged
 }
 
-/// What is read of a packet is its protocol, an address, a port, or TCP's flags: the same in the copy. Other fields are not:
-/// lengths, lifetimes, options, what it carries.
-fn is_address_or_port(payload: &Attributes) -> bool {
+/// What is read of a packet is the same in the copy: not its identification, and no checksum.
+fn is_the_same(payload: &Attributes) -> bool {
     const NETWORK: u32 = 1;
     const TRANSPORT: u32 = 2;
     let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
         return false;
     };
     let end = offset.saturating_add(length);
+    let overlaps = |from: u32, to: u32| offset < to && from < end;
     match base {
-        // Of IPv4 the protocol and addresses; of IPv6 the next header and addresses, whose first bytes are elsewhere IPv4's lifetime.
-        NETWORK => {
-            (offset, length) == (9, 1)
-                || (offset, length) == (6, 1)
-                || offset >= 12 && end <= 40
-                || offset == 8 && length > 2 && end <= 40
-        }
-        TRANSPORT => end <= 4 || (offset, length) == (13, 1),
+        // Of IPv6 an address begins where IPv4 has its lifetime, before its checksum.
+        NETWORK => end <= 40 && !overlaps(4, 6) && (!overlaps(10, 12) || length > 2),
+        TRANSPORT => end <= 6 || offset >= 8 && end <= 16,
         _ => false,
     }
 }
 
-/// The first thing on the way out that decides by more than the packet, the addresses and the interfaces: a rate, a set that
-/// changes by itself, a time of day, a mark; and the first that does anything but accept by a connection's state.
-pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body]) -> Depends {
+/// What decides by more than a packet, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Depends {
+    /// Whatever the packet.
+    pub(super) always: Option<String>,
+    /// Unless it is the first of its connection, or that is known.
+    pub(super) by_state: Option<String>,
+    /// Unless it is sent from its sender's cgroup.
+    pub(super) by_cgroup: Option<String>,
+}
+
+impl Depends {
+    /// One more rule.
+    fn add(&mut self, judged: Judged, told: impl Fn(&str) -> String) {
+        if !judged.decides {
+            return;
+        }
+        if self.always.is_none() {
+            self.always = judged.uncertain.map(|what| told(&what));
+        }
+        if judged.by_state && !judged.accepts && self.by_state.is_none() {
+            self.by_state = Some(told("a connection's state"));
+        }
+        if judged.by_cgroup && self.by_cgroup.is_none() {
+            self.by_cgroup = Some(told("a cgroup"));
+        }
+    }
+
+    /// Both rulesets' together.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            always: self.always.or(other.always),
+            by_state: self.by_state.or(other.by_state),
+            by_cgroup: self.by_cgroup.or(other.by_cgroup),
+        }
+    }
+}
+
+/// The first thing on a way that decides by more than the packet, the addresses and the interfaces: a rate, a set that changes by
+/// itself, a time of day; the first that does anything but accept by a connection's state; and the first that asks for a cgroup.
+pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) -> Depends {
     let mut by_chain: HashMap<Key, Vec<&Body>> = HashMap::new();
     for rule in rules {
         if let Some(key) = key(rule, RULE_CHAIN) {
@@ -152,39 +264,42 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body]) -> Depends
         let (Some(family), Some(number)) = (chain.fixed.first(), chain.attributes.list(4).number(1)) else {
             return false;
         };
-        hook::name(*family, number).is_some_and(|name| ["output", "postrouting", "egress"].contains(&name))
+        hook::name(*family, number).is_some_and(|name| way.hooks().contains(&name))
     };
     let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
     let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
     let mut found = Depends::default();
     while let Some(chain) = waiting.pop() {
         for rule in by_chain.get(&chain).into_iter().flatten() {
-            let judged = judge(rule, &chain, &changing);
+            let judged = judge(rule, &chain, &changing, way);
             let mut next: Vec<Key> = judged.to.iter().map(|to| (chain.0, chain.1.clone(), to.clone())).collect();
             if judged.looks_up {
                 // Where a map leads is not followed: it may be anywhere in its table.
                 next.extend(by_chain.keys().filter(|other| (other.0, &other.1) == (chain.0, &chain.1)).cloned());
             }
             waiting.extend(next.into_iter().filter(|next| seen.insert(next.clone())));
-            if judged.decides {
-                let told = |what: String| format!("{what} in chain {}", chain.2);
-                found.always = found.always.or(judged.uncertain.map(told));
-                if judged.by_state && !judged.accepts {
-                    found.by_state = found.by_state.or(Some(told("a connection's state".to_owned())));
-                }
-            }
+            found.add(judged, |what| format!("{what} in chain {}", chain.2));
         }
     }
     found
 }
 
-/// What decides by more than a packet, in words.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Depends {
-    /// Whatever the packet.
-    pub(super) always: Option<String>,
-    /// Unless it is the first of its connection.
-    pub(super) by_state: Option<String>,
+/// The same of a table of iptables-legacy, all of its chains.
+pub(super) fn of_legacy(name: &str, entries: &[Entry], way: Way) -> Depends {
+    let mut found = Depends::default();
+    for entry in entries {
+        let going_on = matches!(&entry.does, Does::Extension(name) if GOING_ON.contains(&name.as_str()));
+        let mut judged = Judged {
+            decides: !going_on && !matches!(entry.does, Does::Begins(_)),
+            accepts: entry.does == Does::Accepts,
+            ..Judged::default()
+        };
+        for one in &entry.matches {
+            judged.xtables(one, way);
+        }
+        found.add(judged, |what| format!("{what} in table {name} of iptables-legacy"));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -248,7 +363,7 @@ mod tests {
     const JUMP: u32 = -3i32 as u32;
 
     fn of(rules: &[Body]) -> Depends {
-        depends(&[chain("o")], &[], rules)
+        depends(&[chain("o")], &[], rules, Way::Out)
     }
 
     #[test]
@@ -259,17 +374,17 @@ mod tests {
         };
         assert_eq!(of(&[rule("o", &[oif, ("counter", &[])], DROP)]), Depends::default());
         for (base, offset, length) in
-            [(1, 9, 1), (1, 12, 4), (1, 16, 2), (1, 8, 16), (1, 24, 16), (2, 0, 4), (2, 2, 2), (2, 13, 1)]
+            [(1, 9, 1), (1, 12, 4), (1, 16, 2), (1, 8, 16), (1, 24, 16), (1, 8, 1), (1, 1, 1), (2, 0, 4), (2, 2, 2), (2, 13, 1)]
         {
             assert_eq!(field(base, offset, length), None, "{base} {offset} {length}");
         }
-        for (base, offset, length) in [(1, 8, 1), (1, 2, 2), (1, 1, 1), (2, 4, 2), (2, 8, 4), (0, 0, 6), (4, 0, 1)] {
+        for (base, offset, length) in [(1, 4, 2), (1, 10, 2), (1, 36, 8), (2, 6, 2), (2, 16, 2), (0, 0, 6), (4, 0, 1)] {
             assert!(field(base, offset, length).is_some(), "{base} {offset} {length}");
         }
-        let mark = ("meta", &[(2, 3)][..]);
-        assert_eq!(of(&[rule("o", &[mark], DROP)]).always.as_deref(), Some("meta key 3 in chain o"));
-        assert_eq!(of(&[rule("o", &[mark, ("counter", &[])], None)]), Depends::default(), "it decides nothing");
-        assert_eq!(of(&[rule("lonely", &[mark], DROP)]), Depends::default(), "nothing leads there");
+        let skb = ("meta", &[(2, 13)][..]);
+        assert_eq!(of(&[rule("o", &[skb], DROP)]).always.as_deref(), Some("meta key 13 in chain o"));
+        assert_eq!(of(&[rule("o", &[skb, ("counter", &[])], None)]), Depends::default(), "it decides nothing");
+        assert_eq!(of(&[rule("lonely", &[skb], DROP)]), Depends::default(), "nothing leads there");
         let led = [rule("o", &[], Some((JUMP, "x"))), rule("x", &[("limit", &[])], DROP)];
         assert_eq!(of(&led).always.as_deref(), Some("limit in chain x"));
         assert!(of(&[rule("o", &[("synproxy", &[])], None)]).always.is_some(), "whatever that does");
@@ -281,5 +396,40 @@ mod tests {
         assert_eq!(of(&[rule("o", &[state], Some((1, "")))]), Depends::default());
         let dropping = of(&[rule("o", &[state], DROP)]);
         assert_eq!((dropping.always, dropping.by_state.as_deref()), (None, Some("a connection's state in chain o")));
+    }
+
+    #[test]
+    fn a_mark_and_a_cgroup_are_a_sockets() {
+        let through = |rules: &[Body]| {
+            let (mut hook, mut base) = (Attributes::default(), chain("o"));
+            hook.set(1, 2u32.to_be_bytes().to_vec());
+            base.attributes.set_list(4, &hook);
+            depends(&[base], &[], rules, Way::Through)
+        };
+        let mark = [rule("o", &[("meta", &[(2, 3)])], DROP)];
+        assert_eq!(of(&mark), Depends::default());
+        assert_eq!(through(&mark).always.as_deref(), Some("meta key 3 in chain o"));
+        let cgroup = [rule("o", &[("socket", &[(1, 3), (3, 2)])], DROP)];
+        assert_eq!((of(&cgroup).always, of(&cgroup).by_cgroup.as_deref()), (None, Some("a cgroup in chain o")));
+        assert_eq!(through(&cgroup).always.as_deref(), Some("socket in chain o"));
+        assert_eq!(of(&[rule("o", &[("socket", &[(1, 0)])], DROP)]).always.as_deref(), Some("socket in chain o"));
+    }
+
+    #[test]
+    fn legacy_rules_are_judged_by_their_matches() {
+        let entry = |matches: &[&str], does: Does| Entry {
+            at: 0,
+            next: 0,
+            target: 0,
+            matches: matches.iter().map(|name| (*name).to_owned()).collect(),
+            does,
+            packets: 0,
+        };
+        let of = |entry| of_legacy("filter", &[entry], Way::Out);
+        assert_eq!(of(entry(&["tcp", "owner"], Does::Drops)), Depends::default());
+        assert_eq!(of(entry(&["conntrack"], Does::Accepts)), Depends::default());
+        assert!(of(entry(&["state"], Does::Drops)).by_state.is_some());
+        assert_eq!(of(entry(&["limit"], Does::Drops)).always.as_deref(), Some("limit in table filter of iptables-legacy"));
+        assert_eq!(of(entry(&["limit"], Does::Extension("LOG".to_owned()))), Depends::default());
     }
 }

@@ -1,12 +1,18 @@
 //! The same packet once more, in a private network namespace with a copy of the rules in force: nftables itself says what
 //! drops it. A second opinion where the rule was seen, and the only one where it was not.
 
+mod conntrack;
 mod depends;
+mod inside;
+mod legacy;
 mod netlink;
+mod packet;
 mod proof;
 mod ruleset;
+mod send;
 mod stage;
 mod surroundings;
 
+pub use conntrack::Connection;
 pub use proof::prove;
-pub use stage::{Building, Copied, Stage, copy};
+pub use stage::{Asked, Building, Copied, Stage, Version, ask, copy};

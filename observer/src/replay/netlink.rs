@@ -117,6 +117,20 @@ impl Attributes {
         Self(lists.iter().map(|list| Attribute { kind: 1 | NESTED, value: list.bytes() }).collect())
     }
 
+    /// Those texts of a list of names that are wanted, and whatever else there is.
+    pub(super) fn names(&self, number: u16, wanted: impl Fn(&str) -> bool) -> Self {
+        let is_wanted = |attribute: &Attribute| {
+            let name = attribute.value.split(|byte| *byte == 0).next().unwrap_or_default();
+            attribute.kind & NUMBER != number || wanted(&String::from_utf8_lossy(name))
+        };
+        Self(self.0.iter().filter(|attribute| is_wanted(attribute)).cloned().collect())
+    }
+
+    /// There is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those with such numbers.
     pub(super) fn only(&self, numbers: &[u16]) -> Self {
         Self(self.0.iter().filter(|attribute| numbers.contains(&(attribute.kind & NUMBER))).cloned().collect())
@@ -262,6 +276,25 @@ impl Netlink {
             found.extend(bodies.iter().map(|bytes| self.body(bytes)));
         }
         Ok(found)
+    }
+
+    /// One answer to a question; nothing where the kernel has none.
+    pub(super) fn get(&mut self, kind: u16, body: &Body) -> Result<Option<Body>> {
+        let question = self.message(&Message { kind, flags: 0, body }, 0);
+        self.socket.send(&question, 0).context("cannot ask by netlink")?;
+        let mut answer = None;
+        let came = self.receive(|kind, bytes| match (kind, error(bytes)) {
+            (NLMSG_ERROR, libc::ENOENT) => Ok(()),
+            (NLMSG_ERROR, number) => {
+                Err(std::io::Error::from_raw_os_error(number)).context("netlink refuses a question")
+            }
+            _ => {
+                answer = Some(bytes.to_vec());
+                Ok(())
+            }
+        })?;
+        ensure!(came, "the kernel does not answer");
+        Ok(answer.map(|bytes| self.body(&bytes)))
     }
 
     /// Sends messages one after the other; those that the kernel refuses, by their place, with its error.

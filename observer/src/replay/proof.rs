@@ -1,22 +1,21 @@
 //! Whether this kernel can replay: a packet that a known rule drops must end at that rule in a copy.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     sync::mpsc::channel,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Building, copy, surroundings};
+use super::{Building, Connection, copy, packet::datagram, surroundings};
 use crate::{
     firewall::{
         build::{self, RuleSpec, TableSpec, Then},
         nft,
     },
-    model::Packet,
+    model::End,
     probe::selftest::raise_loopback,
 };
 
@@ -26,7 +25,6 @@ const NAME: &str = "observer_proof";
 /// The port of a rule that drops, and one that no rule is about: the policy drops.
 const BY_RULE: u16 = 2;
 const BY_POLICY: u16 = 3;
-const UDP: u8 = 17;
 
 /// Makes a ruleset in a namespace of its own, and copies that; returns how long the copy took.
 pub fn prove() -> Result<Duration> {
@@ -50,18 +48,11 @@ pub fn prove() -> Result<Duration> {
     let stage = made?;
     let (handle, began) = told.recv_timeout(PATIENCE).context("the rules were not there in time")?;
     for (port, rule) in [(BY_RULE, handle), (BY_POLICY, 0)] {
-        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let packet = Packet {
-            protocol: UDP,
-            source: here,
-            source_port: 0,
-            destination: here,
-            destination_port: port,
-            uid: 0,
-            interface: None,
-        };
-        let end = stage.replay(&packet)?.context("a packet that is dropped passed in the copy")?;
-        ensure!(end.rule == rule, "a packet ended at rule {} in the copy, and not at {rule}", end.rule);
+        let end = stage.replay(&datagram(port), Connection::Unknown)?;
+        match end.context("a packet that is dropped passed in the copy")? {
+            End::Nft(end) if end.rule == rule => {}
+            end => bail!("a packet ended at {end:?} in the copy, and not at rule {rule}"),
+        }
     }
     stage.end();
     Ok(took.duration_since(began))

@@ -6,11 +6,14 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    depends::{Depends, depends},
+    depends::{Depends, Way, depends},
     netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink},
 };
 use crate::{
-    firewall::{netfilter::family, nft},
+    firewall::{
+        netfilter::{DROP, family, hook},
+        nft,
+    },
     model::Replayed,
 };
 
@@ -25,6 +28,7 @@ const GETRULE: u16 = 7;
 const GETSET: u16 = 10;
 const GETSETELEM: u16 = 13;
 const GETOBJ: u16 = 19;
+const GETFLOWTABLE: u16 = 23;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// `NFNLGRP_NFTRACE`
@@ -40,6 +44,15 @@ const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const RULE_COMPAT: u16 = 5;
 pub(super) const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+/// `NFTA_HOOK_DEV`, `NFTA_HOOK_DEVS`, `NFTA_FLOWTABLE_HOOK`, `NFTA_FLOWTABLE_HOOK_DEVS`, `NFTA_DEVICE_NAME`
+const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
+const FLOWTABLE_HOOK: u16 = 3;
+const FLOWTABLE_DEVICES: u16 = 3;
+const DEVICE_NAME: u16 = 1;
+/// `NFTA_FLOWTABLE_FLAGS`, without `NFT_FLOWTABLE_HW_OFFLOAD`
+const FLOWTABLE_FLAGS: u16 = 7;
 pub(super) const SET_NAME: u16 = 2;
 pub(super) const SET_FLAGS: u16 = 3;
 const SET_ID: u16 = 10;
@@ -63,9 +76,12 @@ pub(super) struct Listed {
     sets: Vec<Body>,
     elements: Vec<Body>,
     objects: Vec<Body>,
+    flowtables: Vec<Body>,
     rules: Vec<Body>,
-    /// What in it depends on more than a packet.
-    pub(super) depends: Depends,
+    /// What in it depends on more than a packet that is sent here.
+    pub(super) out: Depends,
+    /// The same of one that comes in and goes on.
+    pub(super) through: Depends,
 }
 
 /// Lists the namespace of the calling thread.
@@ -73,8 +89,8 @@ pub(super) fn list() -> Result<Listed> {
     let generation = nft::generation()?;
     let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
     let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
-    // Others have no part in what a process sends by TCP or UDP until it is at its interface.
-    let families = [family::INET, family::IPV4, family::IPV6];
+    // Others have no part in what goes out by IP.
+    let families = [family::INET, family::IPV4, family::IPV6, family::NETDEV];
     let mut dump = |kind: u16, body: &Body| {
         let mut all = netlink.dump(SUBSYSTEM << 8 | kind, body)?;
         all.retain(|body| {
@@ -85,18 +101,20 @@ pub(super) fn list() -> Result<Listed> {
     };
     let (tables, chains) = (dump(GETTABLE, &all)?, dump(GETCHAIN, &all)?);
     let (sets, objects, rules) = (dump(GETSET, &all)?, dump(GETOBJ, &all)?, dump(GETRULE, &all)?);
+    let flowtables = dump(GETFLOWTABLE, &all)?;
     let mut elements = Vec::new();
     for set in &sets {
         elements.extend(dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?);
     }
     ensure!(nft::generation()? == generation, "the ruleset changed while it was read");
-    let depends = depends(&chains, &sets, &rules);
-    Ok(Listed { generation, tables, chains, sets, elements, objects, rules, depends })
+    let (out, through) = (depends(&chains, &sets, &rules, Way::Out), depends(&chains, &sets, &rules, Way::Through));
+    Ok(Listed { generation, tables, chains, sets, elements, objects, flowtables, rules, out, through })
 }
 
 impl Listed {
-    /// Makes the same in the namespace of the calling thread, and a table that has everything traced.
-    pub(super) fn make(&self) -> Result<()> {
+    /// Makes the same in the namespace of the calling thread, and a table that has everything traced. What hangs on interfaces
+    /// that are not there is left out.
+    pub(super) fn make(&self, is_there: impl Fn(&str) -> bool) -> Result<()> {
         let mut messages: Vec<(u16, u16, Body)> = Vec::new();
         let mut add = |kind: u16, flags: u16, body: Body| messages.push((SUBSYSTEM << 8 | (kind - 1), flags, body));
         for table in &self.tables {
@@ -106,9 +124,31 @@ impl Listed {
             attributes.set(FLAGS_OF_TABLE, flags.to_be_bytes().to_vec());
             add(GETTABLE, CREATE, table.with(attributes));
         }
+        let mut left_out: Vec<(Option<u8>, Option<String>, Option<String>)> = Vec::new();
         for chain in &self.chains {
             // Handle, uses, counters, padding, id, and what makes it a rule's own.
-            add(GETCHAIN, CREATE, chain.with(chain.attributes.without(&[2, 6, 8, 9, 10, 11, 12])));
+            let mut attributes = chain.attributes.without(&[2, 6, 8, 9, 10, 11, 12]);
+            let mut hook = attributes.list(CHAIN_HOOK);
+            let devices = hook.list(HOOK_DEVICES).names(DEVICE_NAME, &is_there);
+            let is_bound = hook.get(HOOK_DEVICE).is_some() || hook.get(HOOK_DEVICES).is_some();
+            if is_bound && devices.is_empty() && !hook.text(HOOK_DEVICE).is_some_and(|device| is_there(&device)) {
+                let of = &chain.attributes;
+                left_out.push((chain.fixed.first().copied(), of.text(TABLE), of.text(CHAIN_NAME)));
+                continue;
+            }
+            if hook.get(HOOK_DEVICES).is_some() {
+                hook.set_list(HOOK_DEVICES, &devices);
+                attributes.set_list(CHAIN_HOOK, &hook);
+            }
+            add(GETCHAIN, CREATE, chain.with(attributes));
+        }
+        for flowtable in &self.flowtables {
+            let mut attributes = flowtable.attributes.only(&[TABLE, 2, FLOWTABLE_HOOK]);
+            let mut hook = attributes.list(FLOWTABLE_HOOK);
+            hook.set_list(FLOWTABLE_DEVICES, &hook.list(FLOWTABLE_DEVICES).names(DEVICE_NAME, &is_there));
+            attributes.set_list(FLOWTABLE_HOOK, &hook);
+            attributes.set(FLOWTABLE_FLAGS, 0u32.to_be_bytes().to_vec());
+            add(GETFLOWTABLE, CREATE, flowtable.with(attributes));
         }
         for (set, id) in self.sets.iter().zip(1u32..) {
             // What a request may have. One without a name of its own becomes a plain one: rules name it.
@@ -126,6 +166,10 @@ impl Listed {
             add(GETSETELEM, CREATE, elements.with(elements.attributes.only(&[1, 2, 3])));
         }
         for rule in &self.rules {
+            let chain = (rule.fixed.first().copied(), rule.attributes.text(TABLE), rule.attributes.text(RULE_CHAIN));
+            if left_out.contains(&chain) {
+                continue;
+            }
             let mut attributes = rule.attributes.without(&[3, 6, 8, 9]);
             attributes.set_list(RULE_EXPRESSIONS, &Attributes::elements(&silent(&rule.attributes)));
             if let Some(compat) = compat(&rule.attributes) {
@@ -143,9 +187,17 @@ impl Listed {
 
     /// Lets go of what is needed no more once it was made.
     pub(super) fn shrink(&mut self) {
-        for list in [&mut self.sets, &mut self.elements, &mut self.objects, &mut self.rules] {
+        for list in [&mut self.sets, &mut self.elements, &mut self.objects, &mut self.flowtables, &mut self.rules] {
             *list = Vec::new();
         }
+    }
+
+    /// A chain hangs on what leaves an interface.
+    pub(super) fn has_egress(&self) -> bool {
+        self.chains.iter().any(|chain| {
+            let number = chain.attributes.list(CHAIN_HOOK).number(1);
+            chain.fixed.first() == Some(&family::NETDEV) && number == Some(hook::NETDEV_EGRESS)
+        })
     }
 
     /// Rules by their handles.
@@ -249,23 +301,26 @@ fn silent(rule: &Attributes) -> Vec<Attributes> {
 /// The table's name; whoever has one like it is not copied.
 pub(super) const TRACER: &str = "observer_replay";
 
-/// A chain before all others on the way out, that has every packet traced: `meta nftrace set 1`.
+/// The tracer's chain behind all others: whatever comes there was let pass.
+pub(super) const PASSED: &str = "passed";
+
+/// Chains before all others where a packet comes from, that have every packet traced (`meta nftrace set 1`); one behind all
+/// others where it leaves; and one that drops what arrives.
 fn tracing() -> Vec<(u16, u16, Body)> {
     const NFTRACE: u32 = 12;
+    /// Before connections are looked up, and thus before all rules; and after all.
+    const CHAINS: [(&str, u32, i32); 3] = [
+        ("in", hook::PRE_ROUTING, i32::MIN),
+        ("out", hook::LOCAL_OUT, i32::MIN),
+        (PASSED, hook::POST_ROUTING, i32::MAX),
+    ];
     let text = |text: &str| [text.as_bytes(), b"\0"].concat();
     let number = |number: u32| number.to_be_bytes().to_vec();
     let body = |attributes: Attributes| Body { fixed: vec![family::INET, 0, 0, 0], attributes };
+    let make = |kind: u16| SUBSYSTEM << 8 | (kind - 1);
     let mut table = Attributes::default();
     table.set(TABLE, text(TRACER));
-    let mut hook = Attributes::default();
-    // Local out, and before everybody else.
-    hook.set(1, number(3));
-    hook.set(2, i32::MIN.to_be_bytes().to_vec());
-    let mut chain = Attributes::default();
-    chain.set(TABLE, text(TRACER));
-    chain.set(CHAIN_NAME, text("out"));
-    chain.set_list(4, &hook);
-    chain.set(7, text("filter"));
+    let mut messages = vec![(make(GETTABLE), CREATE, body(table))];
     let (mut value, mut data) = (Attributes::default(), Attributes::default());
     value.set(1, vec![1]);
     data.set(1, number(8));
@@ -280,16 +335,31 @@ fn tracing() -> Vec<(u16, u16, Body)> {
         expression.set_list(DATA, data);
         expressions.push(expression);
     }
-    let mut rule = Attributes::default();
-    rule.set(TABLE, text(TRACER));
-    rule.set(RULE_CHAIN, text("out"));
-    rule.set_list(RULE_EXPRESSIONS, &Attributes::elements(&expressions));
-    let make = |kind: u16| SUBSYSTEM << 8 | (kind - 1);
-    vec![
-        (make(GETTABLE), CREATE, body(table)),
-        (make(GETCHAIN), CREATE, body(chain)),
-        (make(GETRULE), CREATE | APPEND, body(rule)),
-    ]
+    // What comes to this namespace itself is answered by nobody.
+    let [mut hook, mut chain] = <[Attributes; 2]>::default();
+    hook.set(1, number(hook::LOCAL_IN));
+    hook.set(2, i32::MIN.to_be_bytes().to_vec());
+    chain.set(TABLE, text(TRACER));
+    chain.set(CHAIN_NAME, text("here"));
+    chain.set_list(CHAIN_HOOK, &hook);
+    chain.set(5, number(DROP));
+    chain.set(7, text("filter"));
+    messages.push((make(GETCHAIN), CREATE, body(chain)));
+    for (name, on, priority) in CHAINS {
+        let [mut hook, mut chain, mut rule] = <[Attributes; 3]>::default();
+        hook.set(1, number(on));
+        hook.set(2, priority.to_be_bytes().to_vec());
+        chain.set(TABLE, text(TRACER));
+        chain.set(CHAIN_NAME, text(name));
+        chain.set_list(CHAIN_HOOK, &hook);
+        chain.set(7, text("filter"));
+        rule.set(TABLE, text(TRACER));
+        rule.set(RULE_CHAIN, text(name));
+        rule.set_list(RULE_EXPRESSIONS, &Attributes::elements(&expressions));
+        messages.push((make(GETCHAIN), CREATE, body(chain)));
+        messages.push((make(GETRULE), CREATE | APPEND, body(rule)));
+    }
+    messages
 }
 
 /// Rules of the calling thread's namespace by their handles.

@@ -1,61 +1,105 @@
-//! A private namespace with a copy in it, and the packets that are sent there.
+//! A private namespace with a copy in it, kept by a thread that lives there.
 
 use std::{
     cell::Cell,
-    collections::HashMap,
-    fs, io,
-    net::{IpAddr, SocketAddr},
+    fs,
     os::unix::fs::MetadataExt,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use nix::{
-    sched::{CloneFlags, unshare},
-    unistd::{Uid, setfsuid},
-};
-use socket2::{Domain, Protocol, Socket, Type};
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, unshare};
 
 use super::{
-    depends::Depends,
-    netlink::{Body, Netlink},
-    ruleset::{self, Listed, Place, TRACE, TRACER},
+    conntrack::{self, Connection},
+    depends::{self, Depends, Way},
+    inside::Inside,
+    legacy,
+    packet::Whole,
+    ruleset::{self, Listed},
     surroundings::{self, Surroundings},
 };
-use crate::model::{Packet, Replayed};
+use crate::{
+    firewall::{
+        files::Root,
+        front_ends::{self, Place},
+        legacy::{Table, tables},
+        netfilter::family,
+        nft::{self, Rule},
+    },
+    model::{End, NamedRule, Origin, Packet, Statement},
+};
 
 /// Nothing that is asked of a stage takes longer.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Nothing more is heard of a packet that was sent so long ago.
-const QUIET: Duration = Duration::from_millis(20);
-/// What is sent with a datagram.
-const PAYLOAD: &[u8] = b"observer replay";
-/// `NFT_TRACETYPE_POLICY` and `NFT_TRACETYPE_RULE`
-const POLICY: u32 = 1;
-const RULE: u32 = 3;
-/// Codes of verdicts: `NF_DROP`, `NFT_JUMP`, `NFT_GOTO`.
-const DROP: u32 = 0;
-const JUMP: u32 = -3i32 as u32;
-const GOTO: u32 = -4i32 as u32;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+/// What the threads that live in copies are called.
+const THREAD: &str = "replay";
 
 /// What is in a namespace that packets depend on.
 pub struct Copied {
-    rules: Listed,
-    around: Surroundings,
+    pub(super) rules: Listed,
+    pub(super) legacy: Vec<Table>,
+    /// The text of the tables of iptables-legacy.
+    pub(super) saved: legacy::Saved,
+    pub(super) around: Surroundings,
+}
+
+/// Which rules are in force: different ones have different numbers, or bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    generation: u32,
+    legacy: Vec<Vec<u8>>,
+}
+
+/// What is to be known before a packet is sent again.
+pub struct Asked {
+    /// The rules that are in force now.
+    pub version: Version,
+    /// What the packet's connection is.
+    pub connection: Connection,
+}
+
+/// Looks into the namespace of the calling thread.
+pub fn ask(packet: &Packet) -> Result<Asked> {
+    let whole = Whole::of(packet)?;
+    let version = Version { generation: nft::generation()?, legacy: rules_of(&tables()?)? };
+    Ok(Asked { version, connection: conntrack::of(&whole) })
+}
+
+fn rules_of(tables: &[Table]) -> Result<Vec<Vec<u8>>> {
+    tables.iter().map(Table::rules).collect()
 }
 
 /// Reads the namespace of the calling thread.
 pub fn copy() -> Result<Copied> {
-    Ok(Copied { rules: ruleset::list()?, around: surroundings::list()? })
+    let rules = ruleset::list()?;
+    let legacy = tables()?;
+    let saved = legacy::Saved::begin(&legacy);
+    Ok(Copied { rules, legacy, saved, around: surroundings::list()? })
+}
+
+impl Copied {
+    fn version(&self) -> Result<Version> {
+        Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
+    }
+
+    /// What decides by more than a packet.
+    fn depends(&self, way: Way) -> Result<Depends> {
+        let rules = match way {
+            Way::Out => &self.rules.out,
+            Way::Through => &self.rules.through,
+        };
+        self.legacy.iter().try_fold(rules.clone(), |all, table| {
+            Ok(all.and(depends::of_legacy(&table.name, &table.entries()?, way)))
+        })
+    }
 }
 
 /// A packet to send, with a number, and what became of it.
-type Order = (u64, Packet);
-type Answer = (u64, Result<Option<Replayed>>);
+type Order = (u64, Packet, Connection);
+type Answer = (u64, Result<Option<End>>);
 
 /// A stage that is being made.
 pub struct Building {
@@ -69,8 +113,10 @@ pub struct Building {
 
 /// What is known of a stage once it was made.
 struct Made {
-    generation: u32,
-    depends: Depends,
+    version: Version,
+    legacy: Vec<Table>,
+    out: Depends,
+    through: Depends,
 }
 
 impl Building {
@@ -81,30 +127,35 @@ impl Building {
         let (enter, entered) = channel();
         let (hidden, go) = channel::<()>();
         let (ready, made) = channel();
-        let thread = thread::spawn(move || {
+        let thread = thread::Builder::new().name(THREAD.to_owned()).spawn(move || {
             if enter.send(own_namespace()).is_err() || go.recv().is_err() {
                 return;
             }
             let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
-            let inside = copied.and_then(|copied| Ok((Inside::make(&copied)?, copied)));
-            let (inside, mut copied) = match inside {
+            let inside = copied.and_then(|mut copied| {
+                let (out, through) = (copied.depends(Way::Out)?, copied.depends(Way::Through)?);
+                let known = Made { version: copied.version()?, legacy: copied.legacy.clone(), out, through };
+                let inside = Inside::make(&copied)?;
+                copied.rules.shrink();
+                Ok((inside, copied, known))
+            });
+            let (inside, mut copied, known) = match inside {
                 Ok(made) => made,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
                 }
             };
-            let known = Made { generation: copied.rules.generation, depends: copied.rules.depends.clone() };
-            copied.rules.shrink();
             if ready.send(Ok(known)).is_err() {
                 return;
             }
-            while let Ok((number, packet)) = ordered.recv() {
-                if answer.send((number, inside.send(&copied, &packet))).is_err() {
+            while let Ok((number, packet, connection)) = ordered.recv() {
+                let end = inside.send(&mut copied, &packet, &connection);
+                if answer.send((number, end)).is_err() {
                     return;
                 }
             }
-        });
+        })?;
         let netns = entered.recv_timeout(LIMIT).context("no network namespace was made in time")??;
         hide(netns)?;
         let _ = hidden.send(());
@@ -114,10 +165,12 @@ impl Building {
     /// The stage, if it is there by then; itself if it is not.
     pub fn until(self, deadline: Instant) -> std::result::Result<Result<Stage>, Self> {
         match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(made) => Ok(made.map(|Made { generation, depends }| Stage {
+            Ok(made) => Ok(made.map(|Made { version, legacy, out, through }| Stage {
                 netns: self.netns,
-                generation,
-                depends,
+                version,
+                legacy,
+                out,
+                through,
                 sent: Cell::new(0),
                 orders: self.orders,
                 answers: self.answers,
@@ -133,9 +186,11 @@ impl Building {
 pub struct Stage {
     /// Its inode number.
     pub netns: u32,
-    /// Number of the ruleset that was copied.
-    pub generation: u32,
-    depends: Depends,
+    /// The rules that were copied.
+    pub version: Version,
+    legacy: Vec<Table>,
+    out: Depends,
+    through: Depends,
     /// Number of the last order.
     sent: Cell<u64>,
     orders: Sender<Order>,
@@ -145,11 +200,10 @@ pub struct Stage {
 
 impl Stage {
     /// What drops this packet there; `None` when it passes, an error where that cannot be told.
-    pub fn replay(&self, packet: &Packet) -> Result<Option<Replayed>> {
-        ensure!([TCP, UDP].contains(&packet.protocol), "only TCP and UDP are replayed");
+    pub fn replay(&self, packet: &Packet, connection: Connection) -> Result<Option<End>> {
         let number = self.sent.get() + 1;
         self.sent.set(number);
-        self.orders.send((number, packet.clone())).context("the copy's thread has ended")?;
+        self.orders.send((number, packet.clone(), connection)).context("the copy's thread has ended")?;
         loop {
             // One that came too late is an earlier packet's.
             let (of, answer) = self.answers.recv_timeout(LIMIT).context("the copy's thread does not answer")?;
@@ -160,9 +214,42 @@ impl Stage {
     }
 
     /// Why what is found is no proof of itself: something decides by more than the packet.
-    pub fn doubt(&self, packet: &Packet) -> Option<&str> {
-        let state = self.depends.by_state.as_deref().filter(|_| packet.protocol != TCP);
-        self.depends.always.as_deref().or(state)
+    pub fn doubt(&self, packet: &Packet, connection: &Connection) -> Option<String> {
+        let whole = Whole::of(packet).ok()?;
+        if whole.bytes.len() < packet.length as usize {
+            return Some("it is longer than what is sent again".to_owned());
+        }
+        let (depends, is_in_cgroup) = match packet.origin {
+            Origin::Socket { cgroup, .. } => (&self.out, cgroup.is_some()),
+            Origin::Interface { .. } => (&self.through, false),
+        };
+        let is_known = whole.begins() || !matches!(connection, Connection::Unknown);
+        let by_state = depends.by_state.as_ref().filter(|_| !is_known);
+        let by_cgroup = depends.by_cgroup.as_ref().filter(|_| !is_in_cgroup);
+        depends.always.as_ref().or(by_state).or(by_cgroup).cloned()
+    }
+
+    /// A rule or policy of iptables-legacy in the words of its front end, whose files are looked for below `roots`.
+    pub fn statement(&self, named: &NamedRule, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
+        let is_of = |table: &&Table| family::name(table.layout.family) == named.family && table.name == named.table;
+        let (chains, rules) = self.legacy.iter().find(is_of)?.as_nft().ok()?;
+        let here: Vec<&Rule> = rules.iter().filter(|rule| rule.chain == named.chain).collect();
+        front_ends::statement(
+            &Place {
+                named,
+                base: named.path.first()?,
+                rules: &here,
+                all: &rules.iter().collect::<Vec<_>>(),
+                chains: &chains.iter().collect::<Vec<_>>(),
+                saved: named.position.and(named.text.as_deref()),
+            },
+            roots,
+        )
+    }
+
+    /// It is to be sent from its sender's cgroup.
+    pub fn asks_for_cgroups(&self) -> bool {
+        self.out.by_cgroup.is_some()
     }
 
     /// Ends it, and waits until nobody is in the namespace any more.
@@ -180,169 +267,26 @@ fn own_namespace() -> Result<u32> {
     Ok(u32::try_from(netns)?)
 }
 
-/// What the thread in the namespace has.
-struct Inside {
-    trace: Netlink,
-    /// The copy's rules by their handles.
-    places: HashMap<(u8, String, u64), Place>,
-    handles: HashMap<Place, u64>,
-}
-
-impl Inside {
-    fn make(copied: &Copied) -> Result<Self> {
-        // Without rules nothing else is needed.
-        copied.rules.make()?;
-        copied.around.make()?;
-        Ok(Self { trace: ruleset::tracer(QUIET)?, places: ruleset::own_places()?, handles: copied.rules.handles() })
-    }
-
-    /// Sends one packet, and follows it.
-    fn send(&self, copied: &Copied, packet: &Packet) -> Result<Option<Replayed>> {
-        // Of an earlier one.
-        self.trace.drain();
-        let uid = Uid::from_raw(packet.uid);
-        let before = setfsuid(uid);
-        let is_user = setfsuid(uid) == uid;
-        let sent = if is_user { knock(packet) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) };
-        setfsuid(before);
-        ensure!(is_user, "not allowed to send as user {}", packet.uid);
-        let _socket = sent.context("the packet could not be sent in the copy")?;
-        let mut own = None;
-        let heard = self.trace.heard(|all| {
-            own = own.or_else(|| all.iter().find_map(|(_, body)| id_of(body, packet)));
-            own.is_some_and(|own| all.last().is_some_and(|(_, body)| id(body) == Some(own) && drops(body)))
-        })?;
-        let own = own.or_else(|| heard.iter().find_map(|(_, body)| id_of(body, packet)));
-        let own = own.context("the packet was not seen in the copy")?;
-        let way: Vec<&Body> =
-            heard.iter().filter(|(kind, body)| *kind == TRACE && id(body) == Some(own)).map(|(_, body)| body).collect();
-        if let (Some(interface), Some(index)) =
-            (&packet.interface, way.iter().find_map(|body| body.attributes.number(12)))
-        {
-            ensure!(
-                copied.around.index(interface) == Some(index),
-                "the packet leaves by another interface in the copy"
-            );
-        }
-        self.end(copied, &way)
-    }
-
-    /// The rule or policy at which it ended, in handles of the original.
-    fn end(&self, copied: &Copied, way: &[&Body]) -> Result<Option<Replayed>> {
-        // Chains that are being walked, the base chain first, and whose they are.
-        let mut walked: Vec<String> = Vec::new();
-        let mut of_table = (0, String::new());
-        for body in way {
-            let (family, of) = (body.fixed.first().copied().unwrap_or(0), &body.attributes);
-            let (Some(table), Some(chain)) = (of.text(1), of.text(2)) else { continue };
-            if table == TRACER {
-                continue;
-            }
-            if of_table != (family, table.clone()) {
-                walked.clear();
-                of_table = (family, table.clone());
-            }
-            match walked.iter().position(|walked| *walked == chain) {
-                Some(index) => walked.truncate(index + 1),
-                None => walked = vec![chain.clone()],
-            }
-            let verdict = of.list(5);
-            match (of.number(4), verdict.number(1)) {
-                (Some(RULE), Some(JUMP | GOTO)) => walked.extend(verdict.text(2)),
-                (Some(RULE), Some(DROP)) => {
-                    let handle = of.long(3).context("a trace without a rule")?;
-                    let place = self
-                        .places
-                        .get(&(family, table.clone(), handle))
-                        .context("a rule that the copy does not have")?;
-                    let rule = self.handles.get(place).context("a rule that the original does not have")?;
-                    return copied.rules.replayed(family, &table, &walked, *rule).map(Some);
-                }
-                (Some(POLICY), _) if of.number(16) == Some(DROP) => {
-                    return copied.rules.replayed(family, &table, &walked[..1], 0).map(Some);
-                }
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
-}
-
-fn id(body: &Body) -> Option<u32> {
-    body.attributes.number(6)
-}
-
-fn drops(body: &Body) -> bool {
-    let of = &body.attributes;
-    match of.number(4) {
-        Some(RULE) => of.list(5).number(1) == Some(DROP),
-        Some(POLICY) => of.number(16) == Some(DROP),
-        _ => false,
-    }
-}
-
-/// The trace's number, when this is the beginning of this very packet's.
-fn id_of(body: &Body, packet: &Packet) -> Option<u32> {
-    let (network, transport) = (body.attributes.get(8)?, body.attributes.get(9)?);
-    let (protocol, destination) = match packet.destination {
-        IpAddr::V4(address) => (*network.get(9)?, network.get(16..20)? == address.octets()),
-        IpAddr::V6(address) => (*network.get(6)?, network.get(24..40)? == address.octets()),
-    };
-    let port = u16::from_be_bytes(transport.get(2..4)?.try_into().ok()?);
-    (protocol == packet.protocol && destination && port == packet.destination_port).then(|| id(body)).flatten()
-}
-
-/// Sends the packet; the socket stays open until it is followed to its end.
-fn knock(packet: &Packet) -> io::Result<Socket> {
-    let domain = if packet.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let (kind, protocol) =
-        if packet.protocol == TCP { (Type::STREAM, Protocol::TCP) } else { (Type::DGRAM, Protocol::UDP) };
-    let socket = Socket::new(domain, kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(packet.source, packet.source_port).into())?;
-    let to = SocketAddr::new(packet.destination, packet.destination_port).into();
-    let sent = if packet.protocol == TCP { socket.connect(&to) } else { socket.send_to(PAYLOAD, &to).map(drop) };
-    match sent {
-        Ok(()) => Ok(socket),
-        // It is on its way, or was dropped; how it was rejected came at once.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(
-                    libc::EINPROGRESS
-                        | libc::EPERM
-                        | libc::ECONNREFUSED
-                        | libc::EHOSTUNREACH
-                        | libc::ENETUNREACH
-                        | libc::EACCES
-                )
-            ) =>
-        {
-            Ok(socket)
-        }
-        Err(error) => Err(error),
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay::packet::datagram;
 
     /// A namespace of a thread's own with rules, and the packet that they drop.
-    fn staged(rules: &str, packet: &Packet) -> Result<Option<Replayed>> {
+    fn staged(program: &'static str, rules: &str, packet: &Packet) -> Result<Option<End>> {
         let rules = rules.to_owned();
         let (send, receive) = channel();
         thread::spawn(move || {
             let read = || -> Result<Copied> {
                 unshare(CloneFlags::CLONE_NEWNET)?;
-                let mut nft =
-                    std::process::Command::new("nft").args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn()?;
-                io::Write::write_all(nft.stdin.as_mut().context("no input")?, rules.as_bytes())?;
-                drop(nft.stdin.take());
-                if !nft.wait()?.success() {
-                    anyhow::bail!("nft refuses the rules");
-                }
+                let mut child = std::process::Command::new("sh")
+                    .args(["-c", program])
+                    .stdin(std::process::Stdio::piped())
+                    .spawn()?;
+                std::io::Write::write_all(child.stdin.as_mut().context("no input")?, rules.as_bytes())?;
+                drop(child.stdin.take());
+                anyhow::ensure!(child.wait()?.success(), "the rules are refused");
                 copy()
             };
             let _ = send.send(read());
@@ -351,30 +295,51 @@ mod tests {
             .unwrap()
             .until(Instant::now() + Duration::from_secs(10))
             .map_err(|_| anyhow::anyhow!("slow"))??;
-        stage.replay(packet)
+        stage.replay(packet, Connection::New)
     }
 
     #[test]
     fn a_loopback_packet_meets_its_rule() {
-        if !Uid::effective().is_root() {
+        if !nix::unistd::Uid::effective().is_root() {
             return;
         }
-        let packet = Packet {
-            protocol: UDP,
-            source: "127.0.0.1".parse().unwrap(),
-            source_port: 0,
-            destination: "127.0.0.1".parse().unwrap(),
-            destination_port: 7,
-            uid: 0,
-            interface: None,
-        };
         let rules = "table inet t {\n chain x {\n udp dport 7 counter drop\n }\n chain o {\n type filter hook output priority 0;\n \
                      udp dport 8 drop\n jump x\n }\n}\n";
-        let found = staged(rules, &packet).unwrap().unwrap();
-        assert_eq!(found.path, ["o", "x"]);
-        assert!(staged(rules, &Packet { destination_port: 9, ..packet.clone() }).unwrap().is_none());
-        let by_policy =
-            staged("table ip t {\n chain o {\n type filter hook output priority 0; policy drop;\n }\n}\n", &packet);
-        assert_eq!(by_policy.unwrap().unwrap().rule, 0);
+        let nft = |rules: &str, port: u16| match staged("nft -f -", rules, &datagram(port)).unwrap() {
+            Some(End::Nft(end)) => Some((end.rule, end.path)),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(nft(rules, 7).unwrap().1, ["o", "x"]);
+        assert!(nft(rules, 9).is_none());
+        let policy = "table ip t {\n chain o {\n type filter hook output priority 0; policy drop;\n }\n}\n";
+        assert_eq!(nft(policy, 7).unwrap().0, 0);
+    }
+
+    #[test]
+    fn a_loopback_packet_meets_its_rule_of_iptables_legacy() {
+        let has_legacy = std::process::Command::new("iptables-legacy-save").output().is_ok();
+        if !nix::unistd::Uid::effective().is_root() || !has_legacy {
+            return;
+        }
+        let legacy = |rules: &str, port: u16| match staged("iptables-legacy-restore", rules, &datagram(port)).unwrap() {
+            Some(End::Legacy(rule)) => Some((rule.chain, rule.position, rule.path, rule.verdict, rule.text)),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        let rules = "*filter\n:OUTPUT ACCEPT\n:a -\n:b -\n-A OUTPUT -p udp --dport 5 -j RETURN\n-A OUTPUT -p udp --dport 5 -j DROP\n\
+                     -A OUTPUT -p tcp -j DROP\n-A OUTPUT -p udp -j a\n-A OUTPUT -p udp --dport 9 -j DROP\n\
+                     -A a -p udp --dport 6 -j RETURN\n-A a -p udp -m comment --comment x\n-A a -p udp -g b\n-A a -j DROP\n\
+                     -A b -p udp --dport 7 -j REJECT\n-A b -p udp --dport 8 -j DROP\nCOMMIT\n";
+        let (chain, position, path, verdict, text) = legacy(rules, 7).unwrap();
+        assert_eq!((chain.as_str(), position, verdict), ("b", Some(1), Some(crate::model::Verdict::Reject)));
+        assert_eq!(path, ["OUTPUT", "a", "b"]);
+        assert_eq!(text.as_deref(), Some("-p udp -m udp --dport 7 -j REJECT --reject-with icmp-port-unreachable"));
+        assert_eq!(legacy(rules, 8).unwrap().1, Some(2));
+        let (chain, position, path, ..) = legacy(rules, 9).unwrap();
+        assert_eq!((chain.as_str(), position, path), ("OUTPUT", Some(5), vec!["OUTPUT".to_owned()]));
+        assert!(legacy(rules, 5).is_none() && legacy(rules, 6).is_none());
+        let policy = legacy("*filter\n:OUTPUT DROP\nCOMMIT\n", 7).unwrap();
+        assert_eq!((policy.0.as_str(), policy.1), ("OUTPUT", None));
     }
 }

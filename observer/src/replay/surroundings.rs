@@ -1,6 +1,9 @@
-//! What a packet's way depends on beside the rules: interfaces of the same names and numbers, addresses, routes.
+//! What a packet's way depends on beside the rules: interfaces of the same names and numbers, addresses, routes, and what the
+//! kernel was set to.
 
-use anyhow::{Result, bail, ensure};
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
 
 use super::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use crate::probe::btf::Btf;
@@ -13,13 +16,16 @@ const ADDRESS: Kind = Kind { new: 20, fixed: 8 };
 const ROUTE: Kind = Kind { new: 24, fixed: 12 };
 const RULE: Kind = Kind { new: 32, fixed: 12 };
 
+/// `IFLA_*`
+const ADDRESS_OF_LINK: u16 = 1;
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
 const MASTER: u16 = 10;
 const LINKINFO: u16 = 18;
 const LOOPBACK: u32 = 1;
-/// `IFF_UP`
+/// `IFF_UP`, and `IFF_NOARP`: whoever is next on the way need not be asked for.
 const UP: u32 = 1;
+const UNASKED: u32 = 0x80;
 /// Interfaces that are made at most.
 const MAX_LINKS: usize = 256;
 /// With more of them a copy takes too long.
@@ -31,6 +37,33 @@ const NO_DETECTION: u8 = 2;
 /// `RTPROT_KERNEL`, and the table that addresses make.
 const BY_KERNEL: u8 = 2;
 const LOCAL_TABLE: u8 = 255;
+
+/// Settings of the kernel below `/proc/sys/net`, of each address family as a whole.
+const SETTINGS: [&str; 5] = [
+    "ipv4/ip_forward",
+    "ipv4/ip_nonlocal_bind",
+    "ipv6/ip_nonlocal_bind",
+    "ipv4/fib_multipath_hash_policy",
+    "netfilter/nf_conntrack_tcp_loose",
+];
+/// The same of interfaces.
+const SETTINGS_OF_LINKS: [(&str, &str); 7] = [
+    ("ipv4", "forwarding"),
+    ("ipv4", "rp_filter"),
+    ("ipv4", "accept_local"),
+    ("ipv4", "route_localnet"),
+    ("ipv4", "src_valid_mark"),
+    ("ipv6", "disable_ipv6"),
+    ("ipv6", "forwarding"),
+];
+/// What is otherwise in every copy: a packet's checksum was not computed yet when it was dropped, its connection's window is not
+/// known, and nobody is to be asked for anything.
+const OWN_SETTINGS: [(&str, &str); 4] = [
+    ("netfilter/nf_conntrack_checksum", "0"),
+    ("netfilter/nf_conntrack_tcp_be_liberal", "1"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+];
 
 #[derive(Clone, Copy)]
 struct Kind {
@@ -52,6 +85,8 @@ pub(super) struct Surroundings {
     addresses: Vec<Body>,
     routes: Vec<Body>,
     rules: Vec<Body>,
+    /// Places below `/proc/sys/net`, and what is there.
+    settings: Vec<(String, String)>,
 }
 
 /// Lists the namespace of the calling thread.
@@ -80,7 +115,39 @@ pub(super) fn list() -> Result<Surroundings> {
     };
     let routes: Vec<Body> = dump(ROUTE)?.into_iter().filter(made).collect();
     ensure!(routes.len() <= MAX_ROUTES, "there are more than {MAX_ROUTES} routes");
-    Ok(Surroundings { links, addresses: dump(ADDRESS)?, routes, rules: dump(RULE)? })
+    let names = ["all", "lo"].into_iter().chain(links.iter().map(|link| link.name.as_str()));
+    let of_links = names.flat_map(|name| {
+        SETTINGS_OF_LINKS.iter().map(move |(family, setting)| format!("{family}/conf/{name}/{setting}"))
+    });
+    let settings = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain(of_links);
+    let settings = settings.filter_map(|place| Some((setting(&place)?, place))).map(|(value, place)| (place, value));
+    let settings = settings.collect();
+    Ok(Surroundings { links, addresses: dump(ADDRESS)?, routes, rules: dump(RULE)?, settings })
+}
+
+/// A setting in the namespace of the calling thread; `None` where the kernel does not have it.
+fn setting(place: &str) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/sys/net/{place}")).ok()?.trim().to_owned())
+}
+
+/// Sets it, where it is otherwise.
+fn set(place: &str, value: &str) -> Result<()> {
+    if setting(place).is_some_and(|now| now != value) {
+        fs::write(format!("/proc/sys/net/{place}"), value).with_context(|| format!("cannot set {place} in the copy"))?;
+    }
+    Ok(())
+}
+
+/// Number of the other end of an interface's copy.
+pub(super) fn peer_of(index: u32) -> u32 {
+    index + PEERS
+}
+
+/// Address at its link layer of an interface's copy.
+pub(super) fn address_of(index: u32) -> [u8; 6] {
+    let [a, b, c, d] = index.to_be_bytes();
+    // One that nobody gives to devices.
+    [2, 0, a, b, c, d]
 }
 
 /// A kind of interface for which nothing is loaded into the kernel.
@@ -102,17 +169,28 @@ impl Surroundings {
         self.links.iter().find(|link| link.name == name).map(|link| link.index)
     }
 
+    /// It is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        name == "lo" || self.index(name).is_some()
+    }
+
+    /// An interface's name.
+    pub(super) fn name(&self, index: u32) -> Option<&str> {
+        self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
+    }
+
     /// Makes the same in the namespace of the calling thread.
     pub(super) fn make(&self) -> Result<()> {
         let kind = if self.links.is_empty() { "" } else { kind()? };
-        let mut links: Vec<(u16, Body)> = vec![(0, raised(LOOPBACK))];
+        let mut links: Vec<(u16, Body)> = vec![(0, raised(LOOPBACK, UP))];
         for link in &self.links {
             links.push((CREATE, new_link(link, kind)));
-            links.push((0, raised(link.index)));
+            links.push((0, raised(link.index, UP | UNASKED)));
             if kind == "veth" {
-                links.push((0, raised(link.index + PEERS)));
+                links.push((0, raised(peer_of(link.index), UP | UNASKED)));
             }
         }
+        OWN_SETTINGS.iter().try_for_each(|(place, value)| set(place, value))?;
         let refused = all(LINK, &links)?;
         ensure!(refused == 0, "{refused} interfaces could not be made");
         let address = |body: &Body| {
@@ -130,7 +208,7 @@ impl Surroundings {
             all(ROUTE, &self.routes.iter().map(route).collect::<Vec<_>>())?;
         }
         all(RULE, &self.rules.iter().map(|body| (CREATE, body.clone())).collect::<Vec<_>>())?;
-        Ok(())
+        self.settings.iter().try_for_each(|(place, value)| set(place, value))
     }
 }
 
@@ -150,8 +228,8 @@ fn header(index: u32, flags: u32) -> Vec<u8> {
     fixed
 }
 
-fn raised(index: u32) -> Body {
-    Body::new(&header(index, UP))
+fn raised(index: u32, flags: u32) -> Body {
+    Body::new(&header(index, flags))
 }
 
 fn new_link(link: &Link, kind: &str) -> Body {
@@ -162,7 +240,7 @@ fn new_link(link: &Link, kind: &str) -> Body {
         let mut peer = Attributes::default();
         peer.set(IFNAME, text(&format!("peer{}", link.index)));
         let mut data = Attributes::default();
-        data.set(1, [header(link.index + PEERS, 0), peer.bytes()].concat());
+        data.set(1, [header(peer_of(link.index), 0), peer.bytes()].concat());
         info.set_list(2, &data);
     }
     let mut body = Body::new(&header(link.index, 0));
@@ -170,6 +248,7 @@ fn new_link(link: &Link, kind: &str) -> Body {
     if let Some(mtu) = &link.mtu {
         body.attributes.set(MTU, mtu.clone());
     }
+    body.attributes.set(ADDRESS_OF_LINK, address_of(link.index).to_vec());
     body.attributes.set_list(LINKINFO, &info);
     body
 }

@@ -1,7 +1,7 @@
 //! iptables-nft: rules that iptables wrote, in its own words.
 
 use super::Place;
-use crate::model::Statement;
+use crate::model::{Backend, Statement};
 
 /// A rule as `iptables-save` writes it, or a policy.
 pub(super) fn statement(place: &Place<'_>) -> Option<Statement> {
@@ -9,11 +9,16 @@ pub(super) fn statement(place: &Place<'_>) -> Option<Statement> {
     if !place.is_iptables() {
         return None;
     }
-    let program = if named.family == "ip6" { "ip6tables" } else { "iptables" };
+    let program = match (named.family.as_str(), named.backend) {
+        ("ip6", Backend::Nft) => "ip6tables",
+        (_, Backend::Nft) => "iptables",
+        ("ip6", Backend::IptablesLegacy) => "ip6tables-legacy",
+        (_, Backend::IptablesLegacy) => "iptables-legacy",
+    };
     let table = if named.table == "filter" { String::new() } else { format!(" -t {}", named.table) };
     let (what, name) = match named.position {
         Some(position) => (format!("{program}{table} rule {position} of {}", named.chain), place.saved?.to_owned()),
-        None if named.text.is_some() => (format!("{program}{table} policy"), format!("-P {} DROP", named.chain)),
+        None if named.is_policy() => (format!("{program}{table} policy"), format!("-P {} DROP", named.chain)),
         None => return None,
     };
     Some(Statement { ruleset: "iptables".to_owned(), what, name, number: None, comment: None, note: None })

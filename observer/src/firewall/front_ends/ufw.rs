@@ -59,7 +59,7 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
     let Some(own) = named.chain.strip_prefix(prefix) else {
         // The rules of a built-in chain are not ufw's, but its policy is.
         let routed = named.chain == "FORWARD";
-        return (named.handle.is_none() && named.text.is_some()).then(|| policy(routed, roots));
+        return named.is_policy().then(|| policy(routed, roots));
     };
     match own {
         "reject-output" => return Some(by_default("reject", false)),

@@ -1,0 +1,227 @@
+//! A copy of iptables-legacy's tables: given back to the kernel as it gave them out, and a packet's way through them, by their
+//! counters.
+
+use std::{collections::BTreeSet, fs, os::fd::AsFd, time::Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    firewall::{
+        legacy::{self, Does, Entry, LegacyChain, NAME_BYTES, REJECT, Table},
+        listing::{self, Pending},
+        netfilter::family,
+    },
+    model::{Backend, NamedRule, Verdict},
+    sys,
+};
+
+/// `IPT_SO_SET_REPLACE`; of IPv6 it is the same.
+const SET_REPLACE: i32 = 64;
+/// Where a `struct ipt_replace` has the pointer to counters, and its entries.
+const COUNTERS_AT: usize = 88;
+const ENTRIES_AT: usize = 96;
+/// Tables in the order in which a hook asks them.
+const ORDER: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
+/// Targets that write to a log.
+const LOGS: [&str; 2] = ["LOG", "AUDIT"];
+
+/// Why nothing is told, this time.
+#[derive(Debug, thiserror::Error)]
+#[error("other packets went through the copy, too")]
+pub(super) struct Crossed;
+
+/// Where a packet's way ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    /// Which table, by its place among those that were copied.
+    pub(super) table: usize,
+    /// Chain of the rule, or of the policy.
+    pub(super) chain: String,
+    /// The rule's place in it, from 1 on; `None` for the policy.
+    pub(super) position: Option<usize>,
+    /// Chains from the built-in one on.
+    pub(super) path: Vec<String>,
+    /// What it does.
+    pub(super) verdict: Verdict,
+}
+
+/// Makes the tables in the namespace of the calling thread.
+pub(super) fn make(tables: &[Table]) -> Result<()> {
+    let logs = tables.iter().map(Table::entries).collect::<Result<Vec<_>>>()?.concat().iter().any(
+        |entry| matches!(&entry.does, Does::Extension(name) if LOGS.contains(&name.as_str())),
+    );
+    // Only the first namespace has the switch.
+    let everywhere = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").is_ok_and(|on| on.trim() == "1");
+    ensure!(!(logs && everywhere), "what is sent in a copy would be logged (net.netfilter.nf_log_all_netns)");
+    tables.iter().try_for_each(replace)
+}
+
+fn replace(table: &Table) -> Result<()> {
+    let socket = legacy::socket(table.layout)?;
+    // The kernel makes an empty one when it is asked.
+    let own = Table::read(table.layout, &table.name)?;
+    let mut block = vec![0; ENTRIES_AT];
+    block[..table.name.len()].copy_from_slice(table.name.as_bytes());
+    let info = &table.info;
+    let words = [info.valid_hooks, info.entries, info.bytes];
+    let words = words.into_iter().chain(info.hook_entry).chain(info.underflow).chain([own.info.entries]);
+    for (word, into) in words.zip(block[NAME_BYTES..COUNTERS_AT].as_chunks_mut::<4>().0) {
+        *into = word.to_ne_bytes();
+    }
+    block.extend(table.silent()?);
+    let mut old = vec![[0; 2]; own.info.entries as usize];
+    sys::replace_xtable(socket.as_fd(), table.layout.level, SET_REPLACE, &mut block, COUNTERS_AT, &mut old)
+        .with_context(|| format!("the kernel refuses a copy of table {} of iptables-legacy", table.name))
+}
+
+/// The texts of tables, which `iptables-legacy-save` may still be writing.
+pub(super) struct Saved(Vec<Pending>);
+
+impl Saved {
+    /// Has them written in the namespace of the calling thread.
+    pub(super) fn begin(tables: &[Table]) -> Self {
+        let families: BTreeSet<u8> = tables.iter().map(|table| table.layout.family).collect();
+        Self(families.into_iter().map(listing::begin_legacy).collect())
+    }
+
+    /// What a packet's way ended at, as a rule. Its text is waited for until then.
+    pub(super) fn named(&mut self, tables: &[Table], ended: Ended, deadline: Instant) -> Result<NamedRule> {
+        let table = tables.get(ended.table).context("a table that is not there")?;
+        let (_, rules) = table.as_nft()?;
+        let here = rules.iter().filter(|rule| rule.chain == ended.chain).count();
+        let text = ended.position.and_then(|position| {
+            let mut all = self.0.iter_mut().filter_map(|listing| listing.until(deadline));
+            all.find_map(|listing| {
+                listing.iptables(table.layout.family, &table.name, &ended.chain, position, here).map(str::to_owned)
+            })
+        });
+        Ok(NamedRule {
+            backend: Backend::IptablesLegacy,
+            family: family::name(table.layout.family).to_owned(),
+            table: table.name.clone(),
+            chain: ended.chain,
+            handle: None,
+            position: ended.position,
+            text: if ended.position.is_none() { Some("policy drop".to_owned()) } else { text },
+            path: ended.path,
+            verdict: Some(ended.verdict),
+            ruleset_sha256: None,
+            statement: None,
+        })
+    }
+}
+
+/// What the counters of a copy say.
+pub(super) struct Counted(Vec<Vec<u64>>);
+
+/// Reads the counters in the namespace of the calling thread.
+pub(super) fn count(tables: &[Table]) -> Result<Counted> {
+    let of = |table: &Table| {
+        let entries = Table::read(table.layout, &table.name)?.entries()?;
+        anyhow::Ok(entries.iter().map(|entry| entry.packets).collect())
+    };
+    Ok(Counted(tables.iter().map(of).collect::<Result<_>>()?))
+}
+
+impl Counted {
+    /// Where the one packet of that family that was counted since ended; `None` when every table let it pass.
+    pub(super) fn ended(&self, now: &Self, tables: &[Table], family: u8, hooks: &[String]) -> Result<Option<Ended>> {
+        let mut ways = Vec::new();
+        for (index, table) in tables.iter().enumerate().filter(|(_, table)| table.layout.family == family) {
+            let (before, after) = self.0.get(index).zip(now.0.get(index)).context("a table was not counted")?;
+            let matched = after.iter().zip(before).map(|(after, before)| after.saturating_sub(*before)).collect();
+            let entries = table.entries()?;
+            ways.push(Way { index, table, chains: table.chains(&entries), entries, matched, visited: 0 });
+        }
+        ways.sort_by_key(|way| ORDER.iter().position(|name| *name == way.table.name));
+        let mut ended = None;
+        for hook in hooks {
+            for way in &mut ways {
+                if ended.is_none() {
+                    ended = way.through(hook)?;
+                }
+            }
+        }
+        // Somebody else's packet may have matched where this one did not.
+        let alone = ways.iter().all(|way| way.matched.iter().sum::<u64>() == way.visited);
+        ensure!(alone, Crossed);
+        Ok(ended)
+    }
+}
+
+/// A table, and what matched in it.
+struct Way<'a> {
+    index: usize,
+    table: &'a Table,
+    entries: Vec<Entry>,
+    chains: Vec<LegacyChain>,
+    matched: Vec<u64>,
+    /// Matches that were followed.
+    visited: u64,
+}
+
+impl Way<'_> {
+    /// Follows what matched from a built-in chain on; `None` where it was let pass, or never came there.
+    fn through(&mut self, hook: &str) -> Result<Option<Ended>> {
+        let Some(base) = self.chains.iter().find(|chain| chain.hook.is_some() && chain.name == hook).cloned() else {
+            return Ok(None);
+        };
+        // Where to go on behind a jump, and how long the path was then.
+        let mut back: Vec<(usize, usize)> = Vec::new();
+        let mut path = vec![base.name.clone()];
+        let mut index = base.rules.start;
+        loop {
+            let (Some(entry), Some(times)) = (self.entries.get(index), self.matched.get(index)) else {
+                bail!("a chain has no end");
+            };
+            ensure!(*times <= 1, Crossed);
+            if *times == 0 {
+                // Nothing passes a chain's end unmatched.
+                if index == base.rules.end || matches!(entry.does, Does::Begins(_)) {
+                    return Ok(None);
+                }
+                index += 1;
+                continue;
+            }
+            self.visited += 1;
+            ensure!(self.visited <= self.entries.len() as u64, "rules lead in circles");
+            let ended = |verdict: Verdict| {
+                let chain = self.chain_of(index)?;
+                let position = chain.rules.contains(&index).then(|| index - chain.rules.start + 1);
+                Some(Ended { table: self.index, chain: chain.name.clone(), position, path: path.clone(), verdict })
+            };
+            index = match &entry.does {
+                Does::Accepts => return Ok(None),
+                Does::Drops => return Ok(ended(Verdict::Drop)),
+                Does::Extension(name) if name == REJECT => return Ok(ended(Verdict::Reject)),
+                Does::Extension(_) => index + 1,
+                Does::Returns => {
+                    // Out of a built-in chain it leads to its policy.
+                    let (to, length) = back.pop().unwrap_or((base.rules.end, 1));
+                    path.truncate(length);
+                    to
+                }
+                Does::Leads(to) | Does::GoesTo(to) => {
+                    let to = self.entries.iter().position(|entry| entry.at == *to).context("a jump leads nowhere")?;
+                    // A rule without a target leads to the next one.
+                    if to != index + 1 {
+                        if matches!(entry.does, Does::Leads(_)) {
+                            back.push((index + 1, path.len()));
+                        }
+                        let chain = self.chains.iter().find(|chain| chain.rules.start == to);
+                        path.push(chain.context("a jump leads into a chain")?.name.clone());
+                    }
+                    to
+                }
+                Does::Begins(_) => bail!("a chain has no end"),
+            };
+        }
+    }
+
+    /// The chain whose rule, or policy, it is.
+    fn chain_of(&self, index: usize) -> Option<&LegacyChain> {
+        self.chains
+            .iter()
+            .find(|chain| chain.rules.contains(&index) || chain.hook.is_some() && chain.rules.end == index)
+    }
+}

@@ -1,0 +1,86 @@
+//! Puts a packet on its way: by a socket as its sender had one, or in front of the interface by which it came in.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    path::Path,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::{
+    packet::Whole,
+    surroundings::{address_of, peer_of},
+};
+use crate::sys;
+
+/// `IPPROTO_RAW`: whoever sends gives the headers, too.
+const RAW: i32 = 255;
+/// A packet that is on its way, or was dropped; how it was rejected came at once.
+const ON_ITS_WAY: [i32; 6] =
+    [libc::EINPROGRESS, libc::EPERM, libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EACCES];
+
+/// What rules see of a sender.
+#[derive(Clone, Copy)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mark: u32,
+}
+
+/// A socket whose file that user opens, in the calling thread's namespace.
+pub(super) fn socket(whole: &Whole, owner: Owner) -> Result<Socket> {
+    let domain = if whole.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    let before = (setfsgid(gid), setfsuid(uid));
+    let is_user = setfsgid(gid) == gid && setfsuid(uid) == uid;
+    let made = is_user.then(|| Socket::new(domain, Type::RAW, Some(Protocol::from(RAW))));
+    setfsuid(before.1);
+    setfsgid(before.0);
+    let socket = made
+        .with_context(|| format!("not allowed to send as user {} and group {}", owner.uid, owner.gid))?
+        .context("cannot make a raw socket")?;
+    socket.set_nonblocking(true)?;
+    if owner.mark != 0 {
+        socket.set_mark(owner.mark).context("cannot mark a packet")?;
+    }
+    Ok(socket)
+}
+
+/// Sends by a socket; through an interface by name and number, whatever routes say, where one is given.
+pub(super) fn by_socket(whole: &Whole, socket: &Socket, through: Option<(&str, u32)>) -> Result<()> {
+    if let Some((name, _)) = through {
+        socket.bind_device(Some(name.as_bytes())).context("cannot send through the interface")?;
+    }
+    let scope = through.map_or(0, |(_, index)| index);
+    let end = |address: IpAddr| match address {
+        IpAddr::V4(_) => SocketAddr::new(address, 0),
+        IpAddr::V6(address) => SocketAddrV6::new(address, 0, 0, scope).into(),
+    };
+    socket.bind(&end(whole.source).into()).context("the copy does not have the sender's address")?;
+    socket.set_broadcast(true)?;
+    on_its_way(socket.send_to(&whole.bytes, &end(whole.destination).into()))
+}
+
+/// Sends it to an interface by its number, as if it came from its link.
+pub(super) fn to_interface(whole: &Whole, index: u32) -> Result<()> {
+    ensure!(
+        Path::new("/proc/thread-self/net/packet").exists(),
+        "this kernel has no packet sockets at hand, and none is loaded for it"
+    );
+    let ethertype = if whole.destination.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, None).context("cannot make a packet socket")?;
+    let to: SockAddr = sys::link_address(peer_of(index), ethertype as u16, address_of(index))?;
+    on_its_way(socket.send_to(&whole.bytes, &to))
+}
+
+fn on_its_way(sent: io::Result<usize>) -> Result<()> {
+    match sent {
+        Err(error) if !error.raw_os_error().is_some_and(|number| ON_ITS_WAY.contains(&number)) => {
+            Err(error).context("the packet could not be sent in the copy")
+        }
+        _ => Ok(()),
+    }
+}
