@@ -89,9 +89,8 @@ pub fn netns_cookie() -> io::Result<u64> {
 pub fn socket_option(socket: BorrowedFd<'_>, level: i32, name: i32, block: &mut [u8]) -> io::Result<usize> {
     let mut length = libc::socklen_t::try_from(block.len()).map_err(io::Error::other)?;
     // SAFETY: the kernel reads and writes at most `length` bytes, which the block has.
-    let status = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, name, block.as_mut_ptr().cast(), &raw mut length)
-    };
+    let status =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, block.as_mut_ptr().cast(), &raw mut length) };
     if status == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -172,6 +172,8 @@ layout! {
     connection_syn_retries,
     /// `tcp_sock.is_mptcp`
     tcp_is_mptcp,
+    /// `tcp_sock.segs_out`
+    tcp_segments,
     /// `tcp_sock.retrans_stamp`
     tcp_first_sent,
     /// `tcp_sock.retrans_out`

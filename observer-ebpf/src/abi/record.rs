@@ -235,6 +235,10 @@ pub struct DropRecord {
     pub mark: u32,
     /// `skb->skb_iif`: number of the interface that it came in by; 0 for one that was made here.
     pub arrived_by: u32,
+    /// Segments that its TCP connection has sent so far, this one among them; 0 where there is none.
+    pub segments: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Source port in host byte order; valid with [`flag::TRANSPORT`].
     pub source_port: u16,
     /// Source port after translation.
@@ -242,7 +246,7 @@ pub struct DropRecord {
     /// Valid bytes in `packet`, which ends there.
     pub captured: u16,
     /// Zero.
-    pub reserved: u16,
+    pub padding: u16,
     /// The packet from its network header on.
     pub packet: [u8; PACKET_BYTES],
 }
@@ -250,4 +254,4 @@ pub struct DropRecord {
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<DropKey>() == 4 * 8 + 2 * 36 + size_of::<RuleAnswer>() + 16 + 6 * 4 + 2 * 2 + 8 + 4);
 const _: () = assert!(size_of::<DropKey>().is_multiple_of(8));
-const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 32 + PACKET_BYTES);
+const _: () = assert!(size_of::<DropRecord>() == 4 * 8 + size_of::<Owner>() + size_of::<DropKey>() + 40 + PACKET_BYTES);

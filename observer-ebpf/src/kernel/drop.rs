@@ -97,6 +97,7 @@ pub unsafe fn begin(scratch: *mut Scratch) {
         put!(scratch.record.file_uid, u32::MAX);
         put!(scratch.record.file_gid, u32::MAX);
         put!(scratch.record.mark, 0);
+        put!(scratch.record.segments, 0);
         put!(scratch.socket, 0);
         put!(scratch.given, 0);
         put!(scratch.port, 0);

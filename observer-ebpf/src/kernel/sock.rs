@@ -102,6 +102,7 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         let stream = u32::from(kind) == SOCK_STREAM;
         if stream && R::field::<u16>(sk, field!(sk_protocol)) == Some(u16::from(packet::protocol::TCP)) {
             kernel &= u16::from(Probe::field::<u8>(sk, field!(tcp_is_mptcp)).unwrap_or(0)) ^ 1;
+            put!(scratch.record.segments, Probe::field::<u32>(sk, field!(tcp_segments)).unwrap_or(0));
         }
         flags |= (kernel & 1) * flag::KERNEL;
         // Of a raw socket the number is its protocol.

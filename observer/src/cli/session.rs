@@ -47,6 +47,8 @@ pub(super) struct Session {
     lives: Lives,
     processes: Processes,
     rules: Rules,
+    /// Packets can be sent through a copy of the rules.
+    replayed: bool,
     changes: Changes,
     listening: UnboundedReceiver<Listening>,
     modules: io::Result<OwnedFd>,
@@ -64,8 +66,10 @@ impl Session {
         // Before anything is observed for the user: from the first event on, the rule is told.
         let rules = Rules::new(probes.take_rules()?, &mut helper);
         // Nothing is replayed where it would be seen.
+        let watched = filter.netns.or_else(own_netns);
         let own = probes.own_namespaces().map_err(|error| format!("{error:#}"));
-        if let Err(why) = own.and_then(|own| helper.keep_own_namespaces(own)) {
+        let replayed = own.and_then(|own| helper.keep_own_namespaces(own, watched));
+        if let Err(why) = &replayed {
             log::warn!("packets are not replayed: {why}");
         }
         let firewalls = firewalls(&mut helper, filter.netns);
@@ -73,7 +77,7 @@ impl Session {
         // blocked there.
         let (begun, listening) = unbounded_channel();
         let mut changes = Changes::new(begun);
-        if let Some(netns) = filter.netns.or_else(own_netns) {
+        if let Some(netns) = watched {
             changes.adopt(netns, &mut helper);
         }
         let since_ns = boot_ns();
@@ -105,6 +109,7 @@ impl Session {
             lives,
             processes,
             rules,
+            replayed: replayed.is_ok(),
             changes,
             listening,
             modules,
@@ -176,7 +181,13 @@ impl Session {
             (false, true) => "rules live from a block's second packet on",
             (false, false) => "no rules (see `observer doctor`)",
         };
-        parts.push(rules.to_owned());
+        let seen = self.rules.are_live() || self.rules.are_probed();
+        let replayed = match (seen && self.replayed, self.rules.are_live()) {
+            (false, _) => "",
+            (true, true) => "+replay",
+            (true, false) => ", and by replay",
+        };
+        parts.push(format!("{rules}{replayed}"));
         parts.push(self.firewalls.clone());
         let only = filter.words();
         if !only.is_empty() {

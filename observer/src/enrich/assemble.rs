@@ -16,6 +16,7 @@ use super::{
     replay::Opinion,
     rules::{Found, Rules, wanted},
     sender::Credentials,
+    unsent::Unsent,
     users::Users,
 };
 use crate::{
@@ -38,6 +39,7 @@ pub struct Assembler<E> {
     pub(super) rules: Rules,
     pub(super) changes: Changes,
     pub(super) late: Late,
+    unsent: Unsent,
     pub(super) users: Users,
     pub(super) clock: Clock,
     pub(super) redact: bool,
@@ -64,6 +66,7 @@ impl<E: Eyes> Assembler<E> {
             rules,
             changes,
             late: Late::default(),
+            unsent: Unsent::default(),
             users: Users::default(),
             clock: Clock::default(),
             redact,
@@ -154,6 +157,7 @@ impl<E: Eyes> Assembler<E> {
             self.changes.adopt(dropped.netns, &mut self.attributor.eyes);
         }
         let began = Instant::now();
+        let none_left = self.unsent.none_left(dropped);
         let found = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         let read = began.elapsed();
         let opinion = self.rules.replays.of(dropped, hook, &found, &mut self.attributor.eyes);
@@ -183,10 +187,15 @@ impl<E: Eyes> Assembler<E> {
         // What was told before the text was known goes on under its incident.
         let provisional = dropped.rule.filter(|_| rule.is_some()).map(|answer| (answer, under(hook)));
         let provisional = provisional.filter(|(answer, told)| self.late.was_told(*told, answer));
-        let incident = match provisional {
-            Some((_, told)) => told,
-            None => under(rule.and_then(|rule| rule.words()).or(hook)),
+        let incident = match (provisional, rule.and_then(|rule| rule.words())) {
+            (Some((_, told)), _) => told,
+            // The first packets of a block were told before there was a copy that could name their rule.
+            (None, Some(words)) if is_replayed && self.late.goes_on(under(hook), words) => under(hook),
+            (None, words) => under(words.or(hook)),
         };
+        if matches!(opinion, Opinion::Later) {
+            self.late.expect(incident);
+        }
         let event = Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
@@ -237,6 +246,7 @@ impl<E: Eyes> Assembler<E> {
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
+                left: none_left.then_some(0),
                 count: dropped.packets,
                 bytes: dropped.bytes,
                 background: Background::of(dropped).or(own.then_some(Background::SelfTest)),
@@ -326,6 +336,7 @@ impl<E: Eyes> Assembler<E> {
         event.event.id = Some(self.event_id());
         event.egress.count = counted.packets;
         event.egress.bytes = counted.bytes;
+        event.egress.left = None;
         if event.egress.origin_netns.is_none() && !FORWARDED.contains(&event.egress.hook.unwrap_or_default()) {
             // Of a local sender the key holds no source port.
             if let Some(source) = &mut event.source {

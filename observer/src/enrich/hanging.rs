@@ -81,6 +81,7 @@ impl<E: Eyes> Assembler<E> {
                 drop_reason: None,
                 hook: None,
                 interface: None,
+                left: None,
                 count: 0,
                 bytes: 0,
                 attempts: Some(u32::from(hanging.sent_again) + 1),

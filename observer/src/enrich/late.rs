@@ -32,6 +32,8 @@ const MAX_PROVISIONAL: usize = 4096;
 pub struct Late {
     waiting: Vec<Waiting>,
     provisional: HashMap<Uuid, RuleAnswer>,
+    /// The same where a copy of the rules will name the rule of packets that come later: in words, once it has.
+    expected: HashMap<Uuid, Option<String>>,
 }
 
 impl Late {
@@ -56,6 +58,19 @@ impl Late {
             return;
         }
         self.waiting.push(Waiting { event: Box::new(event.clone()), wanted: wanted(), since: Instant::now() });
+    }
+
+    /// Something was told under this incident, and a copy of the rules may name the rule of what comes next.
+    pub(super) fn expect(&mut self, incident: Uuid) {
+        if self.expected.len() < MAX_PROVISIONAL {
+            self.expected.entry(incident).or_default();
+        }
+    }
+
+    /// Whether what a copy names goes on under the incident that was told before; it is the first rule that is named there.
+    pub(super) fn goes_on(&mut self, incident: Uuid, words: &str) -> bool {
+        let Some(named) = self.expected.get_mut(&incident) else { return false };
+        named.get_or_insert_with(|| words.to_owned()) == words
     }
 
     /// Whether something was told of this rule under that incident, before its text was known.

@@ -21,4 +21,5 @@ pub mod resolve;
 pub mod rules;
 mod sender;
 pub mod unit;
+mod unsent;
 pub mod users;

@@ -22,6 +22,8 @@ const MAX_A_SECOND: u32 = 20;
 pub(super) enum Opinion {
     /// Nothing: it was not asked, or cannot say.
     None,
+    /// No rule was seen, and the copy was not there in time: it may name that of the next packet.
+    Later,
     /// The rule that was seen is the one.
     Same,
     /// Something else, in words.
@@ -95,7 +97,7 @@ impl Replays {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
             None => match eyes.replay(dropped.netns, &packet) {
-                Ok(Replay::NotYet) => return Opinion::None,
+                Ok(Replay::NotYet) => return if answer.is_none() { Opinion::Later } else { Opinion::None },
                 Ok(replay) => {
                     self.known.put(alike, replay.clone());
                     replay
@@ -122,7 +124,8 @@ impl Replays {
                 Opinion::Differs(differs(end.as_ref(), doubt.as_deref()))
             }
             // What drops it now may not have done so then; and of several packets each may have met another rule.
-            (None, _) if dropped.first_ns <= since_ns || dropped.packets > 1 => Opinion::None,
+            (None, _) if dropped.first_ns <= since_ns => Opinion::Later,
+            (None, _) if dropped.packets > 1 => Opinion::None,
             (None, Some(_)) if doubt.is_some() => {
                 self.counts.unsure += 1;
                 let doubt = doubt.unwrap_or_default();
@@ -220,15 +223,18 @@ fn packet(dropped: &Dropped) -> Option<(Alike, Packet)> {
         && !dropped.by_kernel()
         && Background::of(dropped).is_none();
     let Captured { bytes, opened_by, mark, arrived_by, .. } = dropped.captured.as_ref().filter(|_| fits)?;
-    let origin = match (dropped.direction, dropped.hook?) {
-        (Direction::Local, Hook::Output | Hook::Postrouting | Hook::Egress) => {
+    let origin = match (dropped.direction, dropped.hook) {
+        (Direction::Local, Some(Hook::Output | Hook::Postrouting | Hook::Egress)) => {
             let (uid, gid) = (*opened_by)?;
             Origin::Socket { uid, gid, mark: *mark, cgroup: dropped.socket?.cgroup }
         }
-        (Direction::Forward, Hook::Forward | Hook::Postrouting | Hook::Egress)
-        | (Direction::Unrouted, Hook::Prerouting) => Origin::Interface { index: (*arrived_by)? },
+        (Direction::Forward | Direction::Unrouted, hook) if hook != Some(Hook::Ingress) => {
+            Origin::Interface { index: (*arrived_by)? }
+        }
         _ => return None,
     };
+    // Where it has no way out yet, it is the one that it came in by.
+    let interface = dropped.interface.clone().filter(|_| dropped.direction != Direction::Unrouted);
     let asked = dropped.original.or(dropped.endpoints)?;
     let alike = Alike {
         netns: dropped.netns,
@@ -236,7 +242,7 @@ fn packet(dropped: &Dropped) -> Option<(Alike, Packet)> {
         source: asked.source,
         destination: (asked.destination, asked.destination_port),
         detail: (dropped.tcp_flags, dropped.icmp),
-        interface: dropped.interface.clone(),
+        interface: interface.clone(),
         origin: origin.clone(),
     };
     let ends = |of: Endpoints| Ends {
@@ -245,12 +251,6 @@ fn packet(dropped: &Dropped) -> Option<(Alike, Packet)> {
     };
     // Of a packet at its interface the length has the link's header in it.
     let length = u32::try_from(dropped.ip_length()?).ok()?;
-    let packet = Packet {
-        bytes: bytes.to_vec(),
-        length,
-        sent: dropped.original.map(ends),
-        origin,
-        interface: dropped.interface.clone(),
-    };
+    let packet = Packet { bytes: bytes.to_vec(), length, sent: dropped.original.map(ends), origin, interface };
     Some((alike, packet))
 }

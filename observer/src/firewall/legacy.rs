@@ -248,7 +248,8 @@ impl Table {
             "ERROR" => Does::Begins(text(self.block.get(data..data + EXTENSION_NAME)?)),
             name => Does::Extension(name.to_owned()),
         };
-        let packets = u64::from_ne_bytes(self.block.get(at + layout.counters..at + layout.counters + 8)?.try_into().ok()?);
+        let packets =
+            u64::from_ne_bytes(self.block.get(at + layout.counters..at + layout.counters + 8)?.try_into().ok()?);
         Some(Entry { at, next, target, matches, does, packets })
     }
 
@@ -272,7 +273,11 @@ impl Table {
         for pair in begins.windows(2) {
             if let Does::Begins(name) = &entries[pair[0]].does {
                 // Before the next one there is the way back.
-                chains.push(LegacyChain { name: name.clone(), hook: None, rules: pair[0] + 1..(pair[1] - 1).max(pair[0] + 1) });
+                chains.push(LegacyChain {
+                    name: name.clone(),
+                    hook: None,
+                    rules: pair[0] + 1..(pair[1] - 1).max(pair[0] + 1),
+                });
             }
         }
         chains
@@ -307,7 +312,10 @@ impl Table {
         });
         let name_at = |offset: usize| {
             let first = entries.iter().position(|entry| entry.at == offset)?;
-            legacy.iter().find(|chain| chain.hook.is_none() && chain.rules.start == first).map(|chain| chain.name.clone())
+            legacy
+                .iter()
+                .find(|chain| chain.hook.is_none() && chain.rules.start == first)
+                .map(|chain| chain.name.clone())
         };
         let rules = legacy.iter().flat_map(|chain| {
             entries[chain.rules.clone()].iter().map(|entry| Rule {

@@ -59,6 +59,8 @@ pub fn decode(mut bytes: Bytes) -> Result<First, DecodeError> {
     let opened_by = (bytes.get_u32_ne(), bytes.get_u32_ne());
     let mark = bytes.get_u32_ne();
     let arrived_by = bytes.get_u32_ne();
+    let segments = bytes.get_u32_ne();
+    bytes.advance(size_of::<u32>());
     let source_port = bytes.get_u16_ne();
     let translated_port = bytes.get_u16_ne();
     let captured = usize::from(bytes.get_u16_ne());
@@ -80,6 +82,7 @@ pub fn decode(mut bytes: Bytes) -> Result<First, DecodeError> {
         opened_by: (opened_by.0 != u32::MAX).then_some(opened_by),
         mark,
         arrived_by: (arrived_by != 0).then_some(arrived_by),
+        segments: (segments != 0).then_some(segments),
     });
     Ok(First { epoch, key, dropped })
 }

@@ -133,6 +133,8 @@ pub struct Captured {
     pub mark: u32,
     /// Number of the interface that it came in by, in the namespace whose rules decided.
     pub arrived_by: Option<u32>,
+    /// Segments that its TCP connection had sent by then, this one among them.
+    pub segments: Option<u32>,
 }
 
 impl Dropped {

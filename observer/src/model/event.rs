@@ -366,6 +366,9 @@ pub struct Egress {
     pub count: u64,
     /// Bytes that this line adds.
     pub bytes: u64,
+    /// Packets of its connection that have left this host so far: 0, where every one was seen to be dropped; else absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<u32>,
     /// Of a connection that hangs: SYNs that were sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,

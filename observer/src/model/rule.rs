@@ -240,7 +240,9 @@ impl NamedRule {
                     let text = text.as_ref().map(|text| format!(" `{text}`")).unwrap_or_default();
                     format!("iptables-legacy rule{text} at place {position} of {place} {did} it")
                 }
-                (None, Some(_)) => format!("the policy of iptables-legacy's chain {place} {did} it: no rule accepts it"),
+                (None, Some(_)) => {
+                    format!("the policy of iptables-legacy's chain {place} {did} it: no rule accepts it")
+                }
                 (None, None) => format!(
                     "a rule or policy of iptables-legacy, table {} from chain {} on, {did} it",
                     self.table, self.chain

@@ -147,9 +147,10 @@ impl Helper {
         self.begun = self.send(&Request::PrepareProof { changes: 0 }, &[]).is_ok();
     }
 
-    /// Gives it the map that names observer's own namespaces, without which nothing is replayed.
-    pub fn keep_own_namespaces(&mut self, map: OwnedFd) -> Result<(), String> {
-        let answer = self.send(&Request::OwnNamespaces, &[map]).and_then(|()| self.receive());
+    /// Gives it the map that names observer's own namespaces, without which nothing is replayed. The rules of `netns` are copied
+    /// from now on, so that the first packet that is dropped there is known to have met them.
+    pub fn keep_own_namespaces(&mut self, map: OwnedFd, netns: Option<u32>) -> Result<(), String> {
+        let answer = self.send(&Request::OwnNamespaces { netns }, &[map]).and_then(|()| self.receive());
         match answer.map_err(|error| format!("{error:#}"))? {
             Response::OwnNamespaces(kept) => kept,
             other => Err(unexpected(&other).to_string()),

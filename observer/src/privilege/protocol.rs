@@ -95,8 +95,12 @@ pub enum Request {
     },
     /// Keep two programs, whose descriptors come with this, for [`Request::ArmVerdicts`].
     VerdictPrograms,
-    /// Keep the map, whose descriptor comes with this, that names observer's own namespaces.
-    OwnNamespaces,
+    /// Keep the map, whose descriptor comes with this, that names observer's own namespaces; and copy the rules of this network
+    /// namespace already.
+    OwnNamespaces {
+        /// Its inode number.
+        netns: Option<u32>,
+    },
     /// Whether packets can be replayed here.
     ProveReplay,
     /// Send a packet through a copy of a network namespace's rules.

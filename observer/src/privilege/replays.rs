@@ -13,7 +13,7 @@ use super::{netns, patience};
 use crate::{
     enrich::host::boot_ns,
     model::{End, Packet, Replay},
-    replay::{self, Building, Stage, Version},
+    replay::{self, Building, Stage, Version, surroundings},
     sys::netns_cookie,
 };
 
@@ -37,6 +37,8 @@ struct Copy {
     begun: Instant,
     /// The ruleset was in force then: nanoseconds of `CLOCK_BOOTTIME`.
     since_ns: u64,
+    /// What the copy before this one was of, and since when that was in force.
+    before: Option<(Version, u64)>,
     /// Not made anew before.
     rests_until: Instant,
 }
@@ -62,6 +64,13 @@ impl Replays {
         let [map] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| anyhow::anyhow!("not one map"))?;
         self.own = Some(BpfMap::try_from(Map::HashMap(MapData::from_fd(map)?))?);
         Ok(())
+    }
+
+    /// Begins to copy a namespace's rules before anything was dropped there.
+    pub(super) fn prepare(&mut self, number: u32) -> Result<()> {
+        surroundings::kind()?;
+        let cookie = netns::inside(Some(number), netns_cookie)??;
+        self.begin(cookie, number)
     }
 
     /// What becomes of a packet in a copy of that namespace's rules.
@@ -129,8 +138,14 @@ impl Replays {
         let own = self.own.as_mut().context("no map")?;
         let building = Building::begin(copied, |netns| own.insert(netns, 1, 0).context("the copy cannot be hidden"))?;
         let now = Instant::now();
-        let copy = Copy { state: State::Building(building), asked: now, begun: now, since_ns, rests_until: now };
-        let old = self.copies.insert(cookie, copy);
+        let old = self.copies.remove(&cookie);
+        let before = old.as_ref().and_then(|old| match &old.state {
+            State::Ready(stage) => Some((stage.version.clone(), old.since_ns)),
+            _ => None,
+        });
+        let copy =
+            Copy { state: State::Building(building), asked: now, begun: now, since_ns, before, rests_until: now };
+        self.copies.insert(cookie, copy);
         old.into_iter().for_each(|old| self.end(old));
         Ok(())
     }
@@ -158,8 +173,9 @@ impl Replays {
                 if took > SLOW {
                     copy.rests_until = Instant::now() + took * SHARE;
                 }
-                // It may have changed between the question and the copy.
-                copy.since_ns = boot_ns();
+                // It may have changed between the question and the copy, unless it is what was in force before.
+                let before = copy.before.take().filter(|(version, _)| *version == stage.version);
+                copy.since_ns = before.map_or_else(boot_ns, |(_, since_ns)| since_ns);
                 copy.state = State::Ready(stage);
             }
         }

@@ -172,9 +172,15 @@ impl Server {
                 Response::Difference(self.rulesets.difference(netns).map_err(|error| format!("{error:#}")))
             }
             Request::Functions { changes } => Response::Functions(self.functions(changes)),
-            Request::OwnNamespaces => Response::OwnNamespaces(
-                self.replays.keep(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
-            ),
+            Request::OwnNamespaces { netns } => {
+                let kept = self.replays.keep(std::mem::take(&mut self.received));
+                // Reading rules would load nftables.
+                let wanted = netns.filter(|_| kept.is_ok() && self.knows_nftables());
+                if let Some(Err(error)) = wanted.map(|netns| self.replays.prepare(netns)) {
+                    log::debug!("the rules are not copied yet: {error:#}");
+                }
+                Response::OwnNamespaces(kept.map_err(|error| format!("{error:#}")))
+            }
             Request::ProveReplay => Response::ProveReplay(replay::prove().map_err(|error| format!("{error:#}"))),
             Request::Replay { netns, ref packet } => {
                 Response::Replay(self.replays.replay(netns, packet).map_err(|error| format!("{error:#}")))

@@ -219,6 +219,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         connection_sent_again: fields.want("inet_connection_sock", "icsk_retransmits", 1),
         connection_syn_retries: fields.want("inet_connection_sock", "icsk_syn_retries", 1),
         tcp_is_mptcp: fields.want("tcp_sock", "is_mptcp", 1),
+        tcp_segments: fields.want("tcp_sock", "segs_out", 4),
         tcp_first_sent: fields.want("tcp_sock", "retrans_stamp", 4),
         tcp_retransmitted: fields.want("tcp_sock", "retrans_out", 4),
         sk_cgroup: fields.want("sock", "sk_cgrp_data.cgroup", 8),

@@ -373,9 +373,18 @@ mod tests {
             of(&[rule("o", &[("payload", &[(2, base), (3, offset), (4, length)])], DROP)]).always
         };
         assert_eq!(of(&[rule("o", &[oif, ("counter", &[])], DROP)]), Depends::default());
-        for (base, offset, length) in
-            [(1, 9, 1), (1, 12, 4), (1, 16, 2), (1, 8, 16), (1, 24, 16), (1, 8, 1), (1, 1, 1), (2, 0, 4), (2, 2, 2), (2, 13, 1)]
-        {
+        for (base, offset, length) in [
+            (1, 9, 1),
+            (1, 12, 4),
+            (1, 16, 2),
+            (1, 8, 16),
+            (1, 24, 16),
+            (1, 8, 1),
+            (1, 1, 1),
+            (2, 0, 4),
+            (2, 2, 2),
+            (2, 13, 1),
+        ] {
             assert_eq!(field(base, offset, length), None, "{base} {offset} {length}");
         }
         for (base, offset, length) in [(1, 4, 2), (1, 10, 2), (1, 36, 8), (2, 6, 2), (2, 16, 2), (0, 0, 6), (4, 0, 1)] {
@@ -429,7 +438,10 @@ mod tests {
         assert_eq!(of(entry(&["tcp", "owner"], Does::Drops)), Depends::default());
         assert_eq!(of(entry(&["conntrack"], Does::Accepts)), Depends::default());
         assert!(of(entry(&["state"], Does::Drops)).by_state.is_some());
-        assert_eq!(of(entry(&["limit"], Does::Drops)).always.as_deref(), Some("limit in table filter of iptables-legacy"));
+        assert_eq!(
+            of(entry(&["limit"], Does::Drops)).always.as_deref(),
+            Some("limit in table filter of iptables-legacy")
+        );
         assert_eq!(of(entry(&["limit"], Does::Extension("LOG".to_owned()))), Depends::default());
     }
 }

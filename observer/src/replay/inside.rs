@@ -108,13 +108,7 @@ impl Inside {
     }
 
     /// Sends it, and listens to what is traced of it.
-    fn sent(
-        &self,
-        copied: &Copied,
-        packet: &Packet,
-        whole: &Whole,
-        through: Option<(&str, u32)>,
-    ) -> Result<Vec<Body>> {
+    fn sent(&self, copied: &Copied, packet: &Packet, whole: &Whole, through: Option<(&str, u32)>) -> Result<Vec<Body>> {
         // Of an earlier one.
         self.trace.drain();
         // The socket stays open until the packet is followed to its end.
@@ -125,8 +119,9 @@ impl Inside {
                 Some(socket)
             }
             Origin::Interface { index } => {
-                ensure!(copied.around.name(index).is_some(), "the interface by which it came is not in the copy");
-                send::to_interface(whole, index)?;
+                let entrance =
+                    copied.around.entrance(index).context("the interface by which it came is not in the copy")?;
+                send::to_interface(whole, entrance)?;
                 None
             }
         };

@@ -47,9 +47,13 @@ pub(super) struct Ended {
 
 /// Makes the tables in the namespace of the calling thread.
 pub(super) fn make(tables: &[Table]) -> Result<()> {
-    let logs = tables.iter().map(Table::entries).collect::<Result<Vec<_>>>()?.concat().iter().any(
-        |entry| matches!(&entry.does, Does::Extension(name) if LOGS.contains(&name.as_str())),
-    );
+    let logs = tables
+        .iter()
+        .map(Table::entries)
+        .collect::<Result<Vec<_>>>()?
+        .concat()
+        .iter()
+        .any(|entry| matches!(&entry.does, Does::Extension(name) if LOGS.contains(&name.as_str())));
     // Only the first namespace has the switch.
     let everywhere = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").is_ok_and(|on| on.trim() == "1");
     ensure!(!(logs && everywhere), "what is sent in a copy would be logged (net.netfilter.nf_log_all_netns)");

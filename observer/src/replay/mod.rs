@@ -11,7 +11,7 @@ mod proof;
 mod ruleset;
 mod send;
 mod stage;
-mod surroundings;
+pub mod surroundings;
 
 pub use conntrack::Connection;
 pub use proof::prove;

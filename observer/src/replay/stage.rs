@@ -91,9 +91,9 @@ impl Copied {
             Way::Out => &self.rules.out,
             Way::Through => &self.rules.through,
         };
-        self.legacy.iter().try_fold(rules.clone(), |all, table| {
-            Ok(all.and(depends::of_legacy(&table.name, &table.entries()?, way)))
-        })
+        self.legacy
+            .iter()
+            .try_fold(rules.clone(), |all, table| Ok(all.and(depends::of_legacy(&table.name, &table.entries()?, way))))
     }
 }
 
@@ -266,7 +266,6 @@ fn own_namespace() -> Result<u32> {
     let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
     Ok(u32::try_from(netns)?)
 }
-
 
 #[cfg(test)]
 mod tests {

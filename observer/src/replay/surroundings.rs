@@ -1,7 +1,7 @@
 //! What a packet's way depends on beside the rules: interfaces of the same names and numbers, addresses, routes, and what the
 //! kernel was set to.
 
-use std::fs;
+use std::{collections::HashMap, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -82,6 +82,8 @@ struct Link {
 /// All of a namespace.
 pub(super) struct Surroundings {
     links: Vec<Link>,
+    /// Interfaces that belong to another, a bridge or a bond, by their numbers, and that one's.
+    parts: HashMap<u32, u32>,
     addresses: Vec<Body>,
     routes: Vec<Body>,
     rules: Vec<Body>,
@@ -107,7 +109,11 @@ pub(super) fn list() -> Result<Surroundings> {
         let is_part = body.attributes.get(MASTER).is_some();
         (is_up && !is_part && link.index != LOOPBACK).then_some(link)
     };
-    let links: Vec<Link> = dump(LINK)?.iter().filter_map(link).collect();
+    let all = dump(LINK)?;
+    let links: Vec<Link> = all.iter().filter_map(link).collect();
+    let native = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
+    let part = |body: &Body| Some((native(body.fixed.get(4..8)?)?, native(body.attributes.get(MASTER)?)?));
+    let parts = all.iter().filter_map(part).collect();
     ensure!(links.len() <= MAX_LINKS, "there are more than {MAX_LINKS} interfaces");
     let made = |route: &Body| {
         let byte = |at: usize| route.fixed.get(at).copied().unwrap_or(0);
@@ -122,7 +128,7 @@ pub(super) fn list() -> Result<Surroundings> {
     let settings = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain(of_links);
     let settings = settings.filter_map(|place| Some((setting(&place)?, place))).map(|(value, place)| (place, value));
     let settings = settings.collect();
-    Ok(Surroundings { links, addresses: dump(ADDRESS)?, routes, rules: dump(RULE)?, settings })
+    Ok(Surroundings { links, parts, addresses: dump(ADDRESS)?, routes, rules: dump(RULE)?, settings })
 }
 
 /// A setting in the namespace of the calling thread; `None` where the kernel does not have it.
@@ -133,7 +139,8 @@ fn setting(place: &str) -> Option<String> {
 /// Sets it, where it is otherwise.
 fn set(place: &str, value: &str) -> Result<()> {
     if setting(place).is_some_and(|now| now != value) {
-        fs::write(format!("/proc/sys/net/{place}"), value).with_context(|| format!("cannot set {place} in the copy"))?;
+        fs::write(format!("/proc/sys/net/{place}"), value)
+            .with_context(|| format!("cannot set {place} in the copy"))?;
     }
     Ok(())
 }
@@ -151,7 +158,7 @@ pub(super) fn address_of(index: u32) -> [u8; 6] {
 }
 
 /// A kind of interface for which nothing is loaded into the kernel.
-pub(super) fn kind() -> Result<&'static str> {
+pub fn kind() -> Result<&'static str> {
     let is_loaded = |module: &str| Btf::of_module(module).is_ok();
     let in_kernel = |of: &str| Btf::of_kernel().is_ok_and(|btf| btf.has_struct(of));
     if in_kernel("veth_priv") || is_loaded("veth") {
@@ -174,9 +181,10 @@ impl Surroundings {
         name == "lo" || self.index(name).is_some()
     }
 
-    /// An interface's name.
-    pub(super) fn name(&self, index: u32) -> Option<&str> {
-        self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
+    /// Where what came in by an interface comes in here: there, or by what that belongs to.
+    pub(super) fn entrance(&self, index: u32) -> Option<u32> {
+        let index = self.parts.get(&index).copied().unwrap_or(index);
+        self.links.iter().any(|link| link.index == index).then_some(index)
     }
 
     /// Makes the same in the namespace of the calling thread.

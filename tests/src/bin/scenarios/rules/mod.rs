@@ -1,7 +1,7 @@
 //! The rule, seen live: each shape of rule drops a packet, and the event must name exactly that rule of that chain.
 
 mod over_time;
-mod shapes;
+pub(crate) mod shapes;
 
 use std::{
     net::{SocketAddr, TcpStream, UdpSocket},
@@ -223,7 +223,7 @@ fn is_told(observer: &Observer, port: u16, how: How) -> bool {
 }
 
 /// Sends one packet, which is dropped.
-fn send(namespace: &Namespace, send: Packet, port: u16) -> Result<()> {
+pub(crate) fn send(namespace: &Namespace, send: Packet, port: u16) -> Result<()> {
     let address = match send {
         Udp4 | Tcp4 => FAR_V4,
         Udp6 | Tcp6 => FAR_V6,

@@ -2,13 +2,13 @@
 
 /// What is sent.
 #[derive(Clone, Copy)]
-pub(super) enum Packet {
+pub(crate) enum Packet {
     Udp4,
     Udp6,
     Tcp4,
     Tcp6,
 }
-pub(super) use Packet::{Tcp4, Tcp6, Udp4, Udp6};
+pub(crate) use Packet::{Tcp4, Tcp6, Udp4, Udp6};
 
 /// How the rules are made.
 #[derive(Clone, Copy)]

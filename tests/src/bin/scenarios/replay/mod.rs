@@ -1,16 +1,19 @@
 //! The same packet through a copy of the rules: a second opinion, and nothing of it left behind or seen.
 
+mod legacy;
+mod packets;
+
 use std::{collections::BTreeSet, fmt::Write, fs, net::UdpSocket, os::unix::fs::MetadataExt, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    lab::{FAR_V4, FAR_V6, Lab},
+    lab::{FAR_V4, FAR_V6, Lab, Plug},
     namespace::Namespace,
     observer::{self, Observer, Report},
     slowness, traffic, wait_for,
 };
 use nix::{
-    sys::socket::{setsockopt, sockopt::Mark},
+    sys::socket::{setsockopt, sockopt::Priority},
     unistd::{Uid, setfsuid},
 };
 use serde_json::Value;
@@ -20,22 +23,32 @@ use crate::{Outcome, Scenario};
 pub(crate) const ALL: &[Scenario] = &[
     ("the_users_own_packet", by_user),
     ("routes_and_interfaces", surroundings),
-    ("what_a_copy_cannot_know", by_mark),
+    ("what_a_copy_cannot_know", by_priority),
     ("a_rate_is_no_proof", by_rate),
     ("a_hundred_thousand_elements", elements),
     ("nothing_is_left_behind_or_seen", nothing_left),
     ("without_nft", without_nft),
+    ("every_protocol", packets::protocols),
+    ("forwarded_from_a_veth", || packets::forwarded(Plug::Veth, "forward priority 0")),
+    ("forwarded_from_a_bridge", || packets::forwarded(Plug::Bridge, "postrouting priority 0")),
+    ("before_its_route_is_known", || packets::forwarded(Plug::Bridge, "prerouting priority -300")),
+    ("a_connection_that_was_there", packets::established),
+    ("a_sockets_mark_and_group", packets::mark_and_group),
+    ("at_the_interface", packets::at_the_interface),
+    ("iptables_legacy", legacy::shapes),
+    ("a_rate_of_iptables_legacy", legacy::by_rate),
 ];
 
 /// The last line about a port whose rule the copy has said something of, else any with a rule.
 fn told(report: &Report, port: u16) -> Option<&Value> {
     let all = report.events.iter().chain(&report.late);
     let mut with_rule = all.filter(|event| event["destination"]["port"] == port && !event["egress"]["rule"].is_null());
-    let settled = |event: &&Value| {
-        let rule = &event["egress"]["rule"];
-        rule["confirmed_by"] == "replay" || rule["source"] == "replay" || !rule["replay"].is_null()
-    };
-    with_rule.clone().rfind(settled).or_else(|| with_rule.next_back())
+    with_rule.clone().rfind(|event| settled(&event["egress"]["rule"])).or_else(|| with_rule.next_back())
+}
+
+/// The copy has said something of it.
+fn settled(rule: &Value) -> bool {
+    rule["confirmed_by"] == "replay" || rule["source"] == "replay" || !rule["replay"].is_null()
 }
 
 /// Kernels on which a rule is seen, or named by the copy.
@@ -141,16 +154,17 @@ fn surroundings() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A mark that the program gave its socket: the copy lets the packet pass, and that is said.
-fn by_mark() -> Result<Outcome> {
+/// A priority that the program gave its socket: the copy lets the packet pass, and that is said.
+fn by_priority() -> Result<Outcome> {
     let lab = Lab::new()?;
-    lab.client
-        .nft("table inet t { chain o { type filter hook output priority 0; meta mark 7 udp dport 9001 drop } }")?;
+    lab.client.nft(
+        "table inet t { chain o { type filter hook output priority 0; meta priority 0:5 udp dport 9001 drop } }",
+    )?;
     let observer = Observer::watch(&lab.client)?;
     let send = || {
         lab.client.inside(|| {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
-            setsockopt(&socket, Mark, &7)?;
+            setsockopt(&socket, Priority, &5)?;
             let _ = socket.send_to(b"x", (FAR_V4, 9001));
             Ok(())
         })
@@ -164,7 +178,7 @@ fn by_mark() -> Result<Outcome> {
     let rule = &event["egress"]["rule"];
     ensure!(rule["confirmed_by"].is_null() && rule["source"] == "probe", "{event}");
     let said = rule["replay"].as_str().with_context(|| format!("nothing is said: {event}"))?;
-    ensure!(said.contains("lets it pass") && said.contains("meta key 3 in chain o"), "{said}");
+    ensure!(said.contains("lets it pass") && said.contains("meta key 2 in chain o"), "{said}");
     Ok(Outcome::Passed)
 }
 
