@@ -9,7 +9,7 @@ use observer_ebpf::{
 };
 
 use super::{
-    drop::{self, Scratch, put},
+    drop::{self, Scratch, get, put},
     layout::field,
     read::{Probe, Reader},
 };
@@ -89,7 +89,9 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         let file: u64 = R::field(socket, field!(socket_file)).unwrap_or(0);
         let mut kernel = u16::from(black_box(socket != 0 && file == 0));
         put!(scratch.record.mark, R::field(sk, field!(sk_mark)).unwrap_or(0));
-        sock_file(file);
+        // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
+        put!(scratch.pointer, file);
+        sock_file();
         // A network file system's has a file, too.
         let place = field!(sk_kernel_bit);
         if place != ABSENT {
@@ -124,13 +126,15 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
     }
 }
 
-/// Who opened a socket's file.
+/// Who opened a socket's file, which [`Scratch::pointer`] leads to.
 ///
-/// A function of its own to the verifier too, which takes plain numbers only.
+/// A function of its own to the verifier too: what it reads takes no room on the caller's stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sock_file(file: u64) -> u64 {
+extern "C" fn sock_file() -> u64 {
     let Some(scratch) = drop::scratch() else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    let file: u64 = unsafe { get!(scratch.pointer) };
     let cred: u64 = Probe::field(file, field!(file_cred)).unwrap_or(0);
     if cred != 0 {
         // SAFETY: the scratch space is this CPU's.

@@ -15,8 +15,10 @@ use crate::model::{
     Packet, Replay, ReplayCounts, Replayed, WantedRule,
 };
 
-/// Packets a second that are sent again at most: the rest has no second opinion, so that a flood to many places is told in time.
+/// Packets a second that are sent again at most, and how much of a second that may take: the rest has no second opinion, so that a
+/// flood to many places is told in time.
 const MAX_A_SECOND: u32 = 20;
+const MAX_OF_A_SECOND: Duration = Duration::from_millis(100);
 /// What the copy says of a packet.
 #[derive(Clone, Debug)]
 pub(super) enum Opinion {
@@ -60,14 +62,14 @@ struct Alike {
 /// Packets that were replayed.
 pub(super) struct Replays {
     known: Answers<Alike, Replay>,
-    /// Since when, and how many packets.
-    sent: (Instant, u32),
+    /// Since when, how many packets, and how long they took.
+    sent: (Instant, u32, Duration),
     counts: ReplayCounts,
 }
 
 impl Replays {
     pub(super) fn new() -> Self {
-        Self { known: Answers::new(), sent: (Instant::now(), 0), counts: ReplayCounts::default() }
+        Self { known: Answers::new(), sent: (Instant::now(), 0, Duration::ZERO), counts: ReplayCounts::default() }
     }
 
     pub(super) fn counts(&self) -> ReplayCounts {
@@ -76,12 +78,21 @@ impl Replays {
 
     /// One more is not too many.
     fn may_send(&mut self) -> bool {
-        let (since, count) = &mut self.sent;
+        let (since, count, spent) = &mut self.sent;
         if since.elapsed() > Duration::from_secs(1) {
-            (*since, *count) = (Instant::now(), 0);
+            self.sent = (Instant::now(), 1, Duration::ZERO);
+            return true;
         }
         *count += 1;
-        *count <= MAX_A_SECOND
+        *count <= MAX_A_SECOND && *spent < MAX_OF_A_SECOND
+    }
+
+    /// Sends it, and counts what that takes.
+    fn ask(&mut self, netns: u32, packet: &Packet, eyes: &mut impl Eyes) -> Result<Replay, String> {
+        let began = Instant::now();
+        let replay = eyes.replay(netns, packet);
+        self.sent.2 += began.elapsed();
+        replay
     }
 
     /// The opinion on what was found for a packet. `hook` as an event names it.
@@ -96,7 +107,7 @@ impl Replays {
         let replay = match self.known.get_known(&alike).filter(|_| answer.is_some()) {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
-            None => match eyes.replay(dropped.netns, &packet) {
+            None => match self.ask(dropped.netns, &packet, eyes) {
                 Ok(Replay::NotYet) => return if answer.is_none() { Opinion::Later } else { Opinion::None },
                 Ok(replay) => {
                     self.known.put(alike, replay.clone());

@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     files::Root,
-    inventory::{legacy_tables, nftables_in_use},
+    inventory::nftables_in_use,
+    legacy,
     netfilter::{DROP, family, hook},
     nft::{Chain, Rule, Verdict},
     ruleset::Ruleset,
 };
-use crate::model::{Statement, WantedRule};
+use crate::model::{self, Backend, Statement, WantedRule};
 
 /// How many are told one by one.
 const MAX_TOLD: usize = 16;
@@ -27,8 +28,10 @@ pub struct Deny {
     pub place: String,
     /// `output`, `postrouting` or `egress`.
     pub hook: String,
-    /// The rule's handle; `None` for the chain's policy.
+    /// The rule's handle, of iptables-legacy its place; `None` for the chain's policy.
     pub handle: Option<u64>,
+    /// Which part of the kernel has it.
+    pub backend: Backend,
     /// Family of its table, as `nft` writes it.
     pub family: String,
     /// `drop` or `reject`.
@@ -53,21 +56,28 @@ pub struct Denies {
     pub total: usize,
     /// Rules with a verdict map, which may deny too.
     pub maps: usize,
-    /// iptables-legacy has tables, which are not looked into.
-    pub legacy: bool,
 }
 
 /// Reads the namespace of the calling thread; files of front ends are looked for below `roots`.
 pub fn read(roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
     let mut ruleset = if nftables_in_use() { Some(Ruleset::read()?) } else { None };
     let mut denies = ruleset.as_ref().map_or_else(Denies::default, |ruleset| walk(ruleset.chains(), ruleset.all()));
-    denies.legacy = !legacy_tables().is_empty();
+    let legacy = legacy::tables()?;
+    for table in &legacy {
+        let (chains, rules) = table.as_nft()?;
+        let found = walk(&chains, &rules).denies.into_iter();
+        denies.denies.extend(found.map(|deny| Deny { backend: Backend::IptablesLegacy, ..deny }));
+    }
     denies.total = denies.denies.len();
     denies.denies.sort_by_key(|deny| (deny.handle.is_some(), std::cmp::Reverse(deny.packets)));
     denies.denies.truncate(MAX_TOLD);
     let deadline = Instant::now() + PATIENCE;
+    let mut saved = legacy::Saved::begin(&legacy);
+    for deny in denies.denies.iter_mut().filter(|deny| deny.backend == Backend::IptablesLegacy) {
+        say(deny, &legacy, &mut saved, deadline, roots)?;
+    }
     if let Some(ruleset) = &mut ruleset {
-        for deny in &mut denies.denies {
+        for deny in denies.denies.iter_mut().filter(|deny| deny.backend == Backend::Nft) {
             let mut place = deny.place.split(' ');
             let table = place.next().zip(place.next()).and_then(|(family, name)| ruleset.table(family, name));
             let Some(table) = table else { continue };
@@ -89,6 +99,29 @@ pub fn read(roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
     Ok(denies)
 }
 
+/// Has a rule or policy of iptables-legacy in words.
+fn say(
+    deny: &mut Deny,
+    tables: &[legacy::Table],
+    saved: &mut legacy::Saved,
+    deadline: Instant,
+    roots: &mut dyn FnMut() -> Vec<Root>,
+) -> Result<()> {
+    let [family, table, chain] = deny.place.split(' ').collect::<Vec<_>>()[..] else { return Ok(()) };
+    let is_of = |of: &&legacy::Table| family::name(of.layout.family) == family && of.name == table;
+    let Some(table) = tables.iter().find(is_of) else { return Ok(()) };
+    let spot = legacy::Spot {
+        chain: chain.to_owned(),
+        position: deny.handle.and_then(|place| usize::try_from(place).ok()),
+        path: Vec::new(),
+        verdict: if deny.verdict == "reject" { model::Verdict::Reject } else { model::Verdict::Drop },
+    };
+    let named = saved.named(table, spot, deadline)?;
+    deny.statement = table.statement(&named, roots);
+    deny.text = named.position.and(named.text);
+    Ok(())
+}
+
 /// From every chain on the way out along jumps. Pure.
 fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
     let mut found = Denies::default();
@@ -107,6 +140,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                             place: place(base.family, &base.table, chain),
                             hook: hook.to_owned(),
                             handle: Some(rule.handle),
+                            backend: Backend::Nft,
                             family: family::name(base.family).to_owned(),
                             verdict: if *verdict == Verdict::Drop { "drop" } else { "reject" }.to_owned(),
                             text: None,
@@ -130,6 +164,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                 place: place(base.family, &base.table, &base.name),
                 hook: hook.to_owned(),
                 handle: None,
+                backend: Backend::Nft,
                 family: family::name(base.family).to_owned(),
                 verdict: "drop".to_owned(),
                 text: None,

@@ -1,19 +1,22 @@
 //! Which firewalls decide in a network namespace. Only reads, and loads no module: what is not loaded does
 //! not decide.
 
-use std::fs;
+use std::{fmt::Write, fs};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
     front_ends::OWNERS,
+    legacy,
     netfilter::{family, hook},
     nft::{self, Chain},
 };
 
 /// Tables that iptables-nft makes.
 const IPTABLES_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+/// What its older tables are called here.
+const LEGACY: &str = "iptables-legacy";
 /// Base chains that iptables makes in them.
 const IPTABLES_CHAINS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 /// Tables of front ends that are recognised otherwise.
@@ -49,11 +52,17 @@ impl Inventory {
 /// Reads the namespace of the calling thread and the host's configuration files.
 pub fn read() -> Result<Inventory> {
     let chains = if nftables_in_use() { nft::chains()? } else { Vec::new() };
+    // Ending with none where they cannot be read: then nothing is known of their chains.
+    let tables = legacy::tables().unwrap_or_default();
+    let of_legacy: Vec<Chain> = tables.iter().filter_map(|table| Some(table.as_nft().ok()?.0)).flatten().collect();
     let legacy = legacy_tables();
     let ufw_enabled = fs::read_to_string("/etc/ufw/ufw.conf").is_ok_and(|text| ufw_is_enabled(&text));
-    let front_ends = recognise(&chains, &legacy, ufw_enabled);
+    let front_ends = recognise(&chains, &of_legacy, &legacy, ufw_enabled);
     let order = if front_ends.iter().filter(|front_end| front_end.active).count() > 1 {
-        ["output", "forward", "postrouting"].into_iter().filter_map(|hook| order(&chains, &front_ends, hook)).collect()
+        ["output", "forward", "postrouting"]
+            .into_iter()
+            .filter_map(|hook| order(&chains, &of_legacy, &front_ends, hook))
+            .collect()
     } else {
         Vec::new()
     };
@@ -72,13 +81,12 @@ pub fn has_compat() -> bool {
         || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_xt_match_priv"))
 }
 
-/// Tables of iptables-legacy in the namespace of the calling thread.
-pub fn legacy_tables() -> Vec<String> {
-    // Of the thread: `/proc/net` is the namespace of the process.
-    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"]
-        .iter()
-        .flat_map(|path| fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>())
-        .collect()
+/// Names of the tables of iptables-legacy in the namespace of the calling thread.
+fn legacy_tables() -> Vec<String> {
+    let mut names: Vec<String> = legacy::names().into_iter().map(|(_, name)| name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 fn ufw_is_enabled(text: &str) -> bool {
@@ -94,15 +102,15 @@ pub(super) fn is_iptables(chain: &Chain) -> bool {
 }
 
 /// Fingerprints, from chain and table names. Pure.
-fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> Vec<FrontEnd> {
-    let chain = |prefix: &str| chains.iter().find(|chain| chain.name.starts_with(prefix));
+fn recognise(chains: &[Chain], of_legacy: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> Vec<FrontEnd> {
+    let chain = |prefix: &str| chains.iter().chain(of_legacy).find(|chain| chain.name.starts_with(prefix));
     let table = |name: &str| chains.iter().find(|chain| chain.table == name);
     let mut found = Vec::new();
     match chain("ufw-") {
         Some(chain) => found.push(active("ufw", format!("chain {}", chain.name))),
         None if ufw_enabled => found.push(FrontEnd {
             name: "ufw".to_owned(),
-            evidence: "enabled in /etc/ufw/ufw.conf, but none of its chains is in nftables".to_owned(),
+            evidence: "enabled in /etc/ufw/ufw.conf, but none of its chains is there".to_owned(),
             active: false,
         }),
         None => {}
@@ -111,15 +119,16 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
         found.push(active("firewalld", "table inet firewalld".to_owned()));
     }
     for (name, prefix) in OWNERS {
-        if let Some(chain) = chain(prefix) {
+        let known = found.iter().any(|front_end| front_end.name == name);
+        if let Some(chain) = chain(prefix).filter(|_| !known) {
             found.push(active(name, format!("chain {}", chain.name)));
         }
     }
     if !legacy_tables.is_empty() {
-        found.push(active("iptables-legacy", format!("tables {}", legacy_tables.join(", "))));
+        found.push(active(LEGACY, format!("tables {}", legacy_tables.join(", "))));
     }
     let iptables = chains.iter().any(is_iptables);
-    if iptables && !found.iter().any(|front_end| front_end.active && front_end.name != "iptables-legacy") {
+    if iptables && !found.iter().any(|front_end| front_end.active && front_end.name != LEGACY) {
         found.push(active("iptables-nft", "tables of iptables in nftables".to_owned()));
     }
     let mut tables: Vec<&str> = chains
@@ -138,26 +147,25 @@ fn recognise(chains: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> V
 
 /// Who decides at a hook, one after the other, where that is more than one chain: `output: ufw (ip, ip6 filter OUTPUT),
 /// then nftables (inet t o)`.
-fn order(chains: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String> {
+fn order(chains: &[Chain], of_legacy: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String> {
     // Whoever is known by chains that iptables' own lead to.
     let by_iptables: Vec<&str> = front_ends
         .iter()
-        .filter(|front_end| {
-            front_end.active && !["firewalld", "nftables", "iptables-legacy"].contains(&front_end.name.as_str())
-        })
+        .filter(|front_end| front_end.active && !["firewalld", "nftables", LEGACY].contains(&front_end.name.as_str()))
         .map(|front_end| front_end.name.as_str())
         .collect();
-    let mut here: Vec<&Chain> = chains
-        .iter()
-        .filter(|chain| chain.hook.and_then(|number| hook::name(chain.family, number)) == Some(hook))
-        .collect();
-    // Of equal priority the one that came later is asked first; they are listed as their tables came.
-    here.reverse();
-    here.sort_by_key(|chain| chain.priority);
+    let is_here = |chain: &&Chain| chain.hook.and_then(|number| hook::name(chain.family, number)) == Some(hook);
+    // Of equal priority the one that came later is asked first; they are listed as their tables came. When those of
+    // iptables-legacy came, is not known.
+    let nft = chains.iter().rev().filter(is_here).map(|chain| (chain, false));
+    let mut here: Vec<(&Chain, bool)> =
+        nft.chain(of_legacy.iter().filter(is_here).map(|chain| (chain, true))).collect();
+    here.sort_by_key(|(chain, _)| chain.priority);
     let mut steps: Vec<(i32, String, String, Vec<&str>)> = Vec::new();
-    for chain in here {
+    for (chain, is_legacy) in here {
         let owner = match chain.table.as_str() {
             "firewalld" | "firewalld_policy_drop" => "firewalld".to_owned(),
+            _ if is_legacy => LEGACY.to_owned(),
             _ if is_iptables(chain) && by_iptables.is_empty() => "iptables".to_owned(),
             _ if is_iptables(chain) => by_iptables.join(" and "),
             _ => "nftables".to_owned(),
@@ -172,14 +180,21 @@ fn order(chains: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String
     if steps.len() < 2 {
         return None;
     }
-    let steps: Vec<String> = steps
-        .into_iter()
-        .map(|(priority, owner, place, mut families)| {
-            families.sort_unstable();
-            format!("{owner} ({} {place}, priority {priority})", families.join(", "))
-        })
-        .collect();
-    Some(format!("{hook}: {}", steps.join(", then ")))
+    let mut told = format!("{hook}: ");
+    let mut before = None;
+    for (priority, owner, place, mut families) in steps {
+        let is_legacy = owner == LEGACY;
+        told.push_str(match before {
+            None => "",
+            // When which of them came, is not known.
+            Some((of, was_legacy)) if of == priority && was_legacy != is_legacy => ", before or after that ",
+            Some(_) => ", then ",
+        });
+        families.sort_unstable();
+        let _ = write!(told, "{owner} ({} {place}, priority {priority})", families.join(", "));
+        before = Some((priority, is_legacy));
+    }
+    Some(told)
 }
 
 fn active(name: &str, evidence: String) -> FrontEnd {
@@ -213,15 +228,21 @@ mod tests {
             chain("filter", "ufw-user-output", false),
             chain("filter", "DOCKER-USER", false),
         ];
-        assert_eq!(names(&recognise(&chains, &[], true)), [("ufw", true), ("docker", true)]);
-        assert_eq!(names(&recognise(&[chain("firewalld", "filter_OUTPUT", true)], &[], false)), [("firewalld", true)]);
-        assert_eq!(names(&recognise(&[chain("t", "out", true)], &[], false)), [("nftables", true)]);
-        assert_eq!(names(&recognise(&[chain("filter", "OUTPUT", true)], &[], false)), [("iptables-nft", true)]);
+        assert_eq!(names(&recognise(&chains, &[], &[], true)), [("ufw", true), ("docker", true)]);
+        assert_eq!(
+            names(&recognise(&[chain("firewalld", "filter_OUTPUT", true)], &[], &[], false)),
+            [("firewalld", true)]
+        );
+        assert_eq!(names(&recognise(&[chain("t", "out", true)], &[], &[], false)), [("nftables", true)]);
+        assert_eq!(names(&recognise(&[chain("filter", "OUTPUT", true)], &[], &[], false)), [("iptables-nft", true)]);
         let native = Chain { family: 1, ..chain("filter", "output", true) };
-        assert_eq!(names(&recognise(&[native], &[], false)), [("nftables", true)], "Debian's stock nftables.conf");
-        assert_eq!(names(&recognise(&[], &["filter".to_owned()], false)), [("iptables-legacy", true)]);
-        assert_eq!(names(&recognise(&[], &[], true)), [("ufw", false)]);
-        assert!(recognise(&[], &[], false).is_empty());
+        assert_eq!(names(&recognise(&[native], &[], &[], false)), [("nftables", true)], "Debian's stock nftables.conf");
+        assert_eq!(names(&recognise(&[], &[], &["filter".to_owned()], false)), [("iptables-legacy", true)]);
+        assert_eq!(names(&recognise(&[], &[], &[], true)), [("ufw", false)]);
+        assert!(recognise(&[], &[], &[], false).is_empty());
+        let by_legacy = [chain("filter", "OUTPUT", true), chain("filter", "ufw-user-output", false)];
+        let tables = ["filter".to_owned()];
+        assert_eq!(names(&recognise(&[], &by_legacy, &tables, true)), [("ufw", true), ("iptables-legacy", true)]);
     }
 
     #[test]
@@ -232,15 +253,21 @@ mod tests {
             Chain { family: family::IPV6, ..chain("filter", "OUTPUT", true) },
             chain("filter", "ufw-user-output", false),
         ];
-        let front_ends = recognise(&chains, &[], true);
+        let front_ends = recognise(&chains, &[], &[], true);
         assert_eq!(
-            order(&chains, &front_ends, "output").as_deref(),
+            order(&chains, &[], &front_ends, "output").as_deref(),
             Some(
                 "output: ufw (ip, ip6 filter OUTPUT, priority 0), then firewalld (inet firewalld filter_OUTPUT, priority 10)"
             )
         );
-        assert_eq!(order(&chains[..1], &front_ends, "output"), None, "one decides alone");
-        assert_eq!(order(&chains, &front_ends, "forward"), None);
+        assert_eq!(order(&chains[..1], &[], &front_ends, "output"), None, "one decides alone");
+        let legacy = [chain("filter", "OUTPUT", true)];
+        let told = order(&chains[1..2], &legacy, &front_ends, "output").unwrap();
+        assert!(
+            told.contains("ufw (ip filter OUTPUT, priority 0), before or after that iptables-legacy (ip filter"),
+            "{told}"
+        );
+        assert_eq!(order(&chains, &[], &front_ends, "forward"), None);
     }
 
     #[test]

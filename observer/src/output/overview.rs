@@ -11,7 +11,7 @@ use crate::{
         denies::{Denies, Deny},
         inventory::Inventory,
     },
-    model::{Host, Statement},
+    model::{Backend, Host, Statement},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -59,11 +59,10 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
     let mut families: Vec<&str> =
         denies.denies.iter().filter(|deny| deny.handle.is_none()).map(|deny| deny.family.as_str()).collect();
     families.dedup();
-    let default = match (families.is_empty(), denies.legacy) {
-        (false, _) => format!("{WARN}default deny ({}){WARN:#}", families.join(", ")),
-        (true, false) => "default allow".to_owned(),
-        // Its policies are not known.
-        (true, true) => "default allow in nftables".to_owned(),
+    let default = if families.is_empty() {
+        "default allow".to_owned()
+    } else {
+        format!("{WARN}default deny ({}){WARN:#}", families.join(", "))
     };
     let rules = match rules {
         0 => "no rule denies".to_owned(),
@@ -82,9 +81,6 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
         let maps = if denies.maps == 1 { "1 verdict map".to_owned() } else { format!("{} verdict maps", denies.maps) };
         line(writer, "", &format!("{maps} may deny too: `nft list ruleset` shows"))?;
     }
-    if denies.legacy {
-        line(writer, "", "not looked into: tables of iptables-legacy, which `iptables-legacy-save -c` shows")?;
-    }
     Ok(())
 }
 
@@ -101,6 +97,9 @@ fn described(deny: &Deny) -> String {
     }
     match (deny.handle, &deny.text) {
         (None, _) => format!("{}{hook}: policy {}", escape(&deny.place), deny.verdict),
+        (Some(place), None) if deny.backend == Backend::IptablesLegacy => {
+            format!("{}{hook}: rule {place} of iptables-legacy: {}{packets}", escape(&deny.place), deny.verdict)
+        }
         (Some(handle), None) => {
             format!("{}{hook}: rule with handle {handle}: {}{packets}", escape(&deny.place), deny.verdict)
         }

@@ -63,9 +63,15 @@ pub(super) fn of(whole: &Whole) -> Connection {
 }
 
 fn ask(whole: &Whole) -> Result<Option<Body>> {
+    let question = question(whole).context("connections of that kind are not known")?;
+    Netlink::open(PROTOCOL, FIXED)?.get(GET, &question)
+}
+
+/// Names the packet's connection.
+fn question(whole: &Whole) -> Option<Body> {
     let mut body = Body::new(&[family_of(whole), 0, 0, 0]);
-    body.attributes.set_list(ORIGINAL, &tuple(whole).context("connections of that kind are not known")?);
-    Netlink::open(PROTOCOL, FIXED)?.get(GET, &body)
+    body.attributes.set_list(ORIGINAL, &tuple(whole)?);
+    Some(body)
 }
 
 fn family_of(whole: &Whole) -> u8 {
@@ -103,14 +109,15 @@ fn tuple(whole: &Whole) -> Option<Attributes> {
     Some(tuple)
 }
 
-/// Forgets all connections of the calling thread's namespace, and enters that one.
-pub(super) fn enter(connection: &Connection) -> Result<()> {
+/// Has the calling thread's namespace know of the packet's connection what there is to be known, whatever it knew before.
+pub(super) fn enter(whole: &Whole, connection: &Connection) -> Result<()> {
     if matches!(connection, Connection::Unknown) {
         return Ok(());
     }
     let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
-    let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
-    netlink.each([Message { kind: DELETE, flags: 0, body: &all }])?;
+    let own = question(whole).context("connections of that kind are not known")?;
+    // It may have none.
+    netlink.each([Message { kind: DELETE, flags: 0, body: &own }])?;
     if let Connection::Entry(Entry(entry)) = connection {
         let body = entry.with(entry.attributes.only(&COPIED));
         let refused = netlink.each([Message { kind: NEW, flags: CREATE, body: &body }])?;

@@ -80,12 +80,12 @@ impl Inside {
     ) -> Result<Option<End>> {
         let counted = legacy::count(&copied.legacy)?;
         let leaves = packet.interface.as_deref().and_then(|name| Some((name, copied.around.index(name)?)));
-        conntrack::enter(connection)?;
+        conntrack::enter(whole, connection)?;
         let mut heard = self.sent(copied, packet, whole, None)?;
         if !self.left_by(&heard, leaves) && matches!(packet.origin, Origin::Socket { .. }) {
             // Its socket is bound to the interface, or the route was chosen by more than the address.
             ensure!(copied.legacy.is_empty(), "the packet leaves by another interface in the copy");
-            conntrack::enter(connection)?;
+            conntrack::enter(whole, connection)?;
             heard = self.sent(copied, packet, whole, leaves)?;
         }
         ensure!(self.left_by(&heard, leaves), "the packet leaves by another interface in the copy");
@@ -99,9 +99,10 @@ impl Inside {
         let family = if whole.destination.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
         let now = legacy::count(&copied.legacy)?;
         let hooks: Vec<String> = way.hooks().iter().map(|hook| hook.to_uppercase()).collect();
-        if let Some(ended) = counted.ended(&now, &copied.legacy, family, &hooks)? {
+        if let Some((table, spot)) = counted.ended(&now, &copied.legacy, family, &hooks)? {
             let deadline = Instant::now() + PATIENCE;
-            return Ok(Some(End::Legacy(Box::new(copied.saved.named(&copied.legacy, ended, deadline)?))));
+            let table = copied.legacy.get(table).context("a table that is not there")?;
+            return Ok(Some(End::Legacy(Box::new(copied.saved.named(table, spot, deadline)?))));
         }
         ensure!(heard.iter().any(passed), "the packet got lost in the copy");
         Ok(None)

@@ -1,17 +1,13 @@
 //! A copy of iptables-legacy's tables: given back to the kernel as it gave them out, and a packet's way through them, by their
 //! counters.
 
-use std::{collections::BTreeSet, fs, os::fd::AsFd, time::Instant};
+use std::{fs, os::fd::AsFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    firewall::{
-        legacy::{self, Does, Entry, LegacyChain, NAME_BYTES, REJECT, Table},
-        listing::{self, Pending},
-        netfilter::family,
-    },
-    model::{Backend, NamedRule, Verdict},
+    firewall::legacy::{self, Does, Entry, LegacyChain, NAME_BYTES, REJECT, Spot, Table},
+    model::Verdict,
     sys,
 };
 
@@ -30,20 +26,8 @@ const LOGS: [&str; 2] = ["LOG", "AUDIT"];
 #[error("other packets went through the copy, too")]
 pub(super) struct Crossed;
 
-/// Where a packet's way ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ended {
-    /// Which table, by its place among those that were copied.
-    pub(super) table: usize,
-    /// Chain of the rule, or of the policy.
-    pub(super) chain: String,
-    /// The rule's place in it, from 1 on; `None` for the policy.
-    pub(super) position: Option<usize>,
-    /// Chains from the built-in one on.
-    pub(super) path: Vec<String>,
-    /// What it does.
-    pub(super) verdict: Verdict,
-}
+/// Where a packet's way ended: in which table, by its place among those that were copied.
+pub(super) type Ended = (usize, Spot);
 
 /// Makes the tables in the namespace of the calling thread.
 pub(super) fn make(tables: &[Table]) -> Result<()> {
@@ -76,43 +60,6 @@ fn replace(table: &Table) -> Result<()> {
     let mut old = vec![[0; 2]; own.info.entries as usize];
     sys::replace_xtable(socket.as_fd(), table.layout.level, SET_REPLACE, &mut block, COUNTERS_AT, &mut old)
         .with_context(|| format!("the kernel refuses a copy of table {} of iptables-legacy", table.name))
-}
-
-/// The texts of tables, which `iptables-legacy-save` may still be writing.
-pub(super) struct Saved(Vec<Pending>);
-
-impl Saved {
-    /// Has them written in the namespace of the calling thread.
-    pub(super) fn begin(tables: &[Table]) -> Self {
-        let families: BTreeSet<u8> = tables.iter().map(|table| table.layout.family).collect();
-        Self(families.into_iter().map(listing::begin_legacy).collect())
-    }
-
-    /// What a packet's way ended at, as a rule. Its text is waited for until then.
-    pub(super) fn named(&mut self, tables: &[Table], ended: Ended, deadline: Instant) -> Result<NamedRule> {
-        let table = tables.get(ended.table).context("a table that is not there")?;
-        let (_, rules) = table.as_nft()?;
-        let here = rules.iter().filter(|rule| rule.chain == ended.chain).count();
-        let text = ended.position.and_then(|position| {
-            let mut all = self.0.iter_mut().filter_map(|listing| listing.until(deadline));
-            all.find_map(|listing| {
-                listing.iptables(table.layout.family, &table.name, &ended.chain, position, here).map(str::to_owned)
-            })
-        });
-        Ok(NamedRule {
-            backend: Backend::IptablesLegacy,
-            family: family::name(table.layout.family).to_owned(),
-            table: table.name.clone(),
-            chain: ended.chain,
-            handle: None,
-            position: ended.position,
-            text: if ended.position.is_none() { Some("policy drop".to_owned()) } else { text },
-            path: ended.path,
-            verdict: Some(ended.verdict),
-            ruleset_sha256: None,
-            statement: None,
-        })
-    }
 }
 
 /// What the counters of a copy say.
@@ -192,7 +139,8 @@ impl Way<'_> {
             let ended = |verdict: Verdict| {
                 let chain = self.chain_of(index)?;
                 let position = chain.rules.contains(&index).then(|| index - chain.rules.start + 1);
-                Some(Ended { table: self.index, chain: chain.name.clone(), position, path: path.clone(), verdict })
+                let spot = Spot { chain: chain.name.clone(), position, path: path.clone(), verdict };
+                Some((self.index, spot))
             };
             index = match &entry.does {
                 Does::Accepts => return Ok(None),

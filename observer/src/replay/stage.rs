@@ -16,7 +16,6 @@ use super::{
     conntrack::{self, Connection},
     depends::{self, Depends, Way},
     inside::Inside,
-    legacy,
     packet::Whole,
     ruleset::{self, Listed},
     surroundings::{self, Surroundings},
@@ -24,10 +23,8 @@ use super::{
 use crate::{
     firewall::{
         files::Root,
-        front_ends::{self, Place},
-        legacy::{Table, tables},
-        netfilter::family,
-        nft::{self, Rule},
+        legacy::{Saved, Table, tables},
+        nft,
     },
     model::{End, NamedRule, Origin, Packet, Statement},
 };
@@ -42,7 +39,7 @@ pub struct Copied {
     pub(super) rules: Listed,
     pub(super) legacy: Vec<Table>,
     /// The text of the tables of iptables-legacy.
-    pub(super) saved: legacy::Saved,
+    pub(super) saved: Saved,
     pub(super) around: Surroundings,
 }
 
@@ -76,7 +73,7 @@ fn rules_of(tables: &[Table]) -> Result<Vec<Vec<u8>>> {
 pub fn copy() -> Result<Copied> {
     let rules = ruleset::list()?;
     let legacy = tables()?;
-    let saved = legacy::Saved::begin(&legacy);
+    let saved = Saved::begin(&legacy);
     Ok(Copied { rules, legacy, saved, around: surroundings::list()? })
 }
 
@@ -231,20 +228,7 @@ impl Stage {
 
     /// A rule or policy of iptables-legacy in the words of its front end, whose files are looked for below `roots`.
     pub fn statement(&self, named: &NamedRule, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
-        let is_of = |table: &&Table| family::name(table.layout.family) == named.family && table.name == named.table;
-        let (chains, rules) = self.legacy.iter().find(is_of)?.as_nft().ok()?;
-        let here: Vec<&Rule> = rules.iter().filter(|rule| rule.chain == named.chain).collect();
-        front_ends::statement(
-            &Place {
-                named,
-                base: named.path.first()?,
-                rules: &here,
-                all: &rules.iter().collect::<Vec<_>>(),
-                chains: &chains.iter().collect::<Vec<_>>(),
-                saved: named.position.and(named.text.as_deref()),
-            },
-            roots,
-        )
+        self.legacy.iter().find(|table| table.has(named))?.statement(named, roots)
     }
 
     /// It is to be sent from its sender's cgroup.

@@ -42,9 +42,12 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
                     .iter()
                     .find_map(|folder| root.read(&format!("{folder}/{}/{}.xml", owner.folder, owner.name)).ok())
             };
-            let rich = roots().iter().find_map(|root| rich_rule(&read(root)?, place, &text));
+            let roots = roots();
+            let rich = roots.iter().find_map(|root| rich_rule(&read(root)?, place, &text, &|name| service(root, name)));
+            let is_kept = roots.iter().any(|root| read(root).is_some());
             Some(match rich {
                 Some(rule) => whole(format!("{what}, rich rule"), rule),
+                None if is_kept => Statement { note: Some(NOT_KEPT.to_owned()), ..whole(what, text) },
                 None => whole(what, text),
             })
         }
@@ -54,6 +57,20 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
         }
         _ => None,
     }
+}
+
+/// A rule whose policy's file has none like it.
+const NOT_KEPT: &str =
+    "no single rich rule of its file is like it: it may have been made without --permanent, and go at a reload";
+
+/// Ports and protocols of a service, as its file has them.
+fn service(root: &Root, name: &str) -> Option<Vec<(String, String)>> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    let file = |folder: &&str| root.read(&format!("{folder}/services/{name}.xml")).ok();
+    let xml = FOLDERS.iter().filter(|_| plain).find_map(file)?;
+    let document = Document::parse(&xml).ok()?;
+    let ports = document.root_element().children().filter(|node| node.has_tag_name("port"));
+    ports.map(|port| Some((port.attribute("port")?.to_owned(), port.attribute("protocol")?.to_owned()))).collect()
 }
 
 /// Whose chain it is.
@@ -84,8 +101,11 @@ fn target(text: &str) -> &'static str {
     if text.contains("reject") { "REJECT" } else { "DROP" }
 }
 
+/// What a service is, by its name.
+type Services<'a> = &'a dyn Fn(&str) -> Option<Vec<(String, String)>>;
+
 /// The only rich rule of a policy's file that this rule can have been made of.
-fn rich_rule(xml: &str, place: &Place<'_>, text: &str) -> Option<String> {
+fn rich_rule(xml: &str, place: &Place<'_>, text: &str, services: Services<'_>) -> Option<String> {
     let document = Document::parse(xml).ok()?;
     let mut fitting = document.root_element().children().filter(|node| node.has_tag_name("rule")).filter(|rule| {
         let part = |name: &str| rule.children().find(|child| child.has_tag_name(name));
@@ -97,8 +117,8 @@ fn rich_rule(xml: &str, place: &Place<'_>, text: &str) -> Option<String> {
             return false;
         };
         let same = place.index().and_then(|index| place.rules.get(index)).is_some_and(|rule| Does::of(rule) == does);
-        // Everything that stands in it stands in the rule too, and nothing else does; what a service or a set of addresses is,
-        // is not known here.
+        // Everything that stands in it stands in the rule too, and nothing else does; what a set of addresses is, is not known
+        // here. Of a service each port has a rule of its own.
         let words = tokens(text);
         let has = |word: &str| words.contains(&word);
         let ends = [("destination", "daddr"), ("source", "saddr")].iter().all(|(name, word)| {
@@ -108,15 +128,19 @@ fn rich_rule(xml: &str, place: &Place<'_>, text: &str) -> Option<String> {
                 None => !has(word),
             }
         });
+        let service = part("service").and_then(|service| service.attribute("name"));
+        let of_service = service.map(|name| services(name).unwrap_or_default());
         let ports = [("port", "dport"), ("source-port", "sport")].iter().all(|(name, word)| match part(name) {
             Some(port) => {
                 let number = port.attribute("port").is_some_and(|number| has_port(&words, number));
                 has(word) && number && port.attribute("protocol").is_some_and(has)
             }
+            None if *name == "port" && service.is_some() => {
+                of_service.iter().flatten().any(|(port, protocol)| has(word) && has_port(&words, port) && has(protocol))
+            }
             None => !has(word),
         });
-        let is_plain =
-            !["service", "icmp-block", "icmp-type", "forward-port", "protocol"].iter().any(|name| part(name).is_some());
+        let is_plain = !["icmp-block", "icmp-type", "forward-port", "protocol"].iter().any(|name| part(name).is_some());
         let family = match rule.attribute("family") {
             Some("ipv4") => !has("ip6"),
             Some("ipv6") => !has("ip"),
@@ -259,7 +283,8 @@ mod tests {
             statement: None,
         };
         let place = Place { named: &named, base: "filter_OUTPUT", rules: &[&rule], all: &[], chains: &[], saved: None };
-        let told = |xml: &str, text: &str| rich_rule(&format!("<policy>{xml}</policy>"), &place, text);
+        let services = |name: &str| (name == "http").then(|| vec![("80".to_owned(), "tcp".to_owned())]);
+        let told = |xml: &str, text: &str| rich_rule(&format!("<policy>{xml}</policy>"), &place, text, &services);
         let port = r#"<rule><port port="80" protocol="tcp"/><drop/></rule>"#;
         assert!(told(port, "tcp dport 80 drop").is_some());
         assert_eq!(told(port, "tcp dport 8080 drop"), None);
@@ -269,6 +294,9 @@ mod tests {
         assert_eq!(told(address, "ip daddr 203.0.113.9 tcp dport 443 drop"), None);
         assert_eq!(told(address, "ip daddr 203.0.113.90 drop"), None);
         assert_eq!(told(&format!("{port}{port}"), "tcp dport 80 drop"), None, "two may be it");
-        assert_eq!(told("<rule><service name=\"http\"/><drop/></rule>", "tcp dport 80 drop"), None);
+        let service = r#"<rule><service name="http"/><drop/></rule>"#;
+        assert_eq!(told(service, "tcp dport 80 drop").as_deref(), Some(r#"rule service name="http" drop"#));
+        assert_eq!(told(service, "udp dport 80 drop"), None);
+        assert_eq!(told(&service.replace("http", "unknown"), "tcp dport 80 drop"), None);
     }
 }

@@ -1,10 +1,14 @@
 //! iptables-nft: rules that iptables wrote, in its own words.
 
 use super::Place;
+use crate::firewall::files::Root;
 use crate::model::{Backend, Statement};
 
+/// Where ferm keeps what it makes rules of.
+const FERM: &str = "/etc/ferm/ferm.conf";
+
 /// A rule as `iptables-save` writes it, or a policy.
-pub(super) fn statement(place: &Place<'_>) -> Option<Statement> {
+pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
     let named = place.named;
     if !place.is_iptables() {
         return None;
@@ -21,5 +25,8 @@ pub(super) fn statement(place: &Place<'_>) -> Option<Statement> {
         None if named.is_policy() => (format!("{program}{table} policy"), format!("-P {} DROP", named.chain)),
         None => return None,
     };
-    Some(Statement { ruleset: "iptables".to_owned(), what, name, number: None, comment: None, note: None })
+    // It leaves no mark on the rules that it makes.
+    let has_ferm = roots().iter().any(|root| root.read(FERM).is_ok());
+    let note = has_ferm.then(|| format!("ferm is set up here, and may have made it: see {FERM}"));
+    Some(Statement { ruleset: "iptables".to_owned(), what, name, number: None, comment: None, note })
 }

@@ -65,7 +65,7 @@ pub fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>) -> Opt
     ufw::statement(place, roots)
         .or_else(|| firewalld::statement(place, roots))
         .or_else(|| chains::statement(place))
-        .or_else(|| iptables::statement(place))
+        .or_else(|| iptables::statement(place, roots))
 }
 
 /// What a rule does, as far as its line in a file of iptables' says it too.

@@ -78,7 +78,8 @@ fn front_ends() -> Result<Outcome> {
         "iptables-legacy (tables filter)",
         "ufw rule 1 `deny out 443/tcp`: drop",
         "ufw rule 2 `deny out 443/tcp`: drop",
-        "not looked into: tables of iptables-legacy",
+        "iptables-legacy rule 1 of OUTPUT `-p udp -m udp --dport 99 -j DROP`: drop",
+        "before or after that iptables-legacy",
     ] {
         ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
     }

@@ -1,5 +1,7 @@
 //! Tables of iptables-legacy, as the kernel keeps them: one block of rules behind each other, in which chains are places.
 
+mod words;
+
 use std::{fs, net::UdpSocket, os::fd::AsFd};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +11,8 @@ use super::{
     nft::{Chain, Rule, Verdict},
 };
 use crate::sys;
+
+pub use words::{Saved, Spot};
 
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; of IPv6 they are the same.
 const GET_INFO: i32 = 64;
@@ -293,7 +297,7 @@ impl Table {
         Ok(rules)
     }
 
-    /// The same as chains and rules of nftables', for whoever knows those.
+    /// The same as chains and rules of nftables', for whoever knows those; a rule's place in its chain stands for its handle.
     pub fn as_nft(&self) -> Result<(Vec<Chain>, Vec<Rule>)> {
         let entries = self.entries()?;
         let legacy = self.chains(&entries);
@@ -307,7 +311,7 @@ impl Table {
             name: chain.name.clone(),
             handle: 0,
             hook: chain.hook.and_then(|hook| u32::try_from(hook).ok()),
-            priority: None,
+            priority: chain.hook.and(priority(&self.name)),
             policy: chain.hook.map(|_| policy(chain)),
         });
         let name_at = |offset: usize| {
@@ -318,11 +322,11 @@ impl Table {
                 .map(|chain| chain.name.clone())
         };
         let rules = legacy.iter().flat_map(|chain| {
-            entries[chain.rules.clone()].iter().map(|entry| Rule {
+            entries[chain.rules.clone()].iter().zip(1..).map(|(entry, place)| Rule {
                 family: self.layout.family,
                 table: self.name.clone(),
                 chain: chain.name.clone(),
-                handle: 0,
+                handle: place,
                 verdicts: match &entry.does {
                     Does::Drops => vec![Verdict::Drop],
                     Does::Extension(name) if name == REJECT => vec![Verdict::Reject],
@@ -334,6 +338,13 @@ impl Table {
         });
         Ok((chains.collect(), rules.collect()))
     }
+}
+
+/// When a table is asked at its hooks.
+fn priority(table: &str) -> Option<i32> {
+    [("raw", -300), ("mangle", -150), ("nat", -100), ("filter", 0), ("security", 50)]
+        .into_iter()
+        .find_map(|(name, priority)| (name == table).then_some(priority))
 }
 
 /// The target that tells the sender.
