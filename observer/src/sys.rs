@@ -6,6 +6,13 @@ use std::{
     io, mem,
     net::{Ipv4Addr, UdpSocket},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
 };
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type, perf_event_attr};
@@ -137,6 +144,94 @@ pub fn link_address(index: u32, ethertype: u16, address: [u8; 6]) -> io::Result<
         })
     }
     .map(|((), address)| address)
+}
+
+/// What a child is to do, and what came of it.
+struct SocketOrder {
+    procs: i32,
+    domain: i32,
+    kind: i32,
+    protocol: i32,
+    uid: u32,
+    gid: u32,
+    /// A descriptor, or an error's number below zero.
+    made: i32,
+}
+
+/// Has a socket made by a child that is in the cgroup of `procs`, an open `cgroup.procs`, while it does nothing else: the socket
+/// is that cgroup's, and its file is opened as that user and group. The child shares memory and descriptors with this process,
+/// whose thread waits for it; one that takes longer than `limit`, in a frozen cgroup, is killed.
+pub fn socket_in_cgroup(
+    procs: BorrowedFd<'_>,
+    [domain, kind, protocol]: [i32; 3],
+    (uid, gid): (u32, u32),
+    limit: Duration,
+) -> io::Result<OwnedFd> {
+    const STACK: usize = 64 * 1024;
+    extern "C" fn child(order: *mut libc::c_void) -> i32 {
+        // SAFETY: it is the order below, whose thread does nothing until this has ended; only system calls are made, and each
+        // touches but what it is given.
+        unsafe {
+            let order = &mut *order.cast::<SocketOrder>();
+            let failed = || -*libc::__errno_location();
+            if libc::write(order.procs, b"0".as_ptr().cast(), 1) != 1 {
+                order.made = failed();
+                return 0;
+            }
+            // Of this child alone; whether it is so is told by a second call.
+            libc::syscall(libc::SYS_setfsgid, order.gid);
+            libc::syscall(libc::SYS_setfsuid, order.uid);
+            let is_user = libc::syscall(libc::SYS_setfsgid, order.gid) as u32 == order.gid
+                && libc::syscall(libc::SYS_setfsuid, order.uid) as u32 == order.uid;
+            order.made = if is_user {
+                match libc::socket(order.domain, order.kind | libc::SOCK_CLOEXEC, order.protocol) {
+                    -1 => failed(),
+                    made => made,
+                }
+            } else {
+                -libc::EPERM
+            };
+        }
+        0
+    }
+    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    let mut order = SocketOrder { procs: procs.as_raw_fd(), domain, kind, protocol, uid, gid, made: -libc::ECANCELED };
+    let pid = Arc::new(AtomicI32::new(0));
+    let (done, waits) = mpsc::channel::<()>();
+    let watched = Arc::clone(&pid);
+    let watch = thread::spawn(move || {
+        if waits.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let pid = watched.load(Ordering::SeqCst);
+            if pid > 0 {
+                // SAFETY: takes numbers. The child is not waited for before this thread has ended: its number is its own.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+    });
+    // SAFETY: the stack is the child's alone, and lives until it has ended, as the order does: this thread waits for that in the
+    // call itself (`CLONE_VFORK`). The kernel writes the child's number where it is told, before the child runs.
+    let started = unsafe {
+        libc::clone(
+            child,
+            stack.as_mut_ptr_range().end.cast(),
+            libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID,
+            (&raw mut order).cast(),
+            pid.as_ptr(),
+        )
+    };
+    let started = if started == -1 { Err(io::Error::last_os_error()) } else { Ok(started) };
+    drop(done);
+    let _ = watch.join();
+    if let Ok(child) = started {
+        // SAFETY: takes numbers; it is this thread's own child, which ends without a signal.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) };
+    }
+    started?;
+    match order.made {
+        // SAFETY: the child has just made it, and nobody else knows of it.
+        made if made >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(made) }),
+        failed => Err(io::Error::from_raw_os_error(-failed)),
+    }
 }
 
 /// Hangs a BPF program on the hook LOCAL_OUT of this thread's network namespace, for IPv4, that drops every packet; gone with

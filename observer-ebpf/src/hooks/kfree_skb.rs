@@ -122,7 +122,6 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         put!(scratch.arguments, context.as_ptr() as u64);
         put!(scratch.skb, address);
         put!(scratch.record.length, skb.length::<R>());
-        put!(scratch.record.arrived_by, skb.arrived_by::<R>());
         put!(scratch.record.key.reason, reason);
         put!(scratch.record.key.cause, cause as u8);
         put!(scratch.record.key.direction, direction as u8);
@@ -146,6 +145,9 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             return;
         }
         let (start, bytes) = skb.linear::<R>(scratch);
+        // For whoever takes the packet: what is kept on the stack meanwhile is too much for it.
+        put!(scratch.start, start);
+        put!(scratch.bytes, bytes);
         drop::headers(start, bytes, ethertype, skb.connection::<R>());
         drop::finish();
         rule::identify();
@@ -159,7 +161,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         } else {
             count(Counter::Seen);
             if direction == Direction::Unrouted || filter::passes() {
-                tally(scratch, start, bytes);
+                tally(scratch);
             } else {
                 count(Counter::Filtered);
             }

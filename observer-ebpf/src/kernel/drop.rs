@@ -38,6 +38,11 @@ pub struct Scratch {
     pub net: u64,
     /// The `struct sk_buff`.
     pub skb: u64,
+    /// Where the packet begins, and how many bytes of it are there in one piece.
+    pub start: u64,
+    pub bytes: u64,
+    /// The `struct sock`, where there is one.
+    pub sk: u64,
     /// Rule that gave the verdict to drop, as [`RuleProof::given`](observer_ebpf::abi::RuleProof::given) has it.
     pub given: u64,
     /// A pointer on its way to becoming a plain number.

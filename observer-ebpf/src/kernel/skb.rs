@@ -72,12 +72,6 @@ impl Skb {
         }
     }
 
-    /// Number of the interface that it came in by.
-    #[inline(always)]
-    pub fn arrived_by<R: Reader>(&self) -> u32 {
-        R::field(self.address, field!(skb_iif)).unwrap_or(0)
-    }
-
     /// Its connection and what it is to it (`skb->_nfct`); 0 without connection tracking.
     #[inline(always)]
     pub fn connection<R: Reader>(&self) -> u64 {

@@ -72,6 +72,7 @@ pub fn inode(socket: u64) -> u64 {
 pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe {
+        put!(scratch.sk, sk);
         let state: u8 = R::field(sk, field!(sk_state)).unwrap_or(0);
         put!(scratch.record.key.state, state);
         put!(scratch.record.cookie, R::field(sk, field!(sk_cookie)).unwrap_or(0));
@@ -88,10 +89,6 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         put!(scratch.socket, black_box(socket));
         let file: u64 = R::field(socket, field!(socket_file)).unwrap_or(0);
         let mut kernel = u16::from(black_box(socket != 0 && file == 0));
-        put!(scratch.record.mark, R::field(sk, field!(sk_mark)).unwrap_or(0));
-        // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
-        put!(scratch.pointer, file);
-        sock_file();
         // A network file system's has a file, too.
         let place = field!(sk_kernel_bit);
         if place != ABSENT {
@@ -104,7 +101,6 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
         let stream = u32::from(kind) == SOCK_STREAM;
         if stream && R::field::<u16>(sk, field!(sk_protocol)) == Some(u16::from(packet::protocol::TCP)) {
             kernel &= u16::from(Probe::field::<u8>(sk, field!(tcp_is_mptcp)).unwrap_or(0)) ^ 1;
-            put!(scratch.record.segments, Probe::field::<u32>(sk, field!(tcp_segments)).unwrap_or(0));
         }
         flags |= (kernel & 1) * flag::KERNEL;
         // Of a raw socket the number is its protocol.
@@ -126,21 +122,36 @@ pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
     }
 }
 
-/// Who opened a socket's file, which [`Scratch::pointer`] leads to.
-///
-/// A function of its own to the verifier too: what it reads takes no room on the caller's stack.
+/// What only a single packet has: the interface that it came in by, and what its socket says beside.
+#[inline(always)]
+pub fn describe_one() {
+    sock_one();
+}
+
+/// See [`describe_one`]: a function of its own to the verifier too, so that what it reads takes no room on the caller's stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sock_file() -> u64 {
+extern "C" fn sock_one() -> u64 {
     let Some(scratch) = drop::scratch() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
-    let file: u64 = unsafe { get!(scratch.pointer) };
-    let cred: u64 = Probe::field(file, field!(file_cred)).unwrap_or(0);
-    if cred != 0 {
-        // SAFETY: the scratch space is this CPU's.
-        unsafe {
+    unsafe {
+        let (skb, sk): (u64, u64) = (get!(scratch.skb), get!(scratch.sk));
+        put!(scratch.record.arrived_by, Probe::field(skb, field!(skb_iif)).unwrap_or(0));
+        let flags: u16 = get!(scratch.record.key.flags);
+        if flags & flag::FULL_SOCKET == 0 {
+            return 0;
+        }
+        put!(scratch.record.mark, Probe::field(sk, field!(sk_mark)).unwrap_or(0));
+        let file: u64 = Probe::field(get!(scratch.socket), field!(socket_file)).unwrap_or(0);
+        let cred: u64 = Probe::field(file, field!(file_cred)).unwrap_or(0);
+        if cred != 0 {
             put!(scratch.record.file_uid, Probe::field(cred, field!(cred_fsuid)).unwrap_or(u32::MAX));
             put!(scratch.record.file_gid, Probe::field(cred, field!(cred_fsgid)).unwrap_or(u32::MAX));
+        }
+        // The socket by which the kernel resets is of TCP's number too, but raw.
+        let is_tcp = get!(scratch.protocol) == u16::from(packet::protocol::TCP) && flags & flag::DATAGRAM == 0;
+        if is_tcp {
+            put!(scratch.record.segments, Probe::field(sk, field!(tcp_segments)).unwrap_or(0));
         }
     }
     0

@@ -59,13 +59,12 @@ enum Tallied {
     NoRoom,
 }
 
-/// Counts the packet in the scratch space, and hands it over if it is the first of its key. `start` and `bytes` are where
-/// its headers are.
+/// Counts the packet in the scratch space, and hands it over if it is the first of its key.
 ///
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn tally(scratch: *mut Scratch, start: u64, bytes: u64) {
+pub unsafe fn tally(scratch: *mut Scratch) {
     let epoch = EPOCH.get(0).copied().unwrap_or(0);
     // SAFETY: the caller's promise.
     unsafe {
@@ -73,7 +72,7 @@ pub unsafe fn tally(scratch: *mut Scratch, start: u64, bytes: u64) {
         let tallied = if epoch & 1 == 0 { bump(&KEYS_EVEN, scratch) } else { bump(&KEYS_ODD, scratch) };
         match tallied {
             Tallied::Repeat => {}
-            Tallied::First => hand_over(scratch, start, bytes),
+            Tallied::First => hand_over(scratch),
             Tallied::NoRoom => {
                 coarsen(scratch);
                 let tallied = if epoch & 1 == 0 { bump(&COARSE_EVEN, scratch) } else { bump(&COARSE_ODD, scratch) };
@@ -150,7 +149,7 @@ unsafe fn coarsen(scratch: *mut Scratch) {
 
 /// The first packet of a key, whole.
 #[inline(always)]
-unsafe fn hand_over(scratch: *mut Scratch, start: u64, bytes: u64) {
+unsafe fn hand_over(scratch: *mut Scratch) {
     let Some(pace) = PACE.get_ptr_mut(0) else { return };
     // SAFETY: both pointers are to this CPU's slots.
     unsafe {
@@ -166,12 +165,13 @@ unsafe fn hand_over(scratch: *mut Scratch, start: u64, bytes: u64) {
             return;
         }
         (*pace).records += 1;
+        sock::describe_one();
         put!(scratch.record.inode, sock::inode(get!(scratch.socket)));
         match owner::get(get!(scratch.record.cookie)) {
             Some(owner) => put!(scratch.record.owner, *owner),
             None => put!(scratch.record.owner.source, 0),
         }
-        let captured = capture(scratch, start, bytes);
+        let captured = capture(scratch, get!(scratch.start), get!(scratch.bytes));
         put!(scratch.record.captured, captured);
         const FIXED: u64 = (size_of::<DropRecord>() - PACKET_BYTES) as u64;
         let mut length = FIXED + u64::from(captured);

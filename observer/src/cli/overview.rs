@@ -49,7 +49,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
         result => result.context("cannot write the output")?,
     }
-    let session = Session::attach(helper, Filter::default(), verbose)?;
+    let session = Session::attach(helper, Filter::default(), true, verbose)?;
     let found = Arc::new(AtomicBool::new(false));
     let output = Watched { inner: Terminal::new(screen, zone, false, None), found: Arc::clone(&found) };
     let run = session.confined(Box::new(output), Limits::default(), true, &[]);

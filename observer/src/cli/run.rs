@@ -66,6 +66,10 @@ pub(super) struct Args {
     /// Show command lines as they are, with the passwords and keys in them.
     #[arg(long)]
     no_redact: bool,
+    /// Never put a process into the sender's cgroup, not even for the moment that a rule about cgroups takes to be replayed;
+    /// such rules are then named by what was seen alone.
+    #[arg(long)]
+    no_cgroup_replay: bool,
     /// Run this line with `sh -c`.
     #[arg(short = 'c', value_name = "LINE", conflicts_with = "command", required_unless_present = "command")]
     line: Option<OsString>,
@@ -102,7 +106,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let command = if args.no_redact { words } else { redact::redact(&words) };
     let netns = filters::namespace(&args.netns)?;
     let filter = Filter { netns, follow: Some(launcher.pid()), ..Filter::default() };
-    let mut session = Session::attach(helper, filter, verbose)?;
+    let mut session = Session::attach(helper, filter, !args.no_cgroup_replay, verbose)?;
     let ready = session.ready_line();
     let tree = session.tree()?;
     // Where nothing can be observed no file is left behind.

@@ -42,13 +42,17 @@ pub(super) struct Args {
     /// Show command lines as they are, with the passwords and keys in them.
     #[arg(long)]
     no_redact: bool,
+    /// Never put a process into the sender's cgroup, not even for the moment that a rule about cgroups takes to be replayed;
+    /// such rules are then named by what was seen alone.
+    #[arg(long)]
+    no_cgroup_replay: bool,
 }
 
 pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     // The helper first: it is forked, and that takes a process with one thread.
     let helper = Helper::start()?;
     let filter = args.filters.plan()?;
-    let session = Session::attach(helper, filter, verbose)?;
+    let session = Session::attach(helper, filter, !args.no_cgroup_replay, verbose)?;
     let zone = TimeZone::system();
     let output: Box<dyn Output> = match args.output {
         Format::Json => Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()))),

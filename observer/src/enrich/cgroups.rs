@@ -2,11 +2,14 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::DirEntryExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use anyhow::{Context, Result};
 
 /// A miss walks the tree again at most this often: ids of cgroups that are gone come in bursts.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -30,6 +33,14 @@ impl Cgroups {
             self.walk();
         }
         self.paths.get(&id).cloned()
+    }
+
+    /// Its `cgroup.procs`, open so that a process can be put there.
+    pub fn enter(&mut self, id: u64) -> Result<File> {
+        let path = self.path(id).context("the cgroup is gone")?;
+        let root = self.root.as_ref().context("no cgroups are known")?;
+        let procs = root.join(path.trim_start_matches('/')).join("cgroup.procs");
+        File::options().write(true).open(procs).with_context(|| format!("cgroup {path} cannot be entered"))
     }
 
     fn walk(&mut self) {

@@ -61,6 +61,8 @@ struct Alike {
 
 /// Packets that were replayed.
 pub(super) struct Replays {
+    /// A child may be put into the sender's cgroup for a moment.
+    enters_cgroups: bool,
     known: Answers<Alike, Replay>,
     /// Since when, how many packets, and how long they took.
     sent: (Instant, u32, Duration),
@@ -68,8 +70,13 @@ pub(super) struct Replays {
 }
 
 impl Replays {
-    pub(super) fn new() -> Self {
-        Self { known: Answers::new(), sent: (Instant::now(), 0, Duration::ZERO), counts: ReplayCounts::default() }
+    pub(super) fn new(enters_cgroups: bool) -> Self {
+        Self {
+            enters_cgroups,
+            known: Answers::new(),
+            sent: (Instant::now(), 0, Duration::ZERO),
+            counts: ReplayCounts::default(),
+        }
     }
 
     pub(super) fn counts(&self) -> ReplayCounts {
@@ -97,7 +104,7 @@ impl Replays {
 
     /// The opinion on what was found for a packet. `hook` as an event names it.
     pub(super) fn of(&mut self, dropped: &Dropped, hook: Option<&str>, found: &Found, eyes: &mut impl Eyes) -> Opinion {
-        let Some((alike, packet)) = packet(dropped) else { return Opinion::None };
+        let Some((alike, packet)) = packet(dropped, self.enters_cgroups) else { return Opinion::None };
         // Something else than a rule may have dropped it before any rule of the copy could.
         let Some(backend) = found.decision.as_ref().and_then(|decision| decision.backend()) else {
             return Opinion::None;
@@ -226,7 +233,7 @@ fn differs(end: Option<&End>, doubt: Option<&str>) -> String {
 }
 
 /// The packet, if it can be sent again: of a process in that namespace, or one that it forwards.
-fn packet(dropped: &Dropped) -> Option<(Alike, Packet)> {
+fn packet(dropped: &Dropped, enters_cgroups: bool) -> Option<(Alike, Packet)> {
     let fits = dropped.cause == Cause::Netfilter
         && !dropped.coarse
         && !dropped.encapsulated
@@ -237,7 +244,7 @@ fn packet(dropped: &Dropped) -> Option<(Alike, Packet)> {
     let origin = match (dropped.direction, dropped.hook) {
         (Direction::Local, Some(Hook::Output | Hook::Postrouting | Hook::Egress)) => {
             let (uid, gid) = (*opened_by)?;
-            Origin::Socket { uid, gid, mark: *mark, cgroup: dropped.socket?.cgroup }
+            Origin::Socket { uid, gid, mark: *mark, cgroup: dropped.socket?.cgroup.filter(|_| enters_cgroups) }
         }
         (Direction::Forward | Direction::Unrouted, hook) if hook != Some(Hook::Ingress) => {
             Origin::Interface { index: (*arrived_by)? }

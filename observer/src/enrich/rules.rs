@@ -62,8 +62,8 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Tries the method.
-    pub fn new(maps: RuleMaps, prover: &mut impl Proving) -> Self {
+    /// Tries the method. `enters_cgroups`: a packet may be sent again from its sender's cgroup.
+    pub fn new(maps: RuleMaps, enters_cgroups: bool, prover: &mut impl Proving) -> Self {
         let mut rules = Self {
             maps,
             method: Method::NotYet(Instant::now(), String::new()),
@@ -72,7 +72,7 @@ impl Rules {
             seen: RuleCounts::default(),
             seen_by_verdict: RuleCounts::default(),
             compared: Compared::default(),
-            replays: Replays::new(),
+            replays: Replays::new(enters_cgroups),
             stale: None,
         };
         rules.arm(prover);

@@ -11,9 +11,9 @@ use aya::maps::{HashMap as BpfMap, Map, MapData};
 
 use super::{netns, patience};
 use crate::{
-    enrich::host::boot_ns,
-    model::{End, Packet, Replay},
-    replay::{self, Building, Stage, Version, surroundings},
+    enrich::{cgroups::Cgroups, host::boot_ns},
+    model::{End, Origin, Packet, Replay},
+    replay::{self, Building, Order, Stage, Version, surroundings},
     sys::netns_cookie,
 };
 
@@ -74,7 +74,7 @@ impl Replays {
     }
 
     /// What becomes of a packet in a copy of that namespace's rules.
-    pub(super) fn replay(&mut self, number: u32, packet: &Packet) -> Result<Replay> {
+    pub(super) fn replay(&mut self, number: u32, packet: &Packet, cgroups: &mut Cgroups) -> Result<Replay> {
         ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
         let asked = packet.clone();
         let (cookie, asked) =
@@ -90,8 +90,15 @@ impl Replays {
         let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(Replay::NotYet) };
         match &copy.state {
             State::Ready(stage) if stage.version == asked.version => {
-                let doubt = stage.doubt(packet, &asked.connection);
-                match stage.replay(packet, asked.connection) {
+                let id = match packet.origin {
+                    Origin::Socket { cgroup, .. } => cgroup.filter(|_| stage.asks_for_cgroups()),
+                    Origin::Interface { .. } => None,
+                };
+                // Where it is gone, or may not be entered, the rule is in doubt.
+                let cgroup = id.and_then(|id| cgroups.enter(id).inspect_err(|error| log::debug!("{error:#}")).ok());
+                let order = Order { packet: packet.clone(), connection: asked.connection, cgroup };
+                let doubt = stage.doubt(&order);
+                match stage.replay(order) {
                     Ok(mut end) => {
                         if let Some(End::Legacy(rule)) = &mut end {
                             rule.statement = stage.statement(rule, &mut || netns::roots(number));

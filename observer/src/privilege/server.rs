@@ -182,9 +182,9 @@ impl Server {
                 Response::OwnNamespaces(kept.map_err(|error| format!("{error:#}")))
             }
             Request::ProveReplay => Response::ProveReplay(replay::prove().map_err(|error| format!("{error:#}"))),
-            Request::Replay { netns, ref packet } => {
-                Response::Replay(self.replays.replay(netns, packet).map_err(|error| format!("{error:#}")))
-            }
+            Request::Replay { netns, ref packet } => Response::Replay(
+                self.replays.replay(netns, packet, &mut self.cgroups).map_err(|error| format!("{error:#}")),
+            ),
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
             ),

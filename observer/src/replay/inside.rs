@@ -8,16 +8,16 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    conntrack::{self, Connection},
+    conntrack,
     depends::Way,
     legacy,
     netlink::{Body, Netlink},
     packet::Whole,
     ruleset::{self, PASSED, Place, TRACE, TRACER},
     send::{self, Owner},
-    stage::Copied,
+    stage::{Copied, Order},
 };
-use crate::model::{End, Origin, Packet, Replayed};
+use crate::model::{End, Origin, Replayed};
 
 /// Nothing more is heard of a packet that was sent so long ago.
 const QUIET: Duration = Duration::from_millis(20);
@@ -58,11 +58,11 @@ impl Inside {
     }
 
     /// Sends one packet, and follows it.
-    pub(super) fn send(&self, copied: &mut Copied, packet: &Packet, connection: &Connection) -> Result<Option<End>> {
-        let whole = Whole::of(packet)?;
+    pub(super) fn send(&self, copied: &mut Copied, order: &Order) -> Result<Option<End>> {
+        let whole = Whole::of(&order.packet)?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            match self.walk(copied, packet, &whole, connection) {
+            match self.walk(copied, order, &whole) {
                 Ok(end) => return Ok(end),
                 Err(error) if error.downcast_ref::<legacy::Crossed>().is_some() => last = Some(error),
                 Err(error) => return Err(error),
@@ -71,22 +71,17 @@ impl Inside {
         Err(last.context("it was not sent")?)
     }
 
-    fn walk(
-        &self,
-        copied: &mut Copied,
-        packet: &Packet,
-        whole: &Whole,
-        connection: &Connection,
-    ) -> Result<Option<End>> {
+    fn walk(&self, copied: &mut Copied, order: &Order, whole: &Whole) -> Result<Option<End>> {
+        let Order { packet, connection, .. } = order;
         let counted = legacy::count(&copied.legacy)?;
         let leaves = packet.interface.as_deref().and_then(|name| Some((name, copied.around.index(name)?)));
         conntrack::enter(whole, connection)?;
-        let mut heard = self.sent(copied, packet, whole, None)?;
+        let mut heard = self.sent(copied, order, whole, None)?;
         if !self.left_by(&heard, leaves) && matches!(packet.origin, Origin::Socket { .. }) {
             // Its socket is bound to the interface, or the route was chosen by more than the address.
             ensure!(copied.legacy.is_empty(), "the packet leaves by another interface in the copy");
             conntrack::enter(whole, connection)?;
-            heard = self.sent(copied, packet, whole, leaves)?;
+            heard = self.sent(copied, order, whole, leaves)?;
         }
         ensure!(self.left_by(&heard, leaves), "the packet leaves by another interface in the copy");
         if let Some(end) = self.end(copied, &heard)? {
@@ -109,13 +104,13 @@ impl Inside {
     }
 
     /// Sends it, and listens to what is traced of it.
-    fn sent(&self, copied: &Copied, packet: &Packet, whole: &Whole, through: Option<(&str, u32)>) -> Result<Vec<Body>> {
+    fn sent(&self, copied: &Copied, order: &Order, whole: &Whole, through: Option<(&str, u32)>) -> Result<Vec<Body>> {
         // Of an earlier one.
         self.trace.drain();
         // The socket stays open until the packet is followed to its end.
-        let _socket = match packet.origin {
+        let _socket = match order.packet.origin {
             Origin::Socket { uid, gid, mark, .. } => {
-                let socket = send::socket(whole, Owner { uid, gid, mark })?;
+                let socket = send::socket(whole, Owner { uid, gid, mark }, order.cgroup.as_ref())?;
                 send::by_socket(whole, &socket, through)?;
                 Some(socket)
             }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Building, Connection, copy, packet::datagram, surroundings};
+use super::{Building, Connection, Order, copy, packet::datagram, surroundings};
 use crate::{
     firewall::{
         build::{self, RuleSpec, TableSpec, Then},
@@ -48,7 +48,7 @@ pub fn prove() -> Result<Duration> {
     let stage = made?;
     let (handle, began) = told.recv_timeout(PATIENCE).context("the rules were not there in time")?;
     for (port, rule) in [(BY_RULE, handle), (BY_POLICY, 0)] {
-        let end = stage.replay(&datagram(port), Connection::Unknown)?;
+        let end = stage.replay(Order { packet: datagram(port), connection: Connection::Unknown, cgroup: None })?;
         match end.context("a packet that is dropped passed in the copy")? {
             End::Nft(end) if end.rule == rule => {}
             end => bail!("a packet ended at {end:?} in the copy, and not at rule {rule}"),

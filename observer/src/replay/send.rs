@@ -1,9 +1,12 @@
 //! Puts a packet on its way: by a socket as its sender had one, or in front of the interface by which it came in.
 
 use std::{
+    fs::File,
     io,
     net::{IpAddr, SocketAddr, SocketAddrV6},
+    os::fd::AsFd,
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +21,8 @@ use crate::sys;
 
 /// `IPPROTO_RAW`: whoever sends gives the headers, too.
 const RAW: i32 = 255;
+/// A child in the sender's cgroup lives no longer.
+const IN_CGROUP: Duration = Duration::from_millis(100);
 /// A packet that is on its way, or was dropped; how it was rejected came at once.
 const ON_ITS_WAY: [i32; 6] =
     [libc::EINPROGRESS, libc::EPERM, libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EACCES];
@@ -30,23 +35,34 @@ pub(super) struct Owner {
     pub(super) mark: u32,
 }
 
-/// A socket whose file that user opens, in the calling thread's namespace.
-pub(super) fn socket(whole: &Whole, owner: Owner) -> Result<Socket> {
+/// A socket whose file that user opens, in the calling thread's namespace; and in a cgroup by its open `cgroup.procs`, where one
+/// is given.
+pub(super) fn socket(whole: &Whole, owner: Owner, cgroup: Option<&File>) -> Result<Socket> {
     let domain = if whole.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = match cgroup {
+        Some(procs) => {
+            let kind = [domain.into(), Type::RAW.into(), RAW];
+            let made = sys::socket_in_cgroup(procs.as_fd(), kind, (owner.uid, owner.gid), IN_CGROUP);
+            made.context("no socket could be made in the sender's cgroup")?.into()
+        }
+        None => plain_socket(domain, owner)?,
+    };
+    socket.set_nonblocking(true)?;
+    if owner.mark != 0 {
+        socket.set_mark(owner.mark).context("cannot mark a packet")?;
+    }
+    Ok(socket)
+}
+
+fn plain_socket(domain: Domain, owner: Owner) -> Result<Socket> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     let before = (setfsgid(gid), setfsuid(uid));
     let is_user = setfsgid(gid) == gid && setfsuid(uid) == uid;
     let made = is_user.then(|| Socket::new(domain, Type::RAW, Some(Protocol::from(RAW))));
     setfsuid(before.1);
     setfsgid(before.0);
-    let socket = made
-        .with_context(|| format!("not allowed to send as user {} and group {}", owner.uid, owner.gid))?
-        .context("cannot make a raw socket")?;
-    socket.set_nonblocking(true)?;
-    if owner.mark != 0 {
-        socket.set_mark(owner.mark).context("cannot mark a packet")?;
-    }
-    Ok(socket)
+    made.with_context(|| format!("not allowed to send as user {} and group {}", owner.uid, owner.gid))?
+        .context("cannot make a raw socket")
 }
 
 /// Sends by a socket; through an interface by name and number, whatever routes say, where one is given.

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    fs,
+    fs::{self, File},
     os::unix::fs::MetadataExt,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
@@ -94,8 +94,18 @@ impl Copied {
     }
 }
 
-/// A packet to send, with a number, and what became of it.
-type Order = (u64, Packet, Connection);
+/// A packet to send.
+pub struct Order {
+    /// The packet.
+    pub packet: Packet,
+    /// What its connection is.
+    pub connection: Connection,
+    /// The open `cgroup.procs` of the cgroup in which its socket is to be made, where that matters.
+    pub cgroup: Option<File>,
+}
+
+/// With its number; and what became of it.
+type Numbered = (u64, Order);
 type Answer = (u64, Result<Option<End>>);
 
 /// A stage that is being made.
@@ -103,7 +113,7 @@ pub struct Building {
     /// Inode number of its namespace.
     pub netns: u32,
     made: Receiver<Result<Made>>,
-    orders: Sender<Order>,
+    orders: Sender<Numbered>,
     answers: Receiver<Answer>,
     thread: thread::JoinHandle<()>,
 }
@@ -119,7 +129,7 @@ struct Made {
 impl Building {
     /// Begins to make one of what arrives; `hide` is told the number of its namespace before there is anything in it.
     pub fn begin(copied: Receiver<Result<Copied>>, hide: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
-        let (orders, ordered) = channel::<Order>();
+        let (orders, ordered) = channel::<Numbered>();
         let (answer, answers) = channel();
         let (enter, entered) = channel();
         let (hidden, go) = channel::<()>();
@@ -146,8 +156,8 @@ impl Building {
             if ready.send(Ok(known)).is_err() {
                 return;
             }
-            while let Ok((number, packet, connection)) = ordered.recv() {
-                let end = inside.send(&mut copied, &packet, &connection);
+            while let Ok((number, order)) = ordered.recv() {
+                let end = inside.send(&mut copied, &order);
                 if answer.send((number, end)).is_err() {
                     return;
                 }
@@ -190,17 +200,17 @@ pub struct Stage {
     through: Depends,
     /// Number of the last order.
     sent: Cell<u64>,
-    orders: Sender<Order>,
+    orders: Sender<Numbered>,
     answers: Receiver<Answer>,
     thread: thread::JoinHandle<()>,
 }
 
 impl Stage {
     /// What drops this packet there; `None` when it passes, an error where that cannot be told.
-    pub fn replay(&self, packet: &Packet, connection: Connection) -> Result<Option<End>> {
+    pub fn replay(&self, order: Order) -> Result<Option<End>> {
         let number = self.sent.get() + 1;
         self.sent.set(number);
-        self.orders.send((number, packet.clone(), connection)).context("the copy's thread has ended")?;
+        self.orders.send((number, order)).context("the copy's thread has ended")?;
         loop {
             // One that came too late is an earlier packet's.
             let (of, answer) = self.answers.recv_timeout(LIMIT).context("the copy's thread does not answer")?;
@@ -211,18 +221,19 @@ impl Stage {
     }
 
     /// Why what is found is no proof of itself: something decides by more than the packet.
-    pub fn doubt(&self, packet: &Packet, connection: &Connection) -> Option<String> {
+    pub fn doubt(&self, order: &Order) -> Option<String> {
+        let Order { packet, connection, cgroup } = order;
         let whole = Whole::of(packet).ok()?;
         if whole.bytes.len() < packet.length as usize {
             return Some("it is longer than what is sent again".to_owned());
         }
-        let (depends, is_in_cgroup) = match packet.origin {
-            Origin::Socket { cgroup, .. } => (&self.out, cgroup.is_some()),
-            Origin::Interface { .. } => (&self.through, false),
+        let depends = match packet.origin {
+            Origin::Socket { .. } => &self.out,
+            Origin::Interface { .. } => &self.through,
         };
         let is_known = whole.begins() || !matches!(connection, Connection::Unknown);
         let by_state = depends.by_state.as_ref().filter(|_| !is_known);
-        let by_cgroup = depends.by_cgroup.as_ref().filter(|_| !is_in_cgroup);
+        let by_cgroup = depends.by_cgroup.as_ref().filter(|_| cgroup.is_none());
         depends.always.as_ref().or(by_state).or(by_cgroup).cloned()
     }
 
@@ -278,7 +289,7 @@ mod tests {
             .unwrap()
             .until(Instant::now() + Duration::from_secs(10))
             .map_err(|_| anyhow::anyhow!("slow"))??;
-        stage.replay(packet, Connection::New)
+        stage.replay(Order { packet: packet.clone(), connection: Connection::New, cgroup: None })
     }
 
     #[test]

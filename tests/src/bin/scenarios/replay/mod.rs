@@ -35,6 +35,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_connection_that_was_there", packets::established),
     ("a_sockets_mark_and_group", packets::mark_and_group),
     ("at_the_interface", packets::at_the_interface),
+    ("a_sockets_cgroup", packets::cgroup),
     ("iptables_legacy", legacy::shapes),
     ("a_rate_of_iptables_legacy", legacy::by_rate),
 ];

@@ -3,14 +3,16 @@
 use std::{
     io::Write,
     net::{SocketAddr, TcpStream, UdpSocket},
+    path::PathBuf,
+    process::Stdio,
 };
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug, SERVER_V4},
     namespace::Namespace,
-    observer::{Observer, Report},
-    traffic,
+    observer::{self, Observer, Report},
+    testbed, traffic,
 };
 use nix::{
     sys::socket::{setsockopt, sockopt::Mark},
@@ -194,6 +196,67 @@ pub(super) fn at_the_interface() -> Result<Outcome> {
     }
     for address in [FAR_V4, FAR_V6] {
         agrees(&report, |event| event["destination"]["ip"] == address, 2)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A cgroup; gone when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn procs(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A rule that asks for the cgroup of the socket: the copy's is made there, unless that is forbidden.
+pub(super) fn cgroup() -> Result<Outcome> {
+    let Some(root) = testbed::cgroup_root()? else {
+        return Ok(Outcome::Skipped("cgroup2 is not mounted".to_owned()));
+    };
+    let name = format!("observer-replay-{}", std::process::id());
+    let group = Group(root.join(&name));
+    std::fs::create_dir_all(&group.0)?;
+    let lab = Lab::new()?;
+    // Where `nft` looks for it.
+    let rules = format!(
+        "table inet t {{ chain o {{ type filter hook output priority 0; socket cgroupv2 level 1 \"{name}\" udp dport 9001 drop\n\
+         udp dport 9001 drop\n}}\n}}"
+    );
+    let mounted = format!("mount --bind {} /sys/fs/cgroup && exec nft -f -", root.display());
+    if let Err(error) = lab.client.feed("unshare", &["-m", "sh", "-c", &mounted], &rules) {
+        return Ok(Outcome::Skipped(format!("this kernel or nft knows no cgroups in rules: {error:#}")));
+    }
+    let enter = format!("echo $$ > {} && exec python3 -IS - udp {FAR_V4} 9001", group.procs().display());
+    let send = || {
+        let mut command = lab.client.command("sh");
+        command.args(["-c", &enter]).stdin(traffic::script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        traffic::finish(command.spawn()?).map(drop)
+    };
+    for (flags, forbidden) in [(&[][..], false), (&["--no-cgroup-replay"], true)] {
+        let mut command = observer::command();
+        command.args(["watch", "-o", "json"]).args(flags).arg("--netns").arg(lab.client.path());
+        let observer = Observer::start_command(&mut command)?;
+        super::confirmed(&observer, 9001, send)?;
+        let report = observer.stop()?;
+        if let Some(skipped) = impossible(&report) {
+            return Ok(skipped);
+        }
+        if forbidden {
+            let event = opinion(&report, |event| event["destination"]["port"] == 9001)?;
+            let said = event["egress"]["rule"]["replay"].as_str().unwrap_or_default();
+            ensure!(event["egress"]["rule"]["position"] == 1 && said.contains("a cgroup in chain o"), "{event}");
+        } else {
+            agrees(&report, |event| event["destination"]["port"] == 9001, 1)?;
+        }
+        let left = std::fs::read_to_string(group.procs())?;
+        ensure!(left.trim().is_empty(), "somebody is left in the cgroup: {left}");
     }
     Ok(Outcome::Passed)
 }
