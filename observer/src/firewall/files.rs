@@ -2,10 +2,18 @@
 //! anything in their place.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::Read,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::channel,
+    },
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,31 +22,62 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 /// Largest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
 
+/// A file that takes longer is not waited for: a file system may be another program, or another host, which does not answer.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// Threads that wait for such a file at most; while there are so many no other file is read.
+const MAX_STUCK: usize = 4;
+static READING: AtomicUsize = AtomicUsize::new(0);
+
 /// A root folder.
-pub struct Root(OwnedFd);
+pub struct Root {
+    folder: Arc<OwnedFd>,
+    /// A file of it was not there in time: nothing more is read.
+    hangs: Cell<bool>,
+}
 
 impl Root {
     /// The one at this path.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self(openat(CWD, path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?))
+        let folder =
+            openat(CWD, path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { folder: Arc::new(folder), hangs: Cell::new(false) })
     }
 
-    /// Text of a regular file in it: no link leads out of it, and no pipe is waited for.
+    /// Text of a regular file in it: no link leads out of it, and neither a pipe nor a file system that hangs is waited for.
     pub fn read(&self, path: &str) -> Result<String> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let path = path.trim_start_matches('/');
-        let file = openat2(self.0.as_fd(), path, flags, Mode::empty(), inside)
-            .with_context(|| format!("cannot open /{path}"))?;
-        let file = File::from(file);
-        let meta = file.metadata()?;
-        ensure!(meta.is_file() && meta.len() <= MAX_BYTES, "/{path} is no file that is read");
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read /{path}"))?;
-        // Of a comment in another encoding the rest is still good.
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        ensure!(
+            !self.hangs.get() && READING.load(Ordering::Relaxed) < MAX_STUCK,
+            "files there are not to be had in time"
+        );
+        let (folder, own) = (Arc::clone(&self.folder), path.to_owned());
+        let (done, text) = channel();
+        READING.fetch_add(1, Ordering::Relaxed);
+        thread::spawn(move || {
+            let text = read(&folder, &own);
+            READING.fetch_sub(1, Ordering::Relaxed);
+            let _ = done.send(text);
+        });
+        text.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            self.hangs.set(true);
+            Err(anyhow::anyhow!("/{path} was not to be had in time"))
+        })
     }
+}
+
+fn read(folder: &OwnedFd, path: &str) -> Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let path = path.trim_start_matches('/');
+    let file =
+        openat2(folder.as_fd(), path, flags, Mode::empty(), inside).with_context(|| format!("cannot open /{path}"))?;
+    let file = File::from(file);
+    let meta = file.metadata()?;
+    ensure!(meta.is_file() && meta.len() <= MAX_BYTES, "/{path} is no file that is read");
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read /{path}"))?;
+    // Of a comment in another encoding the rest is still good.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

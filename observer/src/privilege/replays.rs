@@ -97,9 +97,8 @@ impl Replays {
                 // Where it is gone, or may not be entered, the rule is in doubt.
                 let cgroup = id.and_then(|id| cgroups.enter(id).inspect_err(|error| log::debug!("{error:#}")).ok());
                 let order = Order { packet: packet.clone(), connection: asked.connection, cgroup };
-                let doubt = stage.doubt(&order);
                 match stage.replay(order) {
-                    Ok(mut end) => {
+                    Ok((mut end, doubt)) => {
                         if let Some(End::Legacy(rule)) = &mut end {
                             rule.statement = stage.statement(rule, &mut || netns::roots(number));
                         }

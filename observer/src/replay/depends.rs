@@ -61,7 +61,7 @@ const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
 const SOCKET_KEY: u16 = 1;
 const CGROUP: u32 = 3;
 /// Matches of iptables' that ask the packet, or the user of its socket.
-const CERTAIN_XTABLES: [&str; 18] = [
+const CERTAIN_XTABLES: [&str; 22] = [
     "tcp",
     "udp",
     "sctp",
@@ -79,6 +79,10 @@ const CERTAIN_XTABLES: [&str; 18] = [
     "tos",
     "dscp",
     "tcpmss",
+    "rt",
+    "ipv6header",
+    "hbh",
+    "frag",
     "REJECT",
 ];
 /// What asks for a connection: known for the first packet of one, and where the table of connections can be read.
@@ -213,7 +217,7 @@ fn is_the_same(payload: &Attributes) -> bool {
 
 /// What decides by more than a packet, in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Depends {
+pub struct Depends {
     /// Whatever the packet.
     pub(super) always: Option<String>,
     /// Unless it is the first of its connection, or that is known.
@@ -284,10 +288,9 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
     found
 }
 
-/// The same of a table of iptables-legacy, all of its chains.
-pub(super) fn of_legacy(name: &str, entries: &[Entry], way: Way) -> Depends {
-    let mut found = Depends::default();
-    for entry in entries {
+impl Depends {
+    /// One more rule of iptables-legacy, of that table, which was asked on the way.
+    pub(super) fn add_legacy(&mut self, table: &str, entry: &Entry, way: Way) {
         let going_on = matches!(&entry.does, Does::Extension(name) if GOING_ON.contains(&name.as_str()));
         let mut judged = Judged {
             decides: !going_on && !matches!(entry.does, Does::Begins(_)),
@@ -297,9 +300,8 @@ pub(super) fn of_legacy(name: &str, entries: &[Entry], way: Way) -> Depends {
         for one in &entry.matches {
             judged.xtables(one, way);
         }
-        found.add(judged, |what| format!("{what} in table {name} of iptables-legacy"));
+        self.add(judged, |what| format!("{what} in table {table} of iptables-legacy"));
     }
-    found
 }
 
 #[cfg(test)]
@@ -434,7 +436,11 @@ mod tests {
             does,
             packets: 0,
         };
-        let of = |entry| of_legacy("filter", &[entry], Way::Out);
+        let of = |entry| {
+            let mut found = Depends::default();
+            found.add_legacy("filter", &entry, Way::Out);
+            found
+        };
         assert_eq!(of(entry(&["tcp", "owner"], Does::Drops)), Depends::default());
         assert_eq!(of(entry(&["conntrack"], Does::Accepts)), Depends::default());
         assert!(of(entry(&["state"], Does::Drops)).by_state.is_some());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     conntrack,
-    depends::Way,
+    depends::{Depends, Way},
     legacy,
     netlink::{Body, Netlink},
     packet::Whole,
@@ -32,6 +32,9 @@ const GOTO: u32 = -4i32 as u32;
 const ATTEMPTS: usize = 3;
 /// The text of a rule of iptables-legacy is waited for so long.
 const PATIENCE: Duration = Duration::from_millis(60);
+
+/// Where a packet's way ended, and what decided by more than the packet in tables of iptables-legacy.
+pub(super) type Ended = (Option<End>, Depends);
 
 /// What the thread in the namespace has.
 pub(super) struct Inside {
@@ -58,7 +61,7 @@ impl Inside {
     }
 
     /// Sends one packet, and follows it.
-    pub(super) fn send(&self, copied: &mut Copied, order: &Order) -> Result<Option<End>> {
+    pub(super) fn send(&self, copied: &mut Copied, order: &Order) -> Result<Ended> {
         let whole = Whole::of(&order.packet)?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
@@ -71,7 +74,7 @@ impl Inside {
         Err(last.context("it was not sent")?)
     }
 
-    fn walk(&self, copied: &mut Copied, order: &Order, whole: &Whole) -> Result<Option<End>> {
+    fn walk(&self, copied: &mut Copied, order: &Order, whole: &Whole) -> Result<Ended> {
         let Order { packet, connection, .. } = order;
         let counted = legacy::count(&copied.legacy)?;
         let leaves = packet.interface.as_deref().and_then(|name| Some((name, copied.around.index(name)?)));
@@ -85,7 +88,7 @@ impl Inside {
         }
         ensure!(self.left_by(&heard, leaves), "the packet leaves by another interface in the copy");
         if let Some(end) = self.end(copied, &heard)? {
-            return Ok(Some(End::Nft(end)));
+            return Ok((Some(End::Nft(end)), Depends::default()));
         }
         let way = match packet.origin {
             Origin::Socket { .. } => Way::Out,
@@ -93,14 +96,15 @@ impl Inside {
         };
         let family = if whole.destination.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
         let now = legacy::count(&copied.legacy)?;
-        let hooks: Vec<String> = way.hooks().iter().map(|hook| hook.to_uppercase()).collect();
-        if let Some((table, spot)) = counted.ended(&now, &copied.legacy, family, &hooks)? {
+        let (ended, asked) = counted.ended(&now, &copied.legacy, family, way)?;
+        if let Some((table, spot)) = ended {
             let deadline = Instant::now() + PATIENCE;
             let table = copied.legacy.get(table).context("a table that is not there")?;
-            return Ok(Some(End::Legacy(Box::new(copied.saved.named(table, spot, deadline)?))));
+            let named = copied.saved.named(table, spot, deadline)?;
+            return Ok((Some(End::Legacy(Box::new(named))), asked));
         }
         ensure!(heard.iter().any(passed), "the packet got lost in the copy");
-        Ok(None)
+        Ok((None, asked))
     }
 
     /// Sends it, and listens to what is traced of it.

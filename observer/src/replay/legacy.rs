@@ -5,6 +5,7 @@ use std::{fs, os::fd::AsFd};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::depends::{self, Depends};
 use crate::{
     firewall::legacy::{self, Does, Entry, LegacyChain, NAME_BYTES, REJECT, Spot, Table},
     model::Verdict,
@@ -75,8 +76,16 @@ pub(super) fn count(tables: &[Table]) -> Result<Counted> {
 }
 
 impl Counted {
-    /// Where the one packet of that family that was counted since ended; `None` when every table let it pass.
-    pub(super) fn ended(&self, now: &Self, tables: &[Table], family: u8, hooks: &[String]) -> Result<Option<Ended>> {
+    /// Where the one packet of that family that was counted since ended, and what decides there by more than the packet; `None`
+    /// when every table let it pass.
+    pub(super) fn ended(
+        &self,
+        now: &Self,
+        tables: &[Table],
+        family: u8,
+        way_out: depends::Way,
+    ) -> Result<(Option<Ended>, Depends)> {
+        let mut asked = Depends::default();
         let mut ways = Vec::new();
         for (index, table) in tables.iter().enumerate().filter(|(_, table)| table.layout.family == family) {
             let (before, after) = self.0.get(index).zip(now.0.get(index)).context("a table was not counted")?;
@@ -86,17 +95,21 @@ impl Counted {
         }
         ways.sort_by_key(|way| ORDER.iter().position(|name| *name == way.table.name));
         let mut ended = None;
-        for hook in hooks {
+        for hook in way_out.hooks() {
             for way in &mut ways {
                 if ended.is_none() {
-                    ended = way.through(hook)?;
+                    let (end, entries) = way.through(&hook.to_uppercase())?;
+                    ended = end;
+                    entries
+                        .into_iter()
+                        .for_each(|index| asked.add_legacy(&way.table.name, &way.entries[index], way_out));
                 }
             }
         }
         // Somebody else's packet may have matched where this one did not.
         let alone = ways.iter().all(|way| way.matched.iter().sum::<u64>() == way.visited);
         ensure!(alone, Crossed);
-        Ok(ended)
+        Ok((ended, asked))
     }
 }
 
@@ -112,10 +125,12 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Follows what matched from a built-in chain on; `None` where it was let pass, or never came there.
-    fn through(&mut self, hook: &str) -> Result<Option<Ended>> {
+    /// Follows what matched from a built-in chain on: where it ended, `None` where it was let pass, or never came there; and the
+    /// rules that were asked.
+    fn through(&mut self, hook: &str) -> Result<(Option<Ended>, Vec<usize>)> {
+        let mut asked = Vec::new();
         let Some(base) = self.chains.iter().find(|chain| chain.hook.is_some() && chain.name == hook).cloned() else {
-            return Ok(None);
+            return Ok((None, asked));
         };
         // Where to go on behind a jump, and how long the path was then.
         let mut back: Vec<(usize, usize)> = Vec::new();
@@ -126,16 +141,17 @@ impl Way<'_> {
                 bail!("a chain has no end");
             };
             ensure!(*times <= 1, Crossed);
+            asked.push(index);
+            ensure!(asked.len() <= 2 * self.entries.len(), "rules lead in circles");
             if *times == 0 {
                 // Nothing passes a chain's end unmatched.
                 if index == base.rules.end || matches!(entry.does, Does::Begins(_)) {
-                    return Ok(None);
+                    return Ok((None, asked));
                 }
                 index += 1;
                 continue;
             }
             self.visited += 1;
-            ensure!(self.visited <= self.entries.len() as u64, "rules lead in circles");
             let ended = |verdict: Verdict| {
                 let chain = self.chain_of(index)?;
                 let position = chain.rules.contains(&index).then(|| index - chain.rules.start + 1);
@@ -143,9 +159,9 @@ impl Way<'_> {
                 Some((self.index, spot))
             };
             index = match &entry.does {
-                Does::Accepts => return Ok(None),
-                Does::Drops => return Ok(ended(Verdict::Drop)),
-                Does::Extension(name) if name == REJECT => return Ok(ended(Verdict::Reject)),
+                Does::Accepts => return Ok((None, asked)),
+                Does::Drops => return Ok((ended(Verdict::Drop), asked)),
+                Does::Extension(name) if name == REJECT => return Ok((ended(Verdict::Reject), asked)),
                 Does::Extension(_) => index + 1,
                 Does::Returns => {
                     // Out of a built-in chain it leads to its policy.

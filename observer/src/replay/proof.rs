@@ -49,7 +49,7 @@ pub fn prove() -> Result<Duration> {
     let (handle, began) = told.recv_timeout(PATIENCE).context("the rules were not there in time")?;
     for (port, rule) in [(BY_RULE, handle), (BY_POLICY, 0)] {
         let end = stage.replay(Order { packet: datagram(port), connection: Connection::Unknown, cgroup: None })?;
-        match end.context("a packet that is dropped passed in the copy")? {
+        match end.0.context("a packet that is dropped passed in the copy")? {
             End::Nft(end) if end.rule == rule => {}
             end => bail!("a packet ended at {end:?} in the copy, and not at rule {rule}"),
         }

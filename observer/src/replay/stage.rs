@@ -14,8 +14,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{
     conntrack::{self, Connection},
-    depends::{self, Depends, Way},
-    inside::Inside,
+    depends::Depends,
+    inside::{Ended, Inside},
     packet::Whole,
     ruleset::{self, Listed},
     surroundings::{self, Surroundings},
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     firewall::{
         files::Root,
-        legacy::{Saved, Table, tables},
+        legacy::{Entry, Saved, Table, tables},
         nft,
     },
     model::{End, NamedRule, Origin, Packet, Statement},
@@ -81,17 +81,6 @@ impl Copied {
     fn version(&self) -> Result<Version> {
         Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
     }
-
-    /// What decides by more than a packet.
-    fn depends(&self, way: Way) -> Result<Depends> {
-        let rules = match way {
-            Way::Out => &self.rules.out,
-            Way::Through => &self.rules.through,
-        };
-        self.legacy
-            .iter()
-            .try_fold(rules.clone(), |all, table| Ok(all.and(depends::of_legacy(&table.name, &table.entries()?, way))))
-    }
 }
 
 /// A packet to send.
@@ -106,7 +95,7 @@ pub struct Order {
 
 /// With its number; and what became of it.
 type Numbered = (u64, Order);
-type Answer = (u64, Result<Option<End>>);
+type Answer = (u64, Result<Ended>);
 
 /// A stage that is being made.
 pub struct Building {
@@ -140,7 +129,7 @@ impl Building {
             }
             let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
             let inside = copied.and_then(|mut copied| {
-                let (out, through) = (copied.depends(Way::Out)?, copied.depends(Way::Through)?);
+                let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
                 let known = Made { version: copied.version()?, legacy: copied.legacy.clone(), out, through };
                 let inside = Inside::make(&copied)?;
                 copied.rules.shrink();
@@ -206,8 +195,26 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// What drops this packet there; `None` when it passes, an error where that cannot be told.
-    pub fn replay(&self, order: Order) -> Result<Option<End>> {
+    /// What drops this packet there, `None` when it passes; and why that is no proof of itself: something decides by more than
+    /// the packet. An error where it cannot be told.
+    pub fn replay(&self, order: Order) -> Result<(Option<End>, Option<String>)> {
+        let whole = Whole::of(&order.packet)?;
+        let is_cut = whole.bytes.len() < order.packet.length as usize;
+        let is_known = whole.begins() || !matches!(order.connection, Connection::Unknown);
+        let is_in_cgroup = order.cgroup.is_some();
+        let rules = match order.packet.origin {
+            Origin::Socket { .. } => self.out.clone(),
+            Origin::Interface { .. } => self.through.clone(),
+        };
+        let (end, of_legacy) = self.send(order)?;
+        let depends = rules.and(of_legacy);
+        let by_state = depends.by_state.filter(|_| !is_known);
+        let by_cgroup = depends.by_cgroup.filter(|_| !is_in_cgroup);
+        let by_length = is_cut.then(|| "it is longer than what is sent again".to_owned());
+        Ok((end, by_length.or(depends.always).or(by_state).or(by_cgroup)))
+    }
+
+    fn send(&self, order: Order) -> Result<Ended> {
         let number = self.sent.get() + 1;
         self.sent.set(number);
         self.orders.send((number, order)).context("the copy's thread has ended")?;
@@ -220,23 +227,6 @@ impl Stage {
         }
     }
 
-    /// Why what is found is no proof of itself: something decides by more than the packet.
-    pub fn doubt(&self, order: &Order) -> Option<String> {
-        let Order { packet, connection, cgroup } = order;
-        let whole = Whole::of(packet).ok()?;
-        if whole.bytes.len() < packet.length as usize {
-            return Some("it is longer than what is sent again".to_owned());
-        }
-        let depends = match packet.origin {
-            Origin::Socket { .. } => &self.out,
-            Origin::Interface { .. } => &self.through,
-        };
-        let is_known = whole.begins() || !matches!(connection, Connection::Unknown);
-        let by_state = depends.by_state.as_ref().filter(|_| !is_known);
-        let by_cgroup = depends.by_cgroup.as_ref().filter(|_| cgroup.is_none());
-        depends.always.as_ref().or(by_state).or(by_cgroup).cloned()
-    }
-
     /// A rule or policy of iptables-legacy in the words of its front end, whose files are looked for below `roots`.
     pub fn statement(&self, named: &NamedRule, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
         self.legacy.iter().find(|table| table.has(named))?.statement(named, roots)
@@ -244,7 +234,9 @@ impl Stage {
 
     /// It is to be sent from its sender's cgroup.
     pub fn asks_for_cgroups(&self) -> bool {
+        let has_cgroup = |entry: &Entry| entry.matches.iter().any(|name| name == "cgroup");
         self.out.by_cgroup.is_some()
+            || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 
     /// Ends it, and waits until nobody is in the namespace any more.
@@ -289,7 +281,7 @@ mod tests {
             .unwrap()
             .until(Instant::now() + Duration::from_secs(10))
             .map_err(|_| anyhow::anyhow!("slow"))??;
-        stage.replay(Order { packet: packet.clone(), connection: Connection::New, cgroup: None })
+        Ok(stage.replay(Order { packet: packet.clone(), connection: Connection::New, cgroup: None })?.0)
     }
 
     #[test]
