@@ -22,6 +22,10 @@ pub struct HangingRecord {
     pub netns: u32,
     /// User id of the socket's creation, in the initial user namespace.
     pub uid: u32,
+    /// Group with which its file was opened, likewise.
+    pub gid: u32,
+    /// Its mark.
+    pub mark: u32,
     /// Milliseconds since the first SYN.
     pub age_ms: u32,
     /// Local port, host byte order.
@@ -42,4 +46,4 @@ pub struct HangingRecord {
     pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<HangingRecord>() == 24 + size_of::<Task>() + 32 + 12 + 4 + 8);
+const _: () = assert!(size_of::<HangingRecord>() == 24 + size_of::<Task>() + 32 + 20 + 4 + 8);

@@ -32,4 +32,4 @@ pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 13;
+pub const VERSION: u32 = 14;

@@ -70,6 +70,8 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
             // SAFETY: the room is this CPU's, and the walk runs once and alone; the file is a trusted pointer.
             unsafe {
                 fill(record, sk, first_sent, family == AF_INET6);
+                let cred: u64 = Probe::field(file, field!(file_cred)).unwrap_or(0);
+                (*record).gid = Probe::field(cred, field!(cred_fsgid)).unwrap_or(u32::MAX);
                 (*record).cookie = cookie;
                 (*record).inode = sock::inode(socket);
                 (*record).task = process;
@@ -106,6 +108,7 @@ unsafe fn fill(record: *mut HangingRecord, sk: u64, first_sent: u32, v6: bool) {
     }
     record.netns = sock::netns::<Probe>(sk);
     record.uid = Probe::field(sk, field!(sk_uid)).unwrap_or(u32::MAX);
+    record.mark = Probe::field(sk, field!(sk_mark)).unwrap_or(0);
     record.age_ms = time::monotonic_ms().wrapping_sub(first_sent);
     record.local_port = Probe::field(sk, field!(sk_num)).unwrap_or(0);
     record.remote_port = u16::from_be(Probe::field(sk, field!(sk_dport)).unwrap_or(0));

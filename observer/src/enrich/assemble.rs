@@ -157,7 +157,7 @@ impl<E: Eyes> Assembler<E> {
             self.changes.adopt(dropped.netns, &mut self.attributor.eyes);
         }
         let began = Instant::now();
-        let none_left = self.unsent.none_left(dropped);
+        let nothing_left = self.unsent.nothing_left(dropped);
         let found = self.rules.of(dropped, hook, &mut self.attributor.eyes);
         let read = began.elapsed();
         let opinion = self.rules.replays.of(dropped, hook, &found, &mut self.attributor.eyes);
@@ -246,7 +246,7 @@ impl<E: Eyes> Assembler<E> {
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
-                left: none_left.then_some(0),
+                nothing_left: nothing_left.then_some(true),
                 count: dropped.packets,
                 bytes: dropped.bytes,
                 background: Background::of(dropped).or(own.then_some(Background::SelfTest)),
@@ -336,7 +336,7 @@ impl<E: Eyes> Assembler<E> {
         event.event.id = Some(self.event_id());
         event.egress.count = counted.packets;
         event.egress.bytes = counted.bytes;
-        event.egress.left = None;
+        event.egress.nothing_left = None;
         if event.egress.origin_netns.is_none() && !FORWARDED.contains(&event.egress.hook.unwrap_or_default()) {
             // Of a local sender the key holds no source port.
             if let Some(source) = &mut event.source {

@@ -6,8 +6,8 @@ use super::{
     sender::Credentials,
 };
 use crate::model::{
-    Action, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Hanging, Kind, Network, Outcome, OwnerBy,
-    OwnerKnown, ProcessId, SCHEMA, Source,
+    Action, Destination, ECS_VERSION, Ecs, Egress, EgressRule, Event, EventMeta, Hanging, Kind, NamedRule, Network,
+    Outcome, OwnerBy, OwnerKnown, ProcessId, RuleSource, SCHEMA, Source,
 };
 
 impl<E: Eyes> Assembler<E> {
@@ -25,6 +25,12 @@ impl<E: Eyes> Assembler<E> {
             _ => None,
         };
         self.catch_up();
+        // What left its namespace met no rule there.
+        let rule = if hanging.left == Some(true) {
+            None
+        } else {
+            self.rules.replays.stops(hanging, &mut self.attributor.eyes)
+        };
         let credentials = Credentials { uid: Some(hanging.uid), cgroup: None };
         let sender = self.sender(found, credentials, hanging.boot_ns);
         let destination = Destination { ip: hanging.remote.ip(), port: Some(hanging.remote.port()), nat: None };
@@ -46,14 +52,19 @@ impl<E: Eyes> Assembler<E> {
                 sequence: None,
                 start: self.clock.wall(hanging.boot_ns.saturating_sub(age_ns)),
                 end: timestamp,
-                reason: Some(
-                    match hanging.left {
-                        Some(true) => "its last packet left this namespace, and nothing has come back so far",
-                        Some(false) => "its last packet did not leave this namespace: something on this host stops it",
-                        None => "it waits for its first answer",
+                reason: Some(match (hanging.left, &rule) {
+                    (Some(true), _) => {
+                        "its last packet left this namespace, and nothing has come back so far".to_owned()
                     }
-                    .to_owned(),
-                ),
+                    (Some(false), None) => {
+                        "its last packet did not leave this namespace: something on this host stops it".to_owned()
+                    }
+                    (Some(false), Some(rule)) => {
+                        format!("its last packet did not leave this namespace: {} (by replay)", rule.sentence())
+                    }
+                    (None, None) => "it waits for its first answer".to_owned(),
+                    (None, Some(rule)) => format!("it waits for its first answer: {} (by replay)", rule.sentence()),
+                }),
             },
             network: Network {
                 r#type: Some(if hanging.remote.is_ipv4() { "ipv4" } else { "ipv6" }),
@@ -63,11 +74,11 @@ impl<E: Eyes> Assembler<E> {
             source: Some(Source { ip: hanging.local.ip(), port: Some(hanging.local.port()), nat: None }),
             container: sender.container,
             orchestrator: sender.orchestrator,
-            rule: None,
+            rule: rule.as_ref().and_then(NamedRule::name),
             egress: Egress {
-                verdict: None,
+                verdict: rule.as_ref().and_then(|rule| rule.verdict),
                 decided_by: None,
-                rule: None,
+                rule: rule.as_ref().map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
                 schema: SCHEMA,
                 incident: incident(
                     sender.process.as_ref(),
@@ -77,11 +88,11 @@ impl<E: Eyes> Assembler<E> {
                     "hanging",
                     None,
                 ),
-                cause: None,
+                cause: rule.as_ref().map(|_| "netfilter"),
                 drop_reason: None,
                 hook: None,
                 interface: None,
-                left: None,
+                nothing_left: None,
                 count: 0,
                 bytes: 0,
                 attempts: Some(u32::from(hanging.sent_again) + 1),

@@ -11,14 +11,18 @@ use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 
 use super::{answers::Answers, attribute::Eyes, rules::Found};
 use crate::model::{
-    Backend, Background, Captured, Cause, Decision, Direction, Dropped, End, Endpoints, Ends, Hook, NamedRule, Origin,
-    Packet, Replay, ReplayCounts, Replayed, WantedRule,
+    Backend, Background, Captured, Cause, Decision, Direction, Dropped, End, Endpoints, Ends, Hanging, Hook, NamedRule,
+    Origin, Packet, Replay, ReplayCounts, Replayed, WantedRule,
 };
 
 /// Packets a second that are sent again at most, and how much of a second that may take: the rest has no second opinion, so that a
 /// flood to many places is told in time.
 const MAX_A_SECOND: u32 = 20;
 const MAX_OF_A_SECOND: Duration = Duration::from_millis(100);
+/// What stops connections that hang at start is looked for so long, for all of them together; a copy so often.
+const MAX_WAIT: Duration = Duration::from_millis(400);
+const STEP: Duration = Duration::from_millis(20);
+
 /// What the copy says of a packet.
 #[derive(Clone, Debug)]
 pub(super) enum Opinion {
@@ -63,6 +67,8 @@ struct Alike {
 pub(super) struct Replays {
     /// A child may be put into the sender's cgroup for a moment.
     enters_cgroups: bool,
+    /// How long a copy was waited for, of connections that hang.
+    waited: Duration,
     known: Answers<Alike, Replay>,
     /// Since when, how many packets, and how long they took.
     sent: (Instant, u32, Duration),
@@ -73,6 +79,7 @@ impl Replays {
     pub(super) fn new(enters_cgroups: bool) -> Self {
         Self {
             enters_cgroups,
+            waited: Duration::ZERO,
             known: Answers::new(),
             sent: (Instant::now(), 0, Duration::ZERO),
             counts: ReplayCounts::default(),
@@ -162,6 +169,40 @@ impl Replays {
         }
     }
 
+    /// What stops the SYN of a connection that hangs, where that is certain: the copy of its namespace's rules drops it, as they
+    /// are now. All connections together take [`MAX_WAIT`].
+    pub(super) fn stops(&mut self, hanging: &Hanging, eyes: &mut impl Eyes) -> Option<NamedRule> {
+        let origin = Origin::Socket { uid: hanging.uid, gid: hanging.gid?, mark: hanging.mark, cgroup: None };
+        let packet = Packet::syn(hanging.local, hanging.remote, origin)?;
+        let replay = loop {
+            if self.waited >= MAX_WAIT {
+                return None;
+            }
+            let began = Instant::now();
+            let replay = eyes.replay(hanging.netns, &packet);
+            if matches!(replay, Ok(Replay::NotYet)) {
+                std::thread::sleep(STEP);
+            }
+            self.waited += began.elapsed();
+            match replay {
+                Ok(Replay::NotYet) => {}
+                Ok(replay) => break replay,
+                Err(why) => {
+                    log::debug!("not replayed in namespace {}: {why}", hanging.netns);
+                    return None;
+                }
+            }
+        };
+        let Replay::Walked { end: Some(end), doubt: None, netns_cookie, .. } = replay else { return None };
+        match end {
+            End::Legacy(rule) => Some(*rule),
+            End::Nft(end) => {
+                let wanted = wanted_rule(hanging.netns, netns_cookie, &end, None, hanging.remote.is_ipv6());
+                eyes.rule(&wanted).ok()??.rule
+            }
+        }
+    }
+
     /// The same of iptables-legacy's, where what was seen is not another table or chain.
     fn named_legacy(&mut self, seen: Option<&Decision>, rule: NamedRule) -> Opinion {
         let is_seen = |seen: &NamedRule| {
@@ -189,16 +230,8 @@ impl Replays {
             self.counts.disagreed += 1;
             return Opinion::Unsure("a copy of the rules drops it in another chain than was seen".to_owned());
         }
-        let wanted = WantedRule {
-            netns: dropped.netns,
-            netns_cookie,
-            function: 0,
-            table: end.table,
-            chain: end.chain,
-            rule: end.rule,
-            hook: hook.map(str::to_owned),
-            v6: dropped.endpoints.map(|endpoints| endpoints.destination.is_ipv6()),
-        };
+        let v6 = dropped.endpoints.is_some_and(|endpoints| endpoints.destination.is_ipv6());
+        let wanted = wanted_rule(dropped.netns, netns_cookie, end, hook, v6);
         match eyes.rule(&wanted) {
             Ok(Some(decision)) => {
                 self.counts.named += 1;
@@ -213,6 +246,20 @@ impl Replays {
                 Opinion::None
             }
         }
+    }
+}
+
+/// The question for a rule at which the way through a copy ended.
+fn wanted_rule(netns: u32, netns_cookie: u64, end: &Replayed, hook: Option<&str>, v6: bool) -> WantedRule {
+    WantedRule {
+        netns,
+        netns_cookie,
+        function: 0,
+        table: end.table,
+        chain: end.chain,
+        rule: end.rule,
+        hook: hook.map(str::to_owned),
+        v6: Some(v6),
     }
 }
 

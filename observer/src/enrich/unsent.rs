@@ -13,7 +13,7 @@ pub(super) struct Unsent(HashMap<u64, u32>);
 
 impl Unsent {
     /// Takes in a dropped packet; true when its connection has sent none that was not dropped.
-    pub(super) fn none_left(&mut self, dropped: &Dropped) -> bool {
+    pub(super) fn nothing_left(&mut self, dropped: &Dropped) -> bool {
         if dropped.direction != Direction::Local {
             return false;
         }
@@ -50,10 +50,10 @@ mod tests {
     #[test]
     fn all_of_them_were_dropped_or_nothing_is_said() {
         let mut unsent = Unsent::default();
-        assert!(unsent.none_left(&segment(1)) && unsent.none_left(&segment(2)));
-        assert!(!unsent.none_left(&segment(4)), "the third one left");
-        assert!(!unsent.none_left(&segment(5)));
-        assert!(!Unsent::default().none_left(&segment(2)), "what was before is not known");
-        assert!(!unsent.none_left(&Dropped { captured: None, ..Dropped::example() }));
+        assert!(unsent.nothing_left(&segment(1)) && unsent.nothing_left(&segment(2)));
+        assert!(!unsent.nothing_left(&segment(4)), "the third one left");
+        assert!(!unsent.nothing_left(&segment(5)));
+        assert!(!Unsent::default().nothing_left(&segment(2)), "what was before is not known");
+        assert!(!unsent.nothing_left(&Dropped { captured: None, ..Dropped::example() }));
     }
 }

@@ -43,6 +43,8 @@ fn record(mut bytes: Bytes) -> Hanging {
     bytes.copy_to_slice(&mut remote);
     let netns = bytes.get_u32_ne();
     let uid = bytes.get_u32_ne();
+    let gid = bytes.get_u32_ne();
+    let mark = bytes.get_u32_ne();
     let age = std::time::Duration::from_millis(u64::from(bytes.get_u32_ne()));
     let local_port = bytes.get_u16_ne();
     let remote_port = bytes.get_u16_ne();
@@ -59,6 +61,8 @@ fn record(mut bytes: Bytes) -> Hanging {
         cookie,
         inode: (inode != 0).then_some(inode),
         uid,
+        gid: (gid != u32::MAX).then_some(gid),
+        mark,
         netns,
         local: SocketAddr::new(address(local), local_port),
         remote: SocketAddr::new(address(remote), remote_port),

@@ -366,9 +366,9 @@ pub struct Egress {
     pub count: u64,
     /// Bytes that this line adds.
     pub bytes: u64,
-    /// Packets of its connection that have left this host so far: 0, where every one was seen to be dropped; else absent.
+    /// No packet of its connection has left this host so far: every one was seen to be dropped. Absent where that is not proven.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub left: Option<u32>,
+    pub nothing_left: Option<bool>,
     /// Of a connection that hangs: SYNs that were sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,

@@ -19,6 +19,10 @@ pub struct Hanging {
     pub inode: Option<u64>,
     /// User id of the socket's creation.
     pub uid: u32,
+    /// Group with which its file was opened; `None` where that is not known.
+    pub gid: Option<u32>,
+    /// Its mark.
+    pub mark: u32,
     /// Inode number of the network namespace.
     pub netns: u32,
     /// Local address and port.
@@ -76,6 +80,8 @@ mod tests {
             cookie: 1,
             inode: None,
             uid: 0,
+            gid: None,
+            mark: 0,
             netns: 1,
             local: "10.0.0.1:1".parse().unwrap(),
             remote: "10.0.0.2:443".parse().unwrap(),

@@ -1,7 +1,8 @@
 //! A packet that is sent once more through a copy of the rules, and what became of it there.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use etherparse::{PacketBuilder, TcpOptionElement};
 use serde::{Deserialize, Serialize};
 
 use super::rule::NamedRule;
@@ -19,6 +20,26 @@ pub struct Packet {
     pub origin: Origin,
     /// Interface by which it was to leave, where that is known.
     pub interface: Option<String>,
+}
+
+impl Packet {
+    /// A packet as the kernel begins a connection with; `None` where its ends are of different families.
+    pub fn syn(from: SocketAddr, to: SocketAddr, origin: Origin) -> Option<Self> {
+        use TcpOptionElement::{MaximumSegmentSize, Noop, SelectiveAcknowledgementPermitted, Timestamp, WindowScale};
+        const LIFETIME: u8 = 64;
+        let ip = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), LIFETIME),
+            (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), LIFETIME),
+            _ => return None,
+        };
+        let options =
+            [MaximumSegmentSize(1460), SelectiveAcknowledgementPermitted, Timestamp(1, 0), Noop, WindowScale(7)];
+        let syn = ip.tcp(from.port(), to.port(), 1, 64_240).syn().options(&options).ok()?;
+        let mut bytes = Vec::new();
+        syn.write(&mut bytes, &[]).ok()?;
+        let length = u32::try_from(bytes.len()).ok()?;
+        Some(Self { bytes, length, sent: None, origin, interface: None })
+    }
 }
 
 /// Both ends of a packet; ports where the protocol has them.

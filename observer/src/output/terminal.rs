@@ -98,7 +98,7 @@ impl<W: Write + Send> Terminal<W> {
         if let Some(replay) = event.egress.rule.as_ref().and_then(|rule| rule.replay.as_ref()) {
             self.line("note", &escape(replay))?;
         }
-        if event.egress.left == Some(0) {
+        if event.egress.nothing_left == Some(true) {
             self.line("note", "no packet of this connection has left this host: network and server were not reached")?;
         }
         if let Some(command) = event.process.as_ref().and_then(|process| process.command_line.as_ref()) {

@@ -70,13 +70,19 @@ fn stopped_or_unanswered() -> Result<Outcome> {
                 ("/process/name", json!("python3")),
                 ("/egress/owner", json!("socket")),
                 ("/egress/count", json!(0)),
-                ("/egress/cause", Value::Null),
                 ("/egress/outcome/left", json!(!stopped)),
                 ("/egress/netns", json!(lab.client.inode()?)),
                 ("/user/id", json!("0")),
             ],
         )?;
         ensure!(event["egress"]["attempts"].as_u64().is_some_and(|attempts| attempts >= 2), "{event}");
+        let rule = &event["egress"]["rule"];
+        if stopped && slowness() == 1 {
+            // Before another SYN is sent: the copy tells at once.
+            ensure!(rule["position"] == 1 && rule["source"] == "replay" && rule["table"] == "t", "{event}");
+            ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.ends_with("(by replay)")), "{event}");
+        }
+        ensure!(stopped || rule.is_null(), "{event}");
         let waited = event["egress"]["outcome"]["waited_ms"].as_u64().context("waited_ms")?;
         ensure!((1000..9000 * u64::from(slowness())).contains(&waited), "it has waited {waited} ms");
         let left = event["egress"]["outcome"]["gives_up_ms"].as_u64().context("gives_up_ms")?;
