@@ -236,11 +236,16 @@ impl<E: Eyes> Assembler<E> {
                 rule: rule.map(|rule| EgressRule {
                     confirmed_by: match (dropped.verdict_agrees, &opinion) {
                         (Some(true), _) => Some(Confirmation::Verdict),
-                        (_, Opinion::Same) => Some(Confirmation::Replay),
+                        (_, Opinion::Same(_)) => Some(Confirmation::Replay),
                         _ => None,
                     },
                     source: if is_replayed { RuleSource::Replay } else { RuleSource::Probe },
                     replay: opinion.words(),
+                    // Where several ways lead to it, the copy has gone one.
+                    path: match &opinion {
+                        Opinion::Same(path) if rule.path.is_empty() => path.clone(),
+                        _ => rule.path.clone(),
+                    },
                     ..rule.seen()
                 }),
                 drop_reason,

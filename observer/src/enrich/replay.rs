@@ -30,8 +30,8 @@ pub(super) enum Opinion {
     None,
     /// No rule was seen, and the copy was not there in time: it may name that of the next packet.
     Later,
-    /// The rule that was seen is the one.
-    Same,
+    /// The rule that was seen is the one; the chains that led there.
+    Same(Vec<String>),
     /// Something else, in words.
     Differs(String),
     /// No rule was seen; this is the one.
@@ -142,7 +142,7 @@ impl Replays {
         match (answer, end) {
             (Some(answer), Some(End::Nft(end))) if is_same(&answer, &end) => {
                 self.counts.agreed += 1;
-                Opinion::Same
+                Opinion::Same(end.path)
             }
             (Some(_), end) => {
                 self.counts.disagreed += 1;

@@ -17,6 +17,8 @@ use crate::{
     sys::netns_cookie,
 };
 
+/// Bytes of a ruleset that is copied before anybody asks: more takes seconds that nobody may ever need.
+const AT_START: usize = 4 << 20;
 /// How long a question waits for a copy.
 const PATIENCE: Duration = Duration::from_millis(60);
 /// Copies that are kept, those asked about last; one that was asked about just now makes room for no other.
@@ -33,6 +35,8 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// What is known of one namespace.
 struct Copy {
     state: State,
+    /// Somebody asked for it.
+    is_asked: bool,
     asked: Instant,
     begun: Instant,
     /// The ruleset was in force then: nanoseconds of `CLOCK_BOOTTIME`.
@@ -70,7 +74,7 @@ impl Replays {
     pub(super) fn prepare(&mut self, number: u32) -> Result<()> {
         surroundings::kind()?;
         let cookie = netns::inside(Some(number), netns_cookie)??;
-        self.begin(cookie, number)
+        self.begin(cookie, number, AT_START)
     }
 
     /// What becomes of a packet in a copy of that namespace's rules.
@@ -81,7 +85,7 @@ impl Replays {
             netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, replay::ask(&asked)?)))??;
         let now = Instant::now();
         if !self.is_current(cookie, &asked.version) {
-            self.begin(cookie, number)?;
+            self.begin(cookie, number, usize::MAX)?;
         }
         if let Some(copy) = self.copies.get_mut(&cookie) {
             copy.asked = now;
@@ -128,7 +132,7 @@ impl Replays {
         }
     }
 
-    fn begin(&mut self, cookie: u64, number: u32) -> Result<()> {
+    fn begin(&mut self, cookie: u64, number: u32, limit: usize) -> Result<()> {
         if !self.copies.contains_key(&cookie) && self.copies.len() >= MAX_COPIES {
             let idle = |copy: &Copy| !matches!(copy.state, State::Building(_)) && copy.asked.elapsed() > IN_USE;
             let eldest = self.copies.iter().filter(|(_, copy)| idle(copy)).min_by_key(|(_, copy)| copy.asked);
@@ -139,7 +143,7 @@ impl Replays {
         let since_ns = boot_ns();
         let copied = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
-            replay::copy()
+            replay::copy(limit)
         })?;
         let own = self.own.as_mut().context("no map")?;
         let building = Building::begin(copied, |netns| own.insert(netns, 1, 0).context("the copy cannot be hidden"))?;
@@ -149,8 +153,8 @@ impl Replays {
             State::Ready(stage) => Some((stage.version.clone(), old.since_ns)),
             _ => None,
         });
-        let copy =
-            Copy { state: State::Building(building), asked: now, begun: now, since_ns, before, rests_until: now };
+        let (state, is_asked) = (State::Building(building), limit == usize::MAX);
+        let copy = Copy { state, is_asked, asked: now, begun: now, since_ns, before, rests_until: now };
         self.copies.insert(cookie, copy);
         old.into_iter().for_each(|old| self.end(old));
         Ok(())
@@ -171,7 +175,9 @@ impl Replays {
             Err(building) => copy.state = State::Building(building),
             Ok(Err(error)) => {
                 copy.state = State::Failed(format!("{error:#}"));
-                copy.rests_until = Instant::now() + (copy.begun.elapsed() * SHARE).max(AFTER_FAILURE);
+                if copy.is_asked {
+                    copy.rests_until = Instant::now() + (copy.begun.elapsed() * SHARE).max(AFTER_FAILURE);
+                }
                 let _ = self.own.as_mut().context("no map")?.remove(&netns);
             }
             Ok(Ok(stage)) => {

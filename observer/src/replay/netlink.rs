@@ -196,6 +196,11 @@ impl Netlink {
         Ok(netlink)
     }
 
+    /// Lists no more than so many bytes.
+    pub(super) fn limit(&self, bytes: usize) {
+        self.room.set(self.room.get().min(bytes));
+    }
+
     /// Listens to a group, for so long at a time.
     pub(super) fn listen(&mut self, group: u32, patience: Duration) -> Result<()> {
         self.socket.add_membership(group).context("cannot listen")?;

@@ -84,10 +84,11 @@ pub(super) struct Listed {
     pub(super) through: Depends,
 }
 
-/// Lists the namespace of the calling thread.
-pub(super) fn list() -> Result<Listed> {
+/// Lists the namespace of the calling thread, if that takes no more than so many bytes.
+pub(super) fn list(limit: usize) -> Result<Listed> {
     let generation = nft::generation()?;
     let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
+    netlink.limit(limit);
     let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
     // Others have no part in what goes out by IP.
     let families = [family::INET, family::IPV4, family::IPV6, family::NETDEV];

@@ -69,9 +69,9 @@ fn rules_of(tables: &[Table]) -> Result<Vec<Vec<u8>>> {
     tables.iter().map(Table::rules).collect()
 }
 
-/// Reads the namespace of the calling thread.
-pub fn copy() -> Result<Copied> {
-    let rules = ruleset::list()?;
+/// Reads the namespace of the calling thread; a ruleset of more than so many bytes is not read.
+pub fn copy(limit: usize) -> Result<Copied> {
+    let rules = ruleset::list(limit)?;
     let legacy = tables()?;
     let saved = Saved::begin(&legacy);
     Ok(Copied { rules, legacy, saved, around: surroundings::list()? })
@@ -273,7 +273,7 @@ mod tests {
                 std::io::Write::write_all(child.stdin.as_mut().context("no input")?, rules.as_bytes())?;
                 drop(child.stdin.take());
                 anyhow::ensure!(child.wait()?.success(), "the rules are refused");
-                copy()
+                copy(usize::MAX)
             };
             let _ = send.send(read());
         });

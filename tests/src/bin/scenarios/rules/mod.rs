@@ -184,17 +184,48 @@ fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
             std::thread::sleep(Duration::from_millis(1100));
             observer.tells(|| send(&lab.client, shape.send, port))?;
         }
-        wanted.push((port, hit, shape.verdict));
+        // The same packet through a copy of the rules: made anew for each shape.
+        let opinion = match asked {
+            Asked::AsUsual => opinion(&observer, &lab.client, shape.send, port)?,
+            Asked::Both => None,
+        };
+        wanted.push((port, hit, shape, opinion));
     }
     let report = stop(observer)?;
-    for (port, hit, verdict) in &wanted {
+    for (port, hit, shape, opinion) in &wanted {
         let event = of_port(&report, *port)?;
-        check(event, hit, verdict, how).with_context(|| format!("{}", report.account["rules"]))?;
+        check(event, hit, shape.verdict, how).with_context(|| format!("{}", report.account["rules"]))?;
+        if let Some(event) = opinion {
+            check(event, hit, shape.verdict, how)?;
+            let rule = &event["egress"]["rule"];
+            ensure!(rule["path"].as_array().is_some_and(|path| path.last() == Some(&hit.chain)), "{event}");
+        } else if asked == Asked::AsUsual && slowness() == 1 {
+            anyhow::bail!("the copy has no opinion: {event} {}", report.account["rules"]);
+        }
     }
+    ensure!(report.number("/rules/replay/disagreed") == 0, "{}", report.account["rules"]);
     confirmed(&report, how)?;
     Ok(Outcome::Passed)
 }
 
+/// A line of a port that the copy confirms, or names; sent anew until there is one.
+fn opinion(observer: &Observer, client: &Namespace, packet: Packet, port: u16) -> Result<Option<Value>> {
+    for _ in 0..OPINIONS {
+        let is_told = |event: &Value| {
+            let rule = &event["egress"]["rule"];
+            rule["confirmed_by"] == "replay" || rule["source"] == "replay"
+        };
+        if let Some(event) = last(observer, port).filter(is_told) {
+            return Ok(Some(event));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        observer.tells(|| send(client, packet, port))?;
+    }
+    Ok(None)
+}
+
+/// Times that a packet is sent where there was no copy yet.
+const OPINIONS: usize = 10;
 /// Times that a packet is sent again where its rule was not seen.
 const AGAIN: usize = 3;
 
