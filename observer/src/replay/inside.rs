@@ -38,6 +38,8 @@ pub(super) type Ended = (Option<End>, Depends);
 
 /// What the thread in the namespace has.
 pub(super) struct Inside {
+    /// Everything is set as in the original, or what is not.
+    set: Result<(), String>,
     trace: Netlink,
     /// The copy's rules by their handles.
     places: HashMap<(u8, String, u64), Place>,
@@ -48,11 +50,12 @@ pub(super) struct Inside {
 
 impl Inside {
     pub(super) fn make(copied: &Copied) -> Result<Self> {
-        copied.around.make()?;
+        let set = copied.around.make()?.map_err(|error| format!("{error:#}"));
         // Without rules nothing else is needed.
         copied.rules.make(|name| copied.around.has(name))?;
         legacy::make(&copied.legacy)?;
         Ok(Self {
+            set,
             trace: ruleset::tracer(QUIET)?,
             places: ruleset::own_places()?,
             handles: copied.rules.handles(),
@@ -119,6 +122,8 @@ impl Inside {
                 Some(socket)
             }
             Origin::Interface { index } => {
+                // Without them nothing is forwarded.
+                self.set.clone().map_err(anyhow::Error::msg)?;
                 let entrance =
                     copied.around.entrance(index).context("the interface by which it came is not in the copy")?;
                 send::to_interface(whole, entrance)?;

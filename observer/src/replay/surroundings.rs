@@ -187,8 +187,9 @@ impl Surroundings {
         self.links.iter().any(|link| link.index == index).then_some(index)
     }
 
-    /// Makes the same in the namespace of the calling thread.
-    pub(super) fn make(&self) -> Result<()> {
+    /// Makes the same in the namespace of the calling thread. The inner error says what could not be set, in a container whose
+    /// `/proc/sys` is only to be read.
+    pub(super) fn make(&self) -> Result<Result<()>> {
         let kind = if self.links.is_empty() { "" } else { kind()? };
         let mut links: Vec<(u16, Body)> = vec![(0, raised(LOOPBACK, UP))];
         for link in &self.links {
@@ -198,7 +199,7 @@ impl Surroundings {
                 links.push((0, raised(peer_of(link.index), UP | UNASKED)));
             }
         }
-        OWN_SETTINGS.iter().try_for_each(|(place, value)| set(place, value))?;
+        let own = OWN_SETTINGS.iter().try_for_each(|(place, value)| set(place, value));
         let refused = all(LINK, &links)?;
         ensure!(refused == 0, "{refused} interfaces could not be made");
         let address = |body: &Body| {
@@ -216,7 +217,7 @@ impl Surroundings {
             all(ROUTE, &self.routes.iter().map(route).collect::<Vec<_>>())?;
         }
         all(RULE, &self.rules.iter().map(|body| (CREATE, body.clone())).collect::<Vec<_>>())?;
-        self.settings.iter().try_for_each(|(place, value)| set(place, value))
+        Ok(own.and_then(|()| self.settings.iter().try_for_each(|(place, value)| set(place, value))))
     }
 }
 

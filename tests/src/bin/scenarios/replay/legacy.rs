@@ -1,9 +1,14 @@
 //! Rules of iptables-legacy, which nothing but the copy's counters name.
 
-use std::{thread, time::Duration};
+use std::{process::Stdio, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use harness::{lab::Lab, namespace::Namespace, observer::Observer, wait_for};
+use harness::{
+    lab::Lab,
+    namespace::Namespace,
+    observer::{self, Observer},
+    slowness, wait_for,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -154,6 +159,19 @@ fn named(observer: &Observer, port: u16) -> Option<Value> {
     lines.find(|event| event["destination"]["port"] == port && event["egress"]["rule"]["source"] == "replay")
 }
 
+/// Sends until the copy has named the rule: it may not be there for the first packet.
+fn until_named(observer: &Observer, client: &Namespace, packet: Packet, port: u16) -> Result<Option<Value>> {
+    for _ in 0..ATTEMPTS * slowness() as usize {
+        observer.tells(|| send(client, packet, port))?;
+        let event = named(observer, port);
+        if event.is_some() {
+            return Ok(event);
+        }
+        thread::sleep(Duration::from_millis(300));
+    }
+    Ok(None)
+}
+
 /// Under each shape packets are dropped until the copy names the rule: exactly that one, in iptables' words.
 pub(super) fn shapes() -> Result<Outcome> {
     let lab = Lab::new()?;
@@ -162,7 +180,9 @@ pub(super) fn shapes() -> Result<Outcome> {
     lab.client.nft("table inet t {}")?;
     let observer = Observer::watch(&lab.client)?;
     let mut wanted = Vec::new();
-    for (shape, port) in SHAPES.iter().zip(FIRST_PORT..) {
+    // An emulated machine takes seconds for each.
+    let step = if slowness() > 1 { 4 } else { 1 };
+    for (shape, port) in SHAPES.iter().step_by(step).zip(FIRST_PORT..) {
         for program in ["iptables-legacy", "ip6tables-legacy"] {
             for table in ["raw", "mangle", "filter"] {
                 lab.client.run(program, &["-t", table, "-F"])?;
@@ -174,15 +194,7 @@ pub(super) fn shapes() -> Result<Outcome> {
             let line = line.replace("PORT", &port.to_string());
             lab.client.run(family(shape.send).0, &line.split(' ').collect::<Vec<_>>())?;
         }
-        let mut event = None;
-        for _ in 0..ATTEMPTS {
-            observer.tells(|| send(&lab.client, shape.send, port))?;
-            event = named(&observer, port);
-            if event.is_some() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(300));
-        }
+        let event = until_named(&observer, &lab.client, shape.send, port)?;
         wanted.push((shape, port, saved(&lab.client, shape)?, event));
     }
     let report = observer.stop()?;
@@ -229,5 +241,33 @@ pub(super) fn by_rate() -> Result<Outcome> {
         return Ok(Outcome::Skipped("what is on netfilter's hooks is not seen here".to_owned()));
     }
     ensure!(report.events.iter().all(|event| event["egress"]["rule"]["position"].is_null()), "{:?}", report.events);
+    Ok(Outcome::Passed)
+}
+
+/// Neither `iptables-legacy-save` nor anything else is there to be asked: the place is told, and no text.
+pub(super) fn without_programs() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t {}")?;
+    lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "tcp", "-j", "DROP"])?;
+    lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "udp", "--dport", "9001", "-j", "DROP"])?;
+    let mut command = observer::command();
+    command
+        .args(["watch", "-o", "json", "--netns"])
+        .arg(lab.client.path())
+        .env("PATH", "/nowhere")
+        .stdin(Stdio::null());
+    let observer = Observer::start_command(&mut command)?;
+    let event = until_named(&observer, &lab.client, Udp4, 9001)?;
+    let report = observer.stop()?;
+    if report.account["rules"]["hooks"] != true {
+        return Ok(Outcome::Skipped("what is on netfilter's hooks is not seen here".to_owned()));
+    }
+    let event = event.with_context(|| format!("no rule: {:?} {}", report.events, report.account["rules"]))?;
+    let rule = &event["egress"]["rule"];
+    ensure!(rule["position"] == 2 && rule["chain"] == "OUTPUT" && rule["text"].is_null(), "{event}");
+    ensure!(
+        event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("at place 2 of ip filter OUTPUT")),
+        "{event}"
+    );
     Ok(Outcome::Passed)
 }

@@ -3,7 +3,15 @@
 mod legacy;
 mod packets;
 
-use std::{collections::BTreeSet, fmt::Write, fs, net::UdpSocket, os::unix::fs::MetadataExt, process::Stdio};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    fs,
+    net::UdpSocket,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -13,8 +21,9 @@ use harness::{
     slowness, traffic, wait_for,
 };
 use nix::{
+    sys::signal::{Signal, kill},
     sys::socket::{setsockopt, sockopt::Priority},
-    unistd::{Uid, setfsuid},
+    unistd::{Pid, Uid, setfsuid},
 };
 use serde_json::Value;
 
@@ -36,7 +45,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_sockets_mark_and_group", packets::mark_and_group),
     ("at_the_interface", packets::at_the_interface),
     ("a_sockets_cgroup", packets::cgroup),
+    ("swapped_between_drop_and_question", swapped),
     ("iptables_legacy", legacy::shapes),
+    ("iptables_legacy_without_its_programs", legacy::without_programs),
     ("a_rate_of_iptables_legacy", legacy::by_rate),
 ];
 
@@ -254,6 +265,7 @@ fn nothing_left() -> Result<Outcome> {
             lab.client.run("ip", &["route"])?,
         ])
     };
+    let host_before = standing_of_host()?;
     let observer = Observer::start(["watch", "-o", "json", "--all"].map(str::to_owned))?;
     let helper: u32 =
         fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
@@ -293,6 +305,89 @@ fn nothing_left() -> Result<Outcome> {
         let left = namespaces()?;
         Ok(copies.iter().all(|copy| !left.contains(copy)).then_some(()))
     })?;
+    // It ends with its parent, a moment later.
+    wait_for("the helper's end", || {
+        Ok((children(helper)?.is_empty() && !Path::new(&format!("/proc/{helper}")).exists()).then_some(()))
+    })?;
+    let host_after = standing_of_host()?;
+    ensure!(host_before == host_after, "of the host something has changed: {host_before:?} {host_after:?}");
+    Ok(Outcome::Passed)
+}
+
+/// What a copy could leave on the host: rules, interfaces, names of namespaces, cgroups of its own, temporary files.
+fn standing_of_host() -> Result<Vec<String>> {
+    let run = |program: &str, args: &[&str]| -> Result<String> {
+        let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
+        // Counters go on.
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.replace(|letter: char| letter.is_ascii_digit(), ""))
+    };
+    let names = |folder: &str| -> String {
+        let all: BTreeSet<String> = fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with("observer-replay") || folder == "/run/netns")
+            .collect();
+        format!("{all:?}")
+    };
+    Ok(vec![run("nft", &["list", "ruleset"])?, run("ip", &["-o", "link"])?, names("/run/netns"), names("/tmp")])
+}
+
+/// Processes whose parent that is.
+fn children(parent: u32) -> Result<Vec<String>> {
+    let of = |stat: &str| stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok();
+    Ok(fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+        .filter(|stat| of(stat) == Some(parent))
+        .collect())
+}
+
+/// Rules that are others by the time that the helper is asked: what drops the packet now is not told of then.
+fn swapped() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let rules = |port: u16| {
+        format!("table inet t {{ chain o {{ type filter hook output priority 0; udp dport {port} drop\n}} }}")
+    };
+    let legacy = |what: &str, port: u16| {
+        lab.client.run("iptables-legacy", &[what, "OUTPUT", "-p", "udp", "--dport", &port.to_string(), "-j", "DROP"])
+    };
+    lab.client.nft(&rules(9001))?;
+    legacy("-A", 9002)?;
+    let observer = Observer::watch(&lab.client)?;
+    for port in [9001, 9002] {
+        confirmed(&observer, port, || udp(&lab.client, FAR_V4, port))?;
+    }
+    let helper: i32 =
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
+    // Later than answers are good for.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let told = observer.told();
+    kill(Pid::from_raw(helper), Signal::SIGSTOP)?;
+    for port in [9001, 9002] {
+        udp(&lab.client, FAR_V4, port)?;
+    }
+    lab.client.run("nft", &["flush", "ruleset"])?;
+    // The same packets, by rules at other places.
+    lab.client.nft(&format!(
+        "table inet t {{ chain o {{ type filter hook output priority 0; udp dport 9 drop\nudp dport {} drop\n}} }}",
+        9001
+    ))?;
+    lab.client.run("iptables-legacy", &["-I", "OUTPUT", "-p", "tcp", "-j", "DROP"])?;
+    kill(Pid::from_raw(helper), Signal::SIGCONT)?;
+    wait_for("both packets", || Ok((observer.told() >= told + 2).then_some(())))?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    for port in [9001, 9002] {
+        let event = report.events.iter().rfind(|event| event["destination"]["port"] == port).context("no event")?;
+        let rule = &event["egress"]["rule"];
+        ensure!(rule["position"].is_null() || rule["position"] == 1, "the later rule is told: {event}");
+        ensure!(rule["source"] != "replay" && rule["confirmed_by"] != "replay", "{event}");
+    }
     Ok(Outcome::Passed)
 }
 

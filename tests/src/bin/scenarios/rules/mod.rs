@@ -186,8 +186,9 @@ fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
         }
         // The same packet through a copy of the rules: made anew for each shape.
         let opinion = match asked {
-            Asked::AsUsual => opinion(&observer, &lab.client, shape.send, port)?,
-            Asked::Both => None,
+            // Of an emulated machine's time a sample is enough.
+            Asked::AsUsual if slowness() == 1 || port % 8 == 0 => opinion(&observer, &lab.client, shape.send, port)?,
+            _ => None,
         };
         wanted.push((port, hit, shape, opinion));
     }

@@ -1,0 +1,89 @@
+//! Rules in the words of whoever manages them: real front ends, real clients, and what the front ends themselves say.
+
+mod chains;
+mod firewalld;
+mod ufw;
+
+use anyhow::{Context, Result};
+use harness::{
+    kernel,
+    namespace::Namespace,
+    observer::{Observer, Report},
+    traffic,
+};
+use serde_json::Value;
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("ufw_rules", || ufw::rules(false)),
+    ("ufw_rules_by_iptables_legacy", || ufw::rules(true)),
+    ("ufw_default_deny", || ufw::default("deny", "OUTPUT")),
+    ("ufw_default_reject", || ufw::default("reject", "ufw-reject-output")),
+    ("ufw_before_rules", ufw::before),
+    ("ufw_was_changed_without_it", ufw::changed),
+    ("ufw_on_the_answer_screen", ufw::on_screen),
+    ("firewalld_rules", firewalld::rules),
+    ("iptables_in_its_own_words", chains::iptables),
+    ("chains_of_container_engines", chains::engines),
+    ("shorewall_csf_and_wg_quick", chains::others),
+    ("ferm_may_have_made_it", chains::ferm),
+    ("files_that_hang", ufw::hanging_files),
+];
+
+/// Every packet's rule is told at once where it is freed; elsewhere these words are the same.
+fn one_by_one() -> Option<Outcome> {
+    let live = kernel::is_at_least(6, 7);
+    (!live).then(|| Outcome::Skipped("on this kernel not every packet's rule is told".to_owned()))
+}
+
+/// Words with blanks stand between quotes.
+fn shell_words(text: &str) -> Vec<String> {
+    text.split('\'')
+        .enumerate()
+        .flat_map(|(index, part)| match index % 2 {
+            0 => part.split_whitespace().map(str::to_owned).collect(),
+            _ => vec![part.to_owned()],
+        })
+        .collect()
+}
+
+/// Sends one packet, which is dropped, and waits until that is told.
+fn knock(observer: &Observer, client: &Namespace, transport: &str, address: &str, port: u16) -> Result<()> {
+    let port = port.to_string();
+    let args: &[&str] = if transport == "tcp" { &["tcp", address, &port, "0.2"] } else { &["udp", address, &port] };
+    observer.tells(|| traffic::run(client, args)).map(drop).with_context(|| format!("{transport} {address} {port}"))
+}
+
+/// The event of a destination, told with its rule where one has it.
+fn event<'a>(report: &'a Report, address: &str, transport: &str, port: u16) -> Result<&'a Value> {
+    let mut all = report.events.iter().filter(|event| {
+        event["destination"]["ip"] == address
+            && event["destination"]["port"] == port
+            && event["network"]["transport"] == transport
+    });
+    let named = all.clone().find(|event| !event["rule"].is_null());
+    named
+        .or_else(|| all.next())
+        .with_context(|| format!("nothing of {transport} {address} {port}: {:?}", report.events))
+}
+
+/// Where only a copy of the rules names one, the first packet may come before there is a copy: until its rule is told.
+fn knock_until_named(observer: &Observer, client: &Namespace, to: (&str, &str, u16)) -> Result<()> {
+    const ATTEMPTS: usize = 8;
+    for _ in 0..ATTEMPTS {
+        knock(observer, client, to.0, to.1, to.2)?;
+        let told = observer.so_far();
+        let mut lines = told.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        if lines.any(|event| {
+            event["destination"]["ip"] == to.1
+                && event["destination"]["port"] == to.2
+                && event["network"]["transport"] == to.0
+                && !event["rule"].is_null()
+        }) {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    Ok(())
+}
