@@ -182,7 +182,8 @@ impl Replays {
             }
             Ok(Ok(stage)) => {
                 let took = copy.begun.elapsed();
-                if took > SLOW {
+                // Nobody asked for the one that is made at start: it keeps nobody from another.
+                if copy.is_asked && took > patience::here(SLOW) {
                     copy.rests_until = Instant::now() + took * SHARE;
                 }
                 // It may have changed between the question and the copy, unless it is what was in force before.
