@@ -42,8 +42,10 @@ pub struct HangingRecord {
     pub retries: u8,
     /// SYNs that are sent again at the first interval, before it doubles (`tcp_syn_linear_timeouts`, since 6.5).
     pub linear: u8,
+    /// It is bound to an interface.
+    pub bound: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 const _: () = assert!(size_of::<HangingRecord>() == 24 + size_of::<Task>() + 32 + 20 + 4 + 8);

@@ -138,6 +138,8 @@ layout! {
     sk_flags,
     /// Number of the flag `SOCK_DEAD` in `skc_flags`, not an offset.
     sk_flag_dead,
+    /// `sock.__sk_common.skc_bound_dev_if`
+    sk_bound,
     /// `sock.__sk_common.skc_num`: the local port, host byte order
     sk_num,
     /// `sock.__sk_common.skc_dport`

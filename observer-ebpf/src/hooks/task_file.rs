@@ -115,6 +115,7 @@ unsafe fn fill(record: *mut HangingRecord, sk: u64, first_sent: u32, v6: bool) {
     record.v6 = u8::from(v6);
     record.sent_again = Probe::field(sk, field!(connection_sent_again)).unwrap_or(0);
     record.left = u8::from(retransmitted != 0);
+    record.bound = u8::from(Probe::field::<u32>(sk, field!(sk_bound)).unwrap_or(1) != 0);
     record.retries = if own != 0 { own } else { default };
     record.linear = Probe::field(net, field!(net_syn_linear)).unwrap_or(0);
 }

@@ -150,7 +150,8 @@ extern "C" fn sock_one() -> u64 {
         }
         // The socket by which the kernel resets is of TCP's number too, but raw.
         let is_tcp = get!(scratch.protocol) == u16::from(packet::protocol::TCP) && flags & flag::DATAGRAM == 0;
-        if is_tcp {
+        // A part of a multipath connection is not the whole of it.
+        if is_tcp && Probe::field::<u8>(sk, field!(tcp_is_mptcp)).unwrap_or(0) & 1 == 0 {
             put!(scratch.record.segments, Probe::field(sk, field!(tcp_segments)).unwrap_or(0));
         }
     }

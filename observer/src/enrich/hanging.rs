@@ -25,12 +25,9 @@ impl<E: Eyes> Assembler<E> {
             _ => None,
         };
         self.catch_up();
-        // What left its namespace met no rule there.
-        let rule = if hanging.left == Some(true) {
-            None
-        } else {
-            self.rules.replays.stops(hanging, &mut self.attributor.eyes)
-        };
+        // Only of what the kernel says that something here stopped it.
+        let is_stopped = hanging.left == Some(false);
+        let rule = is_stopped.then(|| self.rules.replays.stops(hanging, &mut self.attributor.eyes)).flatten();
         let credentials = Credentials { uid: Some(hanging.uid), cgroup: None };
         let sender = self.sender(found, credentials, hanging.boot_ns);
         let destination = Destination { ip: hanging.remote.ip(), port: Some(hanging.remote.port()), nat: None };
@@ -59,11 +56,12 @@ impl<E: Eyes> Assembler<E> {
                     (Some(false), None) => {
                         "its last packet did not leave this namespace: something on this host stops it".to_owned()
                     }
-                    (Some(false), Some(rule)) => {
-                        format!("its last packet did not leave this namespace: {} (by replay)", rule.sentence())
-                    }
-                    (None, None) => "it waits for its first answer".to_owned(),
-                    (None, Some(rule)) => format!("it waits for its first answer: {} (by replay)", rule.sentence()),
+                    // As the rules are now; what was sent met those that were in force then.
+                    (Some(false), Some(rule)) => format!(
+                        "its last packet did not leave this namespace, and in a copy of the rules as they are now {} (by replay)",
+                        rule.sentence()
+                    ),
+                    (None, _) => "it waits for its first answer".to_owned(),
                 }),
             },
             network: Network {

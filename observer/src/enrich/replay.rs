@@ -55,7 +55,7 @@ impl Opinion {
 struct Alike {
     netns: u32,
     protocol: u8,
-    source: IpAddr,
+    source: (IpAddr, Option<u16>),
     destination: (IpAddr, Option<u16>),
     /// TCP's flags, or ICMP's type and code.
     detail: (Option<u8>, Option<(u8, u8)>),
@@ -118,7 +118,15 @@ impl Replays {
         };
         let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
         // An earlier answer may be of an earlier ruleset: it names nothing by itself.
-        let replay = match self.known.get_known(&alike).filter(|_| answer.is_some()) {
+        // One that says otherwise may be another packet's.
+        let agrees = |known: &Replay| {
+            let end = match known {
+                Replay::Walked { end: Some(End::Nft(end)), .. } => end,
+                _ => return false,
+            };
+            answer.is_some_and(|answer| is_same(&answer, end))
+        };
+        let replay = match self.known.get_known(&alike).filter(agrees) {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
             None => match self.ask(dropped.netns, &packet, eyes) {
@@ -172,6 +180,10 @@ impl Replays {
     /// What stops the SYN of a connection that hangs, where that is certain: the copy of its namespace's rules drops it, as they
     /// are now. All connections together take [`MAX_WAIT`].
     pub(super) fn stops(&mut self, hanging: &Hanging, eyes: &mut impl Eyes) -> Option<NamedRule> {
+        // Where routes do not choose its way out, nobody knows which it is.
+        if hanging.is_bound {
+            return None;
+        }
         let origin = Origin::Socket { uid: hanging.uid, gid: hanging.gid?, mark: hanging.mark, cgroup: None };
         let packet = Packet::syn(hanging.local, hanging.remote, origin)?;
         let replay = loop {
@@ -304,7 +316,7 @@ fn packet(dropped: &Dropped, enters_cgroups: bool) -> Option<(Alike, Packet)> {
     let alike = Alike {
         netns: dropped.netns,
         protocol: dropped.protocol?,
-        source: asked.source,
+        source: (asked.source, asked.source_port),
         destination: (asked.destination, asked.destination_port),
         detail: (dropped.tcp_flags, dropped.icmp),
         interface: interface.clone(),
@@ -316,6 +328,7 @@ fn packet(dropped: &Dropped, enters_cgroups: bool) -> Option<(Alike, Packet)> {
     };
     // Of a packet at its interface the length has the link's header in it.
     let length = u32::try_from(dropped.ip_length()?).ok()?;
-    let packet = Packet { bytes: bytes.to_vec(), length, sent: dropped.original.map(ends), origin, interface };
+    let packet =
+        Packet { bytes: bytes.to_vec(), length, sent: dropped.original.map(ends), origin, interface, is_made: false };
     Some((alike, packet))
 }

@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 
-use crate::model::{Direction, Dropped};
+use crate::model::{Direction, Dropped, Endpoints};
 
 /// Connections that are remembered; beyond, nothing is said of the elder ones.
 const MAX_CONNECTIONS: usize = 8192;
 
-/// Segments that were dropped, by the socket's cookie.
+/// A connection: a socket may have several one after the other.
+type Key = (u64, Option<Endpoints>);
+
+/// Segments that were dropped.
 #[derive(Default)]
-pub(super) struct Unsent(HashMap<u64, u32>);
+pub(super) struct Unsent(HashMap<Key, u32>);
 
 impl Unsent {
     /// Takes in a dropped packet; true when its connection has sent none that was not dropped.
@@ -20,11 +23,12 @@ impl Unsent {
         let Some(cookie) = dropped.socket.and_then(|socket| socket.cookie) else { return false };
         // Of packets that were counted together nobody knows whose they are: too few are counted, and nothing is said.
         let Some(segments) = dropped.captured.as_ref().and_then(|captured| captured.segments) else { return false };
-        if self.0.len() >= MAX_CONNECTIONS && !self.0.contains_key(&cookie) {
+        let key = (cookie, dropped.original.or(dropped.endpoints));
+        if self.0.len() >= MAX_CONNECTIONS && !self.0.contains_key(&key) {
             self.0.clear();
         }
         // One that is not known has dropped before, or is new: its own count tells.
-        let seen = self.0.entry(cookie).or_default();
+        let seen = self.0.entry(key).or_default();
         *seen += 1;
         *seen == segments
     }

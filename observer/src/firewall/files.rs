@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
     fs::File,
     io::Read,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     sync::{
         Arc,
@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat, openat2};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
@@ -66,19 +66,29 @@ impl Root {
 }
 
 fn read(folder: &OwnedFd, path: &str) -> Result<String> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // Opening alone may do something: a device, or a file of the kernel's. So it is looked at first, and only then opened.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let path = path.trim_start_matches('/');
-    let file =
+    let found =
         openat2(folder.as_fd(), path, flags, Mode::empty(), inside).with_context(|| format!("cannot open /{path}"))?;
-    let file = File::from(file);
-    let meta = file.metadata()?;
-    ensure!(meta.is_file() && meta.len() <= MAX_BYTES, "/{path} is no file that is read");
+    let meta = fstat(&found)?;
+    let is_file = FileType::from_raw_mode(meta.st_mode) == FileType::RegularFile;
+    let kind = fstatfs(&found)?.f_type as u64;
+    ensure!(
+        is_file && !OF_THE_KERNEL.contains(&kind) && meta.st_size as u64 <= MAX_BYTES,
+        "/{path} is no file that is read"
+    );
+    let file =
+        File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).with_context(|| format!("cannot open /{path}"))?;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes).with_context(|| format!("cannot read /{path}"))?;
     // Of a comment in another encoding the rest is still good.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+/// Magic numbers of file systems whose files are the kernel's: proc, sysfs, tracefs, debugfs, securityfs, bpf.
+const OF_THE_KERNEL: [u64; 6] = [0x9fa0, 0x6265_6572, 0x7472_6163, 0x6462_6720, 0x7363_6673, 0xcafe_4a11];
 
 #[cfg(test)]
 mod tests {

@@ -53,6 +53,7 @@ fn record(mut bytes: Bytes) -> Hanging {
     let left = bytes.get_u8() != 0;
     let retries = bytes.get_u8();
     let linear = bytes.get_u8();
+    let is_bound = bytes.get_u8() != 0;
     let address = |bytes: [u8; 16]| {
         if v6 { IpAddr::from(bytes).to_canonical() } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) }
     };
@@ -63,6 +64,7 @@ fn record(mut bytes: Bytes) -> Hanging {
         uid,
         gid: (gid != u32::MAX).then_some(gid),
         mark,
+        is_bound,
         netns,
         local: SocketAddr::new(address(local), local_port),
         remote: SocketAddr::new(address(remote), remote_port),

@@ -9,7 +9,7 @@ use observer_ebpf::{
 };
 
 /// Addresses of the packet's IP header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoints {
     /// Source address.
     pub source: IpAddr,

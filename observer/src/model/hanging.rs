@@ -23,6 +23,8 @@ pub struct Hanging {
     pub gid: Option<u32>,
     /// Its mark.
     pub mark: u32,
+    /// It is bound to an interface.
+    pub is_bound: bool,
     /// Inode number of the network namespace.
     pub netns: u32,
     /// Local address and port.
@@ -82,6 +84,7 @@ mod tests {
             uid: 0,
             gid: None,
             mark: 0,
+            is_bound: false,
             netns: 1,
             local: "10.0.0.1:1".parse().unwrap(),
             remote: "10.0.0.2:443".parse().unwrap(),

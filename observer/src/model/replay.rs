@@ -20,6 +20,8 @@ pub struct Packet {
     pub origin: Origin,
     /// Interface by which it was to leave, where that is known.
     pub interface: Option<String>,
+    /// It was not seen: it is what the kernel would send.
+    pub is_made: bool,
 }
 
 impl Packet {
@@ -38,7 +40,7 @@ impl Packet {
         let mut bytes = Vec::new();
         syn.write(&mut bytes, &[]).ok()?;
         let length = u32::try_from(bytes.len()).ok()?;
-        Some(Self { bytes, length, sent: None, origin, interface: None })
+        Some(Self { bytes, length, sent: None, origin, interface: None, is_made: true })
     }
 }
 

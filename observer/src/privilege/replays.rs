@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -60,6 +61,8 @@ pub(super) struct Replays {
     /// Names the namespaces of which nothing is seen.
     own: Option<BpfMap<MapData, u32, u32>>,
     copies: HashMap<u64, Copy>,
+    /// Namespaces whose threads may still be at work, by their numbers.
+    ending: Vec<(u32, JoinHandle<()>)>,
 }
 
 impl Replays {
@@ -80,6 +83,7 @@ impl Replays {
     /// What becomes of a packet in a copy of that namespace's rules.
     pub(super) fn replay(&mut self, number: u32, packet: &Packet, cgroups: &mut Cgroups) -> Result<Replay> {
         ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
+        self.reap();
         let asked = packet.clone();
         let (cookie, asked) =
             netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, replay::ask(&asked)?)))??;
@@ -140,6 +144,7 @@ impl Replays {
             let old = self.copies.remove(&eldest);
             old.into_iter().for_each(|old| self.end(old));
         }
+        ensure!(self.ending.len() < MAX_COPIES, "earlier copies have not ended yet");
         let since_ns = boot_ns();
         let copied = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
@@ -195,13 +200,24 @@ impl Replays {
         Ok(())
     }
 
-    /// Lets one go: its number may be another namespace's soon.
+    /// Lets one go.
     fn end(&mut self, copy: Copy) {
         if let State::Ready(stage) = copy.state {
             let netns = stage.netns;
-            stage.end();
-            if let Some(own) = &mut self.own {
-                let _ = own.remove(&netns);
+            self.ending.push((netns, stage.end()));
+        }
+        self.reap();
+    }
+
+    /// Shows the numbers of those again that are gone: they may be other namespaces' soon.
+    fn reap(&mut self) {
+        for (netns, thread) in std::mem::take(&mut self.ending) {
+            if thread.is_finished() {
+                if let Some(own) = &mut self.own {
+                    let _ = own.remove(&netns);
+                }
+            } else {
+                self.ending.push((netns, thread));
             }
         }
     }

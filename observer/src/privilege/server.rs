@@ -182,6 +182,10 @@ impl Server {
                 Response::OwnNamespaces(kept.map_err(|error| format!("{error:#}")))
             }
             Request::ProveReplay => Response::ProveReplay(replay::prove().map_err(|error| format!("{error:#}"))),
+            // Reading rules would load it.
+            Request::Replay { .. } if !self.knows_nftables() => {
+                Response::Replay(Err("nftables is not loaded".to_owned()))
+            }
             Request::Replay { netns, ref packet } => Response::Replay(
                 self.replays.replay(netns, packet, &mut self.cgroups).map_err(|error| format!("{error:#}")),
             ),

@@ -202,6 +202,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
             .enum_value("sock_flags", "SOCK_DEAD")
             .and_then(|value| u32::try_from(value).ok())
             .unwrap_or(ABSENT),
+        sk_bound: fields.want("sock", "__sk_common.skc_bound_dev_if", 4),
         sk_num: fields.want("sock", "__sk_common.skc_num", 2),
         sk_dport: fields.want("sock", "__sk_common.skc_dport", 2),
         sk_local_v4: fields.want("sock", "__sk_common.skc_rcv_saddr", 4),

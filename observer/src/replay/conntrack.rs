@@ -26,6 +26,10 @@ const OF_PROTOCOL: u16 = 2;
 /// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_STATUS`, `CTA_PROTOINFO`, `CTA_TIMEOUT`, `CTA_MARK`, `CTA_LABELS`
 const COPIED: [u16; 7] = [1, 2, 3, 4, 7, 8, 22];
 
+/// `CTA_STATUS`, and in it `IPS_SRC_NAT` and `IPS_DST_NAT`
+const STATUS: u16 = 3;
+const TRANSLATED: u32 = 0x10 | 0x20;
+
 /// What is known of a packet's connection.
 #[derive(Clone, Debug)]
 pub enum Connection {
@@ -35,6 +39,8 @@ pub enum Connection {
     New,
     /// Its entry.
     Entry(Entry),
+    /// It has one, and its addresses are translated: that is not copied.
+    Translated,
 }
 
 /// An entry of the table, as the kernel wrote it.
@@ -52,6 +58,10 @@ fn is_there() -> bool {
 pub(super) fn of(whole: &Whole) -> Connection {
     let asked = is_there().then(|| ask(whole));
     match asked {
+        // An entry cannot be given its translation once it is there.
+        Some(Ok(Some(entry))) if entry.attributes.number(STATUS).is_none_or(|status| status & TRANSLATED != 0) => {
+            Connection::Translated
+        }
         Some(Ok(Some(entry))) => Connection::Entry(Entry(entry)),
         Some(Ok(None)) => Connection::New,
         Some(Err(error)) => {
@@ -92,6 +102,8 @@ fn tuple(whole: &Whole) -> Option<Attributes> {
     protocol.set(1, vec![whole.protocol]);
     let head = whole.transport().get(..8)?;
     match IpNumber(whole.protocol) {
+        // What it has in their place is no port.
+        IpNumber::GRE => return None,
         // Identifier, type and code, in the family's own attributes.
         IpNumber::ICMP | IpNumber::IPV6_ICMP => {
             let first = if IpNumber(whole.protocol) == IpNumber::ICMP { 4 } else { 7 };
@@ -114,6 +126,7 @@ pub(super) fn enter(whole: &Whole, connection: &Connection) -> Result<()> {
     if matches!(connection, Connection::Unknown) {
         return Ok(());
     }
+    ensure!(!matches!(connection, Connection::Translated), "the addresses of the packet's connection are translated");
     let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
     let own = question(whole).context("connections of that kind are not known")?;
     // It may have none.

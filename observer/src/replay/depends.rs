@@ -33,8 +33,7 @@ impl Way {
 
 /// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
 /// same interfaces and addresses.
-const CERTAIN: [&str; 10] =
-    ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder", "exthdr"];
+const CERTAIN: [&str; 9] = ["cmp", "bitwise", "immediate", "counter", "lookup", "log", "reject", "range", "byteorder"];
 /// Others that only let a rule match, or not.
 const MATCHING: [&str; 13] = [
     "limit",
@@ -52,43 +51,26 @@ const MATCHING: [&str; 13] = [
     "objref",
 ];
 /// Of `meta`: length, protocol, interfaces and their names, user, group, family, layer-4 protocol.
-const CERTAIN_META: [u32; 10] = [0, 1, 4, 5, 6, 7, 10, 11, 15, 16];
+const CERTAIN_META: [u32; 9] = [1, 4, 5, 6, 7, 10, 11, 15, 16];
 /// Its mark: the socket's, where there is one. What came in may have been marked by whatever is before all rules.
 const META_MARK: u32 = 3;
+const META_LENGTH: u32 = 0;
+/// `NFT_CT_ZONE`
+const CT_ZONE: u32 = 17;
 /// Of `ct`: state, direction, status, mark.
 const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
 /// `NFT_SOCKET_CGROUPV2`, of `NFTA_SOCKET_KEY`
 const SOCKET_KEY: u16 = 1;
 const CGROUP: u32 = 3;
 /// Matches of iptables' that ask the packet, or the user of its socket.
-const CERTAIN_XTABLES: [&str; 22] = [
-    "tcp",
-    "udp",
-    "sctp",
-    "dccp",
-    "multiport",
-    "comment",
-    "addrtype",
-    "icmp",
-    "icmp6",
-    "owner",
-    "length",
-    "iprange",
-    "ttl",
-    "hl",
-    "tos",
-    "dscp",
-    "tcpmss",
-    "rt",
-    "ipv6header",
-    "hbh",
-    "frag",
-    "REJECT",
-];
+const CERTAIN_XTABLES: [&str; 12] =
+    ["tcp", "udp", "sctp", "dccp", "multiport", "comment", "addrtype", "icmp", "icmp6", "owner", "iprange", "REJECT"];
 /// What asks for a connection: known for the first packet of one, and where the table of connections can be read.
 const STATE: [&str; 3] = ["conntrack", "state", "connmark"];
-/// Targets of iptables' that end nothing.
-const GOING_ON: [&str; 5] = ["LOG", "NFLOG", "MARK", "CONNMARK", "TRACE"];
+/// Of those, what looks at more of a packet than addresses, ports and flags.
+const HEADER_XTABLES: [&str; 10] = ["length", "ttl", "hl", "tos", "dscp", "tcpmss", "rt", "ipv6header", "hbh", "frag"];
+/// Targets of iptables' after which nothing is otherwise.
+const GOING_ON: [&str; 3] = ["LOG", "NFLOG", "TRACE"];
 /// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: elements come and go.
 const CHANGING: u32 = 16 | 32;
 const ACCEPT: u32 = 1;
@@ -114,6 +96,8 @@ struct Judged {
     uncertain: Option<String>,
     by_state: bool,
     by_cgroup: bool,
+    /// It looks at more of the packet than addresses, ports and flags.
+    by_header: bool,
 }
 
 impl Judged {
@@ -122,6 +106,7 @@ impl Judged {
         match name {
             "cgroup" if way == Way::Out => self.by_cgroup = true,
             "mark" if way == Way::Out => {}
+            name if HEADER_XTABLES.contains(&name) => self.by_header = true,
             name if STATE.contains(&name) => self.by_state = true,
             name if CERTAIN_XTABLES.contains(&name) => {}
             name => self.uncertain = self.uncertain.take().or(Some(name.to_owned())),
@@ -141,13 +126,30 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
                 judged.decides |= verdict.number(1).is_some();
                 None
             }
-            // Setting something is no match.
-            "meta" if data.get(3).is_some() => None,
+            // Setting something is no match; but others may decide by a mark.
+            "meta" if data.get(3).is_some() => {
+                judged.decides |= data.number(2) == Some(META_MARK);
+                None
+            }
+            "meta" if data.number(2) == Some(META_LENGTH) => {
+                judged.by_header = true;
+                None
+            }
             "meta" if data.number(2) == Some(META_MARK) && way == Way::Out => None,
             "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
-            "payload" => (!is_the_same(&data)).then(|| "a field that every packet has otherwise".to_owned()),
-            // Likewise.
-            "ct" if data.get(4).is_some() => None,
+            "payload" => {
+                judged.by_header |= !is_address_or_port(&data);
+                (!is_the_same(&data)).then(|| "a field that every packet has otherwise".to_owned())
+            }
+            "exthdr" => {
+                judged.by_header = true;
+                None
+            }
+            // Likewise; what is in another zone is another connection.
+            "ct" if data.get(4).is_some() => {
+                judged.decides = true;
+                (data.number(2) == Some(CT_ZONE)).then(|| "a zone of connections".to_owned())
+            }
             "ct" if data.number(2).is_some_and(|key| STATE_OF_CT.contains(&key)) => {
                 judged.by_state = true;
                 None
@@ -163,7 +165,8 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
             "target" => {
                 let named = data.text(1).unwrap_or_default();
                 judged.decides |= !GOING_ON.contains(&named.as_str());
-                let known = named == "REJECT" || GOING_ON.contains(&named.as_str());
+                let known =
+                    ["REJECT", "MARK", "CONNMARK"].contains(&named.as_str()) || GOING_ON.contains(&named.as_str());
                 (!known).then_some(named)
             }
             "lookup" => {
@@ -198,10 +201,27 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
     judged
 }
 
+/// What is read of a packet is its protocol, an address, a port, or TCP's flags.
+fn is_address_or_port(payload: &Attributes) -> bool {
+    let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
+        return false;
+    };
+    let end = offset.saturating_add(length);
+    match base {
+        NETWORK => {
+            [(9, 1), (6, 1)].contains(&(offset, length)) || end <= 40 && (offset >= 12 || offset == 8 && length > 2)
+        }
+        TRANSPORT => end <= 4 || (offset, length) == (13, 1),
+        _ => false,
+    }
+}
+
+/// `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+
 /// What is read of a packet is the same in the copy: not its identification, and no checksum.
 fn is_the_same(payload: &Attributes) -> bool {
-    const NETWORK: u32 = 1;
-    const TRANSPORT: u32 = 2;
     let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
         return false;
     };
@@ -224,6 +244,12 @@ pub struct Depends {
     pub(super) by_state: Option<String>,
     /// Unless it is sent from its sender's cgroup.
     pub(super) by_cgroup: Option<String>,
+    /// Unless the packet is there, and not only what it is said to be.
+    pub(super) by_header: Option<String>,
+    /// Chains that hang on the way.
+    pub(super) chains: usize,
+    /// What accepts by a connection's state.
+    accepts_by_state: Option<String>,
 }
 
 impl Depends {
@@ -238,9 +264,20 @@ impl Depends {
         if judged.by_state && !judged.accepts && self.by_state.is_none() {
             self.by_state = Some(told("a connection's state"));
         }
+        if judged.by_state && self.accepts_by_state.is_none() {
+            self.accepts_by_state = Some(told("a connection's state"));
+        }
+        if judged.by_header && self.by_header.is_none() {
+            self.by_header = Some(told("a field of the packet"));
+        }
         if judged.by_cgroup && self.by_cgroup.is_none() {
             self.by_cgroup = Some(told("a cgroup"));
         }
+    }
+
+    /// Something that could not be looked at.
+    pub(super) fn unknown(what: &str) -> Self {
+        Self { always: Some(what.to_owned()), ..Self::default() }
     }
 
     /// Both rulesets' together.
@@ -249,7 +286,16 @@ impl Depends {
             always: self.always.or(other.always),
             by_state: self.by_state.or(other.by_state),
             by_cgroup: self.by_cgroup.or(other.by_cgroup),
+            by_header: self.by_header.or(other.by_header),
+            chains: self.chains + other.chains,
+            accepts_by_state: self.accepts_by_state.or(other.accepts_by_state),
         }
+    }
+
+    /// What decides by the state of a connection. What one chain accepts by it another may still drop: only where there is one
+    /// chain does that not matter to a packet that was dropped.
+    pub(super) fn by_state(&self) -> Option<&String> {
+        self.by_state.as_ref().or(self.accepts_by_state.as_ref().filter(|_| self.chains > 1))
     }
 }
 
@@ -272,7 +318,7 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
     };
     let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
     let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
-    let mut found = Depends::default();
+    let mut found = Depends { chains: waiting.len(), ..Depends::default() };
     while let Some(chain) = waiting.pop() {
         for rule in by_chain.get(&chain).into_iter().flatten() {
             let judged = judge(rule, &chain, &changing, way);
@@ -299,6 +345,13 @@ impl Depends {
         };
         for one in &entry.matches {
             judged.xtables(one, way);
+        }
+        match &entry.does {
+            // Which connection it is of, depends on the zone.
+            Does::Extension(name) if name == "CT" => judged.uncertain = Some("a zone of connections".to_owned()),
+            // Of a connection it is decided once.
+            Does::Extension(_) if table == "nat" => judged.by_state = true,
+            _ => {}
         }
         self.add(judged, |what| format!("{what} in table {table} of iptables-legacy"));
     }
@@ -364,6 +417,11 @@ mod tests {
     const DROP: Option<(u32, &str)> = Some((0, ""));
     const JUMP: u32 = -3i32 as u32;
 
+    /// Of one base chain.
+    fn nothing() -> Depends {
+        Depends { chains: 1, ..Depends::default() }
+    }
+
     fn of(rules: &[Body]) -> Depends {
         depends(&[chain("o")], &[], rules, Way::Out)
     }
@@ -374,7 +432,7 @@ mod tests {
         let field = |base, offset, length| {
             of(&[rule("o", &[("payload", &[(2, base), (3, offset), (4, length)])], DROP)]).always
         };
-        assert_eq!(of(&[rule("o", &[oif, ("counter", &[])], DROP)]), Depends::default());
+        assert_eq!(of(&[rule("o", &[oif, ("counter", &[])], DROP)]), nothing());
         for (base, offset, length) in [
             (1, 9, 1),
             (1, 12, 4),
@@ -394,8 +452,8 @@ mod tests {
         }
         let skb = ("meta", &[(2, 13)][..]);
         assert_eq!(of(&[rule("o", &[skb], DROP)]).always.as_deref(), Some("meta key 13 in chain o"));
-        assert_eq!(of(&[rule("o", &[skb, ("counter", &[])], None)]), Depends::default(), "it decides nothing");
-        assert_eq!(of(&[rule("lonely", &[skb], DROP)]), Depends::default(), "nothing leads there");
+        assert_eq!(of(&[rule("o", &[skb, ("counter", &[])], None)]), nothing(), "it decides nothing");
+        assert_eq!(of(&[rule("lonely", &[skb], DROP)]), nothing(), "nothing leads there");
         let led = [rule("o", &[], Some((JUMP, "x"))), rule("x", &[("limit", &[])], DROP)];
         assert_eq!(of(&led).always.as_deref(), Some("limit in chain x"));
         assert!(of(&[rule("o", &[("synproxy", &[])], None)]).always.is_some(), "whatever that does");
@@ -404,7 +462,9 @@ mod tests {
     #[test]
     fn a_connections_state_matters_where_it_does_not_accept() {
         let state = ("ct", &[(2, 0)][..]);
-        assert_eq!(of(&[rule("o", &[state], Some((1, "")))]), Depends::default());
+        let accepting = of(&[rule("o", &[state], Some((1, "")))]);
+        assert_eq!(accepting.by_state(), None);
+        assert!(accepting.and(nothing()).by_state().is_some(), "another chain may drop what this one accepts");
         let dropping = of(&[rule("o", &[state], DROP)]);
         assert_eq!((dropping.always, dropping.by_state.as_deref()), (None, Some("a connection's state in chain o")));
     }
@@ -418,7 +478,7 @@ mod tests {
             depends(&[base], &[], rules, Way::Through)
         };
         let mark = [rule("o", &[("meta", &[(2, 3)])], DROP)];
-        assert_eq!(of(&mark), Depends::default());
+        assert_eq!(of(&mark), nothing());
         assert_eq!(through(&mark).always.as_deref(), Some("meta key 3 in chain o"));
         let cgroup = [rule("o", &[("socket", &[(1, 3), (3, 2)])], DROP)];
         assert_eq!((of(&cgroup).always, of(&cgroup).by_cgroup.as_deref()), (None, Some("a cgroup in chain o")));
@@ -442,7 +502,12 @@ mod tests {
             found
         };
         assert_eq!(of(entry(&["tcp", "owner"], Does::Drops)), Depends::default());
-        assert_eq!(of(entry(&["conntrack"], Does::Accepts)), Depends::default());
+        assert_eq!(of(entry(&["conntrack"], Does::Accepts)).by_state(), None);
+        assert!(
+            of(entry(&["limit"], Does::Extension("MARK".to_owned()))).always.is_some(),
+            "others decide by the mark"
+        );
+        assert!(of(entry(&["ttl"], Does::Drops)).by_header.is_some());
         assert!(of(entry(&["state"], Does::Drops)).by_state.is_some());
         assert_eq!(
             of(entry(&["limit"], Does::Drops)).always.as_deref(),

@@ -49,11 +49,12 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    pub(super) fn make(copied: &Copied) -> Result<Self> {
+    /// `logs`: what a rule of iptables-legacy logs here would be logged.
+    pub(super) fn make(copied: &Copied, logs: bool) -> Result<Self> {
         let set = copied.around.make()?.map_err(|error| format!("{error:#}"));
         // Without rules nothing else is needed.
         copied.rules.make(|name| copied.around.has(name))?;
-        legacy::make(&copied.legacy)?;
+        legacy::make(&copied.legacy, logs)?;
         Ok(Self {
             set,
             trace: ruleset::tracer(QUIET)?,
@@ -80,7 +81,11 @@ impl Inside {
     fn walk(&self, copied: &mut Copied, order: &Order, whole: &Whole) -> Result<Ended> {
         let Order { packet, connection, .. } = order;
         let counted = legacy::count(&copied.legacy)?;
-        let leaves = packet.interface.as_deref().and_then(|name| Some((name, copied.around.index(name)?)));
+        let leaves = match packet.interface.as_deref() {
+            // One that is new, or cannot be copied: then its route is not either.
+            Some(name) => Some((name, copied.around.index(name).context("the copy does not have its interface")?)),
+            None => None,
+        };
         conntrack::enter(whole, connection)?;
         let mut heard = self.sent(copied, order, whole, None)?;
         if !self.left_by(&heard, leaves) && matches!(packet.origin, Origin::Socket { .. }) {
@@ -90,16 +95,21 @@ impl Inside {
             heard = self.sent(copied, order, whole, leaves)?;
         }
         ensure!(self.left_by(&heard, leaves), "the packet leaves by another interface in the copy");
-        if let Some(end) = self.end(copied, &heard)? {
-            return Ok((Some(End::Nft(end)), Depends::default()));
-        }
+        let nft = self.end(copied, &heard)?;
         let way = match packet.origin {
             Origin::Socket { .. } => Way::Out,
             Origin::Interface { .. } => Way::Through,
         };
         let family = if whole.destination.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
         let now = legacy::count(&copied.legacy)?;
-        let (ended, asked) = counted.ended(&now, &copied.legacy, family, way)?;
+        let ended = counted.ended(&now, &copied.legacy, family, way);
+        if let Some(end) = nft {
+            // What the end says to its sender crosses tables of iptables-legacy, too; whether they mark packets by more than these is
+            // not known then.
+            let asked = ended.map_or_else(|_| Depends::unknown("tables of iptables-legacy"), |(_, asked)| asked);
+            return Ok((Some(End::Nft(end)), asked));
+        }
+        let (ended, asked) = ended?;
         if let Some((table, spot)) = ended {
             let deadline = Instant::now() + PATIENCE;
             let table = copied.legacy.get(table).context("a table that is not there")?;

@@ -1,7 +1,7 @@
 //! A copy of iptables-legacy's tables: given back to the kernel as it gave them out, and a packet's way through them, by their
 //! counters.
 
-use std::{fs, os::fd::AsFd};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -19,8 +19,8 @@ const COUNTERS_AT: usize = 88;
 const ENTRIES_AT: usize = 96;
 /// Tables in the order in which a hook asks them.
 const ORDER: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
-/// Targets that write to a log.
-const LOGS: [&str; 2] = ["LOG", "AUDIT"];
+/// Targets that do something to the whole host, wherever they are: an audit log, a timer, a light.
+const OF_THE_HOST: [&str; 3] = ["AUDIT", "IDLETIMER", "LED"];
 
 /// Why nothing is told, this time.
 #[derive(Debug, thiserror::Error)]
@@ -30,18 +30,18 @@ pub(super) struct Crossed;
 /// Where a packet's way ended: in which table, by its place among those that were copied.
 pub(super) type Ended = (usize, Spot);
 
-/// Makes the tables in the namespace of the calling thread.
-pub(super) fn make(tables: &[Table]) -> Result<()> {
-    let logs = tables
-        .iter()
-        .map(Table::entries)
-        .collect::<Result<Vec<_>>>()?
-        .concat()
-        .iter()
-        .any(|entry| matches!(&entry.does, Does::Extension(name) if LOGS.contains(&name.as_str())));
-    // Only the first namespace has the switch.
-    let everywhere = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").is_ok_and(|on| on.trim() == "1");
-    ensure!(!(logs && everywhere), "what is sent in a copy would be logged (net.netfilter.nf_log_all_netns)");
+/// Makes the tables in the namespace of the calling thread. `logs`: a log's target would write there too.
+pub(super) fn make(tables: &[Table], logs: bool) -> Result<()> {
+    let has = |names: &[&str]| -> Result<bool> {
+        let is_one = |entry: &Entry| matches!(&entry.does, Does::Extension(name) if names.contains(&name.as_str()));
+        let all: Vec<Vec<Entry>> = tables.iter().map(Table::entries).collect::<Result<_>>()?;
+        Ok(all.iter().flatten().any(is_one))
+    };
+    ensure!(
+        !has(&OF_THE_HOST)?,
+        "a rule of iptables-legacy writes to the audit log, or sets a timer or light of the host's"
+    );
+    ensure!(!(logs && has(&["LOG"])?), "what is sent in a copy could be logged (net.netfilter.nf_log_all_netns)");
     tables.iter().try_for_each(replace)
 }
 
@@ -86,6 +86,7 @@ impl Counted {
         way_out: depends::Way,
     ) -> Result<(Option<Ended>, Depends)> {
         let mut asked = Depends::default();
+        asked.chains = tables.iter().filter(|table| table.layout.family == family).count();
         let mut ways = Vec::new();
         for (index, table) in tables.iter().enumerate().filter(|(_, table)| table.layout.family == family) {
             let (before, after) = self.0.get(index).zip(now.0.get(index)).context("a table was not counted")?;

@@ -116,7 +116,7 @@ pub(super) fn datagram(port: u16) -> Packet {
     let _ = PacketBuilder::ipv4(HERE, HERE, 64).udp(FROM, port).write(&mut bytes, b"observer replay");
     let length = bytes.len() as u32;
     let origin = Origin::Socket { uid: 0, gid: 0, mark: 0, cgroup: None };
-    Packet { bytes, length, sent: None, origin, interface: None }
+    Packet { bytes, length, sent: None, origin, interface: None, is_made: false }
 }
 
 #[cfg(test)]

@@ -276,14 +276,14 @@ fn compat(rule: &Attributes) -> Option<Attributes> {
     Some(compat)
 }
 
-/// A rule's expressions without those that would write to a log.
+/// A rule's expressions without those that would write to a log, or do something to the host.
 fn silent(rule: &Attributes) -> Vec<Attributes> {
     let logs = |expression: &Attributes| match expression.text(NAME).as_deref() {
         Some("log") => true,
         Some("target") => expression
             .list(DATA)
             .text(1)
-            .is_some_and(|target| ["LOG", "NFLOG", "ULOG", "AUDIT"].contains(&target.as_str())),
+            .is_some_and(|target| ["LOG", "NFLOG", "ULOG", "AUDIT", "IDLETIMER", "LED"].contains(&target.as_str())),
         _ => false,
     };
     let mut all: Vec<Attributes> = rule.list(RULE_EXPRESSIONS).lists().filter(|expression| !logs(expression)).collect();

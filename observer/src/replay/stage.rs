@@ -9,8 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
+use sha2::{Digest, Sha256};
 
 use super::{
     conntrack::{self, Connection},
@@ -31,6 +32,8 @@ use crate::{
 
 /// Nothing that is asked of a stage takes longer.
 const LIMIT: Duration = Duration::from_secs(1);
+/// Bytes of the tables of iptables-legacy that are copied.
+const MAX_LEGACY: usize = 16 << 20;
 /// What the threads that live in copies are called.
 const THREAD: &str = "replay";
 
@@ -47,7 +50,8 @@ pub struct Copied {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     generation: u32,
-    legacy: Vec<Vec<u8>>,
+    /// SHA-256 of each table of iptables-legacy.
+    legacy: Vec<[u8; 32]>,
 }
 
 /// What is to be known before a packet is sent again.
@@ -65,14 +69,16 @@ pub fn ask(packet: &Packet) -> Result<Asked> {
     Ok(Asked { version, connection: conntrack::of(&whole) })
 }
 
-fn rules_of(tables: &[Table]) -> Result<Vec<Vec<u8>>> {
-    tables.iter().map(Table::rules).collect()
+fn rules_of(tables: &[Table]) -> Result<Vec<[u8; 32]>> {
+    tables.iter().map(|table| Ok(Sha256::digest(table.rules()?).into())).collect()
 }
 
 /// Reads the namespace of the calling thread; a ruleset of more than so many bytes is not read.
 pub fn copy(limit: usize) -> Result<Copied> {
     let rules = ruleset::list(limit)?;
     let legacy = tables()?;
+    let bytes: usize = legacy.iter().map(|table| table.block.len()).sum();
+    ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
     let saved = Saved::begin(&legacy);
     Ok(Copied { rules, legacy, saved, around: surroundings::list()? })
 }
@@ -118,6 +124,8 @@ struct Made {
 impl Building {
     /// Begins to make one of what arrives; `hide` is told the number of its namespace before there is anything in it.
     pub fn begin(copied: Receiver<Result<Copied>>, hide: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
+        // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
+        let logs = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0");
         let (orders, ordered) = channel::<Numbered>();
         let (answer, answers) = channel();
         let (enter, entered) = channel();
@@ -131,7 +139,7 @@ impl Building {
             let inside = copied.and_then(|mut copied| {
                 let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
                 let known = Made { version: copied.version()?, legacy: copied.legacy.clone(), out, through };
-                let inside = Inside::make(&copied)?;
+                let inside = Inside::make(&copied, logs)?;
                 copied.rules.shrink();
                 Ok((inside, copied, known))
             });
@@ -201,17 +209,21 @@ impl Stage {
         let whole = Whole::of(&order.packet)?;
         let is_cut = whole.bytes.len() < order.packet.length as usize;
         let is_known = whole.begins() || !matches!(order.connection, Connection::Unknown);
-        let is_in_cgroup = order.cgroup.is_some();
+        let (is_in_cgroup, is_there) = (order.cgroup.is_some(), !order.packet.is_made);
         let rules = match order.packet.origin {
             Origin::Socket { .. } => self.out.clone(),
             Origin::Interface { .. } => self.through.clone(),
         };
         let (end, of_legacy) = self.send(order)?;
         let depends = rules.and(of_legacy);
-        let by_state = depends.by_state.filter(|_| !is_known);
-        let by_cgroup = depends.by_cgroup.filter(|_| !is_in_cgroup);
+        let by_state = depends.by_state().filter(|_| !is_known).cloned();
         let by_length = is_cut.then(|| "it is longer than what is sent again".to_owned());
-        Ok((end, by_length.or(depends.always).or(by_state).or(by_cgroup)))
+        let by_cgroup = depends.by_cgroup.filter(|_| !is_in_cgroup);
+        let by_header = depends.by_header.filter(|_| !is_there);
+        // Of a packet that was seen to be dropped it is known by whom.
+        let both = !is_there && !self.legacy.is_empty() && depends.chains > self.legacy.len();
+        let by_both = both.then(|| "both kinds of iptables decide, in an order that is not known".to_owned());
+        Ok((end, by_length.or(depends.always).or(by_state).or(by_cgroup).or(by_header).or(by_both)))
     }
 
     fn send(&self, order: Order) -> Result<Ended> {
@@ -239,11 +251,11 @@ impl Stage {
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 
-    /// Ends it, and waits until nobody is in the namespace any more.
-    pub fn end(self) {
+    /// Ends it. Its namespace is gone with the thread, which may still be at work.
+    pub fn end(self) -> thread::JoinHandle<()> {
         let Self { orders, answers, thread, .. } = self;
         drop((orders, answers));
-        let _ = thread.join();
+        thread
     }
 }
 
@@ -272,7 +284,7 @@ mod tests {
                     .spawn()?;
                 std::io::Write::write_all(child.stdin.as_mut().context("no input")?, rules.as_bytes())?;
                 drop(child.stdin.take());
-                anyhow::ensure!(child.wait()?.success(), "the rules are refused");
+                ensure!(child.wait()?.success(), "the rules are refused");
                 copy(usize::MAX)
             };
             let _ = send.send(read());

@@ -111,6 +111,8 @@ pub(super) fn list() -> Result<Surroundings> {
     };
     let all = dump(LINK)?;
     let links: Vec<Link> = all.iter().filter_map(link).collect();
+    let is_vrf = |body: &Body| body.attributes.list(LINKINFO).text(1).as_deref() == Some("vrf");
+    ensure!(!all.iter().any(is_vrf), "there are routing domains (VRF), which are not copied");
     let native = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
     let part = |body: &Body| Some((native(body.fixed.get(4..8)?)?, native(body.attributes.get(MASTER)?)?));
     let parts = all.iter().filter_map(part).collect();
@@ -173,12 +175,15 @@ pub fn kind() -> Result<&'static str> {
 impl Surroundings {
     /// Number of an interface.
     pub(super) fn index(&self, name: &str) -> Option<u32> {
+        if name == "lo" {
+            return Some(LOOPBACK);
+        }
         self.links.iter().find(|link| link.name == name).map(|link| link.index)
     }
 
     /// It is there.
     pub(super) fn has(&self, name: &str) -> bool {
-        name == "lo" || self.index(name).is_some()
+        self.index(name).is_some()
     }
 
     /// Where what came in by an interface comes in here: there, or by what that belongs to.

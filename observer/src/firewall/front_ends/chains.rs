@@ -49,12 +49,15 @@ pub(super) fn statement(place: &Place<'_>) -> Option<Statement> {
         let what = format!("the kill switch of wg-quick's interface {interface}, rule {}", named.position?);
         return Some(whole("wg-quick", what));
     }
-    if place.chains.iter().any(|chain| chain.name == SHOREWALL) {
-        return Some(whole(SHOREWALL, shorewall(place)));
+    let owner = |chain: &str| OWNERS.iter().find(|(_, prefix)| chain.starts_with(prefix)).map(|(owner, _)| *owner);
+    if let Some(owner) = owner(&named.chain) {
+        let number = named.position.map(|position| format!(", rule {position}")).unwrap_or_default();
+        return Some(whole(owner, format!("{owner}'s chain {}{number}", named.chain)));
     }
-    let (owner, _) = OWNERS.iter().find(|(_, prefix)| named.chain.starts_with(prefix))?;
-    let number = named.position.map(|position| format!(", rule {position}")).unwrap_or_default();
-    Some(whole(owner, format!("{owner}'s chain {}{number}", named.chain)))
+    // What is left of a table with its chains: not what others' chains lead to.
+    let is_shorewalls = place.chains.iter().any(|chain| chain.name == SHOREWALL)
+        && !named.path.iter().any(|chain| owner(chain).is_some());
+    is_shorewalls.then(|| whole(SHOREWALL, shorewall(place)))
 }
 
 /// The interface, where it is the rule that lets nothing out beside its tunnel.

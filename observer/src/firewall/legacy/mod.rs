@@ -2,7 +2,7 @@
 
 mod words;
 
-use std::{fs, net::UdpSocket, os::fd::AsFd};
+use std::{collections::HashMap, fs, net::UdpSocket, os::fd::AsFd};
 
 use anyhow::{Context, Result, ensure};
 
@@ -264,7 +264,7 @@ impl Table {
 
     /// Its chains, as they stand there.
     pub fn chains(&self, entries: &[Entry]) -> Vec<LegacyChain> {
-        let index = |offset: u32| entries.iter().position(|entry| entry.at == offset as usize);
+        let index = |offset: u32| entries.binary_search_by_key(&(offset as usize), |entry| entry.at).ok();
         let built_in = BUILT_IN.iter().enumerate().filter_map(|(hook, name)| {
             let rules = (self.info.valid_hooks >> hook & 1 != 0)
                 .then(|| Some(index(self.info.hook_entry[hook])?..index(self.info.underflow[hook])?))??;
@@ -314,12 +314,14 @@ impl Table {
             priority: chain.hook.and(priority(&self.name)),
             policy: chain.hook.map(|_| policy(chain)),
         });
+        let starts: HashMap<usize, &str> = legacy
+            .iter()
+            .filter(|chain| chain.hook.is_none())
+            .map(|chain| (chain.rules.start, chain.name.as_str()))
+            .collect();
         let name_at = |offset: usize| {
-            let first = entries.iter().position(|entry| entry.at == offset)?;
-            legacy
-                .iter()
-                .find(|chain| chain.hook.is_none() && chain.rules.start == first)
-                .map(|chain| chain.name.clone())
+            let first = entries.binary_search_by_key(&offset, |entry| entry.at).ok()?;
+            starts.get(&first).map(|name| (*name).to_owned())
         };
         let rules = legacy.iter().flat_map(|chain| {
             entries[chain.rules.clone()].iter().zip(1..).map(|(entry, place)| Rule {

@@ -1,13 +1,11 @@
 //! Connections that hang already when observer starts: told at once, with owner and age, in every namespace.
 
-use std::{thread, time::Duration};
-
 use anyhow::{Context, Result, ensure};
 use harness::{
     kernel,
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
     observer::{Observer, Report, expect},
-    slowness, traffic,
+    slowness, traffic, wait_for,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -127,8 +125,8 @@ fn screen() -> Result<Outcome> {
     traffic::until_sent_again(&lab.client, 1)?;
     let observer = Observer::start(["watch", "--netns", &lab.client.path().display().to_string()])?;
     ensure!(observer.ready.contains("hanging"), "{}", observer.ready);
-    // Told without waiting for the next SYN, and the block itself when that comes: before Linux 6.5 after two seconds.
-    thread::sleep(Duration::from_millis(2200));
+    // Told without waiting for the next SYN, and the block itself when that comes.
+    wait_for("the next SYN", || Ok(observer.so_far().contains("BLOCKED").then_some(())))?;
     let (_, text, _) = observer.end(Signal::SIGINT)?;
     client.kill()?;
     client.wait()?;
