@@ -480,6 +480,12 @@ mod tests {
         let mark = [rule("o", &[("meta", &[(2, 3)])], DROP)];
         assert_eq!(of(&mark), nothing());
         assert_eq!(through(&mark).always.as_deref(), Some("meta key 3 in chain o"));
+        let sets = ("meta", &[(2, 3), (3, 1)][..]);
+        assert_eq!(of(&[rule("o", &[sets], None)]), nothing());
+        let by_chance = of(&[rule("o", &[("numgen", &[]), sets], None)]);
+        assert_eq!(by_chance.always.as_deref(), Some("numgen in chain o"), "others decide by the mark");
+        let by_cgroup = of(&[rule("o", &[("socket", &[(1, 3)]), sets], None)]);
+        assert!(by_cgroup.by_cgroup.is_some());
         let cgroup = [rule("o", &[("socket", &[(1, 3), (3, 2)])], DROP)];
         assert_eq!((of(&cgroup).always, of(&cgroup).by_cgroup.as_deref()), (None, Some("a cgroup in chain o")));
         assert_eq!(through(&cgroup).always.as_deref(), Some("socket in chain o"));
