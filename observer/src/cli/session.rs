@@ -109,7 +109,7 @@ impl Session {
             lives,
             processes,
             rules,
-            replayed: replayed.is_ok(),
+            replayed: replayed == Ok(true),
             changes,
             listening,
             modules,

@@ -117,8 +117,8 @@ impl Replays {
             return Opinion::None;
         };
         let answer = dropped.rule.filter(|answer| answer.rule != UNKNOWN_RULE && answer.chain != 0);
-        // An earlier answer may be of an earlier ruleset: it names nothing by itself.
-        // One that says otherwise may be another packet's.
+        // An earlier answer may be of an earlier ruleset, and names nothing by itself; one that says otherwise may be of another
+        // packet.
         let agrees = |known: &Replay| {
             let end = match known {
                 Replay::Walked { end: Some(End::Nft(end)), .. } => end,
@@ -215,7 +215,7 @@ impl Replays {
         }
     }
 
-    /// The same of iptables-legacy's, where what was seen is not another table or chain.
+    /// The rule of iptables-legacy at which the way through the copy ended, where what was seen is not another table or chain.
     fn named_legacy(&mut self, seen: Option<&Decision>, rule: NamedRule) -> Opinion {
         let is_seen = |seen: &NamedRule| {
             (&seen.family, &seen.table) == (&rule.family, &rule.table) && rule.path.first() == Some(&seen.chain)

@@ -167,8 +167,8 @@ pub enum Response {
     VerdictPrograms(Result<(), String>),
     /// To [`Request::ArmVerdicts`].
     ArmVerdicts(Result<(), String>),
-    /// To [`Request::OwnNamespaces`].
-    OwnNamespaces(Result<(), String>),
+    /// To [`Request::OwnNamespaces`]: whether this kernel has at hand what a copy takes.
+    OwnNamespaces(Result<bool, String>),
     /// To [`Request::ProveReplay`]: how long a small copy takes.
     ProveReplay(Result<Duration, String>),
     /// To [`Request::Replay`]; or why there is no copy.

@@ -179,7 +179,8 @@ impl Server {
                 if let Some(Err(error)) = wanted.map(|netns| self.replays.prepare(netns)) {
                     log::debug!("the rules are not copied yet: {error:#}");
                 }
-                Response::OwnNamespaces(kept.map_err(|error| format!("{error:#}")))
+                let is_possible = replay::surroundings::kind().is_ok();
+                Response::OwnNamespaces(kept.map(|()| is_possible).map_err(|error| format!("{error:#}")))
             }
             Request::ProveReplay => Response::ProveReplay(replay::prove().map_err(|error| format!("{error:#}"))),
             // Reading rules would load it.

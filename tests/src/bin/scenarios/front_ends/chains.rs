@@ -63,6 +63,9 @@ pub(super) fn engines() -> Result<Outcome> {
         ("DOCKER-USER", 7000, "docker"),
         ("NETAVARK_FORWARD", 7001, "podman"),
         ("KUBE-POD-FW-ABC", 7002, "kubernetes"),
+        ("cali-FORWARD", 7003, "calico"),
+        ("f2b-recidive", 7004, "fail2ban"),
+        ("ts-forward", 7005, "tailscale"),
     ];
     for (chain, port, _) in chains {
         lab.host.run("iptables-nft", &["-N", chain])?;

@@ -21,6 +21,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("ufw_default_deny", || ufw::default("deny", "OUTPUT")),
     ("ufw_default_reject", || ufw::default("reject", "ufw-reject-output")),
     ("ufw_before_rules", ufw::before),
+    ("ufw_route_rules", ufw::routed),
     ("ufw_was_changed_without_it", ufw::changed),
     ("ufw_on_the_answer_screen", ufw::on_screen),
     ("firewalld_rules", firewalld::rules),

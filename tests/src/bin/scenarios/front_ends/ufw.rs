@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    lab::{FAR_V4, FAR_V6, Lab, Server},
+    lab::{Containers, FAR_V4, FAR_V6, Lab, Plug, Server},
     namespace::Namespace,
     observer::{Observer, expect},
     traffic,
@@ -329,6 +329,34 @@ time.sleep(600)
         expect(event, &[("/rule/ruleset", json!("ufw")), ("/egress/rule/number", Value::Null)])?;
         let note = event["egress"]["rule"]["note"].as_str().unwrap_or_default();
         ensure!(note.contains("not to be read"), "{event}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Rules for what is forwarded, and what no rule of them allows.
+pub(super) fn routed() -> Result<Outcome> {
+    if let Some(skipped) = one_by_one() {
+        return Ok(skipped);
+    }
+    let mut lab = Containers::new(Plug::Bridge)?;
+    lab.host.private_files()?;
+    let rule = "route deny in on docker0 out on eth0 to 203.0.113.10 port 7000 proto udp";
+    for statement in ["--force reset", "default deny routed", "route allow 7001/udp", rule, "--force enable"] {
+        lab.host.run("ufw", &statement.split(' ').collect::<Vec<_>>())?;
+    }
+    let numbered = lab.host.run("ufw", &["status", "numbered"])?;
+    let number = listed_number(&numbered, "203.0.113.10 7000/udp", false);
+    let number = number.with_context(|| format!("no number in {numbered}"))?;
+    let observer = Observer::watch(&lab.host)?;
+    for port in ["7000", "7002"] {
+        observer.tells(|| traffic::run(&lab.containers[0], &["udp", FAR_V4, port]))?;
+    }
+    let report = observer.stop()?;
+    for (port, name, number) in [(7000, rule, json!(number)), (7002, "default deny routed", Value::Null)] {
+        expect(
+            event(&report, FAR_V4, "udp", port)?,
+            &[("/rule/ruleset", json!("ufw")), ("/rule/name", json!(name)), ("/egress/rule/number", number)],
+        )?;
     }
     Ok(Outcome::Passed)
 }

@@ -45,6 +45,8 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_sockets_mark_and_group", packets::mark_and_group),
     ("at_the_interface", packets::at_the_interface),
     ("a_sockets_cgroup", packets::cgroup),
+    ("a_flowtable_without_offload", packets::flowtable),
+    ("a_copy_that_cannot_be_built", unbuilt),
     ("swapped_between_drop_and_question", swapped),
     ("iptables_legacy", legacy::shapes),
     ("iptables_legacy_without_its_programs", legacy::without_programs),
@@ -271,12 +273,15 @@ fn nothing_left() -> Result<Outcome> {
         fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
     let own = lab.client.inode()?;
     confirmed(&observer, 9778, || udp(&lab.client, FAR_V4, 9778))?;
-    let copies: BTreeSet<u64> = fs::read_dir(format!("/proc/{helper}/task"))?
-        .flatten()
-        // Others of its threads look into the namespaces of other scenarios for a moment.
-        .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "replay"))
-        .filter_map(|thread| Some(fs::metadata(thread.path().join("ns/net")).ok()?.ino()))
-        .collect();
+    let copies = || -> Result<BTreeSet<u64>> {
+        Ok(fs::read_dir(format!("/proc/{helper}/task"))?
+            .flatten()
+            // Others of its threads look into the namespaces of other scenarios for a moment.
+            .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "replay"))
+            .filter_map(|thread| Some(fs::metadata(thread.path().join("ns/net")).ok()?.ino()))
+            .collect())
+    };
+    let at_first = copies()?;
     let before = standing()?;
     udp(&lab.client, FAR_V4, 9778)?;
     // What the copy's interfaces send by themselves comes within some seconds.
@@ -285,6 +290,8 @@ fn nothing_left() -> Result<Outcome> {
     let lasting = |text: String| text.replace(|letter: char| letter.is_ascii_digit(), "").replace(" tentative", "");
     let (before, after) = (before.map(lasting), standing()?.map(lasting));
     ensure!(before == after, "of the host something has changed: {before:?} {after:?}");
+    // Those of other scenarios' rules come and go, and so do their numbers.
+    let copies: BTreeSet<u64> = copies()?.intersection(&at_first).copied().collect();
     let report = observer.stop()?;
     if let Some(skipped) = impossible(&report) {
         return Ok(skipped);
@@ -343,6 +350,32 @@ fn children(parent: u32) -> Result<Vec<String>> {
         .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
         .filter(|stat| of(stat) == Some(parent))
         .collect())
+}
+
+/// Routing domains are not copied: the rule is told by what was seen, and nothing is said to be confirmed.
+fn unbuilt() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    if lab.client.run("ip", &["link", "add", "vrf0", "type", "vrf", "table", "10"]).is_err() {
+        return Ok(Outcome::Skipped("this kernel has no routing domains (VRF)".to_owned()));
+    }
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 9001 drop } }")?;
+    let observer = Observer::watch(&lab.client)?;
+    wait_for("the rule", || {
+        observer.tells(|| udp(&lab.client, FAR_V4, 9001))?;
+        Ok(observer.so_far().contains("\"position\":1").then_some(()))
+    })?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    let rule = &told(&report, 9001).context("no rule")?["egress"]["rule"];
+    ensure!(rule["position"] == 1 && rule["source"] == "probe" && rule["confirmed_by"].is_null(), "{rule}");
+    ensure!(
+        report.number("/rules/replay/agreed") == 0 && report.number("/rules/replay/unable") > 0,
+        "{}",
+        report.account
+    );
+    Ok(Outcome::Passed)
 }
 
 /// Rules that are others by the time that the helper is asked: what drops the packet now is not told of then.

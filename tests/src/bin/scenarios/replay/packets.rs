@@ -268,3 +268,22 @@ pub(super) fn cgroup() -> Result<Outcome> {
     }
     Ok(Outcome::Passed)
 }
+
+/// A rule that puts connections into a flowtable, which is copied with the interfaces that are there.
+pub(super) fn flowtable() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let rules = "table inet t { flowtable f { hook ingress priority 0; devices = { eth0 }; }
+chain w { type filter hook forward priority 0; ct state established flow add @f; }
+chain o { type filter hook output priority 0; udp dport 9 drop; udp dport 9001 drop; } }";
+    if let Err(error) = lab.client.nft(rules) {
+        return Ok(Outcome::Skipped(format!("this kernel has no flowtables: {error:#}")));
+    }
+    let observer = Observer::watch(&lab.client)?;
+    opinions(&observer, 1, || super::udp(&lab.client, FAR_V4, 9001))?;
+    let report = observer.stop()?;
+    if let Some(skipped) = impossible(&report) {
+        return Ok(skipped);
+    }
+    agrees(&report, |event| event["destination"]["port"] == 9001, 2)?;
+    Ok(Outcome::Passed)
+}
