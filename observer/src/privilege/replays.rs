@@ -50,7 +50,7 @@ struct Copy {
 
 enum State {
     Building(Building),
-    Ready(Stage),
+    Ready(Box<Stage>),
     /// It could not be made, or does not fit any more, and why.
     Failed(String),
 }
@@ -194,7 +194,7 @@ impl Replays {
                 // It may have changed between the question and the copy, unless it is what was in force before.
                 let before = copy.before.take().filter(|(version, _)| *version == stage.version);
                 copy.since_ns = before.map_or_else(boot_ns, |(_, since_ns)| since_ns);
-                copy.state = State::Ready(stage);
+                copy.state = State::Ready(Box::new(stage));
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ use super::{impossible, settled};
 use crate::{Outcome, without_egress_hook};
 
 /// All lines with a rule: of each the last one.
-fn opinion<'a>(report: &'a Report, is_of: impl Fn(&Value) -> bool) -> Result<&'a Value> {
+fn opinion(report: &Report, is_of: impl Fn(&Value) -> bool) -> Result<&Value> {
     let all = report.events.iter().chain(&report.late);
     let mut with_rule = all.filter(|event| is_of(event) && !event["egress"]["rule"].is_null());
     let settled = with_rule.clone().rfind(|event| settled(&event["egress"]["rule"]));
