@@ -350,8 +350,10 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     server::keep_needed_capabilities()?;
     let mut server = server::Server::new();
     loop {
-        // What is attached for a while is taken away in time.
-        let wait = server.verdicts.expire().map_or(0, |wait| i64::try_from(wait.as_millis() + 1).unwrap_or(i64::MAX));
+        // What is attached for a while is taken away in time, and what nobody has asked for yet is done when nobody asks.
+        let due = [server.verdicts.expire(), server.replays.prepare()];
+        let wait =
+            due.into_iter().flatten().min().map_or(0, |wait| i64::try_from(wait.as_millis() + 1).unwrap_or(i64::MAX));
         // 0 is for ever.
         setsockopt(socket, ReceiveTimeout, &TimeVal::milliseconds(wait))?;
         let message = match receive(socket, MsgFlags::empty()) {

@@ -20,6 +20,8 @@ use crate::{
 
 /// Bytes of a ruleset that is copied before anybody asks: more takes seconds that nobody may ever need.
 const AT_START: usize = 4 << 20;
+/// That is done so long after start, when everything else is.
+const AFTER_START: Duration = Duration::from_millis(500);
 /// How long a question waits for a copy.
 const PATIENCE: Duration = Duration::from_millis(60);
 /// Copies that are kept, those asked about last; one that was asked about just now makes room for no other.
@@ -61,6 +63,8 @@ pub(super) struct Replays {
     /// Names the namespaces of which nothing is seen.
     own: Option<BpfMap<MapData, u32, u32>>,
     copies: HashMap<u64, Copy>,
+    /// A namespace that is copied without being asked about, and when.
+    prepared: Option<(u32, Instant)>,
     /// Namespaces whose threads may still be at work, by their numbers.
     ending: Vec<(u32, JoinHandle<()>)>,
 }
@@ -73,11 +77,29 @@ impl Replays {
         Ok(())
     }
 
-    /// Begins to copy a namespace's rules before anything was dropped there.
-    pub(super) fn prepare(&mut self, number: u32) -> Result<()> {
-        surroundings::kind()?;
-        let cookie = netns::inside(Some(number), netns_cookie)??;
-        self.begin(cookie, number, AT_START)
+    /// Will copy a namespace's rules before anything was dropped there, once nothing else is to be done at start.
+    pub(super) fn prepare_later(&mut self, number: Option<u32>) {
+        self.prepared = number.map(|number| (number, Instant::now() + patience::here(AFTER_START)));
+    }
+
+    /// Does so, if it is time; else the time until then.
+    pub(super) fn prepare(&mut self) -> Option<Duration> {
+        let (number, due) = self.prepared?;
+        let left = due.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        self.prepared = None;
+        let mut begin = || -> Result<()> {
+            surroundings::kind()?;
+            let cookie = netns::inside(Some(number), netns_cookie)??;
+            // Somebody may have asked by now.
+            if self.copies.contains_key(&cookie) { Ok(()) } else { self.begin(cookie, number, AT_START) }
+        };
+        if let Err(error) = begin() {
+            log::debug!("the rules are not copied yet: {error:#}");
+        }
+        None
     }
 
     /// What becomes of a packet in a copy of that namespace's rules.

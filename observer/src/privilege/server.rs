@@ -73,7 +73,7 @@ pub(super) struct Server {
     /// Read once: it takes long.
     xtable_name: Option<u32>,
     pub(super) verdicts: Verdicts,
-    replays: Replays,
+    pub(super) replays: Replays,
     /// What came with the question.
     pub(super) received: Vec<OwnedFd>,
     /// What goes with the next answer.
@@ -176,9 +176,7 @@ impl Server {
                 let kept = self.replays.keep(std::mem::take(&mut self.received));
                 // Reading rules would load nftables.
                 let wanted = netns.filter(|_| kept.is_ok() && self.knows_nftables());
-                if let Some(Err(error)) = wanted.map(|netns| self.replays.prepare(netns)) {
-                    log::debug!("the rules are not copied yet: {error:#}");
-                }
+                self.replays.prepare_later(wanted);
                 let is_possible = replay::surroundings::kind().is_ok();
                 Response::OwnNamespaces(kept.map(|()| is_possible).map_err(|error| format!("{error:#}")))
             }
