@@ -148,7 +148,7 @@ impl Helper {
     }
 
     /// Gives it the map that names observer's own namespaces, without which nothing is replayed. The rules of `netns` are copied
-    /// from now on, so that the first packet that is dropped there is known to have met them. False where this kernel has
+    /// soon after, so that the first packet that is dropped there is known to have met them. False where this kernel has
     /// nothing at hand to make a copy of.
     pub fn keep_own_namespaces(&mut self, map: OwnedFd, netns: Option<u32>) -> Result<bool, String> {
         let answer = self.send(&Request::OwnNamespaces { netns }, &[map]).and_then(|()| self.receive());

@@ -30,6 +30,8 @@ const IN_USE: Duration = Duration::from_secs(5);
 /// A copy that took so long to make is not made anew for so many times as long.
 const SLOW: Duration = Duration::from_millis(250);
 const SHARE: u32 = 8;
+/// After each copy none is made for so many times as long as it took: a host with rules in many namespaces must not pay for it.
+const SHARE_OF_ALL: u32 = 4;
 /// What could not be copied is not tried again before.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Addresses and routes change without the rules: an older copy is made anew.
@@ -65,6 +67,8 @@ pub(super) struct Replays {
     copies: HashMap<u64, Copy>,
     /// A namespace that is copied without being asked about, and when.
     prepared: Option<(u32, Instant)>,
+    /// No copy is made before.
+    rests_until: Option<Instant>,
     /// Namespaces whose threads may still be at work, by their numbers.
     ending: Vec<(u32, JoinHandle<()>)>,
 }
@@ -111,6 +115,9 @@ impl Replays {
             netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, replay::ask(&asked)?)))??;
         let now = Instant::now();
         if !self.is_current(cookie, &asked.version) {
+            if self.rests_until.is_some_and(|until| now < until) {
+                return Ok(Replay::NotYet);
+            }
             self.begin(cookie, number, usize::MAX)?;
         }
         if let Some(copy) = self.copies.get_mut(&cookie) {
@@ -208,7 +215,8 @@ impl Replays {
                 let _ = self.own.as_mut().context("no map")?.remove(&netns);
             }
             Ok(Ok(stage)) => {
-                let took = copy.begun.elapsed();
+                let took = stage.took;
+                self.rests_until = Some(Instant::now() + took * SHARE_OF_ALL);
                 // Nobody asked for the one that is made at start: it keeps nobody from another.
                 if copy.is_asked && took > patience::here(SLOW) {
                     copy.rests_until = Instant::now() + took * SHARE;

@@ -115,6 +115,7 @@ pub struct Building {
 
 /// What is known of a stage once it was made.
 struct Made {
+    took: Duration,
     version: Version,
     legacy: Vec<Table>,
     out: Depends,
@@ -126,6 +127,7 @@ impl Building {
     pub fn begin(copied: Receiver<Result<Copied>>, hide: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
         // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
         let logs = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0");
+        let began = Instant::now();
         let (orders, ordered) = channel::<Numbered>();
         let (answer, answers) = channel();
         let (enter, entered) = channel();
@@ -138,8 +140,14 @@ impl Building {
             let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
             let inside = copied.and_then(|mut copied| {
                 let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
-                let known = Made { version: copied.version()?, legacy: copied.legacy.clone(), out, through };
                 let inside = Inside::make(&copied, logs)?;
+                let known = Made {
+                    took: began.elapsed(),
+                    version: copied.version()?,
+                    legacy: copied.legacy.clone(),
+                    out,
+                    through,
+                };
                 copied.rules.shrink();
                 Ok((inside, copied, known))
             });
@@ -169,8 +177,9 @@ impl Building {
     /// The stage, if it is there by then; itself if it is not.
     pub fn until(self, deadline: Instant) -> std::result::Result<Result<Stage>, Self> {
         match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(made) => Ok(made.map(|Made { version, legacy, out, through }| Stage {
+            Ok(made) => Ok(made.map(|Made { took, version, legacy, out, through }| Stage {
                 netns: self.netns,
+                took,
                 version,
                 legacy,
                 out,
@@ -190,6 +199,8 @@ impl Building {
 pub struct Stage {
     /// Its inode number.
     pub netns: u32,
+    /// How long it took to make.
+    pub took: Duration,
     /// The rules that were copied.
     pub version: Version,
     legacy: Vec<Table>,
