@@ -70,8 +70,9 @@ pub trait Eyes: Proving {
     /// The rule that the kernel half saw drop a packet, if the ruleset has it and it can have done so; an error says why
     /// that cannot be known.
     fn rule(&mut self, wanted: &WantedRule) -> Result<Option<Decision>, String>;
-    /// What becomes of a packet in a copy of a namespace's rules; an error says why that cannot be known.
-    fn replay(&mut self, netns: u32, packet: &Packet) -> Result<Replay, String>;
+    /// What becomes of a packet in a copy of a namespace's rules, which is waited for a moment if `waits`; an error says why
+    /// that cannot be known.
+    fn replay(&mut self, netns: u32, packet: &Packet, waits: bool) -> Result<Replay, String>;
     /// Listens to changes of a namespace's rules.
     fn listen(&mut self, netns: u32) -> Result<Listening, String>;
     /// What is otherwise in a namespace's rules than when they were read last; `None` when they were not, or not of late.

@@ -78,7 +78,7 @@ impl Eyes for Host {
         Ok(None)
     }
 
-    fn replay(&mut self, _netns: u32, _packet: &Packet) -> Result<Replay, String> {
+    fn replay(&mut self, _netns: u32, _packet: &Packet, _: bool) -> Result<Replay, String> {
         Err("nobody replays".to_owned())
     }
 

@@ -102,9 +102,9 @@ impl Replays {
     }
 
     /// Sends it, and counts what that takes.
-    fn ask(&mut self, netns: u32, packet: &Packet, eyes: &mut impl Eyes) -> Result<Replay, String> {
+    fn ask(&mut self, netns: u32, packet: &Packet, waits: bool, eyes: &mut impl Eyes) -> Result<Replay, String> {
         let began = Instant::now();
-        let replay = eyes.replay(netns, packet);
+        let replay = eyes.replay(netns, packet, waits);
         self.sent.2 += began.elapsed();
         replay
     }
@@ -126,10 +126,12 @@ impl Replays {
             };
             answer.is_some_and(|answer| is_same(&answer, end))
         };
+        // A second opinion is not worth that the senders of what comes next are looked for later.
+        let waits = answer.is_none();
         let replay = match self.known.get_known(&alike).filter(agrees) {
             Some(known) => known,
             None if !self.may_send() => return Opinion::None,
-            None => match self.ask(dropped.netns, &packet, eyes) {
+            None => match self.ask(dropped.netns, &packet, waits, eyes) {
                 Ok(Replay::NotYet) => return if answer.is_none() { Opinion::Later } else { Opinion::None },
                 Ok(replay) => {
                     self.known.put(alike, replay.clone());
@@ -191,7 +193,7 @@ impl Replays {
                 return None;
             }
             let began = Instant::now();
-            let replay = eyes.replay(hanging.netns, &packet);
+            let replay = eyes.replay(hanging.netns, &packet, true);
             if matches!(replay, Ok(Replay::NotYet)) {
                 std::thread::sleep(STEP);
             }

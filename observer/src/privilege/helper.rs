@@ -302,8 +302,8 @@ impl Eyes for Helper {
         }
     }
 
-    fn replay(&mut self, netns: u32, packet: &Packet) -> Result<Replay, String> {
-        let request = Request::Replay { netns, packet: packet.clone() };
+    fn replay(&mut self, netns: u32, packet: &Packet, waits: bool) -> Result<Replay, String> {
+        let request = Request::Replay { netns, packet: packet.clone(), waits };
         match self.ask(&request).map_err(|error| error.to_string())? {
             Response::Replay(outcome) => outcome,
             other => Err(unexpected(&other).to_string()),

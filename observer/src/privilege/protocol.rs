@@ -109,6 +109,8 @@ pub enum Request {
         netns: u32,
         /// The packet.
         packet: Packet,
+        /// A copy that is being made is waited for a moment.
+        waits: bool,
     },
     /// Attach them to the functions that give verdicts, for so long from now on.
     ArmVerdicts {

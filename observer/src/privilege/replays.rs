@@ -106,8 +106,14 @@ impl Replays {
         None
     }
 
-    /// What becomes of a packet in a copy of that namespace's rules.
-    pub(super) fn replay(&mut self, number: u32, packet: &Packet, cgroups: &mut Cgroups) -> Result<Replay> {
+    /// What becomes of a packet in a copy of that namespace's rules; a copy is waited for a moment, if `waits`.
+    pub(super) fn replay(
+        &mut self,
+        number: u32,
+        packet: &Packet,
+        waits: bool,
+        cgroups: &mut Cgroups,
+    ) -> Result<Replay> {
         ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
         self.reap();
         let asked = packet.clone();
@@ -123,7 +129,7 @@ impl Replays {
         if let Some(copy) = self.copies.get_mut(&cookie) {
             copy.asked = now;
         }
-        self.finish(cookie, now + patience::here(PATIENCE))?;
+        self.finish(cookie, if waits { now + patience::here(PATIENCE) } else { now })?;
         let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(Replay::NotYet) };
         match &copy.state {
             State::Ready(stage) if stage.version == asked.version => {

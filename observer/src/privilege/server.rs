@@ -185,8 +185,8 @@ impl Server {
             Request::Replay { .. } if !self.knows_nftables() => {
                 Response::Replay(Err("nftables is not loaded".to_owned()))
             }
-            Request::Replay { netns, ref packet } => Response::Replay(
-                self.replays.replay(netns, packet, &mut self.cgroups).map_err(|error| format!("{error:#}")),
+            Request::Replay { netns, ref packet, waits } => Response::Replay(
+                self.replays.replay(netns, packet, waits, &mut self.cgroups).map_err(|error| format!("{error:#}")),
             ),
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
