@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
-    thread::JoinHandle,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -63,21 +63,19 @@ enum State {
 #[derive(Default)]
 pub(super) struct Replays {
     /// Names the namespaces of which nothing is seen.
-    own: Option<BpfMap<MapData, u32, u32>>,
+    own: Option<Own>,
     copies: HashMap<u64, Copy>,
     /// A namespace that is copied without being asked about, and when.
     prepared: Option<(u32, Instant)>,
     /// No copy is made before.
     rests_until: Option<Instant>,
-    /// Namespaces whose threads may still be at work, by their numbers.
-    ending: Vec<(u32, JoinHandle<()>)>,
 }
 
 impl Replays {
     /// Takes the map that names own namespaces.
     pub(super) fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
         let [map] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| anyhow::anyhow!("not one map"))?;
-        self.own = Some(BpfMap::try_from(Map::HashMap(MapData::from_fd(map)?))?);
+        self.own = Some(Arc::new(Mutex::new(BpfMap::try_from(Map::HashMap(MapData::from_fd(map)?))?)));
         Ok(())
     }
 
@@ -115,7 +113,6 @@ impl Replays {
         cgroups: &mut Cgroups,
     ) -> Result<Replay> {
         ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
-        self.reap();
         let asked = packet.clone();
         let (cookie, asked) =
             netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, replay::ask(&asked)?)))??;
@@ -176,27 +173,25 @@ impl Replays {
             let idle = |copy: &Copy| !matches!(copy.state, State::Building(_)) && copy.asked.elapsed() > IN_USE;
             let eldest = self.copies.iter().filter(|(_, copy)| idle(copy)).min_by_key(|(_, copy)| copy.asked);
             let eldest = eldest.map(|(cookie, _)| *cookie).context("other namespaces' rules are being copied")?;
-            let old = self.copies.remove(&eldest);
-            old.into_iter().for_each(|old| self.end(old));
+            self.copies.remove(&eldest);
         }
-        ensure!(self.ending.len() < MAX_COPIES, "earlier copies have not ended yet");
+        let own = Arc::clone(self.own.as_ref().context("no map")?);
+        // Whoever lives in a copy that was let go may still be at work.
+        ensure!(Arc::strong_count(&own) < 2 * MAX_COPIES, "earlier copies have not ended yet");
         let since_ns = boot_ns();
         let copied = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             replay::copy(limit)
         })?;
-        let own = self.own.as_mut().context("no map")?;
-        let building = Building::begin(copied, |netns| own.insert(netns, 1, 0).context("the copy cannot be hidden"))?;
+        let building = Building::begin(copied, move |netns| Hidden::new(own, netns))?;
         let now = Instant::now();
-        let old = self.copies.remove(&cookie);
-        let before = old.as_ref().and_then(|old| match &old.state {
+        let before = self.copies.get(&cookie).and_then(|old| match &old.state {
             State::Ready(stage) => Some((stage.version.clone(), old.since_ns)),
             _ => None,
         });
         let (state, is_asked) = (State::Building(building), limit == usize::MAX);
         let copy = Copy { state, is_asked, asked: now, begun: now, since_ns, before, rests_until: now };
         self.copies.insert(cookie, copy);
-        old.into_iter().for_each(|old| self.end(old));
         Ok(())
     }
 
@@ -210,7 +205,6 @@ impl Replays {
         let State::Building(building) = state else { return Ok(()) };
         // Who waits for it once does not wait again.
         let deadline = if copy.begun.elapsed() > patience::here(PATIENCE) { Instant::now() } else { deadline };
-        let netns = building.netns;
         match building.until(deadline) {
             Err(building) => copy.state = State::Building(building),
             Ok(Err(error)) => {
@@ -218,7 +212,6 @@ impl Replays {
                 if copy.is_asked {
                     copy.rests_until = Instant::now() + (copy.begun.elapsed() * SHARE).max(AFTER_FAILURE);
                 }
-                let _ = self.own.as_mut().context("no map")?.remove(&netns);
             }
             Ok(Ok(stage)) => {
                 let took = stage.took;
@@ -235,26 +228,28 @@ impl Replays {
         }
         Ok(())
     }
+}
 
-    /// Lets one go.
-    fn end(&mut self, copy: Copy) {
-        if let State::Ready(stage) = copy.state {
-            let netns = stage.netns;
-            self.ending.push((netns, stage.end()));
-        }
-        self.reap();
+/// The map that names namespaces of which nothing is seen.
+type Own = Arc<Mutex<BpfMap<MapData, u32, u32>>>;
+
+/// One of them is hidden as long as this lives: its number may be another namespace's afterwards.
+struct Hidden {
+    own: Own,
+    netns: u32,
+}
+
+impl Hidden {
+    fn new(own: Own, netns: u32) -> Result<Self> {
+        own.lock().map_err(|_| anyhow::anyhow!("no map"))?.insert(netns, 1, 0).context("the copy cannot be hidden")?;
+        Ok(Self { own, netns })
     }
+}
 
-    /// Shows the numbers of those again that are gone: they may be other namespaces' soon.
-    fn reap(&mut self) {
-        for (netns, thread) in std::mem::take(&mut self.ending) {
-            if thread.is_finished() {
-                if let Some(own) = &mut self.own {
-                    let _ = own.remove(&netns);
-                }
-            } else {
-                self.ending.push((netns, thread));
-            }
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if let Ok(mut own) = self.own.lock() {
+            let _ = own.remove(&self.netns);
         }
     }
 }

@@ -105,12 +105,9 @@ type Answer = (u64, Result<Ended>);
 
 /// A stage that is being made.
 pub struct Building {
-    /// Inode number of its namespace.
-    pub netns: u32,
     made: Receiver<Result<Made>>,
     orders: Sender<Numbered>,
     answers: Receiver<Answer>,
-    thread: thread::JoinHandle<()>,
 }
 
 /// What is known of a stage once it was made.
@@ -123,20 +120,26 @@ struct Made {
 }
 
 impl Building {
-    /// Begins to make one of what arrives; `hide` is told the number of its namespace before there is anything in it.
-    pub fn begin(copied: Receiver<Result<Copied>>, hide: impl FnOnce(u32) -> Result<()>) -> Result<Self> {
+    /// Begins to make one of what arrives, by a thread that nobody waits for. `hide` is told the inode number of its namespace before
+    /// there is anything in it; what it returns is dropped when nothing is done there any more.
+    pub fn begin<H>(
+        copied: Receiver<Result<Copied>>,
+        hide: impl FnOnce(u32) -> Result<H> + Send + 'static,
+    ) -> Result<Self> {
         // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
         let logs = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0");
         let began = Instant::now();
         let (orders, ordered) = channel::<Numbered>();
         let (answer, answers) = channel();
-        let (enter, entered) = channel();
-        let (hidden, go) = channel::<()>();
         let (ready, made) = channel();
-        let thread = thread::Builder::new().name(THREAD.to_owned()).spawn(move || {
-            if enter.send(own_namespace()).is_err() || go.recv().is_err() {
-                return;
-            }
+        thread::Builder::new().name(THREAD.to_owned()).spawn(move || {
+            let _hidden = match own_namespace().and_then(hide) {
+                Ok(hidden) => hidden,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
             let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
             let inside = copied.and_then(|mut copied| {
                 let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
@@ -168,17 +171,13 @@ impl Building {
                 }
             }
         })?;
-        let netns = entered.recv_timeout(LIMIT).context("no network namespace was made in time")??;
-        hide(netns)?;
-        let _ = hidden.send(());
-        Ok(Self { netns, made, orders, answers, thread })
+        Ok(Self { made, orders, answers })
     }
 
     /// The stage, if it is there by then; itself if it is not.
     pub fn until(self, deadline: Instant) -> std::result::Result<Result<Stage>, Self> {
         match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(made) => Ok(made.map(|Made { took, version, legacy, out, through }| Stage {
-                netns: self.netns,
                 took,
                 version,
                 legacy,
@@ -187,7 +186,6 @@ impl Building {
                 sent: Cell::new(0),
                 orders: self.orders,
                 answers: self.answers,
-                thread: self.thread,
             })),
             Err(RecvTimeoutError::Disconnected) => Ok(Err(anyhow::anyhow!("the copy's thread failed"))),
             Err(RecvTimeoutError::Timeout) => Err(self),
@@ -197,8 +195,6 @@ impl Building {
 
 /// A private namespace with a copy of another one's rules. It is gone with its thread, when this is.
 pub struct Stage {
-    /// Its inode number.
-    pub netns: u32,
     /// How long it took to make.
     pub took: Duration,
     /// The rules that were copied.
@@ -210,7 +206,6 @@ pub struct Stage {
     sent: Cell<u64>,
     orders: Sender<Numbered>,
     answers: Receiver<Answer>,
-    thread: thread::JoinHandle<()>,
 }
 
 impl Stage {
@@ -260,13 +255,6 @@ impl Stage {
         let has_cgroup = |entry: &Entry| entry.matches.iter().any(|name| name == "cgroup");
         self.out.by_cgroup.is_some()
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
-    }
-
-    /// Ends it. Its namespace is gone with the thread, which may still be at work.
-    pub fn end(self) -> thread::JoinHandle<()> {
-        let Self { orders, answers, thread, .. } = self;
-        drop((orders, answers));
-        thread
     }
 }
 
