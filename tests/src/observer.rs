@@ -21,7 +21,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{namespace::Namespace, patience, slowness};
+use crate::{namespace::Namespace, patience, slowness, wait_for};
 
 /// Path of the program, from the environment variable `OBSERVER`.
 pub fn program() -> PathBuf {
@@ -154,6 +154,22 @@ impl Observer {
             thread::sleep(Duration::from_millis(2));
         }
         Ok(done)
+    }
+
+    /// Does something until a line that satisfies is told; the newest such.
+    pub fn tells_until(
+        &self,
+        what: &str,
+        send: impl Fn() -> Result<()>,
+        satisfies: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        wait_for(what, || {
+            self.tells(&send)?;
+            // The last line may not be there wholly.
+            let told = self.so_far();
+            let mut lines = told.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            Ok(lines.find(&satisfies))
+        })
     }
 
     /// Ends it with a signal; returns its status, stdout and stderr.

@@ -71,20 +71,13 @@ fn event<'a>(report: &'a Report, address: &str, transport: &str, port: u16) -> R
 
 /// Where only a copy of the rules names one, the first packet may come before there is a copy: until its rule is told.
 fn knock_until_named(observer: &Observer, client: &Namespace, to: (&str, &str, u16)) -> Result<()> {
-    const ATTEMPTS: usize = 8;
-    for _ in 0..ATTEMPTS {
-        knock(observer, client, to.0, to.1, to.2)?;
-        let told = observer.so_far();
-        let mut lines = told.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        if lines.any(|event| {
-            event["destination"]["ip"] == to.1
-                && event["destination"]["port"] == to.2
-                && event["network"]["transport"] == to.0
-                && !event["rule"].is_null()
-        }) {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(300));
-    }
-    Ok(())
+    let (transport, address, port) = to;
+    let send = || knock(observer, client, transport, address, port);
+    let is_told = |event: &Value| {
+        event["destination"]["ip"] == address
+            && event["destination"]["port"] == port
+            && event["network"]["transport"] == transport
+            && !event["rule"].is_null()
+    };
+    observer.tells_until("the rule", send, is_told).map(drop)
 }

@@ -1,14 +1,7 @@
 //! Rules of iptables-legacy, which nothing but the copy's counters name.
 
-use std::{process::Stdio, thread, time::Duration};
-
 use anyhow::{Context, Result, ensure};
-use harness::{
-    lab::Lab,
-    namespace::Namespace,
-    observer::{self, Observer},
-    slowness, wait_for,
-};
+use harness::{lab::Lab, namespace::Namespace, observer::Observer, slowness};
 use serde_json::{Value, json};
 
 use crate::{
@@ -131,8 +124,6 @@ const SHAPES: [Shape; 20] = [
 ];
 
 const FIRST_PORT: u16 = 9300;
-/// Times that a packet is sent where its rule was not named yet.
-const ATTEMPTS: usize = 8;
 
 fn family(packet: Packet) -> (&'static str, &'static str) {
     match packet {
@@ -152,24 +143,20 @@ fn saved(namespace: &Namespace, shape: &Shape) -> Result<String> {
     Ok(rules.nth(usize::try_from(index)?).context("no such rule")?.to_owned())
 }
 
-/// The last line to a port with a place, or a policy.
-fn named(observer: &Observer, port: u16) -> Option<Value> {
-    let told = observer.so_far();
-    let mut lines = told.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.find(|event| event["destination"]["port"] == port && event["egress"]["rule"]["source"] == "replay")
+/// Sends until the copy has named the rule: it may not be there for the first packet. `None` where the kernel does not even say
+/// that it was iptables-legacy.
+fn until_named(observer: &Observer, client: &Namespace, packet: Packet, port: u16) -> Result<Option<Value>> {
+    let is_told = |event: &Value| {
+        let rule = &event["egress"]["rule"];
+        event["destination"]["port"] == port && (rule.is_null() || rule["source"] == "replay")
+    };
+    let told = observer.tells_until("the rule's name", || send(client, packet, port), is_told)?;
+    Ok(Some(told).filter(|event| !event["egress"]["rule"].is_null()))
 }
 
-/// Sends until the copy has named the rule: it may not be there for the first packet.
-fn until_named(observer: &Observer, client: &Namespace, packet: Packet, port: u16) -> Result<Option<Value>> {
-    for _ in 0..ATTEMPTS * slowness() as usize {
-        observer.tells(|| send(client, packet, port))?;
-        let event = named(observer, port);
-        if event.is_some() {
-            return Ok(event);
-        }
-        thread::sleep(Duration::from_millis(300));
-    }
-    Ok(None)
+/// Why nothing is named.
+fn unseen() -> Outcome {
+    Outcome::Skipped("what is on netfilter's hooks is not seen here".to_owned())
 }
 
 /// Under each shape packets are dropped until the copy names the rule: exactly that one, in iptables' words.
@@ -194,21 +181,11 @@ pub(super) fn shapes() -> Result<Outcome> {
             let line = line.replace("PORT", &port.to_string());
             lab.client.run(family(shape.send).0, &line.split(' ').collect::<Vec<_>>())?;
         }
-        let event = until_named(&observer, &lab.client, shape.send, port)?;
-        wanted.push((shape, port, saved(&lab.client, shape)?, event));
+        let Some(event) = until_named(&observer, &lab.client, shape.send, port)? else { return Ok(unseen()) };
+        wanted.push((shape, saved(&lab.client, shape)?, event));
     }
     let report = observer.stop()?;
-    if report.account["rules"]["hooks"] != true {
-        return Ok(Outcome::Skipped("what is on netfilter's hooks is not seen here".to_owned()));
-    }
-    for (shape, port, text, event) in wanted {
-        let event = event.with_context(|| {
-            format!(
-                "port {port} ({text}): {} {:?}",
-                report.account["rules"],
-                report.events.iter().rfind(|event| event["destination"]["port"] == port)
-            )
-        })?;
+    for (shape, text, event) in wanted {
         let rule = &event["egress"]["rule"];
         let position = if shape.position == 0 { Value::Null } else { json!(shape.position) };
         ensure!(rule["backend"] == "iptables-legacy" && rule["family"] == family(shape.send).1, "{event}");
@@ -232,13 +209,15 @@ pub(super) fn by_rate() -> Result<Outcome> {
     lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "udp", "--dport", "9001", "-j", "DROP"])?;
     send(&lab.client, Udp4, 9001)?;
     let observer = Observer::watch(&lab.client)?;
-    wait_for("an opinion", || {
-        observer.tells(|| send(&lab.client, Udp4, 9001))?;
-        Ok(observer.so_far().contains("limit in table filter").then_some(()))
-    })?;
+    let is_told = |event: &Value| {
+        let rule = &event["egress"]["rule"];
+        let says = |said: &str| said.contains("limit in table filter");
+        event["destination"]["port"] == 9001 && (rule.is_null() || rule["replay"].as_str().is_some_and(says))
+    };
+    let told = observer.tells_until("an opinion", || send(&lab.client, Udp4, 9001), is_told)?;
     let report = observer.stop()?;
-    if report.account["rules"]["hooks"] != true {
-        return Ok(Outcome::Skipped("what is on netfilter's hooks is not seen here".to_owned()));
+    if told["egress"]["rule"].is_null() {
+        return Ok(unseen());
     }
     ensure!(report.events.iter().all(|event| event["egress"]["rule"]["position"].is_null()), "{:?}", report.events);
     Ok(Outcome::Passed)
@@ -250,19 +229,9 @@ pub(super) fn without_programs() -> Result<Outcome> {
     lab.client.nft("table inet t {}")?;
     lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "tcp", "-j", "DROP"])?;
     lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "udp", "--dport", "9001", "-j", "DROP"])?;
-    let mut command = observer::command();
-    command
-        .args(["watch", "-o", "json", "--netns"])
-        .arg(lab.client.path())
-        .env("PATH", "/nowhere")
-        .stdin(Stdio::null());
-    let observer = Observer::start_command(&mut command)?;
-    let event = until_named(&observer, &lab.client, Udp4, 9001)?;
-    let report = observer.stop()?;
-    if report.account["rules"]["hooks"] != true {
-        return Ok(Outcome::Skipped("what is on netfilter's hooks is not seen here".to_owned()));
-    }
-    let event = event.with_context(|| format!("no rule: {:?} {}", report.events, report.account["rules"]))?;
+    let observer = super::without_programs(&lab.client)?;
+    let Some(event) = until_named(&observer, &lab.client, Udp4, 9001)? else { return Ok(unseen()) };
+    observer.stop()?;
     let rule = &event["egress"]["rule"];
     ensure!(rule["position"] == 2 && rule["chain"] == "OUTPUT" && rule["text"].is_null(), "{event}");
     ensure!(

@@ -2,16 +2,9 @@
 
 mod legacy;
 mod packets;
+mod traces;
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write,
-    fs,
-    net::UdpSocket,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fmt::Write, fs, net::UdpSocket, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -35,7 +28,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("what_a_copy_cannot_know", by_priority),
     ("a_rate_is_no_proof", by_rate),
     ("a_hundred_thousand_elements", elements),
-    ("nothing_is_left_behind_or_seen", nothing_left),
+    ("nothing_is_left_behind_or_seen", traces::none),
     ("without_nft", without_nft),
     ("every_protocol", packets::protocols),
     ("forwarded_from_a_veth", || packets::forwarded(Plug::Veth, "forward priority 0")),
@@ -74,22 +67,15 @@ fn impossible(report: &Report) -> Option<Outcome> {
 
 /// Sends until the copy's opinion is told: it may take longer to make than a line waits for it.
 fn confirmed(observer: &Observer, port: u16, send: impl Fn() -> Result<()>) -> Result<()> {
-    wait_for("the copy's opinion", || {
-        observer.tells(&send)?;
-        let told = observer.so_far();
-        let of_port =
-            |line: &&str| line.contains(&format!("\"port\":{port}}}")) || line.contains(&format!("\"port\":{port},"));
-        let settled = told.lines().rev().find(of_port).is_some_and(|line| {
-            line.contains("\"confirmed_by\":\"replay\"")
-                || line.contains("\"source\":\"replay\"")
-                || line.contains("\"replay\":\"")
-        });
-        if !settled {
-            // Answers are good for a moment.
-            std::thread::sleep(std::time::Duration::from_millis(1100));
-        }
-        Ok(settled.then_some(()))
-    })
+    let is_of = |event: &Value| event["destination"]["port"] == port && settled(&event["egress"]["rule"]);
+    observer.tells_until("the copy's opinion", send, is_of).map(drop)
+}
+
+/// An observer that can run no other program.
+fn without_programs(namespace: &Namespace) -> Result<Observer> {
+    let mut command = observer::command();
+    command.args(["watch", "-o", "json", "--netns"]).arg(namespace.path()).env("PATH", "/nowhere").stdin(Stdio::null());
+    Observer::start_command(&mut command)
 }
 
 fn udp(client: &Namespace, address: &str, port: u16) -> Result<()> {
@@ -242,121 +228,6 @@ fn elements() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Network namespaces in which a process or thread of this machine lives.
-fn namespaces() -> Result<BTreeSet<u64>> {
-    let mut found = BTreeSet::new();
-    for process in fs::read_dir("/proc")?.flatten() {
-        for thread in fs::read_dir(process.path().join("task")).into_iter().flatten().flatten() {
-            found.extend(fs::metadata(thread.path().join("ns/net")).map(|meta| meta.ino()).ok());
-        }
-    }
-    Ok(found)
-}
-
-/// All namespaces are watched, and of the copy nothing is told; the host's rules, interfaces and namespaces are as before.
-fn nothing_left() -> Result<Outcome> {
-    let lab = Lab::new()?;
-    // Whatever is sent in the copy is dropped there too, the kernel's own among it.
-    lab.client.nft(
-        "table inet t { chain o { type filter hook output priority 0; policy drop; udp dport 9778 counter drop } }",
-    )?;
-    let standing = || -> Result<[String; 3]> {
-        Ok([
-            lab.client.run("nft", &["list", "ruleset"])?,
-            lab.client.run("ip", &["-o", "addr"])?,
-            lab.client.run("ip", &["route"])?,
-        ])
-    };
-    let host_before = standing_of_host()?;
-    let observer = Observer::start(["watch", "-o", "json", "--all"].map(str::to_owned))?;
-    let helper: u32 =
-        fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
-    let own = lab.client.inode()?;
-    confirmed(&observer, 9778, || udp(&lab.client, FAR_V4, 9778))?;
-    let copies = || -> Result<BTreeSet<u64>> {
-        Ok(fs::read_dir(format!("/proc/{helper}/task"))?
-            .flatten()
-            // Others of its threads look into the namespaces of other scenarios for a moment.
-            .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "replay"))
-            .filter_map(|thread| Some(fs::metadata(thread.path().join("ns/net")).ok()?.ino()))
-            .collect())
-    };
-    let at_first = copies()?;
-    // Before, a number may have been that of another observer's proof.
-    let told = observer.so_far();
-    let sequence = |event: &Value| event["event"]["sequence"].as_u64().unwrap_or_default();
-    let lines = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let before_copies = lines.map(|event| sequence(&event)).max().unwrap_or_default();
-    let before = standing()?;
-    udp(&lab.client, FAR_V4, 9778)?;
-    // What the copy's interfaces send by themselves comes within some seconds.
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    // But for what counters count, and for addresses that are new.
-    let lasting = |text: String| text.replace(|letter: char| letter.is_ascii_digit(), "").replace(" tentative", "");
-    let (before, after) = (before.map(lasting), standing()?.map(lasting));
-    ensure!(before == after, "of the host something has changed: {before:?} {after:?}");
-    // Those of other scenarios' rules come and go, and so do their numbers.
-    let copies: BTreeSet<u64> = copies()?.intersection(&at_first).copied().collect();
-    let report = observer.stop()?;
-    if let Some(skipped) = impossible(&report) {
-        return Ok(skipped);
-    }
-    let host = fs::metadata("/proc/self/ns/net")?.ino();
-    let copies: Vec<u64> = copies.into_iter().filter(|copy| *copy != host).collect();
-    ensure!(!copies.is_empty(), "there was no copy");
-    for event in &report.events {
-        let netns = event["egress"]["netns"].as_u64().unwrap_or_default();
-        // Other scenarios' observers test themselves, in namespaces that come and go.
-        if event["egress"]["background"] == "self-test" || sequence(event) <= before_copies {
-            continue;
-        }
-        ensure!(!copies.contains(&netns), "of the copy: {event}");
-        ensure!(event["destination"]["port"] != 9778 || netns == own, "{event}");
-    }
-    wait_for("the copy to be gone", || {
-        let left = namespaces()?;
-        Ok(copies.iter().all(|copy| !left.contains(copy)).then_some(()))
-    })?;
-    // It ends with its parent, a moment later.
-    wait_for("the helper's end", || {
-        Ok((children(helper)?.is_empty() && !Path::new(&format!("/proc/{helper}")).exists()).then_some(()))
-    })?;
-    let host_after = standing_of_host()?;
-    ensure!(host_before == host_after, "of the host something has changed: {host_before:?} {host_after:?}");
-    Ok(Outcome::Passed)
-}
-
-/// What a copy could leave on the host: rules, interfaces, names of namespaces, cgroups of its own, temporary files.
-fn standing_of_host() -> Result<Vec<String>> {
-    let run = |program: &str, args: &[&str]| -> Result<String> {
-        let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
-        // Counters go on.
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok(text.replace(|letter: char| letter.is_ascii_digit(), ""))
-    };
-    let names = |folder: &str| -> String {
-        let all: BTreeSet<String> = fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| name.starts_with("observer-replay") || folder == "/run/netns")
-            .collect();
-        format!("{all:?}")
-    };
-    Ok(vec![run("nft", &["list", "ruleset"])?, run("ip", &["-o", "link"])?, names("/run/netns"), names("/tmp")])
-}
-
-/// Processes whose parent that is.
-fn children(parent: u32) -> Result<Vec<String>> {
-    let of = |stat: &str| stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok();
-    Ok(fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
-        .filter(|stat| of(stat) == Some(parent))
-        .collect())
-}
-
 /// So many routes are not copied: the rule is told by what was seen, and nothing is said to be confirmed.
 fn unbuilt() -> Result<Outcome> {
     let lab = Lab::new()?;
@@ -365,13 +236,8 @@ fn unbuilt() -> Result<Outcome> {
     lab.client.ip(&routes.iter().map(String::as_str).collect::<Vec<_>>())?;
     lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 9001 drop } }")?;
     let observer = Observer::watch(&lab.client)?;
-    wait_for("the rule", || {
-        observer.tells(|| udp(&lab.client, FAR_V4, 9001))?;
-        Ok(observer.so_far().contains("\"position\":1").then_some(()))
-    })?;
     // What came of the copy is heard by who asks next.
-    for _ in 0..3 {
-        std::thread::sleep(std::time::Duration::from_millis(300));
+    for _ in 0..4 {
         observer.tells(|| udp(&lab.client, FAR_V4, 9001))?;
     }
     let report = observer.stop()?;
@@ -438,13 +304,7 @@ fn swapped() -> Result<Outcome> {
 fn without_nft() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 9001 counter drop } }")?;
-    let mut command = observer::command();
-    command
-        .args(["watch", "-o", "json", "--netns"])
-        .arg(lab.client.path())
-        .env("PATH", "/nowhere")
-        .stdin(Stdio::null());
-    let observer = Observer::start_command(&mut command)?;
+    let observer = without_programs(&lab.client)?;
     confirmed(&observer, 9001, || udp(&lab.client, FAR_V4, 9001))?;
     let report = observer.stop()?;
     if let Some(skipped) = impossible(&report) {
