@@ -58,6 +58,7 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
     let rules = denies.total - policies;
     let mut families: Vec<&str> =
         denies.denies.iter().filter(|deny| deny.handle.is_none()).map(|deny| deny.family.as_str()).collect();
+    families.sort_unstable();
     families.dedup();
     let default = if families.is_empty() {
         "default allow".to_owned()

@@ -7,6 +7,7 @@ use observer_ebpf::abi::UNKNOWN_RULE;
 
 use super::{netns, rulesets::Rulesets};
 use crate::{
+    firewall::{legacy, netfilter::family},
     model::{Backend, BpfProgram, Connections, Decider, Decision, NamedRule, Purpose, WantedRule},
     probe::symbols::{self, Names},
     sys::netns_cookie,
@@ -62,7 +63,7 @@ impl Deciders {
             },
             // Which of them is not known.
             Purpose::Xtables if wanted.table == 0 && function.ends_with("_do_table") => {}
-            Purpose::Xtables => match legacy(wanted, &function)? {
+            Purpose::Xtables => match legacy_table(wanted, &function)? {
                 None => return Ok(None),
                 found => decision.rule = found,
             },
@@ -79,7 +80,7 @@ impl Deciders {
 }
 
 /// The table of iptables-legacy, if the namespace has it; by its built-in chain, where the walk began.
-fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
+fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
     let name = match wanted.table {
         // Before Linux 5.16 each table has a function of its own, such as `iptable_filter_hook`.
         0 => function.split('_').nth(1).unwrap_or_default().to_owned(),
@@ -88,18 +89,16 @@ fn legacy(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>> {
             String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
         }
     };
-    let (family, list) =
-        if function.starts_with("ip6") { ("ip6", "ip6_tables_names") } else { ("ip", "ip_tables_names") };
-    let tables = inside(wanted, move || fs::read_to_string(format!("/proc/thread-self/net/{list}")))?
-        .context("cannot list the tables of iptables-legacy")?;
+    let family = if function.starts_with("ip6") { family::IPV6 } else { family::IPV4 };
+    let tables = inside(wanted, legacy::names)?;
     let Some(hook) = &wanted.hook else { return Ok(None) };
-    if !tables.lines().any(|table| table == name) {
+    if !tables.iter().any(|(layout, table)| layout.family == family && *table == name) {
         return Ok(None);
     }
     let chain = hook.to_uppercase();
     Ok(Some(NamedRule {
         backend: Backend::IptablesLegacy,
-        family: family.to_owned(),
+        family: family::name(family).to_owned(),
         table: name,
         chain,
         handle: None,

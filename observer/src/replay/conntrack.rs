@@ -9,7 +9,7 @@ use super::{
     netlink::{Attributes, Body, CREATE, Message, Netlink},
     packet::Whole,
 };
-use crate::{firewall::netfilter::family, probe::btf::Btf};
+use crate::probe::btf::Btf;
 
 /// `NETLINK_NETFILTER`, `NFNL_SUBSYS_CTNETLINK`, and a `struct nfgenmsg`.
 const PROTOCOL: isize = 12;
@@ -79,13 +79,9 @@ fn ask(whole: &Whole) -> Result<Option<Body>> {
 
 /// Names the packet's connection.
 fn question(whole: &Whole) -> Option<Body> {
-    let mut body = Body::new(&[family_of(whole), 0, 0, 0]);
+    let mut body = Body::new(&[whole.family(), 0, 0, 0]);
     body.attributes.set_list(ORIGINAL, &tuple(whole)?);
     Some(body)
-}
-
-fn family_of(whole: &Whole) -> u8 {
-    if whole.destination.is_ipv4() { family::IPV4 } else { family::IPV6 }
 }
 
 /// `CTA_TUPLE_*`

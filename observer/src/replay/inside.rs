@@ -100,9 +100,8 @@ impl Inside {
             Origin::Socket { .. } => Way::Out,
             Origin::Interface { .. } => Way::Through,
         };
-        let family = if whole.destination.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
         let now = legacy::count(&copied.legacy)?;
-        let ended = counted.ended(&now, &copied.legacy, family, way);
+        let ended = counted.ended(&now, &copied.legacy, whole.family(), way);
         if let Some(end) = nft {
             // What the end says to its sender crosses tables of iptables-legacy, too; whether they mark packets by more than these is
             // not known then.

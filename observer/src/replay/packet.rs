@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpHeaders, IpNumber, LaxIpPayloadSlice, PacketBuilder};
 
-use crate::model::{Ends, Origin, Packet};
+use crate::{
+    firewall::netfilter::family,
+    model::{Ends, Origin, Packet},
+};
 
 /// What was not captured is not sent, where the packet is longer: no interface takes more at once.
 const MAX_LENGTH: usize = 1280;
@@ -69,6 +72,11 @@ impl Whole {
             }
         }
         Ok(Self { bytes, protocol, source, destination, transport })
+    }
+
+    /// `NFPROTO_*`
+    pub(super) fn family(&self) -> u8 {
+        if self.destination.is_ipv4() { family::IPV4 } else { family::IPV6 }
     }
 
     /// The header of what it carries.

@@ -103,7 +103,7 @@ pub(super) fn none() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What a copy could leave on the host: rules, interfaces, names of namespaces, cgroups of its own, temporary files.
+/// What a copy could leave on the host: settings, rules, interfaces, names of namespaces, temporary files.
 fn standing_of_host() -> Result<Vec<String>> {
     let run = |program: &str, args: &[&str]| -> Result<String> {
         let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
@@ -121,7 +121,16 @@ fn standing_of_host() -> Result<Vec<String>> {
             .collect();
         format!("{all:?}")
     };
-    Ok(vec![run("nft", &["list", "ruleset"])?, run("ip", &["-o", "link"])?, names("/run/netns"), names("/tmp")])
+    // What is otherwise in every copy.
+    let set = ["netfilter/nf_conntrack_checksum", "netfilter/nf_conntrack_tcp_be_liberal", "ipv6/conf/all/accept_ra"]
+        .map(|place| fs::read_to_string(format!("/proc/sys/net/{place}")).unwrap_or_default());
+    Ok(vec![
+        set.concat(),
+        run("nft", &["list", "ruleset"])?,
+        run("ip", &["-o", "link"])?,
+        names("/run/netns"),
+        names("/tmp"),
+    ])
 }
 
 /// Processes whose parent that is.
