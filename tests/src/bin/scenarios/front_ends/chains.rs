@@ -4,7 +4,6 @@ use anyhow::{Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
     observer::{Observer, expect},
-    traffic,
 };
 use serde_json::json;
 
@@ -39,14 +38,11 @@ pub(super) fn iptables() -> Result<Outcome> {
         (FAR_V4, 7004, "iptables -t mangle rule 1 of POSTROUTING", "-p udp -m udp --dport 7004 -j DROP"),
     ];
     for (address, port, ..) in told {
-        knock(&observer, &lab.client, "udp", address, port)?;
+        knock(&observer, &lab.client, ("udp", address, port))?;
     }
     let report = observer.stop()?;
     for (address, port, what, name) in told {
-        let event = event(&report, address, "udp", port)?;
-        let late = report.late.iter().find(|late| late["destination"]["port"] == port);
-        // Where the text came later, a line of its own has it.
-        let event = late.unwrap_or(event);
+        let event = event(&report, ("udp", address, port))?;
         expect(event, &[("/rule/ruleset", json!("iptables")), ("/rule/name", json!(name))])?;
         ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.starts_with(what)), "{event}");
     }
@@ -74,11 +70,11 @@ pub(super) fn engines() -> Result<Outcome> {
     }
     let observer = Observer::watch(&lab.host)?;
     for (_, port, _) in chains {
-        observer.tells(|| traffic::run(&lab.containers[0], &["udp", FAR_V4, &port.to_string()]))?;
+        knock(&observer, &lab.containers[0], ("udp", FAR_V4, port))?;
     }
     let report = observer.stop()?;
     for (chain, port, owner) in chains {
-        let event = event(&report, FAR_V4, "udp", port)?;
+        let event = event(&report, ("udp", FAR_V4, port))?;
         expect(event, &[("/rule/ruleset", json!(owner)), ("/egress/rule/path", json!(["FORWARD", chain]))])?;
         let reason = event["event"]["reason"].as_str().unwrap_or_default();
         ensure!(reason.starts_with(&format!("{owner}'s chain {chain}, rule 1 `")), "{reason}");
@@ -118,11 +114,11 @@ pub(super) fn others() -> Result<Outcome> {
         }
         let observer = Observer::watch(&lab.client)?;
         for (port, ..) in packets {
-            knock(&observer, &lab.client, "udp", FAR_V4, *port)?;
+            knock(&observer, &lab.client, ("udp", FAR_V4, *port))?;
         }
         let report = observer.stop()?;
         for (port, ruleset, reason) in packets {
-            let event = event(&report, FAR_V4, "udp", *port)?;
+            let event = event(&report, ("udp", FAR_V4, *port))?;
             expect(event, &[("/rule/ruleset", json!(ruleset))])?;
             ensure!(event["event"]["reason"].as_str().is_some_and(|said| said.starts_with(reason)), "{event}");
         }
@@ -140,9 +136,9 @@ pub(super) fn ferm() -> Result<Outcome> {
     lab.client.run("sh", &["-c", "mkdir -p /etc/ferm && echo '# rules' > /etc/ferm/ferm.conf"])?;
     lab.client.run("iptables-nft", &["-A", "OUTPUT", "-p", "udp", "--dport", "7000", "-j", "DROP"])?;
     let observer = Observer::watch(&lab.client)?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 7000)?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 7000))?;
     let report = observer.stop()?;
-    let event = event(&report, FAR_V4, "udp", 7000)?;
+    let event = event(&report, ("udp", FAR_V4, 7000))?;
     expect(
         event,
         &[("/rule/ruleset", json!("iptables")), ("/rule/name", json!("-p udp -m udp --dport 7000 -j DROP"))],

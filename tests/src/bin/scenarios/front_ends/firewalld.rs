@@ -64,20 +64,20 @@ pub(super) fn rules() -> Result<Outcome> {
         ("udp", FAR_V4, 7000, "firewalld's direct rule", "ipv4 filter OUTPUT 0 -p udp --dport 7000 -j DROP", "drop"),
     ];
     for (transport, address, port, ..) in told {
-        knock(&observer, &lab.client, transport, address, port)?;
+        knock(&observer, &lab.client, (transport, address, port))?;
     }
     // One that no file has.
     let fleeting = "rule port port=\"7070\" protocol=\"tcp\" drop";
     lab.client.run("firewall-cmd", &["--policy", "hostout", "--add-rich-rule", fleeting])?;
-    knock(&observer, &lab.client, "tcp", FAR_V4, 7070)?;
+    knock(&observer, &lab.client, ("tcp", FAR_V4, 7070))?;
     // A policy's own target, and no packet at all.
     lab.client.run("firewall-cmd", &["--permanent", "--policy", "hostout", "--set-target", "REJECT"])?;
     lab.client.run("firewall-cmd", &["--reload"])?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 53)?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 53))?;
     lab.client.run("firewall-cmd", &["--panic-on"])?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 54)?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 54))?;
     let report = observer.stop()?;
-    let unkept = event(&report, FAR_V4, "tcp", 7070)?;
+    let unkept = event(&report, ("tcp", FAR_V4, 7070))?;
     let note = unkept["egress"]["rule"]["note"].as_str().unwrap_or_default();
     ensure!(unkept["rule"]["ruleset"] == "firewalld" && note.contains("without --permanent"), "{unkept}");
     let whole = [
@@ -85,7 +85,7 @@ pub(super) fn rules() -> Result<Outcome> {
         ("udp", FAR_V4, 54, "firewalld's panic mode", "--panic-on", "drop"),
     ];
     for (transport, address, port, what, name, verdict) in told.into_iter().chain(whole) {
-        let event = event(&report, address, transport, port)?;
+        let event = event(&report, (transport, address, port))?;
         expect(
             event,
             &[("/rule/ruleset", json!("firewalld")), ("/rule/name", json!(name)), ("/egress/verdict", json!(verdict))],

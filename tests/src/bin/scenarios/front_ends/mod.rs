@@ -9,7 +9,7 @@ use harness::{
     kernel,
     namespace::Namespace,
     observer::{Observer, Report},
-    traffic,
+    traffic, wait_for,
 };
 use serde_json::Value;
 
@@ -49,35 +49,43 @@ fn shell_words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Sends one packet, which is dropped, and waits until that is told.
-fn knock(observer: &Observer, client: &Namespace, transport: &str, address: &str, port: u16) -> Result<()> {
+/// Sends one packet, which is dropped, and waits until that is told with its rule: where its text takes a while, that comes
+/// in a line of its own.
+fn knock(observer: &Observer, client: &Namespace, to: (&str, &str, u16)) -> Result<()> {
+    send(observer, client, to)?;
+    hear(observer, to)
+}
+
+/// Waits until a rule is told of this destination.
+fn hear(observer: &Observer, to: (&str, &str, u16)) -> Result<()> {
+    wait_for(&format!("the rule of {to:?}"), || {
+        let told = observer.so_far();
+        let mut lines = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(lines.any(|event| is_of(&event, to) && !event["rule"].is_null()).then_some(()))
+    })
+}
+
+fn send(observer: &Observer, client: &Namespace, (transport, address, port): (&str, &str, u16)) -> Result<()> {
     let port = port.to_string();
     let args: &[&str] = if transport == "tcp" { &["tcp", address, &port, "0.2"] } else { &["udp", address, &port] };
     observer.tells(|| traffic::run(client, args)).map(drop).with_context(|| format!("{transport} {address} {port}"))
 }
 
+fn is_of(event: &Value, (transport, address, port): (&str, &str, u16)) -> bool {
+    event["destination"]["ip"] == address
+        && event["destination"]["port"] == port
+        && event["network"]["transport"] == transport
+}
+
 /// The event of a destination, told with its rule where one has it.
-fn event<'a>(report: &'a Report, address: &str, transport: &str, port: u16) -> Result<&'a Value> {
-    let mut all = report.events.iter().filter(|event| {
-        event["destination"]["ip"] == address
-            && event["destination"]["port"] == port
-            && event["network"]["transport"] == transport
-    });
+fn event<'a>(report: &'a Report, to: (&str, &str, u16)) -> Result<&'a Value> {
+    let mut all = report.events.iter().chain(&report.late).filter(|event| is_of(event, to));
     let named = all.clone().find(|event| !event["rule"].is_null());
-    named
-        .or_else(|| all.next())
-        .with_context(|| format!("nothing of {transport} {address} {port}: {:?}", report.events))
+    named.or_else(|| all.next()).with_context(|| format!("nothing of {to:?}: {:?}", report.events))
 }
 
 /// Where only a copy of the rules names one, the first packet may come before there is a copy: until its rule is told.
 fn knock_until_named(observer: &Observer, client: &Namespace, to: (&str, &str, u16)) -> Result<()> {
-    let (transport, address, port) = to;
-    let send = || knock(observer, client, transport, address, port);
-    let is_told = |event: &Value| {
-        event["destination"]["ip"] == address
-            && event["destination"]["port"] == port
-            && event["network"]["transport"] == transport
-            && !event["rule"].is_null()
-    };
-    observer.tells_until("the rule", send, is_told).map(drop)
+    let is_told = |event: &Value| is_of(event, to) && !event["rule"].is_null();
+    observer.tells_until("the rule", || send(observer, client, to), is_told).map(drop)
 }

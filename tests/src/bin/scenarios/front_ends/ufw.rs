@@ -9,7 +9,7 @@ use harness::{
 };
 use serde_json::{Value, json};
 
-use super::{event, knock, knock_until_named, one_by_one, shell_words};
+use super::{event, hear, knock, knock_until_named, one_by_one, shell_words};
 use crate::Outcome;
 
 /// ufw with private files, switched on.
@@ -147,7 +147,7 @@ pub(super) fn rules(by_legacy: bool) -> Result<Outcome> {
         if by_legacy {
             knock_until_named(&observer, &lab.client, (transport, address, *port))?;
         } else {
-            knock(&observer, &lab.client, transport, address, *port)?;
+            knock(&observer, &lab.client, (transport, address, *port))?;
         }
     }
     // The sixth connection within half a minute is refused.
@@ -160,6 +160,9 @@ pub(super) fn rules(by_legacy: bool) -> Result<Outcome> {
     });
     limited.context("the connections that ufw limits")?;
     drop(server);
+    if !by_legacy {
+        hear(&observer, ("tcp", FAR_V4, 2222))?;
+    }
     let report = observer.stop()?;
 
     for case in &CASES {
@@ -168,7 +171,7 @@ pub(super) fn rules(by_legacy: bool) -> Result<Outcome> {
         };
         ensure!(added.lines().any(in_ufw), "ufw has no `{}`: {added}", case.words);
         for (transport, address, port) in case.packets {
-            let event = event(&report, address, transport, *port)?;
+            let event = event(&report, (transport, address, *port))?;
             let v6 = address.contains(':');
             let number =
                 listed_number(&numbered, case.listed, v6).with_context(|| format!("{} in {numbered}", case.listed))?;
@@ -189,7 +192,7 @@ pub(super) fn rules(by_legacy: bool) -> Result<Outcome> {
             ensure!(reason.starts_with(&format!("ufw rule {number} `{}`", case.words)), "{reason}");
         }
     }
-    let limited = event(&report, FAR_V4, "tcp", 2222)?;
+    let limited = event(&report, ("tcp", FAR_V4, 2222))?;
     if by_legacy {
         // Which connection is one too many, a copy does not know: it lets the packet pass, or that is in doubt.
         ensure!(limited["rule"].is_null(), "{limited}");
@@ -197,7 +200,7 @@ pub(super) fn rules(by_legacy: bool) -> Result<Outcome> {
         expect(limited, &[("/rule/name", json!("limit out 2222/tcp")), ("/egress/verdict", json!("reject"))])?;
     }
     let ids: std::collections::BTreeSet<_> =
-        report.events.iter().filter_map(|event| event["rule"]["id"].as_str()).collect();
+        report.events.iter().chain(&report.late).filter_map(|event| event["rule"]["id"].as_str()).collect();
     // One statement is one rule, in both families and whatever it was made into.
     let hit = CASES.iter().filter(|case| !case.packets.is_empty()).count() + usize::from(!by_legacy);
     ensure!(ids.len() == hit, "{hit} statements, {} ids", ids.len());
@@ -224,9 +227,9 @@ pub(super) fn default(action: &str, chain: &str) -> Result<Outcome> {
     let mut lab = Lab::new()?;
     with_ufw(&mut lab, &[&format!("default {action} outgoing"), "allow out 80/tcp"])?;
     let observer = Observer::watch(&lab.client)?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 53)?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 53))?;
     let report = observer.stop()?;
-    let event = event(&report, FAR_V4, "udp", 53)?;
+    let event = event(&report, ("udp", FAR_V4, 53))?;
     expect(
         event,
         &[
@@ -251,9 +254,9 @@ pub(super) fn before() -> Result<Outcome> {
     lab.client.run("sed", &["-i", &format!("s/^COMMIT/{line}\\nCOMMIT/"), "/etc/ufw/before.rules"])?;
     lab.client.run("ufw", &["reload"])?;
     let observer = Observer::watch(&lab.client)?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 7000)?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 7000))?;
     let report = observer.stop()?;
-    let event = event(&report, FAR_V4, "udp", 7000)?;
+    let event = event(&report, ("udp", FAR_V4, 7000))?;
     expect(event, &[("/rule/ruleset", json!("ufw")), ("/rule/name", json!(line)), ("/egress/rule/note", Value::Null)])?;
     ensure!(
         event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("/etc/ufw/before.rules")),
@@ -271,11 +274,11 @@ pub(super) fn changed() -> Result<Outcome> {
     with_ufw(&mut lab, &["default allow outgoing", "deny out 443/tcp"])?;
     lab.client.run("iptables", &["-I", "ufw-user-output", "1", "-p", "udp", "--dport", "6000", "-j", "DROP"])?;
     let observer = Observer::watch(&lab.client)?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 6000)?;
-    knock(&observer, &lab.client, "tcp", FAR_V4, 443)?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 6000))?;
+    knock(&observer, &lab.client, ("tcp", FAR_V4, 443))?;
     let report = observer.stop()?;
     for (transport, port, words) in [("udp", 6000, "--dport 6000"), ("tcp", 443, "--dport 443")] {
-        let event = event(&report, FAR_V4, transport, port)?;
+        let event = event(&report, (transport, FAR_V4, port))?;
         expect(event, &[("/rule/ruleset", json!("ufw")), ("/egress/rule/number", Value::Null)])?;
         ensure!(event["rule"]["name"].as_str().is_some_and(|name| name.contains(words)), "{event}");
         let note = event["egress"]["rule"]["note"].as_str().unwrap_or_default();
@@ -321,11 +324,11 @@ time.sleep(600)
         return Ok(Outcome::Skipped("this kernel has no file systems of programs (FUSE)".to_owned()));
     }
     let observer = Observer::watch(&lab.client)?;
-    knock(&observer, &lab.client, "tcp", FAR_V4, 443)?;
-    knock(&observer, &lab.client, "udp", FAR_V4, 53)?;
+    knock(&observer, &lab.client, ("tcp", FAR_V4, 443))?;
+    knock(&observer, &lab.client, ("udp", FAR_V4, 53))?;
     let report = observer.stop()?;
     for (transport, port) in [("tcp", 443), ("udp", 53)] {
-        let event = event(&report, FAR_V4, transport, port)?;
+        let event = event(&report, (transport, FAR_V4, port))?;
         expect(event, &[("/rule/ruleset", json!("ufw")), ("/egress/rule/number", Value::Null)])?;
         let note = event["egress"]["rule"]["note"].as_str().unwrap_or_default();
         ensure!(note.contains("not to be read"), "{event}");
@@ -348,13 +351,13 @@ pub(super) fn routed() -> Result<Outcome> {
     let number = listed_number(&numbered, "203.0.113.10 7000/udp", false);
     let number = number.with_context(|| format!("no number in {numbered}"))?;
     let observer = Observer::watch(&lab.host)?;
-    for port in ["7000", "7002"] {
-        observer.tells(|| traffic::run(&lab.containers[0], &["udp", FAR_V4, port]))?;
+    for port in [7000, 7002] {
+        knock(&observer, &lab.containers[0], ("udp", FAR_V4, port))?;
     }
     let report = observer.stop()?;
     for (port, name, number) in [(7000, rule, json!(number)), (7002, "default deny routed", Value::Null)] {
         expect(
-            event(&report, FAR_V4, "udp", port)?,
+            event(&report, ("udp", FAR_V4, port))?,
             &[("/rule/ruleset", json!("ufw")), ("/rule/name", json!(name)), ("/egress/rule/number", number)],
         )?;
     }
