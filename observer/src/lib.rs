@@ -21,6 +21,9 @@ pub mod enrich;
 /// The same packet through a copy of the rules.
 pub mod replay;
 
+/// What would let a blocked packet through, tried in a copy.
+pub mod fix;
+
 /// Which firewalls decide here.
 pub mod firewall;
 

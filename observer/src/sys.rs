@@ -146,6 +146,20 @@ pub fn link_address(index: u32, ethertype: u16, address: [u8; 6]) -> io::Result<
     .map(|((), address)| address)
 }
 
+/// What a command becomes is killed when the thread that started it ends.
+pub fn end_with_thread(command: &mut std::process::Command) {
+    // SAFETY: one system call that takes numbers.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        });
+    }
+}
+
 /// What a child is to do, and what came of it.
 struct SocketOrder {
     procs: i32,

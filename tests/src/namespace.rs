@@ -154,6 +154,11 @@ impl Namespace {
             .sum())
     }
 
+    /// It has been given some.
+    pub fn has_private_files(&self) -> bool {
+        self.overlay.is_some()
+    }
+
     /// Gives it private, writable copies of /etc, /var/lib, /var/cache and an empty /run: what ufw, apt and others write
     /// stays inside.
     pub fn private_files(&mut self) -> Result<&Path> {

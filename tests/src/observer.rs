@@ -66,18 +66,23 @@ pub struct Report {
     pub changes: Vec<Value>,
     /// Rules that were told later than what they dropped, likewise.
     pub late: Vec<Value>,
+    /// What would let something through, likewise.
+    pub fixes: Vec<Value>,
     /// The account.
     pub account: Value,
 }
 
 /// What tells lines that are of no packet from events.
-const NEWS: [&[u8]; 2] = [b"\"action\":\"ruleset-changed\"", b"\"action\":\"egress-rule\""];
+const NEWS: [&[u8]; 3] =
+    [b"\"action\":\"ruleset-changed\"", b"\"action\":\"egress-rule\"", b"\"action\":\"egress-fix\""];
 
 impl Observer {
-    /// `observer watch -o json` on one namespace, once it is ready.
+    /// `observer watch -o json` on one namespace, once it is ready; it looks for no fix, which would take time from other scenarios.
     pub fn watch(namespace: &Namespace) -> Result<Self> {
         let path = namespace.path();
-        Self::start(["watch".as_ref(), "-o".as_ref(), "json".as_ref(), "--netns".as_ref(), path.as_os_str()])
+        Self::start(
+            ["watch", "--no-fix", "-o", "json", "--netns"].map(AsRef::as_ref).into_iter().chain([path.as_os_str()]),
+        )
     }
 
     /// Any command line that announces itself, once it is ready.
@@ -214,8 +219,9 @@ impl Report {
         ensure!(told == reported, "{told} packets in the lines, {reported} in the account");
         let is = |action: &'static str| move |event: &Value| event["event"]["action"] == action;
         let (changes, events) = events.into_iter().partition::<Vec<_>, _>(is("ruleset-changed"));
-        let (late, events) = events.into_iter().partition(is("egress-rule"));
-        Ok(Self { events, changes, late, account })
+        let (late, events) = events.into_iter().partition::<Vec<_>, _>(is("egress-rule"));
+        let (fixes, events) = events.into_iter().partition(is("egress-fix"));
+        Ok(Self { events, changes, late, fixes, account })
     }
 
     /// Events that somebody waits for.

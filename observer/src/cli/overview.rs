@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Cli, Exit, session::Session};
 use crate::{
-    enrich::host::Identity,
+    enrich::{host::Identity, rules::Allowed},
     model::{Change, Event, Filter, Summary},
     output::{
         Output,
@@ -49,7 +49,9 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
         result => result.context("cannot write the output")?,
     }
-    let session = Session::attach(helper, Filter::default(), true, verbose)?;
+    // A fix would come too late for this screen.
+    let allowed = Allowed { enters_cgroups: true, finds_fixes: false };
+    let session = Session::attach(helper, Filter::default(), allowed, verbose)?;
     let found = Arc::new(AtomicBool::new(false));
     let output = Watched { inner: Terminal::new(screen, zone, false, None), found: Arc::clone(&found) };
     let run = session.confined(Box::new(output), Limits::default(), true, &[]);

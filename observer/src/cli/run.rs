@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{Exit, exit::UsageError, filters, session::Session, watch::anything_lost};
 use crate::{
-    enrich::{proc, redact},
+    enrich::{proc, redact, rules::Allowed},
     launch::{self, Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
     model::Filter,
     output::{
@@ -70,6 +70,9 @@ pub(super) struct Args {
     /// such rules are then named by what was seen alone.
     #[arg(long)]
     no_cgroup_replay: bool,
+    /// Do not look for the command that lets through what was blocked: nothing is tried in a private copy then.
+    #[arg(long)]
+    no_fix: bool,
     /// Run this line with `sh -c`.
     #[arg(short = 'c', value_name = "LINE", conflicts_with = "command", required_unless_present = "command")]
     line: Option<OsString>,
@@ -106,7 +109,8 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let command = if args.no_redact { words } else { redact::redact(&words) };
     let netns = filters::namespace(&args.netns)?;
     let filter = Filter { netns, follow: Some(launcher.pid()), ..Filter::default() };
-    let mut session = Session::attach(helper, filter, !args.no_cgroup_replay, verbose)?;
+    let allowed = Allowed { enters_cgroups: !args.no_cgroup_replay, finds_fixes: !args.no_fix };
+    let mut session = Session::attach(helper, filter, allowed, verbose)?;
     let ready = session.ready_line();
     let tree = session.tree()?;
     // Where nothing can be observed no file is left behind.

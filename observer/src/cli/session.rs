@@ -24,7 +24,7 @@ use crate::{
         host::{Identity, boot_ns},
         proc,
         processes::Processes,
-        rules::Rules,
+        rules::{Allowed, Rules},
     },
     intake::hanging,
     model::{Degraded, Facts, Filter, Hanging},
@@ -55,8 +55,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Attaches everything, and takes in what ran before. `enters_cgroups`: see [`Rules::new`].
-    pub(super) fn attach(mut helper: Helper, filter: Filter, enters_cgroups: bool, verbose: u8) -> Result<Self> {
+    /// Attaches everything, and takes in what ran before.
+    pub(super) fn attach(mut helper: Helper, filter: Filter, allowed: Allowed, verbose: u8) -> Result<Self> {
         let modules = modules::listen();
         if !Probes::avoids_rules() {
             helper.begin_proof();
@@ -64,7 +64,7 @@ impl Session {
         let mut probes =
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
         // Before anything is observed for the user: from the first event on, the rule is told.
-        let rules = Rules::new(probes.take_rules()?, enters_cgroups, &mut helper);
+        let rules = Rules::new(probes.take_rules()?, allowed, &mut helper);
         // Nothing is replayed where it would be seen.
         let watched = filter.netns.or_else(own_netns);
         let own = probes.own_namespaces().map_err(|error| format!("{error:#}"));

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Format, filters, session::Session};
 use crate::{
+    enrich::rules::Allowed,
     model::Account,
     output::{Output, json::JsonLines, live::Live, notice::say, terminal::Terminal},
     pipeline::{Ended, Limits},
@@ -46,13 +47,17 @@ pub(super) struct Args {
     /// such rules are then named by what was seen alone.
     #[arg(long)]
     no_cgroup_replay: bool,
+    /// Do not look for the command that lets through what was blocked: nothing is tried in a private copy then.
+    #[arg(long)]
+    no_fix: bool,
 }
 
 pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     // The helper first: it is forked, and that takes a process with one thread.
     let helper = Helper::start()?;
     let filter = args.filters.plan()?;
-    let session = Session::attach(helper, filter, !args.no_cgroup_replay, verbose)?;
+    let allowed = Allowed { enters_cgroups: !args.no_cgroup_replay, finds_fixes: !args.no_fix };
+    let session = Session::attach(helper, filter, allowed, verbose)?;
     let zone = TimeZone::system();
     let output: Box<dyn Output> = match args.output {
         Format::Json => Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()))),

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     attribute::{Attributor, Eyes},
     changes::Changes,
+    fixes::{self, Fixes},
     host::{Clock, Identity},
     late::Late,
     replay::Opinion,
@@ -39,6 +40,7 @@ pub struct Assembler<E> {
     pub(super) rules: Rules,
     pub(super) changes: Changes,
     pub(super) late: Late,
+    pub(super) fixes: Fixes,
     unsent: Unsent,
     pub(super) users: Users,
     pub(super) clock: Clock,
@@ -59,6 +61,7 @@ impl<E: Eyes> Assembler<E> {
     ) -> Self {
         Self {
             run: identity.run_id(),
+            fixes: Fixes::new(rules.allowed.finds_fixes),
             events: 0,
             identity,
             reasons,
@@ -248,6 +251,7 @@ impl<E: Eyes> Assembler<E> {
                     },
                     ..rule.seen()
                 }),
+                fix: None,
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
@@ -279,7 +283,14 @@ impl<E: Eyes> Assembler<E> {
             user: sender.user,
         };
         if let Some(answer) = dropped.rule {
-            self.late.remember(&event, answer, unread, || wanted(dropped, answer, hook));
+            let packet = || self.rules.replays.packet(dropped).and_then(fixes::first);
+            let is_waited_for = event.egress.background.is_none();
+            if let Some(rule) = rule.filter(|rule| is_waited_for && rule.words().is_some()) {
+                self.fixes.consider(&event, rule, packet(), answer.netns_cookie);
+            }
+            self.late.remember(&event, answer, unread, || {
+                (wanted(dropped, answer, hook), packet().filter(|_| is_waited_for))
+            });
         }
         event
     }

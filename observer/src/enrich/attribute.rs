@@ -31,7 +31,7 @@ use crate::{
     intake::life,
     model::{
         Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource,
-        Packet, ProcessId, Replay, Wanted, WantedRule,
+        Packet, ProcessId, Remedy, Replay, Stopped, Wanted, WantedRule,
     },
     probe::rules::Proving,
 };
@@ -73,6 +73,8 @@ pub trait Eyes: Proving {
     /// What becomes of a packet in a copy of a namespace's rules, which is waited for a moment if `waits`; an error says why
     /// that cannot be known.
     fn replay(&mut self, netns: u32, packet: &Packet, waits: bool) -> Result<Replay, String>;
+    /// What would let a packet through: asked again until it is known; an error says why that cannot be looked for.
+    fn fix(&mut self, stopped: &Stopped) -> Result<Remedy, String>;
     /// Listens to changes of a namespace's rules.
     fn listen(&mut self, netns: u32) -> Result<Listening, String>;
     /// What is otherwise in a namespace's rules than when they were read last; `None` when they were not, or not of late.

@@ -54,6 +54,10 @@ impl Eyes for Host {
         self.holders.clone()
     }
 
+    fn fix(&mut self, _stopped: &Stopped) -> Result<Remedy, String> {
+        Ok(Remedy::None)
+    }
+
     fn cgroup_path(&mut self, _id: u64) -> Option<String> {
         None
     }

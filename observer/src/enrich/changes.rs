@@ -94,6 +94,7 @@ impl<E: Eyes> Assembler<E> {
     /// One line for one change of rules; the last one of several tells what is otherwise.
     pub fn change(&mut self, commit: Commit, is_last: bool) -> Change {
         self.attributor.catch_up();
+        self.fixes.anew();
         let timestamp = self.clock.wall(commit.boot_ns);
         let found = commit.by.as_ref().and_then(|doer| {
             // It may have ended before its change was heard.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::model::{
     Action, Destination, ECS_VERSION, Ecs, Egress, EgressRule, Event, EventMeta, Hanging, Kind, NamedRule, Network,
-    Outcome, OwnerBy, OwnerKnown, ProcessId, RuleSource, SCHEMA, Source,
+    Outcome, OwnerBy, OwnerKnown, ProcessId, RuleSource, SCHEMA, Source, Stopped,
 };
 
 impl<E: Eyes> Assembler<E> {
@@ -27,12 +27,13 @@ impl<E: Eyes> Assembler<E> {
         self.catch_up();
         // Only of what the kernel says that something here stopped it.
         let is_stopped = hanging.left == Some(false);
-        let rule = is_stopped.then(|| self.rules.replays.stops(hanging, &mut self.attributor.eyes)).flatten();
+        let stopped = is_stopped.then(|| self.rules.replays.stops(hanging, &mut self.attributor.eyes)).flatten();
+        let rule = stopped.as_ref().map(|stopped| &stopped.rule);
         let credentials = Credentials { uid: Some(hanging.uid), cgroup: None };
         let sender = self.sender(found, credentials, hanging.boot_ns);
         let destination = Destination { ip: hanging.remote.ip(), port: Some(hanging.remote.port()), nat: None };
         let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Event {
+        let event = Event {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
             agent: self.identity.agent.clone(),
@@ -49,7 +50,7 @@ impl<E: Eyes> Assembler<E> {
                 sequence: None,
                 start: self.clock.wall(hanging.boot_ns.saturating_sub(age_ns)),
                 end: timestamp,
-                reason: Some(match (hanging.left, &rule) {
+                reason: Some(match (hanging.left, rule) {
                     (Some(true), _) => {
                         "its last packet left this namespace, and nothing has come back so far".to_owned()
                     }
@@ -72,11 +73,12 @@ impl<E: Eyes> Assembler<E> {
             source: Some(Source { ip: hanging.local.ip(), port: Some(hanging.local.port()), nat: None }),
             container: sender.container,
             orchestrator: sender.orchestrator,
-            rule: rule.as_ref().and_then(NamedRule::name),
+            rule: rule.and_then(NamedRule::name),
             egress: Egress {
-                verdict: rule.as_ref().and_then(|rule| rule.verdict),
+                verdict: rule.and_then(|rule| rule.verdict),
                 decided_by: None,
-                rule: rule.as_ref().map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
+                fix: None,
+                rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
                 schema: SCHEMA,
                 incident: incident(
                     sender.process.as_ref(),
@@ -86,7 +88,7 @@ impl<E: Eyes> Assembler<E> {
                     "hanging",
                     None,
                 ),
-                cause: rule.as_ref().map(|_| "netfilter"),
+                cause: rule.map(|_| "netfilter"),
                 drop_reason: None,
                 hook: None,
                 interface: None,
@@ -119,6 +121,10 @@ impl<E: Eyes> Assembler<E> {
             destination: Some(destination),
             process: sender.process,
             user: sender.user,
+        };
+        if let Some(Stopped { rule, packet, netns_cookie, .. }) = stopped {
+            self.fixes.consider(&event, &rule, Some(packet), netns_cookie);
         }
+        event
     }
 }

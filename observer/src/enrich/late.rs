@@ -10,7 +10,7 @@ use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 use uuid::Uuid;
 
 use super::{assemble::Assembler, attribute::Eyes};
-use crate::model::{Action, Event, NamedRule, WantedRule};
+use crate::model::{Action, Event, NamedRule, Packet, WantedRule};
 
 /// Lines whose rules are waited for; of more the text stays absent.
 const MAX_WAITING: usize = 64;
@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Waiting {
     event: Box<Event>,
     wanted: WantedRule,
+    /// What was stopped, where somebody waits for it.
+    packet: Option<Packet>,
     since: Instant,
 }
 
@@ -44,7 +46,7 @@ impl Late {
         event: &Event,
         answer: RuleAnswer,
         unread: bool,
-        wanted: impl FnOnce() -> WantedRule,
+        wanted: impl FnOnce() -> (WantedRule, Option<Packet>),
     ) {
         let known = event.egress.rule.as_ref().map_or(unread, |rule| rule.text.is_none());
         if !known || answer.chain == 0 || answer.rule == UNKNOWN_RULE {
@@ -57,7 +59,8 @@ impl Late {
         if waits || self.waiting.len() >= MAX_WAITING {
             return;
         }
-        self.waiting.push(Waiting { event: Box::new(event.clone()), wanted: wanted(), since: Instant::now() });
+        let (wanted, packet) = wanted();
+        self.waiting.push(Waiting { event: Box::new(event.clone()), wanted, packet, since: Instant::now() });
     }
 
     /// Something was told under this incident, and a copy of the rules may name the rule of what comes next.
@@ -87,10 +90,10 @@ impl Late {
 impl<E: Eyes> Assembler<E> {
     /// Something is to be looked up yet: call [`Self::late`] from time to time.
     pub fn waits(&self) -> bool {
-        self.late.is_waiting() || self.rules.is_stale()
+        self.late.is_waiting() || self.rules.is_stale() || self.fixes.are_waiting()
     }
 
-    /// Lines for the rules whose texts have come meanwhile: of the same incident, and of no packet.
+    /// Lines for the rules whose texts have come meanwhile, and for fixes: of the same incident, and of no packet.
     pub fn late(&mut self) -> Vec<Event> {
         self.rules.refresh(&mut self.attributor.eyes);
         let mut lines = Vec::new();
@@ -103,6 +106,7 @@ impl<E: Eyes> Assembler<E> {
             match decision.as_ref().and_then(|decision| decision.rule.as_ref()).filter(enough) {
                 Some(rule) => {
                     self.name(&mut waiting.event, rule);
+                    self.fixes.consider(&waiting.event, rule, waiting.packet, waiting.wanted.netns_cookie);
                     lines.push(*waiting.event);
                 }
                 // Asking takes a while where the text is not there yet: the others come first next time.
@@ -115,6 +119,7 @@ impl<E: Eyes> Assembler<E> {
                 }
             }
         }
+        lines.extend(self.fixed());
         lines
     }
 

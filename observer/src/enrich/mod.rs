@@ -9,6 +9,7 @@ pub mod attribute;
 pub mod cgroups;
 pub mod changes;
 pub mod containers;
+mod fixes;
 pub mod flows;
 mod hanging;
 pub mod host;

@@ -12,7 +12,7 @@ use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 use super::{answers::Answers, attribute::Eyes, rules::Found};
 use crate::model::{
     Backend, Background, Captured, Cause, Decision, Direction, Dropped, End, Endpoints, Ends, Hanging, Hook, NamedRule,
-    Origin, Packet, Replay, ReplayCounts, Replayed, WantedRule,
+    Origin, Packet, Replay, ReplayCounts, Replayed, Stopped, WantedRule,
 };
 
 /// Packets a second that are sent again at most, and how much of a second that may take: the rest has no second opinion, so that a
@@ -181,7 +181,7 @@ impl Replays {
 
     /// What stops the SYN of a connection that hangs, where that is certain: the copy of its namespace's rules drops it, as they
     /// are now. All connections together take [`MAX_WAIT`].
-    pub(super) fn stops(&mut self, hanging: &Hanging, eyes: &mut impl Eyes) -> Option<NamedRule> {
+    pub(super) fn stops(&mut self, hanging: &Hanging, eyes: &mut impl Eyes) -> Option<Stopped> {
         // Where routes do not choose its way out, nobody knows which it is.
         if hanging.is_bound {
             return None;
@@ -208,13 +208,19 @@ impl Replays {
             }
         };
         let Replay::Walked { end: Some(end), doubt: None, netns_cookie, .. } = replay else { return None };
-        match end {
-            End::Legacy(rule) => Some(*rule),
+        let rule = match end {
+            End::Legacy(rule) => *rule,
             End::Nft(end) => {
                 let wanted = wanted_rule(hanging.netns, netns_cookie, &end, None, hanging.remote.is_ipv6());
-                eyes.rule(&wanted).ok()??.rule
+                eyes.rule(&wanted).ok()??.rule?
             }
-        }
+        };
+        Some(Stopped { netns: hanging.netns, netns_cookie, rule, packet, is_by_name: false })
+    }
+
+    /// The packet, if it can be sent again.
+    pub(super) fn packet(&self, dropped: &Dropped) -> Option<Packet> {
+        packet(dropped, self.enters_cgroups).map(|(_, packet)| packet)
     }
 
     /// The rule of iptables-legacy at which the way through the copy ended, where what was seen is not another table or chain.

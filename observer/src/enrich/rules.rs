@@ -46,8 +46,18 @@ pub struct Found {
     pub disputed: bool,
 }
 
+/// What may be done beside looking.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed {
+    /// A packet may be sent again from its sender's cgroup.
+    pub enters_cgroups: bool,
+    /// Commands that would let it through may be tried in a private copy.
+    pub finds_fixes: bool,
+}
+
 /// Rules that were asked about.
 pub struct Rules {
+    pub(super) allowed: Allowed,
     maps: RuleMaps,
     method: Method,
     /// When the functions that give verdicts were probed last.
@@ -62,8 +72,8 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Tries the method. `enters_cgroups`: a packet may be sent again from its sender's cgroup.
-    pub fn new(maps: RuleMaps, enters_cgroups: bool, prover: &mut impl Proving) -> Self {
+    /// Tries the method.
+    pub fn new(maps: RuleMaps, allowed: Allowed, prover: &mut impl Proving) -> Self {
         let mut rules = Self {
             maps,
             method: Method::NotYet(Instant::now(), String::new()),
@@ -72,7 +82,8 @@ impl Rules {
             seen: RuleCounts::default(),
             seen_by_verdict: RuleCounts::default(),
             compared: Compared::default(),
-            replays: Replays::new(enters_cgroups),
+            replays: Replays::new(allowed.enters_cgroups),
+            allowed,
             stale: None,
         };
         rules.arm(prover);

@@ -18,8 +18,6 @@ use crate::model::{self, Backend, Statement, WantedRule};
 
 /// How many are told one by one.
 const MAX_TOLD: usize = 16;
-/// Time for all texts together.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// One thing that can stop a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +57,7 @@ pub struct Denies {
 }
 
 /// Reads the namespace of the calling thread; files of front ends are looked for below `roots`.
-pub fn read(roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
+pub fn read(patience: Duration, roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
     let mut ruleset = if nftables_in_use() { Some(Ruleset::read()?) } else { None };
     let mut denies = ruleset.as_ref().map_or_else(Denies::default, |ruleset| walk(ruleset.chains(), ruleset.all()));
     let legacy = legacy::tables()?;
@@ -71,7 +69,7 @@ pub fn read(roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
     denies.total = denies.denies.len();
     denies.denies.sort_by_key(|deny| (deny.handle.is_some(), std::cmp::Reverse(deny.packets)));
     denies.denies.truncate(MAX_TOLD);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut saved = legacy::Saved::begin(&legacy);
     for deny in denies.denies.iter_mut().filter(|deny| deny.backend == Backend::IptablesLegacy) {
         say(deny, &legacy, &mut saved, deadline, roots)?;

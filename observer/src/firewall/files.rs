@@ -22,6 +22,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, open
 /// Largest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
 
+/// Files of a front end's that are kept.
+const MAX_FILES: usize = 2000;
+
 /// A file that takes longer is not waited for: a file system may be another program, or another host, which does not answer.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// Threads that wait for such a file at most; while there are so many no other file is read.
@@ -62,6 +65,55 @@ impl Root {
             self.hangs.set(true);
             Err(anyhow::anyhow!("/{path} was not to be had in time"))
         })
+    }
+}
+
+/// A file or folder of a front end's, as it is kept.
+pub struct Kept {
+    /// Where, from the root folder on.
+    pub path: String,
+    /// Its permissions.
+    pub mode: u32,
+    /// What is in a file; `None` for a folder.
+    pub content: Option<String>,
+}
+
+impl Root {
+    /// Everything in a folder but links and what is no file; nothing where it is not there.
+    pub fn keep(&self, folder: &str) -> Result<Vec<Kept>> {
+        let mut kept = Vec::new();
+        self.keep_into(folder, &mut kept)?;
+        Ok(kept)
+    }
+
+    fn keep_into(&self, folder: &str, kept: &mut Vec<Kept>) -> Result<()> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let path = folder.trim_start_matches('/');
+        let Ok(open) = openat2(self.folder.as_fd(), path, flags, Mode::empty(), inside) else { return Ok(()) };
+        for entry in rustix::fs::Dir::read_from(&open)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().context("a file's name is no text")?;
+            if [".", ".."].contains(&name) {
+                continue;
+            }
+            let meta = rustix::fs::statat(&open, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+            let (path, mode) = (format!("{folder}/{name}"), meta.st_mode & 0o7777);
+            ensure!(kept.len() < MAX_FILES, "there are more than {MAX_FILES} files in {folder}");
+            match FileType::from_raw_mode(meta.st_mode) {
+                FileType::Directory => {
+                    kept.push(Kept { path: path.clone(), mode, content: None });
+                    self.keep_into(&path, kept)?;
+                }
+                FileType::RegularFile => {
+                    let content = Some(self.read(&path)?);
+                    kept.push(Kept { path, mode, content });
+                }
+                // A link of a distribution's leads to what only it knows.
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     account::Account,
     background::Background,
     decider::Decider,
+    fix::Fix,
     rule::{EgressRule, RuleName, Verdict},
 };
 
@@ -84,6 +85,8 @@ pub enum Action {
     EgressHanging,
     /// The rule of something that was told before is known now.
     EgressRule,
+    /// What would let something through that was told before is known now.
+    EgressFix,
     /// Firewall rules were changed.
     RulesetChanged,
     /// The account line.
@@ -353,6 +356,9 @@ pub struct Egress {
     /// The rule or policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<EgressRule>,
+    /// What would let it through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<Fix>,
     /// The running kernel's own name for the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_reason: Option<String>,

@@ -240,6 +240,7 @@ fn action_name(action: Action) -> &'static str {
         Action::EgressDropped => "egress-dropped",
         Action::EgressHanging => "egress-hanging",
         Action::EgressRule => "egress-rule",
+        Action::EgressFix => "egress-fix",
         Action::RulesetChanged => "ruleset-changed",
         Action::Summary => "summary",
     }
@@ -271,7 +272,7 @@ pub fn parse_action(value: &str) -> Result<String, FilterError> {
     known(
         "action",
         value,
-        &["egress-blocked", "egress-dropped", "egress-hanging", "egress-rule", "ruleset-changed"],
+        &["egress-blocked", "egress-dropped", "egress-hanging", "egress-rule", "egress-fix", "ruleset-changed"],
         "",
     )
 }

@@ -9,6 +9,7 @@ mod decider;
 mod dropped;
 mod event;
 mod filter;
+mod fix;
 mod flow;
 mod hanging;
 mod process;
@@ -28,6 +29,7 @@ pub use event::{
     Source, Summary, Thread, User,
 };
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
+pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{PacketBuilder, TcpOptionElement};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, PacketBuilder, TcpOptionElement, TransportSlice};
 use serde::{Deserialize, Serialize};
 
 use super::rule::NamedRule;
@@ -25,6 +25,46 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Protocol, address and port to which it goes, before any translation; `None` where it has no ports.
+    pub fn to(&self) -> Option<(&'static str, IpAddr, u16)> {
+        let sliced = LaxSlicedPacket::from_ip(&self.bytes).ok()?;
+        let address = match sliced.net? {
+            LaxNetSlice::Ipv4(slice) => IpAddr::from(slice.header().destination_addr()),
+            LaxNetSlice::Ipv6(slice) => IpAddr::from(slice.header().destination_addr()),
+            LaxNetSlice::Arp(_) => return None,
+        };
+        let (transport, port) = match sliced.transport? {
+            TransportSlice::Tcp(slice) => ("tcp", slice.destination_port()),
+            TransportSlice::Udp(slice) => ("udp", slice.destination_port()),
+            _ => return None,
+        };
+        let (address, port) = self.sent.map_or((address, Some(port)), |ends| ends.destination);
+        Some((transport, address, port?))
+    }
+
+    /// It is TCP's first of a connection.
+    pub fn begins(&self) -> bool {
+        let sliced = LaxSlicedPacket::from_ip(&self.bytes).ok().and_then(|sliced| sliced.transport);
+        matches!(sliced, Some(TransportSlice::Tcp(slice)) if slice.syn() && !slice.ack())
+    }
+
+    /// Address and port from which it comes, before any translation; likewise.
+    pub fn from(&self) -> Option<(IpAddr, u16)> {
+        let sliced = LaxSlicedPacket::from_ip(&self.bytes).ok()?;
+        let address = match sliced.net? {
+            LaxNetSlice::Ipv4(slice) => IpAddr::from(slice.header().source_addr()),
+            LaxNetSlice::Ipv6(slice) => IpAddr::from(slice.header().source_addr()),
+            LaxNetSlice::Arp(_) => return None,
+        };
+        let port = match sliced.transport? {
+            TransportSlice::Tcp(slice) => slice.source_port(),
+            TransportSlice::Udp(slice) => slice.source_port(),
+            _ => return None,
+        };
+        let (address, port) = self.sent.map_or((address, Some(port)), |ends| ends.source);
+        Some((address, port?))
+    }
+
     /// A packet as the kernel begins a connection with; `None` where its ends are of different families.
     pub fn syn(from: SocketAddr, to: SocketAddr, origin: Origin) -> Option<Self> {
         use TcpOptionElement::{MaximumSegmentSize, Noop, SelectiveAcknowledgementPermitted, Timestamp, WindowScale};

@@ -6,8 +6,12 @@ use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::{escape::escape, json, terminal::span};
-use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Host};
+use super::{
+    escape::escape,
+    json,
+    terminal::{about, as_root, span},
+};
+use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Fix, Host};
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
 const STRONG: Style = Style::new().bold();
@@ -32,6 +36,9 @@ pub struct Story {
     pub last: Timestamp,
     /// `egress.incident` of its events.
     pub incident: uuid::Uuid,
+    /// What would let it through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<Fix>,
 }
 
 /// What is said about a run in one or two words.
@@ -195,8 +202,15 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
 }
 
 fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
-    for Story { who, to, by, packets, .. } in stories.iter().take(MAX_SHOWN) {
+    for Story { who, to, by, packets, fix, .. } in stories.iter().take(MAX_SHOWN) {
         writeln!(writer, "  {:<10} {} → {to} ×{packets}  {}", "blocked", escape(who), escape(by))?;
+        let Some(fix) = fix else { continue };
+        for (label, lines) in [("fix", &fix.commands), ("undo", &fix.undo)] {
+            for line in lines {
+                writeln!(writer, "    {label:<8} {}", escape(&as_root(line)))?;
+            }
+        }
+        writeln!(writer, "    {:<8} {}", "", escape(&about(fix)))?;
     }
     let more = stories.len().saturating_sub(MAX_SHOWN);
     if more > 0 {
@@ -250,6 +264,20 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
         for Story { who, to, by, packets, first, last, .. } in stories {
             let (first, last) = (seconds(*first), seconds(*last));
             writeln!(writer, "| {} | {} | {packets} | {first} | {last} | {} |", cell(who), cell(to), cell(by))?;
+        }
+        for Story { who, to, fix, .. } in stories {
+            let Some(fix) = fix else { continue };
+            writeln!(writer, "\n**What lets {} through to {}:** {}", cell(who), cell(to), cell(&about(fix)))?;
+            for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)] {
+                if lines.is_empty() {
+                    continue;
+                }
+                writeln!(writer, "\n{title}:\n\n```sh")?;
+                for line in lines {
+                    writeln!(writer, "{}", escape(line))?;
+                }
+                writeln!(writer, "```")?;
+            }
         }
     }
     writeln!(writer, "\n## Coverage\n\n{}.", conclusion.coverage().join(", "))?;
@@ -376,6 +404,7 @@ mod tests {
             first: Timestamp::UNIX_EPOCH,
             last: Timestamp::UNIX_EPOCH,
             incident: uuid::Uuid::nil(),
+            fix: None,
         }
     }
 

@@ -21,6 +21,8 @@ pub trait Output: Send {
     fn event(&mut self, event: &Event) -> io::Result<bool>;
     /// Rules were changed.
     fn change(&mut self, change: &Change) -> io::Result<()>;
+    /// Told whenever nothing more is at hand: news of what was told may still come.
+    fn waits(&mut self, _for_news: bool) {}
     /// Called when nothing more is at hand, and several times a second in a storm: tell what waited long enough, flush.
     /// True when something still waits; then it is called again soon.
     fn idle(&mut self) -> io::Result<bool>;

@@ -16,10 +16,11 @@ use super::{
 };
 use crate::{
     incident::{Fold, Repeats, Told, Top, who},
-    model::{Action, Background, Change, Confirmation, Difference, Event, RuleSource, Summary},
+    model::{Action, Background, Change, Confirmation, Difference, Event, Fix, Lasts, RuleSource, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
 const STRONG: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
@@ -131,6 +132,21 @@ impl<W: Write + Send> Terminal<W> {
         writeln!(self.writer, "{time} {STRONG}RULE{STRONG:#}     {} → {to}: {}", escape(&who), escape(reason))
     }
 
+    /// `15:30:08 FIX      curl[2211] → 203.0.113.10:443/tcp`, the commands, and what is known of them.
+    fn fix(&mut self, event: &Event) -> io::Result<()> {
+        let Some(fix) = &event.egress.fix else { return Ok(()) };
+        self.make_room()?;
+        let (time, who, to) = (self.time(event.timestamp), who(event), destination(event));
+        writeln!(self.writer, "{time} {GOOD}FIX{GOOD:#}      {} → {to}", escape(&who))?;
+        for line in &fix.commands {
+            self.line("run", &format!("{STRONG}{}{STRONG:#}", escape(&as_root(line))))?;
+        }
+        for line in &fix.undo {
+            self.line("undo", &escape(&as_root(line)))?;
+        }
+        self.line("note", &escape(&about(fix)))
+    }
+
     fn hangs(&mut self, event: &Event) -> io::Result<()> {
         if self.hanging.0 >= MAX_HANGING {
             self.hanging.1 += 1;
@@ -198,6 +214,9 @@ impl<W: Write + Send> Output for Terminal<W> {
         }
         if event.event.action == Action::EgressRule {
             return self.rule(event).map(|()| false);
+        }
+        if event.event.action == Action::EgressFix {
+            return self.fix(event).map(|()| false);
         }
         if event.event.action == Action::EgressDropped {
             self.dropped += event.egress.count;
@@ -330,6 +349,35 @@ pub(super) fn hangs(event: &Event) -> String {
     });
     let reason = event.event.reason.as_deref().unwrap_or_default();
     format!("{} → {}{}: {reason}", escape(&who(event)), destination(event), waits.unwrap_or_default())
+}
+
+/// A line for root's shell as whoever may become root types it.
+pub(super) fn as_root(line: &str) -> String {
+    format!("sudo {}", line.replace("$(", "$(sudo "))
+}
+
+/// What is known of a fix, in words.
+pub(super) fn about(fix: &Fix) -> String {
+    let mut parts = Vec::new();
+    if fix.verified {
+        let addresses: Vec<String> = fix.verified_for.iter().map(ToString::to_string).collect();
+        parts.push(format!("proven in a private copy for {}", addresses.join(" and ")));
+    } else if let Some(why) = &fix.unverified {
+        parts.push(format!("not proven: {why}"));
+    }
+    if let Some(opens) = &fix.opens {
+        parts.push(format!("opens {opens}"));
+    }
+    parts.extend(match fix.lasts {
+        Some(Lasts::Permanent) => Some("stays".to_owned()),
+        Some(Lasts::Reload) => Some("until the rules are loaded anew".to_owned()),
+        None => None,
+    });
+    if fix.undo_verified == Some(false) {
+        parts.push("the undo does not bring back what was there".to_owned());
+    }
+    parts.extend(fix.note.clone());
+    parts.join(" · ")
 }
 
 /// `2m14s`, `1.2s`.

@@ -19,11 +19,11 @@ use super::{
     conclusion::{self, Conclusion, Story},
     escape::escape,
     json::JsonLines,
-    terminal::destination,
+    terminal::{as_root, destination},
 };
 use crate::{
     incident::who,
-    model::{Action, Change, Event, Finished, OwnerKnown, Summary},
+    model::{Action, Change, Event, Finished, Fix, OwnerKnown, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -37,6 +37,8 @@ pub struct Findings {
     pub first: Notify,
     /// How the command ended.
     pub ended: OnceLock<Finished>,
+    /// News of what was blocked may still come.
+    pub waits: AtomicBool,
 }
 
 /// Stories that are announced while the command runs.
@@ -85,6 +87,7 @@ impl Stories {
             first: event.event.start,
             last: event.event.end,
             incident: event.egress.incident,
+            fix: None,
         });
         true
     }
@@ -95,6 +98,13 @@ impl Stories {
         if let (Some(story), Some(reason)) = (place.and_then(|place| self.list.get_mut(*place)), &event.event.reason) {
             story.by.clone_from(reason);
         }
+    }
+
+    /// What would let a story's packets through; false where it is not told here.
+    fn fix(&mut self, event: &Event, fix: &Fix) -> bool {
+        let place = self.by_incident.get(&event.egress.incident).filter(|_| !event.egress.incident.is_nil());
+        let story = place.and_then(|place| self.list.get_mut(*place));
+        story.map(|story| story.fix = Some(fix.clone())).is_some()
     }
 
     /// One story for all that is too much to be told one by one.
@@ -108,6 +118,7 @@ impl Stories {
                 first: event.event.start,
                 last: event.event.end,
                 incident: Uuid::nil(),
+                fix: None,
             });
             self.list.len() - 1
         });
@@ -188,6 +199,21 @@ impl<W: Write> Verdict<W> {
         let _ = self.writer.flush();
     }
 
+    /// Says what would let the command's packets through, while it goes on.
+    fn fixed(&mut self, event: &Event) {
+        let Some(fix) = &event.egress.fix else { return };
+        let own = self.inside.fix(event, fix);
+        for stories in [&mut self.unknown, &mut self.outside] {
+            stories.fix(event, fix);
+        }
+        if own && !fix.commands.is_empty() && self.findings.ended.get().is_none() {
+            let how = if fix.verified { "proven" } else { "not proven" };
+            let commands: Vec<String> = fix.commands.iter().map(|line| as_root(line)).collect();
+            let _ = writeln!(self.writer, "observer: fix ({how}): {}", escape(&commands.join("; ")));
+            let _ = self.writer.flush();
+        }
+    }
+
     /// A full disk must not end what watches a command: it is said at the end.
     fn write_events(&mut self, write: impl FnOnce(&mut JsonLines<BufWriter<File>>) -> io::Result<()>) {
         if let Some(events) = &mut self.events
@@ -202,6 +228,10 @@ impl<W: Write> Verdict<W> {
 impl<W: Write + Send> Output for Verdict<W> {
     fn event(&mut self, event: &Event) -> io::Result<bool> {
         self.write_events(|events| events.event(event).map(drop));
+        if event.event.action == Action::EgressFix {
+            self.fixed(event);
+            return Ok(false);
+        }
         if event.event.action == Action::EgressRule {
             for stories in [&mut self.inside, &mut self.unknown, &mut self.outside] {
                 stories.name(event);
@@ -236,6 +266,10 @@ impl<W: Write + Send> Output for Verdict<W> {
     fn change(&mut self, change: &Change) -> io::Result<()> {
         self.write_events(|events| events.change(change));
         Ok(())
+    }
+
+    fn waits(&mut self, for_news: bool) {
+        self.findings.waits.store(for_news, Ordering::Release);
     }
 
     fn idle(&mut self) -> io::Result<bool> {

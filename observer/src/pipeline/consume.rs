@@ -199,6 +199,7 @@ impl<E: Eyes> Consumer<E> {
         for event in self.assembler.late() {
             self.news(event);
         }
+        self.done.output.waits(self.assembler.waits());
         let waiting = self.done.output.idle().unwrap_or_else(|error| {
             self.done.error = Some(error);
             false

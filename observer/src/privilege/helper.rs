@@ -30,7 +30,7 @@ use super::{
 use crate::{
     enrich::{assemble::HELPER, attribute::Eyes, changes::Listening},
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Difference, Facts, Packet, Replay, Wanted, WantedRule},
+    model::{ContainerName, Decision, Difference, Facts, Packet, Remedy, Replay, Stopped, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,
@@ -306,6 +306,13 @@ impl Eyes for Helper {
         let request = Request::Replay { netns, packet: packet.clone(), waits };
         match self.ask(&request).map_err(|error| error.to_string())? {
             Response::Replay(outcome) => outcome,
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
+    fn fix(&mut self, stopped: &Stopped) -> Result<Remedy, String> {
+        match self.ask(&Request::Fix(Box::new(stopped.clone()))).map_err(|error| error.to_string())? {
+            Response::Fix(remedy) => remedy,
             other => Err(unexpected(&other).to_string()),
         }
     }

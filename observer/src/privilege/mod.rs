@@ -7,6 +7,7 @@
 
 mod confine;
 mod deciders;
+mod fixes;
 mod helper;
 mod listening;
 mod netns;

@@ -4,12 +4,12 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::{Receiver, channel},
     thread,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
 use crate::firewall::files::Root;
@@ -99,6 +99,31 @@ pub(super) fn roots(number: u32) -> Vec<Root> {
         paths.push(PathBuf::from("/"));
     }
     paths.iter().filter_map(|path| Root::open(path).ok()).collect()
+}
+
+/// Where a namespace's firewall is managed from.
+pub(super) struct Home {
+    /// Its root folder.
+    pub(super) root: Root,
+    /// The mount namespace in which it is, where that is not this process's own.
+    pub(super) mounts: Option<File>,
+}
+
+/// That, where it is the host's own: whoever lives there may have mounted something, and is no container.
+pub(super) fn home(number: u32) -> Result<Home> {
+    let root = |path: &str| Root::open(Path::new(path));
+    let Some(pid) = resident(number).filter(|_| !is_in(std::process::id(), number)) else {
+        return Ok(Home { root: root("/")?, mounts: None });
+    };
+    let place = |path: String| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    let of = |process: &str| -> Result<_> {
+        Ok((place(format!("/proc/{process}/root/"))?, place(format!("/proc/{process}/ns/user"))?))
+    };
+    let process = pid.to_string();
+    ensure!(of(&process)? == of("self")?, "the rules are a container's own: its programs and files are not tried");
+    let is_own = place(format!("/proc/{pid}/ns/mnt"))? == place("/proc/self/ns/mnt".to_owned())?;
+    let mounts = if is_own { None } else { Some(File::open(format!("/proc/{pid}/ns/mnt"))?) };
+    Ok(Home { root: root(&format!("/proc/{pid}/root"))?, mounts })
 }
 
 /// Mount namespaces in which files are looked for.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Difference, Facts, Packet, Replay, Wanted, WantedRule},
+    model::{ContainerName, Decision, Difference, Facts, Packet, Remedy, Replay, Stopped, Wanted, WantedRule},
     probe::{
         proof::{Prepared, Unproven},
         selftest::Sent,
@@ -112,6 +112,8 @@ pub enum Request {
         /// A copy that is being made is waited for a moment.
         waits: bool,
     },
+    /// What would let a packet through: asked again until it is known.
+    Fix(Box<Stopped>),
     /// Attach them to the functions that give verdicts, for so long from now on.
     ArmVerdicts {
         /// Not at all when zero.
@@ -175,6 +177,8 @@ pub enum Response {
     ProveReplay(Result<Duration, String>),
     /// To [`Request::Replay`]; or why there is no copy.
     Replay(Result<Replay, String>),
+    /// To [`Request::Fix`]; or why it cannot be looked for.
+    Fix(Result<Remedy, String>),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

@@ -79,6 +79,11 @@ impl Replays {
         Ok(())
     }
 
+    /// Names the namespaces of which nothing is seen.
+    pub(super) fn own(&self) -> Result<Own> {
+        Ok(Arc::clone(self.own.as_ref().context("observer's own namespaces cannot be told from others")?))
+    }
+
     /// Will copy a namespace's rules before anything was dropped there, once nothing else is to be done at start.
     pub(super) fn prepare_later(&mut self, number: Option<u32>) {
         self.prepared = number.map(|number| (number, Instant::now() + patience::here(AFTER_START)));
@@ -183,7 +188,7 @@ impl Replays {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             replay::copy(limit)
         })?;
-        let building = Building::begin(copied, move |netns| Hidden::new(own, netns))?;
+        let building = Building::begin(copied, replay::logs_everywhere(), move |netns| Hidden::new(own, netns))?;
         let now = Instant::now();
         let before = self.copies.get(&cookie).and_then(|old| match &old.state {
             State::Ready(stage) => Some((stage.version.clone(), old.since_ns)),
@@ -231,16 +236,16 @@ impl Replays {
 }
 
 /// The map that names namespaces of which nothing is seen.
-type Own = Arc<Mutex<BpfMap<MapData, u32, u32>>>;
+pub(super) type Own = Arc<Mutex<BpfMap<MapData, u32, u32>>>;
 
 /// One of them is hidden as long as this lives: its number may be another namespace's afterwards.
-struct Hidden {
+pub(super) struct Hidden {
     own: Own,
     netns: u32,
 }
 
 impl Hidden {
-    fn new(own: Own, netns: u32) -> Result<Self> {
+    pub(super) fn new(own: Own, netns: u32) -> Result<Self> {
         own.lock().map_err(|_| anyhow::anyhow!("no map"))?.insert(netns, 1, 0).context("the copy cannot be hidden")?;
         Ok(Self { own, netns })
     }

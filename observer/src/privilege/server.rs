@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -11,7 +12,8 @@ use caps::{CapSet, Capability};
 
 use super::{
     deciders::Deciders,
-    listening, netns,
+    fixes::Fixes,
+    listening, netns, patience,
     protocol::{Request, Response},
     replays::Replays,
     rulesets::Rulesets,
@@ -30,12 +32,13 @@ use crate::{
     replay,
 };
 
-/// Reading other users' processes; entering and making namespaces; a firewall and an interface in those it made; reading
+/// Reading other users' processes; entering and making namespaces, those of mounts among them; a firewall and an interface in those it made; reading
 /// firewall files that only root may; addresses of the kernel's functions; sending a packet as it was, as the user and group
 /// whose it was.
-const NEEDED: [Capability; 8] = [
+const NEEDED: [Capability; 9] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_CHROOT,
     Capability::CAP_NET_ADMIN,
     Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_SYSLOG,
@@ -43,6 +46,9 @@ const NEEDED: [Capability; 8] = [
     Capability::CAP_SETGID,
     Capability::CAP_NET_RAW,
 ];
+
+/// Texts of all rules that deny are waited for so long.
+const TEXTS: Duration = Duration::from_millis(500);
 
 /// Gives up every capability that is not needed.
 pub(super) fn keep_needed_capabilities() -> Result<()> {
@@ -74,6 +80,7 @@ pub(super) struct Server {
     xtable_name: Option<u32>,
     pub(super) verdicts: Verdicts,
     pub(super) replays: Replays,
+    fixes: Fixes,
     /// What came with the question.
     pub(super) received: Vec<OwnedFd>,
     /// What goes with the next answer.
@@ -100,6 +107,7 @@ impl Server {
             xtable_name: None,
             verdicts: Verdicts::default(),
             replays: Replays::default(),
+            fixes: Fixes::default(),
             received: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -151,7 +159,7 @@ impl Server {
                 netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
             ),
             Request::Denies => Response::Denies(
-                denies::read(&mut || Root::open(Path::new("/")).into_iter().collect())
+                denies::read(patience::here(TEXTS), &mut || Root::open(Path::new("/")).into_iter().collect())
                     .map_err(|error| format!("{error:#}")),
             ),
             Request::Rule(ref wanted) => Response::Rule(
@@ -187,6 +195,12 @@ impl Server {
             }
             Request::Replay { netns, ref packet, waits } => Response::Replay(
                 self.replays.replay(netns, packet, waits, &mut self.cgroups).map_err(|error| format!("{error:#}")),
+            ),
+            Request::Fix(ref stopped) => Response::Fix(
+                self.replays
+                    .own()
+                    .and_then(|own| self.fixes.of(stopped, own, &mut self.cgroups))
+                    .map_err(|error| format!("{error:#}")),
             ),
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),

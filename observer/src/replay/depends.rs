@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     netlink::{Attributes, Body},
+    packet::Whole,
     ruleset::{CHAIN_NAME, DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE},
 };
 use crate::firewall::{
     legacy::{Does, Entry},
-    netfilter::hook,
+    netfilter::{family, hook},
 };
 
 /// Which way a packet goes.
@@ -235,72 +236,169 @@ fn is_the_same(payload: &Attributes) -> bool {
     }
 }
 
-/// What decides by more than a packet, in words.
+/// By what a rule decides, beside the packet, the addresses and the interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// A rate, a set that changes by itself, a time of day.
+    Anything,
+    /// A connection's state.
+    State,
+    /// The same, and all that it does is to accept.
+    AcceptedState,
+    /// The sender's cgroup.
+    Cgroup,
+    /// More of the packet than addresses, ports and flags.
+    Header,
+}
+
+/// A rule that decides by more than the packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Doubt {
+    by: By,
+    words: String,
+    /// Family of its table and what it is made of, where that is known.
+    rule: Option<(u8, Attributes)>,
+}
+
+/// Rules of each kind that are kept apart; with more of them every packet is in doubt.
+const MAX_DOUBTS: usize = 256;
+
+/// What in rules decides by more than a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Depends {
-    /// Whatever the packet.
+    doubts: Vec<Doubt>,
+    /// Chains that hang on the way.
+    pub(super) chains: usize,
+}
+
+/// The same for one packet, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Doubts {
+    /// Whatever is known of it.
     pub(super) always: Option<String>,
-    /// Unless it is the first of its connection, or that is known.
+    /// Unless it is the first of its connection, or that is known. What one chain accepts by it another may still drop: only where
+    /// there is one chain does that not matter to a packet that was dropped.
     pub(super) by_state: Option<String>,
     /// Unless it is sent from its sender's cgroup.
     pub(super) by_cgroup: Option<String>,
     /// Unless the packet is there, and not only what it is said to be.
     pub(super) by_header: Option<String>,
-    /// Chains that hang on the way.
-    pub(super) chains: usize,
-    /// What accepts by a connection's state.
-    accepts_by_state: Option<String>,
 }
 
 impl Depends {
     /// One more rule.
-    fn add(&mut self, judged: Judged, told: impl Fn(&str) -> String) {
+    fn add(&mut self, judged: Judged, rule: Option<(u8, &Attributes)>, told: impl Fn(&str) -> String) {
         if !judged.decides {
             return;
         }
-        if self.always.is_none() {
-            self.always = judged.uncertain.map(|what| told(&what));
-        }
-        if judged.by_state && !judged.accepts && self.by_state.is_none() {
-            self.by_state = Some(told("a connection's state"));
-        }
-        if judged.by_state && self.accepts_by_state.is_none() {
-            self.accepts_by_state = Some(told("a connection's state"));
-        }
-        if judged.by_header && self.by_header.is_none() {
-            self.by_header = Some(told("a field of the packet"));
-        }
-        if judged.by_cgroup && self.by_cgroup.is_none() {
-            self.by_cgroup = Some(told("a cgroup"));
+        let state = if judged.accepts { By::AcceptedState } else { By::State };
+        let all = [
+            judged.uncertain.map(|what| (By::Anything, told(&what))),
+            judged.by_state.then(|| (state, told("a connection's state"))),
+            judged.by_header.then(|| (By::Header, told("a field of the packet"))),
+            judged.by_cgroup.then(|| (By::Cgroup, told("a cgroup"))),
+        ];
+        for (by, words) in all.into_iter().flatten() {
+            let known = self.doubts.iter().filter(|doubt| doubt.by == by).count();
+            if known <= MAX_DOUBTS {
+                let rule =
+                    rule.filter(|_| known < MAX_DOUBTS).map(|(family, of)| (family, of.only(&[RULE_EXPRESSIONS])));
+                self.doubts.push(Doubt { by, words, rule });
+            }
         }
     }
 
     /// Something that could not be looked at.
     pub(super) fn unknown(what: &str) -> Self {
-        Self { always: Some(what.to_owned()), ..Self::default() }
+        let doubt = Doubt { by: By::Anything, words: what.to_owned(), rule: None };
+        Self { doubts: vec![doubt], chains: 0 }
     }
 
     /// Both rulesets' together.
-    pub(super) fn and(self, other: Self) -> Self {
-        Self {
-            always: self.always.or(other.always),
-            by_state: self.by_state.or(other.by_state),
-            by_cgroup: self.by_cgroup.or(other.by_cgroup),
-            by_header: self.by_header.or(other.by_header),
-            chains: self.chains + other.chains,
-            accepts_by_state: self.accepts_by_state.or(other.accepts_by_state),
-        }
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.doubts.extend(other.doubts);
+        Self { doubts: self.doubts, chains: self.chains + other.chains }
     }
 
-    /// What decides by the state of a connection. What one chain accepts by it another may still drop: only where there is one
-    /// chain does that not matter to a packet that was dropped.
-    pub(super) fn by_state(&self) -> Option<&String> {
-        self.by_state.as_ref().or(self.accepts_by_state.as_ref().filter(|_| self.chains > 1))
+    /// Something asks for a cgroup.
+    pub(super) fn asks_for_cgroups(&self) -> bool {
+        self.doubts.iter().any(|doubt| doubt.by == By::Cgroup)
+    }
+
+    /// What matters to a packet: rules that it cannot match do not.
+    pub(super) fn of(&self, whole: &Whole) -> Doubts {
+        let matters = |doubt: &&Doubt| doubt.rule.as_ref().is_none_or(|(family, rule)| may_match(*family, rule, whole));
+        let first = |by: By| {
+            let mut all = self.doubts.iter().filter(|doubt| doubt.by == by);
+            all.find(matters).map(|doubt| doubt.words.clone())
+        };
+        Doubts {
+            always: first(By::Anything),
+            by_state: first(By::State).or_else(|| first(By::AcceptedState).filter(|_| self.chains > 1)),
+            by_cgroup: first(By::Cgroup),
+            by_header: first(By::Header),
+        }
     }
 }
 
-/// The first thing on a way that decides by more than the packet, the addresses and the interfaces: a rate, a set that changes by
-/// itself, a time of day; the first that does anything but accept by a connection's state; and the first that asks for a cgroup.
+/// False where a rule compares something that is known of the packet, its protocol, an address, a port, with something else.
+fn may_match(of: u8, rule: &Attributes, whole: &Whole) -> bool {
+    const PROTOCOL_OF_FAMILY: u32 = 15;
+    const PROTOCOL: u32 = 16;
+    const EQUAL: u32 = 0;
+    const UNEQUAL: u32 = 1;
+    let own = whole.family();
+    if [family::IPV4, family::IPV6].contains(&of) && of != own {
+        return false;
+    }
+    // What was loaded last, and where: whatever else a register holds is not known.
+    let mut loaded: Option<(u32, Vec<u8>)> = None;
+    for expression in rule.list(RULE_EXPRESSIONS).lists() {
+        let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
+        let known =
+            |register: Option<u32>| loaded.as_ref().filter(|(of, _)| Some(*of) == register).map(|(_, bytes)| bytes);
+        match name.as_str() {
+            "payload" => {
+                let bytes =
+                    is_address_or_port(&data).then(|| whole.field(data.number(2)?, data.number(3)?, data.number(4)?));
+                loaded = data.number(1).zip(bytes.flatten().map(<[u8]>::to_vec));
+            }
+            "meta" => {
+                let byte = match data.number(2) {
+                    Some(PROTOCOL_OF_FAMILY) => Some(own),
+                    Some(PROTOCOL) => Some(whole.protocol),
+                    _ => None,
+                };
+                loaded = data.number(1).zip(byte.map(|byte| vec![byte]));
+            }
+            "bitwise" => {
+                let (mask, flip) = (data.list(4).get(1).map(<[u8]>::to_vec), data.list(5).get(1).map(<[u8]>::to_vec));
+                let of = known(data.number(1))
+                    .zip(mask.zip(flip))
+                    .filter(|(bytes, (mask, flip))| bytes.len() == mask.len() && bytes.len() == flip.len());
+                let bytes = of.map(|(bytes, (mask, flip))| {
+                    bytes.iter().zip(mask.iter().zip(&flip)).map(|(byte, (mask, flip))| byte & mask ^ flip).collect()
+                });
+                loaded = data.number(2).zip(bytes);
+            }
+            "cmp" => {
+                let compared = known(data.number(1)).zip(data.list(3).get(1).map(<[u8]>::to_vec));
+                let Some(is_same) = compared.map(|(bytes, with)| *bytes == with) else { continue };
+                match data.number(2) {
+                    Some(EQUAL) if !is_same => return false,
+                    Some(UNEQUAL) if is_same => return false,
+                    _ => {}
+                }
+            }
+            // They write nowhere.
+            "counter" | "match" | "target" | "immediate" | "log" | "limit" | "reject" => {}
+            _ => loaded = None,
+        }
+    }
+    true
+}
+
+/// What decides on a way by more than the packet, the addresses and the interfaces.
 pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) -> Depends {
     let mut by_chain: HashMap<Key, Vec<&Body>> = HashMap::new();
     for rule in rules {
@@ -318,7 +416,7 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
     };
     let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
     let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
-    let mut found = Depends { chains: waiting.len(), ..Depends::default() };
+    let mut found = Depends { chains: waiting.len(), doubts: Vec::new() };
     while let Some(chain) = waiting.pop() {
         for rule in by_chain.get(&chain).into_iter().flatten() {
             let judged = judge(rule, &chain, &changing, way);
@@ -328,7 +426,7 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
                 next.extend(by_chain.keys().filter(|other| (other.0, &other.1) == (chain.0, &chain.1)).cloned());
             }
             waiting.extend(next.into_iter().filter(|next| seen.insert(next.clone())));
-            found.add(judged, |what| format!("{what} in chain {}", chain.2));
+            found.add(judged, Some((chain.0, &rule.attributes)), |what| format!("{what} in chain {}", chain.2));
         }
     }
     found
@@ -353,7 +451,7 @@ impl Depends {
             Does::Extension(_) if table == "nat" => judged.by_state = true,
             _ => {}
         }
-        self.add(judged, |what| format!("{what} in table {table} of iptables-legacy"));
+        self.add(judged, None, |what| format!("{what} in table {table} of iptables-legacy"));
     }
 }
 

@@ -50,11 +50,8 @@ pub(super) struct Inside {
 
 impl Inside {
     /// `logs`: what a rule of iptables-legacy logs here would be logged.
-    pub(super) fn make(copied: &Copied, logs: bool) -> Result<Self> {
-        let set = copied.around.make()?.map_err(|error| format!("{error:#}"));
-        // Without rules nothing else is needed.
-        copied.rules.make(|name| copied.around.has(name))?;
-        legacy::make(&copied.legacy, logs)?;
+    pub(super) fn new(copied: &Copied, logs: bool) -> Result<Self> {
+        let set = copied.make(logs)?.map_err(|error| format!("{error:#}"));
         Ok(Self {
             set,
             trace: ruleset::tracer(QUIET)?,

@@ -15,4 +15,4 @@ pub mod surroundings;
 
 pub use conntrack::Connection;
 pub use proof::prove;
-pub use stage::{Asked, Building, Copied, Order, Stage, Version, ask, copy};
+pub use stage::{Asked, Building, Copied, Order, Stage, Version, ask, copy, logs_everywhere, own_namespace};

@@ -32,6 +32,17 @@ pub(super) struct Whole {
 }
 
 impl Whole {
+    /// Bytes of a header, as nftables numbers them: 1 is IP's, 2 that of what it carries.
+    pub(super) fn field(&self, base: u32, offset: u32, length: u32) -> Option<&[u8]> {
+        let from = match base {
+            1 => 0,
+            2 => self.transport,
+            _ => return None,
+        };
+        let at = from.checked_add(usize::try_from(offset).ok()?)?;
+        self.bytes.get(at..at.checked_add(usize::try_from(length).ok()?)?)
+    }
+
     /// Of a packet as it was dropped.
     pub(super) fn of(packet: &Packet) -> Result<Self> {
         let (mut headers, payload) = IpHeaders::from_slice_lax(&packet.bytes)

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Building, Connection, Order, copy, packet::datagram, surroundings};
+use super::{Building, Connection, Order, copy, logs_everywhere, packet::datagram, surroundings};
 use crate::{
     firewall::{
         build::{self, RuleSpec, TableSpec, Then},
@@ -42,7 +42,7 @@ pub fn prove() -> Result<Duration> {
         });
         let _ = send.send(copy);
     });
-    let building = Building::begin(copied, |_| Ok(()))?;
+    let building = Building::begin(copied, logs_everywhere(), |_| Ok(()))?;
     let made = building.until(Instant::now() + PATIENCE).ok().context("the copy was not there in time")?;
     let took = Instant::now();
     let stage = made?;

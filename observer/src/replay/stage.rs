@@ -2,9 +2,13 @@
 
 use std::{
     cell::Cell,
+    collections::HashMap,
     fs::{self, File},
     os::unix::fs::MetadataExt,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,6 +21,7 @@ use super::{
     conntrack::{self, Connection},
     depends::Depends,
     inside::{Ended, Inside},
+    legacy,
     packet::Whole,
     ruleset::{self, Listed},
     surroundings::{self, Surroundings},
@@ -25,6 +30,7 @@ use crate::{
     firewall::{
         files::Root,
         legacy::{Entry, Saved, Table, tables},
+        netfilter::family,
         nft,
     },
     model::{End, NamedRule, Origin, Packet, Statement},
@@ -43,7 +49,7 @@ pub struct Copied {
     pub(super) legacy: Vec<Table>,
     /// The text of the tables of iptables-legacy.
     pub(super) saved: Saved,
-    pub(super) around: Surroundings,
+    pub(super) around: Arc<Surroundings>,
 }
 
 /// Which rules are in force: different ones have different numbers, or bytes.
@@ -80,10 +86,44 @@ pub fn copy(limit: usize) -> Result<Copied> {
     let bytes: usize = legacy.iter().map(|table| table.block.len()).sum();
     ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
     let saved = Saved::begin(&legacy);
-    Ok(Copied { rules, legacy, saved, around: surroundings::list()? })
+    Ok(Copied { rules, legacy, saved, around: Arc::new(surroundings::list()?) })
+}
+
+/// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
+pub fn logs_everywhere() -> bool {
+    // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
+    fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0")
 }
 
 impl Copied {
+    /// Makes the same in the namespace of the calling thread, with everything traced. The inner error says what could not be set.
+    pub(super) fn make(&self, logs: bool) -> Result<Result<()>> {
+        let set = self.around.make()?;
+        // Without rules nothing else is needed.
+        self.rules.make(|name| self.around.has(name))?;
+        legacy::make(&self.legacy, logs)?;
+        Ok(set)
+    }
+
+    /// Makes the same likewise; rules of the copy by family, table and handle, and their handles in the original.
+    pub fn make_anew(&self, logs: bool) -> Result<HashMap<(String, String, u64), u64>> {
+        self.make(logs)??;
+        let originals = self.rules.handles();
+        let places = ruleset::own_places()?.into_iter();
+        let named = |(own, place): ((u8, String, u64), ruleset::Place)| {
+            let original = *originals.get(&place)?;
+            Some(((family::name(own.0).to_owned(), own.1, own.2), original))
+        };
+        Ok(places.filter_map(named).collect())
+    }
+
+    /// The rules that are in force now in a copy of it, in which the calling thread lives, with what is around them there.
+    pub fn again(&self) -> Result<Self> {
+        let (rules, legacy) = (ruleset::list(usize::MAX)?, tables()?);
+        let saved = Saved::begin(&legacy);
+        Ok(Self { rules, legacy, saved, around: Arc::clone(&self.around) })
+    }
+
     fn version(&self) -> Result<Version> {
         Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
     }
@@ -121,13 +161,12 @@ struct Made {
 
 impl Building {
     /// Begins to make one of what arrives, by a thread that nobody waits for. `hide` is told the inode number of its namespace before
-    /// there is anything in it; what it returns is dropped when nothing is done there any more.
+    /// there is anything in it; what it returns is dropped when nothing is done there any more. `logs`: see [`logs_everywhere`].
     pub fn begin<H>(
         copied: Receiver<Result<Copied>>,
+        logs: bool,
         hide: impl FnOnce(u32) -> Result<H> + Send + 'static,
     ) -> Result<Self> {
-        // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
-        let logs = fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0");
         let began = Instant::now();
         let (orders, ordered) = channel::<Numbered>();
         let (answer, answers) = channel();
@@ -143,7 +182,7 @@ impl Building {
             let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
             let inside = copied.and_then(|mut copied| {
                 let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
-                let inside = Inside::make(&copied, logs)?;
+                let inside = Inside::new(&copied, logs)?;
                 let known = Made {
                     took: began.elapsed(),
                     version: copied.version()?,
@@ -222,14 +261,15 @@ impl Stage {
         };
         let (end, of_legacy) = self.send(order)?;
         let depends = rules.and(of_legacy);
-        let by_state = depends.by_state().filter(|_| !is_known).cloned();
+        let doubts = depends.of(&whole);
+        let by_state = doubts.by_state.filter(|_| !is_known);
         let by_length = is_cut.then(|| "it is longer than what is sent again".to_owned());
-        let by_cgroup = depends.by_cgroup.filter(|_| !is_in_cgroup);
-        let by_header = depends.by_header.filter(|_| !is_there);
+        let by_cgroup = doubts.by_cgroup.filter(|_| !is_in_cgroup);
+        let by_header = doubts.by_header.filter(|_| !is_there);
         // Of a packet that was seen to be dropped it is known by whom.
         let both = !is_there && !self.legacy.is_empty() && depends.chains > self.legacy.len();
         let by_both = both.then(|| "both kinds of iptables decide, in an order that is not known".to_owned());
-        Ok((end, by_length.or(depends.always).or(by_state).or(by_cgroup).or(by_header).or(by_both)))
+        Ok((end, by_length.or(doubts.always).or(by_state).or(by_cgroup).or(by_header).or(by_both)))
     }
 
     fn send(&self, order: Order) -> Result<Ended> {
@@ -253,13 +293,13 @@ impl Stage {
     /// It is to be sent from its sender's cgroup.
     pub fn asks_for_cgroups(&self) -> bool {
         let has_cgroup = |entry: &Entry| entry.matches.iter().any(|name| name == "cgroup");
-        self.out.by_cgroup.is_some()
+        self.out.asks_for_cgroups()
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 }
 
 /// Enters a new namespace; its inode number.
-fn own_namespace() -> Result<u32> {
+pub fn own_namespace() -> Result<u32> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
     Ok(u32::try_from(netns)?)
@@ -288,7 +328,7 @@ mod tests {
             };
             let _ = send.send(read());
         });
-        let stage = Building::begin(receive, |_| Ok(()))
+        let stage = Building::begin(receive, logs_everywhere(), |_| Ok(()))
             .unwrap()
             .until(Instant::now() + Duration::from_secs(10))
             .map_err(|_| anyhow::anyhow!("slow"))??;

@@ -97,6 +97,11 @@ impl<'a> Owner<'a> {
     }
 }
 
+/// The policy whose chain it is.
+pub fn policy(chain: &str) -> Option<&str> {
+    Owner::of(chain).filter(|owner| owner.kind == "policy").map(|owner| owner.name)
+}
+
 fn target(text: &str) -> &'static str {
     if text.contains("reject") { "REJECT" } else { "DROP" }
 }

@@ -19,6 +19,8 @@ use super::{
 use crate::model::{NamedRule, Statement};
 
 pub use chains::OWNERS;
+pub use firewalld::policy;
+pub use ufw::{Entries, entries};
 
 /// Where a rule is.
 #[derive(Clone, Copy)]

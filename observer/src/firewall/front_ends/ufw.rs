@@ -312,6 +312,26 @@ fn of_tuple(tuples: &[Tuple], index: usize, v6: bool, root: &Root) -> Statement 
     }
 }
 
+/// ufw's statements, as it writes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// For IPv4.
+    pub v4: Vec<String>,
+    /// For IPv6.
+    pub v6: Vec<String>,
+    /// The highest number of those for IPv4.
+    pub numbers: u32,
+}
+
+/// Those of the files below a root folder; none where there are no files.
+pub fn entries(root: &Root) -> Entries {
+    let read = |name: &str| parse(&root.read(&format!("{FILES}{name}.rules")).unwrap_or_default(), "").0;
+    let (v4, v6) = (read("user"), read("user6"));
+    let words = |tuples: &[Tuple]| tuples.iter().map(Tuple::words).collect();
+    let numbers = v4.len().checked_sub(1).map_or(0, |last| number(&[], &v4, last));
+    Entries { v4: words(&v4), v6: words(&v6), numbers }
+}
+
 /// All statements that limit share one rule that rejects: told where there is only one that leads there.
 fn limit(place: &Place<'_>, user: &str, prefix: &str, v6: bool, root: &Root) -> Option<Statement> {
     let from = if place.base == "FORWARD" { "user-forward" } else { "user-output" };

@@ -9,6 +9,7 @@ mod demo;
 mod directions;
 mod doctor;
 mod firewalls;
+mod fixes;
 mod front_ends;
 mod hanging;
 mod hooks;
@@ -56,10 +57,11 @@ fn without_a_machine() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 23] = [
+    let groups: [(&str, &[Scenario]); 24] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
+        ("fixes", fixes::ALL),
         ("hooks", hooks::ALL),
         ("rules", rules::ALL),
         ("replay", replay::ALL),

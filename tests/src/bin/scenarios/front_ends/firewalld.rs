@@ -2,13 +2,12 @@
 
 use anyhow::{Result, ensure};
 use harness::{
-    lab::{FAR_V4, FAR_V6, Lab, Server},
+    lab::{FAR_V4, FAR_V6, Lab},
     observer::{Observer, expect},
-    wait_for,
 };
 use serde_json::json;
 
-use super::{event, knock, one_by_one};
+use super::{event, knock, one_by_one, with_firewalld, without_firewalld};
 use crate::Outcome;
 
 /// A real firewalld with a message bus of its own.
@@ -16,44 +15,19 @@ pub(super) fn rules() -> Result<Outcome> {
     if let Some(skipped) = one_by_one() {
         return Ok(skipped);
     }
-    if !["/usr/sbin/firewalld", "/usr/bin/firewalld"].iter().any(|path| std::path::Path::new(path).exists()) {
-        return Ok(Outcome::Skipped("firewalld is not installed".to_owned()));
+    if let Some(skipped) = without_firewalld() {
+        return Ok(skipped);
     }
     let mut lab = Lab::new()?;
-    lab.client.private_files()?;
-    lab.client.run("sh", &["-c", "mkdir -p /run/dbus && dbus-daemon --system --fork --nopidfile"])?;
-    let offline = |args: &[&str]| lab.client.run("firewall-offline-cmd", args);
-    offline(&["--new-policy", "hostout"])?;
-    offline(&["--policy", "hostout", "--add-ingress-zone", "HOST"])?;
-    offline(&["--policy", "hostout", "--add-egress-zone", "ANY"])?;
     let rich = [
         "rule family=\"ipv4\" destination address=\"203.0.113.0/24\" port port=\"443\" protocol=\"tcp\" reject",
         "rule port port=\"25\" protocol=\"tcp\" drop",
         "rule priority=\"-10\" family=\"ipv6\" destination address=\"2001:db8:1::/48\" port port=\"443\" protocol=\"tcp\" drop",
         "rule service name=\"ldap\" reject",
     ];
-    for rule in rich {
-        offline(&["--policy", "hostout", "--add-rich-rule", rule])?;
-    }
-    offline(&[
-        "--direct",
-        "--add-rule",
-        "ipv4",
-        "filter",
-        "OUTPUT",
-        "0",
-        "-p",
-        "udp",
-        "--dport",
-        "7000",
-        "-j",
-        "DROP",
-    ])?;
-    let mut daemon = lab.client.command("firewalld");
-    let _daemon = Server(daemon.args(["--nofork", "--nopid"]).stdout(std::process::Stdio::null()).spawn()?);
-    wait_for("firewalld", || {
-        Ok(lab.client.run("firewall-cmd", &["--state"]).is_ok_and(|state| state.trim() == "running").then_some(()))
-    })?;
+    let options = rich.map(|rule| ["--add-rich-rule", rule]);
+    let _daemon = with_firewalld(&mut lab.client, &options.each_ref().map(|options| &options[..]))?;
+    lab.client.run("sh", &["-c", "firewall-cmd --permanent --direct --add-rule ipv4 filter OUTPUT 0 -p udp --dport 7000 -j DROP && firewall-cmd --reload"])?;
     let observer = Observer::watch(&lab.client)?;
     let told = [
         ("tcp", FAR_V4, 443, "firewalld policy hostout, rich rule", rich[0], "reject"),

@@ -4,9 +4,12 @@ mod chains;
 mod firewalld;
 mod ufw;
 
-use anyhow::{Context, Result};
+use std::{path::Path, process::Stdio};
+
+use anyhow::{Context, Result, ensure};
 use harness::{
     kernel,
+    lab::Server,
     namespace::Namespace,
     observer::{Observer, Report},
     traffic, wait_for,
@@ -31,6 +34,52 @@ pub(crate) const ALL: &[Scenario] = &[
     ("ferm_may_have_made_it", chains::ferm),
     ("files_that_hang", ufw::hanging_files),
 ];
+
+/// ufw with private files, switched on.
+pub(crate) fn with_ufw(host: &mut Namespace, statements: &[&str]) -> Result<()> {
+    if !host.has_private_files() {
+        host.private_files()?;
+    }
+    host.run("ufw", &["--force", "reset"])?;
+    for statement in statements {
+        let words = shell_words(statement);
+        host.run("ufw", &words.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+    host.run("ufw", &["--force", "enable"])?;
+    Ok(())
+}
+
+/// What `iptables` is in this namespace: its older tables.
+pub(crate) fn with_iptables_legacy(client: &Namespace) -> Result<()> {
+    let script = "mount --bind $(readlink -f $(command -v iptables-legacy)) $(readlink -f $(command -v iptables-nft))";
+    client.run("sh", &["-c", script])?;
+    let version = client.run("iptables", &["--version"])?;
+    ensure!(version.contains("legacy"), "{version}");
+    Ok(())
+}
+
+/// Where it is not installed.
+pub(crate) fn without_firewalld() -> Option<Outcome> {
+    let is_there = ["/usr/sbin/firewalld", "/usr/bin/firewalld"].iter().any(|path| Path::new(path).exists());
+    (!is_there).then(|| Outcome::Skipped("firewalld is not installed".to_owned()))
+}
+
+/// A real firewalld with a message bus of its own, and a policy `hostout` for what the host sends, with these options.
+pub(crate) fn with_firewalld(host: &mut Namespace, options: &[&[&str]]) -> Result<Server> {
+    host.private_files()?;
+    host.run("sh", &["-c", "mkdir -p /run/dbus && dbus-daemon --system --fork --nopidfile"])?;
+    let offline = |args: &[&str]| host.run("firewall-offline-cmd", args);
+    offline(&["--new-policy", "hostout"])?;
+    for options in [&["--add-ingress-zone", "HOST"][..], &["--add-egress-zone", "ANY"]].iter().chain(options) {
+        offline(&[&["--policy", "hostout"], *options].concat())?;
+    }
+    let mut daemon = host.command("firewalld");
+    let daemon = Server(daemon.args(["--nofork", "--nopid"]).stdout(Stdio::null()).spawn()?);
+    wait_for("firewalld", || {
+        Ok(host.run("firewall-cmd", &["--state"]).is_ok_and(|state| state.trim() == "running").then_some(()))
+    })?;
+    Ok(daemon)
+}
 
 /// Every packet's rule is told at once where it is freed; elsewhere these words are the same.
 fn one_by_one() -> Option<Outcome> {

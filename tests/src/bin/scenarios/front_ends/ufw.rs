@@ -3,35 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug, Server},
-    namespace::Namespace,
     observer::{Observer, expect},
     traffic,
 };
 use serde_json::{Value, json};
 
-use super::{event, hear, knock, knock_until_named, one_by_one, shell_words};
+use super::{event, hear, knock, knock_until_named, one_by_one, shell_words, with_iptables_legacy, with_ufw};
 use crate::Outcome;
-
-/// ufw with private files, switched on.
-fn with_ufw(lab: &mut Lab, statements: &[&str]) -> Result<()> {
-    lab.client.private_files()?;
-    lab.client.run("ufw", &["--force", "reset"])?;
-    for statement in statements {
-        let words = shell_words(statement);
-        lab.client.run("ufw", &words.iter().map(String::as_str).collect::<Vec<_>>())?;
-    }
-    lab.client.run("ufw", &["--force", "enable"])?;
-    Ok(())
-}
-
-/// What `iptables` is in this namespace: its older tables.
-fn with_iptables_legacy(client: &Namespace) -> Result<()> {
-    let script = "mount --bind $(readlink -f $(command -v iptables-legacy)) $(readlink -f $(command -v iptables-nft))";
-    client.run("sh", &["-c", script])?;
-    let version = client.run("iptables", &["--version"])?;
-    ensure!(version.contains("legacy"), "{version}");
-    Ok(())
-}
 
 /// A statement, what it stops, and how it stands in `ufw status numbered`.
 struct Case {
@@ -225,7 +203,7 @@ pub(super) fn default(action: &str, chain: &str) -> Result<Outcome> {
         return Ok(skipped);
     }
     let mut lab = Lab::new()?;
-    with_ufw(&mut lab, &[&format!("default {action} outgoing"), "allow out 80/tcp"])?;
+    with_ufw(&mut lab.client, &[&format!("default {action} outgoing"), "allow out 80/tcp"])?;
     let observer = Observer::watch(&lab.client)?;
     knock(&observer, &lab.client, ("udp", FAR_V4, 53))?;
     let report = observer.stop()?;
@@ -249,7 +227,7 @@ pub(super) fn before() -> Result<Outcome> {
         return Ok(skipped);
     }
     let mut lab = Lab::new()?;
-    with_ufw(&mut lab, &["default allow outgoing"])?;
+    with_ufw(&mut lab.client, &["default allow outgoing"])?;
     let line = "-A ufw-before-output -p udp --dport 7000 -j DROP";
     lab.client.run("sed", &["-i", &format!("s/^COMMIT/{line}\\nCOMMIT/"), "/etc/ufw/before.rules"])?;
     lab.client.run("ufw", &["reload"])?;
@@ -271,7 +249,7 @@ pub(super) fn changed() -> Result<Outcome> {
         return Ok(skipped);
     }
     let mut lab = Lab::new()?;
-    with_ufw(&mut lab, &["default allow outgoing", "deny out 443/tcp"])?;
+    with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;
     lab.client.run("iptables", &["-I", "ufw-user-output", "1", "-p", "udp", "--dport", "6000", "-j", "DROP"])?;
     let observer = Observer::watch(&lab.client)?;
     knock(&observer, &lab.client, ("udp", FAR_V4, 6000))?;
@@ -290,8 +268,10 @@ pub(super) fn changed() -> Result<Outcome> {
 /// `observer` alone names what denies in the same words. It shows the namespace that it runs in.
 pub(super) fn on_screen() -> Result<Outcome> {
     let mut lab = Lab::new()?;
-    with_ufw(&mut lab, &["default allow outgoing", "deny out 443/tcp comment 'hardening 2023'"])?;
-    let screen = lab.client.run(&harness::observer::program().canonicalize()?.display().to_string(), &[])?;
+    with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp comment 'hardening 2023'"])?;
+    let program = harness::observer::program().canonicalize()?.display().to_string();
+    // On an emulated machine the texts of rules take longer than the screen is to.
+    let screen = lab.client.run("env", &[&format!("OBSERVER_PATIENCE={}", harness::slowness()), &program])?;
     ensure!(screen.contains("ufw rule 1 `deny out 443/tcp` # hardening 2023"), "{screen}");
     ensure!(screen.contains("ufw rule 2 `deny out 443/tcp` # hardening 2023"), "{screen}");
     Ok(Outcome::Passed)
@@ -312,7 +292,7 @@ time.sleep(600)
         return Ok(skipped);
     }
     let mut lab = Lab::new()?;
-    with_ufw(&mut lab, &["default allow outgoing", "deny out 443/tcp", "deny out 53/udp"])?;
+    with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp", "deny out 53/udp"])?;
     let mut command = lab.client.command("python3");
     let mut child = command.args(["-IS", "-c", MOUNT]).stdout(std::process::Stdio::piped()).spawn()?;
     let mut said = String::new();

@@ -1,0 +1,130 @@
+//! What lets a blocked packet through: the printed commands are run by a real shell, the same client gets through, and the undo
+//! brings the block back.
+
+mod firewalld;
+mod tables;
+mod ufw;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use harness::{
+    lab::{Lab, Server},
+    namespace::Namespace,
+    observer::Observer,
+    patience, traffic,
+};
+use serde_json::{Value, json};
+
+use crate::Scenario;
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("ufw_the_very_rule", ufw::the_very_rule),
+    ("ufw_wider_rules", ufw::wider),
+    ("ufw_addresses", ufw::addresses),
+    ("ufw_defaults", ufw::defaults),
+    ("ufw_two_rules_behind_each_other", ufw::two),
+    ("ufw_by_iptables_legacy", ufw::by_legacy),
+    ("ufw_for_what_is_forwarded", ufw::forwarded),
+    ("ufw_without_a_command", ufw::without),
+    ("firewalld_policies", firewalld::policies),
+    ("firewalld_direct_and_panic", firewalld::others),
+    ("nft_rules", tables::nft),
+    ("iptables_rules", || tables::iptables(false)),
+    ("iptables_legacy_rules", || tables::iptables(true)),
+    ("chains_of_docker", tables::docker),
+    ("hostile_names", tables::hostile),
+    ("a_command_that_hangs_shows_its_fix", tables::by_run),
+];
+
+/// Where packets go: protocol, address, port.
+type To<'a> = (&'a str, &'a str, u16);
+
+/// What the client makes of it: `ok`, or how it failed.
+fn tries(client: &Namespace, (transport, address, port): To<'_>) -> Result<String> {
+    let port = port.to_string();
+    // A refusal by IPv6 takes a second to arrive.
+    let args: &[&str] = if transport == "tcp" { &["tcp", address, &port, "1.5"] } else { &["udp", address, &port] };
+    Ok(traffic::run(client, args)?.said)
+}
+
+/// The fix that is told of this destination, which is tried until then.
+fn told(observer: &Observer, client: &Namespace, to: To<'_>) -> Result<Value> {
+    let deadline = Instant::now() + 3 * patience();
+    loop {
+        tries(client, to)?;
+        for _ in 0..40 {
+            let lines = observer.so_far();
+            let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let is_it = |event: &Value| {
+                event["event"]["action"] == "egress-fix"
+                    && event["destination"]["ip"] == to.1
+                    && event["destination"]["port"] == to.2
+            };
+            if let Some(event) = lines.find(is_it) {
+                return Ok(event);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(Instant::now() < deadline, "no fix was told of {to:?}: {}", observer.so_far());
+    }
+}
+
+/// Rules, front ends' files and mounts as they are seen by whoever lives there.
+fn standing(host: &Namespace) -> Result<String> {
+    const SCRIPT: &str = "nft -s list ruleset; iptables-legacy-save 2>/dev/null | grep -v '^[#:]'; \
+        find /etc/ufw /etc/default /etc/firewalld -type f 2>/dev/null | sort | xargs -r sha256sum; cut -d' ' -f5- /proc/self/mountinfo";
+    host.run("sh", &["-c", SCRIPT])
+}
+
+/// A fix and what is expected of it.
+fn expect(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
+    harness::observer::expect(event, wanted)
+}
+
+fn lines(event: &Value, which: &str) -> Vec<String> {
+    let all = event["egress"]["fix"][which].as_array().into_iter().flatten();
+    all.filter_map(|line| line.as_str().map(str::to_owned)).collect()
+}
+
+/// A client behind a host's rules is stopped; the fix is proven and is these commands, if they are given; run by a shell they let
+/// it through, and the undo stops it again.
+fn works(host: &Namespace, client: &Namespace, to: To<'_>, commands: &[&str]) -> Result<()> {
+    let stopped = tries(client, to)?;
+    let before = standing(host)?;
+    let observer = Observer::start(
+        ["watch", "-o", "json", "--netns"].map(str::to_owned).into_iter().chain([host.path().display().to_string()]),
+    )?;
+    let event = told(&observer, client, to)?;
+    let after = standing(host)?;
+    ensure!(before == after, "looking for a fix has changed something: {before}\n{after}");
+    observer.stop()?;
+    expect(
+        &event,
+        &[
+            ("/egress/fix/verified", json!(true)),
+            ("/egress/fix/undo_verified", json!(true)),
+            ("/egress/fix/verified_for", json!([to.1])),
+            ("/egress/count", json!(0)),
+        ],
+    )?;
+    let told = lines(&event, "commands");
+    ensure!(!told.is_empty() && (commands.is_empty() || told == commands), "{told:?}, expected {commands:?}");
+    for line in &told {
+        host.run("sh", &["-c", line])?;
+    }
+    let now = tries(client, to)?;
+    ensure!(now == "ok", "after {told:?} the client to {to:?} says {now}");
+    let undo = lines(&event, "undo");
+    for line in &undo {
+        host.run("sh", &["-c", line])?;
+    }
+    let again = tries(client, to)?;
+    ensure!(again == stopped && again != "ok", "after {undo:?} the client to {to:?} says {again}, and said {stopped}");
+    Ok(())
+}
+
+/// A real server for it, where that takes one.
+fn server(lab: &Lab, to: To<'_>) -> Result<Option<Server>> {
+    (to.0 == "tcp").then(|| lab.web_server(to.2)).transpose()
+}

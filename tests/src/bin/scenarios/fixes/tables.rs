@@ -1,0 +1,187 @@
+//! Rules as they are, by nft and by both kinds of iptables.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
+    observer::{Observer, command},
+};
+use serde_json::{Value, json};
+
+use super::{To, expect, lines, server, told, works};
+use crate::{Outcome, without_egress_hook};
+
+/// Tables that nobody manages.
+pub(super) fn nft() -> Result<Outcome> {
+    let base = |rules: &str| {
+        format!(
+            "table inet t {{ set s {{ type ipv4_addr; elements = {{ 203.0.113.10 }} }}\nchain sub {{ udp dport 7002 drop }}\nchain o {{ type filter hook output priority 0; {rules} }} }}"
+        )
+    };
+    let mut rulesets: Vec<(String, To<'_>)> = vec![
+        (base("udp dport 1 accept; tcp dport 443 counter drop"), ("tcp", FAR_V4, 443)),
+        (base("tcp dport 443 reject with tcp reset"), ("tcp", FAR_V6, 443)),
+        (base("policy drop; udp dport 1 accept"), ("udp", FAR_V4, 53)),
+        (base("ip daddr @s drop"), ("udp", FAR_V4, 53)),
+        (base("udp dport vmap { 7001 : drop, 7002 : jump sub }"), ("udp", FAR_V6, 7001)),
+        (base("jump sub"), ("udp", FAR_V4, 7002)),
+        // Two chains, one behind the other.
+        (
+            format!(
+                "{}\ntable ip u {{ chain p {{ type filter hook postrouting priority 0; udp dport 53 drop }} }}",
+                base("udp dport 53 drop")
+            ),
+            ("udp", FAR_V4, 53),
+        ),
+    ];
+    if without_egress_hook().is_none() {
+        let egress = "table netdev n { chain e { type filter hook egress device eth0 priority 0; udp dport 53 drop } }";
+        rulesets.push((egress.to_owned(), ("udp", FAR_V4, 53)));
+    }
+    for (ruleset, to) in rulesets {
+        let lab = Lab::new()?;
+        lab.client.nft(&ruleset)?;
+        let _server = server(&lab, to)?;
+        let is_egress = ruleset.contains("netdev");
+        let result = if is_egress { counted(&lab, to) } else { works(&lab.client, &lab.client, to, &[]) };
+        result.map_err(|error| error.context(ruleset))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// What is dropped behind the sender's back is known by what arrives.
+fn counted(lab: &Lab, to: To<'_>) -> Result<()> {
+    lab.server.nft("table inet c { chain i { type filter hook input priority 0; udp dport 53 counter } }")?;
+    let netns = lab.client.path().display().to_string();
+    let observer = Observer::start(["watch", "-o", "json", "--netns", &netns].map(str::to_owned))?;
+    let event = told(&observer, &lab.client, to)?;
+    observer.stop()?;
+    expect(&event, &[("/egress/fix/verified", json!(true)), ("/egress/fix/undo_verified", json!(true))])?;
+    for (which, arrive) in [("commands", 1), ("undo", 0)] {
+        for line in lines(&event, which) {
+            lab.client.run("sh", &["-c", &line])?;
+        }
+        let before = lab.server.counted()?;
+        super::tries(&lab.client, to)?;
+        let arrived = lab.server.counted()? - before;
+        ensure!(arrived == arrive, "after the {which} {arrived} packets arrive: {event}");
+    }
+    Ok(())
+}
+
+/// iptables' own words, by whichever kind made the rule.
+pub(super) fn iptables(by_legacy: bool) -> Result<Outcome> {
+    let kind = if by_legacy { "legacy" } else { "nft" };
+    for (rules, to) in [
+        (&["-A OUTPUT -p udp --dport 1 -j ACCEPT", "-A OUTPUT -p tcp --dport 443 -j DROP"][..], ("tcp", FAR_V4, 443)),
+        (&["-P OUTPUT DROP"], ("udp", FAR_V6, 53)),
+        (&["-N blk", "-A OUTPUT -j blk", "-A blk -d 203.0.113.0/24 -j REJECT"], ("udp", FAR_V4, 53)),
+        (&["-t mangle -A POSTROUTING -p udp --dport 53 -j DROP"], ("udp", FAR_V4, 53)),
+    ] {
+        let lab = Lab::new()?;
+        if by_legacy {
+            lab.client.nft("table inet t {}")?;
+        }
+        for rule in rules {
+            for program in [format!("iptables-{kind}"), format!("ip6tables-{kind}")] {
+                if rule.contains("203.0.113") && program.starts_with("ip6") {
+                    continue;
+                }
+                lab.client.run(&program, &rule.split(' ').collect::<Vec<_>>())?;
+            }
+        }
+        let _server = server(&lab, to)?;
+        works(&lab.client, &lab.client, to, &[]).map_err(|error| error.context(format!("{rules:?}")))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Docker's own chain for the administrator's rules.
+pub(super) fn docker() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    for rule in [
+        "-N DOCKER-USER",
+        "-N DOCKER-ISOLATION-STAGE-1",
+        "-A FORWARD -j DOCKER-USER",
+        "-A FORWARD -j DOCKER-ISOLATION-STAGE-1",
+        "-A DOCKER-ISOLATION-STAGE-1 -i docker0 -p udp --dport 7000 -j DROP",
+    ] {
+        lab.host.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
+    }
+    let netns = lab.host.path().display().to_string();
+    let observer = Observer::start(["watch", "-o", "json", "--netns", &netns].map(str::to_owned))?;
+    let event = told(&observer, &lab.containers[0], ("udp", FAR_V4, 7000))?;
+    observer.stop()?;
+    expect(&event, &[("/egress/fix/verified", json!(true)), ("/egress/fix/undo_verified", json!(true))])?;
+    let commands = lines(&event, "commands");
+    ensure!(
+        matches!(commands.as_slice(), [line] if line.ends_with("-I DOCKER-USER 1 -p udp --dport 7000 -j ACCEPT")),
+        "{commands:?}"
+    );
+    Ok(Outcome::Passed)
+}
+
+/// Names that a shell would take for something else are in no command, and nothing of them is run.
+pub(super) fn hostile() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    // iptables takes any chain's name, nft any comment.
+    for rule in [
+        &["-N", "a;touch$IFS/tmp/ob-hostile"][..],
+        &["-A", "OUTPUT", "-j", "a;touch$IFS/tmp/ob-hostile"],
+        &["-A", "a;touch$IFS/tmp/ob-hostile", "-p", "udp", "--dport", "7000", "-j", "DROP"],
+        &[
+            "-A",
+            "OUTPUT",
+            "-p",
+            "udp",
+            "--dport",
+            "7001",
+            "-m",
+            "comment",
+            "--comment",
+            "'; touch /tmp/ob-hostile; '",
+            "-j",
+            "DROP",
+        ],
+    ] {
+        lab.client.run("iptables-nft", rule)?;
+    }
+    works(&lab.client, &lab.client, ("udp", FAR_V4, 7001), &[])?;
+    let netns = lab.client.path().display().to_string();
+    let observer = Observer::start(["watch", "-o", "json", "--netns", &netns].map(str::to_owned))?;
+    observer.tells(|| super::tries(&lab.client, ("udp", FAR_V4, 7000)))?;
+    // What is looked for later is told later.
+    told(&observer, &lab.client, ("udp", FAR_V4, 7001))?;
+    let report = observer.stop()?;
+    for event in &report.fixes {
+        let commands = event["egress"]["fix"]["commands"].to_string();
+        ensure!(!commands.contains("hostile"), "{commands}");
+    }
+    ensure!(!std::path::Path::new("/tmp/ob-hostile").exists(), "a name was run");
+    Ok(Outcome::Passed)
+}
+
+/// `run` says it while the command hangs, and again at its end.
+pub(super) fn by_run() -> Result<Outcome> {
+    let mut lab = Lab::new()?;
+    crate::front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;
+    let folder = tempfile::tempdir()?;
+    let report = folder.path().join("report.json");
+    let netns = lab.client.path().display().to_string();
+    let mut observer = command();
+    observer.args(["run", "--netns", &netns, "--report"]).arg(&report).args(["--", "sh", "-c"]);
+    let client = format!("nsenter --net={netns} timeout 8 bash -c 'exec 3<>/dev/tcp/{FAR_V4}/443'");
+    let output = observer.arg(client).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("observer: fix (proven): sudo ufw allow out 443/tcp\n"), "{said}");
+    ensure!(said.contains("    fix      sudo ufw allow out 443/tcp\n"), "{said}");
+    ensure!(said.contains("    undo     sudo ufw deny out 443/tcp\n"), "{said}");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
+    let story = report["egress"]["blocked"].get(0).context("nothing was blocked")?;
+    ensure!(
+        story["fix"]["verified"] == true && story["fix"]["commands"] == json!(["ufw allow out 443/tcp"]),
+        "{story}"
+    );
+    Ok(Outcome::Passed)
+}
