@@ -21,6 +21,9 @@ pub mod enrich;
 /// The same packet through a copy of the rules.
 pub mod replay;
 
+/// What is asked before anything is installed.
+pub mod check;
+
 /// What would let a blocked packet through, tried in a copy.
 pub mod fix;
 

@@ -146,6 +146,27 @@ pub fn link_address(index: u32, ethertype: u16, address: [u8; 6]) -> io::Result<
     .map(|((), address)| address)
 }
 
+/// Makes all mounts below a path of this thread's mount namespace such that nothing is written there, or the one at it such that
+/// something is. Since Linux 5.12.
+pub fn mount_read_only(path: &CStr, is_read_only: bool) -> io::Result<()> {
+    const READ_ONLY: u64 = 1;
+    // `struct mount_attr`: what is set, what is cleared, propagation, a user namespace.
+    let attributes: [u64; 4] = if is_read_only { [READ_ONLY, 0, 0, 0] } else { [0, READ_ONLY, 0, 0] };
+    let flags = if is_read_only { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the kernel reads the path and as many bytes of the attributes as it is told.
+    let status = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// What a command becomes is killed when the thread that started it ends.
 pub fn end_with_thread(command: &mut std::process::Command) {
     // SAFETY: one system call that takes numbers.

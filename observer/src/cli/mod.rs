@@ -1,5 +1,6 @@
 //! The command line: what was typed becomes what is meant, then the library is called.
 
+mod check;
 mod doctor;
 mod exit;
 mod filters;
@@ -37,6 +38,8 @@ enum Command {
     Watch(Box<watch::Args>),
     /// Run a command and say what it was denied: observer run -- CMD…, or -c 'LINE'.
     Run(Box<run::Args>),
+    /// Whether this host would let destinations out, which rule stops them, and what would let them through.
+    Check(Box<check::Args>),
     /// What this kernel and host support, what is degraded and why, with a remedy for each, and a self-test.
     Doctor(doctor::Args),
 }
@@ -65,6 +68,7 @@ pub fn run() -> Exit {
     let result = match cli.command {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
         Some(Command::Run(args)) => run::run(&args, cli.verbose),
+        Some(Command::Check(args)) => check::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         None => overview::run(cli.verbose),
     };

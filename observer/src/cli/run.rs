@@ -36,6 +36,9 @@ use crate::{
 
 /// What is denied to daemons that the command woke comes late.
 const SETTLE: &str = "500ms";
+/// What lets through what was blocked is waited for so long after that, and looked at so often.
+const FIXED: Duration = Duration::from_secs(10);
+const STEP: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -195,9 +198,20 @@ async fn until(
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     tokio::select! {
         () = tokio::time::sleep(args.settle) => {}
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+        () = blocked, if !stopped => launch::end_all(|| tree.members()).await,
+    }
+    // A fix that is being tried is worth a moment more.
+    let known = async {
+        while findings.waits.load(Ordering::Acquire) {
+            tokio::time::sleep(STEP).await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(FIXED, known) => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        () = blocked, if !stopped => launch::end_all(|| tree.members()).await,
     }
     Ok(())
 }

@@ -144,7 +144,7 @@ impl<E: Eyes> Assembler<E> {
             let place = |endpoints: Endpoints| (endpoints.destination, endpoints.destination_port);
             let (ip, port) = place(asked);
             let nat = translated.map(place).filter(|other| *other != (ip, port)).map(|(ip, port)| Nat { ip, port });
-            Destination { ip, port, nat }
+            Destination { ip, port, nat, domain: None }
         });
         let source = asked.map(|asked| {
             let place = |endpoints: Endpoints| (endpoints.source, endpoints.source_port);

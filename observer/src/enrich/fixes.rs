@@ -35,7 +35,8 @@ struct Key {
 struct Waiting {
     event: Box<Event>,
     stopped: Stopped,
-    since: Instant,
+    /// When it was asked first.
+    since: Option<Instant>,
 }
 
 /// All of them, the eldest first.
@@ -70,7 +71,7 @@ impl Fixes {
         }
         self.asked.insert(key, Instant::now());
         let stopped = Stopped { netns, netns_cookie, rule: rule.clone(), packet, is_by_name: false };
-        self.waiting.push_back(Waiting { event: Box::new(event.clone()), stopped, since: Instant::now() });
+        self.waiting.push_back(Waiting { event: Box::new(event.clone()), stopped, since: None });
     }
 
     /// Rules have changed: whoever is stopped now is stopped in spite of that.
@@ -80,8 +81,8 @@ impl Fixes {
 
     /// The next one that is known, and of which line.
     fn next(&mut self, eyes: &mut impl Eyes) -> Option<(Box<Event>, Fix)> {
-        while let Some(waiting) = self.waiting.front() {
-            let over = waiting.since.elapsed() > PATIENCE;
+        while let Some(waiting) = self.waiting.front_mut() {
+            let over = waiting.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE;
             match eyes.fix(&waiting.stopped) {
                 Ok(Remedy::NotYet) if !over => return None,
                 Ok(Remedy::NotYet | Remedy::None) => {}

@@ -31,7 +31,8 @@ impl<E: Eyes> Assembler<E> {
         let rule = stopped.as_ref().map(|stopped| &stopped.rule);
         let credentials = Credentials { uid: Some(hanging.uid), cgroup: None };
         let sender = self.sender(found, credentials, hanging.boot_ns);
-        let destination = Destination { ip: hanging.remote.ip(), port: Some(hanging.remote.port()), nat: None };
+        let destination =
+            Destination { ip: hanging.remote.ip(), port: Some(hanging.remote.port()), nat: None, domain: None };
         let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let event = Event {
             timestamp,

@@ -2,7 +2,7 @@
 //!
 //! By a library that brings its own resolver: the C library's loads shared libraries, which a static program lacks.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use hickory_resolver::TokioResolver;
@@ -19,4 +19,57 @@ pub fn addresses(name: &str) -> Result<Vec<IpAddr>> {
         ensure!(!addresses.is_empty(), "it has no address");
         Ok(addresses)
     })
+}
+
+/// A look-up takes no longer than twice this: a resolver that is blocked must not keep anybody waiting.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same of several names at once, each with its addresses or why it has none. Must be called outside any runtime.
+pub fn all(names: Vec<String>) -> Result<HashMap<String, Result<Vec<IpAddr>, String>>> {
+    if names.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the resolver")?;
+    Ok(runtime.block_on(async {
+        let mut found = HashMap::new();
+        let resolver = TokioResolver::builder_tokio().map(|mut builder| {
+            let options = builder.options_mut();
+            options.ip_strategy = hickory_resolver::config::LookupIpStrategy::Ipv4AndIpv6;
+            options.timeout = PATIENCE;
+            options.attempts = 1;
+            builder.build()
+        });
+        let resolver = match resolver {
+            Ok(Ok(resolver)) => Arc::new(resolver),
+            Ok(Err(error)) | Err(error) => {
+                let why = format!("there is no resolver: {error}");
+                return names.into_iter().map(|name| (name, Err(why.clone()))).collect();
+            }
+        };
+        let mut waiting = tokio::task::JoinSet::new();
+        for name in names {
+            let resolver = Arc::clone(&resolver);
+            waiting.spawn(async move {
+                // Its own name ends with a dot: no search domain is tried.
+                let answer = tokio::time::timeout(2 * PATIENCE, resolver.lookup_ip(format!("{name}."))).await;
+                let addresses = match answer {
+                    Ok(Ok(answer)) => Ok(answer.iter().collect::<Vec<_>>()),
+                    Ok(Err(error)) => Err(format!("it was not resolved: {error}")),
+                    Err(_) => Err("it was not resolved: the resolver does not answer".to_owned()),
+                };
+                (name, addresses)
+            });
+        }
+        while let Some(answer) = waiting.join_next().await {
+            if let Ok((name, addresses)) = answer {
+                found.insert(
+                    name,
+                    addresses
+                        .and_then(|all| if all.is_empty() { Err("it has no address".to_owned()) } else { Ok(all) }),
+                );
+            }
+        }
+        found
+    }))
 }

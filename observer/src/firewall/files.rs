@@ -22,8 +22,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, open
 /// Largest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Files of a front end's that are kept.
+/// Files of a front end's that are kept, and bytes of them.
 const MAX_FILES: usize = 2000;
+const MAX_KEPT: usize = 32 << 20;
 
 /// A file that takes longer is not waited for: a file system may be another program, or another host, which does not answer.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -74,12 +75,23 @@ pub struct Kept {
     pub path: String,
     /// Its permissions.
     pub mode: u32,
-    /// What is in a file; `None` for a folder.
-    pub content: Option<String>,
+    /// What it is.
+    pub content: Content,
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A file with this text.
+    File(String),
+    /// A folder.
+    Folder,
+    /// A link to this.
+    Link(String),
 }
 
 impl Root {
-    /// Everything in a folder but links and what is no file; nothing where it is not there.
+    /// Everything in a folder but what is neither file, folder nor link; nothing where it is not there.
     pub fn keep(&self, folder: &str) -> Result<Vec<Kept>> {
         let mut kept = Vec::new();
         self.keep_into(folder, &mut kept)?;
@@ -90,7 +102,11 @@ impl Root {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let path = folder.trim_start_matches('/');
-        let Ok(open) = openat2(self.folder.as_fd(), path, flags, Mode::empty(), inside) else { return Ok(()) };
+        let open = match openat2(self.folder.as_fd(), path, flags, Mode::empty(), inside) {
+            Ok(open) => open,
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {folder}")),
+        };
         for entry in rustix::fs::Dir::read_from(&open)? {
             let entry = entry?;
             let name = entry.file_name().to_str().context("a file's name is no text")?;
@@ -102,14 +118,24 @@ impl Root {
             ensure!(kept.len() < MAX_FILES, "there are more than {MAX_FILES} files in {folder}");
             match FileType::from_raw_mode(meta.st_mode) {
                 FileType::Directory => {
-                    kept.push(Kept { path: path.clone(), mode, content: None });
+                    kept.push(Kept { path: path.clone(), mode, content: Content::Folder });
                     self.keep_into(&path, kept)?;
                 }
                 FileType::RegularFile => {
-                    let content = Some(self.read(&path)?);
-                    kept.push(Kept { path, mode, content });
+                    let text = self.read(&path)?;
+                    let all =
+                        kept.iter().map(|kept| if let Content::File(text) = &kept.content { text.len() } else { 0 });
+                    ensure!(
+                        all.sum::<usize>() + text.len() <= MAX_KEPT,
+                        "the files in {folder} are too long to be copied"
+                    );
+                    kept.push(Kept { path, mode, content: Content::File(text) });
                 }
-                // A link of a distribution's leads to what only it knows.
+                FileType::Symlink => {
+                    let to = rustix::fs::readlinkat(&open, name, Vec::new())?;
+                    let to = to.into_string().ok().context("a link leads to what is no text")?;
+                    kept.push(Kept { path, mode, content: Content::Link(to) });
+                }
                 _ => {}
             }
         }

@@ -45,6 +45,13 @@ impl Listing {
         (lines.len() == rules).then(|| lines.get(position.checked_sub(1)?)).flatten().map(String::as_str)
     }
 
+    /// Rules as iptables writes them: family, table, chain, and each rule.
+    pub fn saved(&self) -> impl Iterator<Item = (u8, &str, &str, &[String])> {
+        self.saved
+            .iter()
+            .map(|((family, table, chain), rules)| (*family, table.as_str(), chain.as_str(), rules.as_slice()))
+    }
+
     /// A rule's text.
     pub fn text(&self, table: u64, rule: u64) -> Option<&str> {
         self.texts.get(&(table, rule)).map(String::as_str)

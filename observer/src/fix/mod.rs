@@ -2,40 +2,56 @@
 //! private copy of the namespace and of the front end's files. Nothing is ever done to the host itself.
 
 mod firewalld;
+mod modules;
 mod mounts;
 mod plan;
 mod tables;
 mod trial;
 mod ufw;
+mod view;
 
 use std::{fs::File, net::IpAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 
 pub use mounts::Files;
-use plan::{FrontEnd, Plan, plans};
-pub use plan::{Known, Target};
-use trial::View;
-pub use trial::{Hide, Trial};
+pub use plan::{FrontEnd, Known};
+use plan::{Plan, Target, plans};
+pub use trial::{Hide, Trial, end_all};
+pub use view::View;
 
 use crate::{
     firewall::{files::Root, front_ends},
-    model::{Backend, Fix, Lasts, NamedRule, Packet},
+    model::{Backend, Fix, Lasts, NamedRule, Origin, Packet},
 };
 
-/// What stands behind each other on one way, and is let through one by one.
-const MAX_STEPS: usize = 4;
+/// Rules that are dealt with one by one.
+const MAX_STEPS: usize = 32;
 
 /// What is to get through.
 pub struct Asked<'a> {
-    /// What stops it on the host.
-    pub rule: &'a NamedRule,
-    /// The packets, one for each address, each in its family's own words.
-    pub packets: &'a [Packet],
-    /// Protocol, port, and how the destination is known.
-    pub target: &'a Target,
+    /// The packets, one for each address and port, and what stops each of them on the host.
+    pub packets: &'a [(Packet, Option<NamedRule>)],
+    /// Destinations are known by name, and the addresses may be others tomorrow.
+    pub is_by_name: bool,
     /// The sender's cgroup, where it may be sent from there.
     pub cgroup: Option<&'a File>,
+}
+
+impl Asked<'_> {
+    /// What is to get through where this packet is stopped: all addresses of its port.
+    fn target(&self, packet: &Packet) -> Option<Target> {
+        let (transport, _, port) = packet.to()?;
+        let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
+        let all = self.packets.iter().filter_map(|(packet, _)| packet.to());
+        let addresses = all.filter(|to| (to.0, to.2) == (transport, port)).map(|to| to.1).collect();
+        Some(Target { transport, port, addresses, is_by_name: self.is_by_name, is_forwarded })
+    }
+
+    /// The first that is stopped, and by what.
+    fn first(&self) -> Option<(&Packet, &NamedRule)> {
+        self.packets.iter().find_map(|(packet, rule)| Some((packet, rule.as_ref()?)))
+    }
 }
 
 /// What the files below a root folder, and the host's programs, say.
@@ -49,23 +65,31 @@ struct Step {
     there: Plan,
 }
 
-/// Looks for the commands, and tries them. `enter` makes the private copy, when there is something to try.
-pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce() -> Result<Trial>) -> Option<Fix> {
-    let front_end = FrontEnd::of(asked.rule);
-    let planned = match plans(asked.rule, asked.target, known) {
+/// What is done in a private copy.
+pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
+
+/// Looks for the commands, and tries them: `enter` does what it is given in a private copy, when there is something to try.
+pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) -> Result<Fix>) -> Option<Fix> {
+    let (packet, rule) = asked.first()?;
+    let front_end = FrontEnd::of(rule);
+    let planned = match plans(rule, &asked.target(packet)?, known) {
         Ok(planned) => planned,
         Err(advice) => return advice.map(advised),
     };
     let first = planned.into_iter().next()?;
-    let tried = enter().and_then(|mut trial| {
-        trial.prepare(front_end, asked.rule)?;
+    let tried = enter(Box::new(|mut trial| {
+        let packets: Vec<&Packet> = asked.packets.iter().map(|(packet, _)| packet).collect();
+        trial.prepare(front_end, rule.words() == Some(PANIC), &packets)?;
         attempt(asked, known, &trial)
-    });
+    }));
     Some(match tried {
         Ok(fix) => fix,
         Err(error) => Fix { unverified: Some(format!("{error:#}")), ..whole(std::slice::from_ref(&first)) },
     })
 }
+
+/// firewalld's statement in panic mode, which is in no file.
+pub const PANIC: &str = "--panic-on";
 
 /// No command does it; this does.
 fn advised(advice: String) -> Fix {
@@ -74,8 +98,12 @@ fn advised(advice: String) -> Fix {
 
 /// Steps as one fix that was not tried.
 fn whole(plans: &[Plan]) -> Fix {
-    let mut opens: Vec<&str> = plans.iter().map(|plan| plan.opens.as_str()).collect();
-    opens.dedup();
+    let mut opens: Vec<&str> = Vec::new();
+    for plan in plans {
+        if !opens.contains(&plan.opens.as_str()) {
+            opens.push(&plan.opens);
+        }
+    }
     let mut notes: Vec<&str> = plans.iter().filter_map(|plan| plan.note.as_deref()).collect();
     notes.dedup();
     let is_permanent = plans.iter().all(|plan| plan.lasts == Lasts::Permanent);
@@ -95,24 +123,26 @@ fn whole(plans: &[Plan]) -> Fix {
 
 /// Runs what is planned in the copy until every packet passes, then takes it back.
 fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
-    let mut view = trial.look()?;
-    let before = stops(asked, &mut view)?;
-    if !before.iter().flatten().any(|rule| is_that(rule, asked.rule, trial)) {
-        let now = before.iter().flatten().next().map_or_else(|| "it passes".to_owned(), NamedRule::sentence);
-        match FrontEnd::of(asked.rule) {
-            FrontEnd::Tables => bail!("in the copy {now}"),
-            _ => bail!("the rules in force are not those of the front end's files: loaded from these, {now}"),
-        }
+    let shape = trial.shape()?;
+    let before = stops(asked, &mut trial.look()?)?;
+    if let Some(words) = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial) {
+        bail!("{words}");
     }
     let mut steps: Vec<Step> = Vec::new();
     let mut blocked = before.clone();
-    while let Some(rule) = blocked.iter().flatten().next() {
-        ensure!(steps.len() < MAX_STEPS, "behind it there are more rules that stop it than are tried");
-        let (step, after) = step(asked, known, trial, rule)?;
+    while let Some(index) = blocked.iter().position(Option::is_some) {
+        ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
+        let (step, after) = step(asked, known, trial, (index, &blocked))?;
         steps.push(step);
         blocked = after;
     }
-    let addresses: Vec<IpAddr> = asked.packets.iter().filter_map(|packet| Some(packet.to()?.1)).collect();
+    let stopped = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for (_, address, _) in stopped.filter_map(|((packet, _), _)| packet.to()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
     // What takes it back is worth as much only if it does.
     let undone = steps.iter().rev().flat_map(|step| &step.here.undo).try_for_each(|line| trial.run(line));
     let restored = undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|after| {
@@ -121,23 +151,34 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
             (after, before) => after.is_none() && before.is_none(),
         })
     });
+    let restored = restored && trial.shape().is_ok_and(|now| now == shape);
     let plans: Vec<Plan> = steps.into_iter().map(|step| step.there).collect();
     Ok(Fix { verified: true, verified_for: addresses, undo_verified: Some(restored), ..whole(&plans) })
 }
 
-/// Lets one statement's packets through, by the first plan that does.
-fn step(asked: &Asked<'_>, known: &Known, trial: &Trial, rule: &NamedRule) -> Result<(Step, Vec<Option<NamedRule>>)> {
-    let here = plans(rule, asked.target, known).map_err(|advice| {
+/// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.
+fn step(
+    asked: &Asked<'_>,
+    known: &Known,
+    trial: &Trial,
+    (index, blocked): (usize, &[Option<NamedRule>]),
+) -> Result<(Step, Vec<Option<NamedRule>>)> {
+    let (packet, rule) =
+        asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
+    ensure!(trial.is_for(FrontEnd::of(rule)), "{}: it is another front end's", rule.sentence());
+    let target = asked.target(&packet.0).context("it has no port")?;
+    let shape = trial.shape()?;
+    let here = plans(rule, &target, known).map_err(|advice| {
         let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
-        anyhow::anyhow!("behind it {}, for which no command is known{advice}", rule.sentence())
+        anyhow::anyhow!("{}, for which no command is known{advice}", rule.sentence())
     })?;
-    let there = plans(&trial.on_the_host(rule)?, asked.target, known).unwrap_or_default();
+    let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
     let mut why = None;
     for (here, there) in here.into_iter().zip(there) {
         let done = here.commands.iter().try_for_each(|line| trial.run(line));
         let after = done.and_then(|()| stops(asked, &mut trial.look()?));
         match after {
-            Ok(after) if !after.iter().flatten().any(|after| is_same(after, rule)) => {
+            Ok(after) if !after.get(index).and_then(Option::as_ref).is_some_and(|now| is_same(now, rule)) => {
                 return Ok((Step { here, there }, after));
             }
             Ok(_) => why = Some(format!("after `{}` it is still stopped by the same rule", here.commands.join("; "))),
@@ -149,13 +190,39 @@ fn step(asked: &Asked<'_>, known: &Known, trial: &Trial, rule: &NamedRule) -> Re
                 log::debug!("{error:#}");
             }
         }
+        // The next one is to be judged by itself.
+        if trial.shape()? != shape {
+            bail!("{}, and it cannot be taken back in the copy", why.unwrap_or_default());
+        }
     }
     bail!("{}", why.context("no command is known")?)
 }
 
 /// What stops each packet; an error where that cannot be told.
 fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Vec<Option<NamedRule>>> {
-    asked.packets.iter().map(|packet| view.judge(packet, asked.cgroup)).collect()
+    asked.packets.iter().map(|(packet, _)| view.judge(packet, asked.cgroup)).collect()
+}
+
+/// What stops packets in the copy, before anything was changed there, where that is not what stops them on the host; in words.
+pub fn differs<'a>(
+    on_the_host: impl Iterator<Item = Option<&'a NamedRule>>,
+    in_the_copy: &[Option<NamedRule>],
+    trial: &Trial,
+) -> Option<String> {
+    on_the_host.zip(in_the_copy).find_map(|(there, here)| {
+        let is_that = match (here, there) {
+            (Some(here), Some(there)) => is_that(here, there, trial),
+            (here, there) => here.is_none() && there.is_none(),
+        };
+        let now = || here.as_ref().map_or_else(|| "it passes".to_owned(), NamedRule::sentence);
+        match there.or(here.as_ref()).map(FrontEnd::of) {
+            _ if is_that => None,
+            Some(FrontEnd::Ufw | FrontEnd::Firewalld) => {
+                Some(format!("the rules in force are not those of the front end's files: loaded from these, {}", now()))
+            }
+            _ => Some(format!("in the copy {}", now())),
+        }
+    })
 }
 
 /// It is the same statement, whatever number it has now; or the same rule of the copy.

@@ -75,15 +75,18 @@ pub(super) struct Plan {
 
 /// Whose programs are to be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FrontEnd {
+pub enum FrontEnd {
+    /// ufw.
     Ufw,
+    /// firewalld.
     Firewalld,
     /// Rules are changed as they are.
     Tables,
 }
 
 impl FrontEnd {
-    pub(super) fn of(rule: &NamedRule) -> Self {
+    /// Whose the rule is.
+    pub fn of(rule: &NamedRule) -> Self {
         match rule.statement.as_ref().map(|statement| statement.ruleset.as_str()) {
             Some("ufw") => Self::Ufw,
             Some("firewalld") => Self::Firewalld,

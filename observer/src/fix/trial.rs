@@ -2,12 +2,13 @@
 //! where one is needed. It belongs to one thread, and is gone with it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io::Read,
-    path::Path,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, mpsc::channel},
+    sync::{Arc, Mutex, PoisonError, mpsc::channel},
     thread,
     time::{Duration, Instant},
 };
@@ -19,28 +20,30 @@ use nix::{
 };
 
 use super::{
+    View, modules,
     mounts::{self, Files},
     plan::FrontEnd,
 };
 use crate::{
-    firewall::{files::Root, inventory, ruleset::Ruleset},
-    model::{Backend, End, NamedRule, Packet, WantedRule},
-    replay::{Building, Connection, Copied, Order, Stage},
+    firewall::{inventory, ruleset::Ruleset},
+    model::{Backend, NamedRule, Packet},
+    replay::{Copied, Shape},
     sys,
 };
 
 /// A command that takes longer is given up.
 const LIMIT: Duration = Duration::from_secs(20);
+/// A command that has said all ends at once: it is looked at so often.
+const SOON: Duration = Duration::from_millis(2);
 /// A daemon is asked whether it is there so often.
 const STEP: Duration = Duration::from_millis(50);
-/// A copy of the rules, and their texts, are waited for so long.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// What is kept of what a command says.
 const MAX_SAID: u64 = 64 << 10;
 /// Only what the system's own packages put there.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// The message bus of the copy: everybody in it may do everything.
 const BUS: &str = "/run/dbus/bus.conf";
+const ADDRESS: &str = "unix:path=/run/dbus/system_bus_socket";
 const BUS_SETTINGS: &str = r#"<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>
 <policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>
 "#;
@@ -55,7 +58,9 @@ pub struct Trial {
     _hidden: Box<dyn Send>,
     /// Handles of the copy's rules as they were made, and of the host's.
     handles: HashMap<(String, String, u64), u64>,
-    daemons: Vec<Child>,
+    daemons: Vec<(Child, Group)>,
+    /// Whose programs have loaded its rules.
+    prepared: FrontEnd,
     /// What rules log in it would be logged.
     logs: bool,
     patience: u32,
@@ -72,35 +77,76 @@ impl Trial {
     ) -> Result<Self> {
         mounts::enter(files, mounts)?;
         let handles = copied.make_anew(logs)?;
-        Ok(Self { copied, hide, _hidden: hidden, handles, daemons: Vec::new(), logs, patience })
+        Ok(Self {
+            copied,
+            hide,
+            _hidden: hidden,
+            handles,
+            daemons: Vec::new(),
+            prepared: FrontEnd::Tables,
+            logs,
+            patience,
+        })
     }
 
-    /// Has the front end load its rules anew from its files.
-    pub(super) fn prepare(&mut self, front_end: FrontEnd, rule: &NamedRule) -> Result<()> {
-        // A copy's rules are made without those that log, and a front end would bring them back.
+    /// Has the front end load its rules anew from its files, and makes sure that these are the rules in force:
+    /// every chain of them that these packets may meet.
+    pub fn prepare(&mut self, front_end: FrontEnd, is_panic: bool, packets: &[&Packet]) -> Result<()> {
+        // A copy's rules are made without those that log, and a front end brings them back.
         ensure!(
             front_end == FrontEnd::Tables || !self.logs,
             "what is tried in a copy could be logged (net.netfilter.nf_log_all_netns)"
         );
-        match front_end {
-            FrontEnd::Tables => Ok(()),
-            FrontEnd::Ufw => self.run("ufw reload"),
-            FrontEnd::Firewalld => {
-                fs::create_dir_all("/run/dbus")?;
-                fs::write(BUS, BUS_SETTINGS)?;
-                self.start("dbus-daemon", &["--nofork", "--nopidfile", &format!("--config-file={BUS}")])?;
-                self.until("its message bus", || Path::new("/run/dbus/system_bus_socket").exists())?;
-                self.start("firewalld", &["--nofork", "--nopid"])?;
-                self.until("firewalld", || self.run("firewall-cmd --state").is_ok())?;
-                // It is in no file.
-                if rule.words() == Some("--panic-on") { self.run("firewall-cmd --panic-on") } else { Ok(()) }
+        modules::need(front_end)?;
+        self.prepared = front_end;
+        if front_end == FrontEnd::Tables {
+            return Ok(());
+        }
+        let before = self.shape()?;
+        if front_end == FrontEnd::Ufw {
+            self.run("ufw reload")?;
+        } else {
+            fs::create_dir_all("/run/dbus")?;
+            fs::write(BUS, BUS_SETTINGS)?;
+            self.start("dbus-daemon", &["--nofork", "--nopidfile", &format!("--config-file={BUS}")])?;
+            self.until("its message bus", || Path::new("/run/dbus/system_bus_socket").exists())?;
+            // One that starts does not know what an earlier one has made, and adds to it.
+            for table in ["firewalld", "firewalld_policy_drop"] {
+                for family in ["inet", "ip", "ip6"] {
+                    if let Err(error) = self.run(&format!("nft delete table {family} {table}")) {
+                        log::debug!("{error:#}");
+                    }
+                }
+            }
+            self.start("firewalld", &["--nofork", "--nopid"])?;
+            self.until("firewalld", || self.run("firewall-cmd --state").is_ok())?;
+            // It is in no file.
+            if is_panic {
+                self.run("firewall-cmd --panic-on")?;
+            }
+        }
+        match before.otherwise(&self.shape()?, packets) {
+            None => Ok(()),
+            Some(what) => {
+                bail!("the rules in force are not those that the front end makes of its files: {what} is otherwise")
             }
         }
     }
 
+    /// The rules as they are in it now, whatever they are numbered.
+    pub(super) fn shape(&self) -> Result<Shape> {
+        self.copied.again()?.shape()
+    }
+
+    /// A rule of this front end's may be dealt with here.
+    pub(super) fn is_for(&self, front_end: FrontEnd) -> bool {
+        front_end == FrontEnd::Tables || front_end == self.prepared
+    }
+
     fn command(program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8").current_dir("/").stdin(Stdio::null());
+        command.env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8").env("DBUS_SYSTEM_BUS_ADDRESS", ADDRESS);
+        command.current_dir("/").stdin(Stdio::null()).process_group(0);
         sys::end_with_thread(&mut command);
         command
     }
@@ -108,7 +154,9 @@ impl Trial {
     fn start(&mut self, program: &str, args: &[&str]) -> Result<()> {
         let mut command = Self::command(program);
         let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        self.daemons.push(child.with_context(|| format!("cannot run {program}"))?);
+        let child = child.with_context(|| format!("cannot run {program}"))?;
+        let group = Group::of(&child)?;
+        self.daemons.push((child, group));
         Ok(())
     }
 
@@ -123,41 +171,67 @@ impl Trial {
 
     /// Runs a command line to its end, by a shell.
     pub(super) fn run(&self, line: &str) -> Result<()> {
-        let mut command = Self::command("sh");
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let words = ["sh", "-c", line].map(str::to_owned);
+        self.run_words(&words).map_err(|said| anyhow::anyhow!("`{line}` failed in the copy: {said:#}"))
+    }
+
+    /// Runs a program to its end; what it said is the error where it fails.
+    pub fn run_words(&self, words: &[String]) -> Result<()> {
+        let (program, args) = words.split_first().context("no command")?;
+        let mut command = Self::command(program);
         let (both, stdout) = std::io::pipe()?;
-        command.args(["-c", line]).stderr(stdout.try_clone()?).stdout(stdout);
-        let mut child = command.spawn().context("cannot run sh")?;
+        command.args(args).stderr(stdout.try_clone()?).stdout(stdout);
+        let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
         // It has the ends that are written to.
         drop(command);
-        let group = Pid::from_raw(i32::try_from(child.id())?);
+        let group = Group::of(&child)?;
         let (send, said) = channel();
         thread::spawn(move || {
             let mut text = Vec::new();
             let _ = both.take(MAX_SAID).read_to_end(&mut text);
             let _ = send.send(String::from_utf8_lossy(&text).trim().to_owned());
         });
+        let deadline = Instant::now() + LIMIT * self.patience;
         let said = said.recv_timeout(LIMIT * self.patience);
-        if said.is_err() {
-            let _ = killpg(group, Signal::SIGKILL);
+        while said.is_ok() && child.try_wait()?.is_none() && Instant::now() < deadline {
+            thread::sleep(SOON);
         }
+        let is_late = said.is_err() || child.try_wait()?.is_none();
+        // Whatever it has left behind ends too.
+        drop(group);
         let status = child.wait()?;
-        let said = said.ok().with_context(|| format!("`{line}` took too long in the copy"))?;
-        log::debug!("`{line}`: {status}, {said}");
-        ensure!(status.success(), "`{line}` failed in the copy: {said}");
+        ensure!(!is_late, "it took too long");
+        let said = said.unwrap_or_default();
+        log::debug!("{words:?}: {status}, {said}");
+        ensure!(status.success(), "{}", if said.is_empty() { status.to_string() } else { said });
         Ok(())
     }
 
     /// The rules as they are in it now.
-    pub(super) fn look(&self) -> Result<View> {
-        let (send, copied) = channel();
-        let _ = send.send(self.copied.again());
-        let hide = Arc::clone(&self.hide);
-        let building = Building::begin(copied, self.logs, move |netns| hide(netns))?;
-        let deadline = Instant::now() + PATIENCE * self.patience;
-        let stage = building.until(deadline).ok().context("the copy of the rules was not there in time")??;
+    pub fn look(&self) -> Result<View> {
         let ruleset = if inventory::nftables_in_use() { Some(Ruleset::read()?) } else { None };
-        Ok(View { stage, ruleset, patience: PATIENCE * self.patience })
+        View::new(self.copied.again()?, ruleset, PathBuf::from("/"), &self.hide, (self.logs, self.patience))
+    }
+
+    /// A command for the host's rules as it is for the copy's: what `nft` names by its handle has another one there.
+    pub fn in_the_copy(&self, words: &[String]) -> Result<Vec<String>> {
+        let mut words = words.to_vec();
+        let place = match words.as_slice() {
+            [nft, _, rule, family, table, ..] if nft == "nft" && rule == "rule" => (family.clone(), table.clone()),
+            _ => return Ok(words),
+        };
+        let Some(at) = words.iter().position(|word| ["handle", "position"].contains(&word.as_str())) else {
+            return Ok(words);
+        };
+        if let Some(handle) = words.get_mut(at + 1) {
+            let there: u64 = handle.parse().with_context(|| format!("`{handle}` is no handle"))?;
+            let own = self
+                .handles
+                .iter()
+                .find(|((family, table, _), known)| **known == there && (family, table) == (&place.0, &place.1));
+            *handle = own.with_context(|| format!("there is no rule with handle {there}"))?.0.2.to_string();
+        }
+        Ok(words)
     }
 
     /// A rule of it as the host has it.
@@ -174,55 +248,38 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        for daemon in &mut self.daemons {
-            let _ = daemon.kill();
+        for (mut daemon, group) in self.daemons.drain(..) {
+            drop(group);
             let _ = daemon.wait();
         }
     }
 }
 
-/// The rules of a copy at one time.
-pub struct View {
-    stage: Stage,
-    ruleset: Option<Ruleset>,
-    patience: Duration,
+/// Processes of a command, by their group: killed with this.
+struct Group(i32);
+
+/// Those that live.
+static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+impl Group {
+    fn of(leader: &Child) -> Result<Self> {
+        let id = i32::try_from(leader.id())?;
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        Ok(Self(id))
+    }
 }
 
-impl View {
-    /// What stops a packet; an error where that cannot be told.
-    pub(super) fn judge(&mut self, packet: &Packet, cgroup: Option<&File>) -> Result<Option<NamedRule>> {
-        let cgroup = match cgroup.filter(|_| self.stage.asks_for_cgroups()) {
-            Some(cgroup) => Some(cgroup.try_clone()?),
-            None => None,
-        };
-        let order = Order { packet: packet.clone(), connection: Connection::New, cgroup };
-        let (end, doubt) = self.stage.replay(order)?;
-        if let Some(doubt) = doubt {
-            bail!("the rules decide by more than the packet: {doubt}");
-        }
-        let mut roots = || Root::open(Path::new("/")).into_iter().collect();
-        Ok(match end {
-            None => None,
-            Some(End::Legacy(mut rule)) => {
-                rule.statement = self.stage.statement(&rule, &mut roots);
-                Some(*rule)
-            }
-            Some(End::Nft(end)) => {
-                let wanted = WantedRule {
-                    netns: 0,
-                    netns_cookie: 0,
-                    function: 0,
-                    table: end.table,
-                    chain: end.chain,
-                    rule: end.rule,
-                    hook: None,
-                    v6: None,
-                };
-                let ruleset = self.ruleset.as_mut().context("the copy has no rules")?;
-                let rule = ruleset.named(&wanted, Instant::now() + self.patience, Some(&mut roots));
-                Some(rule.context("a rule stops it that is not there")?)
-            }
-        })
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.0), Signal::SIGKILL);
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Ends everything that runs in a copy: whoever waits for it ends too.
+pub fn end_all() {
+    for id in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let _ = killpg(Pid::from_raw(*id), Signal::SIGKILL);
     }
 }
 

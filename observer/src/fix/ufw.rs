@@ -114,9 +114,8 @@ fn of_statement(
     let is_the_port = !target.is_forwarded && words.about == target.port();
     let is_bound = words.about.starts_with("on ") || words.about.contains(" on ");
     // Whoever named addresses wanted no more.
-    let names_addresses = [" to ", " from ", "to ", "from "]
-        .iter()
-        .any(|word| words.about.contains(word) && !words.about.contains("to any"));
+    let names: Vec<&str> = words.about.split(' ').collect();
+    let names_addresses = names.windows(2).any(|pair| ["from", "to"].contains(&pair[0]) && pair[1] != "any");
 
     if is_the_port {
         let commands = vec![format!("ufw allow out {}", target.port())];

@@ -49,6 +49,16 @@ pub struct User {
 }
 
 impl User {
+    /// Its number.
+    pub fn uid(&self) -> u32 {
+        self.id.as_raw()
+    }
+
+    /// Number of its group.
+    pub fn gid(&self) -> u32 {
+        self.group.as_raw()
+    }
+
     /// By name or number; `None` when there is none. Asks `getent` and `id`, which know users of directories too: the C
     /// library's own look-up wants shared libraries, which a static program does not have.
     pub fn find(text: &str) -> Result<Option<Self>> {

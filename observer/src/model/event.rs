@@ -79,6 +79,12 @@ pub enum Kind {
 pub enum Action {
     /// A decision on this host stopped an outbound packet.
     EgressBlocked,
+    /// Nothing on this host stops it (`check`).
+    EgressAllowed,
+    /// There is no way there, by nobody's decision (`check`).
+    EgressUnreachable,
+    /// It cannot be told (`check`).
+    EgressUnknown,
     /// An outbound packet was lost on this host by nobody's decision: a full queue.
     EgressDropped,
     /// A connection that waited for its first answer when observer started.
@@ -175,6 +181,9 @@ pub struct Destination {
     /// After translation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat: Option<Nat>,
+    /// Its name, as it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
 }
 
 /// `process.parent`

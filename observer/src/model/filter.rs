@@ -237,6 +237,9 @@ fn any<T>(wanted: &[T], matches: impl Fn(&T) -> bool) -> bool {
 fn action_name(action: Action) -> &'static str {
     match action {
         Action::EgressBlocked => "egress-blocked",
+        Action::EgressAllowed => "egress-allowed",
+        Action::EgressUnreachable => "egress-unreachable",
+        Action::EgressUnknown => "egress-unknown",
         Action::EgressDropped => "egress-dropped",
         Action::EgressHanging => "egress-hanging",
         Action::EgressRule => "egress-rule",

@@ -25,6 +25,20 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// A short datagram; likewise.
+    pub fn datagram(from: SocketAddr, to: SocketAddr, origin: Origin) -> Option<Self> {
+        const LIFETIME: u8 = 64;
+        let ip = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), LIFETIME),
+            (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), LIFETIME),
+            _ => return None,
+        };
+        let mut bytes = Vec::new();
+        ip.udp(from.port(), to.port()).write(&mut bytes, &[0; 12]).ok()?;
+        let length = u32::try_from(bytes.len()).ok()?;
+        Some(Self { bytes, length, sent: None, origin, interface: None, is_made: true })
+    }
+
     /// Protocol, address and port to which it goes, before any translation; `None` where it has no ports.
     pub fn to(&self) -> Option<(&'static str, IpAddr, u16)> {
         let sliced = LaxSlicedPacket::from_ip(&self.bytes).ok()?;

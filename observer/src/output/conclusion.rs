@@ -220,7 +220,7 @@ fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
 }
 
 /// Text from outside in a table's cell or a heading: nothing of it is markup.
-fn cell(text: &str) -> String {
+pub(super) fn cell(text: &str) -> String {
     let mut plain = String::new();
     for character in escape(text).chars() {
         // A mention would call people, and a link would be one.

@@ -1,6 +1,7 @@
 //! What a person or a program reads: [`terminal`], [`verdict`] and [`json`], over any writer. Everything that came from outside
 //! is escaped here ([`escape`]) and nowhere else.
 
+pub mod check;
 pub mod conclusion;
 pub mod doctor;
 pub mod escape;

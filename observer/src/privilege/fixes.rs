@@ -5,30 +5,24 @@ use std::{
     fs::File,
     sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use uuid::Uuid;
 
-use super::{netns, patience, replays::Own};
+use super::{netns, replays::Own, trials::Place};
 use crate::{
     enrich::cgroups::Cgroups,
-    fix::{self, Asked, Files, Hide, Target, Trial},
-    model::{Fix, Origin, Packet, Remedy, Stopped},
-    privilege::replays::Hidden,
-    replay,
-    sys::netns_cookie,
+    fix::{self, Asked},
+    model::{Fix, Origin, Remedy, Stopped},
 };
 
-/// Fixes that are remembered.
-const MAX_FIXES: usize = 256;
-/// After each trial none begins for so many times as long as it took.
+/// After each trial none begins for so many times as long as it took, but no longer than this.
 const SHARE: u32 = 3;
-/// Bytes of a ruleset that is copied for it.
-const MAX_BYTES: usize = 16 << 20;
-/// What runs for it comes after everything else (`nice`).
-const NICE: i32 = 10;
+const REST: Duration = Duration::from_secs(30);
+/// What nobody asked for in this time is not told any more.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// What has the same fix.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -40,12 +34,12 @@ struct Key {
 }
 
 /// A trial that goes on, and when it began.
-type Trying = (Key, Instant, Receiver<Option<Fix>>);
+type Trying = (Key, Instant, Receiver<(Option<Fix>, Instant)>);
 
 /// All of them.
 #[derive(Default)]
 pub(super) struct Fixes {
-    found: HashMap<Key, Option<Fix>>,
+    found: HashMap<Key, (Option<Fix>, Instant)>,
     trying: Option<Trying>,
     rests_until: Option<Instant>,
 }
@@ -60,20 +54,18 @@ impl Fixes {
             is_by_name: stopped.is_by_name,
         };
         if let Some((trying, began, coming)) = &self.trying {
-            let fix = match coming.try_recv() {
-                Ok(fix) => fix,
+            let found = match coming.try_recv() {
+                Ok(found) => found,
                 Err(TryRecvError::Empty) => return Ok(Remedy::NotYet),
-                Err(TryRecvError::Disconnected) => None,
+                Err(TryRecvError::Disconnected) => (None, Instant::now()),
             };
-            self.rests_until = Some(Instant::now() + began.elapsed() * SHARE);
-            if self.found.len() >= MAX_FIXES {
-                self.found.clear();
-            }
-            self.found.insert(trying.clone(), fix);
+            self.rests_until = Some(found.1 + (found.1.duration_since(*began) * SHARE).min(REST));
+            self.found.retain(|_, (_, when)| when.elapsed() < FRESH);
+            self.found.insert(trying.clone(), found);
             self.trying = None;
         }
         // It is told once: what is asked again is to be looked at anew.
-        if let Some(fix) = self.found.remove(&key) {
+        if let Some((fix, _)) = self.found.remove(&key).filter(|(_, when)| when.elapsed() < FRESH) {
             return Ok(fix.map_or(Remedy::None, |fix| Remedy::Is(Box::new(fix))));
         }
         if self.rests_until.is_some_and(|until| Instant::now() < until) {
@@ -84,49 +76,21 @@ impl Fixes {
     }
 }
 
-/// Looks for a fix by a thread of its own, which nobody waits for.
-fn begin(stopped: Stopped, own: Own, cgroups: &mut Cgroups) -> Result<Receiver<Option<Fix>>> {
-    let target = target(&stopped).context("it has no port")?;
+/// Looks for a fix by threads of its own, which nobody waits for.
+fn begin(stopped: Stopped, own: Own, cgroups: &mut Cgroups) -> Result<Receiver<(Option<Fix>, Instant)>> {
     let cgroup: Option<File> = match stopped.packet.origin {
         Origin::Socket { cgroup: Some(id), .. } => cgroups.enter(id).ok(),
         _ => None,
     };
-    let (number, cookie) = (stopped.netns, stopped.netns_cookie);
+    let place = Place { number: stopped.netns, cookie: stopped.netns_cookie, own: Some(own) };
     let (send, coming) = channel();
-    thread::Builder::new().name("fix".to_owned()).spawn(move || {
-        // The files and the namespaces of a thread are its own, and end with it.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-        let home = netns::home(number);
+    thread::Builder::new().name("fixes".to_owned()).spawn(move || {
+        let home = netns::home(place.number);
         let known = home.as_ref().map(|home| fix::known(&home.root)).unwrap_or_default();
-        let (logs, patience) = (replay::logs_everywhere(), patience::times());
-        let enter = || -> Result<Trial> {
-            let home = home?;
-            let files = Files::read(&home.root)?;
-            let hide: Hide =
-                std::sync::Arc::new(move |netns| Ok(Box::new(Hidden::new(Own::clone(&own), netns)?) as Box<dyn Send>));
-            let hidden = hide(replay::own_namespace()?)?;
-            let copied = netns::begin(number, move || {
-                ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
-                replay::copy(MAX_BYTES)
-            })?;
-            let copied = copied.recv().context("the thread in the network namespace failed")??;
-            Trial::enter(copied, (&files, home.mounts), (hide, hidden), logs, patience)
-        };
-        let packets = [stopped.packet.clone()];
-        let asked = Asked { rule: &stopped.rule, packets: &packets, target: &target, cgroup: cgroup.as_ref() };
-        let _ = send.send(fix::find(&asked, &known, enter));
+        let packets = [(stopped.packet, Some(stopped.rule))];
+        let asked = Asked { packets: &packets, is_by_name: stopped.is_by_name, cgroup: cgroup.as_ref() };
+        let fix = fix::find(&asked, &known, |attempt| place.tried(home?, attempt));
+        let _ = send.send((fix, Instant::now()));
     })?;
     Ok(coming)
-}
-
-fn target(stopped: &Stopped) -> Option<Target> {
-    let Packet { origin, .. } = &stopped.packet;
-    let (transport, address, port) = stopped.packet.to()?;
-    Some(Target {
-        transport,
-        port,
-        addresses: vec![address],
-        is_by_name: stopped.is_by_name,
-        is_forwarded: matches!(origin, Origin::Interface { .. }),
-    })
 }

@@ -30,7 +30,10 @@ use super::{
 use crate::{
     enrich::{assemble::HELPER, attribute::Eyes, changes::Listening},
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Difference, Facts, Packet, Remedy, Replay, Stopped, Wanted, WantedRule},
+    model::{
+        ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped, Wanted,
+        WantedRule,
+    },
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,
@@ -46,6 +49,8 @@ const MAX_DESCRIPTORS: usize = 2;
 /// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
 /// kernel can hold up whoever reads its command line.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What goes on is asked about so often.
+const STEP: Duration = Duration::from_millis(10);
 /// The same at start, when nothing waits behind a question and some answers take their time.
 const START_SECONDS: i64 = 30;
 
@@ -163,6 +168,23 @@ impl Helper {
         match self.ask(&Request::ProveReplay)? {
             Response::ProveReplay(proven) => Ok(proven),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Whether destinations would be let out. Takes as long as trying commands does.
+    pub fn preflight(&mut self, asked: &Preflight) -> Result<Result<Preflighted, String>, HelperError> {
+        match self.ask(&Request::Preflight(Box::new(asked.clone())))? {
+            Response::Preflight(Ok(())) => {}
+            Response::Preflight(Err(why)) => return Ok(Err(why)),
+            other => return Err(unexpected(&other)),
+        }
+        loop {
+            match self.ask(&Request::Preflighted)? {
+                Response::Preflighted(Ok(None)) => std::thread::sleep(STEP),
+                Response::Preflighted(Ok(Some(answer))) => return Ok(Ok(*answer)),
+                Response::Preflighted(Err(why)) => return Ok(Err(why)),
+                other => return Err(unexpected(&other)),
+            }
         }
     }
 
@@ -368,7 +390,10 @@ fn serve(socket: &OwnedFd) -> Result<()> {
                 server.received = received;
                 message
             }
-            Ok(None) => return Ok(()),
+            Ok(None) => {
+                crate::fix::end_all();
+                return Ok(());
+            }
             Err(error) if error.downcast_ref() == Some(&nix::Error::EAGAIN) => continue,
             Err(error) => return Err(error),
         };

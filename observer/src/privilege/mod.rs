@@ -12,11 +12,13 @@ mod helper;
 mod listening;
 mod netns;
 mod patience;
+mod preflights;
 mod protocol;
 mod replays;
 mod rulesets;
 mod server;
 mod sockets;
+mod trials;
 mod verdicts;
 
 pub use confine::{Confined, confine};

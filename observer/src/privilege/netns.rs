@@ -126,6 +126,14 @@ pub(super) fn home(number: u32) -> Result<Home> {
     Ok(Home { root: root(&format!("/proc/{pid}/root"))?, mounts })
 }
 
+/// Path of the root folder of whoever lives in a namespace.
+pub(super) fn root_path(number: u32) -> PathBuf {
+    match resident(number).filter(|_| !is_in(std::process::id(), number)) {
+        Some(pid) => PathBuf::from(format!("/proc/{pid}/root")),
+        None => PathBuf::from("/"),
+    }
+}
+
 /// Mount namespaces in which files are looked for.
 const MAX_ROOTS: usize = 8;
 

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
-    model::{ContainerName, Decision, Difference, Facts, Packet, Remedy, Replay, Stopped, Wanted, WantedRule},
+    model::{
+        ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped, Wanted,
+        WantedRule,
+    },
     probe::{
         proof::{Prepared, Unproven},
         selftest::Sent,
@@ -114,6 +117,10 @@ pub enum Request {
     },
     /// What would let a packet through: asked again until it is known.
     Fix(Box<Stopped>),
+    /// Look whether destinations would be let out.
+    Preflight(Box<Preflight>),
+    /// What came of that: asked again until it is known.
+    Preflighted,
     /// Attach them to the functions that give verdicts, for so long from now on.
     ArmVerdicts {
         /// Not at all when zero.
@@ -179,6 +186,10 @@ pub enum Response {
     Replay(Result<Replay, String>),
     /// To [`Request::Fix`]; or why it cannot be looked for.
     Fix(Result<Remedy, String>),
+    /// To [`Request::Preflight`].
+    Preflight(Result<(), String>),
+    /// To [`Request::Preflighted`]; `None` as long as it goes on.
+    Preflighted(Result<Option<Box<Preflighted>>, String>),
     /// To [`Request::PrepareProof`].
     PrepareProof(Result<Prepared, Unproven>),
     /// To [`Request::SendProof`].

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,15 +17,18 @@ use super::{
     deciders::Deciders,
     fixes::Fixes,
     listening, netns, patience,
+    preflights::Preflights,
     protocol::{Request, Response},
     replays::Replays,
     rulesets::Rulesets,
     sockets,
+    trials::Place,
     verdicts::Verdicts,
 };
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
     firewall::{denies, files::Root, inventory},
+    model::Preflight,
     probe::{
         cgroup,
         proof::{self, Prover},
@@ -30,6 +36,7 @@ use crate::{
         symbols::Functions,
     },
     replay,
+    sys::netns_cookie,
 };
 
 /// Reading other users' processes; entering and making namespaces, those of mounts among them; a firewall and an interface in those it made; reading
@@ -81,6 +88,7 @@ pub(super) struct Server {
     pub(super) verdicts: Verdicts,
     pub(super) replays: Replays,
     fixes: Fixes,
+    preflights: Preflights,
     /// What came with the question.
     pub(super) received: Vec<OwnedFd>,
     /// What goes with the next answer.
@@ -108,6 +116,7 @@ impl Server {
             verdicts: Verdicts::default(),
             replays: Replays::default(),
             fixes: Fixes::default(),
+            preflights: Preflights::default(),
             received: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -139,6 +148,18 @@ impl Server {
             functions.xtable_name = self.xtable_name;
         }
         functions
+    }
+
+    fn preflight(&mut self, asked: &Preflight) -> Result<()> {
+        let number = match asked.netns {
+            Some(number) => number,
+            None => u32::try_from(std::fs::metadata("/proc/self/ns/net")?.ino())?,
+        };
+        let cookie = netns::inside(Some(number), netns_cookie)??;
+        let place = Place { number, cookie, own: self.replays.own().ok() };
+        // Reading rules would load it.
+        let has_rules = self.knows_nftables();
+        self.preflights.begin(asked.clone(), place, has_rules)
     }
 
     pub(super) fn answer(&mut self, request: &Request) -> Response {
@@ -201,6 +222,12 @@ impl Server {
                     .own()
                     .and_then(|own| self.fixes.of(stopped, own, &mut self.cgroups))
                     .map_err(|error| format!("{error:#}")),
+            ),
+            Request::Preflight(ref asked) => {
+                Response::Preflight(self.preflight(asked).map_err(|error| format!("{error:#}")))
+            }
+            Request::Preflighted => Response::Preflighted(
+                self.preflights.finished().map(|answer| answer.map(Box::new)).map_err(|error| format!("{error:#}")),
             ),
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),

@@ -64,12 +64,26 @@ const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
 const SOCKET_KEY: u16 = 1;
 const CGROUP: u32 = 3;
 /// Matches of iptables' that ask the packet, or the user of its socket.
-const CERTAIN_XTABLES: [&str; 12] =
-    ["tcp", "udp", "sctp", "dccp", "multiport", "comment", "addrtype", "icmp", "icmp6", "owner", "iprange", "REJECT"];
+/// No routing header leaves a socket: the kernel sends none of the kind that rules ask for.
+const CERTAIN_XTABLES: [&str; 13] = [
+    "tcp",
+    "udp",
+    "sctp",
+    "dccp",
+    "multiport",
+    "comment",
+    "addrtype",
+    "icmp",
+    "icmp6",
+    "owner",
+    "iprange",
+    "REJECT",
+    "rt",
+];
 /// What asks for a connection: known for the first packet of one, and where the table of connections can be read.
 const STATE: [&str; 3] = ["conntrack", "state", "connmark"];
 /// Of those, what looks at more of a packet than addresses, ports and flags.
-const HEADER_XTABLES: [&str; 10] = ["length", "ttl", "hl", "tos", "dscp", "tcpmss", "rt", "ipv6header", "hbh", "frag"];
+const HEADER_XTABLES: [&str; 9] = ["length", "ttl", "hl", "tos", "dscp", "tcpmss", "ipv6header", "hbh", "frag"];
 /// Targets of iptables' after which nothing is otherwise.
 const GOING_ON: [&str; 3] = ["LOG", "NFLOG", "TRACE"];
 /// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: elements come and go.
@@ -99,6 +113,8 @@ struct Judged {
     by_cgroup: bool,
     /// It looks at more of the packet than addresses, ports and flags.
     by_header: bool,
+    /// It may give the packet other addresses or ports.
+    translates: bool,
 }
 
 impl Judged {
@@ -138,6 +154,12 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
             }
             "meta" if data.number(2) == Some(META_MARK) && way == Way::Out => None,
             "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
+            // Something is written into the packet.
+            "payload" if data.get(5).is_some() => {
+                judged.translates = true;
+                judged.decides = true;
+                None
+            }
             "payload" => {
                 judged.by_header |= !is_address_or_port(&data);
                 (!is_the_same(&data)).then(|| "a field that every packet has otherwise".to_owned())
@@ -168,6 +190,7 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
                 judged.decides |= !GOING_ON.contains(&named.as_str());
                 let known =
                     ["REJECT", "MARK", "CONNMARK"].contains(&named.as_str()) || GOING_ON.contains(&named.as_str());
+                judged.translates |= !known;
                 (!known).then_some(named)
             }
             "lookup" => {
@@ -182,6 +205,7 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
             }
             // Of a connection it is decided once.
             "nat" | "masq" | "redir" => {
+                judged.translates = true;
                 judged.decides = true;
                 judged.by_state = true;
                 None
@@ -193,7 +217,9 @@ fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
             }
             name if CERTAIN.contains(&name) => None,
             name => {
-                judged.decides |= !MATCHING.contains(&name) && name != "ct";
+                let is_match = MATCHING.contains(&name) || name == "ct";
+                judged.decides |= !is_match;
+                judged.translates |= !is_match;
                 Some(name.to_owned())
             }
         };
@@ -215,6 +241,12 @@ fn is_address_or_port(payload: &Attributes) -> bool {
         TRANSPORT => end <= 4 || (offset, length) == (13, 1),
         _ => false,
     }
+}
+
+/// It is the protocol of what IP carries.
+fn is_protocol(payload: &Attributes) -> bool {
+    payload.number(2) == Some(NETWORK)
+        && [Some((9, 1)), Some((6, 1))].contains(&payload.number(3).zip(payload.number(4)))
 }
 
 /// `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`
@@ -269,6 +301,8 @@ pub struct Depends {
     doubts: Vec<Doubt>,
     /// Chains that hang on the way.
     pub(super) chains: usize,
+    /// Something may give a packet other addresses or ports.
+    translates: bool,
 }
 
 /// The same for one packet, in words.
@@ -311,13 +345,14 @@ impl Depends {
     /// Something that could not be looked at.
     pub(super) fn unknown(what: &str) -> Self {
         let doubt = Doubt { by: By::Anything, words: what.to_owned(), rule: None };
-        Self { doubts: vec![doubt], chains: 0 }
+        Self { doubts: vec![doubt], chains: 0, translates: true }
     }
 
     /// Both rulesets' together.
     pub(super) fn and(mut self, other: Self) -> Self {
         self.doubts.extend(other.doubts);
-        Self { doubts: self.doubts, chains: self.chains + other.chains }
+        let translates = self.translates || other.translates;
+        Self { doubts: self.doubts, chains: self.chains + other.chains, translates }
     }
 
     /// Something asks for a cgroup.
@@ -327,7 +362,9 @@ impl Depends {
 
     /// What matters to a packet: rules that it cannot match do not.
     pub(super) fn of(&self, whole: &Whole) -> Doubts {
-        let matters = |doubt: &&Doubt| doubt.rule.as_ref().is_none_or(|(family, rule)| may_match(*family, rule, whole));
+        let matters = |doubt: &&Doubt| {
+            doubt.rule.as_ref().is_none_or(|(family, rule)| may_match(*family, rule, whole, self.translates))
+        };
         let first = |by: By| {
             let mut all = self.doubts.iter().filter(|doubt| doubt.by == by);
             all.find(matters).map(|doubt| doubt.words.clone())
@@ -342,12 +379,15 @@ impl Depends {
 }
 
 /// False where a rule compares something that is known of the packet, its protocol, an address, a port, with something else.
-fn may_match(of: u8, rule: &Attributes, whole: &Whole) -> bool {
+/// Of one that may be translated on its way only the protocol is known.
+fn may_match(of: u8, rule: &Attributes, whole: &Whole, is_translated: bool) -> bool {
     const PROTOCOL_OF_FAMILY: u32 = 15;
     const PROTOCOL: u32 = 16;
     const EQUAL: u32 = 0;
     const UNEQUAL: u32 = 1;
     let own = whole.family();
+    // Frames of an interface have a protocol family of their own.
+    let is_of_frames = of == family::NETDEV;
     if [family::IPV4, family::IPV6].contains(&of) && of != own {
         return false;
     }
@@ -359,13 +399,13 @@ fn may_match(of: u8, rule: &Attributes, whole: &Whole) -> bool {
             |register: Option<u32>| loaded.as_ref().filter(|(of, _)| Some(*of) == register).map(|(_, bytes)| bytes);
         match name.as_str() {
             "payload" => {
-                let bytes =
-                    is_address_or_port(&data).then(|| whole.field(data.number(2)?, data.number(3)?, data.number(4)?));
+                let is_asked = is_address_or_port(&data) && whole.has(&data) && (!is_translated || is_protocol(&data));
+                let bytes = is_asked.then(|| whole.field(data.number(2)?, data.number(3)?, data.number(4)?));
                 loaded = data.number(1).zip(bytes.flatten().map(<[u8]>::to_vec));
             }
             "meta" => {
                 let byte = match data.number(2) {
-                    Some(PROTOCOL_OF_FAMILY) => Some(own),
+                    Some(PROTOCOL_OF_FAMILY) if !is_of_frames => Some(own),
                     Some(PROTOCOL) => Some(whole.protocol),
                     _ => None,
                 };
@@ -383,7 +423,8 @@ fn may_match(of: u8, rule: &Attributes, whole: &Whole) -> bool {
             }
             "cmp" => {
                 let compared = known(data.number(1)).zip(data.list(3).get(1).map(<[u8]>::to_vec));
-                let Some(is_same) = compared.map(|(bytes, with)| *bytes == with) else { continue };
+                let Some((bytes, with)) = compared.filter(|(bytes, with)| bytes.len() == with.len()) else { continue };
+                let is_same = *bytes == with;
                 match data.number(2) {
                     Some(EQUAL) if !is_same => return false,
                     Some(UNEQUAL) if is_same => return false,
@@ -391,7 +432,7 @@ fn may_match(of: u8, rule: &Attributes, whole: &Whole) -> bool {
                 }
             }
             // They write nowhere.
-            "counter" | "match" | "target" | "immediate" | "log" | "limit" | "reject" => {}
+            "counter" | "match" | "target" | "log" | "limit" | "reject" => {}
             _ => loaded = None,
         }
     }
@@ -416,10 +457,11 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
     };
     let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
     let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
-    let mut found = Depends { chains: waiting.len(), doubts: Vec::new() };
+    let mut found = Depends { chains: waiting.len(), ..Depends::default() };
     while let Some(chain) = waiting.pop() {
         for rule in by_chain.get(&chain).into_iter().flatten() {
             let judged = judge(rule, &chain, &changing, way);
+            found.translates |= judged.translates;
             let mut next: Vec<Key> = judged.to.iter().map(|to| (chain.0, chain.1.clone(), to.clone())).collect();
             if judged.looks_up {
                 // Where a map leads is not followed: it may be anywhere in its table.
@@ -435,6 +477,8 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
 impl Depends {
     /// One more rule of iptables-legacy, of that table, which was asked on the way.
     pub(super) fn add_legacy(&mut self, table: &str, entry: &Entry, way: Way) {
+        let keeps = |name: &str| ["REJECT", "MARK", "CONNMARK"].contains(&name) || GOING_ON.contains(&name);
+        self.translates |= matches!(&entry.does, Does::Extension(name) if !keeps(name));
         let going_on = matches!(&entry.does, Does::Extension(name) if GOING_ON.contains(&name.as_str()));
         let mut judged = Judged {
             decides: !going_on && !matches!(entry.does, Does::Begins(_)),

@@ -58,7 +58,7 @@ const JUMP: u32 = -3i32 as u32;
 
 /// Of one base chain.
 fn nothing() -> Depends {
-    Depends { chains: 1, doubts: Vec::new() }
+    Depends { chains: 1, ..Depends::default() }
 }
 
 impl Depends {
@@ -198,7 +198,7 @@ fn rules_that_a_packet_cannot_match_do_not_matter_to_it() {
     let matters = |family: u8, expressions: Vec<Attributes>| {
         let mut of = Attributes::default();
         of.set_list(RULE_EXPRESSIONS, &Attributes::elements(&expressions));
-        may_match(family, &of, &Whole::of(&datagram(53)).unwrap())
+        may_match(family, &of, &Whole::of(&datagram(53)).unwrap(), false)
     };
     assert!(matters(family::INET, compared(protocol, 1, 0, &[UDP])));
     assert!(!matters(family::INET, compared(protocol, 1, 0, &[6])));
@@ -210,4 +210,10 @@ fn rules_that_a_packet_cannot_match_do_not_matter_to_it() {
     assert!(matters(family::INET, compared(port, 2, 0, &[0, 54])), "another register holds something else");
     let field = ("payload", &[(1, 1), (2, 2), (3, 6), (4, 2)][..]);
     assert!(matters(family::INET, compared(field, 1, 0, &[0, 54])), "of that nothing is known");
+    let mut of = Attributes::default();
+    of.set_list(RULE_EXPRESSIONS, &Attributes::elements(&compared(port, 1, 0, &[0, 54])));
+    let packet = Whole::of(&datagram(53)).unwrap();
+    assert!(may_match(family::INET, &of, &packet, true), "its port may be another one by then");
+    let translating = [rule("o", &[("redir", &[])], None), rule("o", &[("limit", &[])], DROP)];
+    assert!(depends(&[chain("o")], &[], &translating, Way::Out).translates);
 }

@@ -10,9 +10,11 @@ mod packet;
 mod proof;
 mod ruleset;
 mod send;
+mod shape;
 mod stage;
 pub mod surroundings;
 
 pub use conntrack::Connection;
 pub use proof::prove;
-pub use stage::{Asked, Building, Copied, Order, Stage, Version, ask, copy, logs_everywhere, own_namespace};
+pub use shape::Shape;
+pub use stage::{Asked, Building, Copied, Order, Stage, Version, ask, copy, logs_everywhere, own_namespace, version};

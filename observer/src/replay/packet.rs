@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpHeaders, IpNumber, LaxIpPayloadSlice, PacketBuilder};
 
+use super::netlink::Attributes;
 use crate::{
     firewall::netfilter::family,
     model::{Ends, Origin, Packet},
@@ -32,6 +33,20 @@ pub(super) struct Whole {
 }
 
 impl Whole {
+    /// What nftables reads there is an address, a port or the protocol in this family.
+    pub(super) fn has(&self, payload: &Attributes) -> bool {
+        let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
+            return false;
+        };
+        let end = offset.saturating_add(length);
+        match (base, self.destination) {
+            (1, IpAddr::V4(_)) => (offset, length) == (9, 1) || offset >= 12 && end <= 20,
+            (1, IpAddr::V6(_)) => (offset, length) == (6, 1) || offset >= 8 && end <= 40,
+            (2, _) => true,
+            _ => false,
+        }
+    }
+
     /// Bytes of a header, as nftables numbers them: 1 is IP's, 2 that of what it carries.
     pub(super) fn field(&self, base: u32, offset: u32, length: u32) -> Option<&[u8]> {
         let from = match base {

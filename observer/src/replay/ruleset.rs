@@ -44,7 +44,7 @@ const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const RULE_COMPAT: u16 = 5;
 pub(super) const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_HOOK: u16 = 4;
 /// `NFTA_HOOK_DEV`, `NFTA_HOOK_DEVS`, `NFTA_FLOWTABLE_HOOK`, `NFTA_FLOWTABLE_HOOK_DEVS`, `NFTA_DEVICE_NAME`
 const HOOK_DEVICE: u16 = 3;
 const HOOK_DEVICES: u16 = 4;
@@ -72,12 +72,12 @@ pub(super) struct Listed {
     /// Number of the ruleset.
     pub(super) generation: u32,
     tables: Vec<Body>,
-    chains: Vec<Body>,
-    sets: Vec<Body>,
-    elements: Vec<Body>,
+    pub(super) chains: Vec<Body>,
+    pub(super) sets: Vec<Body>,
+    pub(super) elements: Vec<Body>,
     objects: Vec<Body>,
     flowtables: Vec<Body>,
-    rules: Vec<Body>,
+    pub(super) rules: Vec<Body>,
     /// What in it depends on more than a packet that is sent here.
     pub(super) out: Depends,
     /// The same of one that comes in and goes on.
@@ -277,7 +277,7 @@ fn compat(rule: &Attributes) -> Option<Attributes> {
 }
 
 /// A rule's expressions without those that would write to a log, or do something to the host.
-fn silent(rule: &Attributes) -> Vec<Attributes> {
+pub(super) fn silent(rule: &Attributes) -> Vec<Attributes> {
     let logs = |expression: &Attributes| match expression.text(NAME).as_deref() {
         Some("log") => true,
         Some("target") => expression

@@ -24,13 +24,14 @@ use super::{
     legacy,
     packet::Whole,
     ruleset::{self, Listed},
+    shape::Shape,
     surroundings::{self, Surroundings},
 };
 use crate::{
     firewall::{
         files::Root,
-        legacy::{Entry, Saved, Table, tables},
-        netfilter::family,
+        legacy::{ChainText, Entry, Saved, Table, tables},
+        netfilter::{DROP, family},
         nft,
     },
     model::{End, NamedRule, Origin, Packet, Statement},
@@ -40,6 +41,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(1);
 /// Bytes of the tables of iptables-legacy that are copied.
 const MAX_LEGACY: usize = 16 << 20;
+/// Texts of iptables-legacy's rules are waited for so long.
+const SAVED: Duration = Duration::from_secs(10);
 /// What the threads that live in copies are called.
 const THREAD: &str = "replay";
 
@@ -68,11 +71,15 @@ pub struct Asked {
     pub connection: Connection,
 }
 
+/// The rules that are in force in the namespace of the calling thread.
+pub fn version() -> Result<Version> {
+    Ok(Version { generation: nft::generation()?, legacy: rules_of(&tables()?)? })
+}
+
 /// Looks into the namespace of the calling thread.
 pub fn ask(packet: &Packet) -> Result<Asked> {
     let whole = Whole::of(packet)?;
-    let version = Version { generation: nft::generation()?, legacy: rules_of(&tables()?)? };
-    Ok(Asked { version, connection: conntrack::of(&whole) })
+    Ok(Asked { version: version()?, connection: conntrack::of(&whole) })
 }
 
 fn rules_of(tables: &[Table]) -> Result<Vec<[u8; 32]>> {
@@ -117,6 +124,23 @@ impl Copied {
         Ok(places.filter_map(named).collect())
     }
 
+    /// What the rules do, whatever they are numbered.
+    pub fn shape(&mut self) -> Result<Shape> {
+        let mut shape = Shape::of(&self.rules);
+        let saved = self.saved.all(Instant::now() + SAVED).context("iptables-legacy-save does not answer")?;
+        for table in &self.legacy {
+            let of = table.layout.family;
+            for chain in table.as_nft()?.0 {
+                let is_it =
+                    |text: &&ChainText| (text.family, &text.table, &text.chain) == (of, &table.name, &chain.name);
+                let rules = saved.iter().find(is_it).map(|text| text.rules.as_slice()).unwrap_or_default();
+                let hook = chain.hook.map(|number| (number, chain.policy == Some(DROP)));
+                shape.add_legacy((of, &table.name, &chain.name), hook, rules);
+            }
+        }
+        Ok(shape)
+    }
+
     /// The rules that are in force now in a copy of it, in which the calling thread lives, with what is around them there.
     pub fn again(&self) -> Result<Self> {
         let (rules, legacy) = (ruleset::list(usize::MAX)?, tables()?);
@@ -124,7 +148,8 @@ impl Copied {
         Ok(Self { rules, legacy, saved, around: Arc::clone(&self.around) })
     }
 
-    fn version(&self) -> Result<Version> {
+    /// Which rules were copied.
+    pub fn version(&self) -> Result<Version> {
         Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
     }
 }
@@ -378,5 +403,32 @@ mod tests {
         assert!(legacy(rules, 5).is_none() && legacy(rules, 6).is_none());
         let policy = legacy("*filter\n:OUTPUT DROP\nCOMMIT\n", 7).unwrap();
         assert_eq!((policy.0.as_str(), policy.1), ("OUTPUT", None));
+    }
+
+    /// A copy does what its original does, whatever its rules and sets are called.
+    #[test]
+    fn a_copy_has_the_same_shape() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        const RULES: &str = "table inet t {\n set s {\n type ipv4_addr; flags interval; elements = { 203.0.113.0/24, 198.51.100.1 }\n }\n \
+            chain x {\n udp dport { 53, 123 } drop\n }\n chain o {\n type filter hook output priority 0;\n \
+            ip6 daddr { ::/96, ::ffff:0.0.0.0/96, 2002::/24, 2002:a00::/24 } log prefix \"a \" drop\n ct state { established, related } counter accept\n \
+            ip daddr @s log\n ip daddr @s limit rate 3/minute drop\n udp dport vmap { 1 : drop, 2 : jump x }\n }\n}\n";
+        let both = thread::spawn(|| -> Result<(Shape, Shape)> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let mut child =
+                std::process::Command::new("nft").args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn()?;
+            std::io::Write::write_all(child.stdin.as_mut().context("no input")?, RULES.as_bytes())?;
+            drop(child.stdin.take());
+            ensure!(child.wait()?.success(), "the rules are refused");
+            let mut original = copy(usize::MAX)?;
+            let shape = original.shape()?;
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            original.make_anew(logs_everywhere())?;
+            Ok((shape, original.again()?.shape()?))
+        });
+        let (original, copied) = both.join().unwrap().unwrap();
+        assert_eq!(original, copied);
     }
 }

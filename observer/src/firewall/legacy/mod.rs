@@ -12,7 +12,7 @@ use super::{
 };
 use crate::sys;
 
-pub use words::{Saved, Spot};
+pub use words::{ChainText, Saved, Spot};
 
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; of IPv6 they are the same.
 const GET_INFO: i32 = 64;

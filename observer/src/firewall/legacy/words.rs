@@ -19,6 +19,19 @@ use crate::{
 /// The texts of tables, which `iptables-legacy-save` may still be writing.
 pub struct Saved(Vec<Pending>);
 
+/// A chain as iptables writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainText {
+    /// Family of its table.
+    pub family: u8,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+    /// Its rules, behind `-A CHAIN`.
+    pub rules: Vec<String>,
+}
+
 /// Where a rule, or a policy, is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spot {
@@ -37,6 +50,21 @@ impl Saved {
     pub fn begin(tables: &[Table]) -> Self {
         let families: BTreeSet<u8> = tables.iter().map(|table| table.layout.family).collect();
         Self(families.into_iter().map(listing::begin_legacy).collect())
+    }
+
+    /// All rules, by chain; `None` where they are not to be had by then.
+    pub fn all(&mut self, deadline: Instant) -> Option<Vec<ChainText>> {
+        let mut all = Vec::new();
+        for pending in &mut self.0 {
+            let listing = pending.until(deadline)?;
+            all.extend(listing.saved().map(|(family, table, chain, rules)| ChainText {
+                family,
+                table: table.to_owned(),
+                chain: chain.to_owned(),
+                rules: rules.to_vec(),
+            }));
+        }
+        Some(all)
     }
 
     /// A rule or policy of a table. Its text is waited for until then.

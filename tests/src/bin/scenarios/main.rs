@@ -2,6 +2,7 @@
 //! testbed's BPF object (`OBSERVER_TESTBED`) and nothing else of the project, so that it runs on other kernels as it is.
 
 mod changes;
+mod check;
 mod cli;
 mod containers;
 mod deciders;
@@ -57,11 +58,12 @@ fn without_a_machine() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 24] = [
+    let groups: [(&str, &[Scenario]); 25] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
         ("fixes", fixes::ALL),
+        ("check", check::ALL),
         ("hooks", hooks::ALL),
         ("rules", rules::ALL),
         ("replay", replay::ALL),

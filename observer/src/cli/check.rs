@@ -1,0 +1,258 @@
+//! `observer check`
+
+use std::{
+    io::{self, BufWriter, ErrorKind},
+    net::IpAddr,
+    path::PathBuf,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use ipnet::IpNet;
+
+use super::{Exit, exit::UsageError, filters};
+use crate::{
+    check::{ANY, Entry, Known, Target, Values, ask, profiles},
+    enrich::{host::Identity, resolve},
+    launch::User,
+    model::{Fate, Preflight, Preflighted, Tried, Wish},
+    output::check::{self as render, Answer},
+    privilege::{Helper, confine},
+    probe::attach::check_privilege,
+};
+
+/// Programs whose commands are tried by `--after`.
+const FRONT_ENDS: [&str; 9] = [
+    "ufw",
+    "firewall-cmd",
+    "nft",
+    "iptables",
+    "ip6tables",
+    "iptables-nft",
+    "ip6tables-nft",
+    "iptables-legacy",
+    "ip6tables-legacy",
+];
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What is to be reached: a profile (see --list), HOST:PORT, HOST:PORT/udp, [2001:db8::1]:443 or 203.0.113.0/24:443.
+    #[arg(value_name = "PROFILE|HOST:PORT[/udp]", required_unless_present = "list")]
+    wanted: Vec<String>,
+    /// How the answer is written.
+    #[arg(short, long, value_enum, default_value = "human")]
+    output: Format,
+    /// Show the profiles that are known.
+    #[arg(long)]
+    list: bool,
+    /// A value that a profile asks for: `--set site=datadoghq.eu`.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// Folder of own profiles.
+    #[arg(long, value_name = "DIR", default_value = profiles::FOLDER)]
+    profiles: PathBuf,
+    /// Take this address for a name; may be given several times.
+    #[arg(long, value_name = "NAME:ADDR", value_parser = resolved)]
+    resolve: Vec<(String, IpAddr)>,
+    /// Look up no name: those without `--resolve` are judged for any address.
+    #[arg(long)]
+    no_dns: bool,
+    /// Judge what this user would send.
+    #[arg(long = "as", value_name = "USER")]
+    user: Option<String>,
+    /// Network namespace: the path of one, or a name that `ip netns` knows; the own one without.
+    #[arg(long, value_name = "PATH|NAME")]
+    netns: Option<String>,
+    /// Try this command of ufw, firewall-cmd, nft or iptables in a private copy, and tell what is let out then.
+    #[arg(long, value_name = "COMMAND")]
+    after: Option<String>,
+    /// Do not look for commands that let through what is stopped.
+    #[arg(long)]
+    no_fix: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// For a person.
+    Human,
+    /// One JSON object an address and port.
+    Json,
+    /// A table for a ticket.
+    Markdown,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn resolved(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, address) = text.split_once(':').ok_or("write NAME:ADDR")?;
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let address = address.parse().map_err(|_| format!("`{address}` is no address"))?;
+    Ok((name.trim_end_matches('.').to_owned(), address))
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit> {
+    let known = profiles::Profiles::read(&args.profiles)
+        .map_err(|error| usage(&format!("{error:#}"), "mend the file, or name another folder with --profiles"))?;
+    let mut stdout = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
+    if args.list {
+        return written(render::list(&mut stdout, &known)).map(|()| Exit::Done);
+    }
+    let began = Instant::now();
+    let entries = entries(args, &known)?;
+    let after = args.after.as_deref().map(after).transpose()?;
+    let user = match &args.user {
+        Some(text) => User::find(text)?
+            .map(|user| (user.uid(), user.gid()))
+            .ok_or_else(|| usage(&format!("there is no user `{text}`"), "`getent passwd` lists them"))?,
+        None => (0, 0),
+    };
+    let netns = args.netns.as_deref().map(filters::namespace).transpose()?.flatten();
+    check_privilege().map_err(|error| super::exit::with_hint(&error))?;
+    let mut helper = Helper::start()?;
+    // What resolvers answer is read without privileges.
+    if let Err(error) = confine(&[], || true) {
+        log::warn!("{error:#}");
+    }
+    let (targets, look_ups) = targets(args, entries)?;
+    let asked = Preflight {
+        netns,
+        user,
+        wishes: targets
+            .iter()
+            .map(|target| Wish {
+                transport: target.entry.transport.to_owned(),
+                port: target.entry.port,
+                addresses: target.addresses.clone(),
+            })
+            .collect(),
+        are_by_name: targets.iter().any(|target| target.known != Known::Given),
+        after: after.clone(),
+        finds_fix: !args.no_fix && after.is_none(),
+    };
+    let answer = helper.preflight(&asked)?.map_err(anyhow::Error::msg)?;
+    if let (Some(Tried::Refused(said)), Some(words)) = (&answer.after, &after) {
+        let sentence = format!("`{}` does nothing: {said}", words.join(" "));
+        return Err(usage(&sentence, "it was run in a private copy alone; nothing was changed"));
+    }
+    log::debug!("checked in {:?}", began.elapsed());
+    let is_stopped = is_stopped(&answer);
+    let told = Answer {
+        identity: Identity::read(),
+        user: args.user.clone(),
+        targets,
+        answer,
+        after: args.after.clone(),
+        look_ups,
+    };
+    written(match args.output {
+        Format::Human => render::human(&mut stdout, &told),
+        Format::Json => render::json(&mut stdout, &told),
+        Format::Markdown => render::markdown(&mut stdout, &told),
+    })?;
+    Ok(if is_stopped { Exit::Finding } else { Exit::Done })
+}
+
+fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the answer"),
+        _ => Ok(()),
+    }
+}
+
+/// Something is stopped; after the command, where one was tried.
+fn is_stopped(answer: &Preflighted) -> bool {
+    let fates = match &answer.after {
+        Some(Tried::Is(after)) => &after.fates,
+        _ => &answer.fates,
+    };
+    fates.iter().flatten().any(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. }))
+}
+
+fn usage(sentence: &str, hint: &str) -> anyhow::Error {
+    let (sentence, hint) = sentence.split_once("\nhint: ").unwrap_or((sentence, hint));
+    UsageError { sentence: sentence.to_owned(), hint: hint.to_owned() }.into()
+}
+
+fn entries(args: &Args, known: &profiles::Profiles) -> Result<Vec<Entry>> {
+    let values: Values = args.set.iter().cloned().collect();
+    let mut entries = Vec::new();
+    for word in &args.wanted {
+        if ask::is_destination(word) {
+            let entry = ask::destination(word).map_err(|error| {
+                usage(&error.to_string(), "write HOST:PORT, HOST:PORT/udp, [2001:db8::1]:443 or 203.0.113.0/24:443")
+            })?;
+            entries.push(entry);
+            continue;
+        }
+        let profile = known.get(word).map_err(|error| usage(&format!("{error:#}"), ""))?;
+        if let Some((name, _)) = args.set.iter().find(|(name, _)| !profile.variables().any(|(known, ..)| known == name))
+        {
+            let all: Vec<&str> = profile.variables().map(|(name, ..)| name).collect();
+            let hint = if all.is_empty() { "it has none".to_owned() } else { format!("it has {}", all.join(", ")) };
+            return Err(usage(&format!("profile {word} has no variable `{name}`"), &hint));
+        }
+        entries.extend(
+            profile.entries(&values).map_err(|error| usage(&format!("{error:#}"), "see `observer check --list`"))?,
+        );
+    }
+    Ok(entries)
+}
+
+/// The words of a front end's command.
+fn after(command: &str) -> Result<Vec<String>> {
+    let words = shlex::split(command).unwrap_or_default();
+    let words: Vec<String> = words.into_iter().skip_while(|word| word == "sudo").collect();
+    match words.first() {
+        Some(program) if FRONT_ENDS.contains(&program.as_str()) => Ok(words),
+        Some(program) => Err(usage(
+            &format!("`{program}` is no command of a firewall that can be tried"),
+            "ufw, firewall-cmd, nft, iptables and ip6tables are",
+        )),
+        None => Err(usage("there is no command in `--after`", "write --after 'ufw allow out 443/tcp'")),
+    }
+}
+
+/// Addresses of all; and how many names were looked up.
+fn targets(args: &Args, entries: Vec<Entry>) -> Result<(Vec<Target>, usize)> {
+    let given = |host: &str| -> Vec<IpAddr> {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return vec![address];
+        }
+        if let Ok(network) = host.parse::<IpNet>() {
+            // Rules are about networks: its first and its last address stand for it.
+            let mut ends = vec![
+                network.hosts().next().unwrap_or(network.addr()),
+                network.hosts().last().unwrap_or(network.broadcast()),
+            ];
+            ends.dedup();
+            return ends;
+        }
+        args.resolve.iter().filter(|(name, _)| name == host).map(|(_, address)| *address).collect()
+    };
+    let mut names: Vec<String> = Vec::new();
+    for entry in &entries {
+        let name = entry.probe.as_ref().unwrap_or(&entry.host);
+        if given(name).is_empty() && !args.no_dns && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    let look_ups = names.len();
+    let mut found = resolve::all(names)?;
+    let targets = entries.into_iter().map(|entry| {
+        let name = entry.probe.clone().unwrap_or_else(|| entry.host.clone());
+        let addresses = given(&name);
+        let any = |why: String| (ANY.to_vec(), Known::Any(why));
+        let (addresses, known) = match (addresses.is_empty(), found.get_mut(&name)) {
+            (false, _) => (addresses, Known::Given),
+            (true, Some(Ok(addresses))) => (addresses.clone(), Known::Resolved),
+            (true, Some(Err(why))) => any(why.clone()),
+            (true, None) => any("names are not looked up (--no-dns)".to_owned()),
+        };
+        Target { entry, addresses, known }
+    });
+    Ok((targets.collect(), look_ups))
+}

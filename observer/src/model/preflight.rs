@@ -1,0 +1,88 @@
+//! Whether destinations would be let out, asked before anything is sent.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{fix::Fix, rule::NamedRule};
+
+/// One destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// `tcp` or `udp`.
+    pub transport: String,
+    /// Destination port.
+    pub port: u16,
+    /// Its addresses; where it has none that are known, one of each family stands for any.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preflight {
+    /// Inode number of the network namespace; without one, the host's own.
+    pub netns: Option<u32>,
+    /// User and group that would send.
+    pub user: (u32, u32),
+    /// Where to.
+    pub wishes: Vec<Wish>,
+    /// Any of them is known by its name, and the addresses may be others tomorrow.
+    pub are_by_name: bool,
+    /// A command of a front end's, in words, that is tried in the private copy.
+    pub after: Option<Vec<String>>,
+    /// What lets through what is stopped is looked for.
+    pub finds_fix: bool,
+}
+
+/// What becomes of a packet to one address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// Nothing here stops it.
+    Passes,
+    /// A rule does: its place among those of the answer.
+    Stopped(usize),
+    /// A route does: it is there to stop packets.
+    NoRoute {
+        /// A route says so, and not its absence.
+        is_decided: bool,
+        /// In words.
+        why: String,
+    },
+    /// It cannot be told, and why.
+    Unknown(String),
+}
+
+/// What a command would change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct After {
+    /// What becomes of each packet then, as in [`Preflighted::fates`].
+    pub fates: Vec<Vec<Fate>>,
+    /// Rules that it makes.
+    pub added: Vec<String>,
+    /// Rules that it takes away.
+    pub removed: Vec<String>,
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tried {
+    /// It would change this.
+    Is(After),
+    /// It does nothing but say this.
+    Refused(String),
+    /// It cannot be told, and why.
+    Unknown(String),
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preflighted {
+    /// Rules that stop anything.
+    pub rules: Vec<NamedRule>,
+    /// For each wish what becomes of a packet to each of its addresses.
+    pub fates: Vec<Vec<Fate>>,
+    /// What the command would change.
+    pub after: Option<Tried>,
+    /// One for all that is stopped by rules.
+    pub fix: Option<Fix>,
+}

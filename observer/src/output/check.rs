@@ -1,0 +1,454 @@
+//! What `check` found: for a person, for a ticket, for a program.
+
+use std::{
+    io::{self, Write},
+    net::IpAddr,
+};
+
+use anstyle::{AnsiColor, Style};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    escape::escape,
+    json,
+    terminal::{about, as_root},
+};
+use crate::{
+    check::{Known, Target, profiles::Profiles},
+    enrich::host::Identity,
+    model::{
+        Action, After, Agent, Destination, ECS_VERSION, Ecs, EgressRule, EventMeta, Fate, Fix, Host, Kind, NamedRule,
+        Network, Preflighted, RuleName, RuleSource, SCHEMA, Tried, Verdict,
+    },
+};
+
+const ALERT: Style = AnsiColor::Red.on_default().bold();
+const GOOD: Style = AnsiColor::Green.on_default();
+const STRONG: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// Everything that is told.
+pub struct Answer {
+    /// This host.
+    pub identity: Identity,
+    /// As whom, where that is not root.
+    pub user: Option<String>,
+    /// What was asked.
+    pub targets: Vec<Target>,
+    /// What was found, in the same order.
+    pub answer: Preflighted,
+    /// The command that was tried.
+    pub after: Option<String>,
+    /// Names that were looked up.
+    pub look_ups: usize,
+}
+
+/// How a destination stands, over all its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    Allowed,
+    Blocked,
+    Unreachable,
+    Unknown,
+}
+
+fn stands(fates: &[Fate]) -> Stands {
+    let any = |is: fn(&Fate) -> bool| fates.iter().any(is);
+    if any(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. })) {
+        Stands::Blocked
+    } else if any(|fate| *fate == Fate::Passes) {
+        Stands::Allowed
+    } else if any(|fate| matches!(fate, Fate::Unknown(_))) {
+        Stands::Unknown
+    } else {
+        Stands::Unreachable
+    }
+}
+
+/// `v4 v6`, of the addresses for which that holds.
+fn families(target: &Target, fates: &[Fate], is: impl Fn(&Fate) -> bool) -> String {
+    let has = |v6: bool| target.addresses.iter().zip(fates).any(|(address, fate)| address.is_ipv6() == v6 && is(fate));
+    let names = [(false, "v4"), (true, "v6")].into_iter().filter(|(v6, _)| has(*v6)).map(|(_, name)| name);
+    names.collect::<Vec<_>>().join(" ")
+}
+
+impl Answer {
+    /// What counts: after the command, where one was tried.
+    fn fates(&self) -> &[Vec<Fate>] {
+        match &self.answer.after {
+            Some(Tried::Is(After { fates, .. })) => fates,
+            _ => &self.answer.fates,
+        }
+    }
+
+    /// What stops it, in a few words each.
+    fn why(&self, fates: &[Fate]) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        for fate in fates {
+            let words = match fate {
+                Fate::Passes => continue,
+                Fate::Stopped(rule) => self.answer.rules.get(*rule).map_or_else(String::new, short),
+                Fate::NoRoute { why, .. } | Fate::Unknown(why) => why.clone(),
+            };
+            if !all.contains(&words) {
+                all.push(words);
+            }
+        }
+        all
+    }
+
+    /// `BLOCKED v4, allowed v6`, and how loud that is.
+    fn verdict(&self, target: &Target, fates: &[Fate]) -> (Stands, String) {
+        let stands = stands(fates);
+        let of = |is: fn(&Fate) -> bool| families(target, fates, is);
+        let passes = of(|fate| *fate == Fate::Passes);
+        let words = match stands {
+            Stands::Allowed => format!("allowed {passes}"),
+            Stands::Blocked => {
+                let stopped = of(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. }));
+                let rest = if passes.is_empty() { String::new() } else { format!(", allowed {passes}") };
+                format!("BLOCKED {stopped}{rest}")
+            }
+            Stands::Unreachable => "no way there".to_owned(),
+            Stands::Unknown => "not known".to_owned(),
+        };
+        (stands, words)
+    }
+
+    fn count(&self, which: Stands) -> usize {
+        self.fates().iter().filter(|fates| stands(fates) == which).count()
+    }
+
+    /// `13 of 16 blocked`
+    fn sentence(&self) -> String {
+        let (blocked, all) = (self.count(Stands::Blocked), self.targets.len());
+        let still = if matches!(self.answer.after, Some(Tried::Is(_))) && blocked > 0 { "STILL " } else { "" };
+        match (blocked, self.count(Stands::Unknown)) {
+            (0, 0) => format!("none of {all} blocked"),
+            (0, unknown) => format!("none of {all} blocked as far as is known; {unknown} not known"),
+            (blocked, _) => format!("{blocked} of {all} {still}blocked"),
+        }
+    }
+
+    fn asked(&self) -> String {
+        let look_ups = match self.look_ups {
+            0 => String::new(),
+            1 => " (1 name looked up)".to_owned(),
+            count => format!(" ({count} names looked up)"),
+        };
+        format!("Asked of this host's own rules and routes; nothing was sent to these destinations{look_ups}.")
+    }
+}
+
+/// `ufw rule 1 ``deny out 443/tcp```
+fn short(rule: &NamedRule) -> String {
+    match (&rule.statement, rule.verdict) {
+        (Some(statement), _) => format!("{} `{}`", statement.what, statement.name),
+        (None, verdict) => {
+            let place = format!("{} {} {}", rule.family, rule.table, rule.chain);
+            match (&rule.text, rule.is_policy()) {
+                (_, true) => format!("policy of chain {place}"),
+                (Some(text), _) => format!("rule `{text}` in {place}"),
+                (None, _) => format!(
+                    "a rule in {place} {}",
+                    if verdict == Some(Verdict::Reject) { "rejects it" } else { "drops it" }
+                ),
+            }
+        }
+    }
+}
+
+fn place(target: &Target) -> String {
+    let entry = &target.entry;
+    let host =
+        if entry.host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{}]", entry.host) } else { entry.host.clone() };
+    let transport = if entry.transport == "tcp" { "" } else { "/udp" };
+    format!("{host}:{}{transport}", entry.port)
+}
+
+/// What is told of an entry beside its destination and verdict.
+fn remarks(target: &Target) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if let Some(probe) = &target.entry.probe {
+        remarks.push(format!("by {probe}"));
+    }
+    if let Known::Any(why) = &target.known {
+        remarks.push(format!("any address: {why}"));
+    }
+    remarks
+}
+
+fn purpose(target: &Target) -> (String, String) {
+    target.entry.profile.as_ref().map_or_else(Default::default, |of| {
+        let optional = if of.is_required { "" } else { ", optional" };
+        (of.phase.clone(), format!("{}{optional}", of.purpose))
+    })
+}
+
+/// Profiles by name, for a person.
+pub fn list(writer: &mut impl Write, profiles: &Profiles) -> io::Result<()> {
+    for (profile, path) in profiles.all() {
+        writeln!(writer, "{STRONG}{:<16}{STRONG:#} {}", escape(&profile.name), escape(&profile.title))?;
+        for (name, default, about) in profile.variables() {
+            let default = default.map(|default| format!(", {default} without")).unwrap_or_default();
+            writeln!(writer, "{:<16} --set {}=…  {}{}", "", escape(name), escape(about), escape(&default))?;
+        }
+        let from = path.map(|path| format!("{} · ", path.display())).unwrap_or_default();
+        writeln!(
+            writer,
+            "{:<16} {DIM}{}{} ({}){DIM:#}",
+            "",
+            escape(&from),
+            escape(&profile.source),
+            escape(&profile.as_of)
+        )?;
+    }
+    writer.flush()
+}
+
+/// For a person.
+pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
+    let width =
+        |of: fn(&Target) -> String| answer.targets.iter().map(|target| of(target).chars().count()).max().unwrap_or(0);
+    let (wide, wide_purpose) = (width(place).min(60), width(|target| purpose(target).1).min(40));
+    if let Some(command) = &answer.after {
+        writeln!(writer, "{DIM}in a private copy, after{DIM:#} {STRONG}{}{STRONG:#}", escape(command))?;
+    }
+    for (target, fates) in answer.targets.iter().zip(answer.fates()) {
+        let (stands, words) = answer.verdict(target, fates);
+        let style = match stands {
+            Stands::Blocked => ALERT,
+            Stands::Allowed => GOOD,
+            Stands::Unreachable | Stands::Unknown => STRONG,
+        };
+        let (phase, purpose) = purpose(target);
+        let phase = if phase.is_empty() { String::new() } else { format!("{phase:<8} ") };
+        let purpose = if wide_purpose == 0 { String::new() } else { format!("  {:<wide_purpose$}", escape(&purpose)) };
+        let mut rest = answer.why(fates);
+        rest.extend(remarks(target));
+        writeln!(
+            writer,
+            "{phase}{:<wide$}{purpose}  {style}{words:<13}{style:#}  {}",
+            escape(&place(target)),
+            escape(&rest.join(" · "))
+        )?;
+    }
+    writeln!(writer, "{STRONG}{}{STRONG:#}", answer.sentence())?;
+    match &answer.answer.after {
+        Some(Tried::Is(after)) => {
+            for (label, rules) in [("adds", &after.added), ("removes", &after.removed)] {
+                for rule in rules {
+                    writeln!(writer, "  {label:<8} {}", escape(rule))?;
+                }
+            }
+        }
+        Some(Tried::Refused(why) | Tried::Unknown(why)) => {
+            writeln!(writer, "  what the command would change is not known: {}", escape(why))?;
+        }
+        None => {}
+    }
+    if let Some(fix) = &answer.answer.fix {
+        write_fix(writer, fix)?;
+    }
+    writeln!(writer, "{DIM}{}{DIM:#}", answer.asked())?;
+    writer.flush()
+}
+
+fn write_fix(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
+    for (label, lines) in [("fix", &fix.commands), ("undo", &fix.undo)] {
+        for line in lines {
+            writeln!(writer, "  {label:<8} {STRONG}{}{STRONG:#}", escape(&as_root(line)))?;
+        }
+    }
+    let mut told = fix.clone();
+    if told.verified {
+        told.verified_for.clear();
+    }
+    let words = about(&told);
+    writeln!(writer, "  {:<8} {}", "", escape(&words))
+}
+
+/// For a ticket.
+pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
+    let cell = super::conclusion::cell;
+    writeln!(writer, "# {}\n", cell(&answer.sentence()))?;
+    if let Some(name) = &answer.identity.host.name {
+        writeln!(
+            writer,
+            "Host {}, {} UTC. {}\n",
+            cell(name),
+            Timestamp::now().strftime("%Y-%m-%d %H:%M:%S"),
+            answer.asked()
+        )?;
+    }
+    if let Some(command) = &answer.after {
+        writeln!(writer, "In a private copy, after {}.\n", cell(command))?;
+    }
+    writeln!(writer, "| phase | destination | purpose | verdict | by |\n|---|---|---|---|---|")?;
+    for (target, fates) in answer.targets.iter().zip(answer.fates()) {
+        let (phase, purpose) = purpose(target);
+        let mut rest = answer.why(fates);
+        rest.extend(remarks(target));
+        let words = answer.verdict(target, fates).1;
+        writeln!(
+            writer,
+            "| {} | {} | {} | {} | {} |",
+            cell(&phase),
+            cell(&place(target)),
+            cell(&purpose),
+            cell(&words),
+            cell(&rest.join("; "))
+        )?;
+    }
+    if let Some(fix) = &answer.answer.fix {
+        writeln!(writer, "\n## What lets it through\n\n{}", cell(&about(fix)))?;
+        for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)] {
+            if lines.is_empty() {
+                continue;
+            }
+            writeln!(writer, "\n{title}:\n\n```sh")?;
+            for line in lines {
+                writeln!(writer, "{}", escape(line))?;
+            }
+            writeln!(writer, "```")?;
+        }
+    }
+    writer.flush()
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(rename = "@timestamp")]
+    timestamp: Timestamp,
+    ecs: Ecs,
+    agent: &'a Agent,
+    host: &'a Host,
+    event: EventMeta,
+    network: Network,
+    destination: Destination,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<RuleName>,
+    egress: Egress<'a>,
+}
+
+#[derive(Serialize)]
+struct Egress<'a> {
+    schema: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<EgressRule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<&'a Fix>,
+    check: Checked<'a>,
+}
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    purpose: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    required: Option<bool>,
+    /// The address stands for any: the name has none that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    any_address: Option<&'a str>,
+    /// The command that was tried before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<&'a str>,
+    /// It cannot be told, or there is no way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+}
+
+/// For a program: one object for each address and port.
+pub fn json(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
+    let now = Timestamp::now();
+    for (target, fates) in answer.targets.iter().zip(answer.fates()) {
+        for (address, fate) in target.addresses.iter().zip(fates) {
+            json::write_line(writer, &line(answer, target, *address, fate, now))?;
+        }
+    }
+    writer.flush()
+}
+
+fn line<'a>(answer: &'a Answer, target: &'a Target, address: IpAddr, fate: &'a Fate, now: Timestamp) -> Line<'a> {
+    let rule = match fate {
+        Fate::Stopped(rule) => answer.answer.rules.get(*rule),
+        _ => None,
+    };
+    let (action, outcome, why) = match fate {
+        Fate::Passes => (Action::EgressAllowed, "success", None),
+        Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
+        Fate::NoRoute { is_decided: true, why } => (Action::EgressBlocked, "success", Some(why.as_str())),
+        Fate::NoRoute { why, .. } => (Action::EgressUnreachable, "failure", Some(why.as_str())),
+        Fate::Unknown(why) => (Action::EgressUnknown, "unknown", Some(why.as_str())),
+    };
+    let of = target.entry.profile.as_ref();
+    let is_name = target.entry.host.parse::<IpAddr>().is_err() && !target.entry.host.contains('/');
+    Line {
+        timestamp: now,
+        ecs: Ecs { version: ECS_VERSION },
+        agent: &answer.identity.agent,
+        host: &answer.identity.host,
+        event: EventMeta {
+            kind: Kind::State,
+            dataset: "observer.check",
+            module: "observer",
+            id: None,
+            category: &["network"],
+            r#type: if action == Action::EgressAllowed {
+                &["connection", "allowed"]
+            } else {
+                &["connection", "denied"]
+            },
+            action,
+            outcome: Some(outcome),
+            sequence: None,
+            start: now,
+            end: now,
+            reason: rule.map(NamedRule::sentence).or_else(|| why.map(str::to_owned)),
+        },
+        network: Network {
+            transport: Some(target.entry.transport.to_owned()),
+            r#type: Some(if address.is_ipv4() { "ipv4" } else { "ipv6" }),
+            direction: "egress",
+        },
+        destination: Destination {
+            ip: address,
+            port: Some(target.entry.port),
+            nat: None,
+            domain: is_name.then(|| target.entry.host.clone()),
+        },
+        rule: rule.and_then(NamedRule::name),
+        egress: Egress {
+            schema: SCHEMA,
+            cause: match fate {
+                Fate::Stopped(_) => Some("netfilter"),
+                Fate::NoRoute { is_decided: true, .. } => Some("route"),
+                _ => None,
+            },
+            verdict: rule.and_then(|rule| rule.verdict),
+            rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
+            fix: rule.and(answer.answer.fix.as_ref()),
+            check: Checked {
+                profile: of.map(|of| of.name.as_str()),
+                phase: of.map(|of| of.phase.as_str()),
+                purpose: of.map(|of| of.purpose.as_str()),
+                required: of.map(|of| of.is_required),
+                any_address: match &target.known {
+                    Known::Any(why) => Some(why),
+                    _ => None,
+                },
+                after: answer.after.as_deref().filter(|_| matches!(answer.answer.after, Some(Tried::Is(_)))),
+                why,
+            },
+        },
+    }
+}

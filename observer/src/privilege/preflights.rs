@@ -1,0 +1,216 @@
+//! Whether destinations would be let out: asked of a copy of the rules, with the routes of the namespace itself.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::mpsc::{Receiver, TryRecvError, channel},
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{netns, trials::Place};
+use crate::{
+    fix::{self, Asked, FrontEnd, Trial},
+    model::{After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Tried},
+};
+
+/// The port that a packet is said to come from: one of those that a kernel gives.
+const FROM: u16 = 40_000;
+
+/// One that goes on.
+#[derive(Default)]
+pub(super) struct Preflights {
+    going_on: Option<Receiver<Result<Preflighted>>>,
+}
+
+impl Preflights {
+    /// Begins with one; what was asked before is given up. `has_rules`: nftables is loaded, by which packets are followed.
+    pub(super) fn begin(&mut self, asked: Preflight, place: Place, has_rules: bool) -> Result<()> {
+        let (send, coming) = channel();
+        thread::Builder::new().name("preflight".to_owned()).spawn(move || {
+            let _ = send.send(examine(&asked, &place, has_rules));
+        })?;
+        self.going_on = Some(coming);
+        Ok(())
+    }
+
+    /// What came of it; `None` as long as it goes on.
+    pub(super) fn finished(&mut self) -> Result<Option<Preflighted>> {
+        let coming = self.going_on.as_ref().context("nothing was asked")?;
+        match coming.try_recv() {
+            Ok(answer) => {
+                self.going_on = None;
+                answer.map(Some)
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => bail!("it failed"),
+        }
+    }
+}
+
+/// Where a packet stands among what was asked: the wish, and the address.
+type Spot = (usize, usize);
+
+fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Preflighted> {
+    let wishes = asked.wishes.clone();
+    let routes = place.inside(move || {
+        Ok(wishes
+            .iter()
+            .map(|wish| wish.addresses.iter().map(|address| route(*address, wish.port)).collect::<Vec<_>>())
+            .collect::<Vec<_>>())
+    })?;
+    let mut fates: Vec<Vec<Fate>> = Vec::new();
+    let mut packets: Vec<(Spot, Packet)> = Vec::new();
+    for (index, (wish, routes)) in asked.wishes.iter().zip(routes).enumerate() {
+        let mut of = Vec::new();
+        for (at, (address, route)) in wish.addresses.iter().zip(routes).enumerate() {
+            of.push(match route {
+                Ok(source) => {
+                    let (from, to) = (SocketAddr::new(source, FROM), SocketAddr::new(*address, wish.port));
+                    let origin = Origin::Socket { uid: asked.user.0, gid: asked.user.1, mark: 0, cgroup: None };
+                    let packet = match wish.transport.as_str() {
+                        "tcp" => Packet::syn(from, to, origin),
+                        _ => Packet::datagram(from, to, origin),
+                    };
+                    packets.extend(packet.map(|packet| ((index, at), packet)));
+                    Fate::Passes
+                }
+                Err((is_decided, why)) => Fate::NoRoute { is_decided, why },
+            });
+        }
+        fates.push(of);
+    }
+    let mut answer = Preflighted { rules: Vec::new(), fates, after: None, fix: None };
+    if packets.is_empty() {
+        return Ok(answer);
+    }
+    if !has_rules {
+        // Without nftables only iptables-legacy could stop anything, and it could not be asked.
+        let tables = place.inside(crate::firewall::legacy::tables)?;
+        if !tables.is_empty() {
+            for ((wish, at), _) in &packets {
+                answer.fates[*wish][*at] = Fate::Unknown(
+                    "there are tables of iptables-legacy, and nftables is not loaded to follow a packet".to_owned(),
+                );
+            }
+        }
+        return Ok(answer);
+    }
+    let home = netns::home(place.number);
+    let root = netns::root_path(place.number);
+    let mut view = place.view(root)?;
+    let judged: Vec<Result<Option<NamedRule>>> = packets.iter().map(|(_, packet)| view.judge(packet, None)).collect();
+    drop(view);
+    set(&mut answer.fates, &mut answer.rules, &packets, &judged);
+    // What cannot be told takes no part in the rest.
+    let told: Vec<(Spot, Packet, Option<NamedRule>)> = packets
+        .into_iter()
+        .zip(judged)
+        .filter_map(|((spot, packet), judged)| Some((spot, packet, judged.ok()?)))
+        .collect();
+    let is_stopped = told.iter().any(|(_, _, rule)| rule.is_some());
+    if asked.finds_fix && is_stopped {
+        let known = home.as_ref().map(|home| fix::known(&home.root)).unwrap_or_default();
+        let all: Vec<(Packet, Option<NamedRule>)> =
+            told.iter().map(|(_, packet, rule)| (packet.clone(), rule.clone())).collect();
+        let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: None };
+        answer.fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, attempt));
+    }
+    if let Some(command) = &asked.after {
+        let fates = answer.fates.clone();
+        let rules = &mut answer.rules;
+        let after = home.and_then(|home| place.tried(home, |trial| after(command, &told, trial)));
+        answer.after = Some(match after {
+            Ok(Err(said)) => Tried::Refused(said),
+            Ok(Ok((judged, added, removed))) => {
+                let mut fates = fates;
+                let packets: Vec<(Spot, Packet)> =
+                    told.iter().map(|(spot, packet, _)| (*spot, packet.clone())).collect();
+                set(&mut fates, rules, &packets, &judged);
+                Tried::Is(After { fates, added, removed })
+            }
+            Err(error) => Tried::Unknown(format!("{error:#}")),
+        });
+    }
+    Ok(answer)
+}
+
+/// Enters what became of packets.
+fn set(
+    fates: &mut [Vec<Fate>],
+    rules: &mut Vec<NamedRule>,
+    packets: &[(Spot, Packet)],
+    judged: &[Result<Option<NamedRule>>],
+) {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for (((wish, at), _), judged) in packets.iter().zip(judged) {
+        fates[*wish][*at] = match judged {
+            Ok(None) => Fate::Passes,
+            Ok(Some(rule)) => {
+                let key = serde_json::to_string(rule).unwrap_or_default();
+                let place = *places.entry(key).or_insert_with(|| {
+                    rules.iter().position(|known| known == rule).unwrap_or_else(|| {
+                        rules.push(rule.clone());
+                        rules.len() - 1
+                    })
+                });
+                Fate::Stopped(place)
+            }
+            Err(error) => Fate::Unknown(format!("{error:#}")),
+        };
+    }
+}
+
+/// What the command makes of packets, and which rules it makes and takes away.
+type Made = (Vec<Result<Option<NamedRule>>>, Vec<String>, Vec<String>);
+
+/// Runs the command in the copy; the inner error is what it says where it fails.
+fn after(
+    command: &[String],
+    told: &[(Spot, Packet, Option<NamedRule>)],
+    mut trial: Trial,
+) -> Result<Result<Made, String>> {
+    let front_end = match command.first().map(String::as_str) {
+        Some("ufw") => FrontEnd::Ufw,
+        Some("firewall-cmd") => FrontEnd::Firewalld,
+        _ => FrontEnd::Tables,
+    };
+    let is_panic = told.iter().any(|(_, _, rule)| rule.as_ref().and_then(NamedRule::words) == Some(fix::PANIC));
+    let packets: Vec<&Packet> = told.iter().map(|(_, packet, _)| packet).collect();
+    trial.prepare(front_end, is_panic, &packets)?;
+    let mut before = trial.look()?;
+    let here: Vec<Option<NamedRule>> =
+        told.iter().map(|(_, packet, _)| before.judge(packet, None)).collect::<Result<_>>()?;
+    if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
+        bail!("{words}");
+    }
+    if let Err(said) = trial.in_the_copy(command).and_then(|command| trial.run_words(&command)) {
+        return Ok(Err(format!("{said:#}")));
+    }
+    let mut view = trial.look()?;
+    let judged = told.iter().map(|(_, packet, _)| view.judge(packet, None)).collect();
+    let (added, removed) = view.difference(&mut before);
+    Ok(Ok((judged, added, removed)))
+}
+
+/// The address from which a packet would be sent; or why none would be, and whether a route is there to stop it. Nothing is sent.
+fn route(to: IpAddr, port: u16) -> Result<IpAddr, (bool, String)> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let connected = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((to, port))?;
+        Ok(socket.local_addr()?.ip())
+    });
+    connected.map_err(|error: io::Error| {
+        let words = |why: &str| why.to_owned();
+        match error.raw_os_error() {
+            Some(libc::ENETUNREACH) => (false, words("there is no route")),
+            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => (false, words("this address family is switched off")),
+            Some(libc::EINVAL) => (true, words("a blackhole route or rule drops it")),
+            Some(libc::EACCES) => (true, words("a route or rule prohibits it")),
+            Some(libc::EHOSTUNREACH) => (true, words("an unreachable route or rule rejects it")),
+            _ => (false, error.to_string()),
+        }
+    })
+}

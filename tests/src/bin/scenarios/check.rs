@@ -1,0 +1,366 @@
+//! `observer check`: what it says of destinations is what a real client experiences there.
+
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, FAR_V6, Lab},
+    namespace::Namespace,
+    observer::{command, expect},
+    traffic,
+};
+use serde_json::{Value, json};
+
+use crate::{Outcome, Scenario, front_ends};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("nft_rulesets_as_a_client_finds_them", nft_rulesets),
+    ("iptables_rulesets_as_a_client_finds_them", iptables_rulesets),
+    ("front_ends_as_a_client_finds_them", ufw_rulesets),
+    ("routes_are_part_of_the_answer", routes),
+    ("users_are_told_apart", users),
+    ("a_command_is_tried_first", after),
+    ("one_fix_for_all", one_fix),
+    ("a_profile_without_a_resolver", profile),
+    ("names_without_an_address", names),
+    ("mistakes_are_one_sentence", mistakes),
+    ("own_profiles", own_profiles),
+];
+
+/// Where the client goes: protocol, address, port.
+const DESTINATIONS: [(&str, &str, u16); 6] = [
+    ("tcp", FAR_V4, 443),
+    ("tcp", FAR_V6, 443),
+    ("tcp", FAR_V4, 80),
+    ("udp", FAR_V4, 53),
+    ("udp", FAR_V6, 53),
+    ("udp", "203.0.113.77", 53),
+];
+
+fn check(netns: &Namespace, args: &[&str]) -> Result<Output> {
+    let mut command = command();
+    command.args(["check", "--netns"]).arg(netns.path()).args(args);
+    Ok(command.stdin(Stdio::null()).output()?)
+}
+
+/// Lines of `-o json`.
+fn lines(output: &Output) -> Result<Vec<Value>> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
+    lines.with_context(|| format!("{}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr)))
+}
+
+fn word((transport, address, port): (&str, &str, u16)) -> String {
+    let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    format!("{address}:{port}/{transport}")
+}
+
+/// What is said of each destination is what the client finds, in this ruleset.
+fn agrees(lab: &Lab, ruleset: &str) -> Result<()> {
+    let words: Vec<String> = DESTINATIONS.iter().map(|to| word(*to)).collect();
+    let mut args = vec!["--no-fix", "-o", "json"];
+    args.extend(words.iter().map(String::as_str));
+    let output = check(&lab.client, &args)?;
+    let told = lines(&output)?;
+    ensure!(told.len() == DESTINATIONS.len(), "{ruleset}: {} lines", told.len());
+    let mut is_any_blocked = false;
+    for ((transport, address, port), event) in DESTINATIONS.iter().zip(&told) {
+        let port_text = port.to_string();
+        let args: &[&str] = match *transport {
+            "tcp" => &["tcp", address, &port_text, "1.5"],
+            _ => &["udp", address, &port_text],
+        };
+        let said = traffic::run(&lab.client, args)?.said;
+        let action = if said == "ok" { "egress-allowed" } else { "egress-blocked" };
+        is_any_blocked |= said != "ok";
+        expect(
+            event,
+            &[
+                ("/event/action", json!(action)),
+                ("/event/kind", json!("state")),
+                ("/event/dataset", json!("observer.check")),
+                ("/destination/ip", json!(address)),
+                ("/destination/port", json!(port)),
+            ],
+        )
+        .map_err(|error| error.context(format!("{ruleset}: {transport} {address} {port}: the client says {said}")))?;
+        let has_rule = event["egress"]["rule"].is_object();
+        ensure!(has_rule == (said != "ok"), "{ruleset}: {event}");
+    }
+    ensure!(output.status.code() == Some(i32::from(is_any_blocked)), "{ruleset}: {}", output.status);
+    Ok(())
+}
+
+/// Plain nftables.
+fn nft_rulesets() -> Result<Outcome> {
+    let out = |rules: &str| format!("table inet t {{ chain o {{ type filter hook output priority 0; {rules} }} }}");
+    let rulesets = [
+        out("udp dport 1 drop"),
+        out("tcp dport 443 drop"),
+        out("tcp dport 443 reject with tcp reset; udp dport 53 reject"),
+        out("policy drop; tcp dport 443 accept; ct state established accept"),
+        out("ip daddr 203.0.113.0/24 tcp dport { 80, 443 } drop"),
+        out("ip6 daddr 2001:db8:1::/48 drop"),
+        out("oifname \"eth0\" udp dport 53 drop"),
+        out("oifname \"wlan0\" drop"),
+        out("meta skuid 0 tcp dport 80 drop"),
+        out("meta skuid 65534 drop"),
+        out("tcp dport vmap { 80 : drop, 443 : accept }; ip daddr 203.0.113.77 drop"),
+        out("jump s }\nchain s { udp dport 53 ip daddr 203.0.113.10 return; udp dport 53 drop"),
+        format!(
+            "{}\ntable ip u {{ chain p {{ type filter hook postrouting priority 0; tcp dport 80 drop }} }}",
+            out("tcp dport 443 accept")
+        ),
+        out("ct state new tcp dport 443 drop"),
+    ];
+    for ruleset in rulesets {
+        let lab = Lab::new()?;
+        let _servers = [lab.web_server(443)?, lab.web_server(80)?];
+        lab.client.nft(&ruleset)?;
+        agrees(&lab, &ruleset)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Both kinds of iptables.
+fn iptables_rulesets() -> Result<Outcome> {
+    let rulesets: [&[&str]; 5] = [
+        &["iptables -A OUTPUT -p tcp --dport 443 -j DROP"],
+        &[
+            "iptables -P OUTPUT DROP",
+            "iptables -A OUTPUT -p tcp -m multiport --dports 80,443 -j ACCEPT",
+            "iptables -I INPUT -j ACCEPT",
+        ],
+        &["ip6tables -A OUTPUT -p udp --dport 53 -j REJECT"],
+        &[
+            "iptables -N x",
+            "iptables -A OUTPUT -j x",
+            "iptables -A x -d 203.0.113.77 -j DROP",
+            "iptables -A x -p tcp --dport 80 -j RETURN",
+        ],
+        &["iptables -A OUTPUT -m owner --uid-owner 0 -p udp --dport 53 -j DROP"],
+    ];
+    for kind in ["nft", "legacy"] {
+        for rules in rulesets {
+            let lab = Lab::new()?;
+            let _servers = [lab.web_server(443)?, lab.web_server(80)?];
+            // Legacy tables alone are followed by nftables' help.
+            lab.client.nft("table inet t {}")?;
+            for rule in rules {
+                let (program, rest) = rule.split_once(' ').context("a rule")?;
+                lab.client.run(&format!("{program}-{kind}"), &rest.split(' ').collect::<Vec<_>>())?;
+            }
+            agrees(&lab, &format!("{kind}: {rules:?}"))?;
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// ufw and firewalld.
+fn ufw_rulesets() -> Result<Outcome> {
+    for statements in [
+        &["default allow outgoing", "deny out 443/tcp"][..],
+        &["default deny outgoing", "allow out 53", "allow out to 203.0.113.10 port 80 proto tcp"],
+        &["default allow outgoing", "reject out on eth0 to 203.0.113.0/24", "limit out 443/tcp"],
+    ] {
+        let mut lab = Lab::new()?;
+        let _servers = [lab.web_server(443)?, lab.web_server(80)?];
+        front_ends::with_ufw(&mut lab.client, statements)?;
+        // How often one came before, a copy does not know.
+        if statements.iter().any(|statement| statement.starts_with("limit")) {
+            let output = check(
+                &lab.client,
+                &["--no-fix", "-o", "json", &word(("tcp", FAR_V4, 443)), &word(("udp", FAR_V4, 53))],
+            )?;
+            let told = lines(&output)?;
+            expect(&told[0], &[("/event/action", json!("egress-unknown"))])?;
+            expect(&told[1], &[("/event/action", json!("egress-blocked"))])?;
+            continue;
+        }
+        agrees(&lab, &format!("{statements:?}"))?;
+    }
+    if front_ends::without_firewalld().is_none() {
+        let mut lab = Lab::new()?;
+        let _servers = [lab.web_server(443)?, lab.web_server(80)?];
+        let rule = "rule port port=\"443\" protocol=\"tcp\" reject";
+        let _firewalld = front_ends::with_firewalld(&mut lab.client, &[&["--add-rich-rule", rule]])?;
+        agrees(&lab, "firewalld")?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// What no route leads to, and what a route is there to stop.
+fn routes() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t {}")?;
+    lab.client.ip(&[
+        "route add blackhole 198.51.100.0/24",
+        "route add prohibit 198.51.101.0/24",
+        "route del default via inet6 fd00:9::2",
+    ])?;
+    let output = check(
+        &lab.client,
+        &["-o", "json", "198.51.100.1:443", "198.51.101.1:443", "[2001:db8:2::1]:443", "203.0.113.10:443"],
+    )?;
+    let told = lines(&output)?;
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    for (event, (action, cause, words)) in told.iter().zip([
+        ("egress-blocked", json!("route"), "blackhole"),
+        ("egress-blocked", json!("route"), "prohibits"),
+        ("egress-unreachable", Value::Null, "no route"),
+        ("egress-allowed", Value::Null, ""),
+    ]) {
+        expect(event, &[("/event/action", json!(action)), ("/egress/cause", cause)])?;
+        ensure!(event["event"]["reason"].as_str().unwrap_or_default().contains(words), "{event}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Rules about users are judged for whoever would send.
+fn users() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client
+        .nft("table inet t { chain o { type filter hook output priority 0; meta skuid != 0 tcp dport 443 drop } }")?;
+    for (user, status) in [("root", 0), ("nobody", 1)] {
+        let output = check(&lab.client, &["--no-fix", "--as", user, "203.0.113.10:443"])?;
+        ensure!(output.status.code() == Some(status), "{user}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    Ok(Outcome::Passed)
+}
+
+/// What ufw makes of a command is not what one thinks; and one that it does not understand is told in its own words.
+fn after() -> Result<Outcome> {
+    let mut lab = Lab::new()?;
+    front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;
+    let before = lab.client.run("sh", &["-c", "nft -s list ruleset; sha256sum /etc/ufw/*.rules"])?;
+    for (command, status, words) in [
+        ("ufw allow out 443", 1, "1 of 1 STILL blocked"),
+        ("ufw insert 1 allow out 443/tcp", 1, "1 of 1 STILL blocked"),
+        ("sudo ufw allow out 443/tcp", 0, "none of 1 blocked"),
+        ("iptables -I ufw-user-output 1 -p tcp --dport 443 -j ACCEPT", 0, "none of 1 blocked"),
+    ] {
+        let output = check(&lab.client, &["203.0.113.10:443", "--after", command])?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(status) && said.contains(words), "{command}: {} {said}", output.status);
+    }
+    let output = check(&lab.client, &["203.0.113.10:443", "--after", "ufw alow out 443"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2) && said.contains("Invalid syntax"), "{} {said}", output.status);
+    let after = lab.client.run("sh", &["-c", "nft -s list ruleset; sha256sum /etc/ufw/*.rules"])?;
+    ensure!(before == after, "something has changed: {before}{after}");
+    Ok(Outcome::Passed)
+}
+
+/// Several destinations behind several rules: the fewest commands, proven together; a shell runs them.
+fn one_fix() -> Result<Outcome> {
+    let mut lab = Lab::new()?;
+    front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp", "reject out 53/udp"])?;
+    let _servers = [lab.web_server(443)?, lab.web_server(80)?];
+    let words: Vec<String> = DESTINATIONS.iter().map(|to| word(*to)).collect();
+    let mut args = vec!["-o", "json"];
+    args.extend(words.iter().map(String::as_str));
+    let told = lines(&check(&lab.client, &args)?)?;
+    let fix = &told[0]["egress"]["fix"];
+    ensure!(fix["verified"] == true && fix["undo_verified"] == true, "{fix}");
+    ensure!(fix["commands"] == json!(["ufw allow out 443/tcp", "ufw allow out 53/udp"]), "{fix}");
+    ensure!(told[2]["egress"]["fix"].is_null(), "what is not stopped needs none: {}", told[2]);
+    for line in fix["commands"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        lab.client.run("sh", &["-c", line])?;
+    }
+    agrees(&lab, "after the fix")?;
+    let output = check(&lab.client, &args)?;
+    ensure!(output.status.success(), "{}", output.status);
+    Ok(Outcome::Passed)
+}
+
+/// A profile in all three forms.
+fn profile() -> Result<Outcome> {
+    let mut lab = Lab::new()?;
+    front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;
+    let output = check(&lab.client, &["datadog", "--no-dns"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(1), "{} {said}", output.status);
+    ensure!(said.contains("install  install.datadoghq.com:443"), "{said}");
+    ensure!(said.contains("24 of 26 blocked") && said.contains("fix      sudo ufw allow out 443/tcp"), "{said}");
+    ensure!(said.contains("proven in a private copy") && said.contains("nothing was sent"), "{said}");
+    let told = lines(&check(&lab.client, &["datadog", "--no-dns", "--set", "site=datadoghq.eu", "-o", "json"])?)?;
+    let api = told.iter().find(|event| event["destination"]["domain"] == "api.datadoghq.eu").context("no api")?;
+    expect(
+        api,
+        &[
+            ("/egress/check/profile", json!("datadog")),
+            ("/egress/check/phase", json!("run")),
+            ("/egress/check/required", json!(true)),
+            ("/rule/name", json!("deny out 443/tcp")),
+        ],
+    )?;
+    let output = check(&lab.client, &["datadog", "--no-dns", "-o", "markdown"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.starts_with("# 24 of 26 blocked") && said.contains("```sh\nufw allow out 443/tcp\n```"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+/// Names are given, or stand for any address.
+fn names() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; ip daddr 203.0.113.10 drop } }")?;
+    let given =
+        ["--resolve", "a.example:203.0.113.10", "--resolve", "a.example:2001:db8:1::10", "--no-dns", "-o", "json"];
+    let told = lines(&check(&lab.client, &[&given[..], &["a.example:443", "b.example:443"]].concat())?)?;
+    let is = |event: &Value, action: &str| event["event"]["action"] == action;
+    ensure!(told.len() == 4 && is(&told[0], "egress-blocked") && is(&told[1], "egress-allowed"), "{told:?}");
+    ensure!(is(&told[2], "egress-allowed") && told[2]["egress"]["check"]["any_address"].is_string(), "{told:?}");
+    // A name that no resolver knows is judged all the same.
+    let output = check(&lab.client, &["no-such-host.invalid:443"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && said.contains("any address: it was not resolved"), "{} {said}", output.status);
+    Ok(Outcome::Passed)
+}
+
+/// What was typed wrongly is told with what is right.
+fn mistakes() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    for (args, words) in [
+        (&["nosuchprofile"][..], "there is no profile `nosuchprofile`"),
+        (&["example.com:99999"], "has no port between 1 and 65535"),
+        (&["wazuh"], "needs the manager"),
+        (&["datadog", "--set", "site=example.com"], "is no site of profile datadog"),
+        (&["datadog", "--set", "color=red"], "has no variable `color`"),
+        (&["203.0.113.10:443", "--after", "rm -rf /"], "is no command of a firewall"),
+        (&["203.0.113.10:443", "--as", "nobody-at-all"], "there is no user"),
+        (&["203.0.113.10:443", "--after", "nft insert rule inet t o handle 999 accept"], "no rule with handle 999"),
+    ] {
+        lab.client.nft("table inet t { chain o { type filter hook output priority 0; } }")?;
+        let output = check(&lab.client, args)?;
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        ensure!(output.status.code() == Some(2), "{args:?}: {} {said}", output.status);
+        ensure!(said.contains(words), "{args:?}: {said}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// An administrator's own, and one that is broken.
+fn own_profiles() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 5140 drop } }")?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("mine.toml");
+    let mine = "name = \"mine\"\ntitle = \"Our log host\"\nsource = \"https://wiki.example.com/logs\"\nas_of = \"2026-11\"\n\
+                [[destination]]\nhost = \"203.0.113.10\"\nport = 5140\ntransport = \"udp\"\nphase = \"run\"\npurpose = \"logs\"\n";
+    std::fs::write(&path, mine)?;
+    let dir = folder.path().display().to_string();
+    let output = check(&lab.client, &["mine", "--profiles", &dir])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.code() == Some(1) && said.contains("203.0.113.10:5140/udp") && said.contains("logs"),
+        "{said}"
+    );
+    let output = command().args(["check", "--list", "--profiles", &dir]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && said.contains("Our log host") && said.contains("Datadog Agent"), "{said}");
+    std::fs::write(&path, mine.replace("5140", "\"many\""))?;
+    let output = check(&lab.client, &["mine", "--profiles", &dir])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(2) && said.contains("mine.toml") && said.contains("port"), "{said}");
+    Ok(Outcome::Passed)
+}
