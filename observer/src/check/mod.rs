@@ -1,6 +1,8 @@
-//! What is asked before anything is installed: destinations as they are typed ([`ask`]), and what agents need ([`profiles`]).
+//! What is asked before anything is installed: destinations as they are typed ([`ask`]), and what agents need ([`profiles`]), what the host
+//! depends on already ([`host`]).
 
 pub mod ask;
+pub mod host;
 pub mod profiles;
 
 use std::{collections::BTreeMap, net::IpAddr};

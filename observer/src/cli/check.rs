@@ -3,8 +3,7 @@
 use std::{
     io::{self, BufWriter, ErrorKind},
     net::IpAddr,
-    path::PathBuf,
-    time::Instant,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -13,11 +12,15 @@ use ipnet::IpNet;
 
 use super::{Exit, exit::UsageError, filters};
 use crate::{
-    check::{ANY, Entry, Known, Target, Values, ask, profiles},
+    check::{ANY, Entry, Known, Target, Values, ask, host, profiles},
     enrich::{host::Identity, resolve},
     launch::User,
     model::{Fate, Preflight, Preflighted, Tried, Wish},
-    output::check::{self as render, Answer},
+    output::{
+        check::{self as render, Answer, Kept},
+        notice::say,
+        steps::{self, By},
+    },
     privilege::{Helper, confine},
     probe::attach::check_privilege,
 };
@@ -37,8 +40,9 @@ const FRONT_ENDS: [&str; 9] = [
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What is to be reached: a profile (see --list), HOST:PORT, HOST:PORT/udp, [2001:db8::1]:443 or 203.0.113.0/24:443.
-    #[arg(value_name = "PROFILE|HOST:PORT[/udp]", required_unless_present = "list")]
+    /// What is to be reached: a profile (see --list), apt or dnf for the host's package sources, HOST:PORT, HOST:PORT/udp,
+    /// [2001:db8::1]:443 or 203.0.113.0/24:443. Without: what this host depends on already.
+    #[arg(value_name = "PROFILE|HOST:PORT[/udp]")]
     wanted: Vec<String>,
     /// How the answer is written.
     #[arg(short, long, value_enum, default_value = "human")]
@@ -46,6 +50,15 @@ pub(super) struct Args {
     /// Show the profiles that are known.
     #[arg(long)]
     list: bool,
+    /// Print the page for a profile: what it needs and how to let it out by this front end. Needs no root.
+    #[arg(long, value_enum, value_name = "FRONT-END")]
+    steps: Option<Steps>,
+    /// Write the answer to this new file too, for a later `--against`.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Compare with an answer that was kept by `--save`: what is worse now is told, with status 1.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// A value that a profile asks for: `--set site=datadoghq.eu`.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
@@ -82,6 +95,29 @@ enum Format {
     Markdown,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Steps {
+    /// ufw.
+    Ufw,
+    /// firewalld.
+    Firewalld,
+    /// nftables.
+    Nft,
+    /// iptables.
+    Iptables,
+}
+
+impl Steps {
+    fn by(self) -> By {
+        match self {
+            Self::Ufw => By::Ufw,
+            Self::Firewalld => By::Firewalld,
+            Self::Nft => By::Nft,
+            Self::Iptables => By::Iptables,
+        }
+    }
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -101,8 +137,21 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     if args.list {
         return written(render::list(&mut stdout, &known)).map(|()| Exit::Done);
     }
-    let began = Instant::now();
     let entries = entries(args, &known)?;
+    if let Some(steps) = args.steps {
+        let [name] = args.wanted.as_slice() else {
+            return Err(usage("`--steps` is for one profile", "write observer check --steps ufw datadog"));
+        };
+        let profile = known.get(name).map_err(|error| usage(&format!("{error:#}"), ""))?;
+        return written(steps::write(&mut stdout, steps.by(), profile, &entries)).map(|()| Exit::Done);
+    }
+    let earlier = args
+        .against
+        .as_deref()
+        .map(Kept::read)
+        .transpose()
+        .map_err(|error| usage(&format!("{error:#}"), "name a file that `observer check --save` wrote"))?;
+    let save = args.save.as_deref().map(super::run::create).transpose()?;
     let after = args.after.as_deref().map(after).transpose()?;
     let user = match &args.user {
         Some(text) => User::find(text)?
@@ -138,7 +187,6 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         let sentence = format!("`{}` does nothing: {said}", words.join(" "));
         return Err(usage(&sentence, "it was run in a private copy alone; nothing was changed"));
     }
-    log::debug!("checked in {:?}", began.elapsed());
     let is_stopped = is_stopped(&answer);
     let told = Answer {
         identity: Identity::read(),
@@ -153,6 +201,15 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         Format::Json => render::json(&mut stdout, &told),
         Format::Markdown => render::markdown(&mut stdout, &told),
     })?;
+    if let Some(file) = save {
+        let mut file = BufWriter::new(file);
+        render::json(&mut file, &told).context("cannot write the file to save")?;
+    }
+    if let Some(earlier) = earlier {
+        let changes = earlier.compare(&told);
+        written(render::changes(&mut stdout, &changes))?;
+        return Ok(if changes.iter().any(|change| change.is_worse) { Exit::Finding } else { Exit::Done });
+    }
     Ok(if is_stopped { Exit::Finding } else { Exit::Done })
 }
 
@@ -180,7 +237,25 @@ fn usage(sentence: &str, hint: &str) -> anyhow::Error {
 fn entries(args: &Args, known: &profiles::Profiles) -> Result<Vec<Entry>> {
     let values: Values = args.set.iter().cloned().collect();
     let mut entries = Vec::new();
+    if args.wanted.is_empty() && args.steps.is_none() {
+        let (all, unread) = host::dependencies(Path::new("/"), known);
+        for words in unread {
+            say(&format!("observer: {words}"));
+        }
+        entries = all;
+    }
     for word in &args.wanted {
+        if host::SOURCES.contains(&word.as_str()) {
+            let sources = host::sources(Path::new("/"), word);
+            if sources.is_empty() {
+                return Err(usage(
+                    &format!("this host has no package sources of {word}"),
+                    "name a profile or HOST:PORT",
+                ));
+            }
+            entries.extend(sources);
+            continue;
+        }
         if ask::is_destination(word) {
             let entry = ask::destination(word).map_err(|error| {
                 usage(&error.to_string(), "write HOST:PORT, HOST:PORT/udp, [2001:db8::1]:443 or 203.0.113.0/24:443")

@@ -260,7 +260,7 @@ fn form(path: &Path) -> Result<Form> {
 }
 
 /// A new file that only its owner reads: the person behind sudo, if there is one.
-fn create(path: &Path) -> Result<File> {
+pub(super) fn create(path: &Path) -> Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
         usage(
             &format!("cannot create {}: {error}", path.display()),

@@ -1,13 +1,18 @@
 //! What `check` found: for a person, for a ticket, for a program.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     io::{self, Write},
     net::IpAddr,
+    path::Path,
 };
 
 use anstyle::{AnsiColor, Style};
+use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     escape::escape,
@@ -82,13 +87,20 @@ impl Answer {
         }
     }
 
-    /// What stops it, in a few words each.
-    fn why(&self, fates: &[Fate]) -> Vec<String> {
+    /// What stops it, in a few words each. Of a rule that was told before, its name is enough.
+    fn why(&self, fates: &[Fate], told: &mut Vec<usize>) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
+        let is_alone = stands(fates) == Stands::Unreachable;
         for fate in fates {
             let words = match fate {
                 Fate::Passes => continue,
-                Fate::Stopped(rule) => self.answer.rules.get(*rule).map_or_else(String::new, short),
+                // Where one family has no way, the other is what counts.
+                Fate::NoRoute { is_decided: false, .. } if !is_alone => continue,
+                Fate::Stopped(rule) => {
+                    let is_told = told.contains(rule);
+                    told.push(*rule);
+                    self.answer.rules.get(*rule).map_or_else(String::new, |rule| short(rule, is_told))
+                }
                 Fate::NoRoute { why, .. } | Fate::Unknown(why) => why.clone(),
             };
             if !all.contains(&words) {
@@ -141,9 +153,10 @@ impl Answer {
     }
 }
 
-/// `ufw rule 1 ``deny out 443/tcp```
-fn short(rule: &NamedRule) -> String {
+/// `ufw rule 1 ``deny out 443/tcp```; without its words where it was told.
+fn short(rule: &NamedRule, is_told: bool) -> String {
     match (&rule.statement, rule.verdict) {
+        (Some(statement), _) if is_told && statement.number.is_some() => statement.what.clone(),
         (Some(statement), _) => format!("{} `{}`", statement.what, statement.name),
         (None, verdict) => {
             let place = format!("{} {} {}", rule.family, rule.table, rule.chain);
@@ -167,13 +180,26 @@ fn place(target: &Target) -> String {
     format!("{host}:{}{transport}", entry.port)
 }
 
+/// Why addresses of names are not known, where that is the same for all.
+fn unknown_to_all(targets: &[Target]) -> Option<(usize, &str)> {
+    let mut reasons = targets.iter().filter_map(|target| match &target.known {
+        Known::Any(why) => Some(why.as_str()),
+        _ => None,
+    });
+    let first = reasons.next()?;
+    let rest: Vec<&str> = reasons.collect();
+    (!rest.is_empty() && rest.iter().all(|why| *why == first)).then_some((rest.len() + 1, first))
+}
+
 /// What is told of an entry beside its destination and verdict.
-fn remarks(target: &Target) -> Vec<String> {
+fn remarks(target: &Target, says_unknown: bool) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(probe) = &target.entry.probe {
         remarks.push(format!("by {probe}"));
     }
-    if let Known::Any(why) = &target.known {
+    if let Known::Any(why) = &target.known
+        && says_unknown
+    {
         remarks.push(format!("any address: {why}"));
     }
     remarks
@@ -215,6 +241,7 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     if let Some(command) = &answer.after {
         writeln!(writer, "{DIM}in a private copy, after{DIM:#} {STRONG}{}{STRONG:#}", escape(command))?;
     }
+    let (unknown, mut told) = (unknown_to_all(&answer.targets), Vec::new());
     for (target, fates) in answer.targets.iter().zip(answer.fates()) {
         let (stands, words) = answer.verdict(target, fates);
         let style = match stands {
@@ -225,8 +252,8 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         let (phase, purpose) = purpose(target);
         let phase = if phase.is_empty() { String::new() } else { format!("{phase:<8} ") };
         let purpose = if wide_purpose == 0 { String::new() } else { format!("  {:<wide_purpose$}", escape(&purpose)) };
-        let mut rest = answer.why(fates);
-        rest.extend(remarks(target));
+        let mut rest = answer.why(fates, &mut told);
+        rest.extend(remarks(target, unknown.is_none()));
         writeln!(
             writer,
             "{phase}{:<wide$}{purpose}  {style}{words:<13}{style:#}  {}",
@@ -250,6 +277,9 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     }
     if let Some(fix) = &answer.answer.fix {
         write_fix(writer, fix)?;
+    }
+    if let Some((count, why)) = unknown {
+        writeln!(writer, "{DIM}{count} names were judged for any address: {}{DIM:#}", escape(why))?;
     }
     writeln!(writer, "{DIM}{}{DIM:#}", answer.asked())?;
     writer.flush()
@@ -288,8 +318,8 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     writeln!(writer, "| phase | destination | purpose | verdict | by |\n|---|---|---|---|---|")?;
     for (target, fates) in answer.targets.iter().zip(answer.fates()) {
         let (phase, purpose) = purpose(target);
-        let mut rest = answer.why(fates);
-        rest.extend(remarks(target));
+        let mut rest = answer.why(fates, &mut Vec::new());
+        rest.extend(remarks(target, true));
         let words = answer.verdict(target, fates).1;
         writeln!(
             writer,
@@ -314,6 +344,93 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
             writeln!(writer, "```")?;
         }
     }
+    writer.flush()
+}
+
+/// What an earlier answer said of each destination.
+pub struct Kept(BTreeMap<String, String>);
+
+/// What is otherwise than in an earlier answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// `install.example.com:443/tcp v4`
+    pub place: String,
+    /// What was said, and what is now.
+    pub was: String,
+    /// See `was`.
+    pub is: String,
+    /// It passed, and does not any more.
+    pub is_worse: bool,
+}
+
+/// What says the same of a destination the next time, whatever address it has then.
+fn key(value: &Value) -> Option<String> {
+    let destination = &value["destination"];
+    let host = destination["domain"].as_str().or(destination["ip"].as_str())?;
+    let family = if value["network"]["type"] == "ipv6" { "v6" } else { "v4" };
+    Some(format!("{host}:{}/{} {family}", destination["port"], value["network"]["transport"].as_str()?))
+}
+
+/// By what it is stopped, or that it is not.
+fn said(value: &Value) -> String {
+    let action = value["event"]["action"].as_str().unwrap_or_default().trim_start_matches("egress-");
+    match value["rule"]["name"].as_str().or(value["egress"]["check"]["why"].as_str()) {
+        Some(by) => format!("{action} by {by}"),
+        None => action.to_owned(),
+    }
+}
+
+/// Of several addresses of a name the worst counts.
+fn by_place(lines: impl Iterator<Item = Value>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    for line in lines {
+        let Some(key) = key(&line) else { continue };
+        let said = said(&line);
+        let known = all.entry(key).or_insert_with(|| said.clone());
+        if known == "allowed" {
+            *known = said;
+        }
+    }
+    all
+}
+
+impl Kept {
+    /// Reads what `--save` wrote.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines: Vec<Value> = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("{} is no answer of `check`", path.display()))?;
+        let is_answer = |line: &Value| line["event"]["dataset"] == "observer.check";
+        ensure!(!lines.is_empty() && lines.iter().all(is_answer), "{} is no answer of `check`", path.display());
+        Ok(Self(by_place(lines.into_iter())))
+    }
+
+    /// What is otherwise now, of what was asked both times.
+    pub fn compare(&self, answer: &Answer) -> Vec<Difference> {
+        let now = Timestamp::now();
+        let lines = answer.targets.iter().zip(answer.fates()).flat_map(|(target, fates)| {
+            let all = target.addresses.iter().zip(fates);
+            all.filter_map(move |(address, fate)| serde_json::to_value(line(answer, target, *address, fate, now)).ok())
+        });
+        let now = by_place(lines);
+        let both = now.into_iter().filter_map(|(place, is)| Some((self.0.get(&place)?.clone(), place, is)));
+        both.filter(|(was, _, is)| was != is)
+            .map(|(was, place, is)| Difference { is_worse: was == "allowed", place, was, is })
+            .collect()
+    }
+}
+
+/// What is otherwise, for a person.
+pub fn changes(writer: &mut impl Write, changes: &[Difference]) -> io::Result<()> {
+    for Difference { place, was, is, is_worse } in changes {
+        let (style, word) = if *is_worse { (ALERT, "worse") } else { (STRONG, "otherwise") };
+        writeln!(writer, "{style}{word:<10}{style:#} {}: {} → {}", escape(place), escape(was), escape(is))?;
+    }
+    let worse = changes.iter().filter(|change| change.is_worse).count();
+    writeln!(writer, "{STRONG}{worse} worse, {} otherwise than before{STRONG:#}", changes.len() - worse)?;
     writer.flush()
 }
 

@@ -9,6 +9,7 @@ pub mod json;
 pub mod live;
 pub mod notice;
 pub mod overview;
+pub mod steps;
 pub mod terminal;
 pub mod verdict;
 

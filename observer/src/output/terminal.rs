@@ -361,7 +361,8 @@ pub(super) fn about(fix: &Fix) -> String {
     let mut parts = Vec::new();
     if fix.verified {
         let addresses: Vec<String> = fix.verified_for.iter().map(ToString::to_string).collect();
-        parts.push(format!("proven in a private copy for {}", addresses.join(" and ")));
+        let of = if addresses.is_empty() { String::new() } else { format!(" for {}", addresses.join(" and ")) };
+        parts.push(format!("proven in a private copy{of}"));
     } else if let Some(why) = &fix.unverified {
         parts.push(format!("not proven: {why}"));
     }

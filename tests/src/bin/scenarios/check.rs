@@ -25,6 +25,8 @@ pub(crate) const ALL: &[Scenario] = &[
     ("names_without_an_address", names),
     ("mistakes_are_one_sentence", mistakes),
     ("own_profiles", own_profiles),
+    ("worse_than_before", worse),
+    ("the_page_for_a_profile", page),
 ];
 
 /// Where the client goes: protocol, address, port.
@@ -362,5 +364,81 @@ fn own_profiles() -> Result<Outcome> {
     let output = check(&lab.client, &["mine", "--profiles", &dir])?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(2) && said.contains("mine.toml") && said.contains("port"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+/// Before and after a change of rules.
+fn worse() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 53 drop } }")?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("before.jsonl").display().to_string();
+    let words = ["203.0.113.10:443", "203.0.113.10:53/udp", "203.0.113.10:80"];
+    let output = check(&lab.client, &[&["--no-fix", "--save", &file][..], &words].concat())?;
+    ensure!(output.status.code() == Some(1), "{}", output.status);
+    let output = check(&lab.client, &[&["--no-fix", "--against", &file][..], &words].concat())?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && said.contains("0 worse, 0 otherwise"), "{} {said}", output.status);
+    lab.client
+        .nft("flush ruleset\ntable inet t { chain o { type filter hook output priority 0; tcp dport 443 drop } }")?;
+    let output = check(&lab.client, &[&["--no-fix", "--against", &file][..], &words].concat())?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(1) && said.contains("1 worse, 1 otherwise"), "{} {said}", output.status);
+    ensure!(said.contains("worse      203.0.113.10:443/tcp v4: allowed → blocked by"), "{said}");
+    std::fs::write(&file, "{}")?;
+    let output = check(&lab.client, &[&["--against", &file][..], &words].concat())?;
+    ensure!(output.status.code() == Some(2), "{}", output.status);
+    Ok(Outcome::Passed)
+}
+
+/// Lines of the shell block behind a title.
+fn block<'a>(page: &'a str, title: &str) -> Result<Vec<&'a str>> {
+    let (_, rest) = page.split_once(&format!("## {title}\n")).context("no such title")?;
+    let (_, rest) = rest.split_once("```sh\n").context("no block")?;
+    Ok(rest.split_once("```").context("no end")?.0.lines().collect())
+}
+
+/// The commands of each page are run by a shell on a host that lets nothing out: the client gets through, and not after the undo.
+fn page() -> Result<Outcome> {
+    for by in ["ufw", "firewalld", "nft", "iptables"] {
+        let mut lab = Lab::new()?;
+        let _server = lab.web_server(443)?;
+        let mut _firewalld = None;
+        match by {
+            "ufw" => front_ends::with_ufw(&mut lab.client, &["default deny outgoing"])?,
+            "firewalld" if front_ends::without_firewalld().is_some() => continue,
+            "firewalld" => _firewalld = Some(front_ends::with_firewalld(&mut lab.client, &[&["--set-target", "REJECT"]])?),
+            "nft" => lab.client.nft(
+                "table inet filter { chain output { type filter hook output priority 0; policy drop; ct state established accept } }",
+            )?,
+            _ => {
+                for program in ["iptables", "ip6tables"] {
+                    lab.client.run(program, &["-P", "OUTPUT", "DROP"])?;
+                    lab.client.run(program, &["-A", "OUTPUT", "-p", "icmpv6", "-j", "ACCEPT"]).ok();
+                }
+            }
+        }
+        // Nobody needs to be root for it.
+        let output = command().args(["check", "--steps", by, "datadog"]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let page = String::from_utf8(output.stdout)?;
+        let tries = || -> Result<Vec<String>> {
+            [("tcp", FAR_V4, "443"), ("tcp", FAR_V6, "443"), ("udp", FAR_V4, "123"), ("udp", FAR_V6, "53")]
+                .iter()
+                .map(|(transport, address, port)| {
+                    let args: &[&str] =
+                        if *transport == "tcp" { &["tcp", address, port, "1.5"] } else { &["udp", address, port] };
+                    Ok(traffic::run(&lab.client, args)?.said)
+                })
+                .collect()
+        };
+        for (title, passes) in [("Let it out", true), ("Take it back", false)] {
+            ensure!(tries()?.iter().all(|said| (said == "ok") != passes), "{by}: before {title}: {:?}", tries()?);
+            for line in block(&page, title)? {
+                lab.client.run("sh", &["-c", &line.replace("sudo ", "")])?;
+            }
+            ensure!(tries()?.iter().all(|said| (said == "ok") == passes), "{by}: after {title}: {:?}", tries()?);
+        }
+    }
     Ok(Outcome::Passed)
 }

@@ -1,0 +1,252 @@
+//! What this host depends on already, by its own files: resolvers, time servers, package sources, agents that are installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use hickory_resolver::system_conf::read_system_conf;
+use url::Url;
+
+use super::{Entry, OfProfile, Values, profiles::Profiles};
+
+/// The name of `apt`'s and `dnf`'s package sources, as they are asked for.
+pub const SOURCES: [&str; 2] = ["apt", "dnf"];
+
+/// Agents that are known by a file of theirs, and where it says a value of the profile's: behind this word.
+const AGENTS: [(&str, &str, Option<(&str, &str)>); 6] = [
+    ("datadog", "/etc/datadog-agent/datadog.yaml", Some(("site", "site:"))),
+    ("newrelic", "/etc/newrelic-infra.yml", None),
+    ("wazuh", "/var/ossec/etc/ossec.conf", None),
+    ("zabbix", "/etc/zabbix/zabbix_agentd.conf", Some(("server", "ServerActive="))),
+    ("tailscale", "/var/lib/tailscale/tailscaled.state", None),
+    ("crowdstrike", "/opt/CrowdStrike/falconctl", None),
+];
+
+fn entry(host: &str, (port, transport): (u16, &'static str), of: &str, purpose: &str) -> Entry {
+    let of = OfProfile { name: of.to_owned(), phase: of.to_owned(), purpose: purpose.to_owned(), is_required: true };
+    Entry { host: host.trim_end_matches('.').to_owned(), probe: None, transport, port, profile: Some(of) }
+}
+
+/// All of it, below a root folder; and what could not be read of it, in words.
+pub fn dependencies(root: &Path, profiles: &Profiles) -> (Vec<Entry>, Vec<String>) {
+    let mut unread = Vec::new();
+    let mut entries = resolvers(&mut unread);
+    entries.extend(time_servers(root));
+    for kind in SOURCES {
+        entries.extend(sources(root, kind));
+    }
+    for (name, file, value) in AGENTS {
+        let Ok(profile) = profiles.get(name) else { continue };
+        let path = below(root, file);
+        if !path.exists() {
+            continue;
+        }
+        let mut values = Values::new();
+        if let Some((variable, word)) = value {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let found = text
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix(word))
+                .map(|rest| rest.trim().trim_matches('"'));
+            let first = found.and_then(|rest| rest.split([',', ' ', '#']).next()).filter(|value| !value.is_empty());
+            values.extend(first.map(|value| (variable.to_owned(), value.to_owned())));
+        }
+        match profile.entries(&values) {
+            Ok(all) => entries.extend(all),
+            Err(error) => {
+                unread.push(format!("{name} is installed: {}", error.to_string().lines().next().unwrap_or_default()))
+            }
+        }
+    }
+    let mut seen: Vec<(String, u16, &str)> = Vec::new();
+    entries.retain(|entry| {
+        let key = (entry.host.clone(), entry.port, entry.transport);
+        let is_new = !seen.contains(&key);
+        seen.push(key);
+        is_new
+    });
+    (entries, unread)
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Of `/etc/resolv.conf`, over both transports.
+fn resolvers(unread: &mut Vec<String>) -> Vec<Entry> {
+    match read_system_conf() {
+        Ok((config, _)) => config
+            .name_servers()
+            .iter()
+            .flat_map(|server| {
+                let host = server.ip.to_string();
+                [(53, "udp"), (53, "tcp")].map(|port| entry(&host, port, "dns", "resolver"))
+            })
+            .collect(),
+        Err(error) => {
+            unread.push(format!("/etc/resolv.conf cannot be read: {error}"));
+            Vec::new()
+        }
+    }
+}
+
+/// Files of a folder with this ending, and a file beside.
+fn files(root: &Path, file: &str, folder: &str, ending: &str) -> Vec<String> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(below(root, folder)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|of| of == ending));
+    paths.sort();
+    paths.insert(0, below(root, file));
+    paths.iter().filter_map(|path| fs::read_to_string(path).ok()).collect()
+}
+
+/// Of systemd's time service, chrony and ntpd.
+fn time_servers(root: &Path) -> Vec<Entry> {
+    let mut names: Vec<String> = Vec::new();
+    for text in files(root, "/etc/systemd/timesyncd.conf", "/etc/systemd/timesyncd.conf.d", "conf") {
+        let lines = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("NTP=").or(line.trim().strip_prefix("FallbackNTP=")));
+        names.extend(lines.flat_map(str::split_whitespace).map(str::to_owned));
+    }
+    for (file, folder, ending) in [
+        ("/etc/chrony/chrony.conf", "/etc/chrony/sources.d", "sources"),
+        ("/etc/chrony.conf", "/etc/chrony.d", "conf"),
+        ("/etc/ntp.conf", "/etc/ntpsec", "conf"),
+    ] {
+        for text in files(root, file, folder, ending) {
+            let servers = text.lines().filter_map(|line| {
+                let mut words = line.split_whitespace();
+                ["server", "pool"].contains(&words.next()?).then(|| words.next()).flatten()
+            });
+            names.extend(servers.map(str::to_owned));
+        }
+    }
+    names.iter().map(|name| entry(name, (123, "udp"), "time", "time server")).collect()
+}
+
+/// Package sources of `apt` or `dnf`; through a proxy of apt's, where one is set for them.
+pub fn sources(root: &Path, kind: &str) -> Vec<Entry> {
+    let texts = |file, folder, ending| files(root, file, folder, ending);
+    let mut urls: Vec<String> = Vec::new();
+    if kind == "apt" {
+        for text in texts("/etc/apt/sources.list", "/etc/apt/sources.list.d", "list") {
+            let lines = text.lines().map(str::trim).filter(|line| line.starts_with("deb"));
+            urls.extend(
+                lines.filter_map(|line| line.split_whitespace().find(|word| word.contains("://"))).map(str::to_owned),
+            );
+        }
+        for text in texts("/nonexistent", "/etc/apt/sources.list.d", "sources") {
+            // A stanza that is switched off is not asked.
+            let stanzas = text.split("\n\n").filter(|stanza| !stanza.to_lowercase().contains("enabled: no"));
+            let lines = stanzas.flat_map(str::lines).filter_map(|line| line.strip_prefix("URIs:"));
+            urls.extend(lines.flat_map(str::split_whitespace).map(str::to_owned));
+        }
+    } else {
+        for text in texts("/nonexistent", "/etc/yum.repos.d", "repo") {
+            let stanzas = text.split("\n[").filter(|stanza| !stanza.replace(' ', "").contains("\nenabled=0"));
+            let lines = stanzas.flat_map(str::lines).filter_map(|line| {
+                ["baseurl", "mirrorlist", "metalink"]
+                    .iter()
+                    .find_map(|word| line.strip_prefix(word)?.trim_start().strip_prefix('='))
+            });
+            urls.extend(lines.flat_map(str::split_whitespace).map(str::to_owned));
+        }
+    }
+    let proxies = if kind == "apt" { apt_proxies(root) } else { Vec::new() };
+    let mut entries: Vec<Entry> = Vec::new();
+    for url in urls.iter().filter_map(|url| Url::parse(url).ok()) {
+        let proxy = proxies.iter().find(|(scheme, _)| scheme == url.scheme()).map(|(_, proxy)| proxy);
+        let purpose = match proxy {
+            Some(_) => format!("apt's proxy, to {}", url.host_str().unwrap_or_default()),
+            None => "package source".to_owned(),
+        };
+        let place = proxy.unwrap_or(&url);
+        let Some((host, port)) = place.host_str().zip(place.port_or_known_default()) else { continue };
+        if !entries.iter().any(|known| known.host == host && known.port == port) {
+            entries.push(entry(host.trim_start_matches('[').trim_end_matches(']'), (port, "tcp"), kind, &purpose));
+        }
+    }
+    entries
+}
+
+/// `Acquire::http::Proxy "http://10.0.0.1:3128";`, by scheme.
+fn apt_proxies(root: &Path) -> Vec<(String, Url)> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(below(root, "/etc/apt/apt.conf.d"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort();
+    paths.push(below(root, "/etc/apt/apt.conf"));
+    let texts = paths.iter().filter_map(|path| fs::read_to_string(path).ok());
+    let mut proxies = Vec::new();
+    for text in texts {
+        for line in text.lines().map(str::trim) {
+            let Some(rest) = line.strip_prefix("Acquire::") else { continue };
+            let Some((scheme, rest)) = rest.split_once("::") else { continue };
+            let proxy = rest.strip_prefix("Proxy ").or_else(|| rest.strip_prefix("proxy "));
+            if let Some(url) =
+                proxy.and_then(|rest| Url::parse(rest.trim().trim_end_matches(';').trim_matches('"')).ok())
+            {
+                proxies.push((scheme.to_lowercase(), url));
+            }
+        }
+    }
+    proxies
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_read_by_its_own_files() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = below(root.path(), path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(
+            "/etc/apt/sources.list",
+            "# deb http://old.example/ x\ndeb [arch=amd64] http://one.example/debian stable main\n",
+        );
+        write(
+            "/etc/apt/sources.list.d/two.sources",
+            "Types: deb\nURIs: https://two.example:8443/x http://one.example/y\nSuites: stable\n\nEnabled: no\nURIs: https://off.example/\n",
+        );
+        write(
+            "/etc/yum.repos.d/r.repo",
+            "[a]\nbaseurl=https://rpm.example/$releasever\n[b]\nmirrorlist = http://off.example/\nenabled=0\n",
+        );
+        write("/etc/systemd/timesyncd.conf", "[Time]\nNTP=t1.example t2.example\n#FallbackNTP=none.example\n");
+        write("/etc/chrony/chrony.conf", "pool t3.example iburst\n! server none.example\n");
+        write("/etc/datadog-agent/datadog.yaml", "api_key: x\nsite: datadoghq.eu # ours\n");
+        let profiles = Profiles::read(Path::new("/nonexistent")).unwrap();
+        let of = |entries: &[Entry]| -> Vec<String> {
+            entries.iter().map(|entry| format!("{}:{}/{}", entry.host, entry.port, entry.transport)).collect()
+        };
+        assert_eq!(of(&sources(root.path(), "apt")), ["one.example:80/tcp", "two.example:8443/tcp"]);
+        assert_eq!(of(&sources(root.path(), "dnf")), ["rpm.example:443/tcp"]);
+        let (all, unread) = dependencies(root.path(), &profiles);
+        let all = of(&all);
+        for wanted in [
+            "t1.example:123/udp",
+            "t2.example:123/udp",
+            "t3.example:123/udp",
+            "api.datadoghq.eu:443/tcp",
+            "rpm.example:443/tcp",
+        ] {
+            assert!(all.contains(&wanted.to_owned()), "{wanted} in {all:?}");
+        }
+        assert!(!all.iter().any(|place| place.contains("none.example")
+            || place.contains("off.example")
+            || place.contains("old.example")));
+        assert!(unread.iter().all(|words| words.contains("resolv.conf")), "{unread:?}");
+        write("/etc/apt/apt.conf.d/90proxy", "Acquire::http::Proxy \"http://10.0.0.9:3128\";\n");
+        assert_eq!(of(&sources(root.path(), "apt")), ["10.0.0.9:3128/tcp", "two.example:8443/tcp"]);
+    }
+}
