@@ -13,14 +13,22 @@ use super::{Entry, OfProfile, Values, profiles::Profiles};
 /// The name of `apt`'s and `dnf`'s package sources, as they are asked for.
 pub const SOURCES: [&str; 2] = ["apt", "dnf"];
 
-/// Agents that are known by a file of theirs, and where it says a value of the profile's: behind this word.
-const AGENTS: [(&str, &str, Option<(&str, &str)>); 6] = [
-    ("datadog", "/etc/datadog-agent/datadog.yaml", Some(("site", "site:"))),
-    ("newrelic", "/etc/newrelic-infra.yml", None),
-    ("wazuh", "/var/ossec/etc/ossec.conf", None),
-    ("zabbix", "/etc/zabbix/zabbix_agentd.conf", Some(("server", "ServerActive="))),
-    ("tailscale", "/var/lib/tailscale/tailscaled.state", None),
-    ("crowdstrike", "/opt/CrowdStrike/falconctl", None),
+/// An agent that is known by a file of its own.
+struct Agent {
+    /// Its profile.
+    profile: &'static str,
+    file: &'static str,
+    /// A variable of the profile's, and the word behind which the file has its value.
+    value: Option<(&'static str, &'static str)>,
+}
+
+const AGENTS: [Agent; 6] = [
+    Agent { profile: "datadog", file: "/etc/datadog-agent/datadog.yaml", value: Some(("site", "site:")) },
+    Agent { profile: "newrelic", file: "/etc/newrelic-infra.yml", value: None },
+    Agent { profile: "wazuh", file: "/var/ossec/etc/ossec.conf", value: None },
+    Agent { profile: "zabbix", file: "/etc/zabbix/zabbix_agentd.conf", value: Some(("server", "ServerActive=")) },
+    Agent { profile: "tailscale", file: "/var/lib/tailscale/tailscaled.state", value: None },
+    Agent { profile: "crowdstrike", file: "/opt/CrowdStrike/falconctl", value: None },
 ];
 
 fn entry(host: &str, (port, transport): (u16, &'static str), of: &str, purpose: &str) -> Entry {
@@ -36,7 +44,7 @@ pub fn dependencies(root: &Path, profiles: &Profiles) -> (Vec<Entry>, Vec<String
     for kind in SOURCES {
         entries.extend(sources(root, kind));
     }
-    for (name, file, value) in AGENTS {
+    for Agent { profile: name, file, value } in AGENTS {
         let Ok(profile) = profiles.get(name) else { continue };
         let path = below(root, file);
         if !path.exists() {
@@ -55,7 +63,7 @@ pub fn dependencies(root: &Path, profiles: &Profiles) -> (Vec<Entry>, Vec<String
         match profile.entries(&values) {
             Ok(all) => entries.extend(all),
             Err(error) => {
-                unread.push(format!("{name} is installed: {}", error.to_string().lines().next().unwrap_or_default()))
+                unread.push(format!("{name} is installed: {}", error.to_string().lines().next().unwrap_or_default()));
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     check::{ANY, Entry, Known, Target, Values, ask, host, profiles},
     enrich::{host::Identity, resolve},
     launch::User,
-    model::{Fate, Preflight, Preflighted, Tried, Wish},
+    model::{Fate, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
     output::{
         check::{self as render, Answer, Kept},
         notice::say,
@@ -25,6 +25,8 @@ use crate::{
     probe::attach::check_privilege,
 };
 
+/// A proposed configuration goes to the helper in one message.
+const MAX_RULESET: usize = 96 << 10;
 /// Programs whose commands are tried by `--after`.
 const FRONT_ENDS: [&str; 9] = [
     "ufw",
@@ -80,6 +82,13 @@ pub(super) struct Args {
     /// Try this command of ufw, firewall-cmd, nft or iptables in a private copy, and tell what is let out then.
     #[arg(long, value_name = "COMMAND")]
     after: Option<String>,
+    /// Judge this proposed configuration in place of what is in force: a file for `nft -f`, of `iptables-save` or `ip6tables-save`,
+    /// ufw's user.rules or user6.rules.
+    #[arg(long, value_name = "FILE", conflicts_with = "after")]
+    ruleset: Option<PathBuf>,
+    /// The same, and tell only which destinations change by it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "ruleset"])]
+    diff: Option<PathBuf>,
     /// Do not look for commands that let through what is stopped.
     #[arg(long)]
     no_fix: bool,
@@ -152,7 +161,11 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         .transpose()
         .map_err(|error| usage(&format!("{error:#}"), "name a file that `observer check --save` wrote"))?;
     let save = args.save.as_deref().map(super::run::create).transpose()?;
-    let after = args.after.as_deref().map(after).transpose()?;
+    let after = match (&args.after, args.ruleset.as_ref().or(args.diff.as_ref())) {
+        (Some(command), _) => Some(ProposedChange::Command(after(command)?)),
+        (None, Some(path)) => Some(proposed(path)?),
+        (None, None) => None,
+    };
     let user = match &args.user {
         Some(text) => User::find(text)?
             .map(|user| (user.uid(), user.gid()))
@@ -183,9 +196,13 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         finds_fix: !args.no_fix && after.is_none(),
     };
     let answer = helper.preflight(&asked)?.map_err(anyhow::Error::msg)?;
-    if let (Some(Tried::Refused(said)), Some(words)) = (&answer.after, &after) {
-        let sentence = format!("`{}` does nothing: {said}", words.join(" "));
-        return Err(usage(&sentence, "it was run in a private copy alone; nothing was changed"));
+    let what = match (&args.after, args.ruleset.as_ref().or(args.diff.as_ref())) {
+        (Some(command), _) => Some(command.clone()),
+        (None, path) => path.map(|path| path.display().to_string()),
+    };
+    if let (Some(Tried::Refused(said)), Some(what)) = (&answer.after, &what) {
+        let sentence = format!("`{what}` is refused: {said}");
+        return Err(usage(&sentence, "it was tried in a private copy alone; nothing was changed"));
     }
     let is_stopped = is_stopped(&answer);
     let told = Answer {
@@ -193,7 +210,8 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         user: args.user.clone(),
         targets,
         answer,
-        after: args.after.clone(),
+        after: what,
+        only_changes: args.diff.is_some(),
         look_ups,
     };
     written(match args.output {
@@ -289,6 +307,29 @@ fn after(command: &str) -> Result<Vec<String>> {
         )),
         None => Err(usage("there is no command in `--after`", "write --after 'ufw allow out 443/tcp'")),
     }
+}
+
+/// A proposed configuration, and whose it is by what is in it.
+fn proposed(path: &Path) -> Result<ProposedChange> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        usage(
+            &format!("cannot read {}: {error}", path.display()),
+            "name a file for `nft -f`, of `iptables-save`, or ufw's user.rules",
+        )
+    })?;
+    if text.len() > MAX_RULESET {
+        return Err(usage(&format!("{} is longer than {MAX_RULESET} bytes", path.display()), "name a shorter one"));
+    }
+    let is_v6 = text.contains("ufw6-") || text.lines().any(|line| line.starts_with("-A ") && line.contains("::"));
+    let is_tables = text.lines().any(|line| line.starts_with('*')) && text.contains("COMMIT");
+    let kind = match (text.contains("### tuple ###") || text.contains("### RULES ###"), is_tables, is_v6) {
+        (true, _, false) => Proposed::Ufw,
+        (true, _, true) => Proposed::Ufw6,
+        (false, true, false) => Proposed::Iptables,
+        (false, true, true) => Proposed::Ip6tables,
+        (false, false, _) => Proposed::Nft,
+    };
+    Ok(ProposedChange::Ruleset(kind, text))
 }
 
 /// Addresses of all; and how many names were looked up.

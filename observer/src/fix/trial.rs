@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     firewall::{inventory, ruleset::Ruleset},
-    model::{Backend, NamedRule, Packet},
+    model::{Backend, NamedRule, Packet, Proposed},
     replay::{Copied, Shape},
     sys,
 };
@@ -211,6 +211,22 @@ impl Trial {
     pub fn look(&self) -> Result<View> {
         let ruleset = if inventory::nftables_in_use() { Some(Ruleset::read()?) } else { None };
         View::new(self.copied.again()?, ruleset, PathBuf::from("/"), &self.hide, (self.logs, self.patience))
+    }
+
+    /// Loads a proposed configuration, by the program that reads such.
+    pub fn load(&self, kind: Proposed, text: &str) -> Result<()> {
+        let (path, program): (&str, &[&str]) = match kind {
+            Proposed::Nft => {
+                self.run("nft flush ruleset")?;
+                ("/tmp/proposed", &["nft", "-f", "/tmp/proposed"])
+            }
+            Proposed::Iptables => ("/tmp/proposed", &["iptables-restore", "/tmp/proposed"]),
+            Proposed::Ip6tables => ("/tmp/proposed", &["ip6tables-restore", "/tmp/proposed"]),
+            Proposed::Ufw => ("/etc/ufw/user.rules", &["ufw", "reload"]),
+            Proposed::Ufw6 => ("/etc/ufw/user6.rules", &["ufw", "reload"]),
+        };
+        fs::write(path, text).with_context(|| format!("cannot write {path} in the copy"))?;
+        self.run_words(&program.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
     }
 
     /// A command for the host's rules as it is for the copy's: what `nft` names by its handle has another one there.

@@ -17,6 +17,30 @@ pub struct Wish {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A change of rules that is only proposed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// A command of a front end's, in words.
+    Command(Vec<String>),
+    /// A configuration in place of what is in force.
+    Ruleset(Proposed, String),
+}
+
+/// Whose configuration it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proposed {
+    /// A file for `nft -f`, in place of everything.
+    Nft,
+    /// What `iptables-save` writes, in place of these tables.
+    Iptables,
+    /// The same for IPv6.
+    Ip6tables,
+    /// ufw's `user.rules`.
+    Ufw,
+    /// Its `user6.rules`.
+    Ufw6,
+}
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preflight {
@@ -28,8 +52,8 @@ pub struct Preflight {
     pub wishes: Vec<Wish>,
     /// Any of them is known by its name, and the addresses may be others tomorrow.
     pub are_by_name: bool,
-    /// A command of a front end's, in words, that is tried in the private copy.
-    pub after: Option<Vec<String>>,
+    /// What is tried in the private copy first.
+    pub after: Option<Change>,
     /// What lets through what is stopped is looked for.
     pub finds_fix: bool,
 }

@@ -43,8 +43,10 @@ pub struct Answer {
     pub targets: Vec<Target>,
     /// What was found, in the same order.
     pub answer: Preflighted,
-    /// The command that was tried.
+    /// The command or the file that was tried.
     pub after: Option<String>,
+    /// Only what changes by it is told.
+    pub only_changes: bool,
     /// Names that were looked up.
     pub look_ups: usize,
 }
@@ -242,7 +244,10 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         writeln!(writer, "{DIM}in a private copy, after{DIM:#} {STRONG}{}{STRONG:#}", escape(command))?;
     }
     let (unknown, mut told) = (unknown_to_all(&answer.targets), Vec::new());
-    for (target, fates) in answer.targets.iter().zip(answer.fates()) {
+    for ((target, fates), before) in answer.targets.iter().zip(answer.fates()).zip(&answer.answer.fates) {
+        if answer.only_changes && fates == before {
+            continue;
+        }
         let (stands, words) = answer.verdict(target, fates);
         let style = match stands {
             Stands::Blocked => ALERT,
@@ -254,6 +259,9 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         let purpose = if wide_purpose == 0 { String::new() } else { format!("  {:<wide_purpose$}", escape(&purpose)) };
         let mut rest = answer.why(fates, &mut told);
         rest.extend(remarks(target, unknown.is_none()));
+        if answer.only_changes {
+            rest.push(format!("now {}", answer.verdict(target, before).1));
+        }
         writeln!(
             writer,
             "{phase}{:<wide$}{purpose}  {style}{words:<13}{style:#}  {}",

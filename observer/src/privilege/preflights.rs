@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::{netns, trials::Place};
 use crate::{
     fix::{self, Asked, FrontEnd, Trial},
-    model::{After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Tried},
+    model::{After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Proposed, ProposedChange, Tried},
 };
 
 /// The port that a packet is said to come from: one of those that a kernel gives.
@@ -118,10 +118,10 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
         let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: None };
         answer.fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, attempt));
     }
-    if let Some(command) = &asked.after {
+    if let Some(change) = &asked.after {
         let fates = answer.fates.clone();
         let rules = &mut answer.rules;
-        let after = home.and_then(|home| place.tried(home, |trial| after(command, &told, trial)));
+        let after = home.and_then(|home| place.tried(home, |trial| after(change, &told, trial)));
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {
@@ -168,14 +168,18 @@ type Made = (Vec<Result<Option<NamedRule>>>, Vec<String>, Vec<String>);
 
 /// Runs the command in the copy; the inner error is what it says where it fails.
 fn after(
-    command: &[String],
+    change: &ProposedChange,
     told: &[(Spot, Packet, Option<NamedRule>)],
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {
-    let front_end = match command.first().map(String::as_str) {
-        Some("ufw") => FrontEnd::Ufw,
-        Some("firewall-cmd") => FrontEnd::Firewalld,
-        _ => FrontEnd::Tables,
+    let front_end = match change {
+        ProposedChange::Command(words) => match words.first().map(String::as_str) {
+            Some("ufw") => FrontEnd::Ufw,
+            Some("firewall-cmd") => FrontEnd::Firewalld,
+            _ => FrontEnd::Tables,
+        },
+        ProposedChange::Ruleset(Proposed::Ufw | Proposed::Ufw6, _) => FrontEnd::Ufw,
+        ProposedChange::Ruleset(..) => FrontEnd::Tables,
     };
     let is_panic = told.iter().any(|(_, _, rule)| rule.as_ref().and_then(NamedRule::words) == Some(fix::PANIC));
     let packets: Vec<&Packet> = told.iter().map(|(_, packet, _)| packet).collect();
@@ -186,7 +190,11 @@ fn after(
     if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
         bail!("{words}");
     }
-    if let Err(said) = trial.in_the_copy(command).and_then(|command| trial.run_words(&command)) {
+    let done = match change {
+        ProposedChange::Command(words) => trial.in_the_copy(words).and_then(|command| trial.run_words(&command)),
+        ProposedChange::Ruleset(kind, text) => trial.load(*kind, text),
+    };
+    if let Err(said) = done {
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;

@@ -25,6 +25,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("names_without_an_address", names),
     ("mistakes_are_one_sentence", mistakes),
     ("own_profiles", own_profiles),
+    ("a_proposed_ruleset", proposed),
     ("worse_than_before", worse),
     ("the_page_for_a_profile", page),
 ];
@@ -49,6 +50,7 @@ fn check(netns: &Namespace, args: &[&str]) -> Result<Output> {
 fn lines(output: &Output) -> Result<Vec<Value>> {
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
+    ensure!(!text.is_empty(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     lines.with_context(|| format!("{}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
@@ -440,5 +442,50 @@ fn page() -> Result<Outcome> {
             ensure!(tries()?.iter().all(|said| (said == "ok") == passes), "{by}: after {title}: {:?}", tries()?);
         }
     }
+    Ok(Outcome::Passed)
+}
+
+/// Files that are not in force yet: of nft, iptables-save and ufw; and one that is wrong.
+fn proposed() -> Result<Outcome> {
+    let mut lab = Lab::new()?;
+    front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let user = lab.client.run("cat", &["/etc/ufw/user.rules"])?;
+    let nft = file(
+        "nft.conf",
+        "flush ruleset\ntable inet f { chain o { type filter hook output priority 0; policy drop; tcp dport 443 accept;\n}\n}\n",
+    )?;
+    let saved = file(
+        "rules.v4",
+        "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -p udp --dport 53 -j DROP\nCOMMIT\n",
+    )?;
+    let ufw = file("user.rules", &user.replace(" 443", " 80"))?;
+    let words = ["203.0.113.10:443", "203.0.113.10:80", "203.0.113.10:53/udp"];
+    for (path, blocked) in [(&nft, [false, true, true]), (&saved, [false, false, true]), (&ufw, [false, true, false])] {
+        let told = lines(&check(&lab.client, &[&["-o", "json", "--ruleset", path][..], &words].concat())?)?;
+        let found: Vec<bool> = told.iter().map(|event| event["event"]["action"] == "egress-blocked").collect();
+        ensure!(found == blocked, "{path}: {told:?}");
+    }
+    let output = check(&lab.client, &[&["--diff", &ufw][..], &words].concat())?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        said.contains("203.0.113.10:443") && said.contains("203.0.113.10:80") && !said.contains(":53/udp"),
+        "{said}"
+    );
+    ensure!(said.contains("now BLOCKED v4") && said.contains("now allowed v4"), "{said}");
+    let wrong =
+        file("wrong.conf", "table inet f { chain o { type filter hook output priority 0; tcp dprt 443 drop;\n}\n}\n")?;
+    let output = check(&lab.client, &["--ruleset", &wrong, "203.0.113.10:443"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(2) && said.contains("syntax error") && said.contains("dprt"),
+        "{} {said}",
+        output.status
+    );
     Ok(Outcome::Passed)
 }
