@@ -52,7 +52,9 @@ pub fn is_name(text: &str) -> bool {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     let text = text.strip_suffix('.').unwrap_or(text);
-    text.len() <= 253 && text.split('.').all(is_label)
+    // An address that is none would be taken for a name.
+    let is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    text.len() <= 253 && text.split('.').all(is_label) && !is_number
 }
 
 #[cfg(test)]
@@ -80,6 +82,7 @@ mod tests {
             "host:443/sctp",
             "x:y:443",
             "-a.com:1",
+            "203.0.113.300:443",
         ] {
             assert!(destination(wrong).is_err(), "{wrong}");
         }

@@ -10,6 +10,10 @@ use url::Url;
 
 use super::{Entry, OfProfile, Values, profiles::Profiles};
 
+/// systemd's own resolver, and where it says which servers it asks.
+const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
+const BEHIND: &str = "/run/systemd/resolve/resolv.conf";
+
 /// The name of `apt`'s and `dnf`'s package sources, as they are asked for.
 pub const SOURCES: [&str; 2] = ["apt", "dnf"];
 
@@ -84,14 +88,21 @@ fn below(root: &Path, path: &str) -> PathBuf {
 /// Of `/etc/resolv.conf`, over both transports.
 fn resolvers(unread: &mut Vec<String>) -> Vec<Entry> {
     match read_system_conf() {
-        Ok((config, _)) => config
-            .name_servers()
-            .iter()
-            .flat_map(|server| {
-                let host = server.ip.to_string();
-                [(53, "udp"), (53, "tcp")].map(|port| entry(&host, port, "dns", "resolver"))
-            })
-            .collect(),
+        Ok((config, _)) => {
+            let mut servers: Vec<String> = config.name_servers().iter().map(|server| server.ip.to_string()).collect();
+            // Behind it are others.
+            if servers.iter().any(|server| STUBS.contains(&server.as_str())) {
+                let text = fs::read_to_string(BEHIND).unwrap_or_default();
+                let behind = text.lines().filter_map(|line| line.strip_prefix("nameserver "));
+                let before = servers.len();
+                servers.extend(behind.map(|server| server.trim().to_owned()));
+                if servers.len() == before {
+                    unread.push("which servers are behind the resolver of this host itself is not known".to_owned());
+                }
+            }
+            let ports = [(53, "udp"), (53, "tcp")];
+            servers.iter().flat_map(|host| ports.map(|port| entry(host, port, "dns", "resolver"))).collect()
+        }
         Err(error) => {
             unread.push(format!("/etc/resolv.conf cannot be read: {error}"));
             Vec::new()

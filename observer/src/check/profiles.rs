@@ -117,6 +117,15 @@ impl Profile {
         let profile: Self = toml::from_str(text)?;
         ensure!(ask::is_name(&profile.name), "its name `{}` is none that can be typed", profile.name);
         ensure!(profile.source.starts_with("https://"), "its source is no page");
+        let texts = profile.destinations.iter().flat_map(|of| [&of.host, &of.purpose]);
+        let own = [&profile.title, &profile.as_of, &profile.source].into_iter().chain(texts);
+        let is_plain = |text: &str| !text.contains(['|', '`', '<', '>']) && !text.chars().any(char::is_control);
+        let odd = own.into_iter().find(|text| !is_plain(text));
+        ensure!(
+            odd.is_none(),
+            "`{}` has characters that are markup",
+            odd.map_or("", |text| text.as_str()).escape_debug()
+        );
         ensure!(!profile.destinations.is_empty(), "it has no destination");
         for destination in &profile.destinations {
             let wildcard = destination.host.contains('*');

@@ -51,8 +51,9 @@ pub fn all(names: Vec<String>) -> Result<HashMap<String, Result<Vec<IpAddr>, Str
         for name in names {
             let resolver = Arc::clone(&resolver);
             waiting.spawn(async move {
-                // Its own name ends with a dot: no search domain is tried.
-                let answer = tokio::time::timeout(2 * PATIENCE, resolver.lookup_ip(format!("{name}."))).await;
+                // A whole name ends with a dot: no search domain is tried.
+                let whole = if name.contains('.') { format!("{name}.") } else { name.clone() };
+                let answer = tokio::time::timeout(2 * PATIENCE, resolver.lookup_ip(whole)).await;
                 let addresses = match answer {
                     Ok(Ok(answer)) => Ok(answer.iter().collect::<Vec<_>>()),
                     Ok(Err(error)) => Err(format!("it was not resolved: {error}")),

@@ -39,18 +39,18 @@ impl Files {
             let Content::File(text) = &file.content else { continue };
             let is_program = PROGRAMS.contains(&file.path.as_str()) && file.mode & 0o111 != 0;
             ensure!(!is_program, "{} is run with the rules, and what it does is not tried", file.path);
-            let is_comment = |line: &&str| line.trim_start().starts_with('#');
-            let mut lines = text.lines().filter(|line| !is_comment(line));
-            let found = lines.find_map(|line| ON_THE_HOST.into_iter().find(|word| line.contains(word)));
-            ensure!(
-                found.is_none(),
-                "a rule in {} would do something to the host ({})",
-                file.path,
-                found.unwrap_or_default()
-            );
+            harmless(text).with_context(|| format!("{} is not tried", file.path))?;
         }
         Ok(Self(all))
     }
+}
+
+/// Rules of a file or command that would do something to the host, though they are another namespace's.
+pub(super) fn harmless(text: &str) -> Result<()> {
+    let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let found = lines.find_map(|line| ON_THE_HOST.into_iter().find(|word| line.contains(word)));
+    ensure!(found.is_none(), "a rule in it would do something to the host (`{}`)", found.unwrap_or_default());
+    Ok(())
 }
 
 /// Gives the calling thread such a view, of another mount namespace where one is given; it cannot be given back.

@@ -41,6 +41,10 @@ const STEP: Duration = Duration::from_millis(50);
 const MAX_SAID: u64 = 64 << 10;
 /// Only what the system's own packages put there.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// Of ufw's commands those that ask before they do it.
+const ASKS: [&str; 3] = ["delete", "enable", "reset"];
+/// What ufw says where it has done nothing at all.
+const NOTHING_DONE: [&str; 2] = ["Aborted", "not enabled"];
 /// The message bus of the copy: everybody in it may do everything.
 const BUS: &str = "/run/dbus/bus.conf";
 const ADDRESS: &str = "unix:path=/run/dbus/system_bus_socket";
@@ -204,6 +208,9 @@ impl Trial {
         let said = said.unwrap_or_default();
         log::debug!("{words:?}: {status}, {said}");
         ensure!(status.success(), "{}", if said.is_empty() { status.to_string() } else { said });
+        // ufw's status says nothing of it.
+        let is_refused = program == "ufw" && NOTHING_DONE.iter().any(|words| said.contains(words));
+        ensure!(!is_refused, "{said}");
         Ok(())
     }
 
@@ -215,6 +222,7 @@ impl Trial {
 
     /// Loads a proposed configuration, by the program that reads such.
     pub fn load(&self, kind: Proposed, text: &str) -> Result<()> {
+        mounts::harmless(text)?;
         let (path, program): (&str, &[&str]) = match kind {
             Proposed::Nft => {
                 self.run("nft flush ruleset")?;
@@ -229,24 +237,41 @@ impl Trial {
         self.run_words(&program.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
     }
 
-    /// A command for the host's rules as it is for the copy's: what `nft` names by its handle has another one there.
+    /// A command for the host's rules as it is for the copy's: what `nft` names by its handle has another one there, and nobody is
+    /// there to say yes.
     pub fn in_the_copy(&self, words: &[String]) -> Result<Vec<String>> {
-        let mut words = words.to_vec();
-        let place = match words.as_slice() {
-            [nft, _, rule, family, table, ..] if nft == "nft" && rule == "rule" => (family.clone(), table.clone()),
-            _ => return Ok(words),
-        };
-        let Some(at) = words.iter().position(|word| ["handle", "position"].contains(&word.as_str())) else {
+        mounts::harmless(&words.join(" "))?;
+        match words.first().map(String::as_str) {
+            Some("ufw") if words.get(1).is_some_and(|word| ASKS.contains(&word.as_str())) => {
+                let mut words = words.to_vec();
+                words.insert(1, "--force".to_owned());
+                Ok(words)
+            }
+            Some("nft") => self.nft_in_the_copy(words),
+            _ => Ok(words.to_vec()),
+        }
+    }
+
+    fn nft_in_the_copy(&self, words: &[String]) -> Result<Vec<String>> {
+        const FAMILIES: [&str; 6] = ["inet", "ip", "ip6", "netdev", "arp", "bridge"];
+        // It may have been given as one word.
+        let mut words: Vec<String> = words.join(" ").split_whitespace().map(str::to_owned).collect();
+        let Some(at) = words.iter().position(|word| ["handle", "position", "index"].contains(&word.as_str())) else {
             return Ok(words);
         };
-        if let Some(handle) = words.get_mut(at + 1) {
-            let there: u64 = handle.parse().with_context(|| format!("`{handle}` is no handle"))?;
-            let own = self
-                .handles
-                .iter()
-                .find(|((family, table, _), known)| **known == there && (family, table) == (&place.0, &place.1));
-            *handle = own.with_context(|| format!("there is no rule with handle {there}"))?.0.2.to_string();
-        }
+        let plain = "only `nft VERB rule FAMILY TABLE CHAIN handle N …` can be tried with a rule's number";
+        let of_rule = words.iter().position(|word| word == "rule").with_context(|| plain.to_owned())?;
+        let (family, table) = match &words[of_rule + 1..] {
+            [family, table, ..] if FAMILIES.contains(&family.as_str()) => (family.clone(), table.clone()),
+            [table, ..] => ("ip".to_owned(), table.clone()),
+            [] => bail!("{plain}"),
+        };
+        ensure!(words[at] != "index" && !words.iter().any(|word| word.contains(';')), "{plain}");
+        let handle = words.get_mut(at + 1).with_context(|| plain.to_owned())?;
+        let there: u64 = handle.parse().with_context(|| format!("`{handle}` is no handle"))?;
+        let is_it = |(of, name, _): &(String, String, u64)| (of, name) == (&family, &table);
+        let own = self.handles.iter().find(|(own, known)| **known == there && is_it(own));
+        *handle = own.with_context(|| format!("there is no rule with handle {there}"))?.0.2.to_string();
         Ok(words)
     }
 

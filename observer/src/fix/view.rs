@@ -18,6 +18,8 @@ use crate::{
 
 /// A copy of the rules, and their texts, are waited for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The table of a copy's own.
+const OWN: &str = " observer_replay ";
 
 /// The rules of a namespace at one time: those of the host, or of a copy in which something was tried.
 pub struct View {
@@ -50,7 +52,18 @@ impl View {
     pub fn difference(&mut self, earlier: &mut Self) -> (Vec<String>, Vec<String>) {
         let (Some(now), Some(before)) = (&mut self.ruleset, &mut earlier.ruleset) else { return Default::default() };
         let difference = now.difference(before, Instant::now() + self.patience);
-        (difference.added, difference.removed)
+        let (mut added, mut removed) = (difference.added, difference.removed);
+        // What was only made anew is the same.
+        added.retain(|rule| match removed.iter().position(|gone| gone == rule) {
+            Some(place) => {
+                removed.swap_remove(place);
+                false
+            }
+            None => true,
+        });
+        let own = |words: &String| !words.contains(OWN);
+        added.extend(difference.policies.into_iter().map(|policy| format!("policy of {policy}")));
+        (added.into_iter().filter(own).collect(), removed.into_iter().filter(own).collect())
     }
 
     /// What stops a packet; an error where that cannot be told.

@@ -1,7 +1,7 @@
 //! What `check` found: for a person, for a ticket, for a program.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write},
     net::IpAddr,
@@ -64,10 +64,10 @@ fn stands(fates: &[Fate]) -> Stands {
     let any = |is: fn(&Fate) -> bool| fates.iter().any(is);
     if any(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. })) {
         Stands::Blocked
-    } else if any(|fate| *fate == Fate::Passes) {
-        Stands::Allowed
     } else if any(|fate| matches!(fate, Fate::Unknown(_))) {
         Stands::Unknown
+    } else if any(|fate| *fate == Fate::Passes) {
+        Stands::Allowed
     } else {
         Stands::Unreachable
     }
@@ -125,9 +125,33 @@ impl Answer {
                 format!("BLOCKED {stopped}{rest}")
             }
             Stands::Unreachable => "no way there".to_owned(),
-            Stands::Unknown => "not known".to_owned(),
+            Stands::Unknown if passes.is_empty() => "not known".to_owned(),
+            Stands::Unknown => {
+                format!("not known {}, allowed {passes}", of(|fate| matches!(fate, Fate::Unknown(_))))
+            }
         };
         (stands, words)
+    }
+
+    /// Whether a destination stands as it did before what was tried: by the same statements.
+    fn is_as_before(&self, index: usize) -> bool {
+        let words = |fates: &[Vec<Fate>]| {
+            fates.get(index).map(|fates| {
+                let of = |fate: &Fate| match fate {
+                    Fate::Stopped(rule) => self.answer.rules.get(*rule).map(|rule| short(rule, false)),
+                    other => Some(format!("{other:?}")),
+                };
+                fates.iter().map(of).collect::<Vec<_>>()
+            })
+        };
+        words(self.fates()) == words(&self.answer.fates)
+    }
+
+    /// Destinations that are told, and what becomes of them.
+    fn told(&self) -> impl Iterator<Item = (usize, &Target, &[Fate])> {
+        let all = self.targets.iter().zip(self.fates()).enumerate();
+        let all = all.map(|(index, (target, fates))| (index, target, fates.as_slice()));
+        all.filter(|(index, ..)| !self.only_changes || !self.is_as_before(*index))
     }
 
     fn count(&self, which: Stands) -> usize {
@@ -244,10 +268,7 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         writeln!(writer, "{DIM}in a private copy, after{DIM:#} {STRONG}{}{STRONG:#}", escape(command))?;
     }
     let (unknown, mut told) = (unknown_to_all(&answer.targets), Vec::new());
-    for ((target, fates), before) in answer.targets.iter().zip(answer.fates()).zip(&answer.answer.fates) {
-        if answer.only_changes && fates == before {
-            continue;
-        }
+    for (index, target, fates) in answer.told() {
         let (stands, words) = answer.verdict(target, fates);
         let style = match stands {
             Stands::Blocked => ALERT,
@@ -259,7 +280,7 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         let purpose = if wide_purpose == 0 { String::new() } else { format!("  {:<wide_purpose$}", escape(&purpose)) };
         let mut rest = answer.why(fates, &mut told);
         rest.extend(remarks(target, unknown.is_none()));
-        if answer.only_changes {
+        if let Some(before) = answer.answer.fates.get(index).filter(|_| answer.only_changes) {
             rest.push(format!("now {}", answer.verdict(target, before).1));
         }
         writeln!(
@@ -324,7 +345,7 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         writeln!(writer, "In a private copy, after {}.\n", cell(command))?;
     }
     writeln!(writer, "| phase | destination | purpose | verdict | by |\n|---|---|---|---|---|")?;
-    for (target, fates) in answer.targets.iter().zip(answer.fates()) {
+    for (_, target, fates) in answer.told() {
         let (phase, purpose) = purpose(target);
         let mut rest = answer.why(fates, &mut Vec::new());
         rest.extend(remarks(target, true));
@@ -356,7 +377,7 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
 }
 
 /// What an earlier answer said of each destination.
-pub struct Kept(BTreeMap<String, String>);
+pub struct Kept(BTreeMap<String, BTreeSet<String>>);
 
 /// What is otherwise than in an earlier answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -388,15 +409,12 @@ fn said(value: &Value) -> String {
     }
 }
 
-/// Of several addresses of a name the worst counts.
-fn by_place(lines: impl Iterator<Item = Value>) -> BTreeMap<String, String> {
-    let mut all: BTreeMap<String, String> = BTreeMap::new();
+/// Everything that was said of the addresses of a name.
+fn by_place(lines: impl Iterator<Item = Value>) -> BTreeMap<String, BTreeSet<String>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in lines {
-        let Some(key) = key(&line) else { continue };
-        let said = said(&line);
-        let known = all.entry(key).or_insert_with(|| said.clone());
-        if known == "allowed" {
-            *known = said;
+        if let Some(key) = key(&line) {
+            all.entry(key).or_default().insert(said(&line));
         }
     }
     all
@@ -416,18 +434,27 @@ impl Kept {
         Ok(Self(by_place(lines.into_iter())))
     }
 
-    /// What is otherwise now, of what was asked both times.
-    pub fn compare(&self, answer: &Answer) -> Vec<Difference> {
+    /// What is otherwise now, of what was asked both times; an error where that is nothing.
+    pub fn compare(&self, answer: &Answer) -> anyhow::Result<Vec<Difference>> {
+        const ALLOWED: &str = "allowed";
         let now = Timestamp::now();
         let lines = answer.targets.iter().zip(answer.fates()).flat_map(|(target, fates)| {
             let all = target.addresses.iter().zip(fates);
             all.filter_map(move |(address, fate)| serde_json::to_value(line(answer, target, *address, fate, now)).ok())
         });
         let now = by_place(lines);
-        let both = now.into_iter().filter_map(|(place, is)| Some((self.0.get(&place)?.clone(), place, is)));
-        both.filter(|(was, _, is)| was != is)
-            .map(|(was, place, is)| Difference { is_worse: was == "allowed", place, was, is })
-            .collect()
+        ensure!(now.keys().any(|place| self.0.contains_key(place)), "the file has none of these destinations");
+        let both = now.into_iter().filter_map(|(place, is)| Some((self.0.get(&place)?, place, is)));
+        let words = |all: &BTreeSet<String>| all.iter().cloned().collect::<Vec<_>>().join(", ");
+        Ok(both
+            .filter(|(was, _, is)| *was != is)
+            .map(|(was, place, is)| {
+                // Something passed, and not all of it does, or something else stops some of it.
+                let is_new = is.iter().any(|said| said != ALLOWED && !was.contains(said));
+                let is_worse = was.contains(ALLOWED) && (is_new || !is.contains(ALLOWED));
+                Difference { is_worse, place, was: words(was), is: words(&is) }
+            })
+            .collect())
     }
 }
 
@@ -495,7 +522,7 @@ struct Checked<'a> {
 /// For a program: one object for each address and port.
 pub fn json(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     let now = Timestamp::now();
-    for (target, fates) in answer.targets.iter().zip(answer.fates()) {
+    for (_, target, fates) in answer.told() {
         for (address, fate) in target.addresses.iter().zip(fates) {
             json::write_line(writer, &line(answer, target, *address, fate, now))?;
         }
@@ -528,10 +555,10 @@ fn line<'a>(answer: &'a Answer, target: &'a Target, address: IpAddr, fate: &'a F
             module: "observer",
             id: None,
             category: &["network"],
-            r#type: if action == Action::EgressAllowed {
-                &["connection", "allowed"]
-            } else {
-                &["connection", "denied"]
+            r#type: match action {
+                Action::EgressAllowed => &["connection", "allowed"],
+                Action::EgressBlocked => &["connection", "denied"],
+                _ => &["connection"],
             },
             action,
             outcome: Some(outcome),

@@ -154,6 +154,12 @@ pub fn write(writer: &mut impl Write, by: By, profile: &Profile, entries: &[Entr
     writeln!(writer, "It ends with status 0 and `none of {} blocked`.\n", entries.len())?;
     writeln!(writer, "## Take it back\n")?;
     block(writer, &by.undo(&ports))?;
+    if by == By::Ufw {
+        writeln!(
+            writer,
+            "\nA rule that was changed in place comes back by its own words, `sudo ufw deny out 443/tcp`."
+        )?;
+    }
     writer.flush()
 }
 

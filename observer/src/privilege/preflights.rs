@@ -83,7 +83,10 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
         fates.push(of);
     }
     let mut answer = Preflighted { rules: Vec::new(), fates, after: None, fix: None };
+    // Whoever asked what comes of a change must not take what is for it.
+    let untried = |why: &str| asked.after.as_ref().map(|_| Tried::Unknown(why.to_owned()));
     if packets.is_empty() {
+        answer.after = untried("no route leads to any of these destinations");
         return Ok(answer);
     }
     if !has_rules {
@@ -96,6 +99,7 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
                 );
             }
         }
+        answer.after = untried("nftables is not loaded, and a packet is followed by it");
         return Ok(answer);
     }
     let home = netns::home(place.number);
@@ -105,7 +109,8 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
     drop(view);
     set(&mut answer.fates, &mut answer.rules, &packets, &judged);
     // What cannot be told takes no part in the rest.
-    let told: Vec<(Spot, Packet, Option<NamedRule>)> = packets
+    let all = packets.clone();
+    let told: Vec<Told> = packets
         .into_iter()
         .zip(judged)
         .filter_map(|((spot, packet), judged)| Some((spot, packet, judged.ok()?)))
@@ -121,14 +126,12 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
     if let Some(change) = &asked.after {
         let fates = answer.fates.clone();
         let rules = &mut answer.rules;
-        let after = home.and_then(|home| place.tried(home, |trial| after(change, &told, trial)));
+        let after = home.and_then(|home| place.tried(home, |trial| after(change, (&told, &all), trial)));
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {
                 let mut fates = fates;
-                let packets: Vec<(Spot, Packet)> =
-                    told.iter().map(|(spot, packet, _)| (*spot, packet.clone())).collect();
-                set(&mut fates, rules, &packets, &judged);
+                set(&mut fates, rules, &all, &judged);
                 Tried::Is(After { fates, added, removed })
             }
             Err(error) => Tried::Unknown(format!("{error:#}")),
@@ -163,13 +166,15 @@ fn set(
     }
 }
 
+/// A packet, and what stops it now.
+type Told = (Spot, Packet, Option<NamedRule>);
 /// What the command makes of packets, and which rules it makes and takes away.
 type Made = (Vec<Result<Option<NamedRule>>>, Vec<String>, Vec<String>);
 
 /// Runs the command in the copy; the inner error is what it says where it fails.
 fn after(
     change: &ProposedChange,
-    told: &[(Spot, Packet, Option<NamedRule>)],
+    (told, all): (&[Told], &[(Spot, Packet)]),
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {
     let front_end = match change {
@@ -198,13 +203,16 @@ fn after(
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;
-    let judged = told.iter().map(|(_, packet, _)| view.judge(packet, None)).collect();
+    let judged = all.iter().map(|(_, packet)| view.judge(packet, None)).collect();
     let (added, removed) = view.difference(&mut before);
     Ok(Ok((judged, added, removed)))
 }
 
 /// The address from which a packet would be sent; or why none would be, and whether a route is there to stop it. Nothing is sent.
 fn route(to: IpAddr, port: u16) -> Result<IpAddr, (bool, String)> {
+    if matches!(to, IpAddr::V6(to) if to.is_unicast_link_local()) {
+        return Err((false, "an address of a link needs its interface, which is not known".to_owned()));
+    }
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let connected = UdpSocket::bind((any, 0)).and_then(|socket| {
         socket.connect((to, port))?;

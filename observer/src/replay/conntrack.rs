@@ -119,7 +119,8 @@ fn tuple(whole: &Whole) -> Option<Attributes> {
 
 /// Has the calling thread's namespace know of the packet's connection what there is to be known, whatever it knew before.
 pub(super) fn enter(whole: &Whole, connection: &Connection) -> Result<()> {
-    if matches!(connection, Connection::Unknown) {
+    // Where the kernel cannot be asked without loading something, a new one is new: nothing was sent in the copy before.
+    if matches!(connection, Connection::Unknown) || matches!(connection, Connection::New) && !is_there() {
         return Ok(());
     }
     ensure!(!matches!(connection, Connection::Translated), "the addresses of the packet's connection are translated");

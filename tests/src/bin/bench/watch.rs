@@ -118,7 +118,11 @@ impl Watching {
     fn start() -> Result<Self> {
         let started = Instant::now();
         let mut command: Command = observer::command();
-        command.args(["watch", "-o", "json"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(["watch", "--no-fix", "-o", "json"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start observer")?;
         let mut stderr = std::io::BufReader::new(child.stderr.take().context("no stderr")?);
         let mut line = String::new();

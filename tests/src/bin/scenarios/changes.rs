@@ -154,7 +154,7 @@ fn by_action() -> Result<Outcome> {
 fn let_go() -> Result<Outcome> {
     let Lab { client, server } = Lab::new()?;
     client.nft(BEFORE)?;
-    let observer = Observer::start(["watch", "-o", "json"])?;
+    let observer = Observer::start(["watch", "--no-fix", "-o", "json"])?;
     observer.tells(|| traffic::run(&client, &["udp", FAR_V4, "77"]))?;
     // It is listened to: this is heard.
     client.nft(AFTER)?;

@@ -156,7 +156,7 @@ fn full_disk() -> Result<Outcome> {
 
 fn signals() -> Result<Outcome> {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let observer = Observer::start(["watch", "-o", "json"])?;
+        let observer = Observer::start(["watch", "--no-fix", "-o", "json"])?;
         let (status, stdout, _) = observer.end(signal)?;
         ensure!(status.code() == Some(0), "{signal}: {status}");
         Report::parse(&stdout)?;

@@ -22,7 +22,7 @@ pub(crate) const ALL: &[Scenario] = &[
 
 /// Watches every namespace while `act` runs; events of these two must not appear.
 fn silent(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<Outcome> {
-    let observer = Observer::start(["watch", "-o", "json"])?;
+    let observer = Observer::start(["watch", "--no-fix", "-o", "json"])?;
     act()?;
     let report = observer.stop()?;
     let ours = [lab.client.inode()?, lab.server.inode()?];

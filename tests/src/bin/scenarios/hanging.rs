@@ -101,7 +101,7 @@ fn container() -> Result<Outcome> {
     lab.host.nft("table inet t { chain f { type filter hook forward priority 0; tcp dport 443 counter drop; } }")?;
     let mut client = traffic::command(&lab.containers[0], &["tcp", FAR_V4, "443", "20"])?.spawn()?;
     traffic::until_sent_again(&lab.containers[0], 1)?;
-    let report = Observer::start(["watch", "-o", "json"])?.stop()?;
+    let report = Observer::start(["watch", "--no-fix", "-o", "json"])?.stop()?;
     let told = states(&report);
     let own: Vec<_> = told.iter().filter(|event| event["process"]["pid"] == client.id()).collect();
     client.kill()?;

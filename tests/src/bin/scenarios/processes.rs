@@ -118,7 +118,7 @@ fn mixed() -> Result<Outcome> {
     let mut load: Vec<_> = (0..2)
         .map(|_| traffic::command(&lab.client, &["burn", "60"])?.spawn().context("load"))
         .collect::<Result<_>>()?;
-    let observer = Observer::start(["watch", "-o", "json"])?;
+    let observer = Observer::start(["watch", "--no-fix", "-o", "json"])?;
     let program = client()?;
     let start = |namespace: &harness::namespace::Namespace, count: u64| {
         namespace.command(&program).args(["mixed", &count.to_string(), FAR_V4, FAR_V6]).spawn().context("client")

@@ -172,7 +172,7 @@ fn stopped() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(RULES)?;
     let mut command = observer::command();
-    command.args(["watch", "-o", "json", "--netns"]).arg(lab.client.path());
+    command.args(["watch", "--no-fix", "-o", "json", "--netns"]).arg(lab.client.path());
     let observer = Observer::start_command(&mut command)?;
     let process = Pid::from_raw(i32::try_from(observer.child.id())?);
     kill(process, Signal::SIGSTOP)?;

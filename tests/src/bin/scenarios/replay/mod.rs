@@ -74,7 +74,11 @@ fn confirmed(observer: &Observer, port: u16, send: impl Fn() -> Result<()>) -> R
 /// An observer that can run no other program.
 fn without_programs(namespace: &Namespace) -> Result<Observer> {
     let mut command = observer::command();
-    command.args(["watch", "-o", "json", "--netns"]).arg(namespace.path()).env("PATH", "/nowhere").stdin(Stdio::null());
+    command
+        .args(["watch", "--no-fix", "-o", "json", "--netns"])
+        .arg(namespace.path())
+        .env("PATH", "/nowhere")
+        .stdin(Stdio::null());
     Observer::start_command(&mut command)
 }
 

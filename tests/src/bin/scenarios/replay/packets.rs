@@ -245,7 +245,7 @@ pub(super) fn cgroup() -> Result<Outcome> {
     };
     for (flags, forbidden) in [(&[][..], false), (&["--no-cgroup-replay"], true)] {
         let mut command = observer::command();
-        command.args(["watch", "-o", "json"]).args(flags).arg("--netns").arg(lab.client.path());
+        command.args(["watch", "--no-fix", "-o", "json"]).args(flags).arg("--netns").arg(lab.client.path());
         let observer = Observer::start_command(&mut command)?;
         super::confirmed(&observer, 9001, send)?;
         let report = observer.stop()?;

@@ -45,7 +45,7 @@ pub(super) fn none() -> Result<Outcome> {
         ])
     };
     let host_before = standing_of_host()?;
-    let observer = Observer::start(["watch", "-o", "json", "--all"].map(str::to_owned))?;
+    let observer = Observer::start(["watch", "--no-fix", "-o", "json", "--all"].map(str::to_owned))?;
     let helper: u32 =
         fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
     let own = lab.client.inode()?;

@@ -113,7 +113,8 @@ fn watch(namespace: &Namespace, asked: Asked) -> Result<(Observer, How)> {
     if asked == Asked::Both {
         command.env("OBSERVER_COMPARE", "verdicts");
     }
-    let observer = Observer::start_command(command.args(["watch", "-o", "json", "--netns"]).arg(namespace.path()))?;
+    let observer =
+        Observer::start_command(command.args(["watch", "--no-fix", "-o", "json", "--netns"]).arg(namespace.path()))?;
     let how = primed(&observer, namespace, asked)?;
     Ok((observer, how))
 }

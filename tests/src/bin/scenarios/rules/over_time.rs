@@ -119,7 +119,8 @@ pub(super) fn twins() -> Result<Outcome> {
         return Ok(skipped);
     }
     // All namespaces are watched: the port is nobody else's.
-    let observer = Observer::start(["watch", "-o", "json", "--proto", "udp", "--port", "9777", "--port", "9"])?;
+    let observer =
+        Observer::start(["watch", "--no-fix", "-o", "json", "--proto", "udp", "--port", "9777", "--port", "9"])?;
     let mut numbers = Vec::new();
     for turn in 0..4 {
         let lab = Lab::new()?;
@@ -196,7 +197,7 @@ pub(super) fn late() -> Result<Outcome> {
     let netns = lab.client.path();
     let mut command = observer::command();
     // However slow this machine is.
-    command.args(["watch", "-o", "json", "--netns"]).arg(netns).env("OBSERVER_PATIENCE", "1");
+    command.args(["watch", "--no-fix", "-o", "json", "--netns"]).arg(netns).env("OBSERVER_PATIENCE", "1");
     let observer = Observer::start_command(command.env("PATH", format!("{}:{path}", slow.path().display())))?;
     let how = primed(&observer, &lab.client, Asked::AsUsual)?;
     observer.tells(|| send(&lab.client, Udp4, 9001))?;
