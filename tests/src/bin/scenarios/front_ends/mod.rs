@@ -64,10 +64,13 @@ pub(crate) fn without_firewalld() -> Option<Outcome> {
     (!is_there).then(|| Outcome::Skipped("firewalld is not installed".to_owned()))
 }
 
-/// A real firewalld with a message bus of its own, and a policy `hostout` for what the host sends, with these options.
-pub(crate) fn with_firewalld(host: &mut Namespace, options: &[&[&str]]) -> Result<Server> {
+/// A real firewalld and a message bus of its own, both ended when dropped, and a policy `hostout` for what the host sends, with these options.
+pub(crate) fn with_firewalld(host: &mut Namespace, options: &[&[&str]]) -> Result<[Server; 2]> {
     host.private_files()?;
-    host.run("sh", &["-c", "mkdir -p /run/dbus && dbus-daemon --system --fork --nopidfile"])?;
+    host.run("mkdir", &["-p", "/run/dbus"])?;
+    let mut bus = host.command("dbus-daemon");
+    let bus = Server(bus.args(["--system", "--nofork", "--nopidfile"]).stdout(Stdio::null()).spawn()?);
+    wait_for("the message bus", || Ok(host.run("test", &["-S", "/run/dbus/system_bus_socket"]).is_ok().then_some(())))?;
     let offline = |args: &[&str]| host.run("firewall-offline-cmd", args);
     offline(&["--new-policy", "hostout"])?;
     for options in [&["--add-ingress-zone", "HOST"][..], &["--add-egress-zone", "ANY"]].iter().chain(options) {
@@ -78,7 +81,7 @@ pub(crate) fn with_firewalld(host: &mut Namespace, options: &[&[&str]]) -> Resul
     wait_for("firewalld", || {
         Ok(host.run("firewall-cmd", &["--state"]).is_ok_and(|state| state.trim() == "running").then_some(()))
     })?;
-    Ok(daemon)
+    Ok([daemon, bus])
 }
 
 /// Every packet's rule is told at once where it is freed; elsewhere these words are the same.
