@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::{
     escape::escape,
+    fix::{about, as_root, blocks},
     json,
-    terminal::{about, as_root, span},
+    terminal::span,
 };
 use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Fix, Host};
 
@@ -268,16 +269,7 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
         for Story { who, to, fix, .. } in stories {
             let Some(fix) = fix else { continue };
             writeln!(writer, "\n**What lets {} through to {}:** {}", cell(who), cell(to), cell(&about(fix)))?;
-            for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)] {
-                if lines.is_empty() {
-                    continue;
-                }
-                writeln!(writer, "\n{title}:\n\n```sh")?;
-                for line in lines {
-                    writeln!(writer, "{}", escape(line))?;
-                }
-                writeln!(writer, "```")?;
-            }
+            blocks(writer, fix)?;
         }
     }
     writeln!(writer, "\n## Coverage\n\n{}.", conclusion.coverage().join(", "))?;

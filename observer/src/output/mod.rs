@@ -5,6 +5,7 @@ pub mod check;
 pub mod conclusion;
 pub mod doctor;
 pub mod escape;
+mod fix;
 pub mod json;
 pub mod live;
 pub mod notice;

@@ -166,7 +166,7 @@ pub fn write(writer: &mut impl Write, by: By, profile: &Profile, entries: &[Entr
 fn block(writer: &mut impl Write, lines: &[String]) -> io::Result<()> {
     writeln!(writer, "```sh")?;
     for line in lines {
-        writeln!(writer, "{}", super::terminal::as_root(line))?;
+        writeln!(writer, "{}", super::fix::as_root(line))?;
     }
     writeln!(writer, "```")
 }

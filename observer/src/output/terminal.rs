@@ -12,11 +12,12 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::{
     Output,
     escape::escape,
+    fix::{about, as_root},
     live::{Live, MAX_ROWS},
 };
 use crate::{
     incident::{Fold, Repeats, Told, Top, who},
-    model::{Action, Background, Change, Confirmation, Difference, Event, Fix, Lasts, RuleSource, Summary},
+    model::{Action, Background, Change, Confirmation, Difference, Event, RuleSource, Summary},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -349,36 +350,6 @@ pub(super) fn hangs(event: &Event) -> String {
     });
     let reason = event.event.reason.as_deref().unwrap_or_default();
     format!("{} → {}{}: {reason}", escape(&who(event)), destination(event), waits.unwrap_or_default())
-}
-
-/// A line for root's shell as whoever may become root types it.
-pub(super) fn as_root(line: &str) -> String {
-    format!("sudo {}", line.replace("$(", "$(sudo "))
-}
-
-/// What is known of a fix, in words.
-pub(super) fn about(fix: &Fix) -> String {
-    let mut parts = Vec::new();
-    if fix.verified {
-        let addresses: Vec<String> = fix.verified_for.iter().map(ToString::to_string).collect();
-        let of = if addresses.is_empty() { String::new() } else { format!(" for {}", addresses.join(" and ")) };
-        parts.push(format!("proven in a private copy{of}"));
-    } else if let Some(why) = &fix.unverified {
-        parts.push(format!("not proven: {why}"));
-    }
-    if let Some(opens) = &fix.opens {
-        parts.push(format!("opens {opens}"));
-    }
-    parts.extend(match fix.lasts {
-        Some(Lasts::Permanent) => Some("stays".to_owned()),
-        Some(Lasts::Reload) => Some("until the rules are loaded anew".to_owned()),
-        None => None,
-    });
-    if fix.undo_verified == Some(false) {
-        parts.push("the undo does not bring back what was there".to_owned());
-    }
-    parts.extend(fix.note.clone());
-    parts.join(" · ")
 }
 
 /// `2m14s`, `1.2s`.

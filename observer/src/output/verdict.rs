@@ -18,8 +18,9 @@ use super::{
     Output,
     conclusion::{self, Conclusion, Story},
     escape::escape,
+    fix::as_root,
     json::JsonLines,
-    terminal::{as_root, destination},
+    terminal::destination,
 };
 use crate::{
     incident::who,

@@ -1,32 +1,24 @@
 //! What `check` found: for a person, for a ticket, for a program.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Write},
-    net::IpAddr,
-    path::Path,
-};
+mod compare;
+mod json;
+
+use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use anyhow::{Context, ensure};
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::Value;
 
 use super::{
     escape::escape,
-    json,
-    terminal::{about, as_root},
+    fix::{about, as_root, blocks},
 };
 use crate::{
     check::{Known, Target, profiles::Profiles},
     enrich::host::Identity,
-    model::{
-        Action, After, Agent, Destination, ECS_VERSION, Ecs, EgressRule, EventMeta, Fate, Fix, Host, Kind, NamedRule,
-        Network, Preflighted, RuleName, RuleSource, SCHEMA, Tried, Verdict,
-    },
+    model::{After, Fate, Fix, NamedRule, Preflighted, Tried, Verdict},
 };
+pub use compare::{Difference, Kept, changes};
+pub use json::json;
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -362,245 +354,7 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     }
     if let Some(fix) = &answer.answer.fix {
         writeln!(writer, "\n## What lets it through\n\n{}", cell(&about(fix)))?;
-        for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)] {
-            if lines.is_empty() {
-                continue;
-            }
-            writeln!(writer, "\n{title}:\n\n```sh")?;
-            for line in lines {
-                writeln!(writer, "{}", escape(line))?;
-            }
-            writeln!(writer, "```")?;
-        }
+        blocks(writer, fix)?;
     }
     writer.flush()
-}
-
-/// What an earlier answer said of each destination.
-pub struct Kept(BTreeMap<String, BTreeSet<String>>);
-
-/// What is otherwise than in an earlier answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// `install.example.com:443/tcp v4`
-    pub place: String,
-    /// What was said, and what is now.
-    pub was: String,
-    /// See `was`.
-    pub is: String,
-    /// It passed, and does not any more.
-    pub is_worse: bool,
-}
-
-/// What says the same of a destination the next time, whatever address it has then.
-fn key(value: &Value) -> Option<String> {
-    let destination = &value["destination"];
-    let host = destination["domain"].as_str().or(destination["ip"].as_str())?;
-    let family = if value["network"]["type"] == "ipv6" { "v6" } else { "v4" };
-    Some(format!("{host}:{}/{} {family}", destination["port"], value["network"]["transport"].as_str()?))
-}
-
-/// By what it is stopped, or that it is not.
-fn said(value: &Value) -> String {
-    let action = value["event"]["action"].as_str().unwrap_or_default().trim_start_matches("egress-");
-    match value["rule"]["name"].as_str().or(value["egress"]["check"]["why"].as_str()) {
-        Some(by) => format!("{action} by {by}"),
-        None => action.to_owned(),
-    }
-}
-
-/// Everything that was said of the addresses of a name.
-fn by_place(lines: impl Iterator<Item = Value>) -> BTreeMap<String, BTreeSet<String>> {
-    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for line in lines {
-        if let Some(key) = key(&line) {
-            all.entry(key).or_default().insert(said(&line));
-        }
-    }
-    all
-}
-
-impl Kept {
-    /// Reads what `--save` wrote.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let lines: Vec<Value> = text
-            .lines()
-            .map(serde_json::from_str)
-            .collect::<Result<_, _>>()
-            .with_context(|| format!("{} is no answer of `check`", path.display()))?;
-        let is_answer = |line: &Value| line["event"]["dataset"] == "observer.check";
-        ensure!(!lines.is_empty() && lines.iter().all(is_answer), "{} is no answer of `check`", path.display());
-        Ok(Self(by_place(lines.into_iter())))
-    }
-
-    /// What is otherwise now, of what was asked both times; an error where that is nothing.
-    pub fn compare(&self, answer: &Answer) -> anyhow::Result<Vec<Difference>> {
-        const ALLOWED: &str = "allowed";
-        let now = Timestamp::now();
-        let lines = answer.targets.iter().zip(answer.fates()).flat_map(|(target, fates)| {
-            let all = target.addresses.iter().zip(fates);
-            all.filter_map(move |(address, fate)| serde_json::to_value(line(answer, target, *address, fate, now)).ok())
-        });
-        let now = by_place(lines);
-        ensure!(now.keys().any(|place| self.0.contains_key(place)), "the file has none of these destinations");
-        let both = now.into_iter().filter_map(|(place, is)| Some((self.0.get(&place)?, place, is)));
-        let words = |all: &BTreeSet<String>| all.iter().cloned().collect::<Vec<_>>().join(", ");
-        Ok(both
-            .filter(|(was, _, is)| *was != is)
-            .map(|(was, place, is)| {
-                // Something passed, and not all of it does, or something else stops some of it.
-                let is_new = is.iter().any(|said| said != ALLOWED && !was.contains(said));
-                let is_worse = was.contains(ALLOWED) && (is_new || !is.contains(ALLOWED));
-                Difference { is_worse, place, was: words(was), is: words(&is) }
-            })
-            .collect())
-    }
-}
-
-/// What is otherwise, for a person.
-pub fn changes(writer: &mut impl Write, changes: &[Difference]) -> io::Result<()> {
-    for Difference { place, was, is, is_worse } in changes {
-        let (style, word) = if *is_worse { (ALERT, "worse") } else { (STRONG, "otherwise") };
-        writeln!(writer, "{style}{word:<10}{style:#} {}: {} → {}", escape(place), escape(was), escape(is))?;
-    }
-    let worse = changes.iter().filter(|change| change.is_worse).count();
-    writeln!(writer, "{STRONG}{worse} worse, {} otherwise than before{STRONG:#}", changes.len() - worse)?;
-    writer.flush()
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(rename = "@timestamp")]
-    timestamp: Timestamp,
-    ecs: Ecs,
-    agent: &'a Agent,
-    host: &'a Host,
-    event: EventMeta,
-    network: Network,
-    destination: Destination,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<RuleName>,
-    egress: Egress<'a>,
-}
-
-#[derive(Serialize)]
-struct Egress<'a> {
-    schema: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cause: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    verdict: Option<Verdict>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<EgressRule>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fix: Option<&'a Fix>,
-    check: Checked<'a>,
-}
-
-#[derive(Serialize)]
-struct Checked<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    profile: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    phase: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    purpose: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    required: Option<bool>,
-    /// The address stands for any: the name has none that is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    any_address: Option<&'a str>,
-    /// The command that was tried before.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    after: Option<&'a str>,
-    /// It cannot be told, or there is no way.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<&'a str>,
-}
-
-/// For a program: one object for each address and port.
-pub fn json(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
-    let now = Timestamp::now();
-    for (_, target, fates) in answer.told() {
-        for (address, fate) in target.addresses.iter().zip(fates) {
-            json::write_line(writer, &line(answer, target, *address, fate, now))?;
-        }
-    }
-    writer.flush()
-}
-
-fn line<'a>(answer: &'a Answer, target: &'a Target, address: IpAddr, fate: &'a Fate, now: Timestamp) -> Line<'a> {
-    let rule = match fate {
-        Fate::Stopped(rule) => answer.answer.rules.get(*rule),
-        _ => None,
-    };
-    let (action, outcome, why) = match fate {
-        Fate::Passes => (Action::EgressAllowed, "success", None),
-        Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
-        Fate::NoRoute { is_decided: true, why } => (Action::EgressBlocked, "success", Some(why.as_str())),
-        Fate::NoRoute { why, .. } => (Action::EgressUnreachable, "failure", Some(why.as_str())),
-        Fate::Unknown(why) => (Action::EgressUnknown, "unknown", Some(why.as_str())),
-    };
-    let of = target.entry.profile.as_ref();
-    let is_name = target.entry.host.parse::<IpAddr>().is_err() && !target.entry.host.contains('/');
-    Line {
-        timestamp: now,
-        ecs: Ecs { version: ECS_VERSION },
-        agent: &answer.identity.agent,
-        host: &answer.identity.host,
-        event: EventMeta {
-            kind: Kind::State,
-            dataset: "observer.check",
-            module: "observer",
-            id: None,
-            category: &["network"],
-            r#type: match action {
-                Action::EgressAllowed => &["connection", "allowed"],
-                Action::EgressBlocked => &["connection", "denied"],
-                _ => &["connection"],
-            },
-            action,
-            outcome: Some(outcome),
-            sequence: None,
-            start: now,
-            end: now,
-            reason: rule.map(NamedRule::sentence).or_else(|| why.map(str::to_owned)),
-        },
-        network: Network {
-            transport: Some(target.entry.transport.to_owned()),
-            r#type: Some(if address.is_ipv4() { "ipv4" } else { "ipv6" }),
-            direction: "egress",
-        },
-        destination: Destination {
-            ip: address,
-            port: Some(target.entry.port),
-            nat: None,
-            domain: is_name.then(|| target.entry.host.clone()),
-        },
-        rule: rule.and_then(NamedRule::name),
-        egress: Egress {
-            schema: SCHEMA,
-            cause: match fate {
-                Fate::Stopped(_) => Some("netfilter"),
-                Fate::NoRoute { is_decided: true, .. } => Some("route"),
-                _ => None,
-            },
-            verdict: rule.and_then(|rule| rule.verdict),
-            rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
-            fix: rule.and(answer.answer.fix.as_ref()),
-            check: Checked {
-                profile: of.map(|of| of.name.as_str()),
-                phase: of.map(|of| of.phase.as_str()),
-                purpose: of.map(|of| of.purpose.as_str()),
-                required: of.map(|of| of.is_required),
-                any_address: match &target.known {
-                    Known::Any(why) => Some(why),
-                    _ => None,
-                },
-                after: answer.after.as_deref().filter(|_| matches!(answer.answer.after, Some(Tried::Is(_)))),
-                why,
-            },
-        },
-    }
 }

@@ -1,0 +1,161 @@
+//! An answer for a program: one object for each address and port.
+
+use std::{
+    io::{self, Write},
+    net::IpAddr,
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Answer;
+use crate::{
+    check::{Known, Target},
+    model::{
+        Action, Agent, Destination, ECS_VERSION, Ecs, EgressRule, EventMeta, Fate, Fix, Host, Kind, NamedRule, Network,
+        RuleName, RuleSource, SCHEMA, Tried, Verdict,
+    },
+    output::json::write_line,
+};
+
+#[derive(Serialize)]
+pub(super) struct Line<'a> {
+    #[serde(rename = "@timestamp")]
+    timestamp: Timestamp,
+    ecs: Ecs,
+    agent: &'a Agent,
+    host: &'a Host,
+    event: EventMeta,
+    network: Network,
+    destination: Destination,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<RuleName>,
+    egress: Egress<'a>,
+}
+
+#[derive(Serialize)]
+struct Egress<'a> {
+    schema: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<EgressRule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<&'a Fix>,
+    check: Checked<'a>,
+}
+
+#[derive(Serialize)]
+struct Checked<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    purpose: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    required: Option<bool>,
+    /// The address stands for any: the name has none that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    any_address: Option<&'a str>,
+    /// The command that was tried before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<&'a str>,
+    /// It cannot be told, or there is no way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+}
+
+/// For a program: one object for each address and port.
+pub fn json(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
+    let now = Timestamp::now();
+    for (_, target, fates) in answer.told() {
+        for (address, fate) in target.addresses.iter().zip(fates) {
+            write_line(writer, &line(answer, target, *address, fate, now))?;
+        }
+    }
+    writer.flush()
+}
+
+pub(super) fn line<'a>(
+    answer: &'a Answer,
+    target: &'a Target,
+    address: IpAddr,
+    fate: &'a Fate,
+    now: Timestamp,
+) -> Line<'a> {
+    let rule = match fate {
+        Fate::Stopped(rule) => answer.answer.rules.get(*rule),
+        _ => None,
+    };
+    let (action, outcome, why) = match fate {
+        Fate::Passes => (Action::EgressAllowed, "success", None),
+        Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
+        Fate::NoRoute { is_decided: true, why } => (Action::EgressBlocked, "success", Some(why.as_str())),
+        Fate::NoRoute { why, .. } => (Action::EgressUnreachable, "failure", Some(why.as_str())),
+        Fate::Unknown(why) => (Action::EgressUnknown, "unknown", Some(why.as_str())),
+    };
+    let of = target.entry.profile.as_ref();
+    let is_name = target.entry.host.parse::<IpAddr>().is_err() && !target.entry.host.contains('/');
+    Line {
+        timestamp: now,
+        ecs: Ecs { version: ECS_VERSION },
+        agent: &answer.identity.agent,
+        host: &answer.identity.host,
+        event: EventMeta {
+            kind: Kind::State,
+            dataset: "observer.check",
+            module: "observer",
+            id: None,
+            category: &["network"],
+            r#type: match action {
+                Action::EgressAllowed => &["connection", "allowed"],
+                Action::EgressBlocked => &["connection", "denied"],
+                _ => &["connection"],
+            },
+            action,
+            outcome: Some(outcome),
+            sequence: None,
+            start: now,
+            end: now,
+            reason: rule.map(NamedRule::sentence).or_else(|| why.map(str::to_owned)),
+        },
+        network: Network {
+            transport: Some(target.entry.transport.to_owned()),
+            r#type: Some(if address.is_ipv4() { "ipv4" } else { "ipv6" }),
+            direction: "egress",
+        },
+        destination: Destination {
+            ip: address,
+            port: Some(target.entry.port),
+            nat: None,
+            domain: is_name.then(|| target.entry.host.clone()),
+        },
+        rule: rule.and_then(NamedRule::name),
+        egress: Egress {
+            schema: SCHEMA,
+            cause: match fate {
+                Fate::Stopped(_) => Some("netfilter"),
+                Fate::NoRoute { is_decided: true, .. } => Some("route"),
+                _ => None,
+            },
+            verdict: rule.and_then(|rule| rule.verdict),
+            rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
+            fix: rule.and(answer.answer.fix.as_ref()),
+            check: Checked {
+                profile: of.map(|of| of.name.as_str()),
+                phase: of.map(|of| of.phase.as_str()),
+                purpose: of.map(|of| of.purpose.as_str()),
+                required: of.map(|of| of.is_required),
+                any_address: match &target.known {
+                    Known::Any(why) => Some(why),
+                    _ => None,
+                },
+                after: answer.after.as_deref().filter(|_| matches!(answer.answer.after, Some(Tried::Is(_)))),
+                why,
+            },
+        },
+    }
+}
