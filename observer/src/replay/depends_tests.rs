@@ -1,4 +1,7 @@
 use super::*;
+use crate::firewall::netfilter::family;
+use crate::replay::doubts::{Doubts, may_match};
+use crate::replay::packet::Whole;
 use crate::replay::packet::datagram;
 
 fn text(text: &str) -> Vec<u8> {
@@ -58,7 +61,7 @@ const JUMP: u32 = -3i32 as u32;
 
 /// Of one base chain.
 fn nothing() -> Depends {
-    Depends { chains: 1, ..Depends::default() }
+    Depends::on(1)
 }
 
 impl Depends {

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     conntrack,
-    depends::{Depends, Way},
+    depends::Way,
+    doubts::Depends,
     legacy,
     netlink::{Body, Netlink},
     packet::Whole,

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::depends::{self, Depends};
+use super::{depends, doubts::Depends};
 use crate::{
     firewall::legacy::{self, Does, Entry, LegacyChain, NAME_BYTES, REJECT, Spot, Table},
     model::Verdict,
@@ -85,8 +85,7 @@ impl Counted {
         family: u8,
         way_out: depends::Way,
     ) -> Result<(Option<Ended>, Depends)> {
-        let mut asked = Depends::default();
-        asked.chains = tables.iter().filter(|table| table.layout.family == family).count();
+        let mut asked = Depends::on(tables.iter().filter(|table| table.layout.family == family).count());
         let mut ways = Vec::new();
         for (index, table) in tables.iter().enumerate().filter(|(_, table)| table.layout.family == family) {
             let (before, after) = self.0.get(index).zip(now.0.get(index)).context("a table was not counted")?;

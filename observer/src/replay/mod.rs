@@ -3,6 +3,7 @@
 
 mod conntrack;
 mod depends;
+mod doubts;
 mod inside;
 mod legacy;
 mod netlink;

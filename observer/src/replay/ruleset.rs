@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    depends::{Depends, Way, depends},
+    depends::{Way, depends},
+    doubts::Depends,
     netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink},
 };
 use crate::{

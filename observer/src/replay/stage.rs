@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     conntrack::{self, Connection},
-    depends::Depends,
+    doubts::Depends,
     inside::{Ended, Inside},
     legacy,
     packet::Whole,
