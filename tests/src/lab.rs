@@ -70,8 +70,12 @@ impl Lab {
 
     /// A real web server on the other end, both families.
     pub fn web_server(&self, port: u16) -> Result<Server> {
-        let child = self
-            .server
+        Self::serve(&self.server, port)
+    }
+
+    /// The same in any namespace.
+    pub fn serve(namespace: &Namespace, port: u16) -> Result<Server> {
+        let child = namespace
             .command("python3")
             .args(["-IS", "-m", "http.server", "--bind", "::", &port.to_string()])
             .stdin(Stdio::null())
@@ -80,7 +84,7 @@ impl Lab {
             .spawn()
             .context("cannot start a web server")?;
         let server = Server(child);
-        wait_for("the web server", || Ok(self.server.table("tcp6")?.contains(&format!(":{port:04X} ")).then_some(())))?;
+        wait_for("the web server", || Ok(namespace.table("tcp6")?.contains(&format!(":{port:04X} ")).then_some(())))?;
         Ok(server)
     }
 }

@@ -68,13 +68,19 @@ pub struct Report {
     pub late: Vec<Value>,
     /// What would let something through, likewise.
     pub fixes: Vec<Value>,
+    /// That something works again, likewise.
+    pub restored: Vec<Value>,
     /// The account.
     pub account: Value,
 }
 
 /// What tells lines that are of no packet from events.
-const NEWS: [&[u8]; 3] =
-    [b"\"action\":\"ruleset-changed\"", b"\"action\":\"egress-rule\"", b"\"action\":\"egress-fix\""];
+const NEWS: [&[u8]; 4] = [
+    b"\"action\":\"ruleset-changed\"",
+    b"\"action\":\"egress-rule\"",
+    b"\"action\":\"egress-fix\"",
+    b"\"action\":\"egress-restored\"",
+];
 
 impl Observer {
     /// `observer watch -o json` on one namespace, once it is ready; it looks for no fix, which would take time from other scenarios.
@@ -220,8 +226,9 @@ impl Report {
         let is = |action: &'static str| move |event: &Value| event["event"]["action"] == action;
         let (changes, events) = events.into_iter().partition::<Vec<_>, _>(is("ruleset-changed"));
         let (late, events) = events.into_iter().partition::<Vec<_>, _>(is("egress-rule"));
-        let (fixes, events) = events.into_iter().partition(is("egress-fix"));
-        Ok(Self { events, changes, late, fixes, account })
+        let (fixes, events) = events.into_iter().partition::<Vec<_>, _>(is("egress-fix"));
+        let (restored, events) = events.into_iter().partition(is("egress-restored"));
+        Ok(Self { events, changes, late, fixes, restored, account })
     }
 
     /// Events that somebody waits for.

@@ -3,6 +3,7 @@
 //! Every type is `repr(C)`, made of integers and byte arrays only, without implicit padding, and its size is asserted
 //! at compile time. A change to any of them changes [`VERSION`].
 
+mod awaited;
 mod counters;
 mod filter;
 mod hanging;
@@ -13,6 +14,7 @@ mod record;
 mod rule;
 mod task;
 
+pub use awaited::{AwaitedKey, MAX_AWAITED};
 pub use counters::Counter;
 pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, Member, TICK_NS};
 pub use hanging::HangingRecord;
@@ -32,4 +34,4 @@ pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 14;
+pub const VERSION: u32 = 15;

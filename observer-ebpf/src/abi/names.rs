@@ -34,6 +34,10 @@ pub mod program {
 
 /// Maps.
 pub mod map {
+    /// Hash whose keys, each an [`AwaitedKey`](super::AwaitedKey), are the destinations of which it is told when they are reached.
+    pub const AWAITED: &str = "AWAITED";
+    /// Array whose only slot is not 0 while there are any.
+    pub const AWAITING: &str = "AWAITING";
     /// Ring buffer of [`DropRecord`](super::DropRecord).
     pub const EVENTS: &str = "EVENTS";
     /// Array whose only slot is not 0 once connects are observed.

@@ -18,6 +18,9 @@ pub enum ProcessEvent {
     /// A socket of another namespace than the host's began a connection, or was closed: `task` is its owner, a
     /// [`FlowRecord`] follows in place of the arguments.
     Flow = 5,
+    /// A connection was established to a destination that is waited for: `task` is the socket's owner, or zero where that is
+    /// not known, a [`FlowRecord`] follows in place of the arguments.
+    Reached = 6,
 }
 
 /// Bits of [`ProcessRecord::flags`].
@@ -47,6 +50,8 @@ pub struct FlowRecord {
     pub remote: [u8; 16],
     /// Inode number of the network namespace.
     pub netns: u32,
+    /// User id of the socket's creation, in the initial user namespace; only of what was reached.
+    pub uid: u32,
     /// Local port, host byte order; of a ping socket its identifier.
     pub local_port: u16,
     /// Remote port, host byte order; 0 when not connected.
@@ -57,8 +62,8 @@ pub struct FlowRecord {
     pub v6: u8,
     /// The socket was closed.
     pub closed: u8,
-    /// Zero.
-    pub reserved: [u8; 5],
+    /// How the owner of what was reached is known: an [`OwnerSource`](super::OwnerSource), or 0 without one.
+    pub source: u8,
 }
 
 const _: () = assert!(size_of::<FlowRecord>() == 56);

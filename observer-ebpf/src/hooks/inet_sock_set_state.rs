@@ -1,5 +1,7 @@
 //! `trace_inet_sock_set_state(sk, oldstate, newstate)`: a connection changes its state.
 //!
+//! What is established may be what user space waits for.
+//!
 //! On the way to SYN_SENT the caller of connect is current and no packet has been sent yet, so the owner is bound before
 //! the first drop. (The source port is still 0 there: it binds the owner and gives no flow.)
 
@@ -7,6 +9,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use observer_ebpf::abi::OwnerSource;
 
 use crate::kernel::{
+    awaited,
     layout::field,
     owner,
     read::{Direct, Reader},
@@ -16,8 +19,10 @@ use crate::kernel::{
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
     let sk: u64 = context.arg(0);
+    let before: u64 = context.arg(1);
     let state: u64 = context.arg(2);
     match state as u32 {
+        sock::ESTABLISHED if before as u32 == sock::SYN_SENT => awaited::established(sk),
         // What the kernel connects by a thread of its own is nobody's, or a part of somebody's that cannot be told here.
         sock::SYN_SENT if task::is_kernel_thread() => {}
         sock::SYN_SENT => {

@@ -25,9 +25,9 @@ pub fn addresses<R: Reader>(flow: &mut FlowRecord, sk: u64) {
 
 /// On the stack: a cgroup program may be preempted, and a CPU's scratch space is then another's.
 #[repr(C)]
-struct Whole {
-    record: ProcessRecord,
-    flow: FlowRecord,
+pub struct Whole {
+    pub record: ProcessRecord,
+    pub flow: FlowRecord,
 }
 
 /// Hands over the flow of the socket with this cookie, if it belongs to another namespace.
@@ -43,12 +43,13 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
         local: [0; 16],
         remote: [0; 16],
         netns: owner.netns,
+        uid: 0,
         local_port: 0,
         remote_port: 0,
         protocol: 0,
         v6: 0,
         closed: 0,
-        reserved: [0; 5],
+        source: 0,
     };
     fill(&mut flow);
     let mut record = process::bare(owner.task, ProcessEvent::Flow);

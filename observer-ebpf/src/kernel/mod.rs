@@ -1,5 +1,6 @@
 //! Typed field reads, the owner map, the counters and the ring: the only unsafe code of the kernel half.
 
+pub mod awaited;
 pub mod counters;
 pub mod drop;
 pub mod filter;

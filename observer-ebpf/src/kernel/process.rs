@@ -1,18 +1,19 @@
 //! Process records and their ring.
 //!
-//! Nobody waits for them: user space takes them when a drop is to be named, or when the ring is a quarter full. So a host
+//! Nobody waits for most of them: user space takes them when a drop is to be named, or when the ring is a quarter full. So a host
 //! on which nothing is blocked is not woken for every process that it starts.
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     btf_maps::{PerCpuArray, RingBuf},
-    helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query},
+    helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit},
     macros::btf_map,
 };
-use observer_ebpf::abi::{ARGS_BYTES, Counter, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, Task};
+use observer_ebpf::abi::{ARGS_BYTES, Counter, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, Task};
 
 use super::{
     counters::count,
+    flow::Whole,
     layout::field,
     path::Walk,
     read::{Probe, Reader},
@@ -114,6 +115,27 @@ pub fn emit(record: &ProcessRecord) {
 #[inline(always)]
 pub fn emit_with<T>(whole: &T) {
     output((&raw const *whole).cast(), size_of::<T>() as u64);
+}
+
+/// Hands over at once that somebody reached what is waited for. Written in place: it is too much for a stack.
+#[inline(always)]
+pub fn emit_reached(owner: Option<&Task>, flow: &FlowRecord) {
+    let ring = (&raw const PROCESSES).cast_mut().cast();
+    // SAFETY: the map is a ring buffer; what it gives holds both, is written wholly, and is given back on every path.
+    unsafe {
+        let whole = bpf_ringbuf_reserve(ring, size_of::<Whole>() as u64, 0).cast::<Whole>();
+        if whole.is_null() {
+            count(Counter::ProcessRingFull);
+            return;
+        }
+        (*whole).record = bare(Task::default(), ProcessEvent::Reached);
+        (*whole).record.args_bytes = size_of::<FlowRecord>() as u16;
+        if let Some(owner) = owner {
+            (*whole).record.task = *owner;
+        }
+        (*whole).flow = *flow;
+        bpf_ringbuf_submit(whole.cast(), u64::from(BPF_RB_FORCE_WAKEUP));
+    }
 }
 
 /// Hands over what was put together, with as much data as its lengths say.

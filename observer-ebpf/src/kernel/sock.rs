@@ -29,9 +29,11 @@ pub const SOCK_RAW: u32 = 3;
 /// `SHUTDOWN_MASK` of `include/net/sock.h`: `close` sets both ways before it sends the FIN.
 const SHUTDOWN_MASK: u8 = 3;
 
-/// `TCP_SYN_SENT` and `TCP_CLOSE`, likewise.
+/// `TCP_ESTABLISHED`, `TCP_SYN_SENT` and `TCP_CLOSE`, likewise.
+pub const ESTABLISHED: u32 = 1;
+/// See [`ESTABLISHED`].
 pub const SYN_SENT: u32 = 2;
-/// See [`SYN_SENT`].
+/// See [`ESTABLISHED`].
 pub const CLOSE: u32 = 7;
 
 /// The cookie for a tracing program. Where the kernel does not let it make one, it is the one that the socket's creation hook

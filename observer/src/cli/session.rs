@@ -31,7 +31,7 @@ use crate::{
     output::Output,
     pipeline::{Limits, Run, modules},
     privilege::{Helper, confine},
-    probe::{Probes, Tree},
+    probe::{Awaited, Probes, Tree},
 };
 
 /// Attached, and still with all privileges.
@@ -45,6 +45,7 @@ pub(super) struct Session {
     hanging: Vec<Hanging>,
     filling: OwnedFd,
     lives: Lives,
+    awaited: Awaited,
     processes: Processes,
     rules: Rules,
     /// Packets can be sent through a copy of the rules.
@@ -83,6 +84,7 @@ impl Session {
         let since_ns = boot_ns();
         let degraded = doctor::shortcomings(&probes);
         let hanging = hanging::decode(probes.take_hanging());
+        let awaited = probes.take_awaited()?;
         let mut ring = probes.take_process_ring()?;
         let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;
         let lives: Lives = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));
@@ -107,6 +109,7 @@ impl Session {
             hanging,
             filling,
             lives,
+            awaited,
             processes,
             rules,
             replayed: replayed == Ok(true),
@@ -134,7 +137,10 @@ impl Session {
         }
         let attributor = Attributor::new(self.helper, self.processes, self.lives, self.since_ns);
         let reasons = std::mem::take(&mut self.probes.reasons);
-        let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, self.changes, redact);
+        let mut awaited = self.awaited;
+        let tell =
+            Box::new(move |key: &_, is_awaited| awaited.set(key, is_awaited).map_err(|error| format!("{error:#}")));
+        let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, self.changes, tell, redact);
         match confine(keep, || self.probes.totals().is_ok()) {
             Ok(confined) => {
                 log::debug!("confined: {confined:?}");

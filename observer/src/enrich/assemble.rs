@@ -15,6 +15,7 @@ use super::{
     host::{Clock, Identity},
     late::Late,
     replay::Opinion,
+    restored::{Await, Awaited},
     rules::{Found, Rules, wanted},
     sender::Credentials,
     unsent::Unsent,
@@ -29,6 +30,10 @@ use crate::{
     probe::layout::Reasons,
 };
 
+/// Flags of TCP.
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
 /// Name space of incident ids.
 const INCIDENTS: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2069_6e63_6964_656e);
 
@@ -41,6 +46,7 @@ pub struct Assembler<E> {
     pub(super) changes: Changes,
     pub(super) late: Late,
     pub(super) fixes: Fixes,
+    pub(super) awaited: Awaited,
     unsent: Unsent,
     pub(super) users: Users,
     pub(super) clock: Clock,
@@ -57,6 +63,7 @@ impl<E: Eyes> Assembler<E> {
         attributor: Attributor<E>,
         rules: Rules,
         changes: Changes,
+        tell: Await,
         redact: bool,
     ) -> Self {
         Self {
@@ -69,6 +76,7 @@ impl<E: Eyes> Assembler<E> {
             rules,
             changes,
             late: Late::default(),
+            awaited: Awaited::new(tell),
             unsent: Unsent::default(),
             users: Users::default(),
             clock: Clock::default(),
@@ -101,6 +109,13 @@ impl<E: Eyes> Assembler<E> {
                 what: "processes".to_owned(),
                 why: format!("{} process records could not be read", self.attributor.undecodable),
                 consequence: "some processes have no executable, arguments or parents".to_owned(),
+            });
+        }
+        if let Some(why) = self.awaited.failure() {
+            degraded.push(Degraded {
+                what: "restored".to_owned(),
+                why: format!("the kernel half could not be told of a blocked destination: {why}"),
+                consequence: "it is not told when some blocked destinations work again".to_owned(),
             });
         }
         degraded
@@ -252,6 +267,7 @@ impl<E: Eyes> Assembler<E> {
                     ..rule.seen()
                 }),
                 fix: None,
+                restored: None,
                 drop_reason,
                 hook,
                 interface: dropped.interface.clone(),
@@ -282,6 +298,9 @@ impl<E: Eyes> Assembler<E> {
             process: sender.process,
             user: sender.user,
         };
+        if decided && begins(dropped.tcp_flags) {
+            self.wait_for(&event, dropped.first_ns, dropped.boot_ns);
+        }
         if let Some(answer) = dropped.rule {
             let packet = || self.rules.replays.packet(dropped).and_then(fixes::first);
             let is_waited_for = event.egress.background.is_none();
@@ -363,8 +382,16 @@ impl<E: Eyes> Assembler<E> {
         if let Some(process) = &mut event.process {
             process.thread = None;
         }
+        if event.event.action == Action::EgressBlocked && begins(Some(key.detail)) {
+            self.wait_for(&event, counted.first_ns, counted.last_ns);
+        }
         event
     }
+}
+
+/// By TCP's flags: a packet that begins a connection. What is answered to such a one can be told.
+fn begins(tcp_flags: Option<u8>) -> bool {
+    tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == SYN)
 }
 
 /// Name of the helper process.

@@ -30,8 +30,8 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, OwnerBy, OwnerKnown, OwnerSource,
-        Packet, ProcessId, Remedy, Replay, Stopped, Wanted, WantedRule,
+        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, Life, OwnerBy, OwnerKnown,
+        OwnerSource, Packet, ProcessId, Reached, Remedy, Replay, Stopped, Wanted, WantedRule,
     },
     probe::rules::Proving,
 };
@@ -125,6 +125,8 @@ pub struct Attributor<E> {
     /// Senders found by a socket that was open, and when their packet died.
     open: Answers<Wanted, (u64, ProcessId)>,
     patience: Patience,
+    /// Connections to what is waited for, until somebody takes them.
+    pub(super) reached: Vec<Reached>,
     /// Process records that could not be read.
     pub undecodable: u64,
 }
@@ -146,6 +148,7 @@ impl<E: Eyes> Attributor<E> {
             homes: Answers::new(),
             open: Answers::new(),
             patience: Patience::default(),
+            reached: Vec::new(),
             undecodable: 0,
         }
     }
@@ -160,6 +163,7 @@ impl<E: Eyes> Attributor<E> {
         let now = Instant::now();
         while let Some(bytes) = (self.lives)() {
             match life::decode(bytes) {
+                Ok(Life::Reached(reached)) => self.reached.push(*reached),
                 Ok(life) => self.processes.apply(life, now),
                 Err(error) => {
                     log::warn!("{error}");
@@ -313,7 +317,7 @@ impl<E: Eyes> Attributor<E> {
     }
 
     /// Namespaces but the forwarding one that have an address.
-    fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
+    pub(super) fn homes(&mut self, address: IpAddr, forwarder: u32) -> Vec<u32> {
         let key = (address, forwarder);
         if let Some(homes) = self.homes.get_known(&key) {
             return homes;

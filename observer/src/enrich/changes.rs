@@ -113,7 +113,7 @@ impl<E: Eyes> Assembler<E> {
         };
         let ruleset =
             ChangedRuleset { backend: "nft", generation: commit.generation, changed_by: commit.by, difference };
-        Change {
+        let change = Change {
             timestamp,
             ecs: Ecs { version: ECS_VERSION },
             agent: self.identity.agent.clone(),
@@ -143,6 +143,8 @@ impl<E: Eyes> Assembler<E> {
                 cgroup: sender.cgroup,
                 ancestry: sender.ancestry,
             },
-        }
+        };
+        self.awaited.changed(commit.boot_ns, &change);
+        change
     }
 }

@@ -79,6 +79,7 @@ impl<E: Eyes> Assembler<E> {
                 verdict: rule.and_then(|rule| rule.verdict),
                 decided_by: None,
                 fix: None,
+                restored: None,
                 rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
                 schema: SCHEMA,
                 incident: incident(

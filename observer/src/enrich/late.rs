@@ -90,7 +90,8 @@ impl Late {
 impl<E: Eyes> Assembler<E> {
     /// Something is to be looked up yet: call [`Self::late`] from time to time.
     pub fn waits(&self) -> bool {
-        self.late.is_waiting() || self.rules.is_stale() || self.fixes.are_waiting()
+        let reached = !self.attributor.reached.is_empty() || self.awaited.are_waiting();
+        reached || self.late.is_waiting() || self.rules.is_stale() || self.fixes.are_waiting()
     }
 
     /// Lines for the rules whose texts have come meanwhile, and for fixes: of the same incident, and of no packet.
@@ -120,6 +121,7 @@ impl<E: Eyes> Assembler<E> {
             }
         }
         lines.extend(self.fixed());
+        lines.extend(std::iter::from_fn(|| self.restored(false)));
         lines
     }
 

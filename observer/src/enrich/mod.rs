@@ -19,6 +19,7 @@ pub mod processes;
 pub mod redact;
 mod replay;
 pub mod resolve;
+pub mod restored;
 pub mod rules;
 mod sender;
 pub mod unit;

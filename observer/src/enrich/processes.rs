@@ -127,6 +127,8 @@ impl Processes {
             Life::Exit { id, boot_ns } => self.end(id, boot_ns, now),
             Life::Flow(flow) => self.flows.add(flow, now),
             Life::Cgroup { id, path } => self.remember_cgroup(id, path),
+            // No process.
+            Life::Reached(_) => {}
         }
         self.forget(now);
     }

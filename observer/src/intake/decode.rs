@@ -228,7 +228,7 @@ fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
     Some(Owner { task, bound_ns: Some(bound_ns), source, shared: holders > 1 })
 }
 
-fn decode_source(value: u32) -> Option<OwnerSource> {
+pub(super) fn decode_source(value: u32) -> Option<OwnerSource> {
     [OwnerSource::Connect, OwnerSource::Create, OwnerSource::Seed].into_iter().find(|source| *source as u32 == value)
 }
 

@@ -1,12 +1,12 @@
 //! The bytes of a process record.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Buf, Bytes};
-use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord, process_flag};
+use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord, Task, process_flag};
 
-use super::decode::{DecodeError, decode_task, text};
-use crate::model::{Arguments, Born, Flow, Image, Life, Namespaces, ProcessId};
+use super::decode::{DecodeError, decode_source, decode_task, text};
+use crate::model::{Arguments, Born, Flow, Image, Life, Namespaces, Owner, ProcessId, Reached};
 
 /// Inode numbers of the initial pid and user namespace (`include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u32 = 0xefff_fffc;
@@ -57,7 +57,11 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     } else if is(ProcessEvent::Exit) {
         Ok(Life::Exit { id: ProcessId::new(task.pid, task.start_ns), boot_ns })
     } else if is(ProcessEvent::Flow) {
-        flow(ProcessId::new(task.pid, task.start_ns), boot_ns, args).map(Life::Flow).ok_or(DecodeError::Length(length))
+        flow(ProcessId::new(task.pid, task.start_ns), boot_ns, args)
+            .map(|said| Life::Flow(said.flow))
+            .ok_or(DecodeError::Length(length))
+    } else if is(ProcessEvent::Reached) {
+        reached(task, boot_ns, args).map(Life::Reached).ok_or(DecodeError::Length(length))
     } else if is(ProcessEvent::Cgroup) {
         Ok(Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) })
     } else {
@@ -65,7 +69,33 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     }
 }
 
-fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Flow> {
+/// A flow, and what is said beside it of one that was reached.
+struct Said {
+    flow: Flow,
+    uid: u32,
+    source: u8,
+}
+
+fn reached(task: Task, boot_ns: u64, bytes: Bytes) -> Option<Box<Reached>> {
+    let Said { flow, uid, source } = flow(ProcessId::new(task.pid, task.start_ns), boot_ns, bytes)?;
+    let owner = decode_source(u32::from(source)).map(|source| Owner {
+        task,
+        bound_ns: Some(flow.since_ns),
+        source,
+        shared: false,
+    });
+    Some(Box::new(Reached {
+        boot_ns,
+        owner,
+        uid,
+        netns: flow.netns,
+        protocol: flow.protocol,
+        local: SocketAddr::new(flow.local?, flow.local_port),
+        remote: SocketAddr::new(flow.remote?, flow.remote_port),
+    }))
+}
+
+fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Said> {
     if bytes.len() != size_of::<FlowRecord>() {
         return None;
     }
@@ -74,11 +104,13 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Flow> {
     bytes.copy_to_slice(&mut local);
     bytes.copy_to_slice(&mut remote);
     let netns = bytes.get_u32_ne();
+    let uid = bytes.get_u32_ne();
     let local_port = bytes.get_u16_ne();
     let remote_port = bytes.get_u16_ne();
     let protocol = bytes.get_u8();
     let v6 = bytes.get_u8() != 0;
     let until_ns = (bytes.get_u8() != 0).then_some(boot_ns);
+    let source = bytes.get_u8();
     let address = |bytes: [u8; 16]| {
         let address = if v6 { IpAddr::from(bytes) } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) };
         // A socket of the other family that sends IPv4 has mapped addresses.
@@ -87,7 +119,8 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Flow> {
     };
     let (local, remote) = (address(local), address(remote));
     let v6 = local.or(remote).map_or(v6, |address| address.is_ipv6());
-    Some(Flow { process, netns, since_ns, until_ns, protocol, v6, local, remote, local_port, remote_port })
+    let flow = Flow { process, netns, since_ns, until_ns, protocol, v6, local, remote, local_port, remote_port };
+    Some(Said { flow, uid, source })
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {
@@ -124,10 +157,10 @@ mod tests {
         let mut set = |offset: usize, value: &[u8]| bytes[offset..offset + value.len()].copy_from_slice(value);
         let task = offset_of!(ProcessRecord, task);
         set(offset_of!(ProcessRecord, time_ns), &7u64.to_ne_bytes());
-        set(task + offset_of!(observer_ebpf::abi::Task, start_ns), &50_000_000u64.to_ne_bytes());
-        set(task + offset_of!(observer_ebpf::abi::Task, cgroup), &9u64.to_ne_bytes());
-        set(task + offset_of!(observer_ebpf::abi::Task, pid), &12u32.to_ne_bytes());
-        set(task + offset_of!(observer_ebpf::abi::Task, parent_pid), &5u32.to_ne_bytes());
+        set(task + offset_of!(Task, start_ns), &50_000_000u64.to_ne_bytes());
+        set(task + offset_of!(Task, cgroup), &9u64.to_ne_bytes());
+        set(task + offset_of!(Task, pid), &12u32.to_ne_bytes());
+        set(task + offset_of!(Task, parent_pid), &5u32.to_ne_bytes());
         set(offset_of!(ProcessRecord, parent_start_ns), &10_000_000u64.to_ne_bytes());
         set(offset_of!(ProcessRecord, pid_namespace), &77u32.to_ne_bytes());
         set(offset_of!(ProcessRecord, inner_pid), &3u32.to_ne_bytes());

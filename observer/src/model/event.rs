@@ -13,6 +13,7 @@ use super::{
     background::Background,
     decider::Decider,
     fix::Fix,
+    restored::Restored,
     rule::{EgressRule, RuleName, Verdict},
 };
 
@@ -93,6 +94,8 @@ pub enum Action {
     EgressRule,
     /// What would let something through that was told before is known now.
     EgressFix,
+    /// What was blocked works again.
+    EgressRestored,
     /// Firewall rules were changed.
     RulesetChanged,
     /// The account line.
@@ -368,6 +371,9 @@ pub struct Egress {
     /// What would let it through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<Fix>,
+    /// That it works again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
     /// The running kernel's own name for the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_reason: Option<String>,

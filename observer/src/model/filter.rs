@@ -244,6 +244,7 @@ fn action_name(action: Action) -> &'static str {
         Action::EgressHanging => "egress-hanging",
         Action::EgressRule => "egress-rule",
         Action::EgressFix => "egress-fix",
+        Action::EgressRestored => "egress-restored",
         Action::RulesetChanged => "ruleset-changed",
         Action::Summary => "summary",
     }

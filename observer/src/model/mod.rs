@@ -15,15 +15,17 @@ mod hanging;
 mod preflight;
 mod process;
 mod replay;
+mod restored;
 mod rule;
 mod ruleset;
+mod span;
 
 pub use account::{Account, Degraded, Lost};
 pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
 pub use decider::{BpfProgram, Connections, Decider, Decision, Doer, Purpose};
-pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket, transport_name};
+pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket, transport_name, transport_number};
 pub use event::{
     Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
     Nat, Network, Orchestrator, Outcome, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA,
@@ -34,12 +36,14 @@ pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use preflight::{After, Change as ProposedChange, Fate, Preflight, Preflighted, Proposed, Tried, Wish};
-pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId};
+pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId, Reached};
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
+pub use restored::{Preceding, Restored};
 pub use rule::{
     Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
     Verdict, WantedRule,
 };
 pub use ruleset::{Change, ChangeEgress, ChangedRuleset, Commit, Difference};
+pub use span::span;
 
 pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};

@@ -1,9 +1,11 @@
 //! A process as the kernel half and /proc know it.
 
+use std::net::SocketAddr;
+
 use observer_ebpf::abi::{TICK_NS, Task};
 use serde::{Deserialize, Serialize};
 
-use super::flow::Flow;
+use super::{dropped::Owner, flow::Flow};
 
 /// A process, by what survives reuse of its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -124,6 +126,8 @@ pub enum Life {
     },
     /// A socket of another namespace than the host's began a connection, or was closed.
     Flow(Flow),
+    /// A connection was established to a destination that is waited for.
+    Reached(Box<Reached>),
     /// A cgroup was made.
     Cgroup {
         /// Its id.
@@ -131,6 +135,25 @@ pub enum Life {
         /// Its path in the unified hierarchy.
         path: String,
     },
+}
+
+/// A connection that was established to what was blocked before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// When, nanoseconds of `CLOCK_BOOTTIME`.
+    pub boot_ns: u64,
+    /// The socket's owner, where it is known.
+    pub owner: Option<Owner>,
+    /// User id of the socket's creation.
+    pub uid: u32,
+    /// Inode number of the network namespace that the socket is in.
+    pub netns: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Local address and port.
+    pub local: SocketAddr,
+    /// Remote address and port.
+    pub remote: SocketAddr,
 }
 
 /// A process as it was made, or as it began to run another program.

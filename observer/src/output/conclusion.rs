@@ -10,9 +10,8 @@ use super::{
     escape::escape,
     fix::{about, as_root, blocks},
     json,
-    terminal::span,
 };
-use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Fix, Host};
+use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Fix, Host, span};
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
 const STRONG: Style = Style::new().bold();
@@ -40,6 +39,9 @@ pub struct Story {
     /// What would let it through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<Fix>,
+    /// That it worked again, in a sentence; absent where that was not seen, or it was blocked once more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored: Option<String>,
 }
 
 /// What is said about a run in one or two words.
@@ -203,8 +205,11 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
 }
 
 fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
-    for Story { who, to, by, packets, fix, .. } in stories.iter().take(MAX_SHOWN) {
+    for Story { who, to, by, packets, fix, restored, .. } in stories.iter().take(MAX_SHOWN) {
         writeln!(writer, "  {:<10} {} → {to} ×{packets}  {}", "blocked", escape(who), escape(by))?;
+        if let Some(restored) = restored {
+            writeln!(writer, "    {:<8} {}", "works", escape(restored))?;
+        }
         let Some(fix) = fix else { continue };
         for (label, lines) in [("fix", &fix.commands), ("undo", &fix.undo)] {
             for line in lines {
@@ -265,6 +270,11 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
         for Story { who, to, by, packets, first, last, .. } in stories {
             let (first, last) = (seconds(*first), seconds(*last));
             writeln!(writer, "| {} | {} | {packets} | {first} | {last} | {} |", cell(who), cell(to), cell(by))?;
+        }
+        for Story { who, to, restored, .. } in stories {
+            if let Some(restored) = restored {
+                writeln!(writer, "\n**{} reached {} in the end:** {}", cell(who), cell(to), cell(restored))?;
+            }
         }
         for Story { who, to, fix, .. } in stories {
             let Some(fix) = fix else { continue };
@@ -397,6 +407,7 @@ mod tests {
             last: Timestamp::UNIX_EPOCH,
             incident: uuid::Uuid::nil(),
             fix: None,
+            restored: None,
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     incident::{Fold, Repeats, Told, Top, who},
-    model::{Action, Background, Change, Confirmation, Difference, Event, RuleSource, Summary},
+    model::{Action, Background, Change, Confirmation, Difference, Event, RuleSource, Summary, span},
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -133,6 +133,14 @@ impl<W: Write + Send> Terminal<W> {
         writeln!(self.writer, "{time} {STRONG}RULE{STRONG:#}     {} → {to}: {}", escape(&who), escape(reason))
     }
 
+    /// `15:30:20 WORKS    curl[2300] → 203.0.113.10:443/tcp: a connection was established 12s after …`
+    fn restored(&mut self, event: &Event) -> io::Result<()> {
+        self.make_room()?;
+        let (time, reason) = (self.time(event.timestamp), event.event.reason.as_deref().unwrap_or_default());
+        let (who, to) = (who(event), destination(event));
+        writeln!(self.writer, "{time} {GOOD}WORKS{GOOD:#}    {} → {to}: {}", escape(&who), escape(reason))
+    }
+
     /// `15:30:08 FIX      curl[2211] → 203.0.113.10:443/tcp`, the commands, and what is known of them.
     fn fix(&mut self, event: &Event) -> io::Result<()> {
         let Some(fix) = &event.egress.fix else { return Ok(()) };
@@ -218,6 +226,9 @@ impl<W: Write + Send> Output for Terminal<W> {
         }
         if event.event.action == Action::EgressFix {
             return self.fix(event).map(|()| false);
+        }
+        if event.event.action == Action::EgressRestored {
+            return self.restored(event).map(|()| false);
         }
         if event.event.action == Action::EgressDropped {
             self.dropped += event.egress.count;
@@ -350,17 +361,6 @@ pub(super) fn hangs(event: &Event) -> String {
     });
     let reason = event.event.reason.as_deref().unwrap_or_default();
     format!("{} → {}{}: {reason}", escape(&who(event)), destination(event), waits.unwrap_or_default())
-}
-
-/// `2m14s`, `1.2s`.
-pub(super) fn span(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..10 => format!("{:.1}s", duration.as_secs_f64()),
-        10..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
-        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
-    }
 }
 
 /// Command lines can be whole scripts.

@@ -28,6 +28,7 @@ use crate::{
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
 
 /// What the verdict and whoever runs the command tell each other.
 #[derive(Debug, Default)]
@@ -62,6 +63,7 @@ impl Stories {
             let story = &mut self.list[*story];
             story.packets += event.egress.count;
             story.last = event.event.end;
+            story.restored = None;
             return false;
         }
         // Its rule was told late: what came before is of another incident, and the same story.
@@ -73,6 +75,7 @@ impl Stories {
             self.by_incident.insert(event.egress.incident, place);
             self.list[place].packets += event.egress.count;
             self.list[place].last = event.event.end;
+            self.list[place].restored = None;
             return false;
         }
         if self.list.len() >= MAX_STORIES {
@@ -89,6 +92,7 @@ impl Stories {
             last: event.event.end,
             incident: event.egress.incident,
             fix: None,
+            restored: None,
         });
         true
     }
@@ -99,6 +103,13 @@ impl Stories {
         if let (Some(story), Some(reason)) = (place.and_then(|place| self.list.get_mut(*place)), &event.event.reason) {
             story.by.clone_from(reason);
         }
+    }
+
+    /// A story's destination works again; false where it is not told here.
+    fn restored(&mut self, event: &Event) -> bool {
+        let place = self.by_incident.get(&event.egress.incident).filter(|_| !event.egress.incident.is_nil());
+        let story = place.and_then(|place| self.list.get_mut(*place));
+        story.map(|story| story.restored.clone_from(&event.event.reason)).is_some()
     }
 
     /// What would let a story's packets through; false where it is not told here.
@@ -120,6 +131,7 @@ impl Stories {
                 last: event.event.end,
                 incident: Uuid::nil(),
                 fix: None,
+                restored: None,
             });
             self.list.len() - 1
         });
@@ -215,6 +227,19 @@ impl<W: Write> Verdict<W> {
         }
     }
 
+    /// Says that something works again that was blocked for the command.
+    fn restored(&mut self, event: &Event) {
+        let own = self.inside.restored(event);
+        for stories in [&mut self.unknown, &mut self.outside] {
+            stories.restored(event);
+        }
+        if own && let Some(reason) = &event.event.reason {
+            let (who, to) = (who(event), destination(event));
+            let _ = writeln!(self.writer, "observer: {GOOD}WORKS{GOOD:#} {} → {to}: {}", escape(&who), escape(reason));
+            let _ = self.writer.flush();
+        }
+    }
+
     /// A full disk must not end what watches a command: it is said at the end.
     fn write_events(&mut self, write: impl FnOnce(&mut JsonLines<BufWriter<File>>) -> io::Result<()>) {
         if let Some(events) = &mut self.events
@@ -231,6 +256,10 @@ impl<W: Write + Send> Output for Verdict<W> {
         self.write_events(|events| events.event(event).map(drop));
         if event.event.action == Action::EgressFix {
             self.fixed(event);
+            return Ok(false);
+        }
+        if event.event.action == Action::EgressRestored {
+            self.restored(event);
             return Ok(false);
         }
         if event.event.action == Action::EgressRule {

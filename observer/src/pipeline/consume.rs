@@ -186,6 +186,11 @@ impl<E: Eyes> Consumer<E> {
         for epoch in [next, next.wrapping_add(1)] {
             self.sweep(epoch, flags);
         }
+        // Changes of rules that came before have been heard.
+        self.assembler.catch_up();
+        while let Some(event) = self.assembler.restored(true) {
+            self.news(event);
+        }
         self.done.degraded.extend(self.assembler.degraded());
         self.done.rules = self.assembler.rules_seen();
         self.done

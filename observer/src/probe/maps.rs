@@ -11,7 +11,7 @@ use aya::{
     programs::KProbe,
 };
 use bytes::Bytes;
-use observer_ebpf::abi::{DropKey, Member, map, program};
+use observer_ebpf::abi::{AwaitedKey, DropKey, Member, map, program};
 
 use super::{
     Probes,
@@ -37,7 +37,46 @@ impl Tree {
     }
 }
 
+/// The destinations of which the kernel half tells when they are reached.
+pub struct Awaited {
+    keys: HashMap<MapData, [u8; size_of::<AwaitedKey>()], u32>,
+    any: Array<MapData, u32>,
+    number: usize,
+}
+
+impl Awaited {
+    /// Waits for one from now on, or not any more.
+    pub fn set(&mut self, key: &AwaitedKey, is_awaited: bool) -> anyhow::Result<()> {
+        let mut bytes = [0; size_of::<AwaitedKey>()];
+        for (offset, part) in [
+            (offset_of!(AwaitedKey, remote), &key.remote[..]),
+            (offset_of!(AwaitedKey, netns), &key.netns.to_ne_bytes()),
+            (offset_of!(AwaitedKey, port), &key.port.to_ne_bytes()),
+            (offset_of!(AwaitedKey, protocol), &[key.protocol]),
+        ] {
+            bytes[offset..offset + part.len()].copy_from_slice(part);
+        }
+        if is_awaited {
+            self.keys.insert(bytes, 1, 0)?;
+            self.number += 1;
+        } else {
+            self.keys.remove(&bytes)?;
+            self.number = self.number.saturating_sub(1);
+        }
+        self.any.set(0, u32::from(self.number > 0), 0)?;
+        Ok(())
+    }
+}
+
 impl Probes {
+    /// The destinations that are waited for; once.
+    pub fn take_awaited(&mut self) -> anyhow::Result<Awaited> {
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).with_context(|| format!("the map {name} was taken already"));
+        let (keys, any) = (take(map::AWAITED)?, take(map::AWAITING)?);
+        Ok(Awaited { keys: keys.try_into()?, any: any.try_into()?, number: 0 })
+    }
+
     /// Says of a process that runs already whether it belongs to a tree that is asked for. What the kernel half knows of its
     /// number since then stands.
     pub fn place_in_tree(&mut self, pid: u32, start_ticks: u64, inside: bool) -> anyhow::Result<()> {

@@ -19,5 +19,5 @@ pub mod totals;
 
 pub use attach::{AttachError, Probes, program_names};
 pub use hooks::{HOOKS, Hook, HookState, Way};
-pub use maps::Tree;
+pub use maps::{Awaited, Tree};
 pub use totals::Totals;

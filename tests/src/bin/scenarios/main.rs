@@ -21,6 +21,7 @@ mod packets;
 mod privileges;
 mod processes;
 mod replay;
+mod restored;
 mod rules;
 mod run;
 mod storms;
@@ -58,7 +59,7 @@ fn without_a_machine() -> Option<Outcome> {
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 25] = [
+    let groups: [(&str, &[Scenario]); 26] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
@@ -69,6 +70,7 @@ fn main() {
         ("replay", replay::ALL),
         ("deciders", deciders::ALL),
         ("changes", changes::ALL),
+        ("restored", restored::ALL),
         ("directions", directions::ALL),
         ("containers", containers::ALL),
         ("kernel_made", kernel_made::ALL),

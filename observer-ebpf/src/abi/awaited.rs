@@ -1,0 +1,22 @@
+//! Destinations that were blocked: user space waits for a connection to one of them.
+
+/// Key of the map of what is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct AwaitedKey {
+    /// Remote address, in network byte order; an IPv4 one is mapped into IPv6.
+    pub remote: [u8; 16],
+    /// Inode number of the network namespace that the socket is in.
+    pub netns: u32,
+    /// Remote port, host byte order.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// Destinations that are waited for at the same time.
+pub const MAX_AWAITED: usize = 1024;
+
+const _: () = assert!(size_of::<AwaitedKey>() == 24);

@@ -1,0 +1,73 @@
+//! Destinations that were blocked: a connection that is established to one of them is told.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap},
+    macros::btf_map,
+};
+use observer_ebpf::abi::{AwaitedKey, FlowRecord, MAX_AWAITED};
+
+use super::{
+    flow,
+    layout::field,
+    owner, process,
+    read::{Probe, Reader},
+    sock,
+};
+
+/// Written by user space.
+#[btf_map]
+static AWAITED: HashMap<AwaitedKey, u32, MAX_AWAITED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Slot 0: not 0 while there are any, so that a connection costs no look at its addresses on a host that blocks nothing.
+#[btf_map]
+static AWAITING: Array<u32, 1> = Array::new();
+
+/// `::ffff:0:0`, which makes an IPv4 address one of IPv6.
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// The connection of this socket has its answer.
+#[inline(always)]
+pub fn established(sk: u64) {
+    if AWAITING.get(0).is_none_or(|any| *any == 0) {
+        return;
+    }
+    tell(sk);
+}
+
+/// A function with a stack of its own; the caller has used up its.
+#[inline(never)]
+fn tell(sk: u64) {
+    // A multipath connection's own number is beyond those of packets; its parts are TCP's.
+    let Ok(protocol) = u8::try_from(Probe::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0)) else { return };
+    let mut flow = FlowRecord {
+        since_ns: 0,
+        local: [0; 16],
+        remote: [0; 16],
+        netns: sock::netns::<Probe>(sk),
+        uid: Probe::field(sk, field!(sk_uid)).unwrap_or(0),
+        local_port: 0,
+        remote_port: 0,
+        protocol,
+        v6: 0,
+        closed: 0,
+        source: 0,
+    };
+    flow::addresses::<Probe>(&mut flow, sk);
+    let mut key = AwaitedKey { remote: flow.remote, netns: flow.netns, port: flow.remote_port, protocol, reserved: 0 };
+    if flow.v6 == 0 {
+        key.remote[..12].copy_from_slice(&MAPPED);
+        key.remote[12..].copy_from_slice(&flow.remote[..4]);
+    }
+    if AWAITED.get_ptr(&key).is_none() {
+        return;
+    }
+    let cookie = Probe::field(sk, field!(sk_cookie)).unwrap_or(0);
+    // Several holders make no answer.
+    let owner = owner::get(cookie).filter(|owner| owner.holders == 1);
+    if let Some(owner) = owner {
+        flow.since_ns = owner.bound_ns;
+        flow.source = owner.source as u8;
+    }
+    process::emit_reached(owner.map(|owner| &owner.task), &flow);
+}

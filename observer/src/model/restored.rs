@@ -1,0 +1,50 @@
+//! A blocked destination that works again.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::span;
+
+/// `egress.restored`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Restored {
+    /// Milliseconds from the first packet that was blocked to the connection.
+    pub after_ms: u64,
+    /// The last packet that was blocked.
+    pub last_blocked: Timestamp,
+    /// The last change of rules that was heard between that packet and the connection: what came before, and not what is proven
+    /// to be the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<Preceding>,
+}
+
+/// A change of rules that came before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Preceding {
+    /// Id of its line, [`Action::RulesetChanged`](super::Action::RulesetChanged).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// When it was heard.
+    pub at: Timestamp,
+    /// Milliseconds from then to the connection.
+    pub before_ms: u64,
+    /// What was done, in a sentence.
+    pub reason: String,
+}
+
+impl Restored {
+    /// What happened, in a sentence.
+    pub fn sentence(&self) -> String {
+        let after = span(Duration::from_millis(self.after_ms));
+        let before = match &self.change {
+            Some(change) => {
+                format!("; {} before, {}", span(Duration::from_millis(change.before_ms)), change.reason)
+            }
+            None => "; no change of rules was heard in between".to_owned(),
+        };
+        format!("a connection was established {after} after the first packet was blocked{before}")
+    }
+}
