@@ -330,6 +330,39 @@ pub fn attach_kprobe(program: BorrowedFd<'_>, kind: u32, function: &CStr, is_ret
     }
 }
 
+/// Where a cgroup's BPF programs are asked about what is sent: when a socket is made, connected, sends without being, and on the way
+/// out; of each family where there are two.
+pub const CGROUP_HOOKS: [bpf_attach_type; 6] = [
+    bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE,
+    bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+    bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+    bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
+    bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
+    bpf_attach_type::BPF_CGROUP_INET_EGRESS,
+];
+
+/// Ids of the BPF programs that a cgroup, an open folder, has at a hook; or of all that are asked there, its parents' among them.
+pub fn cgroup_programs(cgroup: BorrowedFd<'_>, hook: bpf_attach_type, all: bool) -> io::Result<Vec<u32>> {
+    const MAX: usize = 64;
+    let mut ids = [0u32; MAX];
+    // SAFETY: all zeros are what the kernel takes for not given.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes at most as many ids as it is told, and their number; both live as long as the call.
+    let number = unsafe {
+        attributes.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+        attributes.query.attach_type = hook as u32;
+        attributes.query.query_flags = if all { aya_obj::generated::BPF_F_QUERY_EFFECTIVE } else { 0 };
+        attributes.query.__bindgen_anon_2.prog_cnt = MAX as u32;
+        attributes.query.prog_ids = ids.as_mut_ptr() as u64;
+        let command = bpf_cmd::BPF_PROG_QUERY as u32;
+        if libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<bpf_attr>()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        attributes.query.__bindgen_anon_2.prog_cnt as usize
+    };
+    Ok(ids.into_iter().take(number.min(MAX)).collect())
+}
+
 /// # Safety
 /// What the attributes point to must be as the command expects it, and the command one that returns a descriptor.
 unsafe fn bpf(command: bpf_cmd, attributes: &bpf_attr) -> io::Result<OwnedFd> {

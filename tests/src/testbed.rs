@@ -6,10 +6,10 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, SchedClassifier, TcAttachType, tc},
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, SchedClassifier, TcAttachType, tc},
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -41,21 +41,39 @@ pub fn cgroup_root() -> Result<Option<PathBuf>> {
     }))
 }
 
-/// A cgroup that lets nothing out; gone when dropped.
+/// A cgroup whose program denies something; gone when dropped.
 pub struct DenyingCgroup {
     path: PathBuf,
     _ebpf: Ebpf,
 }
 
 impl DenyingCgroup {
-    /// Makes it below the hierarchy's root.
+    /// Makes one that lets nothing out below the hierarchy's root.
     pub fn new(root: &Path, name: &str) -> Result<Self> {
+        Self::with(root, name, "deny_egress")
+    }
+
+    /// Makes one with this program of the testbed's.
+    pub fn with(root: &Path, name: &str, program: &str) -> Result<Self> {
         let path = root.join(name);
         fs::create_dir_all(&path)?;
         let mut ebpf = load()?;
-        let program: &mut CgroupSkb = ebpf.program_mut("deny_egress").context("deny_egress")?.try_into()?;
-        program.load()?;
-        program.attach(File::open(&path)?, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
+        let (cgroup, mode) = (File::open(&path)?, CgroupAttachMode::Single);
+        match ebpf.program_mut(program).context("no such program")? {
+            Program::CgroupSkb(program) => {
+                program.load()?;
+                program.attach(cgroup, CgroupSkbAttachType::Egress, mode)?;
+            }
+            Program::CgroupSock(program) => {
+                program.load()?;
+                program.attach(cgroup, mode)?;
+            }
+            Program::CgroupSockAddr(program) => {
+                program.load()?;
+                program.attach(cgroup, mode)?;
+            }
+            _ => bail!("`{program}` is no program of a cgroup"),
+        }
         Ok(Self { path, _ebpf: ebpf })
     }
 

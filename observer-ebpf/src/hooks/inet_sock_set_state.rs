@@ -27,10 +27,16 @@ pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
         sock::SYN_SENT if task::is_kernel_thread() => {}
         sock::SYN_SENT => {
             let netns = sock::netns::<Direct>(sk);
-            owner::bind(sock::traced_cookie(sk as *mut u8), task::current(), netns, OwnerSource::Connect);
+            connecting(sock::traced_cookie(sk as *mut u8), netns);
         }
         sock::CLOSE => owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0)),
         _ => {}
     }
     0
+}
+
+/// A function of its own: what is put together here must not lie on the stack where [`awaited::established`] runs.
+#[inline(never)]
+fn connecting(cookie: u64, netns: u32) {
+    owner::bind(cookie, task::current(), netns, OwnerSource::Connect);
 }

@@ -35,7 +35,7 @@ pub fn established(sk: u64) {
     tell(sk);
 }
 
-/// A function with a stack of its own; the caller has used up its.
+/// A function of its own, as what else runs there: stacks lie one below the other.
 #[inline(never)]
 fn tell(sk: u64) {
     // A multipath connection's own number is beyond those of packets; its parts are TCP's.

@@ -1,9 +1,10 @@
 //! What is asked before anything is installed: destinations as they are typed ([`ask`]), and what agents need ([`profiles`]), what the host
-//! depends on already ([`host`]).
+//! depends on already ([`host`]), and who would send ([`unit`]).
 
 pub mod ask;
 pub mod host;
 pub mod profiles;
+pub mod unit;
 
 use std::{collections::BTreeMap, net::IpAddr};
 

@@ -12,10 +12,10 @@ use ipnet::IpNet;
 
 use super::{Exit, exit::UsageError, filters};
 use crate::{
-    check::{ANY, Entry, Known, Target, Values, ask, host, profiles},
+    check::{ANY, Entry, Known, Target, Values, ask, host, profiles, unit::Unit},
     enrich::{host::Identity, resolve},
     launch::User,
-    model::{Fate, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
+    model::{AddressLists, Fate, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
     output::{
         check::{self as render, Answer, Kept},
         notice::say,
@@ -76,6 +76,9 @@ pub(super) struct Args {
     /// Judge what this user would send.
     #[arg(long = "as", value_name = "USER")]
     user: Option<String>,
+    /// Judge what this unit of systemd would send, from its cgroup and as its user; or the path of a cgroup: /system.slice/x.service.
+    #[arg(long, value_name = "UNIT|CGROUP")]
+    as_unit: Option<String>,
     /// Network namespace: the path of one, or a name that `ip netns` knows; the own one without.
     #[arg(long, value_name = "PATH|NAME")]
     netns: Option<String>,
@@ -166,13 +169,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         (None, Some(path)) => Some(proposed(path)?),
         (None, None) => None,
     };
-    let user = match &args.user {
-        Some(text) => User::find(text)?
-            .map(|user| (user.uid(), user.gid()))
-            .ok_or_else(|| usage(&format!("there is no user `{text}`"), "`getent passwd` lists them"))?,
-        None => (0, 0),
-    };
-    let netns = args.netns.as_deref().map(filters::namespace).transpose()?.flatten();
+    let sender = sender(args)?;
     check_privilege().map_err(|error| super::exit::with_hint(&error))?;
     let mut helper = Helper::start()?;
     // What resolvers answer is read without privileges.
@@ -181,8 +178,10 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     }
     let (targets, look_ups) = targets(args, entries)?;
     let asked = Preflight {
-        netns,
-        user,
+        netns: sender.netns,
+        user: sender.user,
+        cgroup: sender.cgroup.clone(),
+        lists: sender.lists.clone(),
         wishes: targets
             .iter()
             .map(|target| Wish {
@@ -214,7 +213,9 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     let is_stopped = is_stopped(&answer);
     let told = Answer {
         identity: Identity::read(),
-        user: args.user.clone(),
+        user: sender.name,
+        unit: sender.unit,
+        cgroup: sender.cgroup,
         targets,
         answer,
         after: what,
@@ -240,6 +241,58 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     Ok(if is_stopped { Exit::Finding } else { Exit::Done })
 }
 
+/// Who would send.
+#[derive(Default)]
+struct Sender {
+    /// User and group.
+    user: (u32, u32),
+    /// The user's name, where that is not root.
+    name: Option<String>,
+    unit: Option<String>,
+    cgroup: Option<String>,
+    lists: Option<AddressLists>,
+    netns: Option<u32>,
+}
+
+/// By `--as`, `--as-unit` and `--netns`; what is said of itself goes before what a unit says.
+fn sender(args: &Args) -> Result<Sender> {
+    let unit = match args.as_unit.as_deref() {
+        Some(path) if path.starts_with('/') => {
+            return Ok(Sender { cgroup: Some(format!("/{}", path.trim_matches('/'))), ..plain(args, None)? });
+        }
+        Some(name) => {
+            Unit::find(name).map_err(|error| usage(&format!("{error:#}"), "name a unit as systemctl does"))?
+        }
+        None => return plain(args, None),
+    };
+    let mut sender = plain(args, unit.user.as_deref())?;
+    if let (Some(group), None) = (&unit.group, &args.user) {
+        sender.user.1 = filters::group(group)?;
+    }
+    if args.netns.is_none() && (unit.has_own_network || unit.namespace.is_some()) {
+        let path = unit.pid.map(|pid| format!("/proc/{pid}/ns/net")).or(unit.namespace);
+        let path = path.ok_or_else(|| {
+            let sentence =
+                format!("{} has a network namespace of its own, which is there only while it runs", unit.name);
+            usage(&sentence, "start it, and ask again")
+        })?;
+        sender.netns = filters::namespace(&path)?;
+    }
+    Ok(Sender { unit: Some(unit.name), cgroup: unit.cgroup, lists: unit.lists, ..sender })
+}
+
+fn plain(args: &Args, user: Option<&str>) -> Result<Sender> {
+    let name = args.user.as_deref().or(user);
+    let user = match name {
+        Some(text) => User::find(text)?
+            .map(|user| (user.uid(), user.gid()))
+            .ok_or_else(|| usage(&format!("there is no user `{text}`"), "`getent passwd` lists them"))?,
+        None => (0, 0),
+    };
+    let netns = args.netns.as_deref().map(filters::namespace).transpose()?.flatten();
+    Ok(Sender { user, name: name.map(str::to_owned), netns, ..Sender::default() })
+}
+
 fn written(result: io::Result<()>) -> Result<()> {
     match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the answer"),
@@ -253,7 +306,7 @@ fn is_stopped(answer: &Preflighted) -> bool {
         Some(Tried::Is(after)) => &after.fates,
         _ => &answer.fates,
     };
-    fates.iter().flatten().any(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. }))
+    fates.iter().flatten().any(Fate::is_blocked)
 }
 
 fn usage(sentence: &str, hint: &str) -> anyhow::Error {

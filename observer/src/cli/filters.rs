@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -125,6 +126,19 @@ fn user_id(text: &str) -> Result<String> {
         hint: format!("give the number of a user from elsewhere, as `id -u {text}` prints it"),
     })?;
     Ok(id.to_string())
+}
+
+/// Number of a group by its name or number; asks `getent`, which knows groups of directories too.
+pub(super) fn group(text: &str) -> Result<u32> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let output = Command::new("getent").args(["group", "--", text]).output().context("cannot run getent")?;
+    let entry = String::from_utf8_lossy(&output.stdout);
+    let number = entry.trim().split(':').nth(2).and_then(|number| number.parse().ok());
+    number.ok_or_else(|| {
+        UsageError { sentence: format!("there is no group `{text}`"), hint: "`getent group` lists them".into() }.into()
+    })
 }
 
 /// Inode number of a network namespace; `None` for all.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// A miss walks the tree again at most this often: ids of cgroups that are gone come in bursts.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -41,6 +41,15 @@ impl Cgroups {
         let root = self.root.as_ref().context("no cgroups are known")?;
         let procs = root.join(path.trim_start_matches('/')).join("cgroup.procs");
         File::options().write(true).open(procs).with_context(|| format!("cgroup {path} cannot be entered"))
+    }
+
+    /// The folder of a cgroup by its path.
+    pub fn folder(&self, path: &str) -> Result<PathBuf> {
+        let root = self.root.as_ref().context("the unified cgroup hierarchy is not mounted here")?;
+        ensure!(path.starts_with('/') && !path.split('/').any(|part| part == ".."), "`{path}` is no path of a cgroup");
+        let folder = root.join(path.trim_start_matches('/'));
+        ensure!(folder.join("cgroup.procs").is_file(), "there is no cgroup {path}");
+        Ok(folder)
     }
 
     fn walk(&mut self) {

@@ -35,7 +35,9 @@ pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_ac
 pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
-pub use preflight::{After, Change as ProposedChange, Fate, Preflight, Preflighted, Proposed, Tried, Wish};
+pub use preflight::{
+    AddressLists, After, Change as ProposedChange, Fate, Preflight, Preflighted, Programs, Proposed, Tried, Wish,
+};
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId, Reached};
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
 pub use restored::{Preceding, Restored};

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{fix::Fix, rule::NamedRule};
@@ -41,6 +43,49 @@ pub enum Proposed {
     Ufw6,
 }
 
+/// Addresses that systemd lets a unit reach, or not (`IPAddressAllow=`, `IPAddressDeny=`): of one that does not run nobody can be
+/// asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressLists {
+    /// These, whatever the other list says.
+    pub allow: Vec<IpNet>,
+    /// Not these.
+    pub deny: Vec<IpNet>,
+}
+
+impl AddressLists {
+    /// An address is not to be reached.
+    pub fn deny(&self, address: IpAddr) -> bool {
+        let is_in = |list: &[IpNet]| list.iter().any(|net| net.contains(&address));
+        !is_in(&self.allow) && is_in(&self.deny)
+    }
+}
+
+/// Where BPF programs of a cgroup are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Programs {
+    /// When a socket is made.
+    Create,
+    /// When it is connected.
+    Connect,
+    /// When a datagram is sent by one that is not.
+    Send,
+    /// When a packet is on its way out.
+    Egress,
+}
+
+impl Programs {
+    /// As an event names it.
+    pub fn hook(self) -> &'static str {
+        match self {
+            Self::Create => "socket",
+            Self::Connect => "connect",
+            Self::Send => "sendmsg",
+            Self::Egress => "egress",
+        }
+    }
+}
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preflight {
@@ -48,6 +93,10 @@ pub struct Preflight {
     pub netns: Option<u32>,
     /// User and group that would send.
     pub user: (u32, u32),
+    /// Path of the sender's cgroup in the unified hierarchy; without one, observer's own.
+    pub cgroup: Option<String>,
+    /// What systemd will not let it reach once it runs.
+    pub lists: Option<AddressLists>,
     /// Where to.
     pub wishes: Vec<Wish>,
     /// Any of them is known by its name, and the addresses may be others tomorrow.
@@ -72,8 +121,24 @@ pub enum Fate {
         /// In words.
         why: String,
     },
+    /// Programs of the sender's cgroup do.
+    Denied {
+        /// Where they are asked.
+        programs: Programs,
+        /// Which, in words.
+        why: String,
+        /// A rule that would stop it likewise: its place among those of the answer.
+        rule: Option<usize>,
+    },
     /// It cannot be told, and why.
     Unknown(String),
+}
+
+impl Fate {
+    /// Something on this host decides that it does not leave.
+    pub fn is_blocked(&self) -> bool {
+        matches!(self, Self::Stopped(_) | Self::Denied { .. } | Self::NoRoute { is_decided: true, .. })
+    }
 }
 
 /// What a command would change.

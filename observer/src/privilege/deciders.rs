@@ -123,7 +123,7 @@ fn inside<T: Send + 'static>(wanted: &WantedRule, work: impl FnOnce() -> T + Sen
     })?
 }
 
-fn program_name(id: u64) -> Option<String> {
+pub(super) fn program_name(id: u64) -> Option<String> {
     aya::programs::loaded_programs()
         .flatten()
         .find(|program| u64::from(program.id()) == id)

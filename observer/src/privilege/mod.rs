@@ -13,6 +13,7 @@ mod listening;
 mod netns;
 mod patience;
 mod preflights;
+mod programs;
 mod protocol;
 mod replays;
 mod rulesets;

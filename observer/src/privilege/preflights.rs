@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::mpsc::{Receiver, TryRecvError, channel},
@@ -10,10 +11,16 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{netns, trials::Place};
+use super::{
+    netns,
+    programs::{Answer, Cgroup},
+    trials::Place,
+};
 use crate::{
     fix::{self, Asked, FrontEnd, Trial},
-    model::{After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Proposed, ProposedChange, Tried},
+    model::{
+        After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, Proposed, ProposedChange, Tried,
+    },
 };
 
 /// The port that a packet is said to come from: one of those that a kernel gives.
@@ -27,10 +34,16 @@ pub(super) struct Preflights {
 
 impl Preflights {
     /// Begins with one; what was asked before is given up. `has_rules`: nftables is loaded, by which packets are followed.
-    pub(super) fn begin(&mut self, asked: Preflight, place: Place, has_rules: bool) -> Result<()> {
+    pub(super) fn begin(
+        &mut self,
+        asked: Preflight,
+        place: Place,
+        cgroup: Option<Cgroup>,
+        has_rules: bool,
+    ) -> Result<()> {
         let (send, coming) = channel();
         thread::Builder::new().name("preflight".to_owned()).spawn(move || {
-            let _ = send.send(examine(&asked, &place, has_rules));
+            let _ = send.send(examine(&asked, &place, cgroup.as_ref(), has_rules));
         })?;
         self.going_on = Some(coming);
         Ok(())
@@ -53,7 +66,7 @@ impl Preflights {
 /// Where a packet stands among what was asked: the wish, and the address.
 type Spot = (usize, usize);
 
-fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Preflighted> {
+fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules: bool) -> Result<Preflighted> {
     let wishes = asked.wishes.clone();
     let routes = place.inside(move || {
         Ok(wishes
@@ -89,6 +102,7 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
         answer.after = untried("no route leads to any of these destinations");
         return Ok(answer);
     }
+    let programs = said_by_programs(asked, place, cgroup, &packets)?;
     if !has_rules {
         // Without nftables only iptables-legacy could stop anything, and it could not be asked.
         let tables = place.inside(crate::firewall::legacy::tables)?;
@@ -99,20 +113,26 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
                 );
             }
         }
+        programs.enter(&mut answer.fates);
         answer.after = untried("nftables is not loaded, and a packet is followed by it");
         return Ok(answer);
     }
     let home = netns::home(place.number);
     let root = netns::root_path(place.number);
     let mut view = place.view(root)?;
-    let judged: Vec<Result<Option<NamedRule>>> = packets.iter().map(|(_, packet)| view.judge(packet, None)).collect();
+    // Rules may ask for it.
+    let procs = cgroup.filter(|cgroup| !cgroup.is_own).map(Cgroup::procs).transpose()?;
+    let judged: Vec<Result<Option<NamedRule>>> =
+        packets.iter().map(|(_, packet)| view.judge(packet, procs.as_ref())).collect();
     drop(view);
     set(&mut answer.fates, &mut answer.rules, &packets, &judged);
+    programs.enter(&mut answer.fates);
     // What cannot be told takes no part in the rest.
     let all = packets.clone();
     let told: Vec<Told> = packets
         .into_iter()
         .zip(judged)
+        .filter(|((spot, _), _)| !programs.0.contains_key(spot))
         .filter_map(|((spot, packet), judged)| Some((spot, packet, judged.ok()?)))
         .collect();
     let is_stopped = told.iter().any(|(_, _, rule)| rule.is_some());
@@ -120,24 +140,74 @@ fn examine(asked: &Preflight, place: &Place, has_rules: bool) -> Result<Prefligh
         let known = home.as_ref().map(|home| fix::known(&home.root)).unwrap_or_default();
         let all: Vec<(Packet, Option<NamedRule>)> =
             told.iter().map(|(_, packet, rule)| (packet.clone(), rule.clone())).collect();
-        let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: None };
+        let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: procs.as_ref() };
         answer.fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, attempt));
     }
     if let Some(change) = &asked.after {
         let fates = answer.fates.clone();
         let rules = &mut answer.rules;
-        let after = home.and_then(|home| place.tried(home, |trial| after(change, (&told, &all), trial)));
+        let after =
+            home.and_then(|home| place.tried(home, |trial| after(change, (&told, &all), procs.as_ref(), trial)));
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {
                 let mut fates = fates;
                 set(&mut fates, rules, &all, &judged);
+                programs.enter(&mut fates);
                 Tried::Is(After { fates, added, removed })
             }
             Err(error) => Tried::Unknown(format!("{error:#}")),
         });
     }
     Ok(answer)
+}
+
+/// What programs of the sender's cgroup have against packets.
+struct OfPrograms(HashMap<Spot, Answer>);
+
+impl OfPrograms {
+    /// Enters it over what rules do.
+    fn enter(&self, fates: &mut [Vec<Fate>]) {
+        for ((wish, at), answer) in &self.0 {
+            let fate = &mut fates[*wish][*at];
+            let rule = match fate {
+                Fate::Stopped(rule) => Some(*rule),
+                _ => None,
+            };
+            match (answer, rule) {
+                (Answer::Denied(programs, why), rule) => {
+                    *fate = Fate::Denied { programs: *programs, why: why.clone(), rule };
+                }
+                // A rule stops it anyhow.
+                (Answer::Unknown(_), Some(_)) | (Answer::Passes, _) => {}
+                (Answer::Unknown(why), None) => *fate = Fate::Unknown(why.clone()),
+            }
+        }
+    }
+}
+
+fn said_by_programs(
+    asked: &Preflight,
+    place: &Place,
+    cgroup: Option<&Cgroup>,
+    packets: &[(Spot, Packet)],
+) -> Result<OfPrograms> {
+    let mut said = HashMap::new();
+    if let Some(cgroup) = cgroup {
+        let only: Vec<&Packet> = packets.iter().map(|(_, packet)| packet).collect();
+        let answers = place.ask_programs(cgroup, &only).context("BPF programs of the cgroup cannot be asked")?;
+        let spots = packets.iter().map(|(spot, _)| *spot);
+        said.extend(spots.zip(answers).filter(|(_, answer)| !matches!(answer, Answer::Passes)));
+    }
+    if let Some(lists) = &asked.lists {
+        for (spot, packet) in packets {
+            if packet.to().is_some_and(|(_, address, _)| lists.deny(address)) {
+                let why = "the unit's IPAddressDeny=, which holds once it runs".to_owned();
+                said.entry(*spot).or_insert(Answer::Denied(Programs::Egress, why));
+            }
+        }
+    }
+    Ok(OfPrograms(said))
 }
 
 /// Enters what became of packets.
@@ -175,6 +245,7 @@ type Made = (Vec<Result<Option<NamedRule>>>, Vec<String>, Vec<String>);
 fn after(
     change: &ProposedChange,
     (told, all): (&[Told], &[(Spot, Packet)]),
+    cgroup: Option<&File>,
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {
     let front_end = match change {
@@ -191,7 +262,7 @@ fn after(
     trial.prepare(front_end, is_panic, &packets)?;
     let mut before = trial.look()?;
     let here: Vec<Option<NamedRule>> =
-        told.iter().map(|(_, packet, _)| before.judge(packet, None)).collect::<Result<_>>()?;
+        told.iter().map(|(_, packet, _)| before.judge(packet, cgroup)).collect::<Result<_>>()?;
     if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
         bail!("{words}");
     }
@@ -203,7 +274,7 @@ fn after(
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;
-    let judged = all.iter().map(|(_, packet)| view.judge(packet, None)).collect();
+    let judged = all.iter().map(|(_, packet)| view.judge(packet, cgroup)).collect();
     let (added, removed) = view.difference(&mut before);
     Ok(Ok((judged, added, removed)))
 }

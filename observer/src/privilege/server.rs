@@ -18,6 +18,7 @@ use super::{
     fixes::Fixes,
     listening, netns, patience,
     preflights::Preflights,
+    programs::Cgroup,
     protocol::{Request, Response},
     replays::Replays,
     rulesets::Rulesets,
@@ -150,6 +151,20 @@ impl Server {
         functions
     }
 
+    /// Whoever would send, by the path of a cgroup; this process's own without one, where there is any.
+    fn sender(&self, path: Option<&str>) -> Result<Option<Cgroup>> {
+        let own = || {
+            let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+            text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+        };
+        let Some(of) = path.map(str::to_owned).or_else(own) else { return Ok(None) };
+        match (self.cgroups.folder("/"), self.cgroups.folder(&of)) {
+            (Ok(root), Ok(folder)) => Ok(Some(Cgroup { root, folder, is_own: path.is_none() })),
+            (Err(why), _) | (_, Err(why)) if path.is_some() => Err(why),
+            _ => Ok(None),
+        }
+    }
+
     fn preflight(&mut self, asked: &Preflight) -> Result<()> {
         let number = match asked.netns {
             Some(number) => number,
@@ -159,7 +174,8 @@ impl Server {
         let place = Place { number, cookie, own: self.replays.own().ok() };
         // Reading rules would load it.
         let has_rules = self.knows_nftables();
-        self.preflights.begin(asked.clone(), place, has_rules)
+        let cgroup = self.sender(asked.cgroup.as_deref())?;
+        self.preflights.begin(asked.clone(), place, cgroup, has_rules)
     }
 
     pub(super) fn answer(&mut self, request: &Request) -> Response {

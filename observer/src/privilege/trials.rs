@@ -33,7 +33,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn hide(&self) -> Hide {
+    pub(super) fn hide(&self) -> Hide {
         let own = self.own.clone();
         Arc::new(move |netns| match &own {
             Some(own) => Ok(Box::new(Hidden::new(Own::clone(own), netns)?) as Box<dyn Send>),
@@ -51,7 +51,7 @@ impl Place {
         begun.recv().context("the thread in the network namespace failed")?
     }
 
-    fn copied(&self) -> Result<Copied> {
+    pub(super) fn copied(&self) -> Result<Copied> {
         self.inside(|| replay::copy(MAX_BYTES))
     }
 

@@ -1,6 +1,7 @@
 //! The same packet once more, in a private network namespace with a copy of the rules in force: nftables itself says what
 //! drops it. A second opinion where the rule was seen, and the only one where it was not.
 
+pub mod cgroup;
 mod conntrack;
 mod depends;
 mod doubts;

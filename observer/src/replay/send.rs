@@ -27,6 +27,9 @@ const IN_CGROUP: Duration = Duration::from_millis(100);
 const ON_ITS_WAY: [i32; 6] =
     [libc::EINPROGRESS, libc::EPERM, libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EACCES];
 
+/// A socket's family, kind and protocol.
+type Kind = (Domain, Type, Option<Protocol>);
+
 /// What rules see of a sender.
 #[derive(Clone, Copy)]
 pub(super) struct Owner {
@@ -39,13 +42,19 @@ pub(super) struct Owner {
 /// is given.
 pub(super) fn socket(whole: &Whole, owner: Owner, cgroup: Option<&File>) -> Result<Socket> {
     let domain = if whole.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    socket_of((domain, Type::RAW, Some(Protocol::from(RAW))), owner, cgroup)
+}
+
+/// The same of any kind.
+pub(super) fn socket_of(kind: Kind, owner: Owner, cgroup: Option<&File>) -> Result<Socket> {
     let socket = match cgroup {
         Some(procs) => {
-            let kind = [domain.into(), Type::RAW.into(), RAW];
+            let (domain, of, protocol) = kind;
+            let kind = [domain.into(), of.into(), protocol.map_or(0, Into::into)];
             let made = sys::socket_in_cgroup(procs.as_fd(), kind, (owner.uid, owner.gid), IN_CGROUP);
             made.context("no socket could be made in the sender's cgroup")?.into()
         }
-        None => plain_socket(domain, owner)?,
+        None => plain_socket(kind, owner)?,
     };
     socket.set_nonblocking(true)?;
     if owner.mark != 0 {
@@ -54,15 +63,15 @@ pub(super) fn socket(whole: &Whole, owner: Owner, cgroup: Option<&File>) -> Resu
     Ok(socket)
 }
 
-fn plain_socket(domain: Domain, owner: Owner) -> Result<Socket> {
+fn plain_socket((domain, of, protocol): Kind, owner: Owner) -> Result<Socket> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     let before = (setfsgid(gid), setfsuid(uid));
     let is_user = setfsgid(gid) == gid && setfsuid(uid) == uid;
-    let made = is_user.then(|| Socket::new(domain, Type::RAW, Some(Protocol::from(RAW))));
+    let made = is_user.then(|| Socket::new(domain, of, protocol));
     setfsuid(before.1);
     setfsgid(before.0);
     made.with_context(|| format!("not allowed to send as user {} and group {}", owner.uid, owner.gid))?
-        .context("cannot make a raw socket")
+        .context("cannot make a socket")
 }
 
 /// Sends by a socket; through an interface by name and number, whatever routes say, where one is given.
@@ -78,6 +87,14 @@ pub(super) fn by_socket(whole: &Whole, socket: &Socket, through: Option<(&str, u
     socket.bind(&end(whole.source).into()).context("the copy does not have the sender's address")?;
     socket.set_broadcast(true)?;
     on_its_way(socket.send_to(&whole.bytes, &end(whole.destination).into()))
+}
+
+/// Sends by a raw socket; whether that is denied.
+pub(super) fn is_denied(whole: &Whole, socket: &Socket) -> Result<bool> {
+    match socket.send_to(&whole.bytes, &SocketAddr::new(whole.destination, 0).into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(true),
+        sent => on_its_way(sent).map(|()| false),
+    }
 }
 
 /// Sends it to an interface by its number, as if it came from its link.

@@ -112,6 +112,11 @@ impl Copied {
         Ok(set)
     }
 
+    /// Makes what is around the rules in the namespace of the calling thread, and no rules.
+    pub fn make_surroundings(&self) -> Result<()> {
+        self.around.make().map(drop)
+    }
+
     /// Makes the same likewise; rules of the copy by family, table and handle, and their handles in the original.
     pub fn make_anew(&self, logs: bool) -> Result<HashMap<(String, String, u64), u64>> {
         self.make(logs)??;

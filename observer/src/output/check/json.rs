@@ -13,7 +13,7 @@ use crate::{
     check::{Known, Target},
     model::{
         Action, Agent, Destination, ECS_VERSION, Ecs, EgressRule, EventMeta, Fate, Fix, Host, Kind, NamedRule, Network,
-        RuleName, RuleSource, SCHEMA, Tried, Verdict,
+        Programs, RuleName, RuleSource, SCHEMA, Tried, Verdict,
     },
     output::json::write_line,
 };
@@ -40,6 +40,12 @@ struct Egress<'a> {
     cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<EgressRule>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,7 +99,9 @@ pub(super) fn line<'a>(
     let (action, outcome, why) = match fate {
         Fate::Passes => (Action::EgressAllowed, "success", None),
         Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
-        Fate::NoRoute { is_decided: true, why } => (Action::EgressBlocked, "success", Some(why.as_str())),
+        Fate::NoRoute { is_decided: true, why } | Fate::Denied { why, .. } => {
+            (Action::EgressBlocked, "success", Some(why.as_str()))
+        }
         Fate::NoRoute { why, .. } => (Action::EgressUnreachable, "failure", Some(why.as_str())),
         Fate::Unknown(why) => (Action::EgressUnknown, "unknown", Some(why.as_str())),
     };
@@ -138,10 +146,24 @@ pub(super) fn line<'a>(
             schema: SCHEMA,
             cause: match fate {
                 Fate::Stopped(_) => Some("netfilter"),
+                Fate::Denied { .. } => Some("cgroup"),
                 Fate::NoRoute { is_decided: true, .. } => Some("route"),
                 _ => None,
             },
-            verdict: rule.and_then(|rule| rule.verdict),
+            verdict: match fate {
+                // To whoever connects it is not said that the first packet was dropped.
+                Fate::Denied { programs: Programs::Egress, .. } if target.entry.transport == "tcp" => {
+                    Some(Verdict::Drop)
+                }
+                Fate::Denied { .. } => Some(Verdict::Reject),
+                _ => rule.and_then(|rule| rule.verdict),
+            },
+            hook: match fate {
+                Fate::Denied { programs, .. } => Some(programs.hook()),
+                _ => None,
+            },
+            unit: answer.unit.as_deref(),
+            cgroup: answer.cgroup.as_deref(),
             rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
             fix: rule.and(answer.answer.fix.as_ref()),
             check: Checked {

@@ -31,6 +31,10 @@ pub struct Answer {
     pub identity: Identity,
     /// As whom, where that is not root.
     pub user: Option<String>,
+    /// As which unit, and from which cgroup, where that was asked.
+    pub unit: Option<String>,
+    /// See `unit`.
+    pub cgroup: Option<String>,
     /// What was asked.
     pub targets: Vec<Target>,
     /// What was found, in the same order.
@@ -54,7 +58,7 @@ enum Stands {
 
 fn stands(fates: &[Fate]) -> Stands {
     let any = |is: fn(&Fate) -> bool| fates.iter().any(is);
-    if any(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. })) {
+    if any(Fate::is_blocked) {
         Stands::Blocked
     } else if any(|fate| matches!(fate, Fate::Unknown(_))) {
         Stands::Unknown
@@ -95,6 +99,10 @@ impl Answer {
                     told.push(*rule);
                     self.answer.rules.get(*rule).map_or_else(String::new, |rule| short(rule, is_told))
                 }
+                Fate::Denied { why, rule, .. } => {
+                    let behind = rule.and_then(|rule| self.answer.rules.get(rule)).map(|rule| short(rule, false));
+                    behind.map_or_else(|| why.clone(), |behind| format!("{why}, and {behind}"))
+                }
                 Fate::NoRoute { why, .. } | Fate::Unknown(why) => why.clone(),
             };
             if !all.contains(&words) {
@@ -112,7 +120,7 @@ impl Answer {
         let words = match stands {
             Stands::Allowed => format!("allowed {passes}"),
             Stands::Blocked => {
-                let stopped = of(|fate| matches!(fate, Fate::Stopped(_) | Fate::NoRoute { is_decided: true, .. }));
+                let stopped = of(Fate::is_blocked);
                 let rest = if passes.is_empty() { String::new() } else { format!(", allowed {passes}") };
                 format!("BLOCKED {stopped}{rest}")
             }
@@ -167,7 +175,17 @@ impl Answer {
             1 => " (1 name looked up)".to_owned(),
             count => format!(" ({count} names looked up)"),
         };
-        format!("Asked of this host's own rules and routes; nothing was sent to these destinations{look_ups}.")
+        let who = match (&self.unit, &self.cgroup, &self.user) {
+            (Some(unit), _, user) => {
+                format!(", for {}{}", unit, user.as_ref().map(|user| format!(" as user {user}")).unwrap_or_default())
+            }
+            (None, Some(cgroup), _) => format!(", for cgroup {cgroup}"),
+            (None, None, Some(user)) => format!(", for user {user}"),
+            (None, None, None) => String::new(),
+        };
+        format!(
+            "Asked of this host's own rules, routes and cgroup programs{who}; nothing was sent to these destinations{look_ups}."
+        )
     }
 }
 
@@ -302,7 +320,7 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     if let Some((count, why)) = unknown {
         writeln!(writer, "{DIM}{count} names were judged for any address: {}{DIM:#}", escape(why))?;
     }
-    writeln!(writer, "{DIM}{}{DIM:#}", answer.asked())?;
+    writeln!(writer, "{DIM}{}{DIM:#}", escape(&answer.asked()))?;
     writer.flush()
 }
 
@@ -330,7 +348,7 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
             "Host {}, {} UTC. {}\n",
             cell(name),
             Timestamp::now().strftime("%Y-%m-%d %H:%M:%S"),
-            answer.asked()
+            cell(&answer.asked())
         )?;
     }
     if let Some(command) = &answer.after {

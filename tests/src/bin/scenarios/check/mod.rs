@@ -1,5 +1,7 @@
 //! `observer check`: what it says of destinations is what a real client experiences there.
 
+mod senders;
+
 use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +30,10 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_proposed_ruleset", proposed),
     ("worse_than_before", worse),
     ("the_page_for_a_profile", page),
+    ("programs_of_a_cgroup_are_asked", senders::programs),
+    ("rules_that_ask_for_a_cgroup", senders::rules),
+    ("units_of_systemd", senders::units),
+    ("a_sender_that_is_not_there", senders::mistakes),
 ];
 
 /// Where the client goes: protocol, address, port.

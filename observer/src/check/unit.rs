@@ -1,0 +1,147 @@
+//! A unit of systemd that would send, as its manager says: where its processes are, as whom they run, which addresses they may reach.
+
+use std::{collections::HashMap, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+
+use crate::model::AddressLists;
+
+/// What is asked of the manager.
+const PROPERTIES: &str = "Id,LoadState,ActiveState,ControlGroup,Slice,User,Group,MainPID,PrivateNetwork,NetworkNamespacePath,\
+                          IPAddressAllow,IPAddressDeny,Environment";
+/// Slices within each other.
+const MAX_SLICES: usize = 16;
+
+/// What is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Its whole name.
+    pub name: String,
+    /// Path of its cgroup; of a unit that does not run that of its slice.
+    pub cgroup: Option<String>,
+    /// User and group, where it names them.
+    pub user: Option<String>,
+    /// See `user`.
+    pub group: Option<String>,
+    /// Its first process, while it runs.
+    pub pid: Option<u32>,
+    /// It has a network namespace of its own.
+    pub has_own_network: bool,
+    /// It runs in this one.
+    pub namespace: Option<String>,
+    /// What it will not be let reach once it runs; of one that runs its cgroup can be asked.
+    pub lists: Option<AddressLists>,
+    /// Variables that it gives to its processes.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Unit {
+    /// Asks the manager.
+    pub fn find(name: &str) -> Result<Self> {
+        let own = show(name)?;
+        let state = own.get("LoadState").map(String::as_str);
+        ensure!(state != Some("not-found"), "there is no unit `{name}`\nhint: `systemctl list-unit-files` lists them");
+        ensure!(state == Some("loaded"), "unit `{name}` is {}", state.unwrap_or("not known"));
+        let said = |name: &str| own.get(name).filter(|value| !value.is_empty()).cloned();
+        let is_running = said("ControlGroup").is_some();
+        let lists = if is_running { None } else { Some(lists(&own)?) };
+        Ok(Self {
+            name: said("Id").unwrap_or_else(|| name.to_owned()),
+            cgroup: said("ControlGroup").or_else(|| said("Slice").map(|slice| path_of_slice(&slice))),
+            user: said("User"),
+            group: said("Group"),
+            pid: said("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid != 0),
+            has_own_network: said("PrivateNetwork").as_deref() == Some("yes"),
+            namespace: said("NetworkNamespacePath"),
+            lists: lists.filter(|lists| !lists.deny.is_empty()),
+            environment: said("Environment").map(|text| variables(&text)).unwrap_or_default(),
+        })
+    }
+}
+
+/// Properties of a unit, by name.
+fn show(name: &str) -> Result<HashMap<String, String>> {
+    let output = Command::new("systemctl")
+        .args(["show", "--no-pager", "--property", PROPERTIES, "--", name])
+        .env("LC_ALL", "C")
+        .output()
+        .context("cannot run systemctl")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "systemd does not tell of unit `{name}`: {}", said.trim());
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect())
+}
+
+/// A unit's own addresses and those of all slices that it is in: systemd looks at all of them together, at the unit.
+fn lists(own: &HashMap<String, String>) -> Result<AddressLists> {
+    let mut all = AddressLists::default();
+    let mut of = own.clone();
+    for _ in 0..MAX_SLICES {
+        for (name, into) in [("IPAddressAllow", &mut all.allow), ("IPAddressDeny", &mut all.deny)] {
+            let words = of.get(name).map(String::as_str).unwrap_or_default().split_ascii_whitespace();
+            let nets =
+                words.map(|word| word.parse::<IpNet>().with_context(|| format!("{name}={word} is not understood")));
+            into.extend(nets.collect::<Result<Vec<_>>>()?);
+        }
+        match of.get("Slice").filter(|slice| !slice.is_empty()) {
+            Some(slice) => of = show(&slice.clone())?,
+            None => break,
+        }
+    }
+    Ok(all)
+}
+
+/// `a-b.slice` is in `a.slice`.
+fn path_of_slice(slice: &str) -> String {
+    let stem = slice.trim_end_matches(".slice");
+    if stem == "-" {
+        return "/".to_owned();
+    }
+    let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    ends.map(|end| format!("/{}.slice", &stem[..end])).collect()
+}
+
+/// `A=1 "B=2 3"`, as systemd quotes them.
+fn variables(text: &str) -> Vec<(String, String)> {
+    let words = shlex::split(text).unwrap_or_default();
+    words
+        .iter()
+        .filter_map(|word| word.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_folders() {
+        assert_eq!(path_of_slice("system.slice"), "/system.slice");
+        assert_eq!(path_of_slice("a-b-c.slice"), "/a.slice/a-b.slice/a-b-c.slice");
+        assert_eq!(path_of_slice("-.slice"), "/");
+    }
+
+    #[test]
+    fn what_is_allowed_comes_first() {
+        let own = HashMap::from(
+            [("IPAddressAllow", "10.0.0.0/8 ::1/128"), ("IPAddressDeny", "0.0.0.0/0 ::/0")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        let lists = lists(&own).unwrap();
+        let denies = |address: &str| lists.deny(address.parse().unwrap());
+        assert!(denies("203.0.113.1") && denies("2001:db8::1") && !denies("10.1.2.3") && !denies("::1"));
+        assert!(!AddressLists::default().deny("203.0.113.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn variables_are_quoted() {
+        let all = variables("A=1 \"B=2 3\" C");
+        assert_eq!(all, [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "2 3".to_owned())]);
+    }
+}
