@@ -8,7 +8,11 @@ use std::{
 use hickory_resolver::system_conf::read_system_conf;
 use url::Url;
 
-use super::{Entry, OfProfile, Values, profiles::Profiles};
+use super::{
+    Entry, OfProfile, Values,
+    profiles::Profiles,
+    proxy::{self, Proxies},
+};
 
 /// systemd's own resolver, and where it says which servers it asks.
 const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
@@ -24,15 +28,32 @@ struct Agent {
     file: &'static str,
     /// A variable of the profile's, and the word behind which the file has its value.
     value: Option<(&'static str, &'static str)>,
+    /// The unit that runs it.
+    unit: &'static str,
 }
 
 const AGENTS: [Agent; 6] = [
-    Agent { profile: "datadog", file: "/etc/datadog-agent/datadog.yaml", value: Some(("site", "site:")) },
-    Agent { profile: "newrelic", file: "/etc/newrelic-infra.yml", value: None },
-    Agent { profile: "wazuh", file: "/var/ossec/etc/ossec.conf", value: None },
-    Agent { profile: "zabbix", file: "/etc/zabbix/zabbix_agentd.conf", value: Some(("server", "ServerActive=")) },
-    Agent { profile: "tailscale", file: "/var/lib/tailscale/tailscaled.state", value: None },
-    Agent { profile: "crowdstrike", file: "/opt/CrowdStrike/falconctl", value: None },
+    Agent {
+        profile: "datadog",
+        file: "/etc/datadog-agent/datadog.yaml",
+        value: Some(("site", "site:")),
+        unit: "datadog-agent.service",
+    },
+    Agent { profile: "newrelic", file: "/etc/newrelic-infra.yml", value: None, unit: "newrelic-infra.service" },
+    Agent { profile: "wazuh", file: "/var/ossec/etc/ossec.conf", value: None, unit: "wazuh-agent.service" },
+    Agent {
+        profile: "zabbix",
+        file: "/etc/zabbix/zabbix_agentd.conf",
+        value: Some(("server", "ServerActive=")),
+        unit: "zabbix-agent.service",
+    },
+    Agent {
+        profile: "tailscale",
+        file: "/var/lib/tailscale/tailscaled.state",
+        value: None,
+        unit: "tailscaled.service",
+    },
+    Agent { profile: "crowdstrike", file: "/opt/CrowdStrike/falconctl", value: None, unit: "falcon-sensor.service" },
 ];
 
 fn entry(host: &str, (port, transport): (u16, &'static str), of: &str, purpose: &str) -> Entry {
@@ -40,15 +61,48 @@ fn entry(host: &str, (port, transport): (u16, &'static str), of: &str, purpose: 
     Entry { host: host.trim_end_matches('.').to_owned(), probe: None, transport, port, profile: Some(of) }
 }
 
+/// Proxies of what runs on a host, by profile; and of what is started by a shell there.
+pub struct HostProxies {
+    agents: Vec<(&'static str, Proxies)>,
+    shell: Option<Proxies>,
+    /// Of the unit as which everything is asked.
+    unit: Option<Proxies>,
+}
+
+impl HostProxies {
+    /// By an agent's own file, else by its unit's; `shell` and `unit` are variables that were found elsewhere.
+    pub fn read(root: &Path, shell: Option<Proxies>, unit: Option<Proxies>) -> Self {
+        let of = |agent: &Agent| {
+            let own = fs::read_to_string(below(root, agent.file)).ok();
+            let own = own.and_then(|text| Proxies::of_yaml(&text, agent.file));
+            let by_unit = || Proxies::of_variables(&proxy::variables_of_unit(root, agent.unit), agent.unit);
+            Some((agent.profile, own.or_else(by_unit)?))
+        };
+        Self { agents: AGENTS.iter().filter_map(of).collect(), shell, unit }
+    }
+
+    /// Those of a program that a profile is about: what is installed is started by a shell, what runs is not. Package managers have
+    /// been asked for theirs.
+    pub fn of(&self, profile: &OfProfile) -> Option<&Proxies> {
+        if self.unit.is_some() {
+            return self.unit.as_ref();
+        }
+        if profile.phase == "install" {
+            return self.shell.as_ref();
+        }
+        self.agents.iter().find(|(name, _)| *name == profile.name).map(|(_, proxies)| proxies)
+    }
+}
+
 /// All of it, below a root folder; and what could not be read of it, in words.
-pub fn dependencies(root: &Path, profiles: &Profiles) -> (Vec<Entry>, Vec<String>) {
+pub fn dependencies(root: &Path, profiles: &Profiles, shell: Option<&Proxies>) -> (Vec<Entry>, Vec<String>) {
     let mut unread = Vec::new();
     let mut entries = resolvers(&mut unread);
     entries.extend(time_servers(root));
     for kind in SOURCES {
-        entries.extend(sources(root, kind));
+        entries.extend(sources(root, kind, shell));
     }
-    for Agent { profile: name, file, value } in AGENTS {
+    for Agent { profile: name, file, value, .. } in AGENTS {
         let Ok(profile) = profiles.get(name) else { continue };
         let path = below(root, file);
         if !path.exists() {
@@ -85,8 +139,8 @@ fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// Of `/etc/resolv.conf`, over both transports.
-fn resolvers(unread: &mut Vec<String>) -> Vec<Entry> {
+/// Of `/etc/resolv.conf`, over both transports; and what could not be read of it, in words.
+pub fn resolvers(unread: &mut Vec<String>) -> Vec<Entry> {
     match read_system_conf() {
         Ok((config, _)) => {
             let mut servers: Vec<String> = config.name_servers().iter().map(|server| server.ip.to_string()).collect();
@@ -145,8 +199,8 @@ fn time_servers(root: &Path) -> Vec<Entry> {
     names.iter().map(|name| entry(name, (123, "udp"), "time", "time server")).collect()
 }
 
-/// Package sources of `apt` or `dnf`; through a proxy of apt's, where one is set for them.
-pub fn sources(root: &Path, kind: &str) -> Vec<Entry> {
+/// Package sources of `apt` or `dnf`; through a proxy of theirs, or of the shell's, where one is set.
+pub fn sources(root: &Path, kind: &str, shell: Option<&Proxies>) -> Vec<Entry> {
     let texts = |file, folder, ending| files(root, file, folder, ending);
     let mut urls: Vec<String> = Vec::new();
     if kind == "apt" {
@@ -173,25 +227,37 @@ pub fn sources(root: &Path, kind: &str) -> Vec<Entry> {
             urls.extend(lines.flat_map(str::split_whitespace).map(str::to_owned));
         }
     }
-    let proxies = if kind == "apt" { apt_proxies(root) } else { Vec::new() };
+    let own = if kind == "apt" { apt_proxies(root) } else { dnf_proxy(root) };
+    let proxies = own.as_ref().or(shell);
     let mut entries: Vec<Entry> = Vec::new();
     for url in urls.iter().filter_map(|url| Url::parse(url).ok()) {
-        let proxy = proxies.iter().find(|(scheme, _)| scheme == url.scheme()).map(|(_, proxy)| proxy);
-        let purpose = match proxy {
-            Some(_) => format!("apt's proxy, to {}", url.host_str().unwrap_or_default()),
-            None => "package source".to_owned(),
+        let Some((host, port)) = url.host_str().zip(url.port_or_known_default()) else { continue };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let proxy = proxies.and_then(|proxies| proxies.for_scheme(url.scheme(), host).map(|of| (proxies.from(), of)));
+        let (purpose, (host, port)) = match proxy {
+            Some((from, of)) => (format!("proxy by {from}, to {host}"), of),
+            None => ("package source".to_owned(), (host.to_owned(), port)),
         };
-        let place = proxy.unwrap_or(&url);
-        let Some((host, port)) = place.host_str().zip(place.port_or_known_default()) else { continue };
         if !entries.iter().any(|known| known.host == host && known.port == port) {
-            entries.push(entry(host.trim_start_matches('[').trim_end_matches(']'), (port, "tcp"), kind, &purpose));
+            entries.push(entry(&host, (port, "tcp"), kind, &purpose));
         }
     }
     entries
 }
 
-/// `Acquire::http::Proxy "http://10.0.0.1:3128";`, by scheme.
-fn apt_proxies(root: &Path) -> Vec<(String, Url)> {
+/// `proxy=` of dnf's or yum's own file.
+fn dnf_proxy(root: &Path) -> Option<Proxies> {
+    let of = |path: &str| {
+        let text = fs::read_to_string(below(root, path)).ok()?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("proxy")?.trim_start().strip_prefix('='));
+        let value = lines.next_back()?.trim().to_owned();
+        Proxies::of_url(&value, path).filter(|_| value != "_none_")
+    };
+    of("/etc/dnf/dnf.conf").or_else(|| of("/etc/yum.conf"))
+}
+
+/// `Acquire::http::Proxy "http://10.0.0.1:3128";`, by scheme; `DIRECT` is none.
+fn apt_proxies(root: &Path) -> Option<Proxies> {
     let mut paths: Vec<PathBuf> = fs::read_dir(below(root, "/etc/apt/apt.conf.d"))
         .into_iter()
         .flatten()
@@ -201,20 +267,19 @@ fn apt_proxies(root: &Path) -> Vec<(String, Url)> {
     paths.sort();
     paths.push(below(root, "/etc/apt/apt.conf"));
     let texts = paths.iter().filter_map(|path| fs::read_to_string(path).ok());
-    let mut proxies = Vec::new();
+    let mut variables = Vec::new();
     for text in texts {
         for line in text.lines().map(str::trim) {
             let Some(rest) = line.strip_prefix("Acquire::") else { continue };
             let Some((scheme, rest)) = rest.split_once("::") else { continue };
             let proxy = rest.strip_prefix("Proxy ").or_else(|| rest.strip_prefix("proxy "));
-            if let Some(url) =
-                proxy.and_then(|rest| Url::parse(rest.trim().trim_end_matches(';').trim_matches('"')).ok())
-            {
-                proxies.push((scheme.to_lowercase(), url));
-            }
+            let value = proxy.map(|rest| rest.trim().trim_end_matches(';').trim_matches('"').to_owned());
+            // The last one holds.
+            variables.splice(0..0, value.map(|value| (format!("{}_proxy", scheme.to_lowercase()), value)));
         }
     }
-    proxies
+    variables.retain(|(_, value)| value != "DIRECT");
+    Proxies::of_variables(&variables, "apt")
 }
 
 #[cfg(test)]
@@ -248,9 +313,9 @@ mod tests {
         let of = |entries: &[Entry]| -> Vec<String> {
             entries.iter().map(|entry| format!("{}:{}/{}", entry.host, entry.port, entry.transport)).collect()
         };
-        assert_eq!(of(&sources(root.path(), "apt")), ["one.example:80/tcp", "two.example:8443/tcp"]);
-        assert_eq!(of(&sources(root.path(), "dnf")), ["rpm.example:443/tcp"]);
-        let (all, unread) = dependencies(root.path(), &profiles);
+        assert_eq!(of(&sources(root.path(), "apt", None)), ["one.example:80/tcp", "two.example:8443/tcp"]);
+        assert_eq!(of(&sources(root.path(), "dnf", None)), ["rpm.example:443/tcp"]);
+        let (all, unread) = dependencies(root.path(), &profiles, None);
         let all = of(&all);
         for wanted in [
             "t1.example:123/udp",
@@ -266,6 +331,6 @@ mod tests {
             || place.contains("old.example")));
         assert!(unread.iter().all(|words| words.contains("resolv.conf")), "{unread:?}");
         write("/etc/apt/apt.conf.d/90proxy", "Acquire::http::Proxy \"http://10.0.0.9:3128\";\n");
-        assert_eq!(of(&sources(root.path(), "apt")), ["10.0.0.9:3128/tcp", "two.example:8443/tcp"]);
+        assert_eq!(of(&sources(root.path(), "apt", None)), ["10.0.0.9:3128/tcp", "two.example:8443/tcp"]);
     }
 }

@@ -1,9 +1,12 @@
 //! What is asked before anything is installed: destinations as they are typed ([`ask`]), and what agents need ([`profiles`]), what the host
-//! depends on already ([`host`]), and who would send ([`unit`]).
+//! depends on already ([`host`]), and who would send ([`unit`]), and
+//! through which proxies ([`proxy`]); and what becomes of a real connection ([`live`]).
 
 pub mod ask;
 pub mod host;
+pub mod live;
 pub mod profiles;
+pub mod proxy;
 pub mod unit;
 
 use std::{collections::BTreeMap, net::IpAddr};

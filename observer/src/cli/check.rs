@@ -2,8 +2,10 @@
 
 use std::{
     io::{self, BufWriter, ErrorKind},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -12,10 +14,16 @@ use ipnet::IpNet;
 
 use super::{Exit, exit::UsageError, filters};
 use crate::{
-    check::{ANY, Entry, Known, Target, Values, ask, host, profiles, unit::Unit},
+    check::{
+        ANY, Entry, Known, Target, Values, ask, host,
+        live::{self, Live, Step, Trial},
+        profiles,
+        proxy::{self, Proxies},
+        unit::Unit,
+    },
     enrich::{host::Identity, resolve},
     launch::User,
-    model::{AddressLists, Fate, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
+    model::{AddressLists, Connect, Fate, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
     output::{
         check::{self as render, Answer, Kept},
         notice::say,
@@ -27,6 +35,8 @@ use crate::{
 
 /// A proposed configuration goes to the helper in one message.
 const MAX_RULESET: usize = 96 << 10;
+/// Why a name has no address, by `--no-dns`.
+const NOT_LOOKED_UP: &str = "names are not looked up (--no-dns)";
 /// Programs whose commands are tried by `--after`.
 const FRONT_ENDS: [&str; 9] = [
     "ufw",
@@ -92,6 +102,9 @@ pub(super) struct Args {
     /// The same, and tell only which destinations change by it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "ruleset"])]
     diff: Option<PathBuf>,
+    /// Connect to all destinations too, up to the name in their certificate, and tell where that fails. This sends packets.
+    #[arg(long, conflicts_with_all = ["after", "ruleset", "diff"])]
+    live: bool,
     /// Do not look for commands that let through what is stopped.
     #[arg(long)]
     no_fix: bool,
@@ -149,7 +162,9 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     if args.list {
         return written(render::list(&mut stdout, &known)).map(|()| Exit::Done);
     }
-    let entries = entries(args, &known)?;
+    let shell: Vec<(String, String)> = std::env::vars().collect();
+    let shell = Proxies::of_variables(&shell, "the environment");
+    let mut entries = entries(args, &known, shell.as_ref())?;
     if let Some(steps) = args.steps {
         let [name] = args.wanted.as_slice() else {
             return Err(usage("`--steps` is for one profile", "write observer check --steps ufw datadog"));
@@ -170,13 +185,25 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         (None, None) => None,
     };
     let sender = sender(args)?;
+    let is_direct = entries.iter().any(|entry| entry.profile.is_none());
+    if let Some(proxies) = sender.proxies.as_ref().or(shell.as_ref()).filter(|_| is_direct) {
+        let from = proxies.from();
+        say(&format!("observer: {from} names a proxy; HOST:PORT is judged as it is reached without"));
+    }
+    let proxies = host::HostProxies::read(Path::new("/"), shell, sender.proxies.clone());
+    entries = proxy::in_place(entries, |profile| proxies.of(profile));
     check_privilege().map_err(|error| super::exit::with_hint(&error))?;
     let mut helper = Helper::start()?;
     // What resolvers answer is read without privileges.
     if let Err(error) = confine(&[], || true) {
         log::warn!("{error:#}");
     }
-    let (targets, look_ups) = targets(args, entries)?;
+    let (mut targets, look_ups) = targets(args, entries)?;
+    // Whoever asks by name asks them first.
+    let asked_for = targets.len();
+    if look_ups > 0 && !args.wanted.is_empty() && is_own_netns(sender.netns) {
+        targets.extend(resolvers(&targets));
+    }
     let asked = Preflight {
         netns: sender.netns,
         user: sender.user,
@@ -206,11 +233,13 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     if let (Some(Tried::Unknown(why)), Some(what)) = (&answer.after, &what) {
         anyhow::bail!("what `{what}` would change cannot be told: {why}");
     }
+    keep_blocked(&mut targets, &mut answer, asked_for);
+    let live = if args.live { tried(&mut helper, &sender, &targets)? } else { Vec::new() };
     // Addresses that stand for any are nobody's.
     if let Some(fix) = &mut answer.fix {
         fix.verified_for.retain(|address| !ANY.contains(address));
     }
-    let is_stopped = is_stopped(&answer);
+    let is_stopped = is_stopped(&answer) || live.iter().any(|tried| has_failed(tried));
     let told = Answer {
         identity: Identity::read(),
         user: sender.name,
@@ -218,6 +247,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         cgroup: sender.cgroup,
         targets,
         answer,
+        live,
         after: what,
         only_changes: args.diff.is_some(),
         look_ups,
@@ -241,6 +271,102 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     Ok(if is_stopped { Exit::Finding } else { Exit::Done })
 }
 
+/// What becomes of real connections to all addresses of all destinations, where these are known.
+fn tried(helper: &mut Helper, sender: &Sender, targets: &[Target]) -> Result<Vec<Vec<Live>>> {
+    let mut found: Vec<Vec<Live>> = Vec::new();
+    let mut trials = Vec::new();
+    for (index, target) in targets.iter().enumerate() {
+        let entry = &target.entry;
+        if let Known::Any(why) = &target.known {
+            let untried = if why == NOT_LOOKED_UP { Live::untried(why) } else { Live::failed(Step::Dns, why) };
+            found.push(target.addresses.iter().map(|_| untried.clone()).collect());
+            continue;
+        }
+        if entry.host.parse::<IpNet>().is_ok() {
+            found.push(target.addresses.iter().map(|_| Live::untried("a network is not tried")).collect());
+            continue;
+        }
+        let name = entry.probe.as_ref().unwrap_or(&entry.host);
+        let mut of = Vec::new();
+        for (at, address) in target.addresses.iter().enumerate() {
+            let wanted = Connect {
+                netns: sender.netns,
+                user: sender.user,
+                cgroup: sender.cgroup.clone(),
+                is_tcp: entry.transport == "tcp",
+                to: SocketAddr::new(*address, entry.port),
+            };
+            let since = Instant::now();
+            of.push(match helper.connect(&wanted)? {
+                Ok(socket) => {
+                    let name = name.parse::<IpAddr>().is_err().then(|| name.clone());
+                    let trial = Trial { socket, since, transport: entry.transport, port: entry.port, name };
+                    trials.push(((index, at), trial));
+                    Live::default()
+                }
+                Err((number, why)) => {
+                    let words = number.map(|number| live::words(&io::Error::from_raw_os_error(number)));
+                    Live::failed(Step::Connect, words.unwrap_or(why))
+                }
+            });
+        }
+        found.push(of);
+    }
+    for ((index, at), live) in live::follow(trials)? {
+        found[index][at] = live;
+    }
+    Ok(found)
+}
+
+/// No address of a destination was reached, though one could have been.
+fn has_failed(tried: &[Live]) -> bool {
+    tried.iter().any(|live| live.failed.is_some())
+        && !tried.iter().any(|live| live.failed.is_none() && live.has_connected())
+}
+
+/// What is asked is asked where observer itself looks up names.
+fn is_own_netns(netns: Option<u32>) -> bool {
+    let own = std::fs::metadata("/proc/self/ns/net").map(|own| own.ino());
+    netns.is_none_or(|netns| own.is_ok_and(|own| own == u64::from(netns)))
+}
+
+/// The resolvers of this host, but for those that were asked about.
+fn resolvers(asked: &[Target]) -> Vec<Target> {
+    let place = |entry: &Entry| (entry.host.clone(), entry.port, entry.transport);
+    let known: Vec<_> = asked.iter().map(|target| place(&target.entry)).collect();
+    let mut entries = host::resolvers(&mut Vec::new());
+    entries.retain(|entry| !known.contains(&place(entry)));
+    let target = |entry: Entry| {
+        let addresses = vec![entry.host.parse().ok()?];
+        Some(Target { entry, addresses, known: Known::Given })
+    };
+    entries.into_iter().filter_map(target).collect()
+}
+
+/// Of what nobody asked about only what is blocked is told.
+fn keep_blocked(targets: &mut Vec<Target>, answer: &mut Preflighted, asked_for: usize) {
+    let is_told: Vec<bool> = (0..targets.len())
+        .map(|index| {
+            let after = match &answer.after {
+                Some(Tried::Is(after)) => after.fates.get(index),
+                _ => None,
+            };
+            let all = answer.fates.get(index).into_iter().chain(after).flatten();
+            index < asked_for || { all }.any(Fate::is_blocked)
+        })
+        .collect();
+    let told = |index: &mut usize| {
+        *index += 1;
+        is_told[*index - 1]
+    };
+    let (mut of_targets, mut of_fates, mut of_after) = (0, 0, 0);
+    targets.retain(|_| told(&mut of_targets));
+    answer.fates.retain(|_| told(&mut of_fates));
+    if let Some(Tried::Is(after)) = &mut answer.after {
+        after.fates.retain(|_| told(&mut of_after));
+    }
+}
+
 /// Who would send.
 #[derive(Default)]
 struct Sender {
@@ -252,6 +378,8 @@ struct Sender {
     cgroup: Option<String>,
     lists: Option<AddressLists>,
     netns: Option<u32>,
+    /// Those of the unit.
+    proxies: Option<Proxies>,
 }
 
 /// By `--as`, `--as-unit` and `--netns`; what is said of itself goes before what a unit says.
@@ -278,7 +406,8 @@ fn sender(args: &Args) -> Result<Sender> {
         })?;
         sender.netns = filters::namespace(&path)?;
     }
-    Ok(Sender { unit: Some(unit.name), cgroup: unit.cgroup, lists: unit.lists, ..sender })
+    let proxies = Proxies::of_variables(&unit.environment, &unit.name);
+    Ok(Sender { unit: Some(unit.name), cgroup: unit.cgroup, lists: unit.lists, proxies, ..sender })
 }
 
 fn plain(args: &Args, user: Option<&str>) -> Result<Sender> {
@@ -314,11 +443,11 @@ fn usage(sentence: &str, hint: &str) -> anyhow::Error {
     UsageError { sentence: sentence.to_owned(), hint: hint.to_owned() }.into()
 }
 
-fn entries(args: &Args, known: &profiles::Profiles) -> Result<Vec<Entry>> {
+fn entries(args: &Args, known: &profiles::Profiles, shell: Option<&Proxies>) -> Result<Vec<Entry>> {
     let values: Values = args.set.iter().cloned().collect();
     let mut entries = Vec::new();
     if args.wanted.is_empty() && args.steps.is_none() {
-        let (all, unread) = host::dependencies(Path::new("/"), known);
+        let (all, unread) = host::dependencies(Path::new("/"), known, shell);
         for words in unread {
             say(&format!("observer: {words}"));
         }
@@ -326,7 +455,7 @@ fn entries(args: &Args, known: &profiles::Profiles) -> Result<Vec<Entry>> {
     }
     for word in &args.wanted {
         if host::SOURCES.contains(&word.as_str()) {
-            let sources = host::sources(Path::new("/"), word);
+            let sources = host::sources(Path::new("/"), word, shell);
             if sources.is_empty() {
                 return Err(usage(
                     &format!("this host has no package sources of {word}"),
@@ -438,7 +567,7 @@ fn targets(args: &Args, entries: Vec<Entry>) -> Result<(Vec<Target>, usize)> {
             (false, _) => (addresses, Known::Given),
             (true, Some(Ok(addresses))) => (addresses.clone(), Known::Resolved),
             (true, Some(Err(why))) => any(why.clone()),
-            (true, None) => any("names are not looked up (--no-dns)".to_owned()),
+            (true, None) => any(NOT_LOOKED_UP.to_owned()),
         };
         Target { entry, addresses, known }
     });

@@ -1,6 +1,6 @@
 //! Whether destinations would be let out, asked before anything is sent.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -105,6 +105,21 @@ pub struct Preflight {
     pub after: Option<Change>,
     /// What lets through what is stopped is looked for.
     pub finds_fix: bool,
+}
+
+/// A real connection that is to be begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Inode number of the network namespace; without one, the host's own.
+    pub netns: Option<u32>,
+    /// User and group that would send.
+    pub user: (u32, u32),
+    /// Path of the sender's cgroup; without one, observer's own.
+    pub cgroup: Option<String>,
+    /// It is TCP's, and not a socket for datagrams.
+    pub is_tcp: bool,
+    /// Where to.
+    pub to: SocketAddr,
 }
 
 /// What becomes of a packet to one address.

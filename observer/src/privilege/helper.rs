@@ -31,8 +31,8 @@ use crate::{
     enrich::{assemble::HELPER, attribute::Eyes, changes::Listening},
     firewall::{denies::Denies, inventory::Inventory},
     model::{
-        ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped, Wanted,
-        WantedRule,
+        Connect, ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped,
+        Wanted, WantedRule,
     },
     probe::{
         proof::{Prepared, Unproven},
@@ -186,6 +186,16 @@ impl Helper {
                 other => return Err(unexpected(&other)),
             }
         }
+    }
+
+    /// Begins a real connection. The inner error has the kernel's number, where it is one of those, and words.
+    pub fn connect(&mut self, wanted: &Connect) -> Result<Result<OwnedFd, (Option<i32>, String)>, HelperError> {
+        match self.ask(&Request::Connect(Box::new(wanted.clone())))? {
+            Response::Connect(Ok(())) => {}
+            Response::Connect(Err(why)) => return Ok(Err(why)),
+            other => return Err(unexpected(&other)),
+        }
+        Ok(self.descriptors.pop().ok_or_else(|| (None, "the socket did not come".to_owned())))
     }
 
     fn exchange(&mut self, request: &Request) -> Result<Response> {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     firewall::{denies::Denies, inventory::Inventory},
     model::{
-        ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped, Wanted,
-        WantedRule,
+        Connect, ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped,
+        Wanted, WantedRule,
     },
     probe::{
         proof::{Prepared, Unproven},
@@ -96,6 +96,8 @@ pub enum Request {
         /// How often its modules have changed: asked again, the answer is the same.
         changes: u64,
     },
+    /// Begin a real connection, or make a socket for datagrams that is connected. It comes with the answer.
+    Connect(Box<Connect>),
     /// Keep two programs, whose descriptors come with this, for [`Request::ArmVerdicts`].
     VerdictPrograms,
     /// Keep the map, whose descriptor comes with this, that names observer's own namespaces; and copy the rules of this network
@@ -168,6 +170,8 @@ pub enum Response {
     SelfTest(Result<Sent, String>),
     /// To [`Request::Rule`].
     Rule(Result<Option<Box<Decision>>, String>),
+    /// To [`Request::Connect`]; with the socket, unless that failed: with what number of an error, if with any, and in words.
+    Connect(Result<(), (Option<i32>, String)>),
     /// To [`Request::Listen`]; with the socket and a process that lives in the namespace, unless that failed.
     Listen(Result<(), String>),
     /// To [`Request::Difference`]; `None` when they were not read before, or not of late.

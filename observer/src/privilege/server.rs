@@ -29,7 +29,7 @@ use super::{
 use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
     firewall::{denies, files::Root, inventory},
-    model::Preflight,
+    model::{Connect, Preflight},
     probe::{
         cgroup,
         proof::{self, Prover},
@@ -178,6 +178,21 @@ impl Server {
         self.preflights.begin(asked.clone(), place, cgroup, has_rules)
     }
 
+    /// A connection that goes on by itself; its descriptor comes with the answer.
+    fn connect(&mut self, wanted: &Connect) -> Result<(), (Option<i32>, String)> {
+        let told = |error: anyhow::Error| {
+            let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+            (number, format!("{error:#}"))
+        };
+        let cgroup = self.sender(wanted.cgroup.as_deref()).map_err(told)?;
+        let procs = cgroup.filter(|cgroup| !cgroup.is_own).map(|cgroup| cgroup.procs()).transpose().map_err(told)?;
+        let (to, is_tcp, user) = (wanted.to, wanted.is_tcp, wanted.user);
+        let begin = move || replay::connecting(to, is_tcp, user, procs.as_ref());
+        let socket = netns::inside(wanted.netns, begin).and_then(|begun| begun).map_err(told)?;
+        self.descriptors.push(socket.into());
+        Ok(())
+    }
+
     pub(super) fn answer(&mut self, request: &Request) -> Response {
         match *request {
             // In another pid namespace the kernel's pids would name somebody else here.
@@ -205,6 +220,7 @@ impl Server {
                     .map(|decision| decision.map(Box::new))
                     .map_err(|error| format!("{error:#}")),
             ),
+            Request::Connect(ref wanted) => Response::Connect(self.connect(wanted)),
             Request::Listen { .. } if !self.knows_nftables() => {
                 Response::Listen(Err("nftables is not loaded".to_owned()))
             }

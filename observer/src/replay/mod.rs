@@ -18,5 +18,6 @@ pub mod surroundings;
 
 pub use conntrack::Connection;
 pub use proof::prove;
+pub use send::connecting;
 pub use shape::Shape;
 pub use stage::{Asked, Building, Copied, Order, Stage, Version, ask, copy, logs_everywhere, own_namespace, version};

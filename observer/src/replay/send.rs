@@ -74,6 +74,17 @@ fn plain_socket((domain, of, protocol): Kind, owner: Owner) -> Result<Socket> {
         .context("cannot make a socket")
 }
 
+/// A real connection, or a socket for datagrams, that is begun as that user and in that cgroup; it goes on by itself.
+pub fn connecting(to: SocketAddr, is_tcp: bool, user: (u32, u32), cgroup: Option<&File>) -> Result<Socket> {
+    let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
+    let socket = socket_of((domain, kind, None), Owner { uid: user.0, gid: user.1, mark: 0 }, cgroup)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error.into()),
+        _ => Ok(socket),
+    }
+}
+
 /// Sends by a socket; through an interface by name and number, whatever routes say, where one is given.
 pub(super) fn by_socket(whole: &Whole, socket: &Socket, through: Option<(&str, u32)>) -> Result<()> {
     if let Some((name, _)) = through {

@@ -78,7 +78,9 @@ impl Kept {
         let now = Timestamp::now();
         let lines = answer.targets.iter().zip(answer.fates()).flat_map(|(target, fates)| {
             let all = target.addresses.iter().zip(fates);
-            all.filter_map(move |(address, fate)| serde_json::to_value(line(answer, target, *address, fate, now)).ok())
+            all.filter_map(move |(address, fate)| {
+                serde_json::to_value(line(answer, target, *address, (fate, None), now)).ok()
+            })
         });
         let now = by_place(lines);
         ensure!(now.keys().any(|place| self.0.contains_key(place)), "the file has none of these destinations");

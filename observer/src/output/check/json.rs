@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Answer;
 use crate::{
-    check::{Known, Target},
+    check::{Known, Target, live::Live},
     model::{
         Action, Agent, Destination, ECS_VERSION, Ecs, EgressRule, EventMeta, Fate, Fix, Host, Kind, NamedRule, Network,
         Programs, RuleName, RuleSource, SCHEMA, Tried, Verdict,
@@ -69,6 +69,9 @@ struct Checked<'a> {
     /// The command that was tried before.
     #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<&'a str>,
+    /// What became of a real connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'a Live>,
     /// It cannot be told, or there is no way.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
@@ -77,9 +80,10 @@ struct Checked<'a> {
 /// For a program: one object for each address and port.
 pub fn json(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
     let now = Timestamp::now();
-    for (_, target, fates) in answer.told() {
-        for (address, fate) in target.addresses.iter().zip(fates) {
-            write_line(writer, &line(answer, target, *address, fate, now))?;
+    for (index, target, fates) in answer.told() {
+        for (at, (address, fate)) in target.addresses.iter().zip(fates).enumerate() {
+            let live = answer.live.get(index).and_then(|all| all.get(at));
+            write_line(writer, &line(answer, target, *address, (fate, live), now))?;
         }
     }
     writer.flush()
@@ -89,7 +93,7 @@ pub(super) fn line<'a>(
     answer: &'a Answer,
     target: &'a Target,
     address: IpAddr,
-    fate: &'a Fate,
+    (fate, live): (&'a Fate, Option<&'a Live>),
     now: Timestamp,
 ) -> Line<'a> {
     let rule = match fate {
@@ -176,6 +180,7 @@ pub(super) fn line<'a>(
                     _ => None,
                 },
                 after: answer.after.as_deref().filter(|_| matches!(answer.answer.after, Some(Tried::Is(_)))),
+                live,
                 why,
             },
         },

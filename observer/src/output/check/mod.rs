@@ -13,7 +13,11 @@ use super::{
     fix::{about, as_root, blocks},
 };
 use crate::{
-    check::{Known, Target, profiles::Profiles},
+    check::{
+        Known, Target,
+        live::{Live, Step},
+        profiles::Profiles,
+    },
     enrich::host::Identity,
     model::{After, Fate, Fix, NamedRule, Preflighted, Tried, Verdict},
 };
@@ -39,6 +43,8 @@ pub struct Answer {
     pub targets: Vec<Target>,
     /// What was found, in the same order.
     pub answer: Preflighted,
+    /// What became of real connections, in the order of targets and addresses; empty where none was begun.
+    pub live: Vec<Vec<Live>>,
     /// The command or the file that was tried.
     pub after: Option<String>,
     /// Only what changes by it is told.
@@ -67,6 +73,19 @@ fn stands(fates: &[Fate]) -> Stands {
     } else {
         Stands::Unreachable
     }
+}
+
+/// What became of a real connection, in a few words.
+fn tried(live: &Live) -> String {
+    let mut parts = Vec::new();
+    parts.extend(live.connect_ms.map(|took| format!("connected in {took} ms")));
+    parts.extend(live.tls_ms.map(|took| format!("TLS in {took} ms")));
+    if !live.certificate.is_empty() {
+        parts.push(format!("certificate of {}", live.certificate.join(", ")));
+    }
+    parts.extend(live.answer_ms.map(|took| format!("answered in {took} ms")));
+    parts.extend(live.why.clone());
+    parts.join(", ")
 }
 
 /// `v4 v6`, of the addresses for which that holds.
@@ -110,6 +129,33 @@ impl Answer {
             }
         }
         all
+    }
+
+    /// What became of real connections, by family where several differ; and where that is otherwise than what the rules say.
+    fn live(&self, index: usize, target: &Target, fates: &[Fate]) -> Vec<String> {
+        let Some(all) = self.live.get(index) else { return Vec::new() };
+        let mut parts: Vec<(String, Vec<&str>)> = Vec::new();
+        for ((live, address), fate) in all.iter().zip(&target.addresses).zip(fates) {
+            // Where one family has no way, the other is what counts.
+            let has_way = !matches!(fate, Fate::NoRoute { is_decided: false, .. });
+            if !has_way && live.failed == Some(Step::Connect) && all.len() > 1 {
+                continue;
+            }
+            let mut words = tried(live);
+            if fate.is_blocked() && live.has_connected() {
+                words.push_str(", although that should be blocked: the rules have changed, or were read wrongly");
+            } else if *fate == Fate::Passes && matches!(live.failed, Some(Step::Connect | Step::Answer)) {
+                words.push_str(", and no rule here stops it");
+            }
+            let family = if address.is_ipv4() { "v4" } else { "v6" };
+            match parts.iter_mut().find(|(known, _)| *known == words) {
+                Some((_, families)) if !families.contains(&family) => families.push(family),
+                Some(_) => {}
+                None => parts.push((words, vec![family])),
+            }
+        }
+        let of = |(words, families): (String, Vec<&str>)| format!("live {}: {words}", families.join(" "));
+        parts.into_iter().map(of).collect()
     }
 
     /// `BLOCKED v4, allowed v6`, and how loud that is.
@@ -183,9 +229,12 @@ impl Answer {
             (None, None, Some(user)) => format!(", for user {user}"),
             (None, None, None) => String::new(),
         };
-        format!(
-            "Asked of this host's own rules, routes and cgroup programs{who}; nothing was sent to these destinations{look_ups}."
-        )
+        let sent = if self.live.is_empty() {
+            "nothing was sent to these destinations"
+        } else {
+            "then real connections were made, as asked by --live"
+        };
+        format!("Asked of this host's own rules, routes and cgroup programs{who}; {sent}{look_ups}.")
     }
 }
 
@@ -290,6 +339,7 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         let purpose = if wide_purpose == 0 { String::new() } else { format!("  {:<wide_purpose$}", escape(&purpose)) };
         let mut rest = answer.why(fates, &mut told);
         rest.extend(remarks(target, unknown.is_none()));
+        rest.extend(answer.live(index, target, fates));
         if let Some(before) = answer.answer.fates.get(index).filter(|_| answer.only_changes) {
             rest.push(format!("now {}", answer.verdict(target, before).1));
         }
@@ -355,10 +405,11 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         writeln!(writer, "In a private copy, after {}.\n", cell(command))?;
     }
     writeln!(writer, "| phase | destination | purpose | verdict | by |\n|---|---|---|---|---|")?;
-    for (_, target, fates) in answer.told() {
+    for (index, target, fates) in answer.told() {
         let (phase, purpose) = purpose(target);
         let mut rest = answer.why(fates, &mut Vec::new());
         rest.extend(remarks(target, true));
+        rest.extend(answer.live(index, target, fates));
         let words = answer.verdict(target, fates).1;
         writeln!(
             writer,

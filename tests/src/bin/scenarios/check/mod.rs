@@ -1,5 +1,6 @@
 //! `observer check`: what it says of destinations is what a real client experiences there.
 
+mod live;
 mod senders;
 
 use std::process::{Output, Stdio};
@@ -34,6 +35,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("rules_that_ask_for_a_cgroup", senders::rules),
     ("units_of_systemd", senders::units),
     ("a_sender_that_is_not_there", senders::mistakes),
+    live::ALL[0],
+    live::ALL[1],
+    live::ALL[2],
 ];
 
 /// Where the client goes: protocol, address, port.
