@@ -37,7 +37,11 @@ pub struct Lab {
 impl Lab {
     /// Joins two new namespaces, with addresses and routes of both families and neighbours that need no discovery.
     pub fn new() -> Result<Self> {
-        let (client, server) = (Namespace::new()?, Namespace::new()?);
+        Self::join(Namespace::new()?, Namespace::new()?)
+    }
+
+    /// The same with two that are there.
+    pub fn join(client: Namespace, server: Namespace) -> Result<Self> {
         client.ip(&[
             &format!(
                 "link add {CLIENT_INTERFACE} address 02:00:00:00:00:01 type veth peer name eth0 address 02:00:00:00:00:02 \

@@ -45,6 +45,13 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The one in which this program itself is: what is done there is not undone by itself.
+    pub fn own() -> Result<Self> {
+        let mut holder = Command::new("sleep");
+        let holder = holder.arg("infinity").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        Ok(Self { holder, overlay: None })
+    }
+
     /// Process id of the holder.
     pub fn pid(&self) -> u32 {
         self.holder.id()

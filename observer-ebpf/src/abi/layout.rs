@@ -80,6 +80,8 @@ layout! {
     skb_data,
     /// `sk_buff.network_header`
     skb_network_header,
+    /// `sk_buff.transport_header`
+    skb_transport_header,
     /// `sk_buff.mac_header`
     skb_mac_header,
     /// `sk_buff.protocol`

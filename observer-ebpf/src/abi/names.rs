@@ -10,6 +10,8 @@ pub mod program {
     pub const SECOND: &str = "rule_second";
     /// Kprobes on functions that give a rule's verdict, and on their return.
     pub const VERDICT: [&str; 2] = ["verdict_begin", "verdict_end"];
+    /// Kprobe on `__udp_enqueue_schedule_skb`: a datagram has come in.
+    pub const ANSWERED: &str = "udp_answered";
     /// BTF tracepoint `inet_sock_set_state`: a connect begins, a connection ends.
     pub const STATE: &str = "own_sock_state";
     /// cgroup program at socket creation.

@@ -18,7 +18,7 @@ pub enum ProcessEvent {
     /// A socket of another namespace than the host's began a connection, or was closed: `task` is its owner, a
     /// [`FlowRecord`] follows in place of the arguments.
     Flow = 5,
-    /// A connection was established to a destination that is waited for: `task` is the socket's owner, or zero where that is
+    /// A connection was established to a destination that is waited for, or a datagram came from there: `task` is the socket's owner, or zero where that is
     /// not known, a [`FlowRecord`] follows in place of the arguments.
     Reached = 6,
 }

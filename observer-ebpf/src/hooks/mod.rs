@@ -8,4 +8,5 @@ mod sched_process;
 mod sock_ops;
 mod task_file;
 mod tcp_connect;
+mod udp_enqueue;
 mod verdict;

@@ -1,4 +1,4 @@
-//! Destinations that were blocked: a connection that is established to one of them is told.
+//! Destinations that were blocked: a connection that is established to one of them is told, and a datagram that comes from there.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -26,18 +26,32 @@ static AWAITING: Array<u32, 1> = Array::new();
 /// `::ffff:0:0`, which makes an IPv4 address one of IPv6.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
+/// Any destination is waited for.
+#[inline(always)]
+fn is_any() -> bool {
+    AWAITING.get(0).is_some_and(|any| *any != 0)
+}
+
 /// The connection of this socket has its answer.
 #[inline(always)]
 pub fn established(sk: u64) {
-    if AWAITING.get(0).is_none_or(|any| *any == 0) {
-        return;
+    if is_any() {
+        tell(sk, 0);
     }
-    tell(sk);
 }
 
-/// A function of its own, as what else runs there: stacks lie one below the other.
+/// A datagram has come in for this socket.
+#[inline(always)]
+pub fn answered(sk: u64, skb: u64) {
+    if is_any() && skb != 0 {
+        tell(sk, skb);
+    }
+}
+
+/// A function of its own, as what else runs there: stacks lie one below the other. Without a packet the socket says where it is
+/// connected to.
 #[inline(never)]
-fn tell(sk: u64) {
+fn tell(sk: u64, skb: u64) {
     // A multipath connection's own number is beyond those of packets; its parts are TCP's.
     let Ok(protocol) = u8::try_from(Probe::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0)) else { return };
     let mut flow = FlowRecord {
@@ -54,6 +68,9 @@ fn tell(sk: u64) {
         source: 0,
     };
     flow::addresses::<Probe>(&mut flow, sk);
+    if skb != 0 {
+        came_from(&mut flow, skb);
+    }
     let mut key = AwaitedKey { remote: flow.remote, netns: flow.netns, port: flow.remote_port, protocol, reserved: 0 };
     if flow.v6 == 0 {
         key.remote[..12].copy_from_slice(&MAPPED);
@@ -70,4 +87,26 @@ fn tell(sk: u64) {
         flow.source = owner.source as u8;
     }
     process::emit_reached(owner.map(|owner| &owner.task), &flow);
+}
+
+/// Addresses of a packet that came in, and the port that it came from: a socket need not be connected to there.
+#[inline(always)]
+fn came_from(flow: &mut FlowRecord, skb: u64) {
+    let head: u64 = Probe::field(skb, field!(skb_head)).unwrap_or(0);
+    let network: u16 = Probe::field(skb, field!(skb_network_header)).unwrap_or(0);
+    let transport: u16 = Probe::field(skb, field!(skb_transport_header)).unwrap_or(0);
+    let at = |offset: u32| head + u64::from(network) + u64::from(offset);
+    let version: u8 = Probe::field(at(0), 0).unwrap_or(0);
+    flow.remote_port = u16::from_be(Probe::field(head + u64::from(transport), 0).unwrap_or(0));
+    if version >> 4 == 4 {
+        flow.v6 = 0;
+        flow.remote = [0; 16];
+        flow.local = [0; 16];
+        flow.remote[..4].copy_from_slice(&Probe::field::<[u8; 4]>(at(12), 0).unwrap_or_default());
+        flow.local[..4].copy_from_slice(&Probe::field::<[u8; 4]>(at(16), 0).unwrap_or_default());
+    } else {
+        flow.v6 = 1;
+        flow.remote = Probe::field(at(8), 0).unwrap_or_default();
+        flow.local = Probe::field(at(24), 0).unwrap_or_default();
+    }
 }

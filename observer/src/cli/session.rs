@@ -85,6 +85,10 @@ impl Session {
         let degraded = doctor::shortcomings(&probes);
         let hanging = hanging::decode(probes.take_hanging());
         let awaited = probes.take_awaited()?;
+        let answers = probes.answer_program().map_err(|error| format!("{error:#}"));
+        if let Err(why) = answers.and_then(|program| helper.keep_answer_program(program)) {
+            log::warn!("answers to datagrams are not seen: {why}");
+        }
         let mut ring = probes.take_process_ring()?;
         let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;
         let lives: Lives = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));

@@ -298,7 +298,7 @@ impl<E: Eyes> Assembler<E> {
             process: sender.process,
             user: sender.user,
         };
-        if decided && begins(dropped.tcp_flags) {
+        if decided && begins(event.network.transport.as_deref(), dropped.tcp_flags) {
             self.wait_for(&event, dropped.first_ns, dropped.boot_ns);
         }
         if let Some(answer) = dropped.rule {
@@ -382,16 +382,18 @@ impl<E: Eyes> Assembler<E> {
         if let Some(process) = &mut event.process {
             process.thread = None;
         }
-        if event.event.action == Action::EgressBlocked && begins(Some(key.detail)) {
+        let decided = event.event.action == Action::EgressBlocked;
+        if decided && begins(event.network.transport.as_deref(), Some(key.detail)) {
             self.wait_for(&event, counted.first_ns, counted.last_ns);
         }
         event
     }
 }
 
-/// By TCP's flags: a packet that begins a connection. What is answered to such a one can be told.
-fn begins(tcp_flags: Option<u8>) -> bool {
-    tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == SYN)
+/// A packet that begins a connection by TCP's flags, or a datagram: what is answered to such a one can be told.
+fn begins(transport: Option<&str>, tcp_flags: Option<u8>) -> bool {
+    let is_syn = || tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == SYN);
+    transport == Some("udp") || transport == Some("tcp") && is_syn()
 }
 
 /// Name of the helper process.

@@ -77,6 +77,8 @@ pub trait Eyes: Proving {
     fn fix(&mut self, stopped: &Stopped) -> Result<Remedy, String>;
     /// Listens to changes of a namespace's rules.
     fn listen(&mut self, netns: u32) -> Result<Listening, String>;
+    /// Has it told for so long from now on that datagrams come from what is waited for.
+    fn arm_answers(&mut self, time: Duration) -> Result<(), String>;
     /// What is otherwise in a namespace's rules than when they were read last; `None` when they were not, or not of late.
     fn difference(&mut self, netns: u32) -> Result<Option<Difference>, String>;
     /// Why questions were not answered, where they were not.

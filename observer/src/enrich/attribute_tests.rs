@@ -90,6 +90,10 @@ impl Eyes for Host {
         Err("nobody listens".to_owned())
     }
 
+    fn arm_answers(&mut self, _time: Duration) -> Result<(), String> {
+        Err("nobody listens".to_owned())
+    }
+
     fn difference(&mut self, _netns: u32) -> Result<Option<Difference>, String> {
         Ok(None)
     }

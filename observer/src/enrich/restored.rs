@@ -1,4 +1,5 @@
-//! Destinations that were blocked, and that work again: the kernel half tells of a connection that is established to one of them.
+//! Destinations that were blocked, and that work again: the kernel half tells of a connection that is established to one of them,
+//! and of a datagram that comes from there.
 //!
 //! It is the same story only where the same program reaches the destination for the same user, in the same unit and container,
 //! from the same namespace: for others it may never have been blocked.
@@ -9,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use observer_ebpf::abi::{AwaitedKey, MAX_AWAITED};
+use observer_ebpf::{
+    abi::{AwaitedKey, MAX_AWAITED},
+    logic::packet::protocol,
+};
 
 use super::{
     assemble::Assembler,
@@ -17,7 +21,7 @@ use super::{
     sender::{Credentials, Sender},
 };
 use crate::model::{
-    Action, Change, Container, Event, OwnerBy, OwnerKnown, OwnerSource, Preceding, Process, ProcessId, Reached,
+    Action, By, Change, Container, Event, OwnerBy, OwnerKnown, OwnerSource, Preceding, Process, ProcessId, Reached,
     Restored, Source, transport_number,
 };
 
@@ -28,6 +32,11 @@ const MAX_CHANGES: usize = 16;
 const MAX_NAMESPACES: usize = 64;
 /// Stories of one destination.
 const MAX_STORIES: usize = 16;
+/// Datagrams are waited for so long after the last one that was blocked, and that is renewed so often.
+const ANSWERED: Duration = Duration::from_secs(60);
+const RENEW: Duration = Duration::from_secs(15);
+/// What comes sooner may be the answer to a datagram that was sent before any was blocked.
+const LATE_NS: u64 = 500_000_000;
 /// Connections that wait to be told.
 const MAX_REACHED: usize = 256;
 
@@ -57,6 +66,8 @@ pub(super) struct Awaited {
     order: VecDeque<AwaitedKey>,
     changes: HashMap<u32, VecDeque<Changed>>,
     reached: VecDeque<(Instant, Reached)>,
+    /// When datagrams were waited for last.
+    armed: Option<Instant>,
     /// Why the kernel half does not know of one.
     failure: Option<String>,
 }
@@ -69,6 +80,7 @@ impl Awaited {
             order: VecDeque::new(),
             changes: HashMap::new(),
             reached: VecDeque::new(),
+            armed: None,
             failure: None,
         }
     }
@@ -157,7 +169,8 @@ impl Awaited {
     fn take(&mut self, reached: &Reached, who: &Who<'_>) -> Option<Blocked> {
         let key = key_of(reached.remote.ip(), reached.remote.port(), reached.netns, reached.protocol);
         let stories = self.blocked.get_mut(&key)?;
-        let is_it = |story: &Blocked| story.last_ns < reached.boot_ns && is_same(&story.event, who);
+        let least = if reached.protocol == protocol::UDP { LATE_NS } else { 0 };
+        let is_it = |story: &Blocked| story.last_ns + least < reached.boot_ns && is_same(&story.event, who);
         let story = stories.swap_remove(stories.iter().position(is_it)?);
         if stories.is_empty() {
             self.forget(&key);
@@ -255,8 +268,14 @@ impl<E: Eyes> Assembler<E> {
             }
             _ => egress.netns,
         };
-        if let Some(home) = home {
-            self.awaited.blocked(event, home, first_ns, last_ns);
+        let Some(home) = home else { return };
+        self.awaited.blocked(event, home, first_ns, last_ns);
+        let is_udp = event.network.transport.as_deref() == Some("udp");
+        if is_udp && self.awaited.armed.is_none_or(|armed| armed.elapsed() > RENEW) {
+            self.awaited.armed = Some(Instant::now());
+            if let Err(why) = self.attributor.eyes.arm_answers(ANSWERED) {
+                log::debug!("answers to datagrams are not seen: {why}");
+            }
         }
     }
 
@@ -292,6 +311,7 @@ impl<E: Eyes> Assembler<E> {
         let restored = Restored {
             after_ms: milliseconds(reached.boot_ns.saturating_sub(first_ns)),
             last_blocked: self.clock.wall(last_ns),
+            by: if reached.protocol == protocol::UDP { By::Answer } else { By::Connection },
             change,
         };
         event.timestamp = self.clock.wall(reached.boot_ns);

@@ -41,7 +41,7 @@ pub use preflight::{
 };
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId, Reached};
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
-pub use restored::{Preceding, Restored};
+pub use restored::{By, Preceding, Restored};
 pub use rule::{
     Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
     Verdict, WantedRule,

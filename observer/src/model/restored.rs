@@ -8,11 +8,23 @@ use uuid::Uuid;
 
 use super::span;
 
+/// By what it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// A connection was established.
+    Connection,
+    /// A datagram came from there.
+    Answer,
+}
+
 /// `egress.restored`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Restored {
     /// Milliseconds from the first packet that was blocked to the connection.
     pub after_ms: u64,
+    /// By what it is known.
+    pub by: By,
     /// The last packet that was blocked.
     pub last_blocked: Timestamp,
     /// The last change of rules that was heard between that packet and the connection: what came before, and not what is proven
@@ -45,6 +57,10 @@ impl Restored {
             }
             None => "; no change of rules was heard in between".to_owned(),
         };
-        format!("a connection was established {after} after the first packet was blocked{before}")
+        let what = match self.by {
+            By::Connection => "a connection was established",
+            By::Answer => "an answer came",
+        };
+        format!("{what} {after} after the first packet was blocked{before}")
     }
 }

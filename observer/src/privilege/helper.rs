@@ -188,6 +188,15 @@ impl Helper {
         }
     }
 
+    /// Hands over the program that runs where datagrams come in.
+    pub fn keep_answer_program(&mut self, program: OwnedFd) -> Result<(), String> {
+        let answer = self.send(&Request::AnswerProgram, &[program]).and_then(|()| self.receive());
+        match answer.map_err(|error| format!("{error:#}"))? {
+            Response::AnswerProgram(kept) => kept,
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
     /// Begins a real connection. The inner error has the kernel's number, where it is one of those, and words.
     pub fn connect(&mut self, wanted: &Connect) -> Result<Result<OwnedFd, (Option<i32>, String)>, HelperError> {
         match self.ask(&Request::Connect(Box::new(wanted.clone())))? {
@@ -349,6 +358,13 @@ impl Eyes for Helper {
         }
     }
 
+    fn arm_answers(&mut self, time: Duration) -> Result<(), String> {
+        match self.ask(&Request::ArmAnswers { time }).map_err(|error| error.to_string())? {
+            Response::ArmAnswers(armed) => armed,
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
     fn listen(&mut self, netns: u32) -> Result<Listening, String> {
         match self.ask(&Request::Listen { netns }).map_err(|error| error.to_string())? {
             Response::Listen(begun) => begun?,
@@ -390,7 +406,7 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     let mut server = server::Server::new();
     loop {
         // What is attached for a while is taken away in time, and what nobody has asked for yet is done when nobody asks.
-        let due = [server.verdicts.expire(), server.replays.prepare()];
+        let due = [server.verdicts.expire(), server.answers.expire(), server.replays.prepare()];
         let wait =
             due.into_iter().flatten().min().map_or(0, |wait| i64::try_from(wait.as_millis() + 1).unwrap_or(i64::MAX));
         // 0 is for ever.

@@ -5,6 +5,7 @@
 //! but answer; the process that decodes packets, reads names and prints gives everything up once its probes are attached
 //! ([`confine`]). Both happen while there is one thread, because capabilities and namespaces belong to threads.
 
+mod answers;
 mod confine;
 mod deciders;
 mod fixes;

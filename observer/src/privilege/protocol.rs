@@ -123,6 +123,13 @@ pub enum Request {
     Preflight(Box<Preflight>),
     /// What came of that: asked again until it is known.
     Preflighted,
+    /// Keep a program, whose descriptor comes with this, for [`Request::ArmAnswers`].
+    AnswerProgram,
+    /// Attach it where datagrams come in, for so long from now on.
+    ArmAnswers {
+        /// How long.
+        time: Duration,
+    },
     /// Attach them to the functions that give verdicts, for so long from now on.
     ArmVerdicts {
         /// Not at all when zero.
@@ -180,6 +187,10 @@ pub enum Response {
     Functions(Functions),
     /// To [`Request::VerdictPrograms`].
     VerdictPrograms(Result<(), String>),
+    /// To [`Request::AnswerProgram`].
+    AnswerProgram(Result<(), String>),
+    /// To [`Request::ArmAnswers`].
+    ArmAnswers(Result<(), String>),
     /// To [`Request::ArmVerdicts`].
     ArmVerdicts(Result<(), String>),
     /// To [`Request::OwnNamespaces`]: whether this kernel has at hand what a copy takes.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use caps::{CapSet, Capability};
 
 use super::{
+    answers::Answers,
     deciders::Deciders,
     fixes::Fixes,
     listening, netns, patience,
@@ -86,6 +87,7 @@ pub(super) struct Server {
     functions: Option<(u64, Functions)>,
     /// Read once: it takes long.
     xtable_name: Option<u32>,
+    pub(super) answers: Answers,
     pub(super) verdicts: Verdicts,
     pub(super) replays: Replays,
     fixes: Fixes,
@@ -114,6 +116,7 @@ impl Server {
             deciders: Deciders::default(),
             functions: None,
             xtable_name: None,
+            answers: Answers::default(),
             verdicts: Verdicts::default(),
             replays: Replays::default(),
             fixes: Fixes::default(),
@@ -261,6 +264,12 @@ impl Server {
             Request::Preflighted => Response::Preflighted(
                 self.preflights.finished().map(|answer| answer.map(Box::new)).map_err(|error| format!("{error:#}")),
             ),
+            Request::AnswerProgram => Response::AnswerProgram(
+                self.answers.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
+            ),
+            Request::ArmAnswers { time } => {
+                Response::ArmAnswers(self.answers.arm(time).map_err(|error| format!("{error:#}")))
+            }
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
             ),

@@ -30,7 +30,7 @@ const OF_PROOF: [&CStr; 2] = [c"nft_immediate_eval", c"nft_reject_inet_eval"];
 /// Longer than this nobody needs them.
 const MAX_TIME: Duration = Duration::from_secs(300);
 /// Number of the kernel's source of such events.
-const KIND: &str = "/sys/bus/event_source/devices/kprobe/type";
+pub(super) const KIND: &str = "/sys/bus/event_source/devices/kprobe/type";
 
 /// The programs, and where they are attached.
 #[derive(Default)]

@@ -167,6 +167,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         skb_head: fields.need("sk_buff", "head", 8),
         skb_data: fields.need("sk_buff", "data", 8),
         skb_network_header: fields.need("sk_buff", "network_header", 2),
+        skb_transport_header: fields.need("sk_buff", "transport_header", 2),
         skb_mac_header: fields.need("sk_buff", "mac_header", 2),
         skb_protocol: fields.need("sk_buff", "protocol", 2),
         skb_iif: fields.need("sk_buff", "skb_iif", 4),

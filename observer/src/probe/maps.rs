@@ -163,6 +163,15 @@ impl Probes {
         Ok(map.fd().as_fd().try_clone_to_owned()?)
     }
 
+    /// The program that runs where a datagram has come in, loaded and attached to nothing.
+    pub fn answer_program(&mut self) -> anyhow::Result<OwnedFd> {
+        let name = program::ANSWERED;
+        let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
+        let program: &mut KProbe = program.try_into()?;
+        program.load()?;
+        program.fd()?.as_fd().try_clone_to_owned().context("cannot keep a program's descriptor")
+    }
+
     /// The programs that run where a rule's verdict begins and ends, loaded and attached to nothing.
     fn verdict_programs(&mut self) -> anyhow::Result<[OwnedFd; 2]> {
         let [begin, end] = program::VERDICT.map(|name| {

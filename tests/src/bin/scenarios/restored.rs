@@ -1,11 +1,11 @@
 //! A blocked destination that works again: told once, under the same incident, for whom it was blocked, with the change of rules
 //! that came before.
 
-use std::process::Stdio;
+use std::{path::Path, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
+    lab::{Containers, FAR_V4, FAR_V6, Lab, Plug, SERVER_V4, SERVER_V6, Server},
     namespace::Namespace,
     observer::{Observer, Report, command, expect},
     traffic, wait_for,
@@ -20,6 +20,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("while_it_hangs", hanging),
     ("for_whom_it_was_blocked", for_whom),
     ("from_a_container", from_a_container),
+    ("answers_to_datagrams", answers),
     ("in_words", in_words),
     ("by_run", by_run),
 ];
@@ -53,7 +54,7 @@ fn connects(namespace: &Namespace, address: &str, expected: &str) -> Result<u32>
 }
 
 /// One line of a restoration, as it must be.
-fn check(report: &Report, restored: &Value, pid: u32) -> Result<()> {
+fn check(report: &Report, restored: &Value, pid: u32, port: u16) -> Result<()> {
     let incident = &restored["egress"]["incident"];
     let blocked: Vec<&Value> = report.events.iter().filter(|event| event["egress"]["incident"] == *incident).collect();
     ensure!(!blocked.is_empty(), "nothing was blocked under this incident: {restored}");
@@ -65,7 +66,7 @@ fn check(report: &Report, restored: &Value, pid: u32) -> Result<()> {
             ("/egress/count", json!(0)),
             ("/egress/owner", json!("socket")),
             ("/process/pid", json!(pid)),
-            ("/destination/port", json!(443)),
+            ("/destination/port", json!(port)),
         ],
     )?;
     ensure!(blocked.iter().any(|event| event["event"]["start"] == restored["event"]["start"]), "{restored}");
@@ -105,7 +106,7 @@ fn once() -> Result<Outcome> {
     let report = observer.stop()?;
     ensure!(report.restored.len() == 3, "{:?}", report.restored);
     for (restored, pid) in report.restored.iter().zip(pids) {
-        check(&report, restored, pid)?;
+        check(&report, restored, pid, 443)?;
         after_nft(&report, restored)?;
     }
     Ok(Outcome::Passed)
@@ -126,7 +127,7 @@ fn hanging() -> Result<Outcome> {
     lab.client.ip(&["link set eth0 down", "link set eth0 up"])?;
     let report = observer.stop()?;
     ensure!(report.restored.len() == 1, "{:?}", report.restored);
-    check(&report, &report.restored[0], client.pid)?;
+    check(&report, &report.restored[0], client.pid, 443)?;
     after_nft(&report, &report.restored[0])?;
     Ok(Outcome::Passed)
 }
@@ -154,7 +155,7 @@ fn for_whom() -> Result<Outcome> {
     works(&observer, 1)?;
     let report = observer.stop()?;
     ensure!(report.restored.len() == 1, "{:?}", report.restored);
-    check(&report, &report.restored[0], pid)?;
+    check(&report, &report.restored[0], pid, 443)?;
     expect(&report.restored[0], &[("/user/id", json!(NOBODY))])?;
     Ok(Outcome::Passed)
 }
@@ -174,8 +175,53 @@ fn from_a_container() -> Result<Outcome> {
     drop(server);
     let report = observer.stop()?;
     ensure!(report.restored.len() == 1, "{:?}", report.restored);
-    check(&report, &report.restored[0], pid)?;
+    check(&report, &report.restored[0], pid, 443)?;
     after_nft(&report, &report.restored[0])?;
+    Ok(Outcome::Passed)
+}
+
+/// Sends back whatever comes.
+const ECHO: &str = "import socket\ns=socket.socket(socket.AF_INET6,socket.SOCK_DGRAM)\ns.bind(('::',53))\n\
+                    while True:\n  d,a=s.recvfrom(2048)\n  s.sendto(d,a)";
+
+/// Of both families, by sockets that are connected and others; and never for what is only sent.
+fn answers() -> Result<Outcome> {
+    if !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
+        return Ok(Outcome::Skipped("this kernel has no kprobes, by which a datagram's answer is seen".to_owned()));
+    }
+    let lab = Lab::new()?;
+    let mut echo = lab.server.command("python3");
+    let _echo = Server(echo.args(["-IS", "-c", ECHO]).stdin(Stdio::null()).spawn()?);
+    wait_for("the echo", || Ok(lab.server.table("udp6")?.contains(":0035 ").then_some(())))?;
+    let observer = Observer::watch(&lab.client)?;
+    let asks = |address: &str, connected: &str, expected: &[&str]| -> Result<u32> {
+        let client = traffic::run(&lab.client, &["ask", address, "53", connected])?;
+        ensure!(expected.contains(&client.said.as_str()), "{address}: the client says {}", client.said);
+        Ok(client.pid)
+    };
+    let mut pids = Vec::new();
+    for (round, (address, connected)) in
+        [(SERVER_V4, "no"), (SERVER_V6, "no"), (SERVER_V4, "yes")].into_iter().enumerate()
+    {
+        lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 53 drop\n} }")?;
+        observer.tells(|| asks(address, connected, &["EPERM"]))?;
+        lift(&observer, &lab.client)?;
+        // What is only sent is no answer.
+        traffic::run(&lab.client, &["udp", FAR_V4, "54"])?;
+        // What came sooner might be an answer to what was sent before the block.
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        pids.push(asks(address, connected, &["ok"])?);
+        works(&observer, round + 1)?;
+    }
+    let report = observer.stop()?;
+    ensure!(report.restored.len() == 3, "{:?}", report.restored);
+    for (restored, pid) in report.restored.iter().zip(pids) {
+        check(&report, restored, pid, 53)?;
+        after_nft(&report, restored)?;
+        expect(restored, &[("/egress/restored/by", json!("answer"))])?;
+        let reason = restored["event"]["reason"].as_str().unwrap_or_default();
+        ensure!(reason.starts_with("an answer came "), "{reason}");
+    }
     Ok(Outcome::Passed)
 }
 

@@ -26,6 +26,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("ufw_two_rules_behind_each_other", ufw::two),
     ("ufw_by_iptables_legacy", ufw::by_legacy),
     ("ufw_for_what_is_forwarded", ufw::forwarded),
+    ("in_the_first_namespace", ufw::first),
     ("ufw_without_a_command", ufw::without),
     ("firewalld_policies", firewalld::policies),
     ("firewalld_direct_and_panic", firewalld::others),

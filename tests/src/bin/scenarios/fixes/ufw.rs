@@ -1,8 +1,9 @@
 //! ufw, with its traps.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
+    namespace::Namespace,
     observer::Observer,
 };
 use serde_json::json;
@@ -201,4 +202,25 @@ pub(super) fn without() -> Result<Outcome> {
     let fix = event["egress"]["fix"].to_string();
     ensure!(fix.contains("files and the rules in force are not the same"), "{fix}");
     Ok(Outcome::Passed)
+}
+
+/// The usual case: the host's own namespace, its own files. Only where that is a machine which ends afterwards.
+pub(super) fn first() -> Result<Outcome> {
+    if let Some(skipped) = crate::without_a_machine() {
+        return Ok(skipped);
+    }
+    let lab = Lab::join(Namespace::own()?, Namespace::new()?)?;
+    let https = ("tcp", FAR_V4, 443);
+    let _server = server(&lab, https)?;
+    lab.client.run("ufw", &["--force", "reset"])?;
+    lab.client.run("ufw", &["default", "allow", "outgoing"])?;
+    lab.client.run("ufw", &["deny", "out", "443/tcp"])?;
+    lab.client.run("ufw", &["--force", "enable"])?;
+    let done = works(&lab.client, &lab.client, https, &["ufw allow out 443/tcp"]);
+    lab.client.run("ufw", &["--force", "disable"])?;
+    done.context("ufw")?;
+    lab.client.nft("table inet first { chain o { type filter hook output priority 0; tcp dport 443 drop\n} }")?;
+    let done = works(&lab.client, &lab.client, https, &[]);
+    lab.client.run("nft", &["delete", "table", "inet", "first"])?;
+    done.map(|()| Outcome::Passed)
 }
