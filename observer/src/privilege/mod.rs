@@ -17,6 +17,7 @@ mod preflights;
 mod programs;
 mod protocol;
 mod replays;
+mod routes;
 mod rulesets;
 mod server;
 mod sockets;

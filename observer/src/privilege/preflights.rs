@@ -3,8 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
 };
@@ -14,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     netns,
     programs::{Answer, Cgroup},
+    routes::{self, Wanted, Way},
     trials::Place,
 };
 use crate::{
@@ -67,27 +67,30 @@ impl Preflights {
 type Spot = (usize, usize);
 
 fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules: bool) -> Result<Preflighted> {
-    let wishes = asked.wishes.clone();
-    let routes = place.inside(move || {
+    let (wishes, uid) = (asked.wishes.clone(), asked.user.0);
+    let ways = place.inside(move || {
         Ok(wishes
             .iter()
-            .map(|wish| wish.addresses.iter().map(|address| route(*address, wish.port)).collect::<Vec<_>>())
+            .map(|wish| {
+                let wanted = |to: &IpAddr| Wanted { to: *to, is_tcp: wish.transport == "tcp", port: wish.port, uid };
+                wish.addresses.iter().map(|to| routes::of(wanted(to))).collect::<Vec<_>>()
+            })
             .collect::<Vec<_>>())
     })?;
     let mut fates: Vec<Vec<Fate>> = Vec::new();
     let mut packets: Vec<(Spot, Packet)> = Vec::new();
-    for (index, (wish, routes)) in asked.wishes.iter().zip(routes).enumerate() {
+    for (index, (wish, ways)) in asked.wishes.iter().zip(ways).enumerate() {
         let mut of = Vec::new();
-        for (at, (address, route)) in wish.addresses.iter().zip(routes).enumerate() {
-            of.push(match route {
-                Ok(source) => {
+        for (at, (address, way)) in wish.addresses.iter().zip(ways).enumerate() {
+            of.push(match way {
+                Ok(Way { source, interface }) => {
                     let (from, to) = (SocketAddr::new(source, FROM), SocketAddr::new(*address, wish.port));
                     let origin = Origin::Socket { uid: asked.user.0, gid: asked.user.1, mark: 0, cgroup: None };
                     let packet = match wish.transport.as_str() {
                         "tcp" => Packet::syn(from, to, origin),
                         _ => Packet::datagram(from, to, origin),
                     };
-                    packets.extend(packet.map(|packet| ((index, at), packet)));
+                    packets.extend(packet.map(|packet| ((index, at), Packet { interface, ..packet })));
                     Fate::Passes
                 }
                 Err((is_decided, why)) => Fate::NoRoute { is_decided, why },
@@ -277,27 +280,4 @@ fn after(
     let judged = all.iter().map(|(_, packet)| view.judge(packet, cgroup)).collect();
     let (added, removed) = view.difference(&mut before);
     Ok(Ok((judged, added, removed)))
-}
-
-/// The address from which a packet would be sent; or why none would be, and whether a route is there to stop it. Nothing is sent.
-fn route(to: IpAddr, port: u16) -> Result<IpAddr, (bool, String)> {
-    if matches!(to, IpAddr::V6(to) if to.is_unicast_link_local()) {
-        return Err((false, "an address of a link needs its interface, which is not known".to_owned()));
-    }
-    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let connected = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((to, port))?;
-        Ok(socket.local_addr()?.ip())
-    });
-    connected.map_err(|error: io::Error| {
-        let words = |why: &str| why.to_owned();
-        match error.raw_os_error() {
-            Some(libc::ENETUNREACH) => (false, words("there is no route")),
-            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => (false, words("this address family is switched off")),
-            Some(libc::EINVAL) => (true, words("a blackhole route or rule drops it")),
-            Some(libc::EACCES) => (true, words("a route or rule prohibits it")),
-            Some(libc::EHOSTUNREACH) => (true, words("an unreachable route or rule rejects it")),
-            _ => (false, error.to_string()),
-        }
-    })
 }

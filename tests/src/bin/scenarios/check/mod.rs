@@ -21,6 +21,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("iptables_rulesets_as_a_client_finds_them", iptables_rulesets),
     ("front_ends_as_a_client_finds_them", ufw_rulesets),
     ("routes_are_part_of_the_answer", routes),
+    ("rules_of_routing_are_part_of_it", routing_rules),
     ("users_are_told_apart", users),
     ("a_command_is_tried_first", after),
     ("one_fix_for_all", one_fix),
@@ -199,6 +200,52 @@ fn ufw_rulesets() -> Result<Outcome> {
         let rule = "rule port port=\"443\" protocol=\"tcp\" reject";
         let _firewalld = front_ends::with_firewalld(&mut lab.client, &[&["--add-rich-rule", rule]])?;
         agrees(&lab, "firewalld")?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Rules of routing that know the user, the protocol and the port; each as a client finds it, and by which interface it would leave.
+fn routing_rules() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.ip(&[
+        "link add eth1 type veth peer name eth9",
+        "addr add 10.8.0.1/24 dev eth1",
+        "link set eth9 up",
+        "link set eth1 up",
+        "neigh add 10.8.0.2 lladdr 02:00:00:00:00:08 dev eth1",
+        "route add default via 10.8.0.2 table 77",
+        "route add prohibit default table 78",
+        "rule add uidrange 65534-65534 table 77",
+        "rule add ipproto tcp dport 444 table 78",
+        "rule add ipproto tcp dport 445 prohibit",
+        "rule add ipproto udp dport 53 table 77",
+    ])?;
+    let rules = "oifname \"eth1\" meta nfproto ipv4 drop";
+    lab.client.nft(&format!("table inet t {{ chain o {{ type filter hook output priority 0; {rules}\n}} }}"))?;
+    let _server = lab.web_server(443)?;
+    for (args, (transport, address, port), (action, cause)) in [
+        (&[][..], ("tcp", FAR_V4, 443), ("egress-allowed", Value::Null)),
+        (&["--as", "nobody"], ("tcp", FAR_V4, 443), ("egress-blocked", json!("netfilter"))),
+        (&[], ("tcp", FAR_V4, 444), ("egress-blocked", json!("route"))),
+        (&[], ("tcp", FAR_V4, 445), ("egress-blocked", json!("route"))),
+        (&[], ("udp", FAR_V4, 53), ("egress-blocked", json!("netfilter"))),
+        (&[], ("udp", FAR_V4, 54), ("egress-allowed", Value::Null)),
+    ] {
+        let to = word((transport, address, port));
+        let told = lines(&check(&lab.client, &[args, &["--no-fix", "-o", "json", &to]].concat())?)?;
+        expect(&told[0], &[("/event/action", json!(action)), ("/egress/cause", cause)])
+            .with_context(|| format!("{args:?} {to}"))?;
+        let port = port.to_string();
+        let client = match transport {
+            "tcp" => ["tcp", address, &port, "0.6"].to_vec(),
+            _ => ["udp", address, &port].to_vec(),
+        };
+        let mut command = lab.client.command("setpriv");
+        let uid = if args.is_empty() { "0" } else { "65534" };
+        command.args(["--reuid", uid, "--clear-groups", "/usr/bin/python3", "-IS", "-"]).args(client);
+        command.stdin(traffic::script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let said = traffic::finish(command.spawn()?)?.said;
+        ensure!((said == "ok") == (action == "egress-allowed"), "{args:?} {to}: the client says {said}");
     }
     Ok(Outcome::Passed)
 }
