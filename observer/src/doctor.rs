@@ -12,7 +12,7 @@ use crate::{
     firewall::inventory::nftables_in_use,
     intake::{decode::decode, hanging},
     model::{Check, Degraded, Diagnosis, Status},
-    privilege::Helper,
+    privilege::{Helper, KPROBES},
     probe::{
         AttachError, HookState, Probes, attach,
         btf::{self, Btf},
@@ -38,6 +38,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
             checks.push(self_test(&mut probes, &mut helper));
             checks.extend(rules(&mut probes, &mut helper));
             checks.push(replay(&mut helper));
+            checks.push(answers());
         }
         Err(error) => checks.push(refused(&error)),
     }
@@ -114,6 +115,19 @@ fn container() -> Check {
             "run observer on the host, or the container with `--pid=host`",
         ),
     }
+}
+
+fn answers() -> Check {
+    if fs::exists(KPROBES).unwrap_or(false) {
+        return Check::fine("answers", "it is told when blocked datagrams are answered again");
+    }
+    Check::short(
+        "answers",
+        Status::Degraded,
+        "this kernel has no kprobes",
+        "it is not told when blocked datagrams are answered again; of connections it is",
+        "boot a kernel built with CONFIG_KPROBE_EVENTS=y; every current distribution's is",
+    )
 }
 
 fn hierarchy() -> Check {

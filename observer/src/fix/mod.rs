@@ -14,6 +14,7 @@ use std::{fs::File, net::IpAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use modules::loads_nothing;
 pub use mounts::Files;
 pub use plan::{FrontEnd, Known};
 use plan::{Plan, Target, plans};

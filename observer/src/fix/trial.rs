@@ -242,7 +242,13 @@ impl Trial {
     pub fn in_the_copy(&self, words: &[String]) -> Result<Vec<String>> {
         mounts::harmless(&words.join(" "))?;
         match words.first().map(String::as_str) {
-            Some("ufw") if words.get(1).is_some_and(|word| ASKS.contains(&word.as_str())) => {
+            Some("ufw")
+                if words
+                    .iter()
+                    .skip(1)
+                    .find(|word| *word != "route")
+                    .is_some_and(|word| ASKS.contains(&word.as_str())) =>
+            {
                 let mut words = words.to_vec();
                 words.insert(1, "--force".to_owned());
                 Ok(words)

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::verdicts::KIND;
+use super::verdicts::KPROBES;
 use crate::sys::attach_kprobe;
 
 /// It gets every datagram for a socket, of both families.
@@ -37,7 +37,7 @@ impl Answers {
     pub(super) fn arm(&mut self, time: Duration) -> Result<()> {
         if self.attached.is_none() {
             let program = self.program.as_ref().context("the program is not there")?;
-            let kind = fs::read_to_string(KIND).context("this kernel has no kprobes")?;
+            let kind = fs::read_to_string(KPROBES).context("this kernel has no kprobes")?;
             let kind = kind.trim().parse().context("this kernel's kprobes have no number")?;
             let attached = attach_kprobe(program.as_fd(), kind, FUNCTION, false);
             self.attached = Some(attached.with_context(|| format!("{} cannot be probed", FUNCTION.to_string_lossy()))?);

@@ -26,3 +26,4 @@ mod verdicts;
 
 pub use confine::{Confined, confine};
 pub use helper::{Helper, HelperError};
+pub use verdicts::KPROBES;

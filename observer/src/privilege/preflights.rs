@@ -262,6 +262,7 @@ fn after(
     };
     let is_panic = told.iter().any(|(_, _, rule)| rule.as_ref().and_then(NamedRule::words) == Some(fix::PANIC));
     let packets: Vec<&Packet> = told.iter().map(|(_, packet, _)| packet).collect();
+    fix::loads_nothing(change)?;
     trial.prepare(front_end, is_panic, &packets)?;
     let mut before = trial.look()?;
     let here: Vec<Option<NamedRule>> =

@@ -29,8 +29,8 @@ const FUNCTIONS: [&CStr; 8] = [
 const OF_PROOF: [&CStr; 2] = [c"nft_immediate_eval", c"nft_reject_inet_eval"];
 /// Longer than this nobody needs them.
 const MAX_TIME: Duration = Duration::from_secs(300);
-/// Number of the kernel's source of such events.
-pub(super) const KIND: &str = "/sys/bus/event_source/devices/kprobe/type";
+/// Number of the kernel's source of kprobes, where it has one.
+pub const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
 /// The programs, and where they are attached.
 #[derive(Default)]
@@ -58,7 +58,7 @@ impl Verdicts {
             return Ok(());
         }
         let programs = self.programs.clone().context("the programs are not there")?;
-        let kind = fs::read_to_string(KIND).context("this kernel has no kprobes")?;
+        let kind = fs::read_to_string(KPROBES).context("this kernel has no kprobes")?;
         let kind: u32 = kind.trim().parse().context("this kernel's kprobes have no number")?;
         if is_proof {
             return attach(

@@ -31,6 +31,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("own_profiles", own_profiles),
     ("a_proposed_ruleset", proposed),
     ("worse_than_before", worse),
+    ("nothing_is_loaded_into_the_kernel", loaded),
     ("the_page_for_a_profile", page),
     ("programs_of_a_cgroup_are_asked", senders::programs),
     ("rules_that_ask_for_a_cgroup", senders::rules),
@@ -201,6 +202,34 @@ fn ufw_rulesets() -> Result<Outcome> {
         let _firewalld = front_ends::with_firewalld(&mut lab.client, &[&["--add-rich-rule", rule]])?;
         agrees(&lab, "firewalld")?;
     }
+    Ok(Outcome::Passed)
+}
+
+/// What a proposed rule asks for is not loaded to try it.
+fn loaded() -> Result<Outcome> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let known = std::fs::read_to_string(format!("/lib/modules/{}/modules.dep", release.trim())).unwrap_or_default();
+    let is_there = || std::fs::read_to_string("/proc/modules").unwrap_or_default().contains("nft_osf ");
+    if !known.contains("/nft_osf.ko") || is_there() {
+        return Ok(Outcome::Skipped("this kernel has no module nft_osf that could be loaded".to_owned()));
+    }
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; } }")?;
+    let to = word(("tcp", FAR_V4, 443));
+    let rule = "osf name \"Linux\" drop";
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(
+        file.path(),
+        format!("table inet t {{\n chain o {{\n type filter hook output priority 0; {rule}\n }}\n}}\n"),
+    )?;
+    let path = file.path().display().to_string();
+    for args in [["--after", &format!("nft add rule inet t o {rule}"), &to], ["--ruleset", &path, &to]] {
+        let output = check(&lab.client, &args)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let says = said.contains("cannot be told: trying it would load the kernel's module nft_osf");
+        ensure!(says && !output.status.success(), "{args:?}: {}: {said}", output.status);
+    }
+    ensure!(!is_there(), "the module was loaded");
     Ok(Outcome::Passed)
 }
 
