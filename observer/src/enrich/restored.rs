@@ -137,7 +137,7 @@ impl Awaited {
             id: change.event.id,
             at: change.timestamp,
             before_ms: 0,
-            reason: change.event.reason.clone().unwrap_or_default(),
+            reason: change.egress.ruleset.in_short(&change.egress.ancestry),
         };
         let changes = self.changes.entry(change.egress.netns).or_default();
         if changes.len() >= MAX_CHANGES {

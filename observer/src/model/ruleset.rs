@@ -109,12 +109,28 @@ pub struct Change {
 impl ChangedRuleset {
     /// What was done, in a sentence.
     pub fn sentence(&self) -> String {
-        let who = match &self.changed_by {
+        format!("{} changed the firewall rules{}", self.who(), self.what())
+    }
+
+    fn who(&self) -> String {
+        match &self.changed_by {
             Some(Doer { pid, name: Some(name) }) => format!("{name} (pid {pid})"),
             Some(Doer { pid, name: None }) => format!("process {pid}"),
             None => "somebody".to_owned(),
+        }
+    }
+
+    /// The same in short, where it is not what is told about: by whom, up to whoever ran the program, and what is otherwise by this change alone.
+    pub fn in_short(&self, ancestry: &[Ancestor]) -> String {
+        const MAX_PARENTS: usize = 2;
+        let mut names = ancestry.iter().map(|ancestor| ancestor.name.as_str());
+        let who = match names.next() {
+            Some(first) => std::iter::once(first).chain(names.take(MAX_PARENTS)).collect::<Vec<_>>().join(" ← "),
+            None => self.who(),
         };
-        format!("{who} changed the firewall rules{}", self.what())
+        let is_by_this = |difference: &&Difference| difference.since.wrapping_add(1) == difference.generation;
+        let what = self.difference.as_ref().filter(is_by_this).map(|difference| format!(": {}", difference.words()));
+        format!("{who} changed the firewall rules{}", what.unwrap_or_default())
     }
 
     /// What is otherwise, as the end of a sentence; empty where that is not known.

@@ -84,7 +84,10 @@ fn after_nft(report: &Report, restored: &Value) -> Result<()> {
     let told = report.changes.iter().find(|told| told["event"]["id"] == change["id"]).context("no such change")?;
     ensure!(told["@timestamp"] == change["at"] && told["process"]["name"] == "nft", "{told} {restored}");
     let reason = restored["event"]["reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains(" before, nft (pid ") && reason.contains(" changed the firewall rules"), "{reason}");
+    ensure!(
+        reason.contains(" before, nft ← scenarios ← ") && reason.contains(" changed the firewall rules"),
+        "{reason}"
+    );
     Ok(())
 }
 

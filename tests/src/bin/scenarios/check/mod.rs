@@ -561,7 +561,9 @@ fn proposed() -> Result<Outcome> {
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(
         said.contains("203.0.113.10:443") && said.contains("203.0.113.10:80") && !said.contains(":53/udp"),
-        "{said}"
+        "{}: {said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
     );
     ensure!(said.contains("now BLOCKED v4") && said.contains("now allowed v4"), "{said}");
     let wrong =
