@@ -16,7 +16,20 @@ pub struct AwaitedKey {
     pub reserved: u8,
 }
 
+/// Value of the map: what was told last of it, zeros before. Of the same process nothing more is told for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct AwaitedValue {
+    /// When, nanoseconds of `CLOCK_BOOTTIME`.
+    pub told_ns: u64,
+    /// Process id of the socket's owner; 0 where that is not known.
+    pub pid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// Destinations that are waited for at the same time.
 pub const MAX_AWAITED: usize = 1024;
 
 const _: () = assert!(size_of::<AwaitedKey>() == 24);
+const _: () = assert!(size_of::<AwaitedValue>() == 16);

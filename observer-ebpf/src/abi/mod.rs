@@ -14,7 +14,7 @@ mod record;
 mod rule;
 mod task;
 
-pub use awaited::{AwaitedKey, MAX_AWAITED};
+pub use awaited::{AwaitedKey, AwaitedValue, MAX_AWAITED};
 pub use counters::Counter;
 pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, Member, TICK_NS};
 pub use hanging::HangingRecord;

@@ -52,6 +52,10 @@ pub struct FlowRecord {
     pub netns: u32,
     /// User id of the socket's creation, in the initial user namespace; only of what was reached.
     pub uid: u32,
+    /// Group with which the socket's file was opened, likewise; all ones where that is not known.
+    pub gid: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Local port, host byte order; of a ping socket its identifier.
     pub local_port: u16,
     /// Remote port, host byte order; 0 when not connected.
@@ -66,7 +70,7 @@ pub struct FlowRecord {
     pub source: u8,
 }
 
-const _: () = assert!(size_of::<FlowRecord>() == 56);
+const _: () = assert!(size_of::<FlowRecord>() == 64);
 
 /// The fixed part of a process record; `path_bytes`, `name_bytes` and `args_bytes` of data follow it, in this order.
 #[derive(Clone, Copy, Debug)]

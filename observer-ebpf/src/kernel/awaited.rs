@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap},
     macros::btf_map,
 };
-use observer_ebpf::abi::{AwaitedKey, FlowRecord, MAX_AWAITED};
+use observer_ebpf::abi::{AwaitedKey, AwaitedValue, FlowRecord, MAX_AWAITED};
 
 use super::{
     flow,
@@ -13,18 +13,31 @@ use super::{
     owner, process,
     read::{Probe, Reader},
     sock,
+    time::boot_ns,
 };
 
 /// Written by user space.
 #[btf_map]
-static AWAITED: HashMap<AwaitedKey, u32, MAX_AWAITED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static AWAITED: HashMap<AwaitedKey, AwaitedValue, MAX_AWAITED, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// Slot 0: not 0 while there are any, so that a connection costs no look at its addresses on a host that blocks nothing.
 #[btf_map]
 static AWAITING: Array<u32, 1> = Array::new();
 
+/// Of one destination and process it is told so often: whoever talks with it all the time must not fill the ring.
+const QUIET_NS: u64 = 100_000_000;
+
 /// `::ffff:0:0`, which makes an IPv4 address one of IPv6.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// Group with which a socket's file was opened; all ones where it has none.
+#[inline(always)]
+fn opened_by(sk: u64) -> u32 {
+    let socket: u64 = Probe::field(sk, field!(sk_socket)).unwrap_or(0);
+    let file: u64 = Probe::field(socket, field!(socket_file)).unwrap_or(0);
+    let cred: u64 = Probe::field(file, field!(file_cred)).unwrap_or(0);
+    if cred == 0 { u32::MAX } else { Probe::field(cred, field!(cred_fsgid)).unwrap_or(u32::MAX) }
+}
 
 /// Any destination is waited for.
 #[inline(always)]
@@ -60,6 +73,8 @@ fn tell(sk: u64, skb: u64) {
         remote: [0; 16],
         netns: sock::netns::<Probe>(sk),
         uid: Probe::field(sk, field!(sk_uid)).unwrap_or(0),
+        gid: opened_by(sk),
+        reserved: 0,
         local_port: 0,
         remote_port: 0,
         protocol,
@@ -76,12 +91,20 @@ fn tell(sk: u64, skb: u64) {
         key.remote[..12].copy_from_slice(&MAPPED);
         key.remote[12..].copy_from_slice(&flow.remote[..4]);
     }
-    if AWAITED.get_ptr(&key).is_none() {
-        return;
-    }
+    let Some(value) = AWAITED.get_ptr_mut(&key) else { return };
     let cookie = Probe::field(sk, field!(sk_cookie)).unwrap_or(0);
     // Several holders make no answer.
     let owner = owner::get(cookie).filter(|owner| owner.holders == 1);
+    let pid = owner.map_or(0, |owner| owner.task.pid);
+    let now = boot_ns();
+    // SAFETY: the pointer is to a live map value; of two that write at the same time one is told more.
+    unsafe {
+        if (*value).told_ns != 0 && (*value).pid == pid && now.wrapping_sub((*value).told_ns) < QUIET_NS {
+            return;
+        }
+        (*value).told_ns = now;
+        (*value).pid = pid;
+    }
     if let Some(owner) = owner {
         flow.since_ns = owner.bound_ns;
         flow.source = owner.source as u8;

@@ -40,7 +40,14 @@ pub fn destination(word: &str) -> Result<Entry, AskError> {
     if !is_address && !is_name(host) {
         return Err(wrong("names no host, address or network"));
     }
-    Ok(Entry { host: host.trim_end_matches('.').to_owned(), probe: None, transport, port, profile: None })
+    Ok(Entry {
+        host: host.trim_end_matches('.').to_owned(),
+        probe: None,
+        transport,
+        port,
+        is_proxy: false,
+        profile: None,
+    })
 }
 
 /// Letters, digits, hyphens and underscores between dots.

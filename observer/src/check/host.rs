@@ -58,7 +58,14 @@ const AGENTS: [Agent; 6] = [
 
 fn entry(host: &str, (port, transport): (u16, &'static str), of: &str, purpose: &str) -> Entry {
     let of = OfProfile { name: of.to_owned(), phase: of.to_owned(), purpose: purpose.to_owned(), is_required: true };
-    Entry { host: host.trim_end_matches('.').to_owned(), probe: None, transport, port, profile: Some(of) }
+    Entry {
+        host: host.trim_end_matches('.').to_owned(),
+        probe: None,
+        transport,
+        port,
+        is_proxy: false,
+        profile: Some(of),
+    }
 }
 
 /// Proxies of what runs on a host, by profile; and of what is started by a shell there.
@@ -234,12 +241,12 @@ pub fn sources(root: &Path, kind: &str, shell: Option<&Proxies>) -> Vec<Entry> {
         let Some((host, port)) = url.host_str().zip(url.port_or_known_default()) else { continue };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let proxy = proxies.and_then(|proxies| proxies.for_scheme(url.scheme(), host).map(|of| (proxies.from(), of)));
-        let (purpose, (host, port)) = match proxy {
-            Some((from, of)) => (format!("proxy by {from}, to {host}"), of),
-            None => ("package source".to_owned(), (host.to_owned(), port)),
+        let (purpose, (host, port), is_proxy) = match proxy {
+            Some((from, of)) => (format!("proxy by {from}, to {host}"), of, true),
+            None => ("package source".to_owned(), (host.to_owned(), port), false),
         };
         if !entries.iter().any(|known| known.host == host && known.port == port) {
-            entries.push(entry(&host, (port, "tcp"), kind, &purpose));
+            entries.push(Entry { is_proxy, ..entry(&host, (port, "tcp"), kind, &purpose) });
         }
     }
     entries

@@ -22,6 +22,8 @@ pub struct Entry {
     pub transport: &'static str,
     /// Destination port.
     pub port: u16,
+    /// It is a proxy, which is not what the other end of a connection is.
+    pub is_proxy: bool,
     /// Of which profile it is.
     pub profile: Option<OfProfile>,
 }

@@ -177,6 +177,7 @@ impl Profile {
                     Transport::Udp => "udp",
                 },
                 port: destination.port,
+                is_proxy: false,
                 profile: Some(OfProfile {
                     name: self.name.clone(),
                     phase: match destination.phase {

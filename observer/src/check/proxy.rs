@@ -173,7 +173,8 @@ pub fn in_place<'a>(entries: Vec<Entry>, of: impl Fn(&OfProfile) -> Option<&'a P
             continue;
         }
         let of = OfProfile { purpose, ..profile.clone() };
-        asked.push((Entry { host, probe: None, transport: "tcp", port, profile: Some(of) }, vec![entry.host]));
+        let proxy = Entry { host, probe: None, transport: "tcp", port, is_proxy: true, profile: Some(of) };
+        asked.push((proxy, vec![entry.host]));
     }
     let told = asked.into_iter().map(|(mut entry, behind)| {
         if let (Some(of), [first, rest @ ..]) = (&mut entry.profile, behind.as_slice()) {
@@ -249,6 +250,7 @@ mod tests {
             probe: None,
             transport: "tcp",
             port,
+            is_proxy: false,
             profile: Some(OfProfile {
                 name: "p".to_owned(),
                 phase: "run".to_owned(),

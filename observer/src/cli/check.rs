@@ -299,7 +299,8 @@ fn tried(helper: &mut Helper, sender: &Sender, targets: &[Target]) -> Result<Vec
             let since = Instant::now();
             of.push(match helper.connect(&wanted)? {
                 Ok(socket) => {
-                    let name = name.parse::<IpAddr>().is_err().then(|| name.clone());
+                    // What a proxy speaks first is not known.
+                    let name = (name.parse::<IpAddr>().is_err() && !entry.is_proxy).then(|| name.clone());
                     let trial = Trial { socket, since, transport: entry.transport, port: entry.port, name };
                     trials.push(((index, at), trial));
                     Live::default()

@@ -299,7 +299,8 @@ impl<E: Eyes> Assembler<E> {
             user: sender.user,
         };
         if decided && begins(event.network.transport.as_deref(), dropped.tcp_flags) {
-            self.wait_for(&event, dropped.first_ns, dropped.boot_ns);
+            let gid = dropped.captured.as_ref().and_then(|captured| captured.opened_by).map(|(_, gid)| gid);
+            self.wait_for(&event, (dropped.first_ns, dropped.boot_ns), gid);
         }
         if let Some(answer) = dropped.rule {
             let packet = || self.rules.replays.packet(dropped).and_then(fixes::first);
@@ -384,7 +385,7 @@ impl<E: Eyes> Assembler<E> {
         }
         let decided = event.event.action == Action::EgressBlocked;
         if decided && begins(event.network.transport.as_deref(), Some(key.detail)) {
-            self.wait_for(&event, counted.first_ns, counted.last_ns);
+            self.wait_for(&event, (counted.first_ns, counted.last_ns), None);
         }
         event
     }

@@ -37,6 +37,8 @@ const ANSWERED: Duration = Duration::from_secs(60);
 const RENEW: Duration = Duration::from_secs(15);
 /// What comes sooner may be the answer to a datagram that was sent before any was blocked.
 const LATE_NS: u64 = 500_000_000;
+/// Stories that were told to be over and are remembered.
+const MAX_OVER: usize = 64;
 /// Connections that wait to be told.
 const MAX_REACHED: usize = 256;
 
@@ -50,6 +52,15 @@ struct Blocked {
     first_ns: u64,
     /// The last one.
     last_ns: u64,
+    /// Group with which its socket's file was opened, where that is known.
+    gid: Option<u32>,
+}
+
+/// What was told to work, and when it did: packets that were blocked before are counted later.
+struct Over {
+    key: AwaitedKey,
+    event: Box<Event>,
+    reached_ns: u64,
 }
 
 /// A change of rules.
@@ -66,6 +77,7 @@ pub(super) struct Awaited {
     order: VecDeque<AwaitedKey>,
     changes: HashMap<u32, VecDeque<Changed>>,
     reached: VecDeque<(Instant, Reached)>,
+    over: VecDeque<Over>,
     /// When datagrams were waited for last.
     armed: Option<Instant>,
     /// Why the kernel half does not know of one.
@@ -80,6 +92,7 @@ impl Awaited {
             order: VecDeque::new(),
             changes: HashMap::new(),
             reached: VecDeque::new(),
+            over: VecDeque::new(),
             armed: None,
             failure: None,
         }
@@ -91,10 +104,15 @@ impl Awaited {
     }
 
     /// A connection was begun and stopped; its socket is in this namespace.
-    fn blocked(&mut self, event: &Event, netns: u32, first_ns: u64, last_ns: u64) {
+    fn blocked(&mut self, event: &Event, netns: u32, (first_ns, last_ns): (u64, u64), gid: Option<u32>) {
         let Some(key) = key(event, netns) else { return };
+        let who = Who { gid, ..Who::of(event) };
+        let is_over = |over: &Over| over.key == key && last_ns <= over.reached_ns && is_same(&over.event, None, &who);
+        if self.over.iter().any(is_over) {
+            return;
+        }
         if let Some(stories) = self.blocked.get_mut(&key) {
-            let is_same = |story: &&mut Blocked| is_same(&story.event, &Who::of(event));
+            let is_same = |story: &&mut Blocked| is_same(&story.event, story.gid, &who);
             if let Some(story) = stories.iter_mut().find(is_same) {
                 story.last_ns = story.last_ns.max(last_ns);
                 // The last rule that stopped it is what is told.
@@ -102,7 +120,7 @@ impl Awaited {
                     *story.event = event.clone();
                 }
             } else if stories.len() < MAX_STORIES {
-                stories.push(Blocked { event: Box::new(event.clone()), first_ns, last_ns });
+                stories.push(Blocked { event: Box::new(event.clone()), first_ns, last_ns, gid });
             }
             return;
         }
@@ -116,13 +134,17 @@ impl Awaited {
             self.failure = Some(why);
             return;
         }
-        self.blocked.insert(key, vec![Blocked { event: Box::new(event.clone()), first_ns, last_ns }]);
+        self.blocked.insert(key, vec![Blocked { event: Box::new(event.clone()), first_ns, last_ns, gid }]);
         self.order.push_back(key);
     }
 
     fn forget(&mut self, key: &AwaitedKey) {
         self.blocked.remove(key);
-        self.order.retain(|other| other != key);
+        if self.order.front() == Some(key) {
+            self.order.pop_front();
+        } else {
+            self.order.retain(|other| other != key);
+        }
         if let Err(why) = (self.tell)(key, false) {
             log::debug!("a destination is still waited for: {why}");
         }
@@ -169,21 +191,41 @@ impl Awaited {
     fn take(&mut self, reached: &Reached, who: &Who<'_>) -> Option<Blocked> {
         let key = key_of(reached.remote.ip(), reached.remote.port(), reached.netns, reached.protocol);
         let stories = self.blocked.get_mut(&key)?;
-        let least = if reached.protocol == protocol::UDP { LATE_NS } else { 0 };
-        let is_it = |story: &Blocked| story.last_ns + least < reached.boot_ns && is_same(&story.event, who);
+        let changes = &self.changes;
+        let is_it = |story: &Blocked| {
+            story.last_ns < reached.boot_ns
+                && is_same(&story.event, story.gid, who)
+                && (reached.protocol != protocol::UDP || is_answer(story, reached, changes))
+        };
         let story = stories.swap_remove(stories.iter().position(is_it)?);
         if stories.is_empty() {
             self.forget(&key);
         }
+        if self.over.len() >= MAX_OVER {
+            self.over.pop_front();
+        }
+        self.over.push_back(Over { key, event: story.event.clone(), reached_ns: reached.boot_ns });
         Some(story)
     }
 
     /// The last change of a namespace's rules in a time.
     fn change(&self, netns: u32, from_ns: u64, to_ns: u64) -> Option<Preceding> {
-        let changes = self.changes.get(&netns)?;
-        let last = changes.iter().rev().find(|change| (from_ns..=to_ns).contains(&change.boot_ns))?;
+        let last = last_change(&self.changes, netns, from_ns, to_ns)?;
         Some(Preceding { before_ms: milliseconds(to_ns - last.boot_ns), ..last.told.clone() })
     }
+}
+
+fn last_change(changes: &HashMap<u32, VecDeque<Changed>>, netns: u32, from_ns: u64, to_ns: u64) -> Option<&Changed> {
+    changes.get(&netns)?.iter().rev().find(|change| (from_ns..=to_ns).contains(&change.boot_ns))
+}
+
+/// A datagram is an answer to what was let out: whoever sends all the time, or to what was sent before, says nothing. So its socket was
+/// made after the last block, or rules were changed since.
+fn is_answer(story: &Blocked, reached: &Reached, changes: &HashMap<u32, VecDeque<Changed>>) -> bool {
+    let is_new = reached.owner.and_then(|owner| owner.bound_ns).is_some_and(|bound_ns| bound_ns > story.last_ns);
+    let netns = story.event.egress.netns.unwrap_or(0);
+    let is_changed = last_change(changes, netns, story.last_ns, reached.boot_ns).is_some();
+    story.last_ns + LATE_NS < reached.boot_ns && (is_new || is_changed)
 }
 
 /// For whom it was blocked, or works.
@@ -193,6 +235,8 @@ struct Who<'a> {
     user: Option<&'a str>,
     unit: Option<&'a str>,
     container: Option<&'a Container>,
+    gid: Option<u32>,
+    source: Option<IpAddr>,
 }
 
 impl<'a> Who<'a> {
@@ -203,16 +247,20 @@ impl<'a> Who<'a> {
             user: event.user.as_ref().map(|user| user.id.as_str()),
             unit: event.egress.unit.as_deref(),
             container: event.container.as_ref(),
+            gid: None,
+            source: event.source.as_ref().map(|source| source.ip),
         }
     }
 
-    fn sent(sender: &'a Sender) -> Self {
+    fn sent(sender: &'a Sender, reached: &Reached) -> Self {
         Self {
             process: sender.process.as_ref(),
             script: sender.script.as_deref(),
             user: sender.user.as_ref().map(|user| user.id.as_str()),
             unit: sender.unit.as_deref(),
             container: sender.container.as_ref(),
+            gid: reached.gid,
+            source: Some(reached.local.ip()),
         }
     }
 }
@@ -222,8 +270,14 @@ fn unit(unit: Option<&str>) -> Option<&str> {
     unit.map(|unit| if unit.starts_with("session-") && unit.ends_with(".scope") { "session" } else { unit })
 }
 
-fn is_same(event: &Event, who: &Who<'_>) -> bool {
-    let before = Who::of(event);
+/// Nobody's fate is told by another's: rules may ask for any of this.
+fn is_same(event: &Event, gid: Option<u32>, who: &Who<'_>) -> bool {
+    let before = Who { gid, ..Who::of(event) };
+    let is_other_group = matches!((before.gid, who.gid), (Some(before), Some(gid)) if before != gid);
+    let is_other_source = matches!((before.source, who.source), (Some(before), Some(source)) if before != source);
+    if is_other_group || is_other_source {
+        return false;
+    }
     let program = |process: &Process| process.executable.clone().unwrap_or_else(|| process.name.clone());
     before.process.map(program) == who.process.map(program)
         && before.script == who.script
@@ -253,7 +307,7 @@ fn milliseconds(nanoseconds: u64) -> u64 {
 
 impl<E: Eyes> Assembler<E> {
     /// A connection was begun and stopped: from now on it is waited for, if somebody waits for it.
-    pub(super) fn wait_for(&mut self, event: &Event, first_ns: u64, last_ns: u64) {
+    pub(super) fn wait_for(&mut self, event: &Event, times: (u64, u64), gid: Option<u32>) {
         let egress = &event.egress;
         if event.process.is_none() || egress.background.is_some() {
             return;
@@ -269,7 +323,7 @@ impl<E: Eyes> Assembler<E> {
             _ => egress.netns,
         };
         let Some(home) = home else { return };
-        self.awaited.blocked(event, home, first_ns, last_ns);
+        self.awaited.blocked(event, home, times, gid);
         let is_udp = event.network.transport.as_deref() == Some("udp");
         if is_udp && self.awaited.armed.is_none_or(|armed| armed.elapsed() > RENEW) {
             self.awaited.armed = Some(Instant::now());
@@ -298,7 +352,7 @@ impl<E: Eyes> Assembler<E> {
             });
             let cgroup = reached.owner.map(|owner| owner.task.cgroup).filter(|cgroup| *cgroup != 0);
             let sender = self.sender(found, Credentials { uid: Some(reached.uid), cgroup }, reached.boot_ns);
-            if let Some(blocked) = self.awaited.take(&reached, &Who::sent(&sender)) {
+            if let Some(blocked) = self.awaited.take(&reached, &Who::sent(&sender, &reached)) {
                 return Some(self.works(blocked, &reached, sender));
             }
         }
@@ -306,7 +360,7 @@ impl<E: Eyes> Assembler<E> {
     }
 
     fn works(&mut self, blocked: Blocked, reached: &Reached, sender: Sender) -> Event {
-        let Blocked { mut event, first_ns, last_ns } = blocked;
+        let Blocked { mut event, first_ns, last_ns, .. } = blocked;
         let change = event.egress.netns.and_then(|netns| self.awaited.change(netns, last_ns, reached.boot_ns));
         let restored = Restored {
             after_ms: milliseconds(reached.boot_ns.saturating_sub(first_ns)),

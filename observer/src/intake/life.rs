@@ -73,11 +73,12 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
 struct Said {
     flow: Flow,
     uid: u32,
+    gid: u32,
     source: u8,
 }
 
 fn reached(task: Task, boot_ns: u64, bytes: Bytes) -> Option<Box<Reached>> {
-    let Said { flow, uid, source } = flow(ProcessId::new(task.pid, task.start_ns), boot_ns, bytes)?;
+    let Said { flow, uid, gid, source } = flow(ProcessId::new(task.pid, task.start_ns), boot_ns, bytes)?;
     let owner = decode_source(u32::from(source)).map(|source| Owner {
         task,
         bound_ns: Some(flow.since_ns),
@@ -88,6 +89,7 @@ fn reached(task: Task, boot_ns: u64, bytes: Bytes) -> Option<Box<Reached>> {
         boot_ns,
         owner,
         uid,
+        gid: (gid != u32::MAX).then_some(gid),
         netns: flow.netns,
         protocol: flow.protocol,
         local: SocketAddr::new(flow.local?, flow.local_port),
@@ -105,6 +107,8 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Said> {
     bytes.copy_to_slice(&mut remote);
     let netns = bytes.get_u32_ne();
     let uid = bytes.get_u32_ne();
+    let gid = bytes.get_u32_ne();
+    bytes.advance(size_of::<u32>());
     let local_port = bytes.get_u16_ne();
     let remote_port = bytes.get_u16_ne();
     let protocol = bytes.get_u8();
@@ -120,7 +124,7 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Said> {
     let (local, remote) = (address(local), address(remote));
     let v6 = local.or(remote).map_or(v6, |address| address.is_ipv6());
     let flow = Flow { process, netns, since_ns, until_ns, protocol, v6, local, remote, local_port, remote_port };
-    Some(Said { flow, uid, source })
+    Some(Said { flow, uid, gid, source })
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {

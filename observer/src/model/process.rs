@@ -146,6 +146,8 @@ pub struct Reached {
     pub owner: Option<Owner>,
     /// User id of the socket's creation.
     pub uid: u32,
+    /// Group with which its file was opened; `None` where that is not known.
+    pub gid: Option<u32>,
     /// Inode number of the network namespace that the socket is in.
     pub netns: u32,
     /// IP protocol number.

@@ -11,7 +11,7 @@ use super::{
     fix::{about, as_root, blocks},
     json,
 };
-use crate::model::{Account, Agent, ECS_VERSION, Ecs, Finished, Fix, Host, span};
+use crate::model::{Account, Agent, ECS_VERSION, Ecs, Event, Finished, Fix, Host, span};
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
 const STRONG: Style = Style::new().bold();
@@ -42,6 +42,19 @@ pub struct Story {
     /// That it worked again, in a sentence; absent where that was not seen, or it was blocked once more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored: Option<String>,
+    /// When that was.
+    #[serde(skip)]
+    pub restored_at: Option<Timestamp>,
+}
+
+impl Story {
+    /// Packets of it were blocked: after it worked, it does not any more; what was blocked before is only counted late.
+    pub(super) fn blocked_again(&mut self, event: &Event) {
+        if self.restored_at.is_none_or(|at| event.event.end > at) {
+            self.restored = None;
+            self.restored_at = None;
+        }
+    }
 }
 
 /// What is said about a run in one or two words.
@@ -271,9 +284,9 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
             let (first, last) = (seconds(*first), seconds(*last));
             writeln!(writer, "| {} | {} | {packets} | {first} | {last} | {} |", cell(who), cell(to), cell(by))?;
         }
-        for Story { who, to, restored, .. } in stories {
+        for Story { to, restored, .. } in stories {
             if let Some(restored) = restored {
-                writeln!(writer, "\n**{} reached {} in the end:** {}", cell(who), cell(to), cell(restored))?;
+                writeln!(writer, "\n**{} was reached in the end.** {}", cell(to), cell(restored))?;
             }
         }
         for Story { who, to, fix, .. } in stories {
@@ -408,6 +421,7 @@ mod tests {
             incident: uuid::Uuid::nil(),
             fix: None,
             restored: None,
+            restored_at: None,
         }
     }
 

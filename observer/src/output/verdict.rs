@@ -63,7 +63,7 @@ impl Stories {
             let story = &mut self.list[*story];
             story.packets += event.egress.count;
             story.last = event.event.end;
-            story.restored = None;
+            story.blocked_again(event);
             return false;
         }
         // Its rule was told late: what came before is of another incident, and the same story.
@@ -75,7 +75,7 @@ impl Stories {
             self.by_incident.insert(event.egress.incident, place);
             self.list[place].packets += event.egress.count;
             self.list[place].last = event.event.end;
-            self.list[place].restored = None;
+            self.list[place].blocked_again(event);
             return false;
         }
         if self.list.len() >= MAX_STORIES {
@@ -93,6 +93,7 @@ impl Stories {
             incident: event.egress.incident,
             fix: None,
             restored: None,
+            restored_at: None,
         });
         true
     }
@@ -109,7 +110,12 @@ impl Stories {
     fn restored(&mut self, event: &Event) -> bool {
         let place = self.by_incident.get(&event.egress.incident).filter(|_| !event.egress.incident.is_nil());
         let story = place.and_then(|place| self.list.get_mut(*place));
-        story.map(|story| story.restored.clone_from(&event.event.reason)).is_some()
+        let reason = event.event.reason.as_deref().unwrap_or_default();
+        let told = story.map(|story| {
+            story.restored = Some(format!("{}: {reason}", who(event)));
+            story.restored_at = Some(event.timestamp);
+        });
+        told.is_some()
     }
 
     /// What would let a story's packets through; false where it is not told here.
@@ -132,6 +138,7 @@ impl Stories {
                 incident: Uuid::nil(),
                 fix: None,
                 restored: None,
+                restored_at: None,
             });
             self.list.len() - 1
         });
@@ -229,11 +236,16 @@ impl<W: Write> Verdict<W> {
 
     /// Says that something works again that was blocked for the command.
     fn restored(&mut self, event: &Event) {
-        let own = self.inside.restored(event);
-        for stories in [&mut self.unknown, &mut self.outside] {
-            stories.restored(event);
+        // For others it may work while it does not for the command.
+        if !event.egress.ancestry.iter().any(|ancestor| ancestor.pid == self.subject.pid) {
+            for stories in [&mut self.unknown, &mut self.outside] {
+                stories.restored(event);
+            }
+            return;
         }
-        if own && let Some(reason) = &event.event.reason {
+        if self.inside.restored(event)
+            && let Some(reason) = &event.event.reason
+        {
             let (who, to) = (who(event), destination(event));
             let _ = writeln!(self.writer, "observer: {GOOD}WORKS{GOOD:#} {} → {to}: {}", escape(&who), escape(reason));
             let _ = self.writer.flush();

@@ -99,7 +99,9 @@ fn is_off(error: &io::Error) -> bool {
 }
 
 fn is_no_route(error: &io::Error) -> bool {
-    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL].map(Some).contains(&error.raw_os_error())
+    // A program of observer's own cgroup may not permit it to ask by a socket.
+    let all = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EPERM];
+    all.map(Some).contains(&error.raw_os_error())
 }
 
 fn words(error: &io::Error) -> Stopped {

@@ -11,7 +11,7 @@ use aya::{
     programs::KProbe,
 };
 use bytes::Bytes;
-use observer_ebpf::abi::{AwaitedKey, DropKey, Member, map, program};
+use observer_ebpf::abi::{AwaitedKey, AwaitedValue, DropKey, Member, map, program};
 
 use super::{
     Probes,
@@ -39,7 +39,7 @@ impl Tree {
 
 /// The destinations of which the kernel half tells when they are reached.
 pub struct Awaited {
-    keys: HashMap<MapData, [u8; size_of::<AwaitedKey>()], u32>,
+    keys: HashMap<MapData, [u8; size_of::<AwaitedKey>()], [u8; size_of::<AwaitedValue>()]>,
     any: Array<MapData, u32>,
     number: usize,
 }
@@ -56,14 +56,17 @@ impl Awaited {
         ] {
             bytes[offset..offset + part.len()].copy_from_slice(part);
         }
+        let before = self.number;
         if is_awaited {
-            self.keys.insert(bytes, 1, 0)?;
+            self.keys.insert(bytes, [0; size_of::<AwaitedValue>()], 0)?;
             self.number += 1;
         } else {
             self.keys.remove(&bytes)?;
             self.number = self.number.saturating_sub(1);
         }
-        self.any.set(0, u32::from(self.number > 0), 0)?;
+        if (before == 0) != (self.number == 0) {
+            self.any.set(0, u32::from(self.number > 0), 0)?;
+        }
         Ok(())
     }
 }
