@@ -25,12 +25,17 @@ fn port(context: &SockAddrContext) -> u16 {
     u16::from_be(unsafe { core::ptr::read_volatile(&raw const (*context.sock_addr).user_port) } as u16)
 }
 
-/// Nobody connects to port 443, and whoever connects to 8443 comes to 444.
+/// Nobody connects to port 443, whoever connects to 8443 comes to 444, and whoever connects to 8444 comes to this host itself.
 #[cgroup_sock_addr(connect4)]
 pub fn deny_connect4(context: SockAddrContext) -> i32 {
     if port(&context) == 8443 {
         // SAFETY: as above, one store.
         unsafe { core::ptr::write_volatile(&raw mut (*context.sock_addr).user_port, u32::from(444u16.to_be())) };
+    }
+    if port(&context) == 8444 {
+        let here = u32::from_be_bytes([127, 0, 0, 1]).to_be();
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*context.sock_addr).user_ip4, here) };
     }
     i32::from(port(&context) != 443)
 }

@@ -363,6 +363,18 @@ pub fn cgroup_programs(cgroup: BorrowedFd<'_>, hook: bpf_attach_type, all: bool)
     Ok(ids.into_iter().take(number.min(MAX)).collect())
 }
 
+/// How long a connection's first packet and its answer took, as TCP has measured it.
+pub fn tcp_round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
+    // SAFETY: all zeros are a valid value of numbers.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes as it is told, into a value that lives as long as the call.
+    let status = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
+    };
+    (status == 0 && info.tcpi_rtt > 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
+}
+
 /// # Safety
 /// What the attributes point to must be as the command expects it, and the command one that returns a descriptor.
 unsafe fn bpf(command: bpf_cmd, attributes: &bpf_attr) -> io::Result<OwnedFd> {

@@ -1,6 +1,7 @@
 //! What this host depends on already, by its own files: resolvers, time servers, package sources, agents that are installed.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -56,6 +57,17 @@ const AGENTS: [Agent; 6] = [
     Agent { profile: "crowdstrike", file: "/opt/CrowdStrike/falconctl", value: None, unit: "falcon-sensor.service" },
 ];
 
+/// Agents whose file is YAML.
+const YAML: [&str; 2] = ["datadog", "newrelic"];
+/// A file that is longer is none that a person wrote; it may belong to the agent's user.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The text of a plain file that is not too long.
+fn small(path: &Path) -> Option<String> {
+    let is_plain = fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_FILE);
+    is_plain.then(|| fs::read_to_string(path).ok()).flatten()
+}
+
 fn entry(host: &str, (port, transport): (u16, &'static str), of: &str, purpose: &str) -> Entry {
     let of = OfProfile { name: of.to_owned(), phase: of.to_owned(), purpose: purpose.to_owned(), is_required: true };
     Entry {
@@ -77,15 +89,17 @@ pub struct HostProxies {
 }
 
 impl HostProxies {
-    /// By an agent's own file, else by its unit's; `shell` and `unit` are variables that were found elsewhere.
-    pub fn read(root: &Path, shell: Option<Proxies>, unit: Option<Proxies>) -> Self {
+    /// By an agent's own file, else by its unit's, of the profiles that are asked about; `shell` and `unit` are variables that were
+    /// found elsewhere.
+    pub fn read(root: &Path, shell: Option<Proxies>, unit: Option<Proxies>, asked: &[&str]) -> Self {
         let of = |agent: &Agent| {
-            let own = fs::read_to_string(below(root, agent.file)).ok();
+            let own = YAML.contains(&agent.profile).then(|| small(&below(root, agent.file))).flatten();
             let own = own.and_then(|text| Proxies::of_yaml(&text, agent.file));
             let by_unit = || Proxies::of_variables(&proxy::variables_of_unit(root, agent.unit), agent.unit);
             Some((agent.profile, own.or_else(by_unit)?))
         };
-        Self { agents: AGENTS.iter().filter_map(of).collect(), shell, unit }
+        let asked = AGENTS.iter().filter(|agent| asked.contains(&agent.profile));
+        Self { agents: asked.filter_map(of).collect(), shell, unit }
     }
 
     /// Those of a program that a profile is about: what is installed is started by a shell, what runs is not. Package managers have
@@ -117,7 +131,7 @@ pub fn dependencies(root: &Path, profiles: &Profiles, shell: Option<&Proxies>) -
         }
         let mut values = Values::new();
         if let Some((variable, word)) = value {
-            let text = fs::read_to_string(&path).unwrap_or_default();
+            let text = small(&path).unwrap_or_default();
             let found = text
                 .lines()
                 .find_map(|line| line.trim_start().strip_prefix(word))
@@ -274,19 +288,30 @@ fn apt_proxies(root: &Path) -> Option<Proxies> {
     paths.sort();
     paths.push(below(root, "/etc/apt/apt.conf"));
     let texts = paths.iter().filter_map(|path| fs::read_to_string(path).ok());
-    let mut variables = Vec::new();
+    // The last one of a scheme holds.
+    let mut values: HashMap<String, String> = HashMap::new();
     for text in texts {
         for line in text.lines().map(str::trim) {
             let Some(rest) = line.strip_prefix("Acquire::") else { continue };
             let Some((scheme, rest)) = rest.split_once("::") else { continue };
             let proxy = rest.strip_prefix("Proxy ").or_else(|| rest.strip_prefix("proxy "));
             let value = proxy.map(|rest| rest.trim().trim_end_matches(';').trim_matches('"').to_owned());
-            // The last one holds.
-            variables.splice(0..0, value.map(|value| (format!("{}_proxy", scheme.to_lowercase()), value)));
+            values.extend(value.map(|value| (scheme.to_lowercase(), value)));
         }
     }
-    variables.retain(|(_, value)| value != "DIRECT");
-    Proxies::of_variables(&variables, "apt")
+    if values.is_empty() {
+        return None;
+    }
+    // What is said of http holds for https too, where nothing is said of that.
+    let of = |scheme: &str| values.get(scheme).or_else(|| values.get("http"));
+    let variables =
+        ["http", "https"].map(|scheme| (format!("{scheme}_proxy"), of(scheme).cloned().unwrap_or_default()));
+    let switched_off = ["direct", "false"];
+    let variables = variables.map(|(name, value)| {
+        let is_off = switched_off.contains(&value.to_lowercase().as_str());
+        (name, if is_off { String::new() } else { value })
+    });
+    Some(Proxies::of_variables(&variables, "apt").unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -338,6 +363,12 @@ mod tests {
             || place.contains("old.example")));
         assert!(unread.iter().all(|words| words.contains("resolv.conf")), "{unread:?}");
         write("/etc/apt/apt.conf.d/90proxy", "Acquire::http::Proxy \"http://10.0.0.9:3128\";\n");
+        assert_eq!(of(&sources(root.path(), "apt", None)), ["10.0.0.9:3128/tcp"]);
+        write("/etc/apt/apt.conf.d/95https", "Acquire::https::Proxy \"DIRECT\";\n");
         assert_eq!(of(&sources(root.path(), "apt", None)), ["10.0.0.9:3128/tcp", "two.example:8443/tcp"]);
+        write("/etc/apt/apt.conf.d/99none", "Acquire::http::Proxy \"false\";\n");
+        let shell = Proxies::of_url("http://shell.example:1", "the environment");
+        let direct = ["one.example:80/tcp", "two.example:8443/tcp"];
+        assert_eq!(of(&sources(root.path(), "apt", shell.as_ref())), direct);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     io,
     net::{TcpStream as PlainTcp, UdpSocket as PlainUdp},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,6 +25,8 @@ use tokio_rustls::{
     TlsConnector,
     rustls::{CertificateError, ClientConfig, Error as TlsError, RootCertStore, pki_types::ServerName},
 };
+
+use crate::sys::tcp_round_trip;
 
 /// A step that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -145,8 +147,8 @@ async fn one(trial: Trial, tls: Arc<ClientConfig>) -> Live {
     done.unwrap_or_else(|error| Live::failed(Step::Connect, words(&error)))
 }
 
-fn milliseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+fn whole(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn connection(trial: Trial, tls: Arc<ClientConfig>) -> io::Result<Live> {
@@ -158,7 +160,9 @@ async fn connection(trial: Trial, tls: Arc<ClientConfig>) -> io::Result<Live> {
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
-    let mut live = Live { connect_ms: Some(milliseconds(trial.since)), ..Live::default() };
+    // Others were begun meanwhile: TCP itself knows how long it took.
+    let took = tcp_round_trip(stream.as_fd()).unwrap_or_else(|| trial.since.elapsed());
+    let mut live = Live { connect_ms: Some(whole(took)), ..Live::default() };
     let name = trial.name.filter(|_| TLS_PORTS.contains(&trial.port)).and_then(|name| ServerName::try_from(name).ok());
     let Some(name) = name else { return Ok(live) };
     let began = Instant::now();
@@ -172,7 +176,7 @@ async fn connection(trial: Trial, tls: Arc<ClientConfig>) -> io::Result<Live> {
             live.why = Some(format!("TLS: {}", tls_words(&error, &name.to_str())));
         }
         Ok(Ok(stream)) => {
-            live.tls_ms = Some(milliseconds(began));
+            live.tls_ms = Some(whole(began.elapsed()));
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let own = certificates.first().and_then(|first| webpki::EndEntityCert::try_from(first).ok());
             live.certificate =
@@ -197,12 +201,13 @@ async fn datagram(trial: Trial) -> io::Result<Live> {
         }
         _ => return Ok(Live::untried("nothing answers a datagram there that nobody understands: none was sent")),
     };
+    let began = Instant::now();
     socket.send(&question).await?;
     let mut answer = [0; 2048];
     Ok(match timeout(PATIENCE, socket.recv(&mut answer)).await {
         Err(_) => Live::failed(Step::Answer, format!("nothing came back in {} s", PATIENCE.as_secs())),
         Ok(Err(error)) => Live::failed(Step::Answer, words(&error)),
-        Ok(Ok(_)) => Live { answer_ms: Some(milliseconds(trial.since)), ..Live::default() },
+        Ok(Ok(_)) => Live { answer_ms: Some(whole(began.elapsed())), ..Live::default() },
     })
 }
 

@@ -48,7 +48,15 @@ impl Proxies {
 
     /// Of an agent's file in YAML: `proxy: URL`, or `proxy:` with `http`, `https` and `no_proxy`.
     pub fn of_yaml(text: &str, from: &str) -> Option<Self> {
-        let documents = YamlLoader::load_from_str(text).ok()?;
+        // This part alone: the rest has secrets, and may be anything. An alias could make much of little.
+        let is_inside = |line: &&str| line.starts_with([' ', '\t', '-', '#']) || line.trim().is_empty();
+        let mut lines = text.lines().skip_while(|line| !line.starts_with("proxy:"));
+        let first = lines.next()?;
+        let part = std::iter::once(first).chain(lines.take_while(is_inside)).collect::<Vec<_>>().join("\n");
+        if part.split_whitespace().any(|word| word.starts_with('&')) {
+            return None;
+        }
+        let documents = YamlLoader::load_from_str(&part).ok()?;
         let proxy = &documents.first()?["proxy"];
         let mut proxies = Self { from: from.to_owned(), ..Self::default() };
         for (_, scheme) in SCHEMES {

@@ -5,11 +5,11 @@ use std::{collections::HashMap, process::Command};
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 
-use crate::model::AddressLists;
+use crate::model::{AddressLists, Later};
 
 /// What is asked of the manager.
 const PROPERTIES: &str = "Id,LoadState,ActiveState,ControlGroup,Slice,User,Group,MainPID,PrivateNetwork,NetworkNamespacePath,\
-                          IPAddressAllow,IPAddressDeny,Environment";
+                          IPAddressAllow,IPAddressDeny,Environment,RestrictNetworkInterfaces,IPEgressFilterPath";
 /// Slices within each other.
 const MAX_SLICES: usize = 16;
 
@@ -18,7 +18,7 @@ const MAX_SLICES: usize = 16;
 pub struct Unit {
     /// Its whole name.
     pub name: String,
-    /// Path of its cgroup; of a unit that does not run that of its slice.
+    /// Path of its cgroup, while it runs.
     pub cgroup: Option<String>,
     /// User and group, where it names them.
     pub user: Option<String>,
@@ -30,8 +30,8 @@ pub struct Unit {
     pub has_own_network: bool,
     /// It runs in this one.
     pub namespace: Option<String>,
-    /// What it will not be let reach once it runs; of one that runs its cgroup can be asked.
-    pub lists: Option<AddressLists>,
+    /// It does not run: what is known of how it will.
+    pub later: Option<Later>,
     /// Variables that it gives to its processes.
     pub environment: Vec<(String, String)>,
 }
@@ -45,16 +45,16 @@ impl Unit {
         ensure!(state == Some("loaded"), "unit `{name}` is {}", state.unwrap_or("not known"));
         let said = |name: &str| own.get(name).filter(|value| !value.is_empty()).cloned();
         let is_running = said("ControlGroup").is_some();
-        let lists = if is_running { None } else { Some(lists(&own)?) };
+        let later = if is_running { None } else { Some(later(&own)?) };
         Ok(Self {
             name: said("Id").unwrap_or_else(|| name.to_owned()),
-            cgroup: said("ControlGroup").or_else(|| said("Slice").map(|slice| path_of_slice(&slice))),
+            cgroup: said("ControlGroup"),
             user: said("User"),
             group: said("Group"),
             pid: said("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid != 0),
             has_own_network: said("PrivateNetwork").as_deref() == Some("yes"),
             namespace: said("NetworkNamespacePath"),
-            lists: lists.filter(|lists| !lists.deny.is_empty()),
+            later,
             environment: said("Environment").map(|text| variables(&text)).unwrap_or_default(),
         })
     }
@@ -78,8 +78,10 @@ fn show(name: &str) -> Result<HashMap<String, String>> {
 }
 
 /// A unit's own addresses and those of all slices that it is in: systemd looks at all of them together, at the unit.
-fn lists(own: &HashMap<String, String>) -> Result<AddressLists> {
+fn later(own: &HashMap<String, String>) -> Result<Later> {
     let mut all = AddressLists::default();
+    let mut unknown = Vec::new();
+    let slice = own.get("Slice").map(|slice| path_of_slice(slice)).unwrap_or_default();
     let mut of = own.clone();
     for _ in 0..MAX_SLICES {
         for (name, into) in [("IPAddressAllow", &mut all.allow), ("IPAddressDeny", &mut all.deny)] {
@@ -88,12 +90,17 @@ fn lists(own: &HashMap<String, String>) -> Result<AddressLists> {
                 words.map(|word| word.parse::<IpNet>().with_context(|| format!("{name}={word} is not understood")));
             into.extend(nets.collect::<Result<Vec<_>>>()?);
         }
+        for name in ["RestrictNetworkInterfaces", "IPEgressFilterPath"] {
+            if of.get(name).is_some_and(|value| !value.is_empty()) {
+                unknown.push(format!("{name}="));
+            }
+        }
         match of.get("Slice").filter(|slice| !slice.is_empty()) {
             Some(slice) => of = show(&slice.clone())?,
             None => break,
         }
     }
-    Ok(all)
+    Ok(Later { lists: all, slice, unknown })
 }
 
 /// `a-b.slice` is in `a.slice`.
@@ -133,7 +140,8 @@ mod tests {
             [("IPAddressAllow", "10.0.0.0/8 ::1/128"), ("IPAddressDeny", "0.0.0.0/0 ::/0")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned())),
         );
-        let lists = lists(&own).unwrap();
+        let Later { lists, slice, unknown } = later(&own).unwrap();
+        assert!(slice.is_empty() && unknown.is_empty());
         let denies = |address: &str| lists.deny(address.parse().unwrap());
         assert!(denies("203.0.113.1") && denies("2001:db8::1") && !denies("10.1.2.3") && !denies("::1"));
         assert!(!AddressLists::default().deny("203.0.113.1".parse().unwrap()));

@@ -23,7 +23,7 @@ use crate::{
     },
     enrich::{host::Identity, resolve},
     launch::User,
-    model::{AddressLists, Connect, Fate, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
+    model::{Connect, Fate, Later, Preflight, Preflighted, Proposed, ProposedChange, Tried, Wish},
     output::{
         check::{self as render, Answer, Kept},
         notice::say,
@@ -190,10 +190,12 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         let from = proxies.from();
         say(&format!("observer: {from} names a proxy; HOST:PORT is judged as it is reached without"));
     }
-    let proxies = host::HostProxies::read(Path::new("/"), shell, sender.proxies.clone());
+    let asked: Vec<&str> =
+        entries.iter().filter_map(|entry| entry.profile.as_ref()).map(|of| of.name.as_str()).collect();
+    let proxies = host::HostProxies::read(Path::new("/"), shell, sender.proxies.clone(), &asked);
     entries = proxy::in_place(entries, |profile| proxies.of(profile));
     check_privilege().map_err(|error| super::exit::with_hint(&error))?;
-    let mut helper = Helper::start()?;
+    let mut helper = if args.live { Helper::start_for_connections()? } else { Helper::start()? };
     // What resolvers answer is read without privileges.
     if let Err(error) = confine(&[], || true) {
         log::warn!("{error:#}");
@@ -208,7 +210,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         netns: sender.netns,
         user: sender.user,
         cgroup: sender.cgroup.clone(),
-        lists: sender.lists.clone(),
+        later: sender.later.clone(),
         wishes: targets
             .iter()
             .map(|target| Wish {
@@ -307,7 +309,7 @@ fn tried(helper: &mut Helper, sender: &Sender, targets: &[Target]) -> Result<Vec
                 }
                 Err((number, why)) => {
                     let words = number.map(|number| live::words(&io::Error::from_raw_os_error(number)));
-                    Live::failed(Step::Connect, words.unwrap_or(why))
+                    words.map_or_else(|| Live::untried(&why), |words| Live::failed(Step::Connect, words))
                 }
             });
         }
@@ -336,7 +338,8 @@ fn resolvers(asked: &[Target]) -> Vec<Target> {
     let place = |entry: &Entry| (entry.host.clone(), entry.port, entry.transport);
     let known: Vec<_> = asked.iter().map(|target| place(&target.entry)).collect();
     let mut entries = host::resolvers(&mut Vec::new());
-    entries.retain(|entry| !known.contains(&place(entry)));
+    // By TCP they are asked when an answer is long.
+    entries.retain(|entry| entry.transport == "udp" && !known.contains(&place(entry)));
     let target = |entry: Entry| {
         let addresses = vec![entry.host.parse().ok()?];
         Some(Target { entry, addresses, known: Known::Given })
@@ -377,7 +380,7 @@ struct Sender {
     name: Option<String>,
     unit: Option<String>,
     cgroup: Option<String>,
-    lists: Option<AddressLists>,
+    later: Option<Later>,
     netns: Option<u32>,
     /// Those of the unit.
     proxies: Option<Proxies>,
@@ -394,6 +397,10 @@ fn sender(args: &Args) -> Result<Sender> {
         }
         None => return plain(args, None),
     };
+    if args.live && unit.later.is_some() {
+        let sentence = format!("{} does not run: nobody can connect as it", unit.name);
+        return Err(usage(&sentence, "start it, or ask without --live"));
+    }
     let mut sender = plain(args, unit.user.as_deref())?;
     if let (Some(group), None) = (&unit.group, &args.user) {
         sender.user.1 = filters::group(group)?;
@@ -408,7 +415,7 @@ fn sender(args: &Args) -> Result<Sender> {
         sender.netns = filters::namespace(&path)?;
     }
     let proxies = Proxies::of_variables(&unit.environment, &unit.name);
-    Ok(Sender { unit: Some(unit.name), cgroup: unit.cgroup, lists: unit.lists, proxies, ..sender })
+    Ok(Sender { unit: Some(unit.name), cgroup: unit.cgroup, later: unit.later, proxies, ..sender })
 }
 
 fn plain(args: &Args, user: Option<&str>) -> Result<Sender> {

@@ -9,12 +9,13 @@ use super::{plan::FrontEnd, trial};
 use crate::model::{Backend, Proposed, ProposedChange};
 
 /// Words of `nft` and the modules that come with them; those that are there for each family have a name without its end.
-const OF_NFT: [(&str, &str); 25] = [
+const OF_NFT: [(&str, &str); 26] = [
     ("ct", "nft_ct"),
     ("count", "nft_connlimit"),
     ("limit", "nft_limit"),
     ("quota", "nft_quota"),
     ("log", "nft_log"),
+    ("log", "nf_log_syslog"),
     ("reject", "nft_reject"),
     ("reject", "nft_reject_"),
     ("fib", "nft_fib"),
@@ -58,6 +59,30 @@ const OF_XTABLES: [(&str, &str); 13] = [
     ("ttl", "xt_hl"),
 ];
 
+/// By which tables an `iptables` works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Legacy,
+    /// By nftables.
+    Nft,
+    /// By nftables, which itself looks at ports: since iptables 1.8.8.
+    NewNft,
+}
+
+impl By {
+    /// Of a program by its name; `plain` is what `iptables` says of itself.
+    fn of(program: &str, plain: Option<&(Backend, String)>) -> Self {
+        let is_legacy = plain.is_some_and(|(backend, _)| *backend == Backend::IptablesLegacy);
+        if program.ends_with("-legacy") || !program.ends_with("-nft") && is_legacy {
+            return Self::Legacy;
+        }
+        // `iptables v1.8.9 (nf_tables)`
+        let numbers = plain.and_then(|(_, words)| words.split(" v").nth(1)?.split(' ').next());
+        let numbers: Vec<u32> = numbers.unwrap_or_default().split('.').filter_map(|part| part.parse().ok()).collect();
+        if numbers.as_slice() >= &[1, 8, 8][..] { Self::NewNft } else { Self::Nft }
+    }
+}
+
 /// What a front end's programs always use must be there, or not exist for this kernel.
 pub(super) fn need(front_end: FrontEnd) -> Result<()> {
     // ufw tries what the kernel can, whenever it is run.
@@ -71,49 +96,79 @@ pub(super) fn need(front_end: FrontEnd) -> Result<()> {
 /// Nothing that a proposed change asks for would be loaded.
 pub fn loads_nothing(change: &ProposedChange) -> Result<()> {
     match change {
-        ProposedChange::Command(words) => of_command(words, trial::iptables()),
-        ProposedChange::Ruleset(kind, text) => of_ruleset(*kind, text, trial::iptables()),
+        ProposedChange::Command(words) => of_command(words, trial::iptables_says().as_ref()),
+        ProposedChange::Ruleset(kind, text) => of_ruleset(*kind, text, trial::iptables_says().as_ref()),
     }
 }
 
 /// What a command asks for; those of ufw and firewalld make rules of what these use anyhow.
-fn of_command(words: &[String], plain: Option<Backend>) -> Result<()> {
+fn of_command(words: &[String], plain: Option<&(Backend, String)>) -> Result<()> {
     let program = words.first().map(String::as_str).unwrap_or_default();
-    let by_legacy =
-        program.ends_with("-legacy") || !program.ends_with("-nft") && plain == Some(Backend::IptablesLegacy);
+    let by = By::of(program, plain);
     are_there(match program {
-        "nft" => by_nft(&words[1..].join(" ")),
-        _ if program.starts_with("ip") => by_xtables(words.iter().map(String::as_str), by_legacy),
+        "nft" => {
+            let is_file = words.iter().any(|word| matches!(word.as_str(), "-f" | "--file" | "include"));
+            ensure!(!is_file, "a file that a command reads is not judged with it: give that to --ruleset");
+            by_nft(&words[1..].join(" "))?
+        }
+        _ if program.starts_with("ip") => {
+            let words = whole(words.iter().map(String::as_str));
+            let mut all = by_xtables(&words, by);
+            if by == By::Legacy && !words.iter().any(|word| matches!(word.as_str(), "-t" | "--table")) {
+                all.extend(["iptable_filter", "ip6table_filter"].map(str::to_owned));
+            }
+            all
+        }
         _ => BTreeSet::new(),
     })
 }
 
+/// Options with their values apart: `-jDROP` and `--jump=DROP` are `-j DROP`.
+fn whole<'a>(words: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut all = Vec::new();
+    for word in words {
+        let short = ["-j", "-g", "-m", "-t", "-p"].into_iter().find(|short| word.len() > 2 && word.starts_with(short));
+        match (short, word.split_once('=')) {
+            (Some(short), _) => all.extend([short.to_owned(), word[2..].to_owned()]),
+            (None, Some((long, value))) if long.starts_with("--") => all.extend([long.to_owned(), value.to_owned()]),
+            _ => all.push(word.to_owned()),
+        }
+    }
+    all
+}
+
 /// What a proposed configuration asks for.
-fn of_ruleset(kind: Proposed, text: &str, plain: Option<Backend>) -> Result<()> {
-    let by_legacy = plain == Some(Backend::IptablesLegacy);
+fn of_ruleset(kind: Proposed, text: &str, plain: Option<&(Backend, String)>) -> Result<()> {
+    let by = By::of("", plain);
     let lines = || text.lines().filter(|line| !line.trim_start().starts_with('#'));
     are_there(match kind {
-        Proposed::Nft => by_nft(&lines().collect::<Vec<_>>().join("\n")),
+        Proposed::Nft => by_nft(&lines().collect::<Vec<_>>().join("\n"))?,
         _ => {
             let mut all = BTreeSet::new();
             for line in lines() {
                 let table = line.strip_prefix('*').map(|table| ["-t", table.trim()]);
-                all.extend(by_xtables(table.into_iter().flatten(), by_legacy));
+                all.extend(by_xtables(&whole(table.into_iter().flatten()), by));
                 let words = shlex::split(line).unwrap_or_default();
-                all.extend(by_xtables(words.iter().map(String::as_str), by_legacy));
+                all.extend(by_xtables(&whole(words.iter().map(String::as_str)), by));
             }
             all
         }
     })
 }
 
-fn by_nft(text: &str) -> BTreeSet<String> {
+fn by_nft(text: &str) -> Result<BTreeSet<String>> {
     // What stands between quotes is a name or a comment.
-    let bare: Vec<&str> = text.split('"').step_by(2).collect();
+    let parts: Vec<&str> = text.split('"').collect();
+    let bare: Vec<&str> = parts.iter().step_by(2).copied().collect();
     let words: BTreeSet<&str> =
         bare.iter().flat_map(|part| part.split(|of: char| !of.is_ascii_alphanumeric() && of != '_')).collect();
-    let families: Vec<&str> =
+    ensure!(!words.contains("include"), "a file that another one includes is not judged with it: give them as one");
+    let mut families: Vec<&str> =
         FAMILIES.iter().filter(|(word, _)| words.contains(word)).map(|(_, ending)| *ending).collect();
+    // Without one it is this.
+    if families.is_empty() {
+        families.push("ipv4");
+    }
     let mut all = BTreeSet::new();
     for (word, module) in OF_NFT.iter().chain(&OF_NETDEV).filter(|(word, _)| words.contains(word)) {
         if !module.ends_with('_') {
@@ -126,15 +181,18 @@ fn by_nft(text: &str) -> BTreeSet<String> {
             all.extend(["nft_fib_ipv4", "nft_fib_ipv6"].map(str::to_owned));
         }
     }
-    all
+    // `type "ftp" protocol tcp` of a connection's helper.
+    let helpers = parts.windows(2).step_by(2).filter(|pair| pair[0].trim_end().ends_with("type"));
+    all.extend(helpers.map(|pair| format!("nf_conntrack_{}", pair[1])));
+    Ok(all)
 }
 
-fn by_xtables<'a>(words: impl Iterator<Item = &'a str>, by_legacy: bool) -> BTreeSet<String> {
+fn by_xtables(words: &[String], by: By) -> BTreeSet<String> {
+    let by_legacy = by == By::Legacy;
     const BUILT_IN: [&str; 4] = ["ACCEPT", "DROP", "RETURN", "QUEUE"];
     let mut all = BTreeSet::new();
-    let words: Vec<&str> = words.collect();
     for pair in words.windows(2) {
-        match *pair {
+        match [pair[0].as_str(), pair[1].as_str()] {
             ["-t" | "--table", table] if by_legacy => {
                 all.extend([format!("iptable_{table}"), format!("ip6table_{table}")]);
             }
@@ -143,7 +201,12 @@ fn by_xtables<'a>(words: impl Iterator<Item = &'a str>, by_legacy: bool) -> BTre
             }
             // nftables itself keeps it.
             ["-m" | "--match", "comment"] if !by_legacy => {}
-            ["-m" | "--match" | "-j" | "--jump", name] if !BUILT_IN.contains(&name) => {
+            [_, "tcp" | "udp"] if by == By::NewNft => {}
+            // A protocol brings its match along.
+            ["-p" | "--protocol" | "--proto", "icmp" | "icmpv6" | "ipv6-icmp" | "all"] => {}
+            ["-p" | "--protocol" | "--proto" | "-m" | "--match" | "-j" | "--jump" | "-g" | "--goto", name]
+                if !BUILT_IN.contains(&name) =>
+            {
                 let own = OF_XTABLES.iter().find(|(of, _)| *of == name).map(|(_, module)| (*module).to_owned());
                 all.extend(own.map_or_else(
                     || ["xt_", "ipt_", "ip6t_"].map(|kind| format!("{kind}{name}")).to_vec(),
@@ -198,7 +261,7 @@ mod tests {
 
     #[test]
     fn what_rules_of_nft_ask_for() {
-        let of = |text: &str| by_nft(text).into_iter().collect::<Vec<_>>();
+        let of = |text: &str| by_nft(text).unwrap().into_iter().collect::<Vec<_>>();
         assert!(of("table inet t { chain o { type filter hook output priority 0; tcp dport 443 drop; } }").is_empty());
         assert_eq!(
             of("add rule inet t o ct state new limit rate 3/minute reject comment \"log it\""),
@@ -213,12 +276,19 @@ mod tests {
 
     #[test]
     fn what_lines_of_iptables_ask_for() {
-        let of = |line: &str, by_legacy| by_xtables(line.split(' '), by_legacy).into_iter().collect::<Vec<_>>();
+        let of = |line: &str, by| by_xtables(&whole(line.split(' ')), by).into_iter().collect::<Vec<_>>();
         let line = "iptables -A OUTPUT -p tcp -m tcp --dport 443 -m comment --comment x -j DROP";
-        assert_eq!(of(line, false), ["nft_compat", "xt_tcpudp"]);
-        assert!(of(line, true).contains(&"xt_comment".to_owned()));
-        assert_eq!(of("iptables -t nat -L", true), ["ip6table_nat", "iptable_nat"]);
-        assert_eq!(of("iptables -t nat -L", false), ["nft_chain_nat"]);
-        assert!(of("-A o -j REJECT", true).contains(&"ipt_REJECT".to_owned()));
+        assert_eq!(of(line, By::Nft), ["nft_compat", "xt_tcpudp"]);
+        assert!(of(line, By::NewNft).is_empty());
+        assert!(of(line, By::Legacy).contains(&"xt_comment".to_owned()));
+        assert_eq!(of("iptables -t nat -L", By::Legacy), ["ip6table_nat", "iptable_nat"]);
+        assert_eq!(of("iptables -t nat -L", By::Nft), ["nft_chain_nat"]);
+        let says = |version: &str| (Backend::Nft, format!("iptables v{version} (nf_tables)"));
+        assert_eq!(By::of("iptables", Some(&says("1.8.9"))), By::NewNft);
+        assert_eq!(By::of("iptables-nft", Some(&says("1.8.7"))), By::Nft);
+        assert_eq!(By::of("iptables-legacy", Some(&says("1.8.11"))), By::Legacy);
+        assert_eq!(of("-A o -p udp --dport 53", By::Legacy), ["xt_tcpudp"]);
+        assert_eq!(of("-A o -jLOG", By::Legacy), of("-A o --jump=LOG", By::Legacy));
+        assert!(of("-A o -j REJECT", By::Legacy).contains(&"ipt_REJECT".to_owned()));
     }
 }

@@ -332,7 +332,12 @@ pub fn end_all() {
 
 /// Which tables plain `iptables` is about.
 pub(super) fn iptables() -> Option<Backend> {
+    iptables_says().map(|(backend, _)| backend)
+}
+
+/// The same with what it says of itself.
+pub(super) fn iptables_says() -> Option<(Backend, String)> {
     let output = Trial::command("iptables").arg("--version").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Some(if text.contains("nf_tables") { Backend::Nft } else { Backend::IptablesLegacy })
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Some((if text.contains("nf_tables") { Backend::Nft } else { Backend::IptablesLegacy }, text))
 }

@@ -36,8 +36,8 @@ pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use preflight::{
-    AddressLists, After, Change as ProposedChange, Connect, Fate, Preflight, Preflighted, Programs, Proposed, Tried,
-    Wish,
+    AddressLists, After, Change as ProposedChange, Connect, Fate, Later, Preflight, Preflighted, Programs, Proposed,
+    Tried, Wish,
 };
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId, Reached};
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};

@@ -43,6 +43,17 @@ pub enum Proposed {
     Ufw6,
 }
 
+/// A unit that does not run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Later {
+    /// What systemd will not let it reach once it runs.
+    pub lists: AddressLists,
+    /// Path of its slice.
+    pub slice: String,
+    /// Settings by which it may be stopped then, and that are not known to do what.
+    pub unknown: Vec<String>,
+}
+
 /// Addresses that systemd lets a unit reach, or not (`IPAddressAllow=`, `IPAddressDeny=`): of one that does not run nobody can be
 /// asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,8 +106,8 @@ pub struct Preflight {
     pub user: (u32, u32),
     /// Path of the sender's cgroup in the unified hierarchy; without one, observer's own.
     pub cgroup: Option<String>,
-    /// What systemd will not let it reach once it runs.
-    pub lists: Option<AddressLists>,
+    /// It is a unit's, which does not run: nobody can be asked as it.
+    pub later: Option<Later>,
     /// Where to.
     pub wishes: Vec<Wish>,
     /// Any of them is known by its name, and the addresses may be others tomorrow.

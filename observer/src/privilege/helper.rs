@@ -79,6 +79,15 @@ pub struct Helper {
 impl Helper {
     /// Starts the helper. Must be called before any thread is started.
     pub fn start() -> Result<Self> {
+        Self::start_that(false)
+    }
+
+    /// The same; one that begins real connections when it is asked to, as whoever is named.
+    pub fn start_for_connections() -> Result<Self> {
+        Self::start_that(true)
+    }
+
+    fn start_that(may_connect: bool) -> Result<Self> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .context("cannot make a socket pair")?;
         match crate::sys::fork_single_threaded().context("cannot start the helper process")? {
@@ -98,7 +107,7 @@ impl Helper {
             }
             ForkResult::Child => {
                 drop(ours);
-                let status = i32::from(serve(&theirs).is_err());
+                let status = i32::from(serve(&theirs, may_connect).is_err());
                 std::process::exit(status);
             }
         }
@@ -392,7 +401,7 @@ fn unexpected(response: &Response) -> HelperError {
 }
 
 /// The child: gives up what it does not need, then answers until its parent is gone.
-fn serve(socket: &OwnedFd) -> Result<()> {
+fn serve(socket: &OwnedFd, may_connect: bool) -> Result<()> {
     // The parent gives up the right to signal this process, so its death is told by the socket: the next read finds it
     // closed. Until the parent has, the signal is quicker.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -403,7 +412,7 @@ fn serve(socket: &OwnedFd) -> Result<()> {
     }
     release_standard_streams()?;
     server::keep_needed_capabilities()?;
-    let mut server = server::Server::new();
+    let mut server = server::Server::new(may_connect);
     loop {
         // What is attached for a while is taken away in time, and what nobody has asked for yet is done when nobody asks.
         let due = [server.verdicts.expire(), server.answers.expire(), server.replays.prepare()];

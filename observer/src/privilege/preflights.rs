@@ -105,7 +105,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         answer.after = untried("no route leads to any of these destinations");
         return Ok(answer);
     }
-    let programs = said_by_programs(asked, place, cgroup, &packets)?;
+    let programs = said_by_programs(asked, place, cgroup, &packets);
     if !has_rules {
         // Without nftables only iptables-legacy could stop anything, and it could not be asked.
         let tables = place.inside(crate::firewall::legacy::tables)?;
@@ -124,7 +124,8 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     let root = netns::root_path(place.number);
     let mut view = place.view(root)?;
     // Rules may ask for it.
-    let procs = cgroup.filter(|cgroup| !cgroup.is_own).map(Cgroup::procs).transpose()?;
+    let is_there = |cgroup: &&Cgroup| !cgroup.is_own && asked.later.is_none();
+    let procs = cgroup.filter(is_there).map(Cgroup::procs).transpose()?;
     let judged: Vec<Result<Option<NamedRule>>> =
         packets.iter().map(|(_, packet)| view.judge(packet, procs.as_ref())).collect();
     drop(view);
@@ -194,23 +195,32 @@ fn said_by_programs(
     place: &Place,
     cgroup: Option<&Cgroup>,
     packets: &[(Spot, Packet)],
-) -> Result<OfPrograms> {
+) -> OfPrograms {
     let mut said = HashMap::new();
-    if let Some(cgroup) = cgroup {
-        let only: Vec<&Packet> = packets.iter().map(|(_, packet)| packet).collect();
-        let answers = place.ask_programs(cgroup, &only).context("BPF programs of the cgroup cannot be asked")?;
-        let spots = packets.iter().map(|(spot, _)| *spot);
-        said.extend(spots.zip(answers).filter(|(_, answer)| !matches!(answer, Answer::Passes)));
-    }
-    if let Some(lists) = &asked.lists {
-        for (spot, packet) in packets {
-            if packet.to().is_some_and(|(_, address, _)| lists.deny(address)) {
-                let why = "the unit's IPAddressDeny=, which holds once it runs".to_owned();
-                said.entry(*spot).or_insert(Answer::Denied(Programs::Egress, why));
+    match (&asked.later, cgroup) {
+        (None, None) => {}
+        (None, Some(cgroup)) => {
+            let only: Vec<&Packet> = packets.iter().map(|(_, packet)| packet).collect();
+            let answers = place.ask_programs(cgroup, &only);
+            let spots = packets.iter().map(|(spot, _)| *spot);
+            said.extend(spots.zip(answers).filter(|(_, answer)| !matches!(answer, Answer::Passes)));
+        }
+        // Nobody is in its cgroup yet.
+        (Some(later), slice) => {
+            let mut unknown = later.unknown.clone();
+            unknown.extend(slice.iter().flat_map(|slice| slice.foreign()).map(|name| format!("BPF program `{name}`")));
+            for (spot, packet) in packets {
+                if packet.to().is_some_and(|(_, address, _)| later.lists.deny(address)) {
+                    let why = "the unit's IPAddressDeny=, which holds once it runs".to_owned();
+                    said.insert(*spot, Answer::Denied(Programs::Egress, why));
+                } else if !unknown.is_empty() {
+                    let why = format!("the unit does not run, and {} may stop it then", unknown.join(", "));
+                    said.insert(*spot, Answer::Unknown(why));
+                }
             }
         }
     }
-    Ok(OfPrograms(said))
+    OfPrograms(said)
 }
 
 /// Enters what became of packets.

@@ -46,6 +46,21 @@ impl Cgroup {
             .any(|hook| cgroup_programs(folder.as_fd(), hook, true).map_or(true, |ids| !ids.is_empty()))
     }
 
+    /// Programs that would be asked of a unit there, once it runs: those of its slices, but for systemd's own, which only count
+    /// there, and observer's, which only look.
+    pub(super) fn foreign(&self) -> Vec<String> {
+        const OWN: &str = "own_sock_";
+        let Ok(folder) = File::open(&self.folder) else { return Vec::new() };
+        let ids =
+            CGROUP_HOOKS.into_iter().flat_map(|hook| cgroup_programs(folder.as_fd(), hook, true).unwrap_or_default());
+        let mut names: Vec<String> =
+            ids.map(|id| program_name(u64::from(id)).unwrap_or_else(|| id.to_string())).collect();
+        names.retain(|name| !name.starts_with(OF_SYSTEMD) && !name.starts_with(OWN));
+        names.sort();
+        names.dedup();
+        names
+    }
+
     /// The programs that are asked there, in words, each with the cgroup that has it.
     fn words(&self, programs: Programs, is_v6: bool) -> String {
         let [create, connect4, connect6, send4, send6, egress] = CGROUP_HOOKS;
@@ -89,16 +104,23 @@ pub(super) enum Answer {
 }
 
 impl Place {
-    /// What the programs of a cgroup say to packets that are sent here.
-    pub(super) fn ask_programs(&self, cgroup: &Cgroup, packets: &[&Packet]) -> Result<Vec<Answer>> {
+    /// What the programs of a cgroup say to packets that are sent here; or that it cannot be told, and why.
+    pub(super) fn ask_programs(&self, cgroup: &Cgroup, packets: &[&Packet]) -> Vec<Answer> {
         if !cgroup.has_programs() {
-            return Ok(packets.iter().map(|_| Answer::Passes).collect());
+            return packets.iter().map(|_| Answer::Passes).collect();
         }
+        self.asked_programs(cgroup, packets).unwrap_or_else(|error| {
+            let why = format!("BPF programs of its cgroup cannot be asked: {error:#}");
+            packets.iter().map(|_| Answer::Unknown(why.clone())).collect()
+        })
+    }
+
+    fn asked_programs(&self, cgroup: &Cgroup, packets: &[&Packet]) -> Result<Vec<Answer>> {
         let procs = if cgroup.is_own { None } else { Some(cgroup.procs()?) };
         let ask = || -> Result<Vec<Result<Said>>> {
             let hide = self.hide();
             let _hidden = hide(replay::own_namespace()?)?;
-            self.copied()?.make_surroundings()?;
+            self.inside(replay::around)?.make()?;
             Ok(packets.iter().map(|packet| replay::cgroup::ask(packet, procs.as_ref())).collect())
         };
         let said = thread::scope(|scope| {
@@ -111,9 +133,12 @@ impl Place {
                 let is_v6 = packet.to().is_some_and(|(_, address, _)| address.is_ipv6());
                 Answer::Denied(programs, cgroup.words(programs, is_v6))
             }
-            Ok(Said::Elsewhere(to)) => {
+            Ok(Said::Elsewhere(Some(to))) => {
                 Answer::Unknown(format!("a BPF program of its cgroup sends it to {to} instead: ask for that"))
             }
+            Ok(Said::Elsewhere(None)) => Answer::Unknown(
+                "a BPF program of its cgroup sends it to this host itself instead: to a proxy here".to_owned(),
+            ),
             Err(error) => Answer::Unknown(format!("what BPF programs of its cgroup say is not known: {error:#}")),
         };
         Ok(packets.iter().zip(said).map(of).collect())

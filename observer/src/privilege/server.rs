@@ -87,6 +87,8 @@ pub(super) struct Server {
     functions: Option<(u64, Functions)>,
     /// Read once: it takes long.
     xtable_name: Option<u32>,
+    /// Real connections may be begun: whoever took over the main process of `watch` must not have root's.
+    may_connect: bool,
     pub(super) answers: Answers,
     pub(super) verdicts: Verdicts,
     pub(super) replays: Replays,
@@ -99,7 +101,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(may_connect: bool) -> Self {
         let hierarchy = cgroup::open().ok();
         let root = match cgroup::find() {
             Ok(cgroup::Hierarchy::Mounted { path, .. }) => Some(path),
@@ -116,6 +118,7 @@ impl Server {
             deciders: Deciders::default(),
             functions: None,
             xtable_name: None,
+            may_connect,
             answers: Answers::default(),
             verdicts: Verdicts::default(),
             replays: Replays::default(),
@@ -177,21 +180,26 @@ impl Server {
         let place = Place { number, cookie, own: self.replays.own().ok() };
         // Reading rules would load it.
         let has_rules = self.knows_nftables();
-        let cgroup = self.sender(asked.cgroup.as_deref())?;
+        let cgroup = match &asked.later {
+            None => self.sender(asked.cgroup.as_deref())?,
+            // A slice without units may not be there.
+            Some(later) => self.sender(Some(&later.slice)).ok().flatten(),
+        };
         self.preflights.begin(asked.clone(), place, cgroup, has_rules)
     }
 
     /// A connection that goes on by itself; its descriptor comes with the answer.
     fn connect(&mut self, wanted: &Connect) -> Result<(), (Option<i32>, String)> {
-        let told = |error: anyhow::Error| {
-            let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-            (number, format!("{error:#}"))
-        };
+        let told = |error: anyhow::Error| (None, format!("{error:#}"));
+        if !self.may_connect {
+            return Err((None, "real connections were not asked for when this began".to_owned()));
+        }
         let cgroup = self.sender(wanted.cgroup.as_deref()).map_err(told)?;
         let procs = cgroup.filter(|cgroup| !cgroup.is_own).map(|cgroup| cgroup.procs()).transpose().map_err(told)?;
         let (to, is_tcp, user) = (wanted.to, wanted.is_tcp, wanted.user);
         let begin = move || replay::connecting(to, is_tcp, user, procs.as_ref());
         let socket = netns::inside(wanted.netns, begin).and_then(|begun| begun).map_err(told)?;
+        let socket = socket.map_err(|error| (error.raw_os_error(), error.to_string()))?;
         self.descriptors.push(socket.into());
         Ok(())
     }

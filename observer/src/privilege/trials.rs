@@ -51,7 +51,7 @@ impl Place {
         begun.recv().context("the thread in the network namespace failed")?
     }
 
-    pub(super) fn copied(&self) -> Result<Copied> {
+    fn copied(&self) -> Result<Copied> {
         self.inside(|| replay::copy(MAX_BYTES))
     }
 

@@ -20,8 +20,8 @@ pub enum Said {
     Passes,
     /// Programs of this hook deny it.
     Denied(Programs),
-    /// They send it there instead.
-    Elsewhere(SocketAddr),
+    /// They send it there instead; `None` where that is an address of this host itself.
+    Elsewhere(Option<SocketAddr>),
 }
 
 /// Asks them about a packet that begins a connection, or a datagram, in the namespace of the calling thread.
@@ -49,7 +49,12 @@ pub fn ask(packet: &Packet, cgroup: Option<&File>) -> Result<Said> {
     if let Some(other) =
         peer(&socket, address.is_ipv6()).filter(|peer| (peer.ip().to_canonical(), peer.port()) != (address, port))
     {
-        return Ok(Said::Elsewhere(other));
+        return Ok(Said::Elsewhere(Some(other)));
+    }
+    // Who was sent to nobody here has been refused by now, and is connected to nothing.
+    let own = socket.local_addr().ok().and_then(|own| own.as_socket());
+    if own.is_some_and(|own| own.ip().to_canonical().is_loopback()) && !address.is_loopback() {
+        return Ok(Said::Elsewhere(None));
     }
     if !is_tcp {
         // Nobody but those at the way out can say no to it here.

@@ -20,4 +20,6 @@ pub use conntrack::Connection;
 pub use proof::prove;
 pub use send::connecting;
 pub use shape::Shape;
-pub use stage::{Asked, Building, Copied, Order, Stage, Version, ask, copy, logs_everywhere, own_namespace, version};
+pub use stage::{
+    Around, Asked, Building, Copied, Order, Stage, Version, around, ask, copy, logs_everywhere, own_namespace, version,
+};

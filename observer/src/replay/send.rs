@@ -74,14 +74,15 @@ fn plain_socket((domain, of, protocol): Kind, owner: Owner) -> Result<Socket> {
         .context("cannot make a socket")
 }
 
-/// A real connection, or a socket for datagrams, that is begun as that user and in that cgroup; it goes on by itself.
-pub fn connecting(to: SocketAddr, is_tcp: bool, user: (u32, u32), cgroup: Option<&File>) -> Result<Socket> {
+/// A real connection, or a socket for datagrams, that is begun as that user and in that cgroup; it goes on by itself. The inner
+/// error is what the kernel says to whoever connects; the outer one says why nobody did.
+pub fn connecting(to: SocketAddr, is_tcp: bool, user: (u32, u32), cgroup: Option<&File>) -> Result<io::Result<Socket>> {
     let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
     let socket = socket_of((domain, kind, None), Owner { uid: user.0, gid: user.1, mark: 0 }, cgroup)?;
     match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error.into()),
-        _ => Ok(socket),
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Ok(Err(error)),
+        _ => Ok(Ok(socket)),
     }
 }
 

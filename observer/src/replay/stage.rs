@@ -86,6 +86,22 @@ fn rules_of(tables: &[Table]) -> Result<Vec<[u8; 32]>> {
     tables.iter().map(|table| Ok(Sha256::digest(table.rules()?).into())).collect()
 }
 
+/// What is around the rules of the namespace of the calling thread: interfaces, addresses, routes, settings. Reads no rules, which
+/// could load what reads them.
+pub fn around() -> Result<Around> {
+    surroundings::list().map(Around)
+}
+
+/// See [`around`].
+pub struct Around(Surroundings);
+
+impl Around {
+    /// Makes the same in the namespace of the calling thread.
+    pub fn make(&self) -> Result<()> {
+        self.0.make().map(drop)
+    }
+}
+
 /// Reads the namespace of the calling thread; a ruleset of more than so many bytes is not read.
 pub fn copy(limit: usize) -> Result<Copied> {
     let rules = ruleset::list(limit)?;
@@ -110,11 +126,6 @@ impl Copied {
         self.rules.make(|name| self.around.has(name))?;
         legacy::make(&self.legacy, logs)?;
         Ok(set)
-    }
-
-    /// Makes what is around the rules in the namespace of the calling thread, and no rules.
-    pub fn make_surroundings(&self) -> Result<()> {
-        self.around.make().map(drop)
     }
 
     /// Makes the same likewise; rules of the copy by family, table and handle, and their handles in the original.

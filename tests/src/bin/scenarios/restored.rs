@@ -19,6 +19,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("told_once_after_a_change", once),
     ("while_it_hangs", hanging),
     ("for_whom_it_was_blocked", for_whom),
+    ("another_group_was_never_blocked", group),
     ("from_a_container", from_a_container),
     ("answers_to_datagrams", answers),
     ("in_words", in_words),
@@ -160,6 +161,30 @@ fn for_whom() -> Result<Outcome> {
     ensure!(report.restored.len() == 1, "{:?}", report.restored);
     check(&report, &report.restored[0], pid, 443)?;
     expect(&report.restored[0], &[("/user/id", json!(NOBODY))])?;
+    Ok(Outcome::Passed)
+}
+
+/// The usual rule for programs that are to have no network.
+fn group() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let _server = lab.web_server(443)?;
+    lab.client.nft(&chain("output", &format!("meta skgid {NOBODY}")))?;
+    let observer = Observer::watch(&lab.client)?;
+    let of_group = |group: &str| -> Result<traffic::Client> {
+        let mut client = lab.client.command("setpriv");
+        client.args(["--regid", group, "--clear-groups", "/usr/bin/python3", "-IS", "-", "tcp", FAR_V4, "443", "0.6"]);
+        client.stdin(traffic::script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        traffic::finish(client.spawn()?)
+    };
+    observer.tells(|| of_group(NOBODY))?;
+    let other = of_group("0")?;
+    ensure!(other.said == "ok", "the client of another group says {}", other.said);
+    lift(&observer, &lab.client)?;
+    let pid = of_group(NOBODY)?.pid;
+    works(&observer, 1)?;
+    let report = observer.stop()?;
+    ensure!(report.restored.len() == 1, "{:?}", report.restored);
+    check(&report, &report.restored[0], pid, 443)?;
     Ok(Outcome::Passed)
 }
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Stdio};
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{FAR_V4, FAR_V6, Lab},
-    observer::expect,
+    observer::{expect, program},
     testbed::{DenyingCgroup, cgroup_root},
     traffic,
 };
@@ -103,6 +103,16 @@ pub(super) fn rules() -> Result<Outcome> {
     expect(&moved[0], &[("/event/action", json!("egress-unknown"))])?;
     let why = moved[0]["egress"]["check"]["why"].as_str().unwrap_or_default();
     ensure!(why.contains(&format!("sends it to {FAR_V4}:444 instead")), "{why}");
+    let here = lines(&check(&lab.client, &["-o", "json", "--as-unit", &path, &word(("tcp", FAR_V4, 8444))])?)?;
+    expect(&here[0], &[("/event/action", json!("egress-unknown"))])?;
+    let why = here[0]["egress"]["check"]["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("127.0.0.1:8444") || why.contains("to this host itself"), "{why}");
+    // Whoever asks is in there himself.
+    let mut inside = std::process::Command::new("sh");
+    inside.args(["-c", "echo $$ > \"$1\" && shift && exec \"$@\"", "sh"]).arg(cgroup.processes()).arg(program());
+    inside.args(["check", "--no-fix", "-o", "json", "--netns"]).arg(lab.client.path()).arg(word(("tcp", FAR_V4, 443)));
+    let told = lines(&inside.stdin(Stdio::null()).output()?)?;
+    expect(&told[0], &[("/event/action", json!("egress-blocked")), ("/egress/cause", json!("cgroup"))])?;
     Ok(Outcome::Passed)
 }
 
