@@ -52,10 +52,6 @@ pub struct FlowRecord {
     pub netns: u32,
     /// User id of the socket's creation, in the initial user namespace; only of what was reached.
     pub uid: u32,
-    /// Group with which the socket's file was opened, likewise; all ones where that is not known.
-    pub gid: u32,
-    /// Zero.
-    pub reserved: u32,
     /// Local port, host byte order; of a ping socket its identifier.
     pub local_port: u16,
     /// Remote port, host byte order; 0 when not connected.
@@ -70,7 +66,7 @@ pub struct FlowRecord {
     pub source: u8,
 }
 
-const _: () = assert!(size_of::<FlowRecord>() == 64);
+const _: () = assert!(size_of::<FlowRecord>() == 56);
 
 /// The fixed part of a process record; `path_bytes`, `name_bytes` and `args_bytes` of data follow it, in this order.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +94,9 @@ pub struct ProcessRecord {
     pub name_bytes: u16,
     /// Bytes of arguments.
     pub args_bytes: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// Of what was reached: group with which the socket's file was opened, in the initial user namespace; all ones where that is not
+    /// known.
+    pub gid: u32,
 }
 
 const _: () = assert!(size_of::<ProcessRecord>() == 8 + size_of::<Task>() + 8 + 3 * 4 + 2 + 3 * 2 + 4);

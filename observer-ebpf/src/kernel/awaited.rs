@@ -73,8 +73,6 @@ fn tell(sk: u64, skb: u64) {
         remote: [0; 16],
         netns: sock::netns::<Probe>(sk),
         uid: Probe::field(sk, field!(sk_uid)).unwrap_or(0),
-        gid: opened_by(sk),
-        reserved: 0,
         local_port: 0,
         remote_port: 0,
         protocol,
@@ -109,7 +107,7 @@ fn tell(sk: u64, skb: u64) {
         flow.since_ns = owner.bound_ns;
         flow.source = owner.source as u8;
     }
-    process::emit_reached(owner.map(|owner| &owner.task), &flow);
+    process::emit_reached(owner.map(|owner| &owner.task), &flow, opened_by(sk));
 }
 
 /// Addresses of a packet that came in, and the port that it came from: a socket need not be connected to there.

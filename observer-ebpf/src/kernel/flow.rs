@@ -44,8 +44,6 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
         remote: [0; 16],
         netns: owner.netns,
         uid: 0,
-        gid: 0,
-        reserved: 0,
         local_port: 0,
         remote_port: 0,
         protocol: 0,

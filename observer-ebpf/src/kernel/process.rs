@@ -89,7 +89,7 @@ pub fn bare(task: Task, event: ProcessEvent) -> ProcessRecord {
         path_bytes: 0,
         name_bytes: 0,
         args_bytes: 0,
-        reserved: 0,
+        gid: 0,
     }
 }
 
@@ -119,7 +119,7 @@ pub fn emit_with<T>(whole: &T) {
 
 /// Hands over at once that somebody reached what is waited for. Written in place: it is too much for a stack.
 #[inline(always)]
-pub fn emit_reached(owner: Option<&Task>, flow: &FlowRecord) {
+pub fn emit_reached(owner: Option<&Task>, flow: &FlowRecord, gid: u32) {
     let ring = (&raw const PROCESSES).cast_mut().cast();
     // SAFETY: the map is a ring buffer; what it gives holds both, is written wholly, and is given back on every path.
     unsafe {
@@ -130,6 +130,7 @@ pub fn emit_reached(owner: Option<&Task>, flow: &FlowRecord) {
         }
         (*whole).record = bare(Task::default(), ProcessEvent::Reached);
         (*whole).record.args_bytes = size_of::<FlowRecord>() as u16;
+        (*whole).record.gid = gid;
         if let Some(owner) = owner {
             (*whole).record.task = *owner;
         }

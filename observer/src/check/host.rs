@@ -120,6 +120,9 @@ pub fn dependencies(root: &Path, profiles: &Profiles, shell: Option<&Proxies>) -
     let mut unread = Vec::new();
     let mut entries = resolvers(&mut unread);
     entries.extend(time_servers(root));
+    for (host, port) in shell.iter().flat_map(|proxies| proxies.all()) {
+        entries.push(Entry { is_proxy: true, ..entry(&host, (port, "tcp"), "proxy", "proxy by the environment") });
+    }
     for kind in SOURCES {
         entries.extend(sources(root, kind, shell));
     }
@@ -362,6 +365,9 @@ mod tests {
             || place.contains("off.example")
             || place.contains("old.example")));
         assert!(unread.iter().all(|words| words.contains("resolv.conf")), "{unread:?}");
+        let shell = Proxies::of_url("http://shell.example:3128", "the environment");
+        let (with_proxy, _) = dependencies(root.path(), &profiles, shell.as_ref());
+        assert!(of(&with_proxy).contains(&"shell.example:3128/tcp".to_owned()));
         write("/etc/apt/apt.conf.d/90proxy", "Acquire::http::Proxy \"http://10.0.0.9:3128\";\n");
         assert_eq!(of(&sources(root.path(), "apt", None)), ["10.0.0.9:3128/tcp"]);
         write("/etc/apt/apt.conf.d/95https", "Acquire::https::Proxy \"DIRECT\";\n");

@@ -84,6 +84,15 @@ impl Proxies {
         &self.from
     }
 
+    /// Hosts and ports of all of them.
+    pub fn all(&self) -> Vec<(String, u16)> {
+        let place = |url: &Url| {
+            let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+            Some((host, url.port_or_known_default().unwrap_or(SOCKS_PORT)))
+        };
+        self.by_scheme.iter().filter_map(|(_, url)| place(url)).collect()
+    }
+
     /// Host and port of the proxy for a scheme.
     pub fn for_scheme(&self, scheme: &str, host: &str) -> Option<(String, u16)> {
         if self.without.iter().any(|word| is_without(word, host)) {

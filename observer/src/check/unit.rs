@@ -91,7 +91,9 @@ fn later(own: &HashMap<String, String>) -> Result<Later> {
             into.extend(nets.collect::<Result<Vec<_>>>()?);
         }
         for name in ["RestrictNetworkInterfaces", "IPEgressFilterPath"] {
-            if of.get(name).is_some_and(|value| !value.is_empty()) {
+            // A list of what is not meant, and nothing in it.
+            let is_set = of.get(name).is_some_and(|value| !value.trim_matches(['~', ' ']).is_empty());
+            if is_set && !unknown.contains(&format!("{name}=")) {
                 unknown.push(format!("{name}="));
             }
         }

@@ -70,7 +70,7 @@ fn of_policy(policy: &str, rule: &NamedRule, target: &Target) -> Vec<Plan> {
         })
         .collect();
     let by_port = change(Scope::Port, target.opens_port(), &[everywhere], None);
-    let by_address = change(Scope::Address, target.opens_address(&target.addresses), &to, target.of_addresses());
+    let by_address = change(Scope::Address, target.opens_address(&target.addresses), &to, Some(target.of_addresses()));
     let is_target = rule.statement.as_ref().is_some_and(|statement| statement.name.starts_with("target "));
     let names_addresses = rule.statement.as_ref().is_some_and(|statement| statement.name.contains("address="));
     if is_target {
@@ -95,6 +95,6 @@ fn direct(place: &str, v6: bool, target: &Target) -> Vec<Plan> {
     let to: Vec<(String, String)> = addresses.iter().map(|address| pair(&format!("-d {address} "))).collect();
     vec![
         change(Scope::Port, target.opens_port(), &[pair("")], None),
-        change(Scope::Address, target.opens_address(&addresses), &to, target.of_addresses()),
+        change(Scope::Address, target.opens_address(&addresses), &to, Some(target.of_addresses())),
     ]
 }

@@ -43,8 +43,13 @@ impl Target {
     }
 
     /// What is to be known of a rule for addresses.
-    pub(super) fn of_addresses(&self) -> Option<String> {
-        self.is_by_name.then(|| "it holds as long as the name has these addresses".to_owned())
+    pub(super) fn of_addresses(&self) -> String {
+        let words = if self.is_by_name {
+            "it holds as long as the name has these addresses"
+        } else {
+            "where a name led to this address, it holds as long as that does"
+        };
+        words.to_owned()
     }
 
     /// Those of one family.

@@ -149,7 +149,7 @@ fn both(
         note: more,
     };
     let by_port = plan(port, Scope::Port, target.opens_port(), None);
-    let by_address = plan(to, Scope::Address, target.opens_address(addresses), target.of_addresses());
+    let by_address = plan(to, Scope::Address, target.opens_address(addresses), Some(target.of_addresses()));
     let names_addresses = rule.words().is_some_and(|words| {
         [" daddr", " saddr", "-d ", "-s ", "! -d", "! -s"].iter().any(|word| format!(" {words}").contains(word))
     });

@@ -92,7 +92,7 @@ fn by_default(target: &Target) -> Vec<Plan> {
         target.opens_address(&target.addresses),
         all.clone().flat_map(|what| allow(&what)).collect(),
         all.flat_map(|what| delete(&what)).collect(),
-        target.of_addresses(),
+        Some(target.of_addresses()),
     );
     vec![by_port, by_address]
 }
@@ -146,7 +146,7 @@ fn of_statement(
             target.opens_address(&all),
             all.iter().map(|address| ufw(target, &first(address)) + &of_address(target, *address)).collect(),
             all.iter().rev().map(|address| delete(&of_address(target, *address))).collect(),
-            target.of_addresses(),
+            Some(target.of_addresses()),
         )
     };
     let deleted = deletion(statement, target, number, known, lost);

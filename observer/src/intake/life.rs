@@ -29,7 +29,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     let path_bytes = usize::from(bytes.get_u16_ne());
     let name_bytes = usize::from(bytes.get_u16_ne());
     let args_bytes = usize::from(bytes.get_u16_ne());
-    bytes.advance(size_of::<u32>());
+    let gid = bytes.get_u32_ne();
     if bytes.len() != path_bytes + name_bytes + args_bytes {
         return Err(DecodeError::Length(length));
     }
@@ -61,7 +61,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
             .map(|said| Life::Flow(said.flow))
             .ok_or(DecodeError::Length(length))
     } else if is(ProcessEvent::Reached) {
-        reached(task, boot_ns, args).map(Life::Reached).ok_or(DecodeError::Length(length))
+        reached(task, gid, boot_ns, args).map(Life::Reached).ok_or(DecodeError::Length(length))
     } else if is(ProcessEvent::Cgroup) {
         Ok(Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) })
     } else {
@@ -73,12 +73,11 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
 struct Said {
     flow: Flow,
     uid: u32,
-    gid: u32,
     source: u8,
 }
 
-fn reached(task: Task, boot_ns: u64, bytes: Bytes) -> Option<Box<Reached>> {
-    let Said { flow, uid, gid, source } = flow(ProcessId::new(task.pid, task.start_ns), boot_ns, bytes)?;
+fn reached(task: Task, gid: u32, boot_ns: u64, bytes: Bytes) -> Option<Box<Reached>> {
+    let Said { flow, uid, source } = flow(ProcessId::new(task.pid, task.start_ns), boot_ns, bytes)?;
     let owner = decode_source(u32::from(source)).map(|source| Owner {
         task,
         bound_ns: Some(flow.since_ns),
@@ -107,8 +106,6 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Said> {
     bytes.copy_to_slice(&mut remote);
     let netns = bytes.get_u32_ne();
     let uid = bytes.get_u32_ne();
-    let gid = bytes.get_u32_ne();
-    bytes.advance(size_of::<u32>());
     let local_port = bytes.get_u16_ne();
     let remote_port = bytes.get_u16_ne();
     let protocol = bytes.get_u8();
@@ -124,7 +121,7 @@ fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Said> {
     let (local, remote) = (address(local), address(remote));
     let v6 = local.or(remote).map_or(v6, |address| address.is_ipv6());
     let flow = Flow { process, netns, since_ns, until_ns, protocol, v6, local, remote, local_port, remote_port };
-    Some(Said { flow, uid, gid, source })
+    Some(Said { flow, uid, source })
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {

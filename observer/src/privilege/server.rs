@@ -176,7 +176,8 @@ impl Server {
             Some(number) => number,
             None => u32::try_from(std::fs::metadata("/proc/self/ns/net")?.ino())?,
         };
-        let cookie = netns::inside(Some(number), netns_cookie)??;
+        // Kernels without cookies are believed.
+        let cookie = netns::inside(Some(number), netns_cookie)?.unwrap_or(0);
         let place = Place { number, cookie, own: self.replays.own().ok() };
         // Reading rules would load it.
         let has_rules = self.knows_nftables();

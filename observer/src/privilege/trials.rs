@@ -45,7 +45,7 @@ impl Place {
     pub(super) fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         let cookie = self.cookie;
         let begun = netns::begin(self.number, move || {
-            ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
+            ensure!(netns_cookie().unwrap_or(0) == cookie, "the namespace is gone, and its number another one's");
             work()
         })?;
         begun.recv().context("the thread in the network namespace failed")?
