@@ -77,6 +77,7 @@ pub(super) struct Awaited {
     order: VecDeque<AwaitedKey>,
     changes: HashMap<u32, VecDeque<Changed>>,
     reached: VecDeque<(Instant, Reached)>,
+    /// Those that were told last.
     over: VecDeque<Over>,
     /// When datagrams were waited for last.
     armed: Option<Instant>,
@@ -130,7 +131,7 @@ impl Awaited {
             self.forget(&eldest);
         }
         if let Err(why) = (self.tell)(&key, true) {
-            log::warn!("the kernel half does not wait for {event:?}: {why}");
+            log::warn!("the kernel half does not wait for a destination: {why}");
             self.failure = Some(why);
             return;
         }
