@@ -32,6 +32,10 @@ pub fn program() -> PathBuf {
 pub fn command() -> Command {
     let mut command = Command::new(program());
     command.env("OBSERVER_PATIENCE", slowness().div_ceil(2).to_string());
+    // This machine's own proxies are no part of a scenario.
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
     command
 }
 

@@ -1,6 +1,7 @@
 //! `observer check`
 
 use std::{
+    ffi::OsString,
     io::{self, BufWriter, ErrorKind},
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
@@ -162,7 +163,9 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     if args.list {
         return written(render::list(&mut stdout, &known)).map(|()| Exit::Done);
     }
-    let shell: Vec<(String, String)> = std::env::vars().collect();
+    // What is no text is no proxy's address.
+    let texts = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let shell: Vec<(String, String)> = std::env::vars_os().filter_map(texts).collect();
     let shell = Proxies::of_variables(&shell, "the environment");
     let mut entries = entries(args, &known, shell.as_ref())?;
     if let Some(steps) = args.steps {
