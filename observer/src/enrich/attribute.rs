@@ -30,7 +30,7 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, Life, OwnerBy, OwnerKnown,
+        Cause, ContainerName, Decision, Difference, Direction, Dropped, Facts, Hook, Life, Owner, OwnerBy, OwnerKnown,
         OwnerSource, Packet, ProcessId, Reached, Remedy, Replay, Stopped, Wanted, WantedRule,
     },
     probe::rules::Proving,
@@ -99,6 +99,22 @@ pub struct Found {
     pub by: OwnerBy,
     /// The process when it was bound to the socket, and when that was.
     pub bound: Option<(Task, u64)>,
+}
+
+impl Found {
+    /// The owner that the kernel half bound to the socket.
+    pub(super) fn bound(owner: Owner) -> Self {
+        Self {
+            id: ProcessId::new(owner.task.pid, owner.task.start_ns),
+            known: OwnerKnown::Socket,
+            by: match owner.source {
+                OwnerSource::Connect => OwnerBy::Connect,
+                OwnerSource::Create => OwnerBy::Create,
+                OwnerSource::Seed => OwnerBy::Open,
+            },
+            bound: owner.bound_ns.map(|bound_ns| (owner.task, bound_ns)),
+        }
+    }
 }
 
 /// What a socket is remembered by: two kinds of numbers, which must not be mixed up.
@@ -182,16 +198,7 @@ impl<E: Eyes> Attributor<E> {
         if socket.kernel {
             return None;
         }
-        let bound = dropped.owner.filter(|owner| !owner.shared).map(|owner| Found {
-            id: ProcessId::new(owner.task.pid, owner.task.start_ns),
-            known: OwnerKnown::Socket,
-            by: match owner.source {
-                OwnerSource::Connect => OwnerBy::Connect,
-                OwnerSource::Create => OwnerBy::Create,
-                OwnerSource::Seed => OwnerBy::Open,
-            },
-            bound: owner.bound_ns.map(|bound_ns| (owner.task, bound_ns)),
-        });
+        let bound = dropped.owner.filter(|owner| !owner.shared).map(Found::bound);
         let key = socket.cookie.map(SocketKey::Cookie).or(socket.inode.map(SocketKey::Inode));
         if let Some(sender) = self.sender(dropped) {
             if let Some(key) = key {

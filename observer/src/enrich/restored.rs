@@ -21,8 +21,7 @@ use super::{
     sender::{Credentials, Sender},
 };
 use crate::model::{
-    Action, By, Change, Container, Event, OwnerBy, OwnerKnown, OwnerSource, Preceding, Process, ProcessId, Reached,
-    Restored, Source, transport_number,
+    Action, By, Change, Container, Event, OwnerKnown, Preceding, Process, Reached, Restored, Source, transport_number,
 };
 
 /// How long changes of rules that came before may take to be heard.
@@ -341,16 +340,7 @@ impl<E: Eyes> Assembler<E> {
             self.awaited.reached(reached, now);
         }
         while let Some(reached) = self.awaited.next(now, is_over) {
-            let found = reached.owner.map(|owner| Found {
-                id: ProcessId::new(owner.task.pid, owner.task.start_ns),
-                known: OwnerKnown::Socket,
-                by: match owner.source {
-                    OwnerSource::Connect => OwnerBy::Connect,
-                    OwnerSource::Create => OwnerBy::Create,
-                    OwnerSource::Seed => OwnerBy::Open,
-                },
-                bound: owner.bound_ns.map(|bound_ns| (owner.task, bound_ns)),
-            });
+            let found = reached.owner.map(Found::bound);
             let cgroup = reached.owner.map(|owner| owner.task.cgroup).filter(|cgroup| *cgroup != 0);
             let sender = self.sender(found, Credentials { uid: Some(reached.uid), cgroup }, reached.boot_ns);
             if let Some(blocked) = self.awaited.take(&reached, &Who::sent(&sender, &reached)) {
