@@ -38,7 +38,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
             checks.push(self_test(&mut probes, &mut helper));
             checks.extend(rules(&mut probes, &mut helper));
             checks.push(replay(&mut helper));
-            checks.push(answers());
+            checks.push(answers(&probes));
         }
         Err(error) => checks.push(refused(&error)),
     }
@@ -117,17 +117,19 @@ fn container() -> Check {
     }
 }
 
-fn answers() -> Check {
-    if fs::exists(KPROBES).unwrap_or(false) {
-        return Check::fine("answers", "it is told when blocked datagrams are answered again");
-    }
-    Check::short(
-        "answers",
-        Status::Degraded,
-        "this kernel has no kprobes",
-        "it is not told when blocked datagrams are answered again; of connections it is",
-        "boot a kernel built with CONFIG_KPROBE_EVENTS=y; every current distribution's is",
-    )
+fn answers(probes: &Probes) -> Check {
+    let (why, remedy) = match probes.may_probe() {
+        Ok(()) if fs::exists(KPROBES).unwrap_or(false) => {
+            return Check::fine("answers", "it is told when blocked datagrams are answered again");
+        }
+        Ok(()) => (
+            "this kernel has no kprobes".to_owned(),
+            "boot a kernel built with CONFIG_KPROBE_EVENTS=y; every current distribution's is",
+        ),
+        Err(why) => (why.to_string(), "boot Linux 6.1 or later"),
+    };
+    let without = "it is not told when blocked datagrams are answered again; of connections it is";
+    Check::short("answers", Status::Degraded, why, without, remedy)
 }
 
 fn hierarchy() -> Check {

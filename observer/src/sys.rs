@@ -4,7 +4,6 @@
 use std::{
     ffi::CStr,
     io, mem,
-    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::{
         Arc,
@@ -71,25 +70,6 @@ pub fn received_descriptors<S>(message: &RecvMsg<'_, '_, S>) -> io::Result<Vec<O
 pub fn wait_for_running_programs() -> bool {
     // SAFETY: the call takes numbers and touches no memory of ours.
     unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
-}
-
-/// Cookie of this thread's network namespace: a number that the kernel never uses twice, other than the namespace's inode
-/// number. Since Linux 5.14.
-pub fn netns_cookie() -> io::Result<u64> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which the number has.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A socket option that is a block of bytes, whose beginning is the question; how many bytes the kernel wrote.

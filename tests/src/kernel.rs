@@ -12,6 +12,11 @@ pub fn knows(name: &str) -> bool {
     memchr::memmem::find(types, &needle).is_some()
 }
 
+/// Whether probes may use maps whose room is made as it is needed, without a warning of the kernel's.
+pub fn probes_may_grow_maps() -> bool {
+    knows("bpf_mem_alloc_init")
+}
+
 /// Whether the kernel's version is at least this one: for what its types do not tell.
 pub fn is_at_least(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -55,6 +55,9 @@ layout! {
     netfilter_bytes,
     /// Not [`ABSENT`] where tracing programs can have a socket's cookie made (Linux 5.12); not an offset.
     makes_cookies,
+    /// Not [`ABSENT`] where user space cannot ask for a network namespace's cookie (Linux 5.14), and the kernel half can; not an
+    /// offset.
+    tells_netns_cookies,
     /// Inode number of the host's network namespace, not an offset.
     host_netns,
     /// Low and high half of the address of `ip_forward`, not offsets.

@@ -34,4 +34,4 @@ pub use task::{COMM_BYTES, Owner, Task};
 
 /// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
 /// other sources is refused instead of misread.
-pub const VERSION: u32 = 15;
+pub const VERSION: u32 = 16;

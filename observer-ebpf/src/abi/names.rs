@@ -65,6 +65,8 @@ pub mod map {
     pub const PROOFS: &str = "PROOFS";
     /// Array with one number: the last distance of the stack pointer between a verdict's beginning and end.
     pub const DISTANCE: &str = "DISTANCE";
+    /// Hash from socket cookie to the cookie of its network namespace, of sockets that were made a moment ago.
+    pub const NETNS_COOKIES: &str = "NETNS_COOKIES";
     /// Hash whose keys are the network namespaces of observer's own.
     pub const OWN: &str = "OWN";
     /// Per-CPU array of monotonic counters, indexed by [`Counter`](super::Counter).

@@ -13,7 +13,7 @@ use observer_ebpf::{
 use crate::kernel::{
     flow,
     layout::field,
-    owner,
+    netns, owner,
     read::{Probe, Reader},
     sock, task,
 };
@@ -23,15 +23,19 @@ const ALLOW: i32 = 1;
 #[cgroup_sock(sock_create)]
 pub fn own_sock_create(context: SockContext) -> i32 {
     let sk = context.as_ptr() as u64;
-    if is_tcp(sk) && owner::bound_by_connect() {
+    let is_tcp = is_tcp(sk);
+    if is_tcp && owner::bound_by_connect() {
+        netns::have_cookie(&context, 0, false);
         // The connect's hook finds it where it cannot make one itself.
         if field!(makes_cookies) == ABSENT {
             sock::make_cookie(context.as_ptr());
         }
         return ALLOW;
     }
+    let cookie = sock::make_cookie(context.as_ptr());
+    netns::have_cookie(&context, cookie, !is_tcp);
     // A process creates sockets in its own namespace.
-    owner::bind(sock::make_cookie(context.as_ptr()), task::current(), task::netns(), OwnerSource::Create);
+    owner::bind(cookie, task::current(), task::netns(), OwnerSource::Create);
     ALLOW
 }
 

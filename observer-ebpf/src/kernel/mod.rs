@@ -7,6 +7,7 @@ pub mod filter;
 pub mod flow;
 pub mod layout;
 pub mod link;
+pub mod netns;
 pub mod own;
 pub mod owner;
 pub mod path;

@@ -191,7 +191,10 @@ impl<E: Eyes> Assembler<E> {
         let translates = decider.as_ref().is_some_and(|decider| decider.purpose() == Some(Purpose::Translation));
         // Where nftables leaves it to the hooks' walker to free a packet, a rule of a nat chain may have dropped it.
         let decider = decider.filter(|_| !translates || self.rules.are_live());
-        let cause = decider.as_ref().and_then(Decider::purpose).map_or(cause, Purpose::cause);
+        let cause = match rule {
+            Some(rule) if rule.translates => Purpose::Translation.cause(),
+            _ => decider.as_ref().and_then(Decider::purpose).map_or(cause, Purpose::cause),
+        };
         let under = |decision: Option<&str>| {
             incident(
                 sender.process.as_ref(),

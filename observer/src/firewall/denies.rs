@@ -153,6 +153,8 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                             }
                         }
                         Verdict::Map => found.maps += 1,
+                        // It lets pass what it can translate.
+                        Verdict::Translate => {}
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! nftables over netlink: tables, chains and rules, listed. No program is run for it.
 
-use std::io;
+use std::{ffi::CStr, io};
 
 use anyhow::{Context, Result, ensure};
 use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, VerdictCode};
@@ -10,6 +10,8 @@ use super::netfilter::family;
 
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names.
 pub(super) const SUBSYSTEM: u16 = 10;
+/// Targets of iptables that translate addresses.
+const TRANSLATING: [&CStr; 4] = [c"MASQUERADE", c"SNAT", c"DNAT", c"NETMAP"];
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
 
@@ -54,6 +56,8 @@ pub enum Verdict {
     Chain(String),
     /// Looks a verdict up.
     Map,
+    /// Translates addresses, and drops where it cannot.
+    Translate,
 }
 
 /// A rule of the namespace that asks.
@@ -146,12 +150,18 @@ pub fn rules() -> Result<Vec<Rule>> {
                 }
                 Ok(ExprOps::Reject(_)) => verdicts.push(Verdict::Reject),
                 Ok(ExprOps::Target(target)) if target.get_name() == Ok(c"REJECT") => verdicts.push(Verdict::Reject),
+                Ok(ExprOps::Target(target)) if target.get_name().is_ok_and(|name| TRANSLATING.contains(&name)) => {
+                    verdicts.push(Verdict::Translate);
+                }
+                Ok(ExprOps::Nat(_)) => verdicts.push(Verdict::Translate),
                 // What netlink-bindings 0.3.5 calls the source register is the destination's: its numbers of a lookup's
                 // attributes differ from those of `uapi/linux/netfilter/nf_tables.h` (a set's id is 4 there).
                 Ok(ExprOps::Lookup(lookup)) if lookup.get_sreg().ok() == Some(VERDICT_REGISTER) => {
                     verdicts.push(Verdict::Map);
                 }
                 Ok(ExprOps::Counter(counter)) => packets = counter.get_packets().ok(),
+                // The library does not know what is in a masquerade.
+                _ if expression.get_name() == Ok(c"masq") => verdicts.push(Verdict::Translate),
                 _ => {}
             }
         }

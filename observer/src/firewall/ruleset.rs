@@ -256,6 +256,7 @@ impl Ruleset {
             verdict: Some(Verdict::Drop),
             ruleset_sha256: None,
             statement: None,
+            translates: false,
         };
         if wanted.rule == UNKNOWN_RULE {
             // The rule may be in a chain that it leads to.
@@ -267,7 +268,7 @@ impl Ruleset {
         let rule = self.rules.get(*self.by_handle.get(&(wanted.table, wanted.rule))?)?;
         let verdict = rule.verdicts.iter().find_map(|does| match does {
             // A map's verdict may be a drop, and never a reject.
-            Does::Drop | Does::Map => Some(Verdict::Drop),
+            Does::Drop | Does::Map | Does::Translate => Some(Verdict::Drop),
             Does::Reject => Some(Verdict::Reject),
             Does::Chain(_) => None,
         })?;
@@ -284,6 +285,7 @@ impl Ruleset {
             text: None,
             path,
             verdict: Some(verdict),
+            translates: rule.verdicts == [Does::Translate],
             ..named
         })
     }
@@ -305,7 +307,7 @@ impl Ruleset {
                     Does::Map => {
                         maps.insert(&rule.chain);
                     }
-                    Does::Drop | Does::Reject => {}
+                    Does::Drop | Does::Reject | Does::Translate => {}
                 }
             }
         }

@@ -102,6 +102,11 @@ impl FrontEnd {
 
 /// The commands that might do it, the best first; or what does, where no command is known.
 pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Result<Vec<Plan>, Option<String>> {
+    if rule.translates {
+        let what = "what the rule translates to must be there: for a masquerade an address of scope global on the interface by \
+                    which packets leave";
+        return Err(Some(what.to_owned()));
+    }
     let plans = match FrontEnd::of(rule) {
         FrontEnd::Ufw => ufw::plans(rule, target, known)?,
         FrontEnd::Firewalld => firewalld::plans(rule, target)?,

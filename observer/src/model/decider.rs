@@ -205,15 +205,23 @@ impl Decider {
                 // The counter is the namespace's, and not this packet's alone.
                 Some(Connections { insert_failed: Some(failed @ 1..), .. }) => format!(
                     "connection tracking ({function}) dropped it where its connection was to be entered into the table: \
-                     {failed} could not be so far in this namespace (insert_failed)"
+                     {failed} could not be so far in this namespace (insert_failed), most often because another one has the \
+                     same addresses and ports: where addresses are translated, no port is left"
                 ),
                 _ => format!("connection tracking ({function}) dropped it"),
             },
-            Purpose::Defragmentation => format!("putting fragments together ({function}) dropped it"),
+            Purpose::Defragmentation => format!(
+                "connection tracking, which puts fragments together ({function}), did not take this one and dropped it"
+            ),
             Purpose::Translation => {
                 format!("address translation ({function}) dropped it")
             }
-            Purpose::Ipvs => format!("the load balancer IPVS ({function}) dropped it"),
+            Purpose::Ipvs => format!(
+                "the load balancer IPVS ({function}) dropped it: `ipvsadm -Ln` shows its services and who is behind them"
+            ),
+            Purpose::Security if function.starts_with("selinux_") => {
+                format!("SELinux ({function}) dropped it: its log has the denial (`ausearch -m avc -ts recent`)")
+            }
             Purpose::Security => format!("a security module ({function}) dropped it"),
             Purpose::Other => format!("function {function} on a netfilter hook dropped it"),
         }

@@ -91,6 +91,8 @@ pub struct NamedRule {
     pub ruleset_sha256: Option<String>,
     /// The same in its front end's words; `None` where no front end is known for it.
     pub statement: Option<Statement>,
+    /// All that it does is to translate addresses: what it drops it could not translate.
+    pub translates: bool,
 }
 
 /// Name space of rule ids.
@@ -222,7 +224,12 @@ impl NamedRule {
 
     /// What it did, in a sentence.
     pub fn sentence(&self) -> String {
+        let masquerades = self.words().is_some_and(|words| words.to_lowercase().contains("masquerade"));
         let did = match self.verdict {
+            _ if self.translates && masquerades => {
+                "could not translate it (the interface that it leaves by has no address for that) and dropped"
+            }
+            _ if self.translates => "could not translate it and dropped",
             Some(Verdict::Drop) => "dropped",
             Some(Verdict::Reject) => "rejected",
             None => "dropped or rejected",

@@ -9,8 +9,10 @@ use super::{netns, rulesets::Rulesets};
 use crate::{
     firewall::{legacy, netfilter::family},
     model::{Backend, BpfProgram, Connections, Decider, Decision, NamedRule, Purpose, WantedRule},
-    probe::symbols::{self, Names},
-    sys::netns_cookie,
+    probe::{
+        netns_cookie,
+        symbols::{self, Names},
+    },
 };
 
 /// Functions by their addresses: those that are known to be on hooks, and others that were asked for.
@@ -109,6 +111,7 @@ fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>
         verdict: None,
         ruleset_sha256: None,
         statement: None,
+        translates: false,
     }))
 }
 

@@ -262,6 +262,14 @@ impl Proving for Helper {
         }
     }
 
+    fn keep_netns_cookies(&mut self, map: OwnedFd) -> Result<(), String> {
+        let answer = self.send(&Request::NetnsCookies, &[map]).and_then(|()| self.receive());
+        match answer.map_err(|error| format!("{error:#}"))? {
+            Response::NetnsCookies(kept) => kept,
+            other => Err(unexpected(&other).to_string()),
+        }
+    }
+
     fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String> {
         let answer = self.send(&Request::VerdictPrograms, programs).and_then(|()| self.receive());
         match answer.map_err(|error| format!("{error:#}"))? {

@@ -98,6 +98,8 @@ pub enum Request {
     },
     /// Begin a real connection, or make a socket for datagrams that is connected. It comes with the answer.
     Connect(Box<Connect>),
+    /// Keep the map, whose descriptor comes with this, by which the kernel half tells network namespaces' cookies.
+    NetnsCookies,
     /// Keep two programs, whose descriptors come with this, for [`Request::ArmVerdicts`].
     VerdictPrograms,
     /// Keep the map, whose descriptor comes with this, that names observer's own namespaces; and copy the rules of this network
@@ -185,6 +187,8 @@ pub enum Response {
     Difference(Result<Option<Difference>, String>),
     /// To [`Request::Functions`].
     Functions(Functions),
+    /// To [`Request::NetnsCookies`].
+    NetnsCookies(Result<(), String>),
     /// To [`Request::VerdictPrograms`].
     VerdictPrograms(Result<(), String>),
     /// To [`Request::AnswerProgram`].

@@ -14,8 +14,8 @@ use super::{netns, patience};
 use crate::{
     enrich::{cgroups::Cgroups, host::boot_ns},
     model::{End, Origin, Packet, Replay},
+    probe::netns_cookie,
     replay::{self, Building, Order, Stage, Version, surroundings},
-    sys::netns_cookie,
 };
 
 /// Bytes of a ruleset that is copied before anybody asks: more takes seconds that nobody may ever need.

@@ -13,7 +13,7 @@ use super::{netns, patience};
 use crate::{
     firewall::{nft, ruleset::Ruleset},
     model::{Difference, NamedRule, WantedRule},
-    sys::netns_cookie,
+    probe::netns_cookie,
 };
 
 /// How long a question waits for a ruleset to be read, and then for the text of a rule. Who sent the packets that come next is

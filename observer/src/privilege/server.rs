@@ -32,13 +32,12 @@ use crate::{
     firewall::{denies, files::Root, inventory},
     model::{Connect, Preflight},
     probe::{
-        cgroup,
+        ask_kernel_half, cgroup, netns_cookie,
         proof::{self, Prover},
         selftest,
         symbols::Functions,
     },
     replay,
-    sys::netns_cookie,
 };
 
 /// Reading other users' processes; entering and making namespaces, those of mounts among them; a firewall and an interface in those it made; reading
@@ -278,6 +277,10 @@ impl Server {
             ),
             Request::ArmAnswers { time } => {
                 Response::ArmAnswers(self.answers.arm(time).map_err(|error| format!("{error:#}")))
+            }
+            Request::NetnsCookies => {
+                let map = std::mem::take(&mut self.received).pop().context("the map did not come along");
+                Response::NetnsCookies(map.and_then(ask_kernel_half).map_err(|error| format!("{error:#}")))
             }
             Request::VerdictPrograms => Response::VerdictPrograms(
                 self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     firewall::{inventory, ruleset::Ruleset},
     fix::{Files, Hide, Trial, View},
+    probe::netns_cookie,
     replay::{self, Copied},
-    sys::netns_cookie,
 };
 
 /// Bytes of a ruleset that is copied for it.

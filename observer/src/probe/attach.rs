@@ -2,7 +2,7 @@
 
 use std::{any::Any, io::Read, os::fd::OwnedFd};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
@@ -94,6 +94,8 @@ pub struct Probes {
     pub states: Vec<HookState>,
     /// Names of this kernel's drop reasons.
     pub reasons: Reasons,
+    /// See [`layout::Kernel::grows_maps`].
+    grows_maps: bool,
     /// Routes that forward are recognised.
     pub forwarding: bool,
     /// Sockets that were found at start and have an owner.
@@ -140,6 +142,7 @@ impl Probes {
             counters,
             states: Vec::new(),
             reasons: kernel.reasons,
+            grows_maps: kernel.grows_maps,
             forwarding,
             seeded: 0,
             hanging: Bytes::new(),
@@ -186,7 +189,19 @@ impl Probes {
         connects.set(0, 1, 0).context("cannot write a map")
     }
 
+    /// Fails where the kernel would warn of a probe that uses our maps.
+    pub fn may_probe(&self) -> anyhow::Result<()> {
+        ensure!(self.grows_maps, "before Linux 6.1 the kernel would write a warning into its log");
+        Ok(())
+    }
+
     fn attach_program(&mut self, name: &str, way: Way, symbol: &str, types: &AyaBtf) -> anyhow::Result<()> {
+        match way {
+            Way::Kprobe(_) => self.may_probe()?,
+            // Without it nothing can be observed.
+            Way::RawTracepoint if panics_on_warnings() => self.may_probe()?,
+            _ => {}
+        }
         let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
         let link: Box<dyn Any + Send> = match way {
             Way::Kprobe(function) => {
@@ -307,6 +322,11 @@ fn keys_of_a_generation() -> u32 {
 fn program_descriptor(program: &Program) -> Option<OwnedFd> {
     use std::os::fd::AsFd;
     program.fd().ok()?.as_fd().try_clone_to_owned().ok()
+}
+
+/// The kernel was told to panic where it would only warn.
+fn panics_on_warnings() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/panic_on_warn").is_ok_and(|value| value.trim() != "0")
 }
 
 /// The layout as the words it is made of, in the order of its fields.

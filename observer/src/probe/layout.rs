@@ -9,7 +9,7 @@ use std::{
 
 use observer_ebpf::abi::{ABSENT, Layout, VERSION};
 
-use super::{btf::Btf, symbols};
+use super::{btf::Btf, netns_cookie, symbols};
 
 /// The enum that names why packets are freed, and the prefix of its enumerators.
 const REASONS: &str = "skb_drop_reason";
@@ -39,6 +39,9 @@ pub enum LayoutError {
 pub struct Kernel {
     /// Numbers for the BPF half.
     pub layout: Layout,
+    /// Probes may use maps whose room is made as it is needed (since Linux 6.1). Before, the kernel takes them too, but with a
+    /// warning in its log, or a panic where it was told so.
+    pub grows_maps: bool,
     /// Names of the drop reasons, without their prefix.
     pub reasons: Reasons,
 }
@@ -154,6 +157,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         netfilter_high: high(dropper),
         netfilter_bytes: symbols.netfilter.map_or(ABSENT, |(_, bytes)| bytes),
         makes_cookies: if btf.has_function("bpf_get_socket_ptr_cookie") { 1 } else { ABSENT },
+        tells_netns_cookies: if netns_cookie().is_ok() { ABSENT } else { 1 },
         host_netns,
         ip_forward_low: low(symbols.ip_forward),
         ip_forward_high: high(symbols.ip_forward),
@@ -285,7 +289,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         cred_user_ns: fields.want("cred", "user_ns", 8),
     };
     if fields.wrong.is_empty() {
-        Ok(Kernel { layout, reasons })
+        Ok(Kernel { layout, grows_maps: btf.has_function("bpf_mem_alloc_init"), reasons })
     } else {
         Err(LayoutError::Fields(fields.wrong.join(", ")))
     }

@@ -155,8 +155,12 @@ impl Probes {
             |name: &str| self.ebpf.take_map(name).with_context(|| format!("the map {name} was taken already"));
         let (config, proofs, distance) = (take(map::RULES)?, take(map::PROOFS)?, take(map::DISTANCE)?);
         let (config, proofs, distance) = (config.try_into()?, proofs.try_into()?, distance.try_into()?);
+        let Map::LruHashMap(cookies) = take(map::NETNS_COOKIES)? else {
+            anyhow::bail!("the map {} is of another kind", map::NETNS_COOKIES)
+        };
+        let cookies = cookies.fd().as_fd().try_clone_to_owned()?;
         let programs = self.verdict_programs().map_err(|error| one_line(&error));
-        Ok(RuleMaps::new(config, proofs, distance, programs, avoided, names(COMPARE, "verdicts")))
+        Ok(RuleMaps::new(config, proofs, distance, cookies, programs, avoided, names(COMPARE, "verdicts")))
     }
 
     /// Where the namespaces are named of which nothing is to be seen.
@@ -168,6 +172,7 @@ impl Probes {
 
     /// The program that runs where a datagram has come in, loaded and attached to nothing.
     pub fn answer_program(&mut self) -> anyhow::Result<OwnedFd> {
+        self.may_probe()?;
         let name = program::ANSWERED;
         let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
         let program: &mut KProbe = program.try_into()?;

@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod btf;
 pub mod cgroup;
+mod cookies;
 pub mod hooks;
 pub mod layout;
 mod learn;
@@ -18,6 +19,7 @@ pub mod symbols;
 pub mod totals;
 
 pub use attach::{AttachError, Probes, program_names};
+pub use cookies::{ask_kernel_half, netns_cookie};
 pub use hooks::{HOOKS, Hook, HookState, Way};
 pub use maps::{Awaited, Tree};
 pub use totals::Totals;

@@ -15,17 +15,22 @@ use nix::sched::{CloneFlags, unshare};
 use observer_ebpf::abi::{RuleConfig, VerdictNumbers};
 use serde::{Deserialize, Serialize};
 
-use super::{btf::Btf, selftest::raise_loopback};
+use super::{btf::Btf, netns_cookie, selftest::raise_loopback};
 use crate::{
     firewall::{
         build::{self, RuleSpec, TableSpec, Then},
         nft,
     },
-    sys::{drop_by_netfilter_program, netns_cookie},
+    sys::drop_by_netfilter_program,
 };
 
 /// nftables' module, where it is not built in, and a type of its.
+///
+/// Where that is not described (modules' types are since Linux 5.11), it is as Linux 5.10 declares it
+/// (`include/net/netfilter/nf_tables.h`), or the proof fails.
 const MODULE: (&str, &str) = ("nf_tables", "nft_chain");
+/// Bytes of an address.
+const POINTER: u32 = 8;
 /// The module that rejects in the family `inet`, and a function of its.
 const REJECTER: (&str, &str) = ("nft_reject_inet", "nft_reject_inet_eval");
 
@@ -262,6 +267,14 @@ fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
 
 /// Offsets, as [`Prepared`] has them.
 fn numbers(btf: &Btf) -> Result<(u32, u32, u32)> {
+    if !btf.has_struct(MODULE.1) {
+        let bytes =
+            |name: &str| btf.struct_bytes(name).with_context(|| format!("this kernel does not describe {name}"));
+        let (list, hashed, table) = (bytes("list_head")?, bytes("rhlist_head")?, bytes("rhltable")?);
+        // Behind two pointers, two lists and a place in a hash; behind a list, a hash, four lists and a counter.
+        let chain_table = 2 * POINTER + 2 * list + hashed;
+        return Ok((chain_table, chain_table + POINTER, list + table + 4 * list + POINTER));
+    }
     Ok((offset(btf, "nft_chain", "table")?, offset(btf, "nft_chain", "handle")?, offset(btf, "nft_table", "handle")?))
 }
 
@@ -276,12 +289,18 @@ fn handle(btf: &Btf) -> Result<(u32, u32)> {
 
 /// The word of a rule that has its handle: since 5.17 its first one, before that behind the list that it is in.
 fn verdict(btf: &Btf) -> Result<[u32; 6]> {
+    let registers = btf.struct_bytes("pt_regs").context("this kernel does not describe registers")?;
+    let (registers, stack_pointer) = (registers / POINTER, offset(btf, "pt_regs", "sp")?);
+    if !btf.has_struct(MODULE.1) {
+        let list = btf.struct_bytes("list_head").context("this kernel does not describe lists")?;
+        // The packet comes first; a rule's handle is the lowest bits behind the list that it is in.
+        return Ok([0, registers, stack_pointer, list, 0, 42]);
+    }
     let handle = btf.member("nft_rule_dp", "handle").or_else(|| btf.member("nft_rule", "handle"));
     let handle = handle.context("this kernel does not describe rules")?;
     let (head, bit) = (handle.bit_offset / 64 * 8, handle.bit_offset % 64);
     ensure!(bit + handle.bits <= 64 && handle.bits < 64, "a rule's handle is not in one word");
-    let registers = btf.struct_bytes("pt_regs").context("this kernel does not describe registers")?;
-    Ok([offset(btf, "nft_pktinfo", "skb")?, registers / 8, offset(btf, "pt_regs", "sp")?, head, bit, handle.bits])
+    Ok([offset(btf, "nft_pktinfo", "skb")?, registers, stack_pointer, head, bit, handle.bits])
 }
 
 /// Offset of `xt_table.name`.

@@ -25,6 +25,8 @@ pub trait Proving {
     fn functions(&mut self, changes: u64) -> Result<Functions, String>;
     /// Makes the namespace; functions are looked up meanwhile, as by [`Self::functions`].
     fn prepare_proof(&mut self, changes: u64) -> Result<Prepared, Unproven>;
+    /// Has the kernel half asked for network namespaces' cookies, by this map of its, where the kernel does not tell them.
+    fn keep_netns_cookies(&mut self, map: OwnedFd) -> Result<(), String>;
     /// Keeps the programs that run where a verdict begins and ends.
     fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String>;
     /// Probes the functions that give verdicts for so long from now on: all of them in a moment, or those of a proof at once.
@@ -40,6 +42,8 @@ pub struct RuleMaps {
     config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
     proofs: Array<MapData, [u64; PROOF_WORDS]>,
     distance: Array<MapData, u64>,
+    /// Network namespaces' cookies, until they are handed over.
+    cookies: Option<OwnedFd>,
     /// Those that run where a verdict begins and ends; or why they are not there.
     programs: Result<[OwnedFd; 2], String>,
     /// Why it is not to be tried.
@@ -100,6 +104,7 @@ impl RuleMaps {
         config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
         proofs: Array<MapData, [u64; PROOF_WORDS]>,
         distance: Array<MapData, u64>,
+        cookies: OwnedFd,
         programs: Result<[OwnedFd; 2], String>,
         avoided: Option<String>,
         compares: bool,
@@ -108,6 +113,7 @@ impl RuleMaps {
             config,
             proofs,
             distance,
+            cookies: Some(cookies),
             programs,
             avoided,
             compares,
@@ -134,6 +140,9 @@ impl RuleMaps {
         if let Err(error) = self.find_functions(prover) {
             prover.end_proof();
             return Err(error);
+        }
+        if let Some(cookies) = self.cookies.take() {
+            prover.keep_netns_cookies(cookies).unwrap_or_else(|why| log::warn!("namespaces are not told apart: {why}"));
         }
         let prepared = prepared?;
         self.knows_chains = prepared.knows_chains();
@@ -210,7 +219,7 @@ impl RuleMaps {
         };
         log::debug!("learnt of rules from the stack: {learnt:x?}");
         let seen = self.round(config, Trial::Rules(&learnt), prepared, prover)?;
-        Ok(match seen.iter().find(|seen| seen.expected.rule().is_some_and(|expected| seen.answer != expected)) {
+        Ok(match seen.iter().find(|seen| seen.expected.rule().is_some_and(|expected| !is(seen.answer, expected))) {
             Some(wrong) => Err(wrong.complaint()),
             None => Ok(learnt),
         })
@@ -282,7 +291,7 @@ impl RuleMaps {
         let right = |seen: &&Seen| match seen.expected.rule() {
             // A policy is no rule's verdict, and a program's is nobody's.
             Some(RuleAnswer { rule: 0, .. }) | None => seen.given == 0,
-            Some(expected) => seen.given == expected.rule && RuleAnswer { function: 0, ..seen.answer } == expected,
+            Some(expected) => seen.given == expected.rule && is(RuleAnswer { function: 0, ..seen.answer }, expected),
         };
         Ok(match seen.iter().find(|seen| !right(seen)) {
             Some(wrong) => Err(wrong.complaint()),
@@ -301,7 +310,7 @@ impl RuleMaps {
             }
             By::Program => self.functions.has(answer.function, HookKind::Program) && answer.rule != 0,
         };
-        // Before Linux 5.14 user space cannot ask for the cookie.
+        // Before Linux 5.14 user space cannot ask for the cookie so early.
         fits && (seen.expected.cookie == 0 || answer.netns_cookie == seen.expected.cookie)
     }
 
@@ -365,6 +374,12 @@ impl RuleMaps {
         self.told = config;
         self.config.set(0, config.words(), 0).map_err(other)
     }
+}
+
+/// An answer is what it had to be; whether of the same namespace where its cookie was known.
+fn is(answer: RuleAnswer, expected: RuleAnswer) -> bool {
+    let netns_cookie = if expected.netns_cookie == 0 { 0 } else { answer.netns_cookie };
+    RuleAnswer { netns_cookie, ..answer } == expected
 }
 
 /// What is to be tried, on the proof's packets alone.

@@ -52,6 +52,8 @@ pub(crate) struct Kernel {
     pub(crate) cpus: u32,
     pub(crate) init: Init,
     pub(crate) job: Job,
+    #[serde(default)]
+    pub(crate) arguments: String,
 }
 
 impl Kernel {

@@ -97,8 +97,9 @@ fn machine(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path, shell: bool) 
     command.args([
         "-append",
         &format!(
-            "console={console} panic=-1 oops=panic loglevel=6 VM_ROOT={} VM_INIT={init} systemd.show_status=no",
-            if native { "host" } else { "own" }
+            "console={console} panic=-1 oops=panic loglevel=6 VM_ROOT={} VM_INIT={init} systemd.show_status=no {}",
+            if native { "host" } else { "own" },
+            kernel.arguments
         ),
     ]);
     command.arg("-serial").arg(format!("file:{}", unpacked.folder.join("console.log").display()));

@@ -176,7 +176,8 @@ fn named(shapes: &[Shape], asked: Asked) -> Result<Outcome> {
         // In a line of its own, where the ruleset took long to read.
         wait_for("the rule", || {
             Ok(last(&observer, port).is_some_and(|event| !event["egress"]["rule"].is_null()).then_some(()))
-        })?;
+        })
+        .with_context(|| format!("{hit:?}: {:?}", last(&observer, port)))?;
         // What a ruleset needs is probed once something was blocked under it.
         for _ in 0..AGAIN {
             if how == How::Freed || hit.handle.is_null() || is_told(&observer, port, how) {

@@ -1,5 +1,7 @@
 //! What drops on netfilter's hooks and is no rule that is known: iptables-legacy, BPF programs, queues, connection tracking.
 
+mod modules;
+
 use std::{
     io::{BufRead, BufReader},
     process::Stdio,
@@ -24,6 +26,10 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_connection_that_cannot_be_entered", not_entered),
     ("a_full_table_of_connections", full),
     ("a_chain_whose_rules_are_not_seen", chain),
+    ("a_fragment_that_ends_too_far", modules::fragment),
+    ("a_masquerade_without_an_address", modules::masquerade),
+    ("a_balanced_service_without_a_server", modules::ipvs),
+    ("selinux_forbids_to_send", modules::selinux),
 ];
 
 /// Functions on hooks are told where nftables leaves it to the hooks' walker to free a packet, or where a BPF netfilter

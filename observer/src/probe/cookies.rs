@@ -1,0 +1,35 @@
+//! The cookie of a network namespace: a number that the kernel never uses twice, other than the namespace's inode number.
+
+use std::{
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData};
+
+use crate::sys::socket_option;
+
+/// By a socket's cookie, where the kernel half is asked.
+static TOLD: OnceLock<HashMap<MapData, u64, u64>> = OnceLock::new();
+
+/// From now on the kernel half is asked, by this map of its, where the kernel does not tell cookies.
+pub fn ask_kernel_half(map: OwnedFd) -> Result<()> {
+    let map = HashMap::try_from(Map::LruHashMap(MapData::from_fd(map)?))?;
+    TOLD.set(map).ok().context("the map was given already")
+}
+
+/// Cookie of this thread's network namespace: as the kernel says (since Linux 5.14), or the kernel half.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let number = |option| {
+        let mut bytes = [0; size_of::<u64>()];
+        socket_option(socket.as_fd(), libc::SOL_SOCKET, option, &mut bytes).map(|_| u64::from_ne_bytes(bytes))
+    };
+    number(libc::SO_NETNS_COOKIE).or_else(|error| {
+        let told = TOLD.get().ok_or(error)?;
+        told.get(&number(libc::SO_COOKIE)?, 0).map_err(io::Error::other)
+    })
+}
