@@ -45,6 +45,9 @@ pub mod doctor;
 /// The helper process, and giving up privileges.
 pub mod privilege;
 
+/// How long is waited, on machines that are slower than any on which that was chosen.
+pub mod patience;
+
 /// The few system calls that need unsafe code.
 pub mod sys;
 

@@ -10,7 +10,10 @@ use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 use uuid::Uuid;
 
 use super::{assemble::Assembler, attribute::Eyes};
-use crate::model::{Action, Event, NamedRule, Packet, WantedRule};
+use crate::{
+    model::{Action, Event, NamedRule, Packet, Purpose, WantedRule},
+    patience,
+};
 
 /// Lines whose rules are waited for; of more the text stays absent.
 const MAX_WAITING: usize = 64;
@@ -49,7 +52,8 @@ impl Late {
         wanted: impl FnOnce() -> (WantedRule, Option<Packet>),
     ) {
         let known = event.egress.rule.as_ref().map_or(unread, |rule| rule.text.is_none());
-        if !known || answer.chain == 0 || answer.rule == UNKNOWN_RULE {
+        // Of what only the chain is known there is no text to come.
+        if !known || answer.chain == 0 || answer.rule == UNKNOWN_RULE && !unread {
             return;
         }
         if self.provisional.len() < MAX_PROVISIONAL {
@@ -101,9 +105,12 @@ impl<E: Eyes> Assembler<E> {
         let mut all = std::mem::take(&mut self.late.waiting).into_iter();
         while let Some(mut waiting) = all.next() {
             let decision = self.rules.again(&waiting.wanted, &mut self.attributor.eyes);
-            let over = waiting.since.elapsed() >= PATIENCE;
+            let over = waiting.since.elapsed() >= patience::here(PATIENCE);
             // Without its text it is better than nothing.
-            let enough = |rule: &&NamedRule| rule.text.is_some() || over && waiting.event.egress.rule.is_none();
+            let enough = |rule: &&NamedRule| {
+                let all = rule.text.is_some() || waiting.wanted.rule == UNKNOWN_RULE;
+                all || over && waiting.event.egress.rule.is_none()
+            };
             match decision.as_ref().and_then(|decision| decision.rule.as_ref()).filter(enough) {
                 Some(rule) => {
                     self.name(&mut waiting.event, rule);
@@ -129,6 +136,9 @@ impl<E: Eyes> Assembler<E> {
     fn name(&mut self, event: &mut Event, rule: &NamedRule) {
         event.timestamp = Timestamp::now();
         event.event.action = Action::EgressRule;
+        if rule.translates {
+            event.egress.cause = Some(Purpose::Translation.cause());
+        }
         event.event.id = Some(self.event_id());
         event.event.reason = Some(rule.sentence());
         event.egress.count = 0;

@@ -23,7 +23,6 @@ use nix::{
 };
 
 use super::{
-    patience,
     protocol::{Request, Response},
     server,
 };
@@ -34,6 +33,7 @@ use crate::{
         Connect, ContainerName, Decision, Difference, Facts, Packet, Preflight, Preflighted, Remedy, Replay, Stopped,
         Wanted, WantedRule,
     },
+    patience,
     probe::{
         proof::{Prepared, Unproven},
         rules::Proving,

@@ -12,7 +12,6 @@ mod fixes;
 mod helper;
 mod listening;
 mod netns;
-mod patience;
 mod preflights;
 mod programs;
 mod protocol;

@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{HashMap as BpfMap, Map, MapData};
 
-use super::{netns, patience};
+use super::netns;
 use crate::{
     enrich::{cgroups::Cgroups, host::boot_ns},
     model::{End, Origin, Packet, Replay},
+    patience,
     probe::netns_cookie,
     replay::{self, Building, Order, Stage, Version, surroundings},
 };

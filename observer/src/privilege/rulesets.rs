@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 
-use super::{netns, patience};
+use super::netns;
 use crate::{
     firewall::{nft, ruleset::Ruleset},
     model::{Difference, NamedRule, WantedRule},
+    patience,
     probe::netns_cookie,
 };
 

@@ -17,7 +17,7 @@ use super::{
     answers::Answers,
     deciders::Deciders,
     fixes::Fixes,
-    listening, netns, patience,
+    listening, netns,
     preflights::Preflights,
     programs::Cgroup,
     protocol::{Request, Response},
@@ -31,6 +31,7 @@ use crate::{
     enrich::{cgroups::Cgroups, containers, proc},
     firewall::{denies, files::Root, inventory},
     model::{Connect, Preflight},
+    patience,
     probe::{
         ask_kernel_half, cgroup, netns_cookie,
         proof::{self, Prover},

@@ -6,12 +6,12 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     netns::{self, Home},
-    patience,
     replays::{Hidden, Own},
 };
 use crate::{
     firewall::{inventory, ruleset::Ruleset},
     fix::{Files, Hide, Trial, View},
+    patience,
     probe::netns_cookie,
     replay::{self, Copied},
 };

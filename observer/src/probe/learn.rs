@@ -118,8 +118,9 @@ pub(super) fn rules(all: &[Seen], config: &RuleConfig) -> Result<Vec<RuleSite>, 
     Ok(sites)
 }
 
-/// Where on the stack of the function that walks the hooks its return address, its list and the place in that are. Pure.
-pub(super) fn hook(all: &[&Seen]) -> Result<HookSite, String> {
+/// Where on the stack of the function that walks the hooks its return address, its list and the place in that are, if so many
+/// functions of others come `before` those that are known. Pure.
+pub(super) fn hook(all: &[&Seen], before: u32) -> Result<HookSite, String> {
     let first = all.first().ok_or("this kernel has no BPF netfilter programs, by which it could be proven")?;
     let location = first.location;
     if all.iter().any(|seen| seen.location != location) {
@@ -128,10 +129,10 @@ pub(super) fn hook(all: &[&Seen]) -> Result<HookSite, String> {
     let missing = |what: &str| format!("the stack of {location:#x} holds no {what} at one place");
     let return_word = common(all, |_, word| word.value == location).ok_or_else(|| missing("return address"))?;
     let entries_word = common(all, |seen, word| {
-        word.value >> USER_BITS != 0 && word.target & 0xffff == u64::from(seen.expected.entry.1)
+        word.value >> USER_BITS != 0 && word.target & 0xffff == u64::from(seen.expected.entry.1 + before)
     })
     .ok_or_else(|| missing("list of hooks"))?;
-    let index_word = common(all, |seen, word| word.value & 0xffff_ffff == u64::from(seen.expected.entry.0))
+    let index_word = common(all, |seen, word| word.value & 0xffff_ffff == u64::from(seen.expected.entry.0 + before))
         .ok_or_else(|| missing("place in the list of hooks"))?;
     Ok(HookSite { location, return_word, entries_word, index_word })
 }
@@ -245,12 +246,19 @@ mod tests {
     fn a_hooks_function_is_a_place_in_a_list() {
         let mut seen: Vec<Seen> = (0..4).map(packet_of_hook).collect();
         let site = HookSite { location: BY_RULE, return_word: 17, entries_word: 13, index_word: 12 };
-        assert_eq!(hook(&seen.iter().collect::<Vec<_>>()), Ok(site));
+        assert_eq!(hook(&seen.iter().collect::<Vec<_>>(), 0), Ok(site));
+        assert!(hook(&seen.iter().collect::<Vec<_>>(), 1).is_err(), "nobody else is on that hook");
+        let mut behind_another: Vec<Seen> = (1..5).map(packet_of_hook).collect();
+        for seen in &mut behind_another {
+            seen.frame[13].target += 1;
+            seen.expected.entry.0 -= 1;
+        }
+        assert_eq!(hook(&behind_another.iter().collect::<Vec<_>>(), 1), Ok(site), "a security module is");
         seen[2].frame[12].value = 3;
-        assert!(hook(&seen.iter().collect::<Vec<_>>()).is_err(), "one place is another one's");
+        assert!(hook(&seen.iter().collect::<Vec<_>>(), 0).is_err(), "one place is another one's");
         seen[2] = Seen { location: BY_POLICY, ..packet_of_hook(2) };
-        assert!(hook(&seen.iter().collect::<Vec<_>>()).is_err(), "two places that free");
-        assert!(hook(&[]).is_err());
+        assert!(hook(&seen.iter().collect::<Vec<_>>(), 0).is_err(), "two places that free");
+        assert!(hook(&[], 0).is_err());
     }
 
     #[test]

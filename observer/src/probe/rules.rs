@@ -16,6 +16,9 @@ use super::{
     symbols::Functions,
 };
 
+/// Functions of others that every network namespace may have on the hook, before all that a proof brings: of a security module,
+/// such as SELinux's or Smack's.
+const MAX_BEFORE: u32 = 2;
 /// Longer than a proof takes.
 const PROOF: Duration = Duration::from_secs(10);
 
@@ -236,17 +239,23 @@ impl RuleMaps {
     ) -> Result<Result<HookSite, String>, Unproven> {
         let of_hook = |seen: &Seen| !rules || seen.expected.by == By::Program;
         let frames: Vec<&Seen> = frames.iter().filter(|seen| of_hook(seen)).collect();
-        let learnt = match learn::hook(&frames) {
-            Ok(learnt) => learnt,
-            Err(why) => return Ok(Err(why)),
-        };
-        log::debug!("learnt of hooks from the stack: {learnt:x?}");
-        let seen = self.round(config, Trial::Hook(learnt), prepared, prover)?;
-        let wrong = seen.iter().filter(|seen| of_hook(seen)).find(|seen| !self.is_of_hook(seen));
-        Ok(match wrong {
-            Some(wrong) => Err(wrong.complaint()),
-            None => Ok(learnt),
-        })
+        let mut why = None;
+        for before in 0..=MAX_BEFORE {
+            let learnt = match learn::hook(&frames, before) {
+                Ok(learnt) => learnt,
+                Err(missing) => {
+                    why.get_or_insert(missing);
+                    continue;
+                }
+            };
+            log::debug!("learnt of hooks from the stack: {learnt:x?}, if {before} of others come first");
+            let seen = self.round(config, Trial::Hook(learnt), prepared, prover)?;
+            match seen.iter().filter(|seen| of_hook(seen)).find(|seen| !self.is_of_hook(seen)) {
+                Some(wrong) => why.replace(wrong.complaint()),
+                None => return Ok(Ok(learnt)),
+            };
+        }
+        Ok(Err(why.unwrap_or_default()))
     }
 
     /// Where the walker of the rules has what, when it has called a function that gives a verdict.

@@ -48,6 +48,10 @@ const LOADS: [Load; 11] = [
 ];
 /// Of a run under the kernel's statistics, which cost time themselves, so many times fewer packets.
 const MEASURED: u32 = 4;
+/// Where a kernel says that it has kprobes.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
+/// How long is waited until verdicts are probed: an emulated machine is slow.
+const PROBED: Duration = Duration::from_secs(60);
 /// How long an idle observer is looked at.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -57,6 +61,9 @@ struct Args {
     /// Rounds of each measurement.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
+    /// Only what has this in its title.
+    #[arg(long, default_value = "")]
+    only: String,
     /// A table, or one JSON object.
     #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
@@ -84,16 +91,27 @@ fn bench(args: &Args) -> Result<()> {
         "table inet bench {{ chain out {{ type filter hook output priority 0; meta l4proto {{ tcp, udp }} th dport {DROPPED} counter drop; tcp dport {REJECTED} counter reject with tcp reset; }} }}"
     ))?;
     let mut groups = Vec::new();
+    let wanted = |title: &str| title.to_lowercase().contains(&args.only.to_lowercase());
     namespace.set("ipv4/ip_local_port_range", "1024 65535")?;
     for load in &LOADS {
-        groups.push((load.title.to_owned(), traffic(&namespace, load, args.rounds)?.figures()));
+        let title = load.title;
+        let measured = wanted(title).then(|| traffic(&namespace, load, args.rounds)).transpose()?;
+        groups.extend(measured.map(|samples| (title.to_owned(), samples.figures())));
     }
-    groups.push(("Starting a program, 300 at a time".to_owned(), processes(args.rounds)?.figures()));
-    groups.push((
-        "observer run: from the block to its announcement".to_owned(),
-        announced(&namespace, args.rounds)?.figures(),
-    ));
-    groups.push(("Start and idle".to_owned(), idle(args.rounds)?.figures()));
+    let mut others = |title: &str, measure: &mut dyn FnMut() -> Result<Samples>| -> Result<()> {
+        if wanted(title) {
+            groups.push((title.to_owned(), measure()?.figures()));
+        }
+        Ok(())
+    };
+    if fs::exists(KPROBES)? {
+        others("UDP that passes by a rule's verdict, while verdicts are probed", &mut || probed(args.rounds))?;
+    } else {
+        others("Probed verdicts: not measured, this kernel has no kprobes", &mut || Ok(Samples::default()))?;
+    }
+    others("Starting a program, 300 at a time", &mut || processes(args.rounds))?;
+    others("observer run: from the block to its announcement", &mut || announced(&namespace, args.rounds))?;
+    others("Start and idle", &mut || idle(args.rounds))?;
     let report = Report {
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         cpus: std::thread::available_parallelism()?.get(),
@@ -144,6 +162,59 @@ fn traffic(namespace: &Namespace, load: &Load, rounds: u64) -> Result<Samples> {
         }
     }
     Ok(samples)
+}
+
+/// What probed verdicts cost packets that a rule accepts.
+fn probed(rounds: u64) -> Result<Samples> {
+    const PASSING: Load = load("", "unconnected", 0, 20_000, 1);
+    const BLOCKED: Load = load("", "datagrams", DROPPED, 1, 1);
+    let namespace = Namespace::new()?;
+    namespace.nft(&format!(
+        "table inet bench {{ chain out {{ type filter hook output priority 0; udp dport {DROPPED} drop; meta l4proto udp accept; }} }}"
+    ))?;
+    let mut samples = Samples::default();
+    for round in 0..rounds {
+        let mut order = [Watcher::Nobody, Watcher::Observer, Watcher::Probing];
+        order.rotate_left(usize::try_from(round)? % 3);
+        let mut spent = HashMap::new();
+        for watcher in order {
+            let _running = watcher.start()?;
+            load::run(&namespace, &BLOCKED, 1)?;
+            if watcher == Watcher::Probing {
+                let started = Instant::now();
+                while verdicts(&namespace, &PASSING, 10)?.1 == 0 {
+                    ensure!(started.elapsed() < PROBED, "verdicts are not probed");
+                    load::run(&namespace, &BLOCKED, 1)?;
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+            }
+            spent.insert(watcher.name(), load::run(&namespace, &PASSING, PASSING.packets)?);
+            if watcher == Watcher::Probing {
+                let packets = PASSING.packets / MEASURED;
+                let (time, runs) = verdicts(&namespace, &PASSING, packets)?;
+                samples.add("probed verdicts a packet", "", runs as f64 / f64::from(packets));
+                samples.add("in the program at a verdict's beginning", "ns", time as f64 / runs.max(1) as f64);
+            }
+        }
+        let unobserved = spent[Watcher::Nobody.name()];
+        samples.add("sent and received, unobserved", "ns", unobserved.wall_ns);
+        for watcher in [Watcher::Observer, Watcher::Probing] {
+            let observed = spent[watcher.name()];
+            samples.add(format!("rate, {} ÷ unobserved", watcher.name()), "×", unobserved.wall_ns / observed.wall_ns);
+        }
+    }
+    Ok(samples)
+}
+
+/// Nanoseconds in the program where a verdict begins, and runs of it, while so many packets are sent.
+fn verdicts(namespace: &Namespace, load: &Load, packets: u32) -> Result<(u64, u64)> {
+    const PROGRAM: &str = "verdict_begin";
+    // They cost time themselves.
+    let _statistics = enable_stats(Stats::RunTime).context("the kernel counts no program times")?;
+    let before = watch::program_time(PROGRAM)?;
+    load::run(namespace, load, packets)?;
+    let after = watch::program_time(PROGRAM)?;
+    Ok((after.0 - before.0, after.1 - before.1))
 }
 
 /// What it costs to start programs while observer takes their facts.

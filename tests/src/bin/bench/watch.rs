@@ -29,10 +29,12 @@ pub(crate) enum Watcher {
     Empty,
     /// `observer watch -o json`, written to nowhere.
     Observer,
+    /// The same with what gives verdicts probed, once something was blocked.
+    Probing,
 }
 
 impl Watcher {
-    /// All, in the order of the table.
+    /// Those that every load is under, in the order of the table.
     pub(crate) const ALL: [Self; 3] = [Self::Nobody, Self::Empty, Self::Observer];
 
     /// Name in the table.
@@ -41,6 +43,7 @@ impl Watcher {
             Self::Nobody => "unobserved",
             Self::Empty => "empty program",
             Self::Observer => "observer",
+            Self::Probing => "observer, verdicts probed",
         }
     }
 
@@ -49,7 +52,7 @@ impl Watcher {
         match self {
             Self::Nobody => None,
             Self::Empty => Some("empty_kfree_skb"),
-            Self::Observer => Some("drop_kfree_skb"),
+            Self::Observer | Self::Probing => Some("drop_kfree_skb"),
         }
     }
 
@@ -65,7 +68,8 @@ impl Watcher {
                 program.attach()?;
                 Running { _ebpf: Some(ebpf), observer: None }
             }
-            Self::Observer => Running { _ebpf: None, observer: Some(Watching::start()?) },
+            Self::Observer => Running { _ebpf: None, observer: Some(Watching::start(None)?) },
+            Self::Probing => Running { _ebpf: None, observer: Some(Watching::start(Some("verdicts"))?) },
         })
     }
 
@@ -115,9 +119,10 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    fn start() -> Result<Self> {
+    fn start(compares: Option<&str>) -> Result<Self> {
         let started = Instant::now();
         let mut command: Command = observer::command();
+        command.envs(compares.map(|what| ("OBSERVER_COMPARE", what)));
         command
             .args(["watch", "--no-fix", "-o", "json"])
             .stdin(Stdio::null())

@@ -1,12 +1,12 @@
 //! What else hangs on netfilter's hooks: fragments, address translation, IPVS, SELinux.
 
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{CLIENT_INTERFACE, CLIENT_V4, FAR_V4, FAR_V6, Lab},
     observer::{Observer, Report, expect},
-    traffic,
+    traffic, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -58,10 +58,15 @@ pub(super) fn masquerade() -> Result<Outcome> {
         let client = observer.tells(|| traffic::run(&lab.client, &["udp", FAR_V4, port]))?;
         ensure!(client.said == "EPERM", "{}", client.said);
     }
+    if observer.ready.contains("rules live") && !observer.ready.contains("second packet") {
+        // At once, or in a line of its own.
+        wait_for("both rules", || Ok((observer.so_far().matches("could not translate").count() == 2).then_some(())))?;
+    }
     let report = observer.stop()?;
     let mut all_seen = true;
     for (port, table, chain, position) in [(9001, "t", "p", 2), (9002, "nat", "POSTROUTING", 1)] {
-        let event = report.events.iter().find(|event| event["destination"]["port"] == port).context("no event")?;
+        let mut lines = report.late.iter().chain(&report.events);
+        let event = lines.find(|event| event["destination"]["port"] == port).context("no event")?;
         expect(event, &[("/egress/hook", json!("postrouting"))])?;
         if report.account["rules"]["live"] != true {
             // The rule's expression is none of those that are probed.
@@ -126,7 +131,7 @@ pub(super) fn selinux() -> Result<Outcome> {
         (folder.path().join("policy.cil"), folder.path().join("policy"), Path::new("/sys/fs/selinux"));
     fs::write(&source, POLICY)?;
     let (source, compiled) = (source.display().to_string(), policy.display().to_string());
-    if lab.client.run("secilc", &["--help"]).is_err() {
+    if Command::new("secilc").arg("--help").output().is_err() {
         return Ok(Outcome::Skipped("secilc is not installed".to_owned()));
     }
     lab.client.run("secilc", &["-c", "31", "-o", &compiled, "-f", "/dev/null", &source])?;

@@ -145,7 +145,10 @@ pub(super) fn twins() -> Result<Outcome> {
         // Namespaces' numbers are used again: what comes before the next turn's event is this turn's.
         let sequence = |event: &Value| event["event"]["sequence"].as_u64().unwrap_or(u64::MAX);
         let next = report.events.get(turn + 1).map_or(u64::MAX, sequence);
-        let lines = report.late.iter().filter(|late| (sequence(event)..next).contains(&sequence(late))).chain([event]);
+        // Another scenario's rule may have been told late, too.
+        let of_turn =
+            |late: &&Value| late["destination"]["port"] == 9777 && (sequence(event)..next).contains(&sequence(late));
+        let lines = report.late.iter().filter(of_turn).chain([event]);
         let named: Vec<&Value> = lines.filter(|line| line["egress"]["rule"]["handle"].is_u64()).collect();
         ensure!(!named.is_empty(), "{event}");
         let mut texts = named.iter().filter_map(|line| line["egress"]["rule"]["text"].as_str()).peekable();
@@ -188,11 +191,14 @@ pub(super) fn late() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"hit\"\n}} }}"))?;
     let hit = marked(&lab.client)?;
-    // The same `nft`, half a second later.
+    // The same `nft`, half a second later: on this machine.
     let slow = tempfile::tempdir()?;
     let path = std::env::var("PATH").context("no PATH")?;
     let script = slow.path().join("nft");
-    std::fs::write(&script, format!("#!/bin/sh\nsleep 0.5\nPATH='{path}' exec nft \"$@\"\n"))?;
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\nsleep {}\nPATH='{path}' exec nft \"$@\"\n", 0.5 * f64::from(slowness())),
+    )?;
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
     let netns = lab.client.path();
     let mut command = observer::command();

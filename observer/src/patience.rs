@@ -6,12 +6,12 @@ use std::{sync::OnceLock, time::Duration};
 const PATIENCE: &str = "OBSERVER_PATIENCE";
 
 /// The limit here.
-pub(super) fn here(limit: Duration) -> Duration {
+pub fn here(limit: Duration) -> Duration {
     limit * times()
 }
 
 /// So many times longer than on others.
-pub(super) fn times() -> u32 {
+pub fn times() -> u32 {
     static TIMES: OnceLock<u32> = OnceLock::new();
     let named = || std::env::var(PATIENCE).ok()?.parse().ok();
     *TIMES.get_or_init(|| named().unwrap_or(1).clamp(1, 1000))

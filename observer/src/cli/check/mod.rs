@@ -1,0 +1,285 @@
+//! `observer check`
+
+mod change;
+mod live;
+mod sender;
+mod wanted;
+
+use std::{
+    ffi::OsString,
+    io::{self, BufWriter, ErrorKind},
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use self::{
+    change::{after, proposed},
+    live::{has_failed, tried},
+    sender::sender,
+    wanted::{entries, is_own_netns, keep_blocked, resolvers, targets},
+};
+use super::{Exit, exit::UsageError};
+use crate::{
+    check::{
+        ANY, Known, host, profiles,
+        proxy::{self, Proxies},
+    },
+    enrich::host::Identity,
+    model::{Fate, Preflight, Preflighted, ProposedChange, Tried, Wish},
+    output::{
+        check::{self as render, Answer, Kept},
+        notice::say,
+        steps::{self, By},
+    },
+    privilege::{Helper, confine},
+    probe::attach::check_privilege,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What is to be reached: a profile (see --list), apt or dnf for the host's package sources, HOST:PORT, HOST:PORT/udp,
+    /// [2001:db8::1]:443 or 203.0.113.0/24:443. Without: what this host depends on already.
+    #[arg(value_name = "PROFILE|HOST:PORT[/udp]")]
+    wanted: Vec<String>,
+    /// How the answer is written.
+    #[arg(short, long, value_enum, default_value = "human")]
+    output: Format,
+    /// Show the profiles that are known.
+    #[arg(long)]
+    list: bool,
+    /// Print the page for a profile: what it needs and how to let it out by this front end. Needs no root.
+    #[arg(long, value_enum, value_name = "FRONT-END")]
+    steps: Option<Steps>,
+    /// Write the answer to this new file too, for a later `--against`.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Compare with an answer that was kept by `--save`: what is worse now is told, with status 1.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// A value that a profile asks for: `--set site=datadoghq.eu`.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// Folder of own profiles.
+    #[arg(long, value_name = "DIR", default_value = profiles::FOLDER)]
+    profiles: PathBuf,
+    /// Take this address for a name; may be given several times.
+    #[arg(long, value_name = "NAME:ADDR", value_parser = resolved)]
+    resolve: Vec<(String, IpAddr)>,
+    /// Look up no name: those without `--resolve` are judged for any address.
+    #[arg(long)]
+    no_dns: bool,
+    /// Judge what this user would send.
+    #[arg(long = "as", value_name = "USER")]
+    user: Option<String>,
+    /// Judge what this unit of systemd would send, from its cgroup and as its user; or the path of a cgroup: /system.slice/x.service.
+    #[arg(long, value_name = "UNIT|CGROUP")]
+    as_unit: Option<String>,
+    /// Network namespace: the path of one, or a name that `ip netns` knows; the own one without.
+    #[arg(long, value_name = "PATH|NAME")]
+    netns: Option<String>,
+    /// Try this command of ufw, firewall-cmd, nft or iptables in a private copy, and tell what is let out then.
+    #[arg(long, value_name = "COMMAND")]
+    after: Option<String>,
+    /// Judge this proposed configuration in place of what is in force: a file for `nft -f`, of `iptables-save` or `ip6tables-save`,
+    /// ufw's user.rules or user6.rules.
+    #[arg(long, value_name = "FILE", conflicts_with = "after")]
+    ruleset: Option<PathBuf>,
+    /// The same, and tell only which destinations change by it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "ruleset"])]
+    diff: Option<PathBuf>,
+    /// Connect to all destinations too, up to the name in their certificate, and tell where that fails. This sends packets.
+    #[arg(long, conflicts_with_all = ["after", "ruleset", "diff"])]
+    live: bool,
+    /// Do not look for commands that let through what is stopped.
+    #[arg(long)]
+    no_fix: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// For a person.
+    Human,
+    /// One JSON object an address and port.
+    Json,
+    /// A table for a ticket.
+    Markdown,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Steps {
+    /// ufw.
+    Ufw,
+    /// firewalld.
+    Firewalld,
+    /// nftables.
+    Nft,
+    /// iptables.
+    Iptables,
+}
+
+impl Steps {
+    fn by(self) -> By {
+        match self {
+            Self::Ufw => By::Ufw,
+            Self::Firewalld => By::Firewalld,
+            Self::Nft => By::Nft,
+            Self::Iptables => By::Iptables,
+        }
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn resolved(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, address) = text.split_once(':').ok_or("write NAME:ADDR")?;
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let address = address.parse().map_err(|_| format!("`{address}` is no address"))?;
+    Ok((name.trim_end_matches('.').to_owned(), address))
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit> {
+    let known = profiles::Profiles::read(&args.profiles)
+        .map_err(|error| usage(&format!("{error:#}"), "mend the file, or name another folder with --profiles"))?;
+    let mut stdout = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
+    if args.list {
+        return written(render::list(&mut stdout, &known)).map(|()| Exit::Done);
+    }
+    // What is no text is no proxy's address.
+    let texts = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let shell: Vec<(String, String)> = std::env::vars_os().filter_map(texts).collect();
+    let shell = Proxies::of_variables(&shell, "the environment");
+    let mut entries = entries(args, &known, shell.as_ref())?;
+    if let Some(steps) = args.steps {
+        let [name] = args.wanted.as_slice() else {
+            return Err(usage("`--steps` is for one profile", "write observer check --steps ufw datadog"));
+        };
+        let profile = known.get(name).map_err(|error| usage(&format!("{error:#}"), ""))?;
+        return written(steps::write(&mut stdout, steps.by(), profile, &entries)).map(|()| Exit::Done);
+    }
+    let earlier = args
+        .against
+        .as_deref()
+        .map(Kept::read)
+        .transpose()
+        .map_err(|error| usage(&format!("{error:#}"), "name a file that `observer check --save` wrote"))?;
+    let save = args.save.as_deref().map(super::run::create).transpose()?;
+    let after = match (&args.after, args.ruleset.as_ref().or(args.diff.as_ref())) {
+        (Some(command), _) => Some(ProposedChange::Command(after(command)?)),
+        (None, Some(path)) => Some(proposed(path)?),
+        (None, None) => None,
+    };
+    let sender = sender(args)?;
+    let is_direct = entries.iter().any(|entry| entry.profile.is_none());
+    if let Some(proxies) = sender.proxies.as_ref().or(shell.as_ref()).filter(|_| is_direct) {
+        let from = proxies.from();
+        say(&format!("observer: {from} names a proxy; HOST:PORT is judged as it is reached without"));
+    }
+    let asked: Vec<&str> =
+        entries.iter().filter_map(|entry| entry.profile.as_ref()).map(|of| of.name.as_str()).collect();
+    let proxies = host::HostProxies::read(Path::new("/"), shell, sender.proxies.clone(), &asked);
+    entries = proxy::in_place(entries, |profile| proxies.of(profile));
+    check_privilege().map_err(|error| super::exit::with_hint(&error))?;
+    let mut helper = if args.live { Helper::start_for_connections()? } else { Helper::start()? };
+    // What resolvers answer is read without privileges.
+    if let Err(error) = confine(&[], || true) {
+        log::warn!("{error:#}");
+    }
+    let (mut targets, look_ups) = targets(args, entries)?;
+    // Whoever asks by name asks them first.
+    let asked_for = targets.len();
+    if look_ups > 0 && !args.wanted.is_empty() && is_own_netns(sender.netns) {
+        targets.extend(resolvers(&targets));
+    }
+    let asked = Preflight {
+        netns: sender.netns,
+        user: sender.user,
+        cgroup: sender.cgroup.clone(),
+        later: sender.later.clone(),
+        wishes: targets
+            .iter()
+            .map(|target| Wish {
+                transport: target.entry.transport.to_owned(),
+                port: target.entry.port,
+                addresses: target.addresses.clone(),
+            })
+            .collect(),
+        are_by_name: targets.iter().any(|target| target.known != Known::Given),
+        after: after.clone(),
+        finds_fix: !args.no_fix && after.is_none(),
+    };
+    let mut answer = helper.preflight(&asked)?.map_err(anyhow::Error::msg)?;
+    let what = match (&args.after, args.ruleset.as_ref().or(args.diff.as_ref())) {
+        (Some(command), _) => Some(command.clone()),
+        (None, path) => path.map(|path| path.display().to_string()),
+    };
+    if let (Some(Tried::Refused(said)), Some(what)) = (&answer.after, &what) {
+        let sentence = format!("`{what}` is refused: {said}");
+        return Err(usage(&sentence, "it was tried in a private copy alone; nothing was changed"));
+    }
+    if let (Some(Tried::Unknown(why)), Some(what)) = (&answer.after, &what) {
+        anyhow::bail!("what `{what}` would change cannot be told: {why}");
+    }
+    keep_blocked(&mut targets, &mut answer, asked_for);
+    let live = if args.live { tried(&mut helper, &sender, &targets)? } else { Vec::new() };
+    // Addresses that stand for any are nobody's.
+    if let Some(fix) = &mut answer.fix {
+        fix.verified_for.retain(|address| !ANY.contains(address));
+    }
+    let is_stopped = is_stopped(&answer) || live.iter().any(|tried| has_failed(tried));
+    let told = Answer {
+        identity: Identity::read(),
+        user: sender.name,
+        unit: sender.unit,
+        cgroup: sender.cgroup,
+        targets,
+        answer,
+        live,
+        after: what,
+        only_changes: args.diff.is_some(),
+        look_ups,
+    };
+    written(match args.output {
+        Format::Human => render::human(&mut stdout, &told),
+        Format::Json => render::json(&mut stdout, &told),
+        Format::Markdown => render::markdown(&mut stdout, &told),
+    })?;
+    if let Some(file) = save {
+        let mut file = BufWriter::new(file);
+        render::json(&mut file, &told).context("cannot write the file to save")?;
+    }
+    if let Some(earlier) = earlier {
+        let changes = earlier
+            .compare(&told)
+            .map_err(|error| usage(&format!("{error:#}"), "ask for the same destinations as then"))?;
+        written(render::changes(&mut stdout, &changes))?;
+        return Ok(if changes.iter().any(|change| change.is_worse) { Exit::Finding } else { Exit::Done });
+    }
+    Ok(if is_stopped { Exit::Finding } else { Exit::Done })
+}
+
+fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the answer"),
+        _ => Ok(()),
+    }
+}
+
+/// Something is stopped; after the command, where one was tried.
+fn is_stopped(answer: &Preflighted) -> bool {
+    let fates = match &answer.after {
+        Some(Tried::Is(after)) => &after.fates,
+        _ => &answer.fates,
+    };
+    fates.iter().flatten().any(Fate::is_blocked)
+}
+
+fn usage(sentence: &str, hint: &str) -> anyhow::Error {
+    let (sentence, hint) = sentence.split_once("\nhint: ").unwrap_or((sentence, hint));
+    UsageError { sentence: sentence.to_owned(), hint: hint.to_owned() }.into()
+}
