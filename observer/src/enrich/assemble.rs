@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use observer_ebpf::{
-    abi::{Counted, DropKey, FROM_QUEUE, UNTAKEN},
+    abi::{Counted, DropKey, FROM_QUEUE, UNKNOWN_RULE, UNTAKEN},
     logic::packet::ethertype,
 };
 use uuid::Uuid;
@@ -205,16 +205,19 @@ impl<E: Eyes> Assembler<E> {
                 decision,
             )
         };
+        let by_verdict = dropped.rule.is_some_and(|answer| answer.function != 0 && answer.rule != UNKNOWN_RULE);
         // What was told before the text was known goes on under its incident.
         let provisional = dropped.rule.filter(|_| rule.is_some()).map(|answer| (answer, under(hook)));
         let provisional = provisional.filter(|(answer, told)| self.late.was_told(*told, answer));
         let incident = match (provisional, rule.and_then(|rule| rule.words())) {
             (Some((_, told)), _) => told,
-            // The first packets of a block were told before there was a copy that could name their rule.
-            (None, Some(words)) if is_replayed && self.late.goes_on(under(hook), words) => under(hook),
+            // The first packets of a block were told before there was a copy that could name their rule, or before verdicts were
+            // probed.
+            (None, Some(words)) if (is_replayed || by_verdict) && self.late.goes_on(under(hook), words) => under(hook),
             (None, words) => under(words.or(hook)),
         };
-        if matches!(opinion, Opinion::Later) {
+        let is_probed_next = dropped.rule.is_some_and(|answer| answer.chain != 0 && answer.rule == UNKNOWN_RULE);
+        if matches!(opinion, Opinion::Later) || is_probed_next && !is_replayed {
             self.late.expect(incident);
         }
         let event = Event {
