@@ -87,7 +87,9 @@ impl Session {
         let awaited = probes.take_awaited()?;
         let answers = probes.answer_program().map_err(|error| format!("{error:#}"));
         if let Err(why) = answers.and_then(|program| helper.keep_answer_program(program)) {
-            log::info!("answers to datagrams are not seen: {why}");
+            // Of kernels that are older `doctor` tells.
+            let level = if probes.may_probe().is_ok() { log::Level::Warn } else { log::Level::Info };
+            log::log!(level, "answers to datagrams are not seen: {why}");
         }
         let mut ring = probes.take_process_ring()?;
         let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use observer_ebpf::{
-    abi::{Counted, DropKey, FROM_QUEUE, UNKNOWN_RULE, UNTAKEN},
+    abi::{Counted, DropKey, FROM_QUEUE, RuleAnswer, UNKNOWN_RULE, UNTAKEN},
     logic::packet::ethertype,
 };
 use uuid::Uuid;
@@ -192,20 +192,27 @@ impl<E: Eyes> Assembler<E> {
         // Where nftables leaves it to the hooks' walker to free a packet, a rule of a nat chain may have dropped it.
         let decider = decider.filter(|_| !translates || self.rules.are_live());
         let cause = match rule {
-            Some(rule) if rule.translates => Purpose::Translation.cause(),
+            Some(rule) if rule.translates.is_some() => Purpose::Translation.cause(),
             _ => decider.as_ref().and_then(Decider::purpose).map_or(cause, Purpose::cause),
         };
+        // What was told before its rule was known goes on, whatever the rule is there for.
+        let story = if rule.is_some_and(|rule| rule.translates.is_some()) { cause_name(dropped.cause) } else { cause };
         let under = |decision: Option<&str>| {
             incident(
                 sender.process.as_ref(),
                 sender.unit.as_deref(),
                 destination.as_ref(),
                 transport.as_deref(),
-                cause,
+                story,
                 decision,
             )
         };
-        let by_verdict = dropped.rule.is_some_and(|answer| answer.function != 0 && answer.rule != UNKNOWN_RULE);
+        let by_verdict = dropped.rule.filter(|answer| answer.function != 0 && answer.rule != UNKNOWN_RULE);
+        let known_by = if is_replayed { dropped.rule } else { by_verdict };
+        let is_news = self.late.is_first(under(hook));
+        let goes_on = known_by.zip(rule.and_then(|rule| rule.words()));
+        let goes_on =
+            goes_on.is_some_and(|(answer, words)| self.late.goes_on(under(hook), &answer, is_replayed, words));
         // What was told before the text was known goes on under its incident.
         let provisional = dropped.rule.filter(|_| rule.is_some()).map(|answer| (answer, under(hook)));
         let provisional = provisional.filter(|(answer, told)| self.late.was_told(*told, answer));
@@ -213,12 +220,13 @@ impl<E: Eyes> Assembler<E> {
             (Some((_, told)), _) => told,
             // The first packets of a block were told before there was a copy that could name their rule, or before verdicts were
             // probed.
-            (None, Some(words)) if (is_replayed || by_verdict) && self.late.goes_on(under(hook), words) => under(hook),
+            (None, Some(_)) if goes_on => under(hook),
             (None, words) => under(words.or(hook)),
         };
-        let is_probed_next = dropped.rule.is_some_and(|answer| answer.chain != 0 && answer.rule == UNKNOWN_RULE);
-        if matches!(opinion, Opinion::Later) || is_probed_next && !is_replayed {
-            self.late.expect(incident);
+        let by_copy = matches!(opinion, Opinion::Later);
+        let is_probed_next = |answer: &RuleAnswer| answer.chain != 0 && answer.rule == UNKNOWN_RULE && !is_replayed;
+        if let Some(answer) = dropped.rule.filter(|answer| by_copy || is_probed_next(answer)) {
+            self.late.expect(incident, &answer, by_copy);
         }
         let event = Event {
             timestamp,
@@ -313,6 +321,9 @@ impl<E: Eyes> Assembler<E> {
             let is_waited_for = event.egress.background.is_none();
             if let Some(rule) = rule.filter(|rule| is_waited_for && rule.words().is_some()) {
                 self.fixes.consider(&event, rule, packet(), answer.netns_cookie);
+            }
+            if let Some(rule) = rule.filter(|_| goes_on && is_news) {
+                self.late.tell(&event, rule);
             }
             self.late.remember(&event, answer, unread, || {
                 (wanted(dropped, answer, hook), packet().filter(|_| is_waited_for))

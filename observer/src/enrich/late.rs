@@ -37,8 +37,26 @@ const MAX_PROVISIONAL: usize = 4096;
 pub struct Late {
     waiting: Vec<Waiting>,
     provisional: HashMap<Uuid, RuleAnswer>,
-    /// The same where a copy of the rules will name the rule of packets that come later: in words, once it has.
-    expected: HashMap<Uuid, Option<String>>,
+    /// The same where the rule of packets that come later will be known: by a copy of the rules, or because verdicts are probed by
+    /// then.
+    expected: HashMap<Uuid, Expected>,
+    /// Lines whose rule was known first by a later packet.
+    known: Vec<(Event, NamedRule)>,
+}
+
+/// What was told of packets by their chain alone.
+struct Expected {
+    /// Cookie of the namespace, and handles of table and base chain: others are another story.
+    place: (u64, u64, u64),
+    /// Of several packets each may have met another rule or the policy, which gives no verdict.
+    is_mixed: bool,
+    /// The first rule that was named since, in words.
+    named: Option<String>,
+}
+
+/// Where a walk through the rules began.
+fn place(answer: &RuleAnswer) -> (u64, u64, u64) {
+    (answer.netns_cookie, answer.table, answer.chain)
 }
 
 impl Late {
@@ -56,8 +74,11 @@ impl Late {
         if !known || answer.chain == 0 || answer.rule == UNKNOWN_RULE && !unread {
             return;
         }
-        if self.provisional.len() < MAX_PROVISIONAL {
+        if self.provisional.len() < MAX_PROVISIONAL && answer.rule != UNKNOWN_RULE {
             self.provisional.entry(event.egress.incident).or_insert(answer);
+        }
+        if answer.rule != UNKNOWN_RULE {
+            self.is_outdone(event.egress.incident);
         }
         let waits = self.waiting.iter().any(|waiting| waiting.event.egress.incident == event.egress.incident);
         if waits || self.waiting.len() >= MAX_WAITING {
@@ -67,17 +88,46 @@ impl Late {
         self.waiting.push(Waiting { event: Box::new(event.clone()), wanted, packet, since: Instant::now() });
     }
 
-    /// Something was told under this incident, and a copy of the rules may name the rule of what comes next.
-    pub(super) fn expect(&mut self, incident: Uuid) {
-        if self.expected.len() < MAX_PROVISIONAL {
-            self.expected.entry(incident).or_default();
+    /// A chain that is waited for under this incident is not news any more: the rule is known.
+    fn is_outdone(&mut self, incident: Uuid) {
+        let is_chain = |waiting: &Waiting| waiting.wanted.rule == UNKNOWN_RULE;
+        self.waiting.retain(|waiting| waiting.event.egress.incident != incident || !is_chain(waiting));
+    }
+
+    /// Something was told under this incident, and a copy of the rules (`by_copy`) or a probed verdict may name the rule of what
+    /// comes next.
+    pub(super) fn expect(&mut self, incident: Uuid, answer: &RuleAnswer, by_copy: bool) {
+        let is_known = self.expected.contains_key(&incident);
+        if is_known || self.expected.len() < MAX_PROVISIONAL {
+            let expected = self.expected.entry(incident).or_insert(Expected {
+                place: place(answer),
+                is_mixed: false,
+                named: None,
+            });
+            expected.is_mixed |= is_known && !by_copy;
         }
     }
 
-    /// Whether what a copy names goes on under the incident that was told before; it is the first rule that is named there.
-    pub(super) fn goes_on(&mut self, incident: Uuid, words: &str) -> bool {
-        let Some(named) = self.expected.get_mut(&incident) else { return false };
-        named.get_or_insert_with(|| words.to_owned()) == words
+    /// Whether what is named now goes on under the incident that was told before; it is the first rule that is named there.
+    pub(super) fn goes_on(&mut self, incident: Uuid, answer: &RuleAnswer, by_copy: bool, words: &str) -> bool {
+        let Some(expected) = self.expected.get_mut(&incident) else { return false };
+        if expected.place != place(answer) || expected.is_mixed && !by_copy && expected.named.is_none() {
+            return false;
+        }
+        expected.named.get_or_insert_with(|| words.to_owned()) == words
+    }
+
+    /// Whether no rule was named yet under an incident that goes on.
+    pub(super) fn is_first(&self, incident: Uuid) -> bool {
+        self.expected.get(&incident).is_some_and(|expected| expected.named.is_none())
+    }
+
+    /// The rule of what was told before is known by this packet: it is told in a line of its own too.
+    pub(super) fn tell(&mut self, event: &Event, rule: &NamedRule) {
+        self.is_outdone(event.egress.incident);
+        if self.known.len() < MAX_WAITING {
+            self.known.push((event.clone(), rule.clone()));
+        }
     }
 
     /// Whether something was told of this rule under that incident, before its text was known.
@@ -87,7 +137,7 @@ impl Late {
 
     /// Whether any is waited for.
     pub fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || !self.known.is_empty()
     }
 }
 
@@ -102,6 +152,10 @@ impl<E: Eyes> Assembler<E> {
     pub fn late(&mut self) -> Vec<Event> {
         self.rules.refresh(&mut self.attributor.eyes);
         let mut lines = Vec::new();
+        for (mut event, rule) in std::mem::take(&mut self.late.known) {
+            self.name(&mut event, &rule);
+            lines.push(event);
+        }
         let mut all = std::mem::take(&mut self.late.waiting).into_iter();
         while let Some(mut waiting) = all.next() {
             let decision = self.rules.again(&waiting.wanted, &mut self.attributor.eyes);
@@ -136,7 +190,7 @@ impl<E: Eyes> Assembler<E> {
     fn name(&mut self, event: &mut Event, rule: &NamedRule) {
         event.timestamp = Timestamp::now();
         event.event.action = Action::EgressRule;
-        if rule.translates {
+        if rule.translates.is_some() {
             event.egress.cause = Some(Purpose::Translation.cause());
         }
         event.event.id = Some(self.event_id());

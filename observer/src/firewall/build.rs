@@ -75,6 +75,16 @@ pub fn table(spec: &TableSpec<'_>) -> Result<()> {
     let inet = Nfgenmsg { nfgen_family: family::INET, ..Nfgenmsg::new() };
     batch.request().op_batch_begin_do(&envelope);
     batch.request().set_create().op_newtable_do(&inet).encode().push_name(&table);
+    // Before the base chain, so that its handle is not the same number in every table.
+    for chain in chains {
+        batch
+            .request()
+            .set_create()
+            .op_newchain_do(&inet)
+            .encode()
+            .push_table(&table)
+            .push_name(&CString::new(*chain)?);
+    }
     batch
         .request()
         .set_create()
@@ -88,15 +98,6 @@ pub fn table(spec: &TableSpec<'_>) -> Result<()> {
         .end_nested()
         .push_policy(if spec.drops { DROP } else { ACCEPT })
         .push_type(c"filter");
-    for chain in chains {
-        batch
-            .request()
-            .set_create()
-            .op_newchain_do(&inet)
-            .encode()
-            .push_table(&table)
-            .push_name(&CString::new(*chain)?);
-    }
     for rule in rules {
         let mut request = batch.request().set_create().set_append().op_newrule_do(&inet);
         let expressions =

@@ -154,7 +154,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                         }
                         Verdict::Map => found.maps += 1,
                         // It lets pass what it can translate.
-                        Verdict::Translate => {}
+                        Verdict::Translate(_) => {}
                     }
                 }
             }

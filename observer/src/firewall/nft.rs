@@ -7,11 +7,18 @@ use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAt
 use netlink_socket2::NetlinkSocket;
 
 use super::netfilter::family;
+use crate::model::Translation;
 
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names.
 pub(super) const SUBSYSTEM: u16 = 10;
 /// Targets of iptables that translate addresses.
-const TRANSLATING: [&CStr; 4] = [c"MASQUERADE", c"SNAT", c"DNAT", c"NETMAP"];
+const TRANSLATING: [(&CStr, Translation); 5] = [
+    (c"MASQUERADE", Translation::Interfaces),
+    (c"REDIRECT", Translation::Interfaces),
+    (c"SNAT", Translation::Named),
+    (c"DNAT", Translation::Named),
+    (c"NETMAP", Translation::Named),
+];
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
 
@@ -57,7 +64,7 @@ pub enum Verdict {
     /// Looks a verdict up.
     Map,
     /// Translates addresses, and drops where it cannot.
-    Translate,
+    Translate(Translation),
 }
 
 /// A rule of the namespace that asks.
@@ -150,18 +157,21 @@ pub fn rules() -> Result<Vec<Rule>> {
                 }
                 Ok(ExprOps::Reject(_)) => verdicts.push(Verdict::Reject),
                 Ok(ExprOps::Target(target)) if target.get_name() == Ok(c"REJECT") => verdicts.push(Verdict::Reject),
-                Ok(ExprOps::Target(target)) if target.get_name().is_ok_and(|name| TRANSLATING.contains(&name)) => {
-                    verdicts.push(Verdict::Translate);
+                Ok(ExprOps::Target(target)) => {
+                    let how = TRANSLATING.iter().find(|(name, _)| target.get_name() == Ok(*name));
+                    verdicts.extend(how.map(|(_, how)| Verdict::Translate(*how)));
                 }
-                Ok(ExprOps::Nat(_)) => verdicts.push(Verdict::Translate),
+                Ok(ExprOps::Nat(_)) => verdicts.push(Verdict::Translate(Translation::Named)),
                 // What netlink-bindings 0.3.5 calls the source register is the destination's: its numbers of a lookup's
                 // attributes differ from those of `uapi/linux/netfilter/nf_tables.h` (a set's id is 4 there).
                 Ok(ExprOps::Lookup(lookup)) if lookup.get_sreg().ok() == Some(VERDICT_REGISTER) => {
                     verdicts.push(Verdict::Map);
                 }
                 Ok(ExprOps::Counter(counter)) => packets = counter.get_packets().ok(),
-                // The library does not know what is in a masquerade.
-                _ if expression.get_name() == Ok(c"masq") => verdicts.push(Verdict::Translate),
+                // The library does not know what is in these.
+                _ if [Ok(c"masq"), Ok(c"redir")].contains(&expression.get_name()) => {
+                    verdicts.push(Verdict::Translate(Translation::Interfaces));
+                }
                 _ => {}
             }
         }

@@ -256,7 +256,7 @@ impl Ruleset {
             verdict: Some(Verdict::Drop),
             ruleset_sha256: None,
             statement: None,
-            translates: false,
+            translates: None,
         };
         if wanted.rule == UNKNOWN_RULE {
             // The rule may be in a chain that it leads to.
@@ -268,7 +268,7 @@ impl Ruleset {
         let rule = self.rules.get(*self.by_handle.get(&(wanted.table, wanted.rule))?)?;
         let verdict = rule.verdicts.iter().find_map(|does| match does {
             // A map's verdict may be a drop, and never a reject.
-            Does::Drop | Does::Map | Does::Translate => Some(Verdict::Drop),
+            Does::Drop | Does::Map | Does::Translate(_) => Some(Verdict::Drop),
             Does::Reject => Some(Verdict::Reject),
             Does::Chain(_) => None,
         })?;
@@ -285,7 +285,10 @@ impl Ruleset {
             text: None,
             path,
             verdict: Some(verdict),
-            translates: rule.verdicts == [Does::Translate],
+            translates: match rule.verdicts[..] {
+                [Does::Translate(how)] => Some(how),
+                _ => None,
+            },
             ..named
         })
     }
@@ -307,7 +310,7 @@ impl Ruleset {
                     Does::Map => {
                         maps.insert(&rule.chain);
                     }
-                    Does::Drop | Does::Reject | Does::Translate => {}
+                    Does::Drop | Does::Reject | Does::Translate(_) => {}
                 }
             }
         }

@@ -102,7 +102,7 @@ impl FrontEnd {
 
 /// The commands that might do it, the best first; or what does, where no command is known.
 pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Result<Vec<Plan>, Option<String>> {
-    if rule.translates {
+    if rule.translates.is_some() {
         let what = "what the rule translates to must be there: for a masquerade an address of scope global on the interface by \
                     which packets leave";
         return Err(Some(what.to_owned()));

@@ -220,7 +220,9 @@ impl Decider {
                 "the load balancer IPVS ({function}) dropped it: `ipvsadm -Ln` shows its services and who is behind them"
             ),
             Purpose::Security if function.starts_with("selinux_") => {
-                format!("SELinux ({function}) dropped it: its log has the denial (`ausearch -m avc -ts recent`)")
+                format!(
+                    "SELinux ({function}) dropped it: the audit log may have the denial (`ausearch -m avc -ts recent`)"
+                )
             }
             Purpose::Security => format!("a security module ({function}) dropped it"),
             Purpose::Other => format!("function {function} on a netfilter hook dropped it"),

@@ -44,7 +44,7 @@ pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
 pub use restored::{By, Preceding, Restored};
 pub use rule::{
     Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
-    Verdict, WantedRule,
+    Translation, Verdict, WantedRule,
 };
 pub use ruleset::{Change, ChangeEgress, ChangedRuleset, Commit, Difference};
 pub use span::span;

@@ -92,7 +92,16 @@ pub struct NamedRule {
     /// The same in its front end's words; `None` where no front end is known for it.
     pub statement: Option<Statement>,
     /// All that it does is to translate addresses: what it drops it could not translate.
-    pub translates: bool,
+    pub translates: Option<Translation>,
+}
+
+/// How a rule translates addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Translation {
+    /// To an address of the interface that the packet leaves or came in by.
+    Interfaces,
+    /// To one that the rule names.
+    Named,
 }
 
 /// Name space of rule ids.
@@ -224,12 +233,11 @@ impl NamedRule {
 
     /// What it did, in a sentence.
     pub fn sentence(&self) -> String {
-        let masquerades = self.words().is_some_and(|words| words.to_lowercase().contains("masquerade"));
         let did = match self.verdict {
-            _ if self.translates && masquerades => {
-                "could not translate it (the interface that it leaves by has no address for that) and dropped"
+            _ if self.translates == Some(Translation::Interfaces) => {
+                "could not translate it (most often its interface has no address for that) and dropped"
             }
-            _ if self.translates => "could not translate it and dropped",
+            _ if self.translates.is_some() => "could not translate it and dropped",
             Some(Verdict::Drop) => "dropped",
             Some(Verdict::Reject) => "rejected",
             None => "dropped or rejected",

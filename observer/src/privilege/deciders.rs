@@ -111,7 +111,7 @@ fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>
         verdict: None,
         ruleset_sha256: None,
         statement: None,
-        translates: false,
+        translates: None,
     }))
 }
 

@@ -89,6 +89,8 @@ impl AttachError {
 pub struct Probes {
     pub(super) ebpf: Ebpf,
     links: Vec<Box<dyn Any + Send>>,
+    /// What stays until the end: what is told by then may still be asked about, by sockets that are made for it.
+    lasting: Vec<Box<dyn Any + Send>>,
     counters: PerCpuArray<MapData, u64>,
     /// What became of each hook.
     pub states: Vec<HookState>,
@@ -139,6 +141,7 @@ impl Probes {
         let mut probes = Self {
             ebpf,
             links: Vec::new(),
+            lasting: Vec::new(),
             counters,
             states: Vec::new(),
             reasons: kernel.reasons,
@@ -248,7 +251,11 @@ impl Probes {
                 return Ok(());
             }
         };
-        self.links.push(link);
+        if name == program::CREATE {
+            self.lasting.push(link)
+        } else {
+            self.links.push(link)
+        }
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use std::{
     sync::OnceLock,
 };
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData};
+use anyhow::{Context, Result, ensure};
+use aya::maps::{HashMap, Map, MapData, MapType};
 
 use crate::sys::socket_option;
 
@@ -17,7 +17,10 @@ static TOLD: OnceLock<HashMap<MapData, u64, u64>> = OnceLock::new();
 
 /// From now on the kernel half is asked, by this map of its, where the kernel does not tell cookies.
 pub fn ask_kernel_half(map: OwnedFd) -> Result<()> {
-    let map = HashMap::try_from(Map::LruHashMap(MapData::from_fd(map)?))?;
+    let map = MapData::from_fd(map)?;
+    // Of another kind the kernel would write more than there is room for.
+    ensure!(map.info()?.map_type()? == MapType::LruHash, "the map is of another kind");
+    let map = HashMap::try_from(Map::LruHashMap(map))?;
     TOLD.set(map).ok().context("the map was given already")
 }
 

@@ -213,7 +213,7 @@ impl RuleMaps {
             return Ok(Err("this kernel does not describe nftables' types".to_owned()));
         }
         if config.rule_handle_mask == 0 {
-            return Ok(Err("this kernel's rules do not carry their handles".to_owned()));
+            return Ok(Err("this kernel does not describe its rules, or they do not carry their handles".to_owned()));
         }
         let learnt = match learn::rules(frames, &config) {
             Ok(learnt) if learnt.len() <= MAX_SITES => learnt,
@@ -385,10 +385,12 @@ impl RuleMaps {
     }
 }
 
-/// An answer is what it had to be; whether of the same namespace where its cookie was known.
+/// An answer is what it had to be. Where the namespace's cookie could not be asked for so early, there must be one: without
+/// it nothing is told.
 fn is(answer: RuleAnswer, expected: RuleAnswer) -> bool {
-    let netns_cookie = if expected.netns_cookie == 0 { 0 } else { answer.netns_cookie };
-    RuleAnswer { netns_cookie, ..answer } == expected
+    let is_unknown = expected.netns_cookie == 0;
+    let netns_cookie = if is_unknown { 0 } else { answer.netns_cookie };
+    RuleAnswer { netns_cookie, ..answer } == expected && !(is_unknown && answer.netns_cookie == 0)
 }
 
 /// What is to be tried, on the proof's packets alone.

@@ -286,7 +286,7 @@ mod tests {
             verdict: None,
             ruleset_sha256: None,
             statement: None,
-            translates: false,
+            translates: None,
         };
         let place = Place { named: &named, base: "filter_OUTPUT", rules: &[&rule], all: &[], chains: &[], saved: None };
         let services = |name: &str| (name == "http").then(|| vec![("80".to_owned(), "tcp".to_owned())]);

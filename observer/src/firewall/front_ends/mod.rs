@@ -86,7 +86,7 @@ impl<'a> Does<'a> {
             Verdict::Drop => Self::Drops,
             Verdict::Reject => Self::Rejects,
             Verdict::Chain(chain) => Self::Leads(chain),
-            Verdict::Map | Verdict::Translate => Self::Else,
+            Verdict::Map | Verdict::Translate(_) => Self::Else,
         })
     }
 

@@ -79,7 +79,7 @@ fn told(rules: &[Rule], chain: &str, position: Option<usize>, text: &str, root: 
         verdict: None,
         ruleset_sha256: None,
         statement: None,
-        translates: false,
+        translates: None,
     };
     let chains = ["OUTPUT", "ufw-user-output"].map(|name| Chain {
         family: family::IPV4,

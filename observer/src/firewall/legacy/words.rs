@@ -89,7 +89,7 @@ impl Saved {
             verdict: Some(spot.verdict),
             ruleset_sha256: None,
             statement: None,
-            translates: false,
+            translates: None,
         })
     }
 }

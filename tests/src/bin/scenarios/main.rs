@@ -49,6 +49,12 @@ fn without_egress_hook() -> Option<Outcome> {
         .then(|| Outcome::Skipped("this kernel's netdev chains have no egress hook".to_owned()))
 }
 
+/// A scenario in which something is tried by a front end's own programs.
+fn without_trials() -> Option<Outcome> {
+    (!kernel::is_at_least(5, 12))
+        .then(|| Outcome::Skipped("this kernel cannot keep files from being written, and nothing is tried".to_owned()))
+}
+
 /// A scenario that changes what all namespaces share: only in a virtual machine, that ends afterwards.
 fn without_a_machine() -> Option<Outcome> {
     std::env::var_os("OBSERVER_MACHINE")

@@ -15,7 +15,7 @@ use harness::{
 };
 use serde_json::{Value, json};
 
-use crate::{Outcome, Scenario, front_ends};
+use crate::{Outcome, Scenario, front_ends, without_trials};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("nft_rulesets_as_a_client_finds_them", rulesets::nft_rulesets),
@@ -64,10 +64,8 @@ fn word((transport, address, port): (&str, &str, u16)) -> String {
 
 /// What a proposed rule asks for is not loaded to try it.
 fn loaded() -> Result<Outcome> {
-    if !harness::kernel::is_at_least(5, 12) {
-        return Ok(Outcome::Skipped(
-            "this kernel cannot keep files from being written, and nothing is tried".to_owned(),
-        ));
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let known = std::fs::read_to_string(format!("/lib/modules/{}/modules.dep", release.trim())).unwrap_or_default();

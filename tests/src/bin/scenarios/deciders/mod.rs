@@ -295,13 +295,11 @@ fn chain() -> Result<Outcome> {
     }
     for (_, port, family, chain) in cases {
         let event = report.events.iter().find(|event| event["destination"]["port"] == port).context("no event")?;
-        // Before Linux 5.11 nobody knows what a chain is like.
-        let told = if kernel::is_at_least(5, 11) { json!(chain) } else { Value::Null };
         expect(
             event,
             &[
-                ("/egress/rule/chain", told.clone()),
-                ("/egress/rule/family", if told.is_null() { Value::Null } else { json!(family) }),
+                ("/egress/rule/chain", json!(chain)),
+                ("/egress/rule/family", json!(family)),
                 ("/egress/rule/handle", Value::Null),
                 ("/egress/rule/text", Value::Null),
                 ("/egress/verdict", Value::Null),
