@@ -202,3 +202,36 @@ impl<E: Eyes> Assembler<E> {
         event.rule = rule.name();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INCIDENT: Uuid = Uuid::from_u128(1);
+
+    fn answer(netns_cookie: u64, rule: u64) -> RuleAnswer {
+        RuleAnswer { netns_cookie, function: 7, table: 1, chain: 2, rule }
+    }
+
+    #[test]
+    fn a_story_goes_on_with_the_first_rule_that_is_known() {
+        let mut late = Late::default();
+        assert!(!late.goes_on(INCIDENT, &answer(5, 3), false, "drop"), "nothing was told");
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), false);
+        assert!(!late.goes_on(INCIDENT, &answer(6, 3), false, "drop"), "another namespace's");
+        assert!(late.is_first(INCIDENT));
+        assert!(late.goes_on(INCIDENT, &answer(5, 3), false, "drop"));
+        assert!(!late.is_first(INCIDENT), "it is told once");
+        assert!(late.goes_on(INCIDENT, &answer(5, 3), false, "drop"));
+        assert!(!late.goes_on(INCIDENT, &answer(5, 4), false, "reject"), "another rule is another story");
+    }
+
+    #[test]
+    fn packets_of_which_each_may_have_met_another_rule_are_not_one_rules() {
+        let mut late = Late::default();
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), false);
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), false);
+        assert!(!late.goes_on(INCIDENT, &answer(5, 3), false, "drop"), "a policy gives no verdict");
+        assert!(late.goes_on(INCIDENT, &answer(5, 3), true, "drop"), "a copy names it where the packet is the same");
+    }
+}

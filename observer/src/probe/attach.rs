@@ -252,9 +252,9 @@ impl Probes {
             }
         };
         if name == program::CREATE {
-            self.lasting.push(link)
+            self.lasting.push(link);
         } else {
-            self.links.push(link)
+            self.links.push(link);
         }
         Ok(())
     }
