@@ -226,7 +226,8 @@ impl<E: Eyes> Assembler<E> {
         let by_copy = matches!(opinion, Opinion::Later);
         let is_probed_next = |answer: &RuleAnswer| answer.chain != 0 && answer.rule == UNKNOWN_RULE && !is_replayed;
         if let Some(answer) = dropped.rule.filter(|answer| by_copy || is_probed_next(answer)) {
-            self.late.expect(incident, &answer, by_copy);
+            let port = dropped.endpoints.and_then(|endpoints| endpoints.source_port).filter(|_| dropped.packets == 1);
+            self.late.expect(incident, &answer, port, by_copy);
         }
         let event = Event {
             timestamp,

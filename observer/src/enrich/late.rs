@@ -48,6 +48,8 @@ pub struct Late {
 struct Expected {
     /// Cookie of the namespace, and handles of table and base chain: others are another story.
     place: (u64, u64, u64),
+    /// Source port of the one packet that it was, if it was one: sent again, it meets the same rule.
+    port: Option<u16>,
     /// Of several packets each may have met another rule or the policy, which gives no verdict.
     is_mixed: bool,
     /// The first rule that was named since, in words.
@@ -95,16 +97,17 @@ impl Late {
     }
 
     /// Something was told under this incident, and a copy of the rules (`by_copy`) or a probed verdict may name the rule of what
-    /// comes next.
-    pub(super) fn expect(&mut self, incident: Uuid, answer: &RuleAnswer, by_copy: bool) {
+    /// comes next. `port` is the source port, where it was one packet.
+    pub(super) fn expect(&mut self, incident: Uuid, answer: &RuleAnswer, port: Option<u16>, by_copy: bool) {
         let is_known = self.expected.contains_key(&incident);
         if is_known || self.expected.len() < MAX_PROVISIONAL {
             let expected = self.expected.entry(incident).or_insert(Expected {
                 place: place(answer),
-                is_mixed: false,
+                port,
+                is_mixed: port.is_none(),
                 named: None,
             });
-            expected.is_mixed |= is_known && !by_copy;
+            expected.is_mixed |= is_known && !by_copy && (port.is_none() || port != expected.port);
         }
     }
 
@@ -208,6 +211,7 @@ mod tests {
     use super::*;
 
     const INCIDENT: Uuid = Uuid::from_u128(1);
+    const PORT: u16 = 40_000;
 
     fn answer(netns_cookie: u64, rule: u64) -> RuleAnswer {
         RuleAnswer { netns_cookie, function: 7, table: 1, chain: 2, rule }
@@ -217,7 +221,9 @@ mod tests {
     fn a_story_goes_on_with_the_first_rule_that_is_known() {
         let mut late = Late::default();
         assert!(!late.goes_on(INCIDENT, &answer(5, 3), false, "drop"), "nothing was told");
-        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), false);
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), Some(PORT), false);
+        // Sent again.
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), Some(PORT), false);
         assert!(!late.goes_on(INCIDENT, &answer(6, 3), false, "drop"), "another namespace's");
         assert!(late.is_first(INCIDENT));
         assert!(late.goes_on(INCIDENT, &answer(5, 3), false, "drop"));
@@ -229,8 +235,8 @@ mod tests {
     #[test]
     fn packets_of_which_each_may_have_met_another_rule_are_not_one_rules() {
         let mut late = Late::default();
-        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), false);
-        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), false);
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), Some(PORT), false);
+        late.expect(INCIDENT, &answer(5, UNKNOWN_RULE), Some(PORT + 1), false);
         assert!(!late.goes_on(INCIDENT, &answer(5, 3), false, "drop"), "a policy gives no verdict");
         assert!(late.goes_on(INCIDENT, &answer(5, 3), true, "drop"), "a copy names it where the packet is the same");
     }
