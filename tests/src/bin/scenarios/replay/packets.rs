@@ -41,17 +41,18 @@ fn agrees(report: &Report, is_of: impl Fn(&Value) -> bool, position: u64) -> Res
     Ok(())
 }
 
-/// Sends until the copy has an opinion of as many lines as there are kinds.
-fn opinions(observer: &Observer, kinds: usize, send: impl Fn() -> Result<()>) -> Result<()> {
+/// Sends until the copy has an opinion of these kinds, in so many lines of different kinds and families.
+fn opinions(observer: &Observer, kinds: &[(&str, u64)], count: usize, send: impl Fn() -> Result<()>) -> Result<()> {
     super::wait_for("the copy's opinions", || {
         send()?;
         let told = observer.so_far();
         let lines = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let kinds_told: std::collections::BTreeSet<String> = lines
             .filter(|event| settled(&event["egress"]["rule"]))
+            .filter(|event| kinds.iter().any(|(kind, _)| event["network"]["transport"] == *kind))
             .map(|event| format!("{} {}", event["network"]["transport"], event["destination"]["ip"]))
             .collect();
-        Ok((kinds_told.len() >= kinds).then_some(()))
+        Ok((kinds_told.len() >= count).then_some(()))
     })
 }
 
@@ -92,7 +93,7 @@ pub(super) fn protocols() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(&format!("table inet t {{ chain o {{ type filter hook output priority 0;\n{RULES}\n}} }}"))?;
     let observer = Observer::watch(&lab.client)?;
-    opinions(&observer, 8, || every_kind(&lab.client))?;
+    opinions(&observer, &KINDS, 2 * (KINDS.len() - 1), || every_kind(&lab.client))?;
     let report = observer.stop()?;
     if let Some(skipped) = impossible(&report) {
         return Ok(skipped);
@@ -108,7 +109,7 @@ pub(super) fn forwarded(plug: Plug, hook: &str) -> Result<Outcome> {
     let lab = Containers::new(plug)?;
     lab.host.nft(&format!("table inet t {{ chain f {{ type filter hook {hook};\n{RULES}\n}} }}"))?;
     let observer = Observer::watch(&lab.host)?;
-    opinions(&observer, 2 * (kinds.len() - 1), || every_kind(&lab.containers[0]))?;
+    opinions(&observer, kinds, 2 * (kinds.len() - 1), || every_kind(&lab.containers[0]))?;
     let report = observer.stop()?;
     if let Some(skipped) = impossible(&report) {
         return Ok(skipped);
@@ -136,7 +137,7 @@ pub(super) fn established() -> Result<Outcome> {
         "nft",
         &["add rule inet t o ct state established tcp dport 8080 drop; add rule inet t o tcp dport 8080 drop"],
     )?;
-    opinions(&observer, 1, || Ok(connection.try_clone()?.write_all(b"x")?))?;
+    opinions(&observer, &KINDS, 1, || Ok(connection.try_clone()?.write_all(b"x")?))?;
     let _ = connection.flush();
     let report = observer.stop()?;
     if let Some(skipped) = impossible(&report) {
@@ -190,7 +191,7 @@ pub(super) fn at_the_interface() -> Result<Outcome> {
         "table netdev t { chain gone { type filter hook egress device eth0 priority 0; udp dport 9 drop\nudp dport 9001 drop } }",
     )?;
     let observer = Observer::watch(&lab.client)?;
-    opinions(&observer, 2, || {
+    opinions(&observer, &KINDS, 2, || {
         super::udp(&lab.client, FAR_V4, 9001)?;
         super::udp(&lab.client, FAR_V6, 9001)
     })?;
@@ -275,7 +276,7 @@ chain o { type filter hook output priority 0; udp dport 9 drop; udp dport 9001 d
         return Ok(Outcome::Skipped(format!("this kernel has no flowtables: {error:#}")));
     }
     let observer = Observer::watch(&lab.client)?;
-    opinions(&observer, 1, || super::udp(&lab.client, FAR_V4, 9001))?;
+    opinions(&observer, &KINDS, 1, || super::udp(&lab.client, FAR_V4, 9001))?;
     let report = observer.stop()?;
     if let Some(skipped) = impossible(&report) {
         return Ok(skipped);
