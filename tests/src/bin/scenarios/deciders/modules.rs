@@ -60,7 +60,14 @@ pub(super) fn masquerade() -> Result<Outcome> {
     }
     if observer.ready.contains("rules live") && !observer.ready.contains("second packet") {
         // At once, or in a line of its own.
-        wait_for("both rules", || Ok((observer.so_far().matches("could not translate").count() == 2).then_some(())))?;
+        wait_for("both rules", || {
+            let told = observer.so_far();
+            let is_named = |port: &str| {
+                let of_port = format!("\"port\":{port}}}");
+                told.lines().any(|line| line.contains(&of_port) && line.contains("could not translate"))
+            };
+            Ok(["9001", "9002"].into_iter().all(is_named).then_some(()))
+        })?;
     }
     let report = observer.stop()?;
     let mut all_seen = true;
