@@ -8,18 +8,16 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    enrich::{host::boot_ns, proc},
     firewall::inventory::nftables_in_use,
     intake::{decode::decode, hanging},
-    model::{Check, Degraded, Diagnosis, Status},
-    privilege::{Helper, KPROBES},
-    probe::{
-        AttachError, HookState, Probes, attach,
+    kernel::{
         btf::{self, Btf},
-        cgroup, program_names,
-        proof::Unproven,
-        rules::Proof,
+        cgroup,
+        clock::boot_ns,
     },
+    model::{Check, Degraded, Diagnosis, Status},
+    privilege::{Helper, KPROBES, proc},
+    probe::{AttachError, HookState, Probes, attach, calibrate::proof::Unproven, memory, program_names, rules::Proof},
 };
 
 /// How long the self-test waits for its packet.
@@ -27,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Looks at everything. Attaches for a moment; nothing stays.
 pub fn examine(mut helper: Helper) -> Diagnosis {
-    let mut checks = vec![kernel(), types(), lockdown(), privilege(), container(), hierarchy()];
+    let mut checks = vec![kernel(), types(), lockdown(), privilege(), container(), hierarchy(), memory_limit()];
     let others = others();
     match Probes::attach(0, &observer_ebpf::abi::KernelFilter::default()) {
         Ok(mut probes) => {
@@ -49,7 +47,7 @@ pub fn examine(mut helper: Helper) -> Diagnosis {
 
 /// Shortcomings of attached probes and of this place, for the account of a run.
 pub fn shortcomings(probes: &Probes) -> Vec<Degraded> {
-    [container(), hierarchy(), reasons(probes), forwarding(probes)]
+    [container(), hierarchy(), memory_limit(), reasons(probes), forwarding(probes)]
         .into_iter()
         .chain(probes.states.iter().map(hook))
         .filter(|check| check.status == Status::Degraded)
@@ -59,6 +57,21 @@ pub fn shortcomings(probes: &Probes) -> Vec<Degraded> {
             consequence: check.consequence.unwrap_or_default(),
         })
         .collect()
+}
+
+fn memory_limit() -> Check {
+    let (status, limit, consequence) = match memory::sizes(memory::limit()) {
+        Ok(memory::Sizes { shrunk_to: None, .. }) => return Check::fine("memory", "no limit that matters"),
+        Ok(memory::Sizes { shrunk_to: Some(limit), .. }) => (
+            Status::Degraded,
+            limit,
+            "tables are smaller: in a storm, packets to different destinations may be counted together",
+        ),
+        Err(limit) => (Status::Failed, limit, "nothing can be observed"),
+    };
+    let detail = format!("its control group allows {} MB", limit >> 20);
+    let remedy = "allow 256 MB (MemoryMax= of its unit, `--memory` of its container)";
+    Check::short("memory", status, detail, consequence, remedy)
 }
 
 fn kernel() -> Check {

@@ -1,55 +1,73 @@
 //! observer: who blocked my connection?
 //!
-//! A packet's death flows through these modules in order, each step its own type. The rooms know the model and not each
-//! other; only [`pipeline`] wires them, [`cli`] stands above it and [`model`] below. ARCHITECTURE.md draws the picture.
+//! A packet's death flows through these modules, each step its own type. A room knows the model and the rooms below it; only
+//! [`service`] knows all of them, and [`cli`] stands above it. ARCHITECTURE.md draws the picture and lists the floors.
 
 /// Above everything: arguments → plan → call the library.
-pub mod cli;
+mod cli;
 
-/// Wires the rooms; owns start and shutdown.
-pub mod pipeline;
+/// Wires the rooms; owns start, threads and shutdown.
+mod service;
 
-/// BTF → layout → programs attached.
-pub mod probe;
+/// The running kernel: types, symbols, clocks, cgroups.
+mod kernel;
+
+/// Programs attached, and proven to work.
+mod probe;
 
 /// Ring → drop records → dropped packets.
-pub mod intake;
+mod intake;
 
-/// Dropped packets → events: process, user, unit, container.
-pub mod enrich;
+/// Dropped packets → attempts: process, user, unit, container.
+mod attribute;
 
-/// The same packet through a copy of the rules.
-pub mod replay;
+/// What stopped it: the rule, or what else decided.
+mod explain;
+
+/// A private copy of the rules: the same packet once more, and trials of commands.
+mod sandbox;
 
 /// What is asked before anything is installed.
-pub mod check;
-
-/// What would let a blocked packet through, tried in a copy.
-pub mod fix;
+mod check;
 
 /// Which firewalls decide here.
-pub mod firewall;
+mod firewall;
 
-/// Events → incidents.
-pub mod incident;
+/// Attempts → incidents, and what becomes known of them later.
+mod incident;
 
-/// Events, incidents and the account → text and JSON.
-pub mod output;
+/// Lines → text and JSON.
+mod render;
+
+/// Where lines go, each with its thread.
+mod sink;
 
 /// The command of `observer run`: started, passed signals, waited for.
-pub mod launch;
+mod launch;
 
 /// What this kernel and host support.
-pub mod doctor;
+mod doctor;
 
 /// The helper process, and giving up privileges.
-pub mod privilege;
+mod privilege;
+
+/// What each process may do, and the programs that read what strangers write.
+mod confinement;
+
+/// The confined process that reads rules, started from observer's own program.
+mod reader;
+
+/// Environment variables for developers.
+mod developer;
 
 /// How long is waited, on machines that are slower than any on which that was chosen.
-pub mod patience;
+mod patience;
 
 /// The few system calls that need unsafe code.
-pub mod sys;
+mod sys;
 
 /// Below everything: the words that all rooms share.
-pub mod model;
+mod model;
+
+pub use cli::{Exit, run};
+pub use reader::main as read_rules;

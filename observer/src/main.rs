@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    observer::cli::run().into()
+    observer::read_rules().unwrap_or_else(|| observer::run().into())
 }

@@ -2,6 +2,8 @@
 
 use std::{sync::OnceLock, time::Duration};
 
+use crate::developer;
+
 /// Environment variable: so many times longer than otherwise.
 const PATIENCE: &str = "OBSERVER_PATIENCE";
 
@@ -13,6 +15,6 @@ pub fn here(limit: Duration) -> Duration {
 /// So many times longer than on others.
 pub fn times() -> u32 {
     static TIMES: OnceLock<u32> = OnceLock::new();
-    let named = || std::env::var(PATIENCE).ok()?.parse().ok();
+    let named = || developer::variable(PATIENCE)?.parse().ok();
     *TIMES.get_or_init(|| named().unwrap_or(1).clamp(1, 1000))
 }

@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod lab;
 pub mod namespace;
 pub mod observer;
+pub mod record;
 pub mod testbed;
 pub mod traffic;
 
@@ -21,9 +22,23 @@ use std::{
 use anyhow::{Result, bail, ensure};
 
 /// Longest wait for anything that should happen at once: 20 s, times what the environment variable `OBSERVER_SLOWNESS`
-/// says of a machine that is emulated.
+/// says of a machine that is emulated, and `OBSERVER_PATIENCE_FACTOR` of one that is slow.
 pub fn patience() -> Duration {
-    Duration::from_secs(20) * slowness()
+    factor(Duration::from_secs(20))
+}
+
+/// A time on a fast machine, as it is on this one.
+pub fn factor(time: Duration) -> Duration {
+    let factor = std::env::var("OBSERVER_PATIENCE_FACTOR").ok().and_then(|factor| factor.parse().ok());
+    time.mul_f64(factor.unwrap_or(1.0_f64).clamp(1.0, 10.0)) * slowness()
+}
+
+/// Programs that are started from now on are ended by SIGINT, whatever the caller does with it.
+#[expect(unsafe_code, reason = "a signal's disposition; no handler of ours is run")]
+pub fn listen_to_interrupts() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default disposition runs no code of ours.
+    let _ = unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) };
 }
 
 /// How many times longer things take here than on a real machine: the environment variable `OBSERVER_SLOWNESS`, or 1.

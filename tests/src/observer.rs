@@ -21,7 +21,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{namespace::Namespace, patience, slowness, wait_for};
+use crate::{namespace::Namespace, patience, record, slowness, wait_for};
 
 /// Path of the program, from the environment variable `OBSERVER`.
 pub fn program() -> PathBuf {
@@ -30,13 +30,44 @@ pub fn program() -> PathBuf {
 
 /// The program in a command line; on an emulated machine it is more patient, and not so much that it is late for what ends soon.
 pub fn command() -> Command {
-    let mut command = Command::new(program());
+    prepared(Command::new(program()))
+}
+
+/// The same in the mount namespace of a scenario's host: that host's programs are its own there.
+pub fn command_among_mounts_of(host: &Namespace) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--mount=/proc/{}/ns/mnt", host.pid())).arg(program());
+    prepared(command)
+}
+
+/// The program in a mount namespace of its own, in which a script has been run as root first. The host's own programs are those
+/// that it finds there.
+pub fn command_after(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    let script = format!("set -e\n{script}\nexec \"$0\" \"$@\"");
+    command.args(["--mount", "--propagation", "slave", "sh", "-c", &script]).arg(program());
+    prepared(command)
+}
+
+fn prepared(mut command: Command) -> Command {
     command.env("OBSERVER_PATIENCE", slowness().div_ceil(2).to_string());
+    // In a service it would not listen to what is for developers.
+    command.env_remove("INVOCATION_ID");
     // This machine's own proxies are no part of a scenario.
     for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
         command.env_remove(name).env_remove(name.to_uppercase());
     }
     command
+}
+
+/// The processes of a running observer beside itself: the one that starts helpers, and the helper.
+pub fn helpers(pid: u32) -> Result<[u32; 2]> {
+    let only_child = |pid: u32| -> Result<u32> {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        children.trim().parse().with_context(|| format!("process {pid} has not one child, but {children:?}"))
+    };
+    let spare = only_child(pid)?;
+    Ok([spare, only_child(spare)?])
 }
 
 /// A running observer that is ready.
@@ -92,6 +123,16 @@ impl Observer {
         let path = namespace.path();
         Self::start(
             ["watch", "--no-fix", "-o", "json", "--netns"].map(AsRef::as_ref).into_iter().chain([path.as_os_str()]),
+        )
+    }
+
+    /// The same with fixes.
+    pub fn watch_with_fixes(namespace: &Namespace) -> Result<Self> {
+        Self::start(
+            ["watch", "-o", "json", "--netns"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([namespace.path().display().to_string()]),
         )
     }
 
@@ -195,6 +236,7 @@ impl Observer {
         let status = self.child.wait()?;
         self.stdout.take().and_then(|reader| reader.join().ok()).context("reading stdout failed")?;
         let stdout = std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
+        record::keep(&stdout);
         let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).context("reading stderr failed")?;
         Ok((status, stdout, stderr))
     }
@@ -212,6 +254,7 @@ impl Observer {
 impl Report {
     /// Reads a JSON stream and checks its account.
     pub fn parse(stdout: &[u8]) -> Result<Self> {
+        record::keep(stdout);
         let text = std::str::from_utf8(stdout)?;
         let mut events: Vec<Value> = text
             .lines()
@@ -238,6 +281,15 @@ impl Report {
     /// Events that somebody waits for.
     pub fn foreground(&self) -> Vec<&Value> {
         self.events.iter().filter(|event| event["egress"]["background"].is_null()).collect()
+    }
+
+    /// An event with what decided: where that was not known in time, which is so on slow machines, as the line of its own says it.
+    pub fn explained<'a>(&'a self, event: &'a Value) -> &'a Value {
+        let egress = &event["egress"];
+        if !egress["rule"].is_null() || !egress["decided_by"].is_null() {
+            return event;
+        }
+        self.late.iter().find(|late| late["egress"]["incident"] == egress["incident"]).unwrap_or(event)
     }
 
     /// Number under a JSON pointer of the account.

@@ -35,19 +35,29 @@ fn kernel_half_for(arch: &str) -> Result<PathBuf> {
 
 /// The program: one static file.
 pub(crate) fn release() -> Result<PathBuf> {
+    program("release")
+}
+
+/// The same in half the time, and slower: for a look at it.
+pub(crate) fn quick() -> Result<PathBuf> {
+    program("quick")
+}
+
+fn program(profile: &str) -> Result<PathBuf> {
     let object = kernel_half()?;
     let triple = host()?;
     let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     // With an explicit target the flag does not reach procedural macros, which must stay dynamic.
     command::check(
         command::cargo()
-            .args(["build", "--quiet", "--release", "--package", "observer", "--target", &triple])
+            .args(["build", "--quiet", "--profile", profile, "--package", "observer", "--target", &triple])
             .env(variable, "-Ctarget-feature=+crt-static")
             .env("OBSERVER_BPF_OBJECT", object),
     )?;
-    let built = root().join("target").join(&triple).join("release/observer");
-    let program = root().join("target/release/observer");
-    fs::create_dir_all(root().join("target/release")).context("cannot make target/release")?;
+    let built = root().join("target").join(&triple).join(profile).join("observer");
+    let folder = root().join("target").join(profile);
+    let program = folder.join("observer");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // Replaced, not overwritten: a running observer keeps its file.
     let fresh = program.with_extension("new");
     fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
@@ -91,6 +101,12 @@ pub(crate) struct Foreign {
 pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
     command::check(command::cargo().args(["build", "--quiet", "--package", "observer-tests", "--bins"]))?;
     Ok(root().join("target/debug").join(name))
+}
+
+/// The demo's program alone.
+pub(crate) fn demo() -> Result<PathBuf> {
+    command::check(command::cargo().args(["build", "--quiet", "--package", "observer-tests", "--bin", "demo"]))?;
+    Ok(root().join("target/debug/demo"))
 }
 
 fn host() -> Result<String> {

@@ -3,8 +3,11 @@
 
 mod build;
 mod command;
+mod floors;
 mod lint;
+mod record;
 mod setup;
+mod speed;
 mod test;
 mod vm;
 
@@ -45,6 +48,16 @@ enum Verb {
         /// Only tests whose name contains this, on this kernel alone.
         filter: Option<String>,
     },
+    /// Records what observer writes in each scenario, without what is different in every run; compares it with another record.
+    Record {
+        /// Folder of the record.
+        folder: PathBuf,
+        /// Another record that it is compared with.
+        #[arg(long)]
+        against: Option<PathBuf>,
+        /// Only scenarios whose name contains this.
+        filter: Option<String>,
+    },
     /// Scenarios on other kernels, in virtual machines; without names, all of them.
     Vm(vm::Wanted),
     /// Format and lint checks.
@@ -82,11 +95,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run { args } => command::become_it(command::new(build::release()?).args(args)),
         Verb::Demo { variant } => {
             setup::test_tools()?;
-            let observer = build::release()?;
-            let demo = build::test_program("demo")?;
+            let observer = build::quick()?;
+            let demo = build::demo()?;
             command::become_it(command::new(demo).env("OBSERVER", observer).args(variant))
         }
         Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Record { folder, against, filter } => record::run(&folder, against.as_deref(), filter.as_deref()),
         Verb::Vm(wanted) => vm::run(&wanted),
         Verb::Lint => lint::run(),
         Verb::Bench { args } => {

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, command, setup, vm};
+use crate::{build, command, setup, speed, vm};
 
 /// What test runners counted.
 #[derive(Clone, Copy, Default)]
@@ -31,6 +31,16 @@ impl Count {
         self.passed += number("passed");
         self.failed += number("failed");
         self.skipped += number("ignored");
+    }
+
+    /// Takes in how one test ended: `ok`, `FAILED` or `ignored`, with more behind it or not.
+    pub(crate) fn take_one(&mut self, end: &str) {
+        match end.split(' ').next() {
+            Some("ok") => self.passed += 1,
+            Some("FAILED") => self.failed += 1,
+            Some("ignored") => self.skipped += 1,
+            _ => {}
+        }
     }
 
     /// One more that was skipped.
@@ -67,6 +77,12 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     let scenarios = build::test_program("scenarios")?;
     let mut scenarios = command::new(scenarios);
     scenarios.env("OBSERVER", observer).env("OBSERVER_TESTBED", testbed).args(filter);
+    // One more than there are processors: they wait more than they compute, and with more of them rulesets are read too late.
+    let at_once = 1 + std::thread::available_parallelism().map_or(1, usize::from);
+    scenarios.args(["--test-threads", &at_once.to_string()]);
+    let slowness = speed::slowness();
+    println!("this machine is {slowness:.1} times slower than the one on which limits were chosen");
+    scenarios.env("OBSERVER_PATIENCE_FACTOR", slowness.to_string());
     clean &= count(&mut scenarios, &mut total)?;
 
     if filter.is_none() {

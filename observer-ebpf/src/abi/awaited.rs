@@ -1,7 +1,11 @@
 //! Destinations that were blocked: user space waits for a connection to one of them.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Key of the map of what is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct AwaitedKey {
     /// Remote address, in network byte order; an IPv4 one is mapped into IPv6.
@@ -18,6 +22,7 @@ pub struct AwaitedKey {
 
 /// Value of the map: what was told last of it, zeros before. Of the same process nothing more is told for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct AwaitedValue {
     /// When, nanoseconds of `CLOCK_BOOTTIME`.

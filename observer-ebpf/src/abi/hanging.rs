@@ -1,9 +1,13 @@
 //! A connection that had no answer yet when observer started: what the walk over open files writes.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use super::task::Task;
 
 /// One process that has such a connection's socket open.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct HangingRecord {
     /// When it was looked at, nanoseconds of `CLOCK_BOOTTIME`.

@@ -1,5 +1,8 @@
 //! Where things are in the running kernel's structs, resolved by name from its BTF and handed over as a frozen global.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Offset or value that this kernel does not have. A read guarded by it is pruned by the verifier.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -7,6 +10,7 @@ macro_rules! layout {
     ($( $(#[$doc:meta])* $field:ident ),* $(,)?) => {
         /// The running kernel's numbers: byte offsets unless the field says otherwise, [`ABSENT`] where it has none.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
         #[repr(C)]
         pub struct Layout {
             $( $(#[$doc])* pub $field: u32, )*
@@ -15,18 +19,11 @@ macro_rules! layout {
         impl Layout {
             /// A layout in which nothing is known.
             pub const EMPTY: Self = Self { $( $field: ABSENT, )* };
-
-            /// Every field with its name, for diagnosis.
-            pub fn fields(&self) -> impl Iterator<Item = (&'static str, u32)> {
-                [ $( (stringify!($field), self.$field) ),* ].into_iter()
-            }
         }
     };
 }
 
 layout! {
-    /// [`VERSION`](super::VERSION), not an offset.
-    version,
     /// Position of the reason among the arguments of the `kfree_skb` tracepoint, not an offset.
     reason_arg,
     /// Value of `SKB_DROP_REASON_NETFILTER_DROP`, not an offset.

@@ -1,7 +1,8 @@
 //! What crosses between the kernel half and user space.
 //!
 //! Every type is `repr(C)`, made of integers and byte arrays only, without implicit padding, and its size is asserted
-//! at compile time. A change to any of them changes [`VERSION`].
+//! at compile time. The program carries the kernel half that was built with it, so both always have the same. User space
+//! (feature `user`) makes them from bytes and bytes from them, which `zerocopy` allows only of types without padding.
 
 mod awaited;
 mod counters;
@@ -31,7 +32,3 @@ pub use rule::{
     RuleSite, UNKNOWN_RULE, UNTAKEN, VerdictNumbers, VerdictSite,
 };
 pub use task::{COMM_BYTES, Owner, Task};
-
-/// Version of everything in this module; the kernel half carries it in [`Layout::version`] so that an object built from
-/// other sources is refused instead of misread.
-pub const VERSION: u32 = 16;

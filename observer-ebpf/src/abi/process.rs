@@ -1,10 +1,14 @@
 //! Process records: what the kernel half says about a process at fork, exec and exit, and about the flows of other
 //! namespaces' sockets.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::task::Task;
 
 /// What happened. Values are part of the ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(TryFromBytes, Immutable, KnownLayout))]
 #[repr(u8)]
 pub enum ProcessEvent {
     /// A process (not a thread) was made; `task` is the child.
@@ -40,6 +44,7 @@ pub const ARGS_BYTES: usize = 4095;
 
 /// Where a socket's packets went: what names the sender once another namespace has taken the packet from its socket.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct FlowRecord {
     /// When the socket was connected or created, nanoseconds of `CLOCK_BOOTTIME`.
@@ -70,6 +75,7 @@ const _: () = assert!(size_of::<FlowRecord>() == 56);
 
 /// The fixed part of a process record; `path_bytes`, `name_bytes` and `args_bytes` of data follow it, in this order.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct ProcessRecord {
     /// When, nanoseconds of `CLOCK_BOOTTIME`.

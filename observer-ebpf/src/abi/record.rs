@@ -1,5 +1,8 @@
 //! The drop record: one outbound packet that died on this host; and its key, under which the ones like it are counted.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::{rule::RuleAnswer, task::Owner};
 
 /// Bytes of packet that a record carries, from the network header on.
@@ -12,6 +15,7 @@ pub const MAX_COARSE_KEYS: u32 = 1 << 10;
 
 /// Which kind of decision freed the packet. Values are part of the ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(TryFromBytes, Immutable, KnownLayout))]
 #[repr(u8)]
 pub enum Cause {
     /// A netfilter hook: nftables, iptables, and what hangs on the same hooks.
@@ -61,6 +65,7 @@ pub enum Hook {
 
 /// How the kernel half knows the owner. Values are part of the ABI; 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(TryFromBytes, Immutable, KnownLayout))]
 #[repr(u8)]
 pub enum OwnerSource {
     /// The process called connect on the socket.
@@ -73,6 +78,7 @@ pub enum OwnerSource {
 
 /// Which way the packet was going. Values are part of the ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(TryFromBytes, Immutable, KnownLayout))]
 #[repr(u8)]
 pub enum Direction {
     /// A socket of this namespace, or the kernel, sent it.
@@ -122,6 +128,7 @@ pub mod flag {
 
 /// Addresses of a packet; IPv4 in the first four bytes, network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct Tuple {
     /// Source address.
@@ -137,6 +144,7 @@ pub struct Tuple {
 /// Everything from which an event can be made: packets with an equal key are told as one line. What differs from packet to
 /// packet of one story (source port, thread, payload) is not in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct DropKey {
     /// Owner found by cookie: start of its process, nanoseconds of `CLOCK_BOOTTIME`; 0 when none was.
@@ -193,6 +201,7 @@ pub struct DropKey {
 
 /// What is counted under a key, on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct Counted {
     /// Packets.
@@ -208,6 +217,7 @@ pub struct Counted {
 /// The first packet of a key in a generation, with what only a single packet has. It is counted under its key like all
 /// others. All integers are in the machine's byte order unless said otherwise.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct DropRecord {
     /// When, nanoseconds of `CLOCK_BOOTTIME`.

@@ -8,6 +8,9 @@
 //! functions that give verdicts are probed while something is being blocked: the walker of the rules called them, and its
 //! registers and frame are learnt in the same way.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Words of the stack that a proof looks at, from the tracepoint's arguments on: past the frame of `nft_do_chain`. A
 /// power of two.
 pub const FRAME_WORDS: usize = 128;
@@ -29,6 +32,7 @@ pub const FRAMES_OF_VERDICT: u64 = 2;
 /// A place inside `nft_do_chain` that frees a packet, and where its frame then is. Words are counted from the tracepoint's
 /// arguments on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct RuleSite {
     /// Address that the tracepoint names; 0 for none.
@@ -46,6 +50,7 @@ pub struct RuleSite {
 /// The place inside `nf_hook_slow` that frees what a hook's function drops, and where its frame then is. Words are counted
 /// from the tracepoint's arguments on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct HookSite {
     /// Address that the tracepoint names; 0 for none.
@@ -61,6 +66,7 @@ pub struct HookSite {
 /// Where a rule's walker has what, when it has called a function that gives a verdict. Words are counted over the registers
 /// and, behind them, the stack from the stack pointer on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct VerdictSite {
     /// Word with the address of the rule, or of a place that has it.
@@ -77,6 +83,7 @@ pub struct VerdictSite {
 
 /// What this kernel's numbers are for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct VerdictNumbers {
     /// Offset of `nft_pktinfo.skb`; 0 is one too.
@@ -107,6 +114,7 @@ pub enum HookKind {
 
 /// Such a function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct HookFunction {
     /// Its address; 0 for none.
@@ -120,6 +128,7 @@ pub const MAX_FUNCTIONS: usize = 16;
 
 /// Instructions of a function of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct Extent {
     /// Address of the first; 0 for none.
@@ -130,6 +139,7 @@ pub struct Extent {
 
 /// What the kernel half must know, as whole words. All zero: nothing is looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct RuleConfig {
     /// Inode number of the network namespace whose packets are a proof's: told in [`RuleProof`], and otherwise not seen. 0
@@ -184,59 +194,6 @@ pub struct RuleConfig {
 /// Words of a [`RuleConfig`].
 pub const RULE_CONFIG_WORDS: usize = size_of::<RuleConfig>() / size_of::<u64>();
 
-impl RuleConfig {
-    /// The words that it is made of, in the order of its fields.
-    pub fn words(&self) -> [u64; RULE_CONFIG_WORDS] {
-        let mut words = [0; RULE_CONFIG_WORDS];
-        let numbers = [
-            self.proof_netns,
-            self.wants_frames,
-            self.chain_table,
-            self.chain_handle,
-            self.table_handle,
-            self.rule_handle_bit,
-            self.rule_handle_mask,
-            self.proven,
-            self.entries_hooks,
-            self.entry_bytes,
-            self.entry_private,
-            self.program_aux,
-            self.aux_id,
-            self.xtable_name,
-            self.refused.start,
-            self.refused.bytes,
-            self.untaken.start,
-            self.untaken.bytes,
-            self.hook_proven,
-            self.hook_site.location,
-            self.hook_site.return_word,
-            self.hook_site.entries_word,
-            self.hook_site.index_word,
-            self.verdict_site.rule_word,
-            self.verdict_site.indirect,
-            self.verdict_site.chain_word,
-            self.verdict_site.distance,
-            self.verdict_site.learnt,
-            self.verdict.packet_skb,
-            self.verdict.registers,
-            self.verdict.stack_pointer,
-            self.verdict.rule_head,
-            self.verdict.handle_bit,
-            self.verdict.handle_mask,
-            self.verdict_proven,
-        ];
-        let functions = self.functions.iter().flat_map(|function| [function.address, function.kind]);
-        let sites = self
-            .sites
-            .iter()
-            .flat_map(|site| [site.location, site.return_word, site.rule_word, site.chain_word, site.last_is_policy]);
-        for (word, value) in words.iter_mut().zip(numbers.into_iter().chain(functions).chain(sites)) {
-            *word = value;
-        }
-        words
-    }
-}
-
 /// [`RuleAnswer::table`] of a packet that was freed on its way back from a queue, and of one that no program took.
 pub const FROM_QUEUE: u64 = 1;
 /// See [`FROM_QUEUE`].
@@ -248,6 +205,7 @@ pub const UNKNOWN_RULE: u64 = u64::MAX;
 /// What the kernel half knows of the rule, or of what else decided; all zero when it knows nothing. Handles are nftables' own
 /// numbers: in one network namespace a table's is never used twice, and a chain's and a rule's not in their table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct RuleAnswer {
     /// Cookie of the network namespace, a number that the kernel never uses twice; 0 where the kernel has none.
@@ -265,6 +223,7 @@ pub struct RuleAnswer {
 
 /// A word of the stack, and what it would point to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct FrameWord {
     /// The word.
@@ -279,6 +238,7 @@ pub struct FrameWord {
 
 /// What became of one packet of a proof.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct RuleProof {
     /// Address that freed it; 0 when nothing was freed yet.
@@ -294,36 +254,3 @@ pub struct RuleProof {
 const _: () = assert!(FRAME_WORDS.is_power_of_two());
 const _: () = assert!(size_of::<RuleConfig>() == 8 * (35 + 2 * MAX_FUNCTIONS + 5 * MAX_SITES));
 const _: () = assert!(size_of::<RuleProof>() == 8 * (7 + 4 * FRAME_WORDS));
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use core::mem::offset_of;
-
-    #[test]
-    fn words_are_in_the_order_of_the_fields() {
-        let site = RuleSite { location: 8, return_word: 9, rule_word: 10, chain_word: 11, last_is_policy: 12 };
-        let mut config =
-            RuleConfig { proof_netns: 1, wants_frames: 2, chain_table: 3, proven: 13, ..Default::default() };
-        config.refused = Extent { start: 14, bytes: 15 };
-        config.hook_site = HookSite { location: 16, return_word: 17, entries_word: 18, index_word: 19 };
-        config.verdict_site.learnt = 22;
-        config.verdict.handle_mask = 23;
-        config.verdict_proven = 24;
-        config.functions[1] = HookFunction { address: 20, kind: 21 };
-        config.sites[1] = site;
-        let words = config.words();
-        let at = |offset: usize| words[offset / size_of::<u64>()];
-        assert_eq!((at(offset_of!(RuleConfig, proof_netns)), at(offset_of!(RuleConfig, wants_frames))), (1, 2));
-        assert_eq!((at(offset_of!(RuleConfig, chain_table)), at(offset_of!(RuleConfig, proven))), (3, 13));
-        assert_eq!(at(offset_of!(RuleConfig, refused) + offset_of!(Extent, bytes)), 15);
-        assert_eq!(at(offset_of!(RuleConfig, hook_site) + offset_of!(HookSite, index_word)), 19);
-        assert_eq!(at(offset_of!(RuleConfig, verdict_site) + offset_of!(VerdictSite, learnt)), 22);
-        assert_eq!(at(offset_of!(RuleConfig, verdict) + offset_of!(VerdictNumbers, handle_mask)), 23);
-        assert_eq!(at(offset_of!(RuleConfig, verdict_proven)), 24);
-        let function = offset_of!(RuleConfig, functions) + size_of::<HookFunction>();
-        assert_eq!((at(function), at(function + offset_of!(HookFunction, kind))), (20, 21));
-        let second = offset_of!(RuleConfig, sites) / size_of::<u64>() + size_of::<RuleSite>() / size_of::<u64>();
-        assert_eq!(words[second..second + 5], [8, 9, 10, 11, 12]);
-    }
-}

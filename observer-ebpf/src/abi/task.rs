@@ -1,10 +1,14 @@
 //! A process as the kernel half sees it, and the owner record of a socket.
 
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// Length of the kernel's task name, with its terminating zero (`TASK_COMM_LEN`).
 pub const COMM_BYTES: usize = 16;
 
 /// The facts about a process that the kernel half takes in the process's own context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct Task {
     /// Start of the process (thread group leader), nanoseconds of `CLOCK_BOOTTIME`: with `pid` it survives pid reuse.
@@ -34,6 +38,7 @@ pub struct Task {
 
 /// Value of the owner map: who a socket belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct Owner {
     /// The process.

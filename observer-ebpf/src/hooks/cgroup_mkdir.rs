@@ -8,7 +8,7 @@ use crate::kernel::{
     layout::field,
     process,
     read::{Probe, Reader},
-    task,
+    scratch, task,
 };
 
 /// `hierarchy_id` of the unified hierarchy.
@@ -22,7 +22,7 @@ pub fn proc_mkdir(context: BtfTracePointContext) -> i32 {
     if Probe::field::<i32>(root, field!(root_hierarchy)) != Some(UNIFIED) {
         return 0;
     }
-    let Some(scratch) = process::scratch() else { return 0 };
+    let Some(scratch) = scratch::process() else { return 0 };
     let id = task::cgroup_id(cgroup);
     // SAFETY: the scratch space is this CPU's; the length is bounded by what it holds.
     unsafe {

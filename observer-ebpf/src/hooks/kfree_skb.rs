@@ -15,12 +15,13 @@ use observer_ebpf::abi::{Cause, Counter, Direction, flag};
 
 use crate::kernel::{
     counters::count,
-    drop::{self, get, put},
-    filter,
+    drop, filter,
     layout::{address, field},
     own,
+    proof::is_proof,
     read::{Direct, Probe, Reader},
     rule,
+    scratch::{self, get, put},
     skb::Skb,
     sock,
     tally::tally,
@@ -106,7 +107,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         verdict::forget(address);
         return;
     };
-    let Some(scratch) = drop::scratch() else { return };
+    let Some(scratch) = scratch::packet() else { return };
     // SAFETY: the scratch space is this CPU's, and nobody's until it is given back below.
     unsafe {
         if get!(scratch.taken) != 0 {
@@ -116,7 +117,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             return;
         }
         put!(scratch.taken, 1);
-        drop::begin(scratch);
+        scratch::begin(scratch);
         put!(scratch.record.time_ns, boot_ns());
         put!(scratch.record.location, location);
         put!(scratch.arguments, context.as_ptr() as u64);
@@ -156,7 +157,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);
         }
         // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
-        if rule::is_proof(get!(scratch.record.key.netns)) {
+        if is_proof(get!(scratch.record.key.netns)) {
             rule::prove();
         } else {
             count(Counter::Seen);

@@ -15,9 +15,9 @@ use observer_ebpf::abi::{ARGS_BYTES, NAME_BYTES, ProcessEvent, process_flag};
 
 use crate::kernel::{
     layout::field,
-    path,
-    process::{self, Scratch},
+    path, process,
     read::{Probe, Reader},
+    scratch::{self, Process},
     task, tree,
 };
 
@@ -51,7 +51,7 @@ pub fn proc_exec(context: BtfTracePointContext) -> i32 {
     let program: u64 = context.arg(2);
     // SAFETY: the helper only returns the current task's address.
     let current = unsafe { bpf_get_current_task() };
-    let Some(scratch) = process::scratch() else { return 0 };
+    let Some(scratch) = scratch::process() else { return 0 };
     // SAFETY: the scratch space is this CPU's, and nothing else of this object uses it in this hook.
     unsafe {
         (*scratch).record = process::record(current, task::current(), ProcessEvent::Exec);
@@ -63,7 +63,7 @@ pub fn proc_exec(context: BtfTracePointContext) -> i32 {
 
 /// Path, name and arguments, one behind the other.
 #[inline(always)]
-unsafe fn fill(scratch: *mut Scratch, program: u64, current: u64) {
+unsafe fn fill(scratch: *mut Process, program: u64, current: u64) {
     // SAFETY: all lengths are bounded by what the scratch space holds; the helpers check their sources.
     unsafe {
         let file: u64 = Probe::field(program, field!(bprm_file)).unwrap_or(0);
@@ -74,7 +74,7 @@ unsafe fn fill(scratch: *mut Scratch, program: u64, current: u64) {
         (*scratch).record.path_bytes = path_bytes as u16;
 
         let name: u64 = Probe::field(program, field!(bprm_filename)).unwrap_or(0);
-        let mut at = black_box(u64::from(path_bytes)) & process::PATH_MASK;
+        let mut at = black_box(u64::from(path_bytes)) & scratch::PATH_MASK;
         let into = (&raw mut (*scratch).data).cast::<u8>().add(at as usize);
         let read = bpf_probe_read_kernel_str(into.cast(), NAME_BYTES as u32, name as *const _);
         if read > 0 && read <= NAME_BYTES as i64 {
@@ -91,7 +91,7 @@ unsafe fn fill(scratch: *mut Scratch, program: u64, current: u64) {
             (*scratch).record.flags |= process_flag::ARGS_CUT;
         }
         // The compiler knows that the mask changes nothing; not every kernel's verifier does.
-        let into = (&raw mut (*scratch).data).cast::<u8>().add((black_box(at) & process::NAME_MASK) as usize);
+        let into = (&raw mut (*scratch).data).cast::<u8>().add((black_box(at) & scratch::NAME_MASK) as usize);
         if bytes > 0 && bpf_probe_read_user(into.cast(), bytes as u32, start as *const _) == 0 {
             (*scratch).record.args_bytes = bytes as u16;
         }

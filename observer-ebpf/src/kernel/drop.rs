@@ -1,15 +1,9 @@
-//! A dropped packet while it is being looked at: its key, its record, and the memory that both are put together in.
-//!
-//! It lives in a map and not on the stack: what the verifier knows about it is then the same whatever way led there, so
-//! that it need not follow every way to the end. For the same reason the larger steps are functions of their own.
+//! A dropped packet while it is being looked at: its key and its record. So that the verifier need not follow every way to the
+//! end, the larger steps are functions of their own.
 
-use aya_ebpf::{
-    btf_maps::PerCpuArray,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel},
-    macros::btf_map,
-};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel};
 use observer_ebpf::{
-    abi::{Cause, Direction, DropKey, DropRecord, PACKET_BYTES, Tuple, flag, place},
+    abi::{Cause, Direction, DropKey, PACKET_BYTES, Tuple, flag, place},
     logic::packet::{self, Addresses, Bytes, Transport, encapsulated, protocol},
 };
 
@@ -17,99 +11,11 @@ use super::{
     layout::field,
     owner,
     read::{Probe, Reader},
+    scratch::{self, Packet, TUPLE_BYTES, get, put},
     sock, task,
 };
 
-/// Bytes of a `struct nf_conntrack_tuple`.
-const TUPLE_BYTES: usize = 40;
-
-/// This CPU's room for one packet. Programs of one hook do not nest on a CPU: the kernel skips the inner one, and says so.
-/// Kernels before about 6.1 do not: there the room is taken, and the inner packet is counted as lost.
-#[repr(C)]
-pub struct Scratch {
-    pub record: DropRecord,
-    /// Not 0 while a packet is looked at.
-    pub taken: u32,
-    /// The connection's original tuple, as the kernel keeps it.
-    tuple: [u8; TUPLE_BYTES],
-    /// Address of the tracepoint's arguments: on the stack, below every frame that led to the drop.
-    pub arguments: u64,
-    /// `struct net` whose rules decided; 0 when unknown.
-    pub net: u64,
-    /// The `struct sk_buff`.
-    pub skb: u64,
-    /// Where the packet begins, and how many bytes of it are there in one piece.
-    pub start: u64,
-    pub bytes: u64,
-    /// The `struct sock`, where there is one.
-    pub sk: u64,
-    /// Rule that gave the verdict to drop, as [`RuleProof::given`](observer_ebpf::abi::RuleProof::given) has it.
-    pub given: u64,
-    /// A pointer on its way to becoming a plain number.
-    pub pointer: u64,
-    /// `struct socket`, where there is one.
-    pub socket: u64,
-    /// `sk->sk_num` and `sk->sk_protocol` of a full socket.
-    pub port: u16,
-    pub protocol: u16,
-    /// The socket is shut both ways.
-    pub shut: u32,
-}
-
-#[btf_map]
-static PACKET: PerCpuArray<Scratch, 1> = PerCpuArray::new();
-
-/// Writes one field of the scratch space: volatile, so that it is there and nowhere else.
-macro_rules! put {
-    ($scratch:ident.$($field:ident).+, $value:expr) => {
-        (&raw mut (*$scratch).$($field).+).write_volatile($value)
-    };
-}
-pub(crate) use put;
-
-/// Reads one back: to the verifier it is any number.
-macro_rules! get {
-    ($scratch:ident.$($field:ident).+) => {
-        (&raw const (*$scratch).$($field).+).read_volatile()
-    };
-}
-pub(crate) use get;
-
-/// This CPU's room.
-#[inline(always)]
-pub fn scratch() -> Option<*mut Scratch> {
-    PACKET.get_ptr_mut(0)
-}
-
 const _: () = assert!(core::mem::offset_of!(DropKey, sent.source).is_multiple_of(4));
-
-/// Begins with a new packet: the key is empty.
-///
-/// # Safety
-/// The scratch space must be this CPU's.
-#[inline(always)]
-pub unsafe fn begin(scratch: *mut Scratch) {
-    const WORDS: usize = size_of::<DropKey>() / size_of::<u64>();
-    // SAFETY: the caller's promise; the key is whole words.
-    unsafe {
-        let words = (&raw mut (*scratch).record.key).cast::<u64>();
-        for index in 0..WORDS {
-            words.add(index).write_volatile(0);
-        }
-        put!(scratch.record.cookie, 0);
-        put!(scratch.record.source_port, 0);
-        put!(scratch.record.translated_port, 0);
-        put!(scratch.record.file_uid, u32::MAX);
-        put!(scratch.record.file_gid, u32::MAX);
-        put!(scratch.record.mark, 0);
-        put!(scratch.record.segments, 0);
-        put!(scratch.socket, 0);
-        put!(scratch.given, 0);
-        put!(scratch.port, 0);
-        put!(scratch.protocol, 0);
-        put!(scratch.shut, 0);
-    }
-}
 
 /// The network namespace whose rules decided: the device's, or what is known already of a local packet without one.
 ///
@@ -117,7 +23,7 @@ pub unsafe fn begin(scratch: *mut Scratch) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_netns(direction: u32) -> u64 {
-    let Some(scratch) = scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     let net: u64 = Probe::field(unsafe { get!(scratch.pointer) }, field!(dev_net)).unwrap_or(0);
     let inum: u32 = Probe::field(net, field!(net_inum)).unwrap_or(0);
@@ -136,7 +42,7 @@ extern "C" fn drop_netns(direction: u32) -> u64 {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn decided_by(scratch: *mut Scratch, device: u64, direction: Direction) {
+pub unsafe fn decided_by(scratch: *mut Packet, device: u64, direction: Direction) {
     // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
     // SAFETY: the caller's promise.
     unsafe { put!(scratch.pointer, device) };
@@ -147,7 +53,7 @@ pub unsafe fn decided_by(scratch: *mut Scratch, device: u64, direction: Directio
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_origin(net: u64) -> u64 {
-    let Some(scratch) = scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     unsafe { put!(scratch.record.key.origin_netns, Probe::field(net, field!(net_inum)).unwrap_or(0)) };
     0
@@ -184,7 +90,7 @@ impl Bytes for Linear {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_headers(start: u64, bytes: u64, ethertype: u32) -> u64 {
-    let Some(scratch) = scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     unsafe {
         let Some(packet) = packet::parse(&Linear { start, bytes }, ethertype as u16) else {
@@ -257,7 +163,7 @@ extern "C" fn drop_original(nfct: u64) -> u64 {
     if nfct & !INFO == 0 || nfct & INFO >= ANSWER || offset == observer_ebpf::abi::ABSENT {
         return 0;
     }
-    let Some(scratch) = scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's; the helper checks its source.
     unsafe {
         let from = (nfct & !INFO) + u64::from(offset);
@@ -303,19 +209,19 @@ const TUPLE_WORDS: usize = size_of::<Tuple>() / size_of::<u32>();
 
 /// Parts of the original tuple in the scratch space.
 #[inline(always)]
-unsafe fn byte(scratch: *mut Scratch, at: usize) -> u8 {
+unsafe fn byte(scratch: *mut Packet, at: usize) -> u8 {
     // SAFETY: the scratch space is this CPU's, and `at` is a constant inside the tuple; likewise below.
     unsafe { (&raw const (*scratch).tuple).cast::<u8>().add(at).read_volatile() }
 }
 
 #[inline(always)]
-unsafe fn word(scratch: *mut Scratch, index: usize) -> u32 {
+unsafe fn word(scratch: *mut Packet, index: usize) -> u32 {
     // SAFETY: see `byte`.
     unsafe { (&raw const (*scratch).tuple).cast::<u32>().add(index).read_volatile() }
 }
 
 #[inline(always)]
-unsafe fn port(scratch: *mut Scratch, at: usize) -> u16 {
+unsafe fn port(scratch: *mut Packet, at: usize) -> u16 {
     // SAFETY: see `byte`.
     unsafe { u16::from_be((&raw const (*scratch).tuple).cast::<u8>().add(at).cast::<u16>().read_volatile()) }
 }
@@ -328,7 +234,7 @@ pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
         drop_original(nfct);
         // What a translation made of the port is not known: it tells nothing of a tunnel.
         if nfct & INFO >= ANSWER || field!(conn_original) == observer_ebpf::abi::ABSENT {
-            if let Some(scratch) = scratch() {
+            if let Some(scratch) = scratch::packet() {
                 // SAFETY: the scratch space is this CPU's.
                 unsafe { put!(scratch.port, 0) };
             }
@@ -341,7 +247,7 @@ pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn capture(scratch: *mut Scratch, start: u64, bytes: u64) -> u16 {
+pub unsafe fn capture(scratch: *mut Packet, start: u64, bytes: u64) -> u16 {
     // SAFETY: the caller's promise; the verifier knows the bound, and the helper checks the source. The length goes through
     // memory, so that it is the very register that was compared which the helper gets: Linux 6.1 forgets what it knows of a
     // number that is kept on the stack.
@@ -361,7 +267,7 @@ pub unsafe fn capture(scratch: *mut Scratch, start: u64, bytes: u64) -> u16 {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn interface(scratch: *mut Scratch, device: u64) {
+pub unsafe fn interface(scratch: *mut Packet, device: u64) {
     let name = device + u64::from(field!(dev_name));
     // SAFETY: the caller's promise; the helper checks its source, and writes zeros for one that it cannot read.
     unsafe {
@@ -380,7 +286,7 @@ const FIN: u8 = 1;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_owner() -> u64 {
-    let Some(scratch) = scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's; the helper only returns a number.
     unsafe {
         let cookie: u64 = get!(scratch.record.cookie);

@@ -2,27 +2,16 @@
 
 use core::{hint::black_box, mem::offset_of};
 
-use aya_ebpf::Global;
 use observer_ebpf::{
-    abi::{Direction, FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, flag},
+    abi::{Direction, FILTER_VALUES, FilterNetwork, KernelFilter, flag},
     logic::packet::{ethertype, protocol},
 };
 
 use super::{
-    drop::{get, scratch},
+    asked::{listed, word},
+    scratch::{self, get},
     tree,
 };
-
-/// Filled in by the loader and frozen, so that the verifier prunes what is not asked for.
-#[unsafe(no_mangle)]
-static FILTER: Global<[u32; FILTER_WORDS]> = Global::new([0; FILTER_WORDS]);
-
-/// One word, by its place in [`KernelFilter`].
-#[inline(always)]
-pub fn word(offset: usize) -> u32 {
-    // SAFETY: the offset is of a word of the static; the read is volatile because the loader replaces the value.
-    unsafe { core::ptr::read_volatile((&raw const FILTER).byte_add(offset).cast()) }
-}
 
 /// True when the packet in the scratch space may be told.
 #[inline(always)]
@@ -34,7 +23,7 @@ pub fn passes() -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_filter() -> u64 {
-    let Some(scratch) = scratch() else { return 1 };
+    let Some(scratch) = scratch::packet() else { return 1 };
     // SAFETY: the scratch space is this CPU's.
     unsafe {
         let netns = word(offset_of!(KernelFilter, netns));
@@ -81,21 +70,11 @@ extern "C" fn drop_filter() -> u64 {
     }
 }
 
-/// One of the first `count` words at `offset` is `value`.
-#[inline(always)]
-pub fn listed(offset: usize, count: u32, value: u32) -> bool {
-    let mut found = false;
-    for index in 0..FILTER_VALUES {
-        found |= (index as u32) < count && word(offset + index * size_of::<u32>()) == value;
-    }
-    found
-}
-
 /// The destination, as it was sent or as it was translated, lies in the network with this number.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_network(index: u32, v6: u32, translated: u32) -> u64 {
-    let Some(scratch) = scratch() else { return 1 };
+    let Some(scratch) = scratch::packet() else { return 1 };
     // A mask tells the verifier the bound, once the compiler cannot see that it changes nothing.
     const _: () = assert!(FILTER_VALUES.is_power_of_two());
     let index = black_box(index as usize) & (FILTER_VALUES - 1);

@@ -1,7 +1,7 @@
 //! Flow records: told for sockets of other namespaces than the host's, whose packets the host forwards without their
 //! socket.
 
-use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord};
+use observer_ebpf::abi::{FlowRecord, ProcessEvent};
 
 use super::{layout::field, owner, process, read::Reader};
 
@@ -21,13 +21,6 @@ pub fn addresses<R: Reader>(flow: &mut FlowRecord, sk: u64) {
         flow.local[..4].copy_from_slice(&v4(field!(sk_local_v4)));
         flow.remote[..4].copy_from_slice(&v4(field!(sk_remote_v4)));
     }
-}
-
-/// On the stack: a cgroup program may be preempted, and a CPU's scratch space is then another's.
-#[repr(C)]
-pub struct Whole {
-    pub record: ProcessRecord,
-    pub flow: FlowRecord,
 }
 
 /// Hands over the flow of the socket with this cookie, if it belongs to another namespace.
@@ -54,5 +47,5 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
     fill(&mut flow);
     let mut record = process::bare(owner.task, ProcessEvent::Flow);
     record.args_bytes = size_of::<FlowRecord>() as u16;
-    process::emit_with(&Whole { record, flow });
+    process::emit_with(&process::Whole { record, flow });
 }

@@ -1,5 +1,6 @@
 //! Typed field reads, the owner map, the counters and the ring: the only unsafe code of the kernel half.
 
+pub mod asked;
 pub mod awaited;
 pub mod counters;
 pub mod drop;
@@ -12,8 +13,10 @@ pub mod own;
 pub mod owner;
 pub mod path;
 pub mod process;
+pub mod proof;
 pub mod read;
 pub mod rule;
+pub mod scratch;
 pub mod skb;
 pub mod sock;
 pub mod tally;

@@ -8,8 +8,8 @@ use observer_ebpf::abi::PATH_BYTES;
 
 use super::{
     layout::field,
-    process::Scratch,
     read::{Probe, Reader},
+    scratch::{Process, Walk},
 };
 
 /// Steps of the walk: components and mount points crossed.
@@ -17,23 +17,12 @@ const MAX_STEPS: u32 = 48;
 /// Bytes of one component, its terminating zero included (`NAME_MAX` is 255).
 const COMPONENT_BYTES: u64 = 256;
 
-/// Where a walk stands. It lives in a map and not on the stack: what the verifier knows about it is then the same after
-/// every step, or it would follow every way through all steps.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Walk {
-    dentry: u64,
-    mount: u64,
-    at: u32,
-    whole: u32,
-}
-
 /// Reads the path of `file` to the start of the data; returns the bytes used, and whether that is all of it.
 ///
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn read(scratch: *mut Scratch, file: u64) -> (u32, bool) {
+pub unsafe fn read(scratch: *mut Process, file: u64) -> (u32, bool) {
     // SAFETY: the caller's promise.
     unsafe {
         let walk = &raw mut (*scratch).walk;
@@ -58,7 +47,7 @@ pub unsafe fn read(scratch: *mut Scratch, file: u64) -> (u32, bool) {
 /// # Safety
 /// The scratch space must be this CPU's, and the walk its own.
 #[inline(always)]
-unsafe fn step(scratch: *mut Scratch, walk: *mut Walk) -> bool {
+unsafe fn step(scratch: *mut Process, walk: *mut Walk) -> bool {
     // SAFETY: the caller's promise; `at` is compared before it is used.
     unsafe {
         let Walk { dentry, mount, at, .. } = walk.read_volatile();

@@ -5,18 +5,17 @@
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    btf_maps::{PerCpuArray, RingBuf},
+    btf_maps::RingBuf,
     helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit},
     macros::btf_map,
 };
-use observer_ebpf::abi::{ARGS_BYTES, Counter, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, Task};
+use observer_ebpf::abi::{Counter, FlowRecord, ProcessEvent, ProcessRecord, Task};
 
 use super::{
     counters::count,
-    flow::Whole,
     layout::field,
-    path::Walk,
     read::{Probe, Reader},
+    scratch::{DATA_BYTES, Process},
     time::boot_ns,
 };
 
@@ -25,33 +24,13 @@ const RING_BYTES: usize = 1 << 22;
 /// Fill at which user space is woken to empty it.
 const WAKE_AT: u64 = RING_BYTES as u64 / 4;
 
-/// Largest offset of the name, and of the arguments, in the data: what the verifier is told by masking.
-pub const PATH_MASK: u64 = 2 * PATH_BYTES as u64 - 1;
-/// See [`PATH_MASK`].
-pub const NAME_MASK: u64 = 4 * PATH_BYTES as u64 - 1;
-
-/// Room for a record with all its data; the masks keep every write inside.
-const DATA_BYTES: usize = NAME_MASK as usize + 1 + ARGS_BYTES + 1;
-const _: () = assert!(PATH_MASK as usize + NAME_BYTES < DATA_BYTES);
-
-/// A record that is being put together.
-#[repr(C)]
-pub struct Scratch {
-    pub record: ProcessRecord,
-    pub data: [u8; DATA_BYTES],
-    /// Not part of what is handed over.
-    pub walk: Walk,
-}
-
 #[btf_map]
 static PROCESSES: RingBuf<(), RING_BYTES> = RingBuf::new();
-#[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
-
-/// This CPU's room for one record.
-#[inline(always)]
-pub fn scratch() -> Option<*mut Scratch> {
-    SCRATCH.get_ptr_mut(0)
+/// On the stack: a cgroup program may be preempted, and a CPU's scratch space is then another's.
+#[repr(C)]
+pub struct Whole {
+    pub record: ProcessRecord,
+    pub flow: FlowRecord,
 }
 
 /// The fixed part for a process.
@@ -144,7 +123,7 @@ pub fn emit_reached(owner: Option<&Task>, flow: &FlowRecord, gid: u32) {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn emit_scratch(scratch: *const Scratch) {
+pub unsafe fn emit_scratch(scratch: *const Process) {
     // SAFETY: the caller's promise.
     let record = unsafe { &(*scratch).record };
     let data = u64::from(record.path_bytes) + u64::from(record.name_bytes) + u64::from(record.args_bytes);

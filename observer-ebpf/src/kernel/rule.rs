@@ -3,45 +3,22 @@
 //! learnt from packets that known rules drop. What is no rule is told by the function on the hook, from the frame of
 //! `nf_hook_slow`, likewise.
 
-use aya_ebpf::{
-    btf_maps::Array,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel},
-    macros::btf_map,
-};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use observer_ebpf::abi::{
-    Cause, Extent, FRAME_WORDS, FRAMES_OF_FREE, FROM_QUEUE, HookKind, MAX_FUNCTIONS, MAX_PROOFS, MAX_SITES, NO_WORD,
-    RuleConfig, RuleProof, UNKNOWN_RULE, UNTAKEN, flag,
+    Cause, Extent, FRAME_WORDS, FRAMES_OF_FREE, FROM_QUEUE, HookKind, MAX_FUNCTIONS, MAX_SITES, NO_WORD, UNKNOWN_RULE,
+    UNTAKEN, flag,
 };
 
 use super::{
-    drop::{self, get, put},
     layout::field,
+    proof::{PROOFS, RULES, is_proof, word},
     read::{Probe, Reader},
+    scratch::{self, get, put},
     verdict,
 };
 
-#[btf_map]
-pub(super) static RULES: Array<RuleConfig, 1> = Array::new();
-#[btf_map]
-pub(super) static PROOFS: Array<RuleProof, { MAX_PROOFS + 1 }> = Array::new();
-
 /// Bit of a rule's first word that marks the end of its chain.
 const IS_LAST: u64 = 1;
-
-/// Whether a namespace's packets are a proof's.
-#[inline(always)]
-pub fn is_proof(netns: u32) -> bool {
-    netns != 0 && RULES.get(0).is_some_and(|config| config.proof_netns == u64::from(netns))
-}
-
-/// Reads one word of kernel memory; 0 where there is none.
-#[inline(always)]
-pub(super) fn word(address: u64) -> u64 {
-    let mut value = 0u64;
-    // SAFETY: the helper checks the address, and writes zeros for one that cannot be read.
-    unsafe { probe_read_kernel((&raw mut value).cast(), size_of::<u64>() as u32, address as *const _) };
-    value
-}
 
 /// Word of the stack, counted from the tracepoint's arguments on.
 #[inline(always)]
@@ -55,7 +32,7 @@ fn stack(arguments: u64, index: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule_identify() -> u64 {
-    let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    let (Some(config), Some(scratch)) = (RULES.get(0), scratch::packet()) else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     let (arguments, location) = unsafe { (get!(scratch.arguments), get!(scratch.record.location)) };
     // SAFETY: likewise.
@@ -114,7 +91,7 @@ const MAX_ENTRIES: u64 = 1024;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule_hook() -> u64 {
-    let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    let (Some(config), Some(scratch)) = (RULES.get(0), scratch::packet()) else { return 0 };
     let site = &config.hook_site;
     // SAFETY: the scratch space is this CPU's.
     let (arguments, location) = unsafe { (get!(scratch.arguments), get!(scratch.record.location)) };
@@ -163,7 +140,7 @@ extern "C" fn rule_hook() -> u64 {
 /// Looks which rule it was, or what else.
 #[inline(always)]
 pub fn identify() {
-    let Some(scratch) = drop::scratch() else { return };
+    let Some(scratch) = scratch::packet() else { return };
     // SAFETY: the scratch space is this CPU's.
     let cause = unsafe { get!(scratch.record.key.cause) };
     if cause == Cause::Netfilter as u8 && rule_identify() == 0 {
@@ -179,7 +156,7 @@ pub fn identify() {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule_refuser() -> u64 {
-    let Some(scratch) = drop::scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's; the helper only returns a number.
     unsafe {
         if queued(get!(scratch.record.location)) == Some(Queued::Refused) {
@@ -241,7 +218,7 @@ extern "C" fn rule_frame_word(arguments: u64, proof: u32, index: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule_prove() -> u64 {
-    let (Some(config), Some(scratch)) = (RULES.get(0), drop::scratch()) else { return 0 };
+    let (Some(config), Some(scratch)) = (RULES.get(0), scratch::packet()) else { return 0 };
     // SAFETY: the scratch space is this CPU's, and only one packet of a proof is under way.
     unsafe {
         let arguments = get!(scratch.arguments);

@@ -11,10 +11,10 @@ use observer_ebpf::{
 };
 
 use super::{
-    drop::{Scratch, get, put},
     layout::{address, field},
     link::{self, Link},
     read::{Probe, Reader},
+    scratch::{Packet, get, put},
 };
 
 /// Low bit of `skb->_skb_refdst`: the reference is not counted.
@@ -166,7 +166,7 @@ impl Skb {
     /// # Safety
     /// The scratch space must be this CPU's.
     #[inline(always)]
-    pub unsafe fn linear<R: Reader>(&self, scratch: *mut Scratch) -> (u64, u64) {
+    pub unsafe fn linear<R: Reader>(&self, scratch: *mut Packet) -> (u64, u64) {
         // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
         // SAFETY: the scratch space is this CPU's.
         let head: u64 = unsafe {

@@ -9,9 +9,9 @@ use observer_ebpf::{
 };
 
 use super::{
-    drop::{self, Scratch, get, put},
     layout::field,
     read::{Probe, Reader},
+    scratch::{self, Packet, get, put},
 };
 
 /// `TCP_TIME_WAIT` and `TCP_NEW_SYN_RECV`: states of the smaller socket structs, which share only the first part with a
@@ -71,7 +71,7 @@ pub fn inode(socket: u64) -> u64 {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Scratch) {
+pub unsafe fn describe<R: Reader>(sk: u64, scratch: *mut Packet) {
     // SAFETY: the caller's promise.
     unsafe {
         put!(scratch.sk, sk);
@@ -134,7 +134,7 @@ pub fn describe_one() {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sock_one() -> u64 {
-    let Some(scratch) = drop::scratch() else { return 0 };
+    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     unsafe {
         let (skb, sk): (u64, u64) = (get!(scratch.skb), get!(scratch.sk));

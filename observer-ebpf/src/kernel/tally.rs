@@ -14,8 +14,10 @@ use observer_ebpf::abi::{Counted, Counter, DropKey, DropRecord, MAX_COARSE_KEYS,
 
 use super::{
     counters::count,
-    drop::{Scratch, capture, get, put},
-    owner, sock,
+    drop::capture,
+    owner,
+    scratch::{Packet, get, put},
+    sock,
 };
 
 /// Bytes of the ring: several thousand records.
@@ -64,7 +66,7 @@ enum Tallied {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn tally(scratch: *mut Scratch) {
+pub unsafe fn tally(scratch: *mut Packet) {
     let epoch = EPOCH.get(0).copied().unwrap_or(0);
     // SAFETY: the caller's promise.
     unsafe {
@@ -85,7 +87,7 @@ pub unsafe fn tally(scratch: *mut Scratch) {
 }
 
 #[inline(always)]
-unsafe fn bump<const KEYS: usize>(counts: &PerCpuHashMap<DropKey, Counted, KEYS>, scratch: *mut Scratch) -> Tallied {
+unsafe fn bump<const KEYS: usize>(counts: &PerCpuHashMap<DropKey, Counted, KEYS>, scratch: *mut Packet) -> Tallied {
     // SAFETY: the caller's promise; a value is this CPU's own.
     unsafe {
         let key = &(*scratch).record.key;
@@ -117,7 +119,7 @@ unsafe fn bump<const KEYS: usize>(counts: &PerCpuHashMap<DropKey, Counted, KEYS>
 
 /// Leaves out where to: what remains is who, and of what kind.
 #[inline(always)]
-unsafe fn coarsen(scratch: *mut Scratch) {
+unsafe fn coarsen(scratch: *mut Packet) {
     // SAFETY: the scratch space is this CPU's.
     unsafe {
         put!(scratch.record.key.sent.source, [0; 16]);
@@ -149,7 +151,7 @@ unsafe fn coarsen(scratch: *mut Scratch) {
 
 /// The first packet of a key, whole.
 #[inline(always)]
-unsafe fn hand_over(scratch: *mut Scratch) {
+unsafe fn hand_over(scratch: *mut Packet) {
     let Some(pace) = PACE.get_ptr_mut(0) else { return };
     // SAFETY: both pointers are to this CPU's slots.
     unsafe {

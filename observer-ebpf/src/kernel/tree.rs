@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::abi::{KernelFilter, Member, TICK_NS, Task};
 
-use super::filter::{listed, word};
+use super::asked::{listed, word};
 
 /// Processes that are known; a host that runs more has the rest told apart by user space.
 const MAX_PROCESSES: usize = 1 << 16;

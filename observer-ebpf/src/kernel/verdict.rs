@@ -9,8 +9,8 @@ use observer_ebpf::abi::{FRAME_WORDS, FRAMES_OF_VERDICT, FrameWord, MAX_PROOFS, 
 
 use super::{
     layout::field,
+    proof::{PROOFS, RULES, is_proof, word},
     read::{Probe, Reader},
-    rule::{PROOFS, RULES, is_proof, word},
     time::boot_ns,
 };
 

@@ -7,6 +7,7 @@ pub mod host;
 pub mod live;
 pub mod profiles;
 pub mod proxy;
+pub mod resolve;
 pub mod unit;
 
 use std::{collections::BTreeMap, net::IpAddr};

@@ -50,9 +50,6 @@ pub struct Profile {
     pub source: String,
     /// When that was read: `2026-08`.
     pub as_of: String,
-    /// What is to be known of it.
-    #[serde(default)]
-    pub note: Option<String>,
     /// What differs from host to host.
     #[serde(default)]
     variables: BTreeMap<String, Variable>,

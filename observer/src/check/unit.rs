@@ -1,11 +1,15 @@
 //! A unit of systemd that would send, as its manager says: where its processes are, as whom they run, which addresses they may reach.
 
-use std::{collections::HashMap, process::Command};
+use std::{collections::HashMap, os::unix::fs::MetadataExt};
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
+use procfs::process::Process;
 
-use crate::model::{AddressLists, Later};
+use crate::{
+    confinement::programs,
+    model::{AddressLists, Later},
+};
 
 /// What is asked of the manager.
 const PROPERTIES: &str = "Id,LoadState,ActiveState,ControlGroup,Slice,User,Group,MainPID,PrivateNetwork,NetworkNamespacePath,\
@@ -60,11 +64,32 @@ impl Unit {
     }
 }
 
+impl Unit {
+    /// Inode number of the network namespace of its main process, if that still is the unit's: its number may be another process's
+    /// by now.
+    pub fn netns(&self) -> Result<Option<u32>> {
+        let Some(pid) = self.pid.and_then(|pid| i32::try_from(pid).ok()) else { return Ok(None) };
+        let gone = || format!("the main process of {} has ended", self.name);
+        // An open folder of /proc stays this process's.
+        let process = Process::new(pid).with_context(gone)?;
+        let number = process.open_relative("ns/net").map(|namespace| namespace.metadata().map(|meta| meta.ino()));
+        let number = number.with_context(gone)?.with_context(gone)?;
+        let cgroups = process.cgroups().with_context(gone)?;
+        let is_its = |path: &String| {
+            // In a namespace of control groups they are relative.
+            let is_relative = path.starts_with("/..");
+            is_relative || self.cgroup.as_ref().is_none_or(|of| path == of || path.starts_with(&format!("{of}/")))
+        };
+        let mut unified = cgroups.0.iter().filter(|cgroup| cgroup.hierarchy == 0).map(|cgroup| &cgroup.pathname);
+        ensure!(unified.all(is_its), "{}", gone());
+        Ok(u32::try_from(number).ok())
+    }
+}
+
 /// Properties of a unit, by name.
 fn show(name: &str) -> Result<HashMap<String, String>> {
-    let output = Command::new("systemctl")
+    let output = programs::command("systemctl")?
         .args(["show", "--no-pager", "--property", PROPERTIES, "--", name])
-        .env("LC_ALL", "C")
         .output()
         .context("cannot run systemctl")?;
     let said = String::from_utf8_lossy(&output.stderr);

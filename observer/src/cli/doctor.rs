@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use super::Exit;
-use crate::{doctor, model::Status, output::doctor as render, privilege::Helper};
+use crate::{doctor, model::Status, privilege::Helper, render::doctor as render};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -4,7 +4,6 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -12,8 +11,10 @@ use ipnet::IpNet;
 
 use super::exit::UsageError;
 use crate::{
-    enrich::users::Users,
-    model::{DestinationFilter, Filter, parse_action, parse_cause, parse_transport},
+    attribute::users::Users,
+    check::resolve,
+    confinement::programs,
+    model::{Action, Cause, DestinationFilter, Filter, parse_action, parse_cause, parse_protocol},
 };
 
 /// Where `ip netns add` keeps its names.
@@ -48,14 +49,15 @@ pub struct Filters {
     #[arg(long)]
     port: Vec<u16>,
     /// Packets of this protocol: tcp, udp, icmp, ipv6-icmp, sctp or a number.
-    #[arg(long, value_parser = parse_transport)]
-    proto: Vec<String>,
-    /// What decided: netfilter, cgroup or tc; or a full queue.
+    #[arg(long, value_parser = parse_protocol)]
+    proto: Vec<u8>,
+    /// What decided: netfilter, conntrack, nat, nfqueue, netfilter-bpf, lsm, cgroup, tc; or queue, a full one.
     #[arg(long, value_parser = parse_cause)]
-    cause: Vec<String>,
-    /// What happened: egress-blocked, egress-dropped or egress-hanging.
+    cause: Vec<Cause>,
+    /// What happened: egress-blocked, egress-dropped, egress-hanging; or news of what was told: egress-rule, egress-fix,
+    /// egress-restored, ruleset-changed.
     #[arg(long, value_parser = parse_action)]
-    action: Vec<String>,
+    action: Vec<Action>,
     /// Network namespace: all, the path of one, or a name that `ip netns` knows.
     #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
     netns: String,
@@ -74,7 +76,7 @@ impl Filters {
             containers: container,
             destinations: dst.iter().map(|text| destination(text)).collect::<Result<_>>()?,
             ports: port,
-            transports: proto,
+            protocols: proto,
             causes: cause,
             actions: action,
             netns: namespace(&netns)?,
@@ -96,7 +98,7 @@ fn destination(text: &str) -> Result<DestinationFilter> {
             UsageError { sentence, hint: "write 203.0.113.10, 203.0.113.0/24 or install.example.com".into() }.into()
         );
     }
-    let addresses = crate::enrich::resolve::addresses(text).map_err(|error| UsageError {
+    let addresses = resolve::addresses(text).map_err(|error| UsageError {
         sentence: format!("cannot resolve `{text}` to filter by it: {error:#}"),
         hint: "filter by address or network instead, or watch without this filter: a blocked resolver is shown too"
             .into(),
@@ -117,15 +119,17 @@ fn real_path(path: String) -> String {
     std::fs::canonicalize(&path).ok().and_then(|real| real.into_os_string().into_string().ok()).unwrap_or(path)
 }
 
-fn user_id(text: &str) -> Result<String> {
-    if text.parse::<u32>().is_ok() {
-        return Ok(text.to_owned());
+fn user_id(text: &str) -> Result<u32> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
     }
-    let id = Users::default().id(text).ok_or_else(|| UsageError {
-        sentence: format!("there is no user `{text}` in /etc/passwd"),
-        hint: format!("give the number of a user from elsewhere, as `id -u {text}` prints it"),
-    })?;
-    Ok(id.to_string())
+    Users::default().id(text).ok_or_else(|| {
+        UsageError {
+            sentence: format!("there is no user `{text}` in /etc/passwd"),
+            hint: format!("give the number of a user from elsewhere, as `id -u {text}` prints it"),
+        }
+        .into()
+    })
 }
 
 /// Number of a group by its name or number; asks `getent`, which knows groups of directories too.
@@ -133,7 +137,7 @@ pub(super) fn group(text: &str) -> Result<u32> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
-    let output = Command::new("getent").args(["group", "--", text]).output().context("cannot run getent")?;
+    let output = programs::command("getent")?.args(["group", "--", text]).output().context("cannot run getent")?;
     let entry = String::from_utf8_lossy(&output.stdout);
     let number = entry.trim().split(':').nth(2).and_then(|number| number.parse().ok());
     number.ok_or_else(|| {

@@ -9,14 +9,17 @@ mod run;
 mod session;
 mod watch;
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 
-use crate::output::notice::say;
+use crate::{render::escape::escape, sink::notice::say_within};
 pub use exit::Exit;
+
+/// How long stderr is waited for at the end: whoever reads it may have stopped.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Who blocked my connection? This process, this destination, this rule.
 ///
@@ -65,6 +68,7 @@ pub fn run() -> Exit {
         }
     };
     start_log(cli.verbose);
+    crate::render::remember_who_started();
     let result = match cli.command {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
         Some(Command::Run(args)) => run::run(&args, cli.verbose),
@@ -73,7 +77,7 @@ pub fn run() -> Exit {
         None => overview::run(cli.verbose),
     };
     result.unwrap_or_else(|error| {
-        say(&format!("observer: {error:#}"));
+        say_within(&format!("observer: {error:#}"), LAST_WORDS);
         exit::of(&error)
     })
 }
@@ -90,7 +94,13 @@ fn start_log(verbose: u8) {
         2 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     };
-    env_logger::Builder::new().filter_level(level).format_target(false).init();
+    let mut logger = env_logger::Builder::new();
+    logger.filter_level(level).format_target(false);
+    if verbose == 0 {
+        // What is said without being asked for looks like every other notice.
+        logger.format(|buffer, record| writeln!(buffer, "observer: {}", escape(&record.args().to_string())));
+    }
+    logger.init();
 }
 
 /// How much the BPF half may say: an `aya_log` level, 0 for nothing.

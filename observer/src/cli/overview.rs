@@ -16,16 +16,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Cli, Exit, session::Session};
 use crate::{
-    enrich::{host::Identity, rules::Allowed},
-    model::{Change, Event, Filter, Summary},
-    output::{
-        Output,
-        overview::{self, Standing},
-        terminal::Terminal,
-    },
-    pipeline::{Ended, Limits},
+    attribute::host::Identity,
+    explain::rules::Allowed,
+    incident::Snapshot,
+    model::{Coverage, Filter, Line},
     privilege::Helper,
     probe::attach::check_privilege,
+    render::overview::{self, Standing},
+    service::{Ended, Limits},
+    sink::{Sink, fan::Outlet, terminal::Terminal},
 };
 
 /// How long it looks for what is blocked.
@@ -38,7 +37,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     }
     let mut helper = Helper::start()?;
     let standing = Standing {
-        host: Identity::read().host,
+        host: Identity::read().reporter.host,
         firewalls: helper.firewalls(None).map_err(|error| error.to_string()).and_then(|firewalls| firewalls),
         denies: helper.denies().map_err(|error| error.to_string()).and_then(|denies| denies),
     };
@@ -50,11 +49,13 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         result => result.context("cannot write the output")?,
     }
     // A fix would come too late for this screen.
-    let allowed = Allowed { enters_cgroups: true, finds_fixes: false };
+    let allowed = Allowed { replays: true, enters_cgroups: true, finds_fixes: false, first: None };
     let session = Session::attach(helper, Filter::default(), allowed, verbose)?;
     let found = Arc::new(AtomicBool::new(false));
     let output = Watched { inner: Terminal::new(screen, zone, false, None), found: Arc::clone(&found) };
-    let run = session.confined(Box::new(output), Limits::default(), true, &[]);
+    let outlets = vec![Outlet { name: "the output", sink: Box::new(output), is_needed: true }];
+    let limits = Limits { count: None, counts: |_| false };
+    let run = session.confined(outlets, limits, true, &[]);
     let until = async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         tokio::select! {
@@ -64,7 +65,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         Ok(())
     };
     match run.run(|| Ok(()), until)? {
-        Ended::Clean(_) => {
+        Ended::Clean(..) => {
             // A reader that is gone by now has read what mattered.
             let _ = overview::next(&mut anstream::AutoStream::auto(io::stdout()), found.load(Ordering::Acquire));
         }
@@ -74,27 +75,22 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
 }
 
 /// Notes whether there was anything to tell.
-struct Watched<O> {
-    inner: O,
+struct Watched<S> {
+    inner: S,
     found: Arc<AtomicBool>,
 }
 
-impl<O: Output> Output for Watched<O> {
-    fn event(&mut self, event: &Event) -> io::Result<bool> {
-        let shown = self.inner.event(event)?;
-        self.found.fetch_or(shown, Ordering::AcqRel);
-        Ok(shown)
+impl<S: Sink> Sink for Watched<S> {
+    fn take(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
+        self.found.fetch_or(line.is_event(false), Ordering::AcqRel);
+        self.inner.take(line, story)
     }
 
-    fn change(&mut self, change: &Change) -> io::Result<()> {
-        self.inner.change(change)
+    fn tick(&mut self) -> io::Result<Option<Duration>> {
+        self.inner.tick()
     }
 
-    fn idle(&mut self) -> io::Result<bool> {
-        self.inner.idle()
-    }
-
-    fn finish(&mut self, summary: &Summary) -> io::Result<()> {
-        self.inner.finish(summary)
+    fn finish(&mut self, line: &Line, coverage: &Coverage) -> io::Result<()> {
+        self.inner.finish(line, coverage)
     }
 }

@@ -9,7 +9,10 @@ use std::{
         fs::{OpenOptionsExt, fchown},
     },
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,18 +23,21 @@ use tokio::{
     sync::Notify,
 };
 
-use super::{Exit, exit::UsageError, filters, session::Session, watch::anything_lost};
+use super::{Exit, LAST_WORDS, exit::UsageError, filters, session::Session, watch::anything_lost};
 use crate::{
-    enrich::{proc, redact, rules::Allowed},
+    attribute::redact,
+    explain::rules::Allowed,
     launch::{self, Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
     model::Filter,
-    output::{
-        notice::{self, say},
-        verdict::{Findings, Form, Subject, Verdict},
-    },
-    pipeline::{Ended, Limits},
-    privilege::Helper,
+    privilege::{Helper, proc},
     probe::Tree,
+    service::{Ended, Limits},
+    sink::{
+        fan::{Failed, Outlet},
+        jsonl::JsonLines,
+        notice::{self, say, say_within},
+        run::{Findings, Form, Subject, Verdict},
+    },
 };
 
 /// What is denied to daemons that the command woke comes late.
@@ -73,6 +79,9 @@ pub(super) struct Args {
     /// such rules are then named by what was seen alone.
     #[arg(long)]
     no_cgroup_replay: bool,
+    /// Make no private copy of the rules: rules are named by what was seen alone, and no fix is looked for.
+    #[arg(long)]
+    no_replay: bool,
     /// Do not look for the command that lets through what was blocked: nothing is tried in a private copy then.
     #[arg(long)]
     no_fix: bool,
@@ -112,7 +121,12 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let command = if args.no_redact { words } else { redact::redact(&words) };
     let netns = filters::namespace(&args.netns)?;
     let filter = Filter { netns, follow: Some(launcher.pid()), ..Filter::default() };
-    let allowed = Allowed { enters_cgroups: !args.no_cgroup_replay, finds_fixes: !args.no_fix };
+    let allowed = Allowed {
+        replays: !args.no_replay,
+        enters_cgroups: !args.no_cgroup_replay,
+        finds_fixes: !args.no_fix && !args.no_replay,
+        first: Some(launcher.pid()),
+    };
     let mut session = Session::attach(helper, filter, allowed, verbose)?;
     let ready = session.ready_line();
     let tree = session.tree()?;
@@ -124,15 +138,26 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     }
     let report = form.zip(report?.map(BufWriter::new));
     let findings = Arc::new(Findings::default());
-    let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), events, report };
-    let output = Verdict::new(notice::stderr(), subject, Arc::clone(&findings));
+    let reporter = session.reporter().clone();
+    let mut outlets = Vec::new();
+    // A full disk must not end what watches a command: it is said at the end.
+    outlets.extend(events.map(|file| Outlet {
+        name: "the file of the events",
+        sink: Box::new(JsonLines::new(file, reporter.clone())),
+        is_needed: false,
+    }));
+    let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), report, reporter };
+    let verdict = Verdict::new(notice::stderr(), subject, Arc::clone(&findings));
+    outlets.push(Outlet { name: "the verdict", sink: Box::new(verdict), is_needed: false });
+    let limits = Limits { count: None, counts: |_| false };
     // The command may be another user's, and signals are passed on to it.
-    let mut run = session.confined(Box::new(output), Limits::default(), !args.no_redact, &[Capability::CAP_KILL]);
+    let mut run = session.confined(outlets, limits, !args.no_redact, &[Capability::CAP_KILL]);
+    let news = Arc::clone(&run.news);
     // Nothing of the command can hang yet.
     run.hanging.clear();
     let running = Arc::new(OnceLock::new());
     let started = Notify::new();
-    let until = until(args, &findings, &running, &started, &tree);
+    let until = until(args, &findings, &news, &running, &started, &tree);
     let ended = run.run(
         || {
             say(&ready);
@@ -143,9 +168,14 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
         until,
     );
     let account = match (ended, running.get()) {
-        (Ok(Ended::Clean(account)), _) => Some(*account),
+        (Ok(Ended::Clean(account, failed)), _) => {
+            for Failed { name, error, .. } in failed {
+                say_within(&format!("observer: {name} is not complete: {error}"), LAST_WORDS);
+            }
+            Some(*account)
+        }
         (Ok(Ended::ClosedPipe | Ended::Stuck), _) => {
-            say("observer: what was observed could not be told to the end");
+            say_within("observer: what was observed could not be told to the end", LAST_WORDS);
             None
         }
         (Err(error), None) => return Err(error),
@@ -173,6 +203,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
 async fn until(
     args: &Args,
     findings: &Findings,
+    news: &AtomicBool,
     running: &OnceLock<Running>,
     started: &Notify,
     tree: &Tree,
@@ -204,7 +235,7 @@ async fn until(
     }
     // A fix that is being tried is worth a moment more.
     let known = async {
-        while findings.waits.load(Ordering::Acquire) {
+        while news.load(Ordering::Acquire) {
             tokio::time::sleep(STEP).await;
         }
     };

@@ -7,6 +7,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
     },
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
@@ -16,26 +17,28 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{exit, kernel_log_level};
 use crate::{
+    attribute::{Attribution, Owners, host::Identity, owner::Lives, processes::Processes},
+    confinement::process::confine,
     doctor,
-    enrich::{
-        assemble::Assembler,
-        attribute::{Attributor, Lives},
-        changes::{Changes, Listening},
-        host::{Identity, boot_ns},
-        proc,
-        processes::Processes,
+    explain::{
+        Explainer,
+        changes::Changes,
         rules::{Allowed, Rules},
     },
+    incident::Incidents,
     intake::hanging,
-    model::{Degraded, Facts, Filter, Hanging},
-    output::Output,
-    pipeline::{Limits, Run, modules},
-    privilege::{Helper, confine},
+    kernel::clock::boot_ns,
+    model::{Degraded, Facts, Filter, Hanging, Reporter},
+    privilege::{Helper, Listening, proc},
     probe::{Awaited, Probes, Tree},
+    service::{Limits, Rooms, Run, modules},
+    sink::fan::Outlet,
 };
 
 /// Attached, and still with all privileges.
 pub(super) struct Session {
+    identity: Identity,
+    allowed: Allowed,
     helper: Helper,
     filter: Filter,
     probes: Probes,
@@ -69,7 +72,10 @@ impl Session {
         // Nothing is replayed where it would be seen.
         let watched = filter.netns.or_else(own_netns);
         let own = probes.own_namespaces().map_err(|error| format!("{error:#}"));
-        let replayed = own.and_then(|own| helper.keep_own_namespaces(own, watched));
+        // The first copy is made before anything is blocked there.
+        let copied = watched.filter(|_| allowed.replays);
+        let replayed =
+            own.and_then(|own| helper.keep_own_namespaces(own, copied)).map(|possible| possible && allowed.replays);
         if let Err(why) = &replayed {
             log::warn!("packets are not replayed: {why}");
         }
@@ -79,7 +85,10 @@ impl Session {
         let (begun, listening) = unbounded_channel();
         let mut changes = Changes::new(begun);
         if let Some(netns) = watched {
-            changes.adopt(netns, &mut helper);
+            match helper.listen(netns) {
+                Ok(listening) => changes.hear(listening),
+                Err(why) => log::debug!("changes of rules in namespace {netns} are not heard: {why}"),
+            }
         }
         let since_ns = boot_ns();
         let degraded = doctor::shortcomings(&probes);
@@ -106,6 +115,8 @@ impl Session {
             all.into_iter().for_each(|facts| processes.seed(facts));
         }
         Ok(Self {
+            identity: Identity::read(),
+            allowed,
             helper,
             filter,
             probes,
@@ -125,6 +136,11 @@ impl Session {
         })
     }
 
+    /// What lines say of this host.
+    pub(super) fn reporter(&self) -> &Reporter {
+        &self.identity.reporter
+    }
+
     /// Processes that live in the trees that are kept track of; once.
     pub(super) fn tree(&mut self) -> Result<Tree> {
         self.probes.take_tree()
@@ -133,7 +149,7 @@ impl Session {
     /// Gives up every privilege but the capabilities in `keep`; then it can run.
     pub(super) fn confined(
         mut self,
-        output: Box<dyn Output>,
+        outlets: Vec<Outlet>,
         limits: Limits,
         redact: bool,
         keep: &[Capability],
@@ -141,15 +157,21 @@ impl Session {
         if let Err(error) = self.helper.hurry() {
             log::debug!("{error:#}");
         }
-        let attributor = Attributor::new(self.helper, self.processes, self.lives, self.since_ns);
+        let owners = Owners::new(self.helper, self.processes, self.lives, self.since_ns);
         let reasons = std::mem::take(&mut self.probes.reasons);
         let mut awaited = self.awaited;
         let tell =
             Box::new(move |key: &_, is_awaited| awaited.set(key, is_awaited).map_err(|error| format!("{error:#}")));
-        let assembler = Assembler::new(Identity::read(), reasons, attributor, self.rules, self.changes, tell, redact);
-        match confine(keep, || self.probes.totals().is_ok()) {
+        let rooms = Rooms {
+            attribution: Attribution::new(self.identity, reasons, owners, redact),
+            explainer: Explainer::new(self.rules),
+            changes: self.changes,
+            incidents: Incidents::new(self.allowed.finds_fixes, self.allowed.first),
+            tell,
+        };
+        match confine(keep, false, || self.probes.totals().is_ok()) {
             Ok(confined) => {
-                log::debug!("confined: {confined:?}");
+                log::debug!("confined; kept: {:?}", confined.kept);
                 if let Some(why) = confined.still_root {
                     self.degraded.push(Degraded {
                         what: "privileges".to_owned(),
@@ -170,8 +192,9 @@ impl Session {
             filling: self.filling,
             listening: self.listening,
             modules: self.modules,
-            assembler,
-            output,
+            rooms,
+            outlets,
+            news: Arc::default(),
             filter: self.filter,
             limits,
             degraded: self.degraded,

@@ -11,11 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Format, filters, session::Session};
 use crate::{
-    enrich::rules::Allowed,
-    model::Account,
-    output::{Output, json::JsonLines, live::Live, notice::say, terminal::Terminal},
-    pipeline::{Ended, Limits},
+    explain::rules::Allowed,
+    model::{Account, Degraded},
     privilege::Helper,
+    service::{Ended, Limits},
+    sink::{Sink, fan::Outlet, jsonl::JsonLines, live::Live, notice::say, terminal::Terminal},
 };
 
 /// Bytes collected before a write, when much happens at once.
@@ -47,6 +47,9 @@ pub(super) struct Args {
     /// such rules are then named by what was seen alone.
     #[arg(long)]
     no_cgroup_replay: bool,
+    /// Make no private copy of the rules: rules are named by what was seen alone, and no fix is looked for.
+    #[arg(long)]
+    no_replay: bool,
     /// Do not look for the command that lets through what was blocked: nothing is tried in a private copy then.
     #[arg(long)]
     no_fix: bool,
@@ -56,11 +59,18 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     // The helper first: it is forked, and that takes a process with one thread.
     let helper = Helper::start()?;
     let filter = args.filters.plan()?;
-    let allowed = Allowed { enters_cgroups: !args.no_cgroup_replay, finds_fixes: !args.no_fix };
+    let allowed = Allowed {
+        replays: !args.no_replay,
+        enters_cgroups: !args.no_cgroup_replay,
+        finds_fixes: !args.no_fix && !args.no_replay,
+        first: None,
+    };
     let session = Session::attach(helper, filter, allowed, verbose)?;
     let zone = TimeZone::system();
-    let output: Box<dyn Output> = match args.output {
-        Format::Json => Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()))),
+    let sink: Box<dyn Sink> = match args.output {
+        Format::Json => {
+            Box::new(JsonLines::new(BufWriter::with_capacity(BUFFER, io::stdout()), session.reporter().clone()))
+        }
         Format::Human => {
             let styled = anstream::AutoStream::auto(io::stdout());
             let live = Live::of_stdout(styled.current_choice() != anstream::ColorChoice::Never);
@@ -75,7 +85,16 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
             ready.push_str(" · Ctrl-C ends");
         }
     }
-    let run = session.confined(output, Limits { count: args.count }, !args.no_redact, &[]);
+    let limits = Limits {
+        count: args.count,
+        counts: match (args.output, args.all) {
+            (Format::Json, _) => |_| true,
+            (Format::Human, true) => |line| line.is_event(true),
+            (Format::Human, false) => |line| line.is_event(false),
+        },
+    };
+    let outlets = vec![Outlet { name: "the output", sink, is_needed: true }];
+    let run = session.confined(outlets, limits, !args.no_redact, &[]);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
@@ -94,8 +113,8 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         until,
     )?;
     match ended {
-        Ended::Clean(account) if args.strict && anything_lost(&account) => Ok(Exit::Lost),
-        Ended::Clean(_) | Ended::ClosedPipe => Ok(Exit::Done),
+        Ended::Clean(account, _) if args.strict && anything_lost(&account) => Ok(Exit::Lost),
+        Ended::Clean(..) | Ended::ClosedPipe => Ok(Exit::Done),
         Ended::Stuck => anyhow::bail!(
             "the output takes nothing, so the end of the events and the account are not written\nhint: whatever reads \
              observer's output has stopped; let it go on, or write to a file"
@@ -112,5 +131,6 @@ async fn after(duration: Option<Duration>) {
 }
 
 pub(super) fn anything_lost(account: &Account) -> bool {
-    account.lost.total() > 0 || account.missed_max > 0
+    let has_gap = account.degraded.iter().any(|degraded| degraded.what == Degraded::HELPER);
+    account.lost.total() > 0 || account.missed_max > 0 || has_gap
 }

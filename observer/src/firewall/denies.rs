@@ -12,7 +12,7 @@ use super::{
     legacy,
     netfilter::{DROP, family, hook},
     nft::{Chain, Rule, Verdict},
-    ruleset::Ruleset,
+    ruleset::{MAX_BYTES, Ruleset},
 };
 use crate::model::{self, Backend, Statement, WantedRule};
 
@@ -58,7 +58,7 @@ pub struct Denies {
 
 /// Reads the namespace of the calling thread; files of front ends are looked for below `roots`.
 pub fn read(patience: Duration, roots: &mut dyn FnMut() -> Vec<Root>) -> Result<Denies> {
-    let mut ruleset = if nftables_in_use() { Some(Ruleset::read()?) } else { None };
+    let mut ruleset = if nftables_in_use() { Some(Ruleset::read(MAX_BYTES)?) } else { None };
     let mut denies = ruleset.as_ref().map_or_else(Denies::default, |ruleset| walk(ruleset.chains(), ruleset.all()));
     let legacy = legacy::tables()?;
     for table in &legacy {

@@ -3,15 +3,12 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fs::File,
     io::Read,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::channel,
-    },
+    sync::{Arc, Mutex, PoisonError, mpsc::channel},
     thread,
     time::Duration,
 };
@@ -28,13 +25,41 @@ const MAX_KEPT: usize = 32 << 20;
 
 /// A file that takes longer is not waited for: a file system may be another program, or another host, which does not answer.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Threads that wait for such a file at most; while there are so many no other file is read.
+/// The same for a whole folder.
+const KEEPING: Duration = Duration::from_secs(2);
+/// Folders in folders that are kept.
+const MAX_DEPTH: usize = 12;
+/// Threads that wait for such a file at most, of one mount namespace and of all; while there are so many no other file is read there.
 const MAX_STUCK: usize = 4;
-static READING: AtomicUsize = AtomicUsize::new(0);
+const MAX_ALL_STUCK: usize = 32;
+/// Threads that read, by the mount namespace's inode number: 0 is the host's own, which is not counted with the others.
+static READING: Mutex<BTreeMap<u64, usize>> = Mutex::new(BTreeMap::new());
+
+/// One more thread reads there; false where too many do.
+fn begin_reading(mounts: u64) -> bool {
+    let mut reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
+    let others: usize = reading.iter().filter(|(of, _)| **of != 0).map(|(_, count)| count).sum();
+    let here = reading.get(&mounts).copied().unwrap_or(0);
+    if here >= MAX_STUCK || mounts != 0 && others >= MAX_ALL_STUCK {
+        return false;
+    }
+    reading.insert(mounts, here + 1);
+    true
+}
+
+fn end_reading(mounts: u64) {
+    let mut reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
+    match reading.get_mut(&mounts) {
+        Some(count) if *count > 1 => *count -= 1,
+        _ => drop(reading.remove(&mounts)),
+    }
+}
 
 /// A root folder.
 pub struct Root {
     folder: Arc<OwnedFd>,
+    /// Inode number of its mount namespace; 0 for the host's own.
+    mounts: u64,
     /// A file of it was not there in time: nothing more is read.
     hangs: Cell<bool>,
 }
@@ -45,27 +70,35 @@ impl Root {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder =
             openat(CWD, path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self { folder: Arc::new(folder), hangs: Cell::new(false) })
+        Ok(Self { folder: Arc::new(folder), mounts: 0, hangs: Cell::new(false) })
+    }
+
+    /// That of another mount namespace, by its inode number.
+    pub fn of(folder: OwnedFd, mounts: u64) -> Self {
+        Self { folder: Arc::new(folder), mounts, hangs: Cell::new(false) }
+    }
+
+    /// The same once more.
+    pub fn again(&self) -> Self {
+        Self { folder: Arc::clone(&self.folder), mounts: self.mounts, hangs: Cell::new(self.hangs.get()) }
     }
 
     /// Text of a regular file in it: no link leads out of it, and neither a pipe nor a file system that hangs is waited for.
     pub fn read(&self, path: &str) -> Result<String> {
-        ensure!(
-            !self.hangs.get() && READING.load(Ordering::Relaxed) < MAX_STUCK,
-            "files there are not to be had in time"
-        );
         let (folder, own) = (Arc::clone(&self.folder), path.to_owned());
-        let (done, text) = channel();
-        READING.fetch_add(1, Ordering::Relaxed);
-        thread::spawn(move || {
-            let text = read(&folder, &own);
-            READING.fetch_sub(1, Ordering::Relaxed);
-            let _ = done.send(text);
-        });
-        text.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            self.hangs.set(true);
-            Err(anyhow::anyhow!("/{path} was not to be had in time"))
-        })
+        self.in_time(path, PATIENCE, move || read(&folder, &own))
+    }
+
+    /// What a path leads to in it: device and inode number.
+    pub fn place(&self, path: &str) -> Option<(u64, u64)> {
+        let (folder, own) = (Arc::clone(&self.folder), path.trim_start_matches('/').to_owned());
+        let place = move || {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let meta = fstat(openat2(folder.as_fd(), own, flags, Mode::empty(), inside)?)?;
+            Ok((meta.st_dev, meta.st_ino))
+        };
+        self.in_time(path, PATIENCE, place).ok()
     }
 }
 
@@ -73,8 +106,8 @@ impl Root {
 pub struct Kept {
     /// Where, from the root folder on.
     pub path: String,
-    /// Its permissions.
-    pub mode: u32,
+    /// Whoever reads it may execute it.
+    pub is_program: bool,
     /// What it is.
     pub content: Content,
 }
@@ -86,61 +119,88 @@ pub enum Content {
     File(String),
     /// A folder.
     Folder,
-    /// A link to this.
-    Link(String),
 }
 
 impl Root {
-    /// Everything in a folder but what is neither file, folder nor link; nothing where it is not there.
+    /// Every regular file and folder in a folder; nothing where it is not there. A link to a file is that file, if it is below the
+    /// same root folder; all else is left out.
     pub fn keep(&self, folder: &str) -> Result<Vec<Kept>> {
-        let mut kept = Vec::new();
-        self.keep_into(folder, &mut kept)?;
-        Ok(kept)
+        let (root, own) = (Arc::clone(&self.folder), folder.to_owned());
+        self.in_time(folder, KEEPING, move || {
+            let mut kept = Vec::new();
+            keep_into(&root, &own, &mut kept)?;
+            Ok(kept)
+        })
     }
 
-    fn keep_into(&self, folder: &str, kept: &mut Vec<Kept>) -> Result<()> {
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let path = folder.trim_start_matches('/');
-        let open = match openat2(self.folder.as_fd(), path, flags, Mode::empty(), inside) {
-            Ok(open) => open,
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {folder}")),
-        };
-        for entry in rustix::fs::Dir::read_from(&open)? {
-            let entry = entry?;
-            let name = entry.file_name().to_str().context("a file's name is no text")?;
-            if [".", ".."].contains(&name) {
-                continue;
-            }
-            let meta = rustix::fs::statat(&open, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
-            let (path, mode) = (format!("{folder}/{name}"), meta.st_mode & 0o7777);
-            ensure!(kept.len() < MAX_FILES, "there are more than {MAX_FILES} files in {folder}");
-            match FileType::from_raw_mode(meta.st_mode) {
-                FileType::Directory => {
-                    kept.push(Kept { path: path.clone(), mode, content: Content::Folder });
-                    self.keep_into(&path, kept)?;
-                }
-                FileType::RegularFile => {
-                    let text = self.read(&path)?;
-                    let all =
-                        kept.iter().map(|kept| if let Content::File(text) = &kept.content { text.len() } else { 0 });
-                    ensure!(
-                        all.sum::<usize>() + text.len() <= MAX_KEPT,
-                        "the files in {folder} are too long to be copied"
-                    );
-                    kept.push(Kept { path, mode, content: Content::File(text) });
-                }
-                FileType::Symlink => {
-                    let to = rustix::fs::readlinkat(&open, name, Vec::new())?;
-                    let to = to.into_string().ok().context("a link leads to what is no text")?;
-                    kept.push(Kept { path, mode, content: Content::Link(to) });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+    /// Does something with files by a thread that is given up when it takes too long: a file system may be another program, or
+    /// another host, which does not answer.
+    fn in_time<T: Send + 'static>(
+        &self,
+        path: &str,
+        limit: Duration,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mounts = self.mounts;
+        ensure!(!self.hangs.get() && begin_reading(mounts), "files there are not to be had in time");
+        let (done, result) = channel();
+        thread::spawn(move || {
+            let result = work();
+            end_reading(mounts);
+            let _ = done.send(result);
+        });
+        result.recv_timeout(limit).unwrap_or_else(|_| {
+            self.hangs.set(true);
+            Err(anyhow::anyhow!("/{} was not to be had in time", path.trim_start_matches('/')))
+        })
     }
+}
+
+fn keep_into(root: &OwnedFd, folder: &str, kept: &mut Vec<Kept>) -> Result<()> {
+    let open = match openat2(
+        root.as_fd(),
+        folder.trim_start_matches('/'),
+        OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    ) {
+        Ok(open) => open,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {folder}")),
+    };
+    let mut entries = 0;
+    for entry in rustix::fs::Dir::read_from(&open)? {
+        let entry = entry?;
+        let name = entry.file_name().to_str().context("a file's name is no text")?;
+        if [".", ".."].contains(&name) {
+            continue;
+        }
+        entries += 1;
+        ensure!(entries.max(kept.len()) < MAX_FILES, "there are more than {MAX_FILES} files in {folder}");
+        let meta = rustix::fs::statat(&open, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        let path = format!("{folder}/{name}");
+        match FileType::from_raw_mode(meta.st_mode) {
+            FileType::Directory => {
+                ensure!(path.split('/').count() < MAX_DEPTH, "{folder} is too deep to be copied");
+                kept.push(Kept { path: path.clone(), is_program: false, content: Content::Folder });
+                keep_into(root, &path, kept)?;
+            }
+            kind @ (FileType::RegularFile | FileType::Symlink) => {
+                let text = match read(root, &path) {
+                    Ok(text) => text,
+                    // It leads to a folder, or out of the root folder.
+                    Err(_) if kind == FileType::Symlink => continue,
+                    Err(error) => return Err(error),
+                };
+                let all = kept.iter().map(|kept| if let Content::File(text) = &kept.content { text.len() } else { 0 });
+                ensure!(all.sum::<usize>() + text.len() <= MAX_KEPT, "the files in {folder} are too long to be copied");
+                let is_program = kind == FileType::Symlink || meta.st_mode & 0o111 != 0;
+                kept.push(Kept { path, is_program, content: Content::File(text) });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn read(folder: &OwnedFd, path: &str) -> Result<String> {

@@ -7,78 +7,56 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    front_ends::OWNERS,
+    front_end::{self, Found, FrontEnd, IPTABLES, IPTABLES_LEGACY, NFTABLES, Seen, is_iptables},
     legacy,
     netfilter::{family, hook},
     nft::{self, Chain},
 };
 
-/// Tables that iptables-nft makes.
-const IPTABLES_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
-/// What its older tables are called here.
-const LEGACY: &str = "iptables-legacy";
-/// Base chains that iptables makes in them.
-const IPTABLES_CHAINS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-/// Tables of front ends that are recognised otherwise.
-const OWNED_TABLES: [&str; 4] = ["firewalld", "firewalld_policy_drop", "netavark", "f2b-table"];
-
-/// A program that manages rules, or rules that nobody known manages.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrontEnd {
-    /// Name, as operators know it.
-    pub name: String,
-    /// How it was recognised.
-    pub evidence: String,
-    /// It has rules in force; otherwise it is only configured.
-    pub active: bool,
-}
-
 /// The firewalls of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// All that were found.
-    pub front_ends: Vec<FrontEnd>,
+    pub front_ends: Vec<Found>,
     /// Where several have rules: the order in which they decide, by hook.
     pub order: Vec<String>,
 }
 
 impl Inventory {
     /// Front ends with rules in force.
-    pub fn active(&self) -> impl Iterator<Item = &FrontEnd> {
+    pub fn active(&self) -> impl Iterator<Item = &Found> {
         self.front_ends.iter().filter(|front_end| front_end.active)
     }
 }
 
 /// Reads the namespace of the calling thread and the host's configuration files.
 pub fn read() -> Result<Inventory> {
-    let chains = if nftables_in_use() { nft::chains()? } else { Vec::new() };
+    let chains = if nftables_in_use() { nft::CHAINS.ask(0)? } else { Vec::new() };
     // Ending with none where they cannot be read: then nothing is known of their chains.
     let tables = legacy::tables().unwrap_or_default();
     let of_legacy: Vec<Chain> = tables.iter().filter_map(|table| Some(table.as_nft().ok()?.0)).flatten().collect();
-    let legacy = legacy_tables();
-    let ufw_enabled = fs::read_to_string("/etc/ufw/ufw.conf").is_ok_and(|text| ufw_is_enabled(&text));
-    let front_ends = recognise(&chains, &of_legacy, &legacy, ufw_enabled);
-    let order = if front_ends.iter().filter(|front_end| front_end.active).count() > 1 {
+    let found = recognise(&chains, &of_legacy, &legacy_tables(), &|path| fs::read_to_string(path).ok());
+    let order = if found.iter().filter(|(_, found)| found.active).count() > 1 {
         ["output", "forward", "postrouting"]
             .into_iter()
-            .filter_map(|hook| order(&chains, &of_legacy, &front_ends, hook))
+            .filter_map(|hook| order(&chains, &of_legacy, &found, hook))
             .collect()
     } else {
         Vec::new()
     };
-    Ok(Inventory { front_ends, order })
+    Ok(Inventory { front_ends: found.into_iter().map(|(_, found)| found).collect(), order })
 }
 
 /// nftables is in this kernel, or its module is loaded. Asking for rules would load it.
 pub fn nftables_in_use() -> bool {
     fs::read_to_string("/proc/modules").is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nf_tables ")))
-        || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_chain"))
+        || crate::kernel::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_chain"))
 }
 
 /// What iptables-nft asks about is in this kernel, or loaded: asking would load it.
 pub fn has_compat() -> bool {
     fs::read_to_string("/proc/modules").is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nft_compat ")))
-        || crate::probe::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_xt_match_priv"))
+        || crate::kernel::btf::Btf::of_kernel().is_ok_and(|btf| btf.has_struct("nft_xt_match_priv"))
 }
 
 /// Names of the tables of iptables-legacy in the namespace of the calling thread.
@@ -89,71 +67,43 @@ fn legacy_tables() -> Vec<String> {
     names
 }
 
-fn ufw_is_enabled(text: &str) -> bool {
-    text.lines().any(|line| line.trim().eq_ignore_ascii_case("enabled=yes"))
-}
-
-/// iptables-nft's tables are of family ip or ip6, and their base chains have the names that iptables gives.
-pub(super) fn is_iptables(chain: &Chain) -> bool {
-    chain.hook.is_some()
-        && [family::IPV4, family::IPV6].contains(&chain.family)
-        && IPTABLES_TABLES.contains(&chain.table.as_str())
-        && IPTABLES_CHAINS.contains(&chain.name.as_str())
-}
-
-/// Fingerprints, from chain and table names. Pure.
-fn recognise(chains: &[Chain], of_legacy: &[Chain], legacy_tables: &[String], ufw_enabled: bool) -> Vec<FrontEnd> {
-    let chain = |prefix: &str| chains.iter().chain(of_legacy).find(|chain| chain.name.starts_with(prefix));
-    let table = |name: &str| chains.iter().find(|chain| chain.table == name);
-    let mut found = Vec::new();
-    match chain("ufw-") {
-        Some(chain) => found.push(active("ufw", format!("chain {}", chain.name))),
-        None if ufw_enabled => found.push(FrontEnd {
-            name: "ufw".to_owned(),
-            evidence: "enabled in /etc/ufw/ufw.conf, but none of its chains is there".to_owned(),
-            active: false,
-        }),
-        None => {}
-    }
-    if table("firewalld").is_some() {
-        found.push(active("firewalld", "table inet firewalld".to_owned()));
-    }
-    for (name, prefix) in OWNERS {
-        let known = found.iter().any(|front_end| front_end.name == name);
-        if let Some(chain) = chain(prefix).filter(|_| !known) {
-            found.push(active(name, format!("chain {}", chain.name)));
+/// Front ends that have rules there or are configured, each with how it was recognised. Pure, but for the files that `file` reads.
+fn recognise(
+    chains: &[Chain],
+    legacy_chains: &[Chain],
+    legacy_tables: &[String],
+    file: &dyn Fn(&str) -> Option<String>,
+) -> Vec<(&'static dyn FrontEnd, Found)> {
+    let mut found: Vec<Found> = Vec::new();
+    let mut all = Vec::new();
+    for front_end in front_end::ALL {
+        let seen = Seen { chains, legacy_chains, legacy_tables, file, found: &found };
+        if let Some(one) = front_end.recognise(&seen) {
+            found.push(one.clone());
+            all.push((*front_end, one));
         }
     }
-    if !legacy_tables.is_empty() {
-        found.push(active(LEGACY, format!("tables {}", legacy_tables.join(", "))));
-    }
-    let iptables = chains.iter().any(is_iptables);
-    if iptables && !found.iter().any(|front_end| front_end.active && front_end.name != LEGACY) {
-        found.push(active("iptables-nft", "tables of iptables in nftables".to_owned()));
-    }
-    let mut tables: Vec<&str> = chains
-        .iter()
-        .filter(|chain| chain.hook.is_some() && !is_iptables(chain))
-        .map(|chain| chain.table.as_str())
-        .collect();
-    tables.retain(|table| !OWNED_TABLES.contains(table));
-    tables.sort_unstable();
-    tables.dedup();
-    if !tables.is_empty() {
-        found.push(active("nftables", format!("tables of no known front end: {}", tables.join(", "))));
-    }
-    found
+    all
 }
 
 /// Who decides at a hook, one after the other, where that is more than one chain: `output: ufw (ip, ip6 filter OUTPUT),
 /// then nftables (inet t o)`.
-fn order(chains: &[Chain], of_legacy: &[Chain], front_ends: &[FrontEnd], hook: &str) -> Option<String> {
+fn order(
+    chains: &[Chain],
+    of_legacy: &[Chain],
+    found: &[(&'static dyn FrontEnd, Found)],
+    hook: &str,
+) -> Option<String> {
     // Whoever is known by chains that iptables' own lead to.
-    let by_iptables: Vec<&str> = front_ends
+    let by_iptables: Vec<&str> = found
         .iter()
-        .filter(|front_end| front_end.active && !["firewalld", "nftables", LEGACY].contains(&front_end.name.as_str()))
-        .map(|front_end| front_end.name.as_str())
+        .filter(|(front_end, found)| found.active && front_end.fills_iptables())
+        .map(|(_, found)| found.name.as_str())
         .collect();
+    let owner = |table: &str| {
+        let own = |front_end: &&&dyn FrontEnd| !front_end.fills_iptables() && front_end.tables().contains(&table);
+        front_end::ALL.iter().find(own).map(|front_end| front_end.name().to_owned())
+    };
     let is_here = |chain: &&Chain| chain.hook.and_then(|number| hook::name(chain.family, number)) == Some(hook);
     // Of equal priority the one that came later is asked first; they are listed as their tables came. When those of
     // iptables-legacy came, is not known.
@@ -163,13 +113,12 @@ fn order(chains: &[Chain], of_legacy: &[Chain], front_ends: &[FrontEnd], hook: &
     here.sort_by_key(|(chain, _)| chain.priority);
     let mut steps: Vec<(i32, String, String, Vec<&str>)> = Vec::new();
     for (chain, is_legacy) in here {
-        let owner = match chain.table.as_str() {
-            "firewalld" | "firewalld_policy_drop" => "firewalld".to_owned(),
-            _ if is_legacy => LEGACY.to_owned(),
-            _ if is_iptables(chain) && by_iptables.is_empty() => "iptables".to_owned(),
-            _ if is_iptables(chain) => by_iptables.join(" and "),
-            _ => "nftables".to_owned(),
-        };
+        let owner = owner(&chain.table).unwrap_or_else(|| match (is_legacy, is_iptables(chain)) {
+            (true, _) => IPTABLES_LEGACY.to_owned(),
+            (false, true) if by_iptables.is_empty() => IPTABLES.to_owned(),
+            (false, true) => by_iptables.join(" and "),
+            (false, false) => NFTABLES.to_owned(),
+        });
         let place = format!("{} {}", chain.table, chain.name);
         let (priority, family) = (chain.priority.unwrap_or(0), family::name(chain.family));
         match steps.last_mut() {
@@ -183,7 +132,7 @@ fn order(chains: &[Chain], of_legacy: &[Chain], front_ends: &[FrontEnd], hook: &
     let mut told = format!("{hook}: ");
     let mut before = None;
     for (priority, owner, place, mut families) in steps {
-        let is_legacy = owner == LEGACY;
+        let is_legacy = owner == IPTABLES_LEGACY;
         told.push_str(match before {
             None => "",
             // When which of them came, is not known.
@@ -195,10 +144,6 @@ fn order(chains: &[Chain], of_legacy: &[Chain], front_ends: &[FrontEnd], hook: &
         before = Some((priority, is_legacy));
     }
     Some(told)
-}
-
-fn active(name: &str, evidence: String) -> FrontEnd {
-    FrontEnd { name: name.to_owned(), evidence, active: true }
 }
 
 #[cfg(test)]
@@ -217,8 +162,17 @@ mod tests {
         }
     }
 
-    fn names(front_ends: &[FrontEnd]) -> Vec<(&str, bool)> {
-        front_ends.iter().map(|front_end| (front_end.name.as_str(), front_end.active)).collect()
+    fn nothing(_: &str) -> Option<String> {
+        None
+    }
+
+    /// ufw is configured.
+    fn enabled(path: &str) -> Option<String> {
+        (path == "/etc/ufw/ufw.conf").then(|| "ENABLED=yes\n".to_owned())
+    }
+
+    fn names<'a>(found: &'a [(&'static dyn FrontEnd, Found)]) -> Vec<(&'a str, bool)> {
+        found.iter().map(|(_, found)| (found.name.as_str(), found.active)).collect()
     }
 
     #[test]
@@ -228,21 +182,25 @@ mod tests {
             chain("filter", "ufw-user-output", false),
             chain("filter", "DOCKER-USER", false),
         ];
-        assert_eq!(names(&recognise(&chains, &[], &[], true)), [("ufw", true), ("docker", true)]);
+        assert_eq!(names(&recognise(&chains, &[], &[], &enabled)), [("ufw", true), ("docker", true)]);
         assert_eq!(
-            names(&recognise(&[chain("firewalld", "filter_OUTPUT", true)], &[], &[], false)),
+            names(&recognise(&[chain("firewalld", "filter_OUTPUT", true)], &[], &[], &nothing)),
             [("firewalld", true)]
         );
-        assert_eq!(names(&recognise(&[chain("t", "out", true)], &[], &[], false)), [("nftables", true)]);
-        assert_eq!(names(&recognise(&[chain("filter", "OUTPUT", true)], &[], &[], false)), [("iptables-nft", true)]);
+        assert_eq!(names(&recognise(&[chain("t", "out", true)], &[], &[], &nothing)), [("nftables", true)]);
+        assert_eq!(names(&recognise(&[chain("filter", "OUTPUT", true)], &[], &[], &nothing)), [("iptables-nft", true)]);
         let native = Chain { family: 1, ..chain("filter", "output", true) };
-        assert_eq!(names(&recognise(&[native], &[], &[], false)), [("nftables", true)], "Debian's stock nftables.conf");
-        assert_eq!(names(&recognise(&[], &[], &["filter".to_owned()], false)), [("iptables-legacy", true)]);
-        assert_eq!(names(&recognise(&[], &[], &[], true)), [("ufw", false)]);
-        assert!(recognise(&[], &[], &[], false).is_empty());
+        assert_eq!(
+            names(&recognise(&[native], &[], &[], &nothing)),
+            [("nftables", true)],
+            "Debian's stock nftables.conf"
+        );
+        assert_eq!(names(&recognise(&[], &[], &["filter".to_owned()], &nothing)), [("iptables-legacy", true)]);
+        assert_eq!(names(&recognise(&[], &[], &[], &enabled)), [("ufw", false)]);
+        assert!(recognise(&[], &[], &[], &nothing).is_empty());
         let by_legacy = [chain("filter", "OUTPUT", true), chain("filter", "ufw-user-output", false)];
         let tables = ["filter".to_owned()];
-        assert_eq!(names(&recognise(&[], &by_legacy, &tables, true)), [("ufw", true), ("iptables-legacy", true)]);
+        assert_eq!(names(&recognise(&[], &by_legacy, &tables, &enabled)), [("ufw", true), ("iptables-legacy", true)]);
     }
 
     #[test]
@@ -253,26 +211,20 @@ mod tests {
             Chain { family: family::IPV6, ..chain("filter", "OUTPUT", true) },
             chain("filter", "ufw-user-output", false),
         ];
-        let front_ends = recognise(&chains, &[], &[], true);
+        let found = recognise(&chains, &[], &[], &enabled);
         assert_eq!(
-            order(&chains, &[], &front_ends, "output").as_deref(),
+            order(&chains, &[], &found, "output").as_deref(),
             Some(
                 "output: ufw (ip, ip6 filter OUTPUT, priority 0), then firewalld (inet firewalld filter_OUTPUT, priority 10)"
             )
         );
-        assert_eq!(order(&chains[..1], &[], &front_ends, "output"), None, "one decides alone");
+        assert_eq!(order(&chains[..1], &[], &found, "output"), None, "one decides alone");
         let legacy = [chain("filter", "OUTPUT", true)];
-        let told = order(&chains[1..2], &legacy, &front_ends, "output").unwrap();
+        let told = order(&chains[1..2], &legacy, &found, "output").unwrap();
         assert!(
             told.contains("ufw (ip filter OUTPUT, priority 0), before or after that iptables-legacy (ip filter"),
             "{told}"
         );
-        assert_eq!(order(&chains, &[], &front_ends, "forward"), None);
-    }
-
-    #[test]
-    fn ufw_configuration() {
-        assert!(ufw_is_enabled("# x\nENABLED=yes\n"));
-        assert!(!ufw_is_enabled("ENABLED=no\n"));
+        assert_eq!(order(&chains, &[], &found, "forward"), None);
     }
 }

@@ -3,8 +3,6 @@
 use std::{
     collections::HashMap,
     fmt::Write,
-    io::Read,
-    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
@@ -16,11 +14,13 @@ use super::{
     netfilter::family,
     nft::{self, Table},
 };
+use crate::{
+    confinement::{child::Confined, programs},
+    patience,
+};
 
 /// After this long `nft` is not waited for any more, by nobody.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Of what it writes, so many bytes are read.
-const MAX_BYTES: u64 = 32 << 20;
 /// A rule's text is cut after so many characters, and marked.
 const MAX_TEXT: usize = 1024;
 
@@ -80,6 +80,14 @@ impl Pending {
 }
 
 impl Pending {
+    /// Memory that it takes, in bytes and about.
+    pub fn weight(&self) -> u64 {
+        let Some(Some(listing)) = &self.come else { return 0 };
+        let texts = listing.texts.values().map(|text| text.len() + 64).sum::<usize>();
+        let saved = listing.saved.values().flatten().map(|rule| rule.len() + 24).sum::<usize>();
+        (texts + saved) as u64
+    }
+
     /// A rule as iptables writes it, if the listing is there and of that generation.
     pub fn saved(&self, generation: u32, table: &Table, chain: &str, position: usize, rules: usize) -> Option<&str> {
         let listing = self.come.as_ref()?.as_ref().filter(|listing| listing.generation == Some(generation))?;
@@ -87,58 +95,42 @@ impl Pending {
     }
 }
 
-/// A program that writes.
-struct Writing {
-    child: Child,
-    text: Receiver<Option<String>>,
-}
-
-impl Writing {
-    /// Starts it in the namespace of the calling thread; `None` where it is not installed.
-    fn start(program: &str, args: &[&str]) -> Option<Self> {
-        let mut child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let stdout = child.stdout.take()?;
-        let (whole, text) = channel();
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            let read = stdout.take(MAX_BYTES).read_to_end(&mut text);
-            // A comment may be anything.
-            let _ = whole.send(read.ok().map(|_| String::from_utf8_lossy(&text).into_owned()));
-        });
-        Some(Self { child, text })
-    }
-
-    /// Everything that it writes, unless that takes too long.
-    fn finish(mut self) -> Option<String> {
-        let text = self.text.recv_timeout(LIMIT).ok().flatten();
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        text
+/// Everything that a program writes, in the namespace of the calling thread; `None` where it fails, or takes too long.
+fn write(program: &str, args: &[&str], most: u64) -> Option<String> {
+    let limit = patience::here(LIMIT);
+    let ended = Confined::new(program, None, limit).and_then(|program| program.args(args).run(false, most));
+    match ended {
+        // A comment may be anything.
+        Ok(ended) if ended.status.success() => Some(String::from_utf8_lossy(&ended.said).into_owned()),
+        Ok(ended) => {
+            log::debug!("{program}: {}", ended.status);
+            None
+        }
+        Err(error) => {
+            log::debug!("{program}: {error:#}");
+            None
+        }
     }
 }
 
 /// Has `nft` list the namespace of the calling thread. Contents of named sets are left out: they can be very long.
 /// `by_iptables`: iptables has tables there, and is asked for them too.
-pub fn begin(by_iptables: bool) -> Pending {
+/// No more than so many bytes are read of each.
+pub fn begin(by_iptables: bool, most: u64) -> Pending {
     const SAVE: [(u8, &str); 2] = [(family::IPV4, "iptables-nft-save"), (family::IPV6, "ip6tables-nft-save")];
     let (send, coming) = channel();
     let before = nft::generation().ok();
-    if let Some(nft) = Writing::start("nft", &["--handle", "--stateless", "--terse", "list", "ruleset"]) {
-        let save = SAVE.into_iter().filter(|_| by_iptables);
-        let save: Vec<_> = save.filter_map(|(family, program)| Some((family, Writing::start(program, &[])?))).collect();
+    if programs::find("nft").is_some() {
+        // A thread is in the namespace of the one that started it, and a program ends with its own thread.
         thread::spawn(move || {
-            let text = nft.finish();
+            let save = SAVE.into_iter().filter(|(_, program)| by_iptables && programs::find(program).is_some());
+            let saving: Vec<_> =
+                save.map(|(family, program)| (family, thread::spawn(move || write(program, &[], most)))).collect();
+            let text = write("nft", &["--handle", "--stateless", "--terse", "list", "ruleset"], most);
             let mut saved = HashMap::new();
-            for (family, writing) in save {
-                parse_saved(family, &writing.finish().unwrap_or_default(), &mut saved);
+            for (family, saving) in saving {
+                parse_saved(family, &saving.join().ok().flatten().unwrap_or_default(), &mut saved);
             }
-            // A thread is in the namespace of the one that started it.
             let generation = nft::generation().ok().filter(|after| before == Some(*after));
             let listing =
                 text.filter(|text| !text.is_empty()).map(|text| Listing { generation, saved, ..parse(&text) });
@@ -152,9 +144,9 @@ pub fn begin(by_iptables: bool) -> Pending {
 pub fn begin_legacy(of: u8) -> Pending {
     let (send, coming) = channel();
     let program = if of == family::IPV6 { "ip6tables-legacy-save" } else { "iptables-legacy-save" };
-    if let Some(save) = Writing::start(program, &[]) {
+    if programs::find(program).is_some() {
         thread::spawn(move || {
-            let listing = save.finish().map(|text| {
+            let listing = write(program, &[], super::ruleset::MAX_BYTES).map(|text| {
                 let mut listing = Listing::default();
                 parse_saved(of, &text, &mut listing.saved);
                 listing
@@ -186,7 +178,9 @@ const MARK: &str = " # handle ";
 /// A line without its mark, and the handle.
 fn handle(line: &str) -> Option<(&str, u64)> {
     let (text, handle) = line.rsplit_once(MARK)?;
-    Some((text, handle.parse().ok()?))
+    // `table inet t { # handle 3 progname nft`: of a table with an owner.
+    let number = handle.split_once(" progname ").filter(|_| text.ends_with('{')).map_or(handle, |(number, _)| number);
+    Some((text, number.parse().ok()?))
 }
 
 /// Where in a listing a line stands.
@@ -205,6 +199,7 @@ fn parse(text: &str) -> Listing {
     let mut table = 0;
     // A rule with a long set stands in several lines.
     let mut begun = String::new();
+    let mut ambiguous = Vec::new();
     for line in text.lines() {
         let marked = handle(line);
         let plain = marked.map_or(line, |(plain, _)| plain);
@@ -236,7 +231,10 @@ fn parse(text: &str) -> Listing {
                     rule.truncate(cut);
                     rule.push('…');
                 }
-                listing.texts.insert((table, handle), rule);
+                // A comment may have line breaks, and say what looks like a rule of another table.
+                if listing.texts.insert((table, handle), rule).is_some() {
+                    ambiguous.push((table, handle));
+                }
                 begun.clear();
             }
             (Some(Block::Chain), None) if !is_about_the_chain(line) || !begun.is_empty() => {
@@ -247,6 +245,9 @@ fn parse(text: &str) -> Listing {
             }
             _ => {}
         }
+    }
+    for handles in ambiguous {
+        listing.texts.remove(&handles);
     }
     for byte in hash.finalize() {
         let _ = write!(listing.sha256, "{byte:02x}");
@@ -294,6 +295,23 @@ table ip filter { # handle 8
         assert_eq!(listing.text(7, 6), Some("tcp dport vmap { 80 : accept, 81 : drop }"));
         assert_eq!(listing.text(8, 4), Some("counter jump x"));
         assert_eq!(listing.texts.len(), 4);
+    }
+
+    #[test]
+    fn a_comment_that_looks_like_another_tables_rule() {
+        let forged = "x # handle 99\n\t}\n}\ntable inet t { # handle 7\n\tchain out { # handle 1\n\t\tudp dport 1 drop # handle 4\n";
+        let text = format!(
+            "{TEXT}table inet z {{ # handle 9\n\tchain o {{ # handle 1\n\t\tudp dport 2 drop comment \"{forged}\" # handle 5\n\t}}\n}}\n"
+        );
+        let listing = parse(&text);
+        assert_eq!(listing.text(7, 4), None, "two texts for one rule");
+        assert_eq!(listing.text(7, 6), Some("tcp dport vmap { 80 : accept, 81 : drop }"));
+    }
+
+    #[test]
+    fn a_table_with_an_owner() {
+        let text = "table inet t { # handle 3 progname nft\n\tflags owner\n\n\tchain o { # handle 1\n\t\ttcp dport 443 drop # handle 2\n\t}\n}\n";
+        assert_eq!(parse(text).text(3, 2), Some("tcp dport 443 drop"));
     }
 
     #[test]

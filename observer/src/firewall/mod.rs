@@ -1,11 +1,12 @@
 //! The host's firewalls: which decide here ([`inventory`]), what of them can stop what goes out ([`denies`]), the netlink
 //! of nftables ([`nft`], [`build`]), a ruleset with the texts that people know ([`ruleset`], [`listing`]), what its rules are in
-//! the words of those who manage them ([`front_ends`], by their [`files`]), and netfilter's numbers ([`netfilter`]).
+//! the words of those who manage them ([`front_end`], by their [`files`]), and netfilter's numbers ([`netfilter`]).
 
 pub mod build;
 pub mod denies;
+pub mod entrance;
 pub mod files;
-pub mod front_ends;
+pub mod front_end;
 pub mod inventory;
 pub mod legacy;
 pub mod listing;

@@ -52,7 +52,7 @@ pub mod hook {
     /// `NF_NETDEV_EGRESS`
     pub const NETDEV_EGRESS: u32 = 1;
 
-    /// A hook on a packet's way out, as events name it; `None` for others.
+    /// A hook on a packet's way out, as lines name it; `None` for others.
     pub fn name(of: u8, number: u32) -> Option<&'static str> {
         match (of, number) {
             (family::NETDEV, NETDEV_INGRESS) | (family::INET, INET_INGRESS) => Some("ingress"),

@@ -2,12 +2,15 @@
 
 use std::{ffi::CStr, io};
 
-use anyhow::{Context, Result, ensure};
-use netlink_bindings::nftables::{self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, VerdictCode};
+use anyhow::{Context, Result, bail, ensure};
+use netlink_bindings::nftables::{
+    self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, TableFlags, VerdictCode,
+};
 use netlink_socket2::NetlinkSocket;
+use serde::{Deserialize, Serialize};
 
 use super::netfilter::family;
-use crate::model::Translation;
+use crate::{confinement::reader::Question, model::Translation};
 
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names.
 pub(super) const SUBSYSTEM: u16 = 10;
@@ -23,7 +26,7 @@ const TRANSLATING: [(&CStr, Translation); 5] = [
 const VERDICT_REGISTER: u32 = 0;
 
 /// A table of the namespace that asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// Address family, an `NFPROTO_*`.
     pub family: u8,
@@ -31,10 +34,12 @@ pub struct Table {
     pub name: String,
     /// Handle, unique in its network namespace.
     pub handle: u64,
+    /// It belongs to a program, which alone can change it.
+    pub is_owned: bool,
 }
 
 /// A chain of the namespace that asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     /// Address family of its table, an `NFPROTO_*`.
     pub family: u8,
@@ -53,7 +58,7 @@ pub struct Chain {
 }
 
 /// What a rule does with a packet that it matches, as far as it ends or leads elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// Drops.
     Drop,
@@ -68,7 +73,7 @@ pub enum Verdict {
 }
 
 /// A rule of the namespace that asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Address family of its table.
     pub family: u8,
@@ -82,6 +87,45 @@ pub struct Rule {
     pub verdicts: Vec<Verdict>,
     /// Packets that its counter counted; `None` without one.
     pub packets: Option<u64>,
+}
+
+/// Everything that is read of a ruleset at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Number of the ruleset, which was in force all the while.
+    pub generation: u32,
+    /// All tables.
+    pub tables: Vec<Table>,
+    /// All chains.
+    pub chains: Vec<Chain>,
+    /// All rules, each chain's in order.
+    pub rules: Vec<Rule>,
+}
+
+/// The ruleset of the calling thread's namespace, read by a confined process.
+pub const RULESET: Question<Snapshot> = Question::new("ruleset", |_| ruleset());
+
+/// The chains of the calling thread's namespace, read by a confined process.
+pub const CHAINS: Question<Vec<Chain>> = Question::new("chains", |_| chains());
+
+/// Times that a ruleset is read again which changed meanwhile.
+const ATTEMPTS: usize = 4;
+
+fn ruleset() -> Result<Snapshot> {
+    let mut before = generation()?;
+    for _ in 0..ATTEMPTS {
+        let read = tables().and_then(|tables| Ok((tables, chains()?, rules()?)));
+        let after = generation()?;
+        match read {
+            Ok((tables, chains, rules)) if after == before => {
+                return Ok(Snapshot { generation: before, tables, chains, rules });
+            }
+            // A listing that a change interrupts fails.
+            Err(error) if after == before => return Err(error),
+            _ => before = after,
+        }
+    }
+    bail!("the ruleset changes faster than it can be read")
 }
 
 /// Number of the ruleset in this thread's network namespace: every change raises it.
@@ -106,7 +150,10 @@ pub fn tables() -> Result<Vec<Table>> {
     while let Some(reply) = replies.recv() {
         let (header, table) = reply.map_err(io::Error::from).context("cannot list nftables tables")?;
         let (Ok(name), Ok(handle)) = (table.get_name(), table.get_handle()) else { continue };
-        tables.push(Table { family: header.nfgen_family, name: name.to_string_lossy().into_owned(), handle });
+        // In the byte order of the network, as nftables has all numbers.
+        let is_owned = table.get_flags().is_ok_and(|flags| flags & TableFlags::Owner as u32 != 0);
+        let name = name.to_string_lossy().into_owned();
+        tables.push(Table { family: header.nfgen_family, name, handle, is_owned });
     }
     Ok(tables)
 }

@@ -6,25 +6,27 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::{
+    entrance::entrance,
     files::Root,
-    front_ends::{self, Place},
+    front_end::{self, Place},
     inventory,
     listing::{self, Pending},
     netfilter::{DROP, family, hook},
-    nft::{self, Chain, Rule, Table, Verdict as Does},
+    nft::{Chain, RULESET, Rule, Snapshot, Table, Verdict as Does},
 };
 use observer_ebpf::abi::UNKNOWN_RULE;
 
-use crate::model::{Backend, Difference, NamedRule, Statement, Verdict, WantedRule};
+use crate::model::{Backend, Difference, Entrance, NamedRule, Statement, Verdict, WantedRule};
+
+/// Why no command changes a table with an owner (`flags owner`).
+const OWNED: &str =
+    "the table belongs to the program that made it, which alone can change it: look at that program's settings";
 
 /// Rules of each kind that a difference shows.
 const MAX_TOLD: usize = 8;
-
-/// Times that a ruleset is read again which changed meanwhile.
-const ATTEMPTS: usize = 4;
 
 /// A snapshot.
 pub struct Ruleset {
@@ -36,27 +38,21 @@ pub struct Ruleset {
     /// Rules by the handles of their table and their own.
     by_handle: HashMap<(u64, u64), usize>,
     listing: Option<Pending>,
+    /// Bytes of what was read.
+    bytes: u64,
 }
 
+/// A ruleset of the host's own has no more bytes, nor has its text.
+pub const MAX_BYTES: u64 = 64 << 20;
+
 impl Ruleset {
-    /// Reads the namespace of the calling thread.
-    pub fn read() -> Result<Self> {
-        let mut generation = nft::generation()?;
-        for _ in 0..ATTEMPTS {
-            let read = nft::tables().and_then(|tables| Ok((tables, nft::chains()?, nft::rules()?)));
-            let after = nft::generation()?;
-            match read {
-                Ok((tables, chains, rules)) if after == generation => {
-                    let by_iptables = chains.iter().any(inventory::is_iptables) && inventory::has_compat();
-                    let listing = Some(listing::begin(by_iptables));
-                    return Ok(Self { generation, listing, ..Self::of(tables, chains, rules) });
-                }
-                // A listing that a change interrupts fails.
-                Err(error) if after == generation => return Err(error),
-                _ => generation = after,
-            }
-        }
-        bail!("the ruleset changes faster than it can be read")
+    /// Reads the namespace of the calling thread; neither the rules nor their text may have more than so many bytes.
+    pub fn read(most: u64) -> Result<Self> {
+        let (Snapshot { generation, tables, chains, rules }, bytes) = RULESET.ask_within(0, most)?;
+        let by_iptables = chains.iter().any(front_end::is_iptables) && inventory::has_compat();
+        // What is listed from now on may be of a later ruleset: the listing knows its own number.
+        let listing = Some(listing::begin(by_iptables, most));
+        Ok(Self { generation, listing, bytes, ..Self::of(tables, chains, rules) })
     }
 
     /// As it was numbered when it was read, in its namespace.
@@ -74,7 +70,7 @@ impl Ruleset {
                 Some(((*handles.get(&(rule.family, rule.table.as_str()))?, rule.handle), index))
             })
             .collect();
-        Self { generation: 0, by_handle, tables, chains, rules, listing: None }
+        Self { generation: 0, by_handle, tables, chains, rules, listing: None, bytes: 0 }
     }
 
     /// A verdict may come out of a map.
@@ -98,9 +94,15 @@ impl Ruleset {
         Some(table.handle)
     }
 
-    /// How much it holds.
+    /// How many rules it holds.
     pub fn rules(&self) -> usize {
         self.rules.len()
+    }
+
+    /// Memory that it takes, in bytes and about: its names, what stands beside them, and its text.
+    pub fn weight(&self) -> u64 {
+        let beside = self.rules.len() * (size_of::<Rule>() + 64) + self.chains.len() * size_of::<Chain>();
+        2 * self.bytes + beside as u64 + self.listing.as_ref().map_or(0, Pending::weight)
     }
 
     /// The rule or policy, if it is here and can have dropped the packet. Its text is waited for until then; files of front
@@ -149,7 +151,7 @@ impl Ruleset {
         };
         let all: Vec<&Rule> = self.rules.iter().filter(|rule| is_of(rule.family, &rule.table)).collect();
         let place = Place { named, base: &base.name, rules: &rules, all: &all, chains: &chains, saved };
-        front_ends::statement(&place, roots)
+        front_end::statement(&place, roots)
     }
 
     /// What is otherwise than in an earlier snapshot of the same namespace. Texts are waited for until then.
@@ -238,8 +240,7 @@ impl Ruleset {
             .find(|chain| is_of(chain.family, &chain.table) && chain.handle == wanted.chain && chain.hook.is_some())?;
         let fits = wanted
             .hook
-            .as_deref()
-            .is_none_or(|wanted| base.hook.and_then(|hook| hook::name(table.family, hook)) == Some(wanted))
+            .is_none_or(|wanted| base.hook.and_then(|hook| hook::name(table.family, hook)) == Some(wanted.name()))
             && wanted.v6.is_none_or(|v6| table.family != if v6 { family::IPV4 } else { family::IPV6 });
         if !fits {
             return None;
@@ -257,6 +258,7 @@ impl Ruleset {
             ruleset_sha256: None,
             statement: None,
             translates: None,
+            entrance: if table.is_owned { Entrance::Nowhere(OWNED.to_owned()) } else { Entrance::Own },
         };
         if wanted.rule == UNKNOWN_RULE {
             // The rule may be in a chain that it leads to.
@@ -278,8 +280,18 @@ impl Ruleset {
             .iter()
             .filter(|other| is_of(other.family, &other.table) && other.chain == rule.chain)
             .position(|other| other.handle == rule.handle);
+        let entrance = match named.entrance {
+            Entrance::Own => {
+                let chains: Vec<&Chain> =
+                    self.chains.iter().filter(|chain| is_of(chain.family, &chain.table)).collect();
+                let rules: Vec<&Rule> = self.rules.iter().filter(|rule| is_of(rule.family, &rule.table)).collect();
+                entrance(&chains, &rules, (&base.name, &rule.chain), &path)
+            }
+            nowhere => nowhere,
+        };
         Some(NamedRule {
             chain: rule.chain.clone(),
+            entrance,
             handle: Some(rule.handle),
             position: position.map(|position| position + 1),
             text: None,
@@ -380,7 +392,7 @@ mod tests {
 
     fn ruleset() -> Ruleset {
         Ruleset::of(
-            vec![Table { family: family::INET, name: "t".to_owned(), handle: 9 }],
+            vec![Table { family: family::INET, name: "t".to_owned(), handle: 9, is_owned: false }],
             vec![
                 chain("out", 1, Some(hook::LOCAL_OUT), Some(DROP)),
                 chain("forward", 2, Some(hook::FORWARD), Some(1)),
@@ -408,7 +420,7 @@ mod tests {
             table: 9,
             chain,
             rule,
-            hook: Some(hook.to_owned()),
+            hook: hook.parse().ok(),
             v6: Some(false),
         }
     }

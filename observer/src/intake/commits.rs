@@ -12,7 +12,7 @@ use nix::sys::socket::{
 use socket2::{SockFilter, SockRef};
 
 use crate::{
-    enrich::host::boot_ns,
+    kernel::clock::boot_ns,
     model::{Commit, Doer},
 };
 

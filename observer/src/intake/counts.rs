@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData, MapError, PerCpuHashMap};
-use bytes::Bytes;
 use observer_ebpf::abi::{Counted, DropKey};
+use zerocopy::transmute;
 
-use super::decode::decode_key;
 use crate::sys::wait_for_running_programs;
 
 /// Programs run for microseconds; where the kernel does not say when they have left, this long is waited.
@@ -71,7 +70,7 @@ impl Counts {
                 let read = key.and_then(|key| {
                     let values = map.get(&key, 0)?;
                     map.remove(&key)?;
-                    Ok((decode_key(&mut Bytes::copy_from_slice(&key)), sum(values.iter())))
+                    Ok((transmute!(key), sum(values.iter())))
                 });
                 match read {
                     Ok(counted) => swept.push(counted),
@@ -88,11 +87,11 @@ impl Counts {
 
 fn sum<'a>(cpus: impl Iterator<Item = &'a Value>) -> Counted {
     let mut sum = Counted { first_ns: u64::MAX, ..Counted::default() };
-    for [packets, bytes, first_ns, last_ns] in cpus.copied().filter(|value| value[0] > 0) {
-        sum.packets += packets;
-        sum.bytes += bytes;
-        sum.first_ns = sum.first_ns.min(first_ns);
-        sum.last_ns = sum.last_ns.max(last_ns);
+    for counted in cpus.map(|value| -> Counted { transmute!(*value) }).filter(|counted| counted.packets > 0) {
+        sum.packets += counted.packets;
+        sum.bytes += counted.bytes;
+        sum.first_ns = sum.first_ns.min(counted.first_ns);
+        sum.last_ns = sum.last_ns.max(counted.last_ns);
     }
     sum
 }

@@ -1,17 +1,18 @@
-//! The bytes of a drop record and of a key, read in the order of their fields.
+//! A drop record and a key, from bytes to what is known of the packet.
 
-use std::net::IpAddr;
+use std::{mem::offset_of, net::IpAddr};
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, PACKET_BYTES, RuleAnswer, Task, Tuple, flag},
+    abi::{self, Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, RuleAnswer, Task, Tuple, flag},
     logic::{
         direction::{Place, hook},
         packet::{ethertype, protocol},
     },
 };
+use zerocopy::{FromBytes, FromZeros, IntoBytes, try_transmute};
 
-use crate::model::{Captured, Dropped, Endpoints, Owner, Socket};
+use crate::model::{Captured, Dropped, Endpoints, Hook, Owner, Socket};
 
 /// A record that this version cannot read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,54 +44,43 @@ pub struct First {
 
 /// Decodes one record.
 pub fn decode(mut bytes: Bytes) -> Result<First, DecodeError> {
-    const FIXED: usize = size_of::<DropRecord>() - PACKET_BYTES;
+    const FIXED: usize = offset_of!(DropRecord, packet);
     let length = bytes.len();
     if !(FIXED..=size_of::<DropRecord>()).contains(&length) {
         return Err(DecodeError::Length(length));
     }
-    let boot_ns = bytes.get_u64_ne();
-    let cookie = bytes.get_u64_ne();
-    let inode = bytes.get_u64_ne();
-    let _location = bytes.get_u64_ne();
-    let owner = decode_owner(&mut bytes);
-    let key = decode_key(&mut bytes);
-    let epoch = bytes.get_u32_ne();
-    let skb_bytes = bytes.get_u32_ne();
-    let opened_by = (bytes.get_u32_ne(), bytes.get_u32_ne());
-    let mark = bytes.get_u32_ne();
-    let arrived_by = bytes.get_u32_ne();
-    let segments = bytes.get_u32_ne();
-    bytes.advance(size_of::<u32>());
-    let source_port = bytes.get_u16_ne();
-    let translated_port = bytes.get_u16_ne();
-    let captured = usize::from(bytes.get_u16_ne());
-    bytes.advance(size_of::<u16>());
-    if bytes.len() != captured {
+    // A record ends where its packet does, which stays in the buffer that it came in.
+    let mut record = DropRecord::new_zeroed();
+    record.as_mut_bytes()[..FIXED].copy_from_slice(&bytes.split_to(FIXED));
+    if bytes.len() != usize::from(record.captured) {
         return Err(DecodeError::Length(length));
     }
-    let counted = Counted { packets: 1, bytes: u64::from(skb_bytes), first_ns: boot_ns, last_ns: boot_ns };
-    let mut whole = key;
-    whole.cookie = cookie;
-    whole.inode = inode;
-    whole.sent.source_port = source_port;
-    whole.translated.source_port = translated_port;
+    let DropRecord { time_ns, key, .. } = record;
+    let whole = DropKey {
+        cookie: record.cookie,
+        inode: record.inode,
+        sent: Tuple { source_port: record.source_port, ..key.sent },
+        translated: Tuple { source_port: record.translated_port, ..key.translated },
+        ..key
+    };
+    let counted = Counted { packets: 1, bytes: record.length.into(), first_ns: time_ns, last_ns: time_ns };
     let mut dropped = of_key(&whole, &counted)?;
-    dropped.owner = owner.map(|owner| Owner { shared: owner.shared || key.flags & flag::SHARED != 0, ..owner });
+    dropped.owner = decode_owner(&record.owner, key.flags);
     dropped.captured = Some(Captured {
         bytes,
-        length: skb_bytes,
-        opened_by: (opened_by.0 != u32::MAX).then_some(opened_by),
-        mark,
-        arrived_by: (arrived_by != 0).then_some(arrived_by),
-        segments: (segments != 0).then_some(segments),
+        length: record.length,
+        opened_by: (record.file_uid != u32::MAX).then_some((record.file_uid, record.file_gid)),
+        mark: record.mark,
+        arrived_by: (record.arrived_by != 0).then_some(record.arrived_by),
+        segments: (record.segments != 0).then_some(record.segments),
     });
-    Ok(First { epoch, key, dropped })
+    Ok(First { epoch: record.epoch, key, dropped })
 }
 
 /// What is known of packets that were only counted.
 pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> {
-    let cause = decode_cause(key.cause).ok_or(DecodeError::Cause(key.cause))?;
-    let direction = decode_direction(key.direction).ok_or(DecodeError::Direction(key.direction))?;
+    let cause: Cause = try_transmute!(key.cause).map_err(|_| DecodeError::Cause(key.cause))?;
+    let direction: Direction = try_transmute!(key.direction).map_err(|_| DecodeError::Direction(key.direction))?;
     let has = |flag: u16| key.flags & flag != 0;
     let full = has(flag::FULL_SOCKET);
     let sent = endpoints(&key.sent, key);
@@ -113,8 +103,8 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         icmp: (is_icmp(key.protocol) && has(flag::TRANSPORT)).then_some((key.detail, key.code)),
         icmp_identifier: (is_icmp(key.protocol) && key.sent.source_port != 0).then_some(key.sent.source_port),
         ethertype: key.ethertype,
-        cause,
-        hook: hook(cause, direction, Place::new(key)),
+        cause: cause.into(),
+        hook: hook(cause, direction, Place::new(key)).map(Hook::from),
         reason: key.reason,
         rule: (key.rule != RuleAnswer::default()).then_some(key.rule),
         verdict_agrees: match (has(flag::CONFIRMED), has(flag::DISPUTED)) {
@@ -135,7 +125,7 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
             datagram: has(flag::DATAGRAM),
             held: has(flag::HELD),
         }),
-        owner: decode_source(u32::from(key.owner_source)).map(|source| Owner {
+        owner: decode_source(key.owner_source).map(|source| Owner {
             task: Task { pid: key.owner_pid, start_ns: key.owner_start_ns, ..Task::default() },
             bound_ns: None,
             source,
@@ -146,100 +136,21 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
     })
 }
 
-/// A key, in the order of its fields. `bytes` must be long enough.
-pub fn decode_key(bytes: &mut Bytes) -> DropKey {
-    let key = DropKey {
-        owner_start_ns: bytes.get_u64_ne(),
-        cgroup: bytes.get_u64_ne(),
-        cookie: bytes.get_u64_ne(),
-        inode: bytes.get_u64_ne(),
-        sent: decode_tuple(bytes),
-        translated: decode_tuple(bytes),
-        rule: RuleAnswer {
-            netns_cookie: bytes.get_u64_ne(),
-            function: bytes.get_u64_ne(),
-            table: bytes.get_u64_ne(),
-            chain: bytes.get_u64_ne(),
-            rule: bytes.get_u64_ne(),
-        },
-        interface: array(bytes),
-        owner_pid: bytes.get_u32_ne(),
-        current_pid: bytes.get_u32_ne(),
-        netns: bytes.get_u32_ne(),
-        origin_netns: bytes.get_u32_ne(),
-        reason: bytes.get_u32_ne(),
-        uid: bytes.get_u32_ne(),
-        ethertype: bytes.get_u16_ne(),
-        flags: bytes.get_u16_ne(),
-        cause: bytes.get_u8(),
-        place: bytes.get_u8(),
-        state: bytes.get_u8(),
-        direction: bytes.get_u8(),
-        protocol: bytes.get_u8(),
-        detail: bytes.get_u8(),
-        code: bytes.get_u8(),
-        owner_source: bytes.get_u8(),
-        reserved: [0; 4],
-    };
-    bytes.advance(key.reserved.len());
-    key
+/// Takes what `bytes` begin with; nothing where they are too few.
+pub(super) fn take<T: FromBytes>(bytes: &mut Bytes) -> Option<T> {
+    let (taken, _) = T::read_from_prefix(bytes).ok()?;
+    bytes.advance(size_of::<T>());
+    Some(taken)
 }
 
-fn decode_tuple(bytes: &mut Bytes) -> Tuple {
-    Tuple {
-        source: array(bytes),
-        destination: array(bytes),
-        source_port: bytes.get_u16_ne(),
-        destination_port: bytes.get_u16_ne(),
-    }
+fn decode_owner(owner: &abi::Owner, flags: u16) -> Option<Owner> {
+    let source = u8::try_from(owner.source).ok().and_then(decode_source)?;
+    let shared = owner.holders > 1 || flags & flag::SHARED != 0;
+    Some(Owner { task: owner.task, bound_ns: Some(owner.bound_ns), source, shared })
 }
 
-fn array<const N: usize>(bytes: &mut Bytes) -> [u8; N] {
-    let mut array = [0; N];
-    bytes.copy_to_slice(&mut array);
-    array
-}
-
-/// A task, in the order of its fields.
-pub(super) fn decode_task(bytes: &mut Bytes) -> Task {
-    let task = Task {
-        start_ns: bytes.get_u64_ne(),
-        cgroup: bytes.get_u64_ne(),
-        pid: bytes.get_u32_ne(),
-        tid: bytes.get_u32_ne(),
-        parent_pid: bytes.get_u32_ne(),
-        uid: bytes.get_u32_ne(),
-        euid: bytes.get_u32_ne(),
-        gid: bytes.get_u32_ne(),
-        execs: bytes.get_u32_ne(),
-        reserved: bytes.get_u32_ne(),
-        comm: array(bytes),
-    };
-    Task { reserved: 0, ..task }
-}
-
-fn decode_owner(bytes: &mut Bytes) -> Option<Owner> {
-    let task = decode_task(bytes);
-    let bound_ns = bytes.get_u64_ne();
-    let source = bytes.get_u32_ne();
-    let holders = bytes.get_u32_ne();
-    bytes.advance(2 * size_of::<u32>());
-    let source = decode_source(source)?;
-    Some(Owner { task, bound_ns: Some(bound_ns), source, shared: holders > 1 })
-}
-
-pub(super) fn decode_source(value: u32) -> Option<OwnerSource> {
-    [OwnerSource::Connect, OwnerSource::Create, OwnerSource::Seed].into_iter().find(|source| *source as u32 == value)
-}
-
-fn decode_cause(value: u8) -> Option<Cause> {
-    [Cause::Netfilter, Cause::Cgroup, Cause::Tc, Cause::Queue, Cause::Nfqueue]
-        .into_iter()
-        .find(|cause| *cause as u8 == value)
-}
-
-fn decode_direction(value: u8) -> Option<Direction> {
-    [Direction::Local, Direction::Forward, Direction::Unrouted].into_iter().find(|known| *known as u8 == value)
+pub(super) fn decode_source(value: u8) -> Option<OwnerSource> {
+    try_transmute!(value).ok()
 }
 
 /// Addresses and ports, as far as the packet's headers could be read.
@@ -283,71 +194,65 @@ fn nonzero(value: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use observer_ebpf::abi::{Hook, place};
+    use observer_ebpf::abi::{PACKET_BYTES, place};
     use proptest::prelude::*;
-    use std::mem::offset_of;
 
-    const FIXED: usize = size_of::<DropRecord>() - PACKET_BYTES;
-    const KEY: usize = offset_of!(DropRecord, key);
+    /// A record's bytes, which end with its packet.
+    fn bytes(record: DropRecord, packet: &[u8]) -> Bytes {
+        let mut record = DropRecord { captured: packet.len() as u16, ..record };
+        record.packet[..packet.len()].copy_from_slice(packet);
+        Bytes::copy_from_slice(&record.as_bytes()[..offset_of!(DropRecord, packet) + packet.len()])
+    }
 
-    /// Bytes of a record in which only the named fields are set, and behind it a packet.
-    fn record(fields: &[(usize, &[u8])], packet: &[u8]) -> Bytes {
-        let mut bytes = vec![0; FIXED];
-        let captured = (packet.len() as u16).to_ne_bytes();
-        for (offset, value) in fields.iter().copied().chain([(offset_of!(DropRecord, captured), &captured[..])]) {
-            bytes[offset..offset + value.len()].copy_from_slice(value);
-        }
-        bytes.extend(packet);
-        Bytes::from(bytes)
+    fn record(key: DropKey) -> DropRecord {
+        DropRecord { key, ..DropRecord::new_zeroed() }
+    }
+
+    fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+        let mut padded = [0; N];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        padded
+    }
+
+    fn tuple(source: &[u8], destination: &[u8]) -> Tuple {
+        Tuple { source: padded(source), destination: padded(destination), source_port: 0, destination_port: 443 }
     }
 
     #[test]
-    fn every_field_is_read_from_its_own_place() {
-        let owner = offset_of!(DropRecord, owner);
-        let sent = KEY + offset_of!(DropKey, sent);
-        let translated = KEY + offset_of!(DropKey, translated);
-        let flags = flag::SOCKET | flag::FULL_SOCKET | flag::LOCKED | flag::TRANSPORT | flag::TRANSLATED;
-        let first = decode(record(
-            &[
-                (offset_of!(DropRecord, time_ns), &7u64.to_ne_bytes()),
-                (offset_of!(DropRecord, cookie), &8u64.to_ne_bytes()),
-                (offset_of!(DropRecord, inode), &9u64.to_ne_bytes()),
-                (owner + offset_of!(observer_ebpf::abi::Owner, task.start_ns), &11u64.to_ne_bytes()),
-                (owner + offset_of!(observer_ebpf::abi::Owner, task.pid), &12u32.to_ne_bytes()),
-                (owner + offset_of!(observer_ebpf::abi::Owner, task.parent_pid), &13u32.to_ne_bytes()),
-                (owner + offset_of!(observer_ebpf::abi::Owner, task.euid), &14u32.to_ne_bytes()),
-                (owner + offset_of!(observer_ebpf::abi::Owner, task.comm), b"curl"),
-                (owner + offset_of!(observer_ebpf::abi::Owner, source), &1u32.to_ne_bytes()),
-                (owner + offset_of!(observer_ebpf::abi::Owner, holders), &2u32.to_ne_bytes()),
-                (offset_of!(DropRecord, epoch), &21u32.to_ne_bytes()),
-                (offset_of!(DropRecord, length), &17u32.to_ne_bytes()),
-                (offset_of!(DropRecord, source_port), &5000u16.to_ne_bytes()),
-                (offset_of!(DropRecord, translated_port), &0xa03eu16.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, cgroup), &10u64.to_ne_bytes()),
-                (sent + offset_of!(Tuple, source), &[172, 17, 0, 2]),
-                (sent + offset_of!(Tuple, destination), &[203, 0, 113, 10]),
-                (sent + offset_of!(Tuple, destination_port), &443u16.to_ne_bytes()),
-                (translated + offset_of!(Tuple, source), &[10, 0, 0, 1]),
-                (translated + offset_of!(Tuple, destination), &[203, 0, 113, 10]),
-                (translated + offset_of!(Tuple, destination_port), &443u16.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, interface), b"eth0"),
-                (KEY + offset_of!(DropKey, current_pid), &19u32.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, netns), &15u32.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, origin_netns), &20u32.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, reason), &16u32.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, uid), &18u32.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, ethertype), &0x0800u16.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, flags), &flags.to_ne_bytes()),
-                (KEY + offset_of!(DropKey, cause), &[1]),
-                (KEY + offset_of!(DropKey, place), &[place::DEVICE | place::DEVICE_IS_ROUTES]),
-                (KEY + offset_of!(DropKey, state), &[3]),
-                (KEY + offset_of!(DropKey, direction), &[2]),
-                (KEY + offset_of!(DropKey, protocol), &[6]),
-                (KEY + offset_of!(DropKey, detail), &[2]),
-            ],
-            &[1, 2, 3],
-        ))
-        .unwrap();
+    fn every_field_is_told_as_what_it_is() {
+        let key = DropKey {
+            cgroup: 10,
+            sent: tuple(&[172, 17, 0, 2], &[203, 0, 113, 10]),
+            translated: tuple(&[10, 0, 0, 1], &[203, 0, 113, 10]),
+            interface: padded(b"eth0"),
+            current_pid: 19,
+            netns: 15,
+            origin_netns: 20,
+            reason: 16,
+            uid: 18,
+            ethertype: ethertype::IPV4,
+            flags: flag::SOCKET | flag::FULL_SOCKET | flag::LOCKED | flag::TRANSPORT | flag::TRANSLATED,
+            cause: 1,
+            place: place::DEVICE | place::DEVICE_IS_ROUTES,
+            state: 3,
+            direction: 2,
+            protocol: protocol::TCP,
+            detail: 2,
+            ..DropKey::default()
+        };
+        let task = Task { start_ns: 11, pid: 12, parent_pid: 13, euid: 14, comm: padded(b"curl"), ..Task::default() };
+        let record = DropRecord {
+            time_ns: 7,
+            cookie: 8,
+            inode: 9,
+            owner: abi::Owner { task, source: 1, holders: 2, ..abi::Owner::default() },
+            epoch: 21,
+            length: 17,
+            source_port: 5000,
+            translated_port: 0xa03e,
+            ..record(key)
+        };
+        let first = decode(bytes(record, &[1, 2, 3])).unwrap();
         let dropped = first.dropped;
         assert_eq!((first.epoch, dropped.packets, dropped.bytes, dropped.boot_ns), (21, 1, 17, 7));
         assert_eq!((dropped.direction, dropped.origin_netns), (Direction::Forward, Some(20)));
@@ -365,7 +270,7 @@ mod tests {
             (Some("curl"), OwnerSource::Connect, true)
         );
         assert_eq!((dropped.netns, dropped.reason, socket.uid, dropped.current_pid), (15, 16, Some(18), 19));
-        assert_eq!((dropped.cause, dropped.hook, socket.state), (Cause::Netfilter, Some(Hook::Postrouting), 3));
+        assert_eq!((dropped.cause, dropped.hook, socket.state), (Cause::Netfilter.into(), Some(Hook::Postrouting), 3));
         assert_eq!((socket.locked, socket.orphan, dropped.interface.as_deref()), (true, false, Some("eth0")));
         assert_eq!(&dropped.captured.as_ref().unwrap().bytes[..], [1, 2, 3]);
         // Of a key alone the source port is not known, since it stands for many.
@@ -377,37 +282,38 @@ mod tests {
     }
 
     #[test]
-    fn a_key_survives_its_bytes() {
-        let bytes: Vec<u8> = (0..size_of::<DropKey>() - 4).map(|byte| byte as u8).chain([0; 4]).collect();
-        let key = decode_key(&mut Bytes::from(bytes.clone()));
-        assert_eq!(
-            (key.owner_start_ns, key.owner_source),
-            (0x0706_0504_0302_0100, bytes[offset_of!(DropKey, owner_source)])
-        );
-        assert_eq!(key.translated.destination_port, u16::from_ne_bytes([bytes[102], bytes[103]]));
-    }
-
-    #[test]
     fn a_request_socket_has_no_user() {
-        let first = decode(record(
-            &[
-                (KEY + offset_of!(DropKey, cause), &[1]),
-                (KEY + offset_of!(DropKey, direction), &[1]),
-                (KEY + offset_of!(DropKey, flags), &flag::SOCKET.to_ne_bytes()),
-            ],
-            &[],
-        ))
-        .unwrap();
+        let key = DropKey { cause: 1, direction: 1, flags: flag::SOCKET, ..DropKey::default() };
+        let first = decode(bytes(record(key), &[])).unwrap();
         assert_eq!(first.dropped.socket.unwrap().uid, None);
         assert_eq!(first.dropped.owner, None);
     }
 
     #[test]
+    fn an_owner_is_known_in_a_way_that_there_is() {
+        let owned = |source| {
+            let owner = abi::Owner { source, holders: 1, ..abi::Owner::default() };
+            let key = DropKey { cause: 1, direction: 1, ..DropKey::default() };
+            let owner = decode(bytes(DropRecord { owner, ..record(key) }, &[])).unwrap().dropped.owner;
+            owner.map(|owner| (owner.source, owner.shared))
+        };
+        assert_eq!(owned(3), Some((OwnerSource::Seed, false)));
+        assert_eq!([0, 4, 256 + 1].map(owned), [None; 3]);
+    }
+
+    #[test]
     fn wrong_lengths_and_unknown_causes_are_errors() {
-        let failure = |fields: &[(usize, &[u8])]| decode(record(fields, &[])).unwrap_err();
-        assert_eq!(decode(Bytes::from_static(&[0; 9])).unwrap_err(), DecodeError::Length(9));
-        assert_eq!(failure(&[(KEY + offset_of!(DropKey, direction), &[1])]), DecodeError::Cause(0));
-        assert_eq!(failure(&[(KEY + offset_of!(DropKey, cause), &[1])]), DecodeError::Direction(0));
+        let failure = |bytes: Bytes| decode(bytes).unwrap_err();
+        assert_eq!(failure(Bytes::from_static(&[0; 9])), DecodeError::Length(9));
+        let whole = bytes(DropRecord::new_zeroed(), &[1; PACKET_BYTES]);
+        assert_eq!(failure(whole.slice(1..)), DecodeError::Length(whole.len() - 1));
+        let longer = [&whole[..], &[0]].concat();
+        assert_eq!(failure(Bytes::from(longer)), DecodeError::Length(whole.len() + 1));
+        assert_eq!(failure(whole), DecodeError::Cause(0));
+        let of_key = |cause, direction| bytes(record(DropKey { cause, direction, ..DropKey::default() }), &[]);
+        assert_eq!(failure(of_key(0, 1)), DecodeError::Cause(0));
+        assert_eq!(failure(of_key(6, 1)), DecodeError::Cause(6));
+        assert_eq!(failure(of_key(1, 0)), DecodeError::Direction(0));
     }
 
     proptest! {

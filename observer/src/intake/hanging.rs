@@ -1,14 +1,15 @@
-//! The bytes that the walk over open files wrote: connections that hang already.
+//! What the walk over open files wrote: connections that hang already.
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use observer_ebpf::abi::HangingRecord;
 
-use super::decode::decode_task;
+use super::decode::take;
 use crate::model::Hanging;
 
 /// Decodes all records; what several processes have open is one connection with several holders. A record that is cut is
@@ -16,8 +17,8 @@ use crate::model::Hanging;
 pub fn decode(mut bytes: Bytes) -> Vec<Hanging> {
     let mut all: Vec<Hanging> = Vec::new();
     let mut by_cookie: HashMap<u64, usize> = HashMap::new();
-    while bytes.len() >= size_of::<HangingRecord>() {
-        let mut one = record(bytes.split_to(size_of::<HangingRecord>()));
+    while let Some(record) = take(&mut bytes) {
+        let mut one = hanging(&record);
         match by_cookie.get(&one.cookie).map(|place| &mut all[*place]) {
             Some(known) if known.holders.iter().all(|holder| holder.pid != one.holders[0].pid) => {
                 known.holders.append(&mut one.holders);
@@ -32,47 +33,27 @@ pub fn decode(mut bytes: Bytes) -> Vec<Hanging> {
     all
 }
 
-fn record(mut bytes: Bytes) -> Hanging {
-    let boot_ns = bytes.get_u64_ne();
-    let cookie = bytes.get_u64_ne();
-    let inode = bytes.get_u64_ne();
-    let task = decode_task(&mut bytes);
-    let mut local = [0; 16];
-    bytes.copy_to_slice(&mut local);
-    let mut remote = [0; 16];
-    bytes.copy_to_slice(&mut remote);
-    let netns = bytes.get_u32_ne();
-    let uid = bytes.get_u32_ne();
-    let gid = bytes.get_u32_ne();
-    let mark = bytes.get_u32_ne();
-    let age = std::time::Duration::from_millis(u64::from(bytes.get_u32_ne()));
-    let local_port = bytes.get_u16_ne();
-    let remote_port = bytes.get_u16_ne();
-    let v6 = bytes.get_u8() != 0;
-    let sent_again = bytes.get_u8();
-    let left = bytes.get_u8() != 0;
-    let retries = bytes.get_u8();
-    let linear = bytes.get_u8();
-    let is_bound = bytes.get_u8() != 0;
+fn hanging(record: &HangingRecord) -> Hanging {
     let address = |bytes: [u8; 16]| {
-        if v6 { IpAddr::from(bytes).to_canonical() } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) }
+        let [a, b, c, d, ..] = bytes;
+        if record.v6 != 0 { IpAddr::from(bytes).to_canonical() } else { IpAddr::from([a, b, c, d]) }
     };
     Hanging {
-        boot_ns,
-        cookie,
-        inode: (inode != 0).then_some(inode),
-        uid,
-        gid: (gid != u32::MAX).then_some(gid),
-        mark,
-        is_bound,
-        netns,
-        local: SocketAddr::new(address(local), local_port),
-        remote: SocketAddr::new(address(remote), remote_port),
-        age,
-        sent_again,
-        left: (sent_again > 0).then_some(left),
-        schedule: (retries > 0).then_some((linear, retries)),
-        holders: vec![task],
+        boot_ns: record.time_ns,
+        cookie: record.cookie,
+        inode: (record.inode != 0).then_some(record.inode),
+        uid: record.uid,
+        gid: (record.gid != u32::MAX).then_some(record.gid),
+        mark: record.mark,
+        is_bound: record.bound != 0,
+        netns: record.netns,
+        local: SocketAddr::new(address(record.local), record.local_port),
+        remote: SocketAddr::new(address(record.remote), record.remote_port),
+        age: Duration::from_millis(record.age_ms.into()),
+        sent_again: record.sent_again,
+        left: (record.sent_again > 0).then_some(record.left != 0),
+        schedule: (record.retries > 0).then_some((record.linear, record.retries)),
+        holders: vec![record.task],
     }
 }
 
@@ -80,36 +61,33 @@ fn record(mut bytes: Bytes) -> Hanging {
 mod tests {
     use super::*;
     use observer_ebpf::abi::Task;
-    use std::mem::offset_of;
+    use zerocopy::{FromZeros, IntoBytes};
 
-    fn bytes(pid: u32, cookie: u64) -> Vec<u8> {
-        let mut bytes = vec![0; size_of::<HangingRecord>()];
-        let mut put = |offset: usize, value: &[u8]| bytes[offset..offset + value.len()].copy_from_slice(value);
-        put(offset_of!(HangingRecord, cookie), &cookie.to_ne_bytes());
-        put(offset_of!(HangingRecord, inode), &9u64.to_ne_bytes());
-        put(offset_of!(HangingRecord, task) + offset_of!(Task, pid), &pid.to_ne_bytes());
-        put(offset_of!(HangingRecord, local), &[10, 0, 0, 1]);
-        put(offset_of!(HangingRecord, remote), &[203, 0, 113, 10]);
-        put(offset_of!(HangingRecord, netns), &5u32.to_ne_bytes());
-        put(offset_of!(HangingRecord, uid), &6u32.to_ne_bytes());
-        put(offset_of!(HangingRecord, age_ms), &41_000u32.to_ne_bytes());
-        put(offset_of!(HangingRecord, local_port), &4000u16.to_ne_bytes());
-        put(offset_of!(HangingRecord, remote_port), &443u16.to_ne_bytes());
-        put(offset_of!(HangingRecord, sent_again), &[3]);
-        put(offset_of!(HangingRecord, left), &[1]);
-        put(offset_of!(HangingRecord, retries), &[6]);
-        put(offset_of!(HangingRecord, linear), &[4]);
-        bytes
+    fn record(pid: u32, cookie: u64) -> HangingRecord {
+        let mut record = HangingRecord {
+            cookie,
+            inode: 9,
+            task: Task { pid, ..Task::default() },
+            netns: 5,
+            uid: 6,
+            age_ms: 41_000,
+            local_port: 4000,
+            remote_port: 443,
+            sent_again: 3,
+            left: 1,
+            retries: 6,
+            linear: 4,
+            ..HangingRecord::new_zeroed()
+        };
+        record.local[..4].copy_from_slice(&[10, 0, 0, 1]);
+        record.remote[..4].copy_from_slice(&[203, 0, 113, 10]);
+        record
     }
 
     #[test]
-    fn every_field_is_read_from_its_own_place_and_holders_are_put_together() {
-        let mut all = bytes(7, 1);
-        all.extend(bytes(8, 1));
-        all.extend(bytes(7, 1));
-        all.extend(bytes(7, 2));
-        all.extend([0; 9]);
-        let all = decode(Bytes::from(all));
+    fn every_field_is_told_as_what_it_is_and_holders_are_put_together() {
+        let records = [record(7, 1), record(8, 1), record(7, 1), record(7, 2)];
+        let all = decode(Bytes::from([records.as_bytes(), &[0; 9]].concat()));
         let pids: Vec<Vec<u32>> = all.iter().map(|one| one.holders.iter().map(|holder| holder.pid).collect()).collect();
         assert_eq!(pids, [vec![7, 8], vec![7]]);
         let one = &all[0];

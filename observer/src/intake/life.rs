@@ -1,11 +1,12 @@
-//! The bytes of a process record.
+//! A process record, and the data behind it.
 
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord, Task, process_flag};
+use zerocopy::{FromBytes, try_transmute};
 
-use super::decode::{DecodeError, decode_source, decode_task, text};
+use super::decode::{DecodeError, decode_source, take, text};
 use crate::model::{Arguments, Born, Flow, Image, Life, Namespaces, Owner, ProcessId, Reached};
 
 /// Inode numbers of the initial pid and user namespace (`include/linux/proc_ns.h`).
@@ -15,80 +16,61 @@ const INITIAL_USER_NAMESPACE: u32 = 0xefff_fffd;
 /// Decodes one record with the data behind it.
 pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     let length = bytes.len();
-    if length < size_of::<ProcessRecord>() {
-        return Err(DecodeError::Length(length));
-    }
-    let boot_ns = bytes.get_u64_ne();
-    let task = decode_task(&mut bytes);
-    let parent_start_ns = bytes.get_u64_ne();
-    let pid_namespace = bytes.get_u32_ne();
-    let inner_pid = bytes.get_u32_ne();
-    let user_namespace = bytes.get_u32_ne();
-    let event = bytes.get_u8();
-    let flags = bytes.get_u8();
-    let path_bytes = usize::from(bytes.get_u16_ne());
-    let name_bytes = usize::from(bytes.get_u16_ne());
-    let args_bytes = usize::from(bytes.get_u16_ne());
-    let gid = bytes.get_u32_ne();
+    let wrong_length = || DecodeError::Length(length);
+    let record: ProcessRecord = take(&mut bytes).ok_or_else(wrong_length)?;
+    let ProcessRecord { time_ns: boot_ns, task, .. } = record;
+    let [path_bytes, name_bytes, args_bytes] =
+        [record.path_bytes, record.name_bytes, record.args_bytes].map(usize::from);
     if bytes.len() != path_bytes + name_bytes + args_bytes {
-        return Err(DecodeError::Length(length));
+        return Err(wrong_length());
     }
     let path = bytes.split_to(path_bytes);
     let name = bytes.split_to(name_bytes);
     let args = bytes;
+    let event = try_transmute!(record.event).map_err(|_| DecodeError::Event(record.event))?;
+    Ok(match event {
+        ProcessEvent::Fork => Life::Fork(Box::new(born(&record))),
+        ProcessEvent::Exec => Life::Exec(Box::new(born(&record)), image(&path, &name, &args, record.flags)),
+        ProcessEvent::Exit => Life::Exit { id: id(&task), boot_ns },
+        ProcessEvent::Flow => Life::Flow(flow(&record, &args).ok_or_else(wrong_length)?.0),
+        ProcessEvent::Reached => Life::Reached(reached(&record, &args).ok_or_else(wrong_length)?),
+        ProcessEvent::Cgroup => Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) },
+    })
+}
 
+fn id(task: &Task) -> ProcessId {
+    ProcessId::new(task.pid, task.start_ns)
+}
+
+fn born(record: &ProcessRecord) -> Born {
+    let ProcessRecord { time_ns: boot_ns, task, .. } = *record;
     let foreign = |number: u32, initial: u32| if number == initial { 0 } else { number };
-    let pid_namespace = foreign(pid_namespace, INITIAL_PID_NAMESPACE);
-    let born = Box::new(Born {
+    let pid_namespace = foreign(record.pid_namespace, INITIAL_PID_NAMESPACE);
+    Born {
         boot_ns,
         task,
-        parent: (task.parent_pid != 0).then(|| ProcessId::new(task.parent_pid, parent_start_ns)),
+        parent: (task.parent_pid != 0).then(|| ProcessId::new(task.parent_pid, record.parent_start_ns)),
         namespaces: Namespaces {
             pid: pid_namespace,
-            inner_pid: if pid_namespace == 0 { 0 } else { inner_pid },
-            user: foreign(user_namespace, INITIAL_USER_NAMESPACE),
+            inner_pid: if pid_namespace == 0 { 0 } else { record.inner_pid },
+            user: foreign(record.user_namespace, INITIAL_USER_NAMESPACE),
         },
-    });
-    let is = |wanted: ProcessEvent| event == wanted as u8;
-    if is(ProcessEvent::Fork) {
-        Ok(Life::Fork(born))
-    } else if is(ProcessEvent::Exec) {
-        Ok(Life::Exec(born, image(&path, &name, &args, flags)))
-    } else if is(ProcessEvent::Exit) {
-        Ok(Life::Exit { id: ProcessId::new(task.pid, task.start_ns), boot_ns })
-    } else if is(ProcessEvent::Flow) {
-        flow(ProcessId::new(task.pid, task.start_ns), boot_ns, args)
-            .map(|said| Life::Flow(said.flow))
-            .ok_or(DecodeError::Length(length))
-    } else if is(ProcessEvent::Reached) {
-        reached(task, gid, boot_ns, args).map(Life::Reached).ok_or(DecodeError::Length(length))
-    } else if is(ProcessEvent::Cgroup) {
-        Ok(Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) })
-    } else {
-        Err(DecodeError::Event(event))
     }
 }
 
-/// A flow, and what is said beside it of one that was reached.
-struct Said {
-    flow: Flow,
-    uid: u32,
-    source: u8,
-}
-
-fn reached(task: Task, gid: u32, boot_ns: u64, bytes: Bytes) -> Option<Box<Reached>> {
-    let Said { flow, uid, source } = flow(ProcessId::new(task.pid, task.start_ns), boot_ns, bytes)?;
-    let owner = decode_source(u32::from(source)).map(|source| Owner {
-        task,
+fn reached(record: &ProcessRecord, bytes: &[u8]) -> Option<Box<Reached>> {
+    let (flow, said) = flow(record, bytes)?;
+    let owner = decode_source(said.source).map(|source| Owner {
+        task: record.task,
         bound_ns: Some(flow.since_ns),
         source,
         shared: false,
     });
     Some(Box::new(Reached {
-        boot_ns,
+        boot_ns: record.time_ns,
         owner,
-        uid,
-        gid: (gid != u32::MAX).then_some(gid),
+        uid: said.uid,
+        gid: (record.gid != u32::MAX).then_some(record.gid),
         netns: flow.netns,
         protocol: flow.protocol,
         local: SocketAddr::new(flow.local?, flow.local_port),
@@ -96,32 +78,30 @@ fn reached(task: Task, gid: u32, boot_ns: u64, bytes: Bytes) -> Option<Box<Reach
     }))
 }
 
-fn flow(process: ProcessId, boot_ns: u64, mut bytes: Bytes) -> Option<Said> {
-    if bytes.len() != size_of::<FlowRecord>() {
-        return None;
-    }
-    let since_ns = bytes.get_u64_ne();
-    let (mut local, mut remote) = ([0; 16], [0; 16]);
-    bytes.copy_to_slice(&mut local);
-    bytes.copy_to_slice(&mut remote);
-    let netns = bytes.get_u32_ne();
-    let uid = bytes.get_u32_ne();
-    let local_port = bytes.get_u16_ne();
-    let remote_port = bytes.get_u16_ne();
-    let protocol = bytes.get_u8();
-    let v6 = bytes.get_u8() != 0;
-    let until_ns = (bytes.get_u8() != 0).then_some(boot_ns);
-    let source = bytes.get_u8();
+/// The flow, and what it was made of; nothing where that is not as long as it must be.
+fn flow(record: &ProcessRecord, bytes: &[u8]) -> Option<(Flow, FlowRecord)> {
+    let said = FlowRecord::read_from_bytes(bytes).ok()?;
+    let v6 = said.v6 != 0;
     let address = |bytes: [u8; 16]| {
-        let address = if v6 { IpAddr::from(bytes) } else { IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]) };
+        let [a, b, c, d, ..] = bytes;
         // A socket of the other family that sends IPv4 has mapped addresses.
-        let address = address.to_canonical();
+        let address = if v6 { IpAddr::from(bytes).to_canonical() } else { IpAddr::from([a, b, c, d]) };
         (!address.is_unspecified()).then_some(address)
     };
-    let (local, remote) = (address(local), address(remote));
-    let v6 = local.or(remote).map_or(v6, |address| address.is_ipv6());
-    let flow = Flow { process, netns, since_ns, until_ns, protocol, v6, local, remote, local_port, remote_port };
-    Some(Said { flow, uid, source })
+    let (local, remote) = (address(said.local), address(said.remote));
+    let flow = Flow {
+        process: id(&record.task),
+        netns: said.netns,
+        since_ns: said.since_ns,
+        until_ns: (said.closed != 0).then_some(record.time_ns),
+        protocol: said.protocol,
+        v6: local.or(remote).map_or(v6, |address| address.is_ipv6()),
+        local,
+        remote,
+        local_port: said.local_port,
+        remote_port: said.remote_port,
+    };
+    Some((flow, said))
 }
 
 fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {
@@ -144,42 +124,38 @@ fn image(path: &Bytes, name: &Bytes, args: &Bytes, flags: u8) -> Image {
         script,
         args: arguments,
         args_cut: flags & process_flag::ARGS_CUT != 0,
+        args_unread: false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use observer_ebpf::abi::OwnerSource;
     use proptest::prelude::*;
-    use std::mem::offset_of;
+    use zerocopy::{FromZeros, IntoBytes};
 
     fn record(event: ProcessEvent, flags: u8, parts: [&[u8]; 3]) -> Bytes {
-        let mut bytes = vec![0; size_of::<ProcessRecord>()];
-        let mut set = |offset: usize, value: &[u8]| bytes[offset..offset + value.len()].copy_from_slice(value);
-        let task = offset_of!(ProcessRecord, task);
-        set(offset_of!(ProcessRecord, time_ns), &7u64.to_ne_bytes());
-        set(task + offset_of!(Task, start_ns), &50_000_000u64.to_ne_bytes());
-        set(task + offset_of!(Task, cgroup), &9u64.to_ne_bytes());
-        set(task + offset_of!(Task, pid), &12u32.to_ne_bytes());
-        set(task + offset_of!(Task, parent_pid), &5u32.to_ne_bytes());
-        set(offset_of!(ProcessRecord, parent_start_ns), &10_000_000u64.to_ne_bytes());
-        set(offset_of!(ProcessRecord, pid_namespace), &77u32.to_ne_bytes());
-        set(offset_of!(ProcessRecord, inner_pid), &3u32.to_ne_bytes());
-        set(offset_of!(ProcessRecord, user_namespace), &INITIAL_USER_NAMESPACE.to_ne_bytes());
-        set(offset_of!(ProcessRecord, event), &[event as u8, flags]);
-        for (offset, part) in [
-            (offset_of!(ProcessRecord, path_bytes), parts[0]),
-            (offset_of!(ProcessRecord, name_bytes), parts[1]),
-            (offset_of!(ProcessRecord, args_bytes), parts[2]),
-        ] {
-            set(offset, &u16::try_from(part.len()).unwrap().to_ne_bytes());
-        }
-        bytes.extend(parts.concat());
-        Bytes::from(bytes)
+        let [path_bytes, name_bytes, args_bytes] = parts.map(|part| u16::try_from(part.len()).unwrap());
+        let record = ProcessRecord {
+            time_ns: 7,
+            task: Task { start_ns: 50_000_000, cgroup: 9, pid: 12, parent_pid: 5, ..Task::default() },
+            parent_start_ns: 10_000_000,
+            pid_namespace: 77,
+            inner_pid: 3,
+            user_namespace: INITIAL_USER_NAMESPACE,
+            event: event as u8,
+            flags,
+            path_bytes,
+            name_bytes,
+            args_bytes,
+            gid: u32::MAX,
+        };
+        Bytes::from([record.as_bytes(), &parts.concat()].concat())
     }
 
     #[test]
-    fn every_field_is_read_from_its_own_place() {
+    fn every_field_is_told_as_what_it_is() {
         let life = decode(record(ProcessEvent::Exec, 0, [b"curl\0bin\0usr\0", b"/bin/curl\0", b"curl\0-s\0\0x\0"]));
         let Ok(Life::Exec(born, image)) = life else { panic!("{life:?}") };
         assert_eq!((born.boot_ns, born.task.pid, born.task.cgroup), (7, 12, 9));
@@ -205,6 +181,46 @@ mod tests {
         assert_eq!(decode(record(ProcessEvent::Exit, 0, [b"", b"", b""])), Ok(Life::Exit { id, boot_ns: 7 }));
         let life = decode(record(ProcessEvent::Cgroup, 0, [b"", b"/system.slice/x.service\0", b""]));
         assert_eq!(life, Ok(Life::Cgroup { id: 9, path: "/system.slice/x.service".to_owned() }));
+    }
+
+    #[test]
+    fn a_flow_that_was_reached_has_an_owner_if_its_source_is_known() {
+        let flow = |source| FlowRecord {
+            since_ns: 6,
+            local: [0xfe; 16],
+            remote: [0xfd; 16],
+            netns: 5,
+            uid: 4,
+            remote_port: 443,
+            protocol: 6,
+            v6: 1,
+            closed: 1,
+            source,
+            ..FlowRecord::new_zeroed()
+        };
+        let of = |event, flow: FlowRecord| decode(record(event, 0, [b"", b"", flow.as_bytes()]));
+        let Ok(Life::Flow(said)) = of(ProcessEvent::Flow, flow(0)) else { panic!("a flow") };
+        assert_eq!((said.since_ns, said.until_ns, said.netns, said.v6), (6, Some(7), 5, true));
+        assert_eq!((said.protocol, said.process), (6, ProcessId { pid: 12, start_ticks: 5 }));
+        let Ok(Life::Reached(reached)) = of(ProcessEvent::Reached, flow(2)) else { panic!("what was reached") };
+        let owner = reached.owner.unwrap();
+        assert_eq!((owner.source, owner.task.pid, owner.bound_ns), (OwnerSource::Create, 12, Some(6)));
+        assert_eq!((reached.uid, reached.gid, reached.remote.port()), (4, None, 443));
+        let Ok(Life::Reached(reached)) = of(ProcessEvent::Reached, flow(9)) else { panic!("what was reached") };
+        assert_eq!(reached.owner, None);
+        let nowhere = FlowRecord { remote: [0; 16], ..flow(2) };
+        assert!(matches!(of(ProcessEvent::Reached, nowhere), Err(DecodeError::Length(_))));
+    }
+
+    #[test]
+    fn wrong_lengths_and_unknown_events_are_errors() {
+        let length = size_of::<ProcessRecord>();
+        assert_eq!(decode(Bytes::from(vec![0; length - 1])), Err(DecodeError::Length(length - 1)));
+        assert_eq!(decode(Bytes::from(vec![0; length + 1])), Err(DecodeError::Length(length + 1)));
+        assert_eq!(decode(Bytes::from(vec![0; length])), Err(DecodeError::Event(0)));
+        let flow = [0; size_of::<FlowRecord>() - 1];
+        let cut = decode(record(ProcessEvent::Flow, 0, [b"", b"", &flow]));
+        assert_eq!(cut, Err(DecodeError::Length(length + flow.len())));
     }
 
     proptest! {

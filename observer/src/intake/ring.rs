@@ -35,6 +35,8 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// What is queued for the slower half.
 #[derive(Debug)]
 pub enum Item {
+    /// The helper has answered something.
+    Answers,
     /// A drop record.
     Drop(Bytes),
     /// Process records wait in their ring, which fills up.

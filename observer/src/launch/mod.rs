@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::model::Finished;
+use crate::{confinement::programs, model::Finished};
 use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
@@ -63,7 +63,8 @@ impl User {
     /// library's own look-up wants shared libraries, which a static program does not have.
     pub fn find(text: &str) -> Result<Option<Self>> {
         let ask = |program: &str, args: &[&str]| -> Result<String> {
-            let output = Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
+            let output = programs::command(program)?.args(args).output();
+            let output = output.with_context(|| format!("cannot run {program}"))?;
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
         // name:password:id:group:comment:home:shell

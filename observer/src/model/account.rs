@@ -6,10 +6,12 @@ use super::rule::RulesSeen;
 
 /// Packets that were seen and not reported, by where they were lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Lost {
     /// A kernel map was full.
     pub map: u64,
-    /// The ring to user space was full.
+    /// The ring to user space was full: always 0, since what finds no room there is told by its count. In the record because readers of
+    /// schema 1 expect it.
     pub ring: u64,
     /// The record could not be decoded.
     pub decode: u64,
@@ -29,6 +31,7 @@ impl Lost {
 
 /// Something that works worse than it could.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Degraded {
     /// What, in one or two words.
     pub what: String,
@@ -38,8 +41,14 @@ pub struct Degraded {
     pub consequence: String,
 }
 
+impl Degraded {
+    /// [`Self::what`] of a helper process that has died, or does not answer.
+    pub const HELPER: &str = "helper";
+}
+
 /// The closing line of a stream, in packets. `seen = reported + filtered + lost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Account {
     /// Outbound packets that a decision on this host dropped.
     pub seen: u64,

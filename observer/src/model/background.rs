@@ -9,6 +9,7 @@ use super::dropped::Dropped;
 
 /// Kinds of background traffic, as the contract lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "kebab-case")]
 pub enum Background {
     /// Multicast DNS.

@@ -3,60 +3,58 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::rule::{Backend, NamedRule};
+use super::{
+    names::Cause,
+    rule::{Backend, NamedRule},
+};
 
 /// `egress.decided_by`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Decider {
     /// Function of the kernel on the hook.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
     /// Module that it is of, where it is not the kernel's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
     /// The BPF netfilter program that the function ran.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub program: Option<BpfProgram>,
     /// No program took it from its queue.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub untaken: Option<bool>,
     /// The process in whose call it was freed on its way back from a queue.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Doer>,
     /// How full the table of connections was a moment later.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
 }
 
 /// A BPF program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct BpfProgram {
     /// Its id, as bpftool shows it.
     pub id: u64,
     /// Its name; absent where it is gone or has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
 /// A process that did something, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Doer {
     /// Its id.
     pub pid: u32,
     /// Its name; absent where it is gone.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
 /// The table of connections of a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Connections {
     /// Entries in it.
     pub entries: u64,
     /// Entries that it may have.
     pub limit: u64,
     /// How many could not be entered, since the namespace was made.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub insert_failed: Option<u64>,
 }
 
@@ -140,14 +138,14 @@ impl Purpose {
         }
     }
 
-    /// `egress.cause`
-    pub fn cause(self) -> &'static str {
+    /// Which cause a packet has that it drops.
+    pub fn cause(self) -> Cause {
         match self {
-            Self::Program => "netfilter-bpf",
-            Self::Tracking | Self::Confirming => "conntrack",
-            Self::Translation => "nat",
-            Self::Security => "lsm",
-            Self::Nftables | Self::Xtables | Self::Defragmentation | Self::Ipvs | Self::Other => "netfilter",
+            Self::Program => Cause::NetfilterBpf,
+            Self::Tracking | Self::Confirming => Cause::Conntrack,
+            Self::Translation => Cause::Nat,
+            Self::Security => Cause::Lsm,
+            Self::Nftables | Self::Xtables | Self::Defragmentation | Self::Ipvs | Self::Other => Cause::Netfilter,
         }
     }
 }

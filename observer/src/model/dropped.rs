@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use observer_ebpf::{
-    abi::{Cause, Direction, Hook, OwnerSource, RuleAnswer, Task},
+    abi::{Direction, OwnerSource, RuleAnswer, Task},
     logic::packet::protocol,
 };
+
+use super::names::{Cause, Hook};
 
 /// Addresses of the packet's IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! Which events are told. One value of a kind is enough; every kind that was given must match.
+//! Which lines are told. One value of a kind is enough; every kind that was given must match.
 
 use std::{fmt, net::IpAddr};
 
@@ -6,8 +6,10 @@ use ipnet::IpNet;
 use observer_ebpf::abi::{FILTER_VALUES, FilterNetwork, KernelFilter};
 
 use super::{
+    attempt::Attempt,
     dropped::{transport_name, transport_number},
-    event::{Action, Event},
+    line::Line,
+    names::{Action, Cause},
 };
 
 /// A filter that cannot be understood, with what would be.
@@ -43,7 +45,7 @@ pub struct Filter {
     /// Path of the executable.
     pub executables: Vec<String>,
     /// User id.
-    pub users: Vec<String>,
+    pub users: Vec<u32>,
     /// systemd unit, `.service` may be left out.
     pub units: Vec<String>,
     /// Container id or its beginning.
@@ -52,12 +54,12 @@ pub struct Filter {
     pub destinations: Vec<Destination>,
     /// Destination port.
     pub ports: Vec<u16>,
-    /// Transport, as the event names it.
-    pub transports: Vec<String>,
-    /// Cause, as the event names it.
-    pub causes: Vec<String>,
-    /// Action, as the event names it.
-    pub actions: Vec<String>,
+    /// IP protocol number.
+    pub protocols: Vec<u8>,
+    /// Cause.
+    pub causes: Vec<Cause>,
+    /// Action.
+    pub actions: Vec<Action>,
     /// Inode number of the network namespace.
     pub netns: Option<u32>,
     /// A process whose tree the kernel half keeps track of; it leaves out nothing.
@@ -72,10 +74,9 @@ impl Filter {
             filter.ports = self.ports.len() as u32;
             filter.port.iter_mut().zip(&self.ports).for_each(|(into, port)| *into = u32::from(*port));
         }
-        if self.transports.len() <= FILTER_VALUES {
-            filter.protocols = self.transports.len() as u32;
-            let numbers = self.transports.iter().filter_map(|name| transport_number(name));
-            filter.protocol.iter_mut().zip(numbers).for_each(|(into, number)| *into = u32::from(number));
+        if self.protocols.len() <= FILTER_VALUES {
+            filter.protocols = self.protocols.len() as u32;
+            filter.protocol.iter_mut().zip(&self.protocols).for_each(|(into, number)| *into = u32::from(*number));
         }
         let networks: Vec<IpNet> = self.destinations.iter().flat_map(Destination::networks).collect();
         if networks.len() <= FILTER_VALUES {
@@ -110,7 +111,7 @@ impl Filter {
             containers,
             destinations,
             ports,
-            transports,
+            protocols,
             causes,
             actions,
             netns: _,
@@ -121,14 +122,14 @@ impl Filter {
             ("process tree", numbers(pids)),
             ("name", comms.clone()),
             ("executable", executables.clone()),
-            ("user", users.clone()),
+            ("user", numbers(users)),
             ("unit", units.clone()),
             ("container", containers.clone()),
             ("to", destinations.iter().map(ToString::to_string).collect()),
             ("port", ports.iter().map(ToString::to_string).collect()),
-            ("protocol", transports.clone()),
-            ("cause", causes.clone()),
-            ("action", actions.clone()),
+            ("protocol", protocols.iter().map(|number| transport_name(*number)).collect()),
+            ("cause", causes.iter().map(|cause| cause.name().to_owned()).collect()),
+            ("action", actions.iter().map(|action| action.name().to_owned()).collect()),
         ];
         kinds
             .into_iter()
@@ -144,48 +145,50 @@ impl Filter {
         self.ports.len() <= FILTER_VALUES && networks <= FILTER_VALUES && !names
     }
 
-    /// True when the event is to be told.
+    /// Whether a change of a namespace's rules is told.
     pub fn matches_change(&self, netns: u32) -> bool {
-        self.netns.is_none_or(|wanted| wanted == netns) && any(&self.actions, |wanted| wanted == "ruleset-changed")
+        self.netns.is_none_or(|wanted| wanted == netns)
+            && any(&self.actions, |wanted| *wanted == Action::RulesetChanged)
     }
 
-    /// Whether an event is told.
-    pub fn matches(&self, event: &Event) -> bool {
-        let egress = &event.egress;
-        let process = event.process.as_ref();
+    /// Whether a line about something that was tried is told.
+    pub fn matches(&self, line: &Line) -> bool {
+        line.attempt()
+            .is_some_and(|attempt| self.concerns(attempt) && any(&self.causes, |wanted| attempt.cause == Some(*wanted)))
+            && any(&self.actions, |wanted| line.action() == *wanted)
+    }
+
+    /// The same as far as it is known before anything is looked up: what will be told of it later may match where this is so.
+    pub fn concerns(&self, attempt: &Attempt) -> bool {
+        let sender = &attempt.sender;
+        let process = sender.process.as_ref();
         let name = process.map(|process| process.name.as_str());
         // A program that was replaced while it runs has a mark behind its path.
         let executable = process.and_then(|process| process.executable.as_deref());
         let executable = executable.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
         // Ports and destinations of what was counted together matched before it was (`in_kernel_wholly`).
-        let coarse = egress.coarse == Some(true);
-        any(&self.pids, |pid| egress.ancestry.iter().any(|ancestor| ancestor.pid == *pid))
+        let coarse = attempt.coarse;
+        any(&self.pids, |pid| sender.descends_from(*pid))
             && any(&self.comms, |wanted| name == Some(wanted))
             && any(&self.executables, |wanted| executable == Some(wanted))
-            && any(&self.users, |wanted| event.user.as_ref().is_some_and(|user| user.id == *wanted))
+            && any(&self.users, |wanted| sender.user.as_ref().is_some_and(|user| user.id == *wanted))
             && any(&self.units, |wanted| {
-                egress.unit.as_ref().is_some_and(|unit| {
+                sender.unit.as_ref().is_some_and(|unit| {
                     unit == wanted || unit.strip_suffix(".service").is_some_and(|stem| stem == wanted)
                 })
             })
             && any(&self.containers, |wanted| {
-                event.container.as_ref().is_some_and(|container| container.id.starts_with(wanted.as_str()))
+                sender.container.as_ref().is_some_and(|container| container.id.starts_with(wanted.as_str()))
             })
             && (coarse
                 || any(&self.destinations, |wanted| {
-                    event.destination.as_ref().is_some_and(|destination| {
-                        wanted.contains(destination.ip)
-                            || destination.nat.as_ref().is_some_and(|nat| wanted.contains(nat.ip))
-                    })
+                    attempt
+                        .destination
+                        .is_some_and(|to| wanted.contains(to.ip) || to.nat.is_some_and(|(ip, _)| wanted.contains(ip)))
                 }))
-            && (coarse
-                || any(&self.ports, |wanted| {
-                    event.destination.as_ref().is_some_and(|destination| destination.port == Some(*wanted))
-                }))
-            && any(&self.transports, |wanted| event.network.transport.as_ref() == Some(wanted))
-            && any(&self.causes, |wanted| egress.cause == Some(wanted))
-            && any(&self.actions, |wanted| action_name(event.event.action) == wanted)
-            && self.netns.is_none_or(|wanted| egress.netns == Some(wanted) || egress.origin_netns == Some(wanted))
+            && (coarse || any(&self.ports, |wanted| attempt.destination.is_some_and(|to| to.port == Some(*wanted))))
+            && any(&self.protocols, |wanted| attempt.protocol == Some(*wanted))
+            && self.netns.is_none_or(|wanted| attempt.netns == Some(wanted) || attempt.origin_netns == Some(wanted))
     }
 }
 
@@ -234,59 +237,38 @@ fn any<T>(wanted: &[T], matches: impl Fn(&T) -> bool) -> bool {
     wanted.is_empty() || wanted.iter().any(matches)
 }
 
-fn action_name(action: Action) -> &'static str {
-    match action {
-        Action::EgressBlocked => "egress-blocked",
-        Action::EgressAllowed => "egress-allowed",
-        Action::EgressUnreachable => "egress-unreachable",
-        Action::EgressUnknown => "egress-unknown",
-        Action::EgressDropped => "egress-dropped",
-        Action::EgressHanging => "egress-hanging",
-        Action::EgressRule => "egress-rule",
-        Action::EgressFix => "egress-fix",
-        Action::EgressRestored => "egress-restored",
-        Action::RulesetChanged => "ruleset-changed",
-        Action::Summary => "summary",
-    }
-}
-
-/// A transport by name or protocol number, as the event names it.
-pub fn parse_transport(value: &str) -> Result<String, FilterError> {
+/// A protocol by its name or number.
+pub fn parse_protocol(value: &str) -> Result<u8, FilterError> {
     const NAMES: [&str; 5] = ["tcp", "udp", "icmp", "ipv6-icmp", "sctp"];
     if let Ok(number) = value.parse::<u8>() {
-        return Ok(transport_name(number));
+        return Ok(number);
     }
     let lower = value.to_ascii_lowercase();
     let name = if lower == "icmpv6" { "ipv6-icmp" } else { &lower };
-    known("protocol", name, &NAMES, "or a protocol number")
+    NAMES
+        .contains(&name)
+        .then(|| transport_number(name))
+        .flatten()
+        .ok_or_else(|| unknown("protocol", value, &NAMES, "or a protocol number"))
 }
 
-/// A cause that this version can report.
-pub fn parse_cause(value: &str) -> Result<String, FilterError> {
-    known(
-        "cause",
-        value,
-        &["netfilter", "conntrack", "nat", "nfqueue", "netfilter-bpf", "lsm", "cgroup", "tc", "queue"],
-        "",
-    )
+/// A cause that lines of a stream can have.
+pub fn parse_cause(value: &str) -> Result<Cause, FilterError> {
+    let known = Cause::IN_A_STREAM;
+    let found = known.into_iter().find(|cause| cause.name() == value);
+    found.ok_or_else(|| unknown("cause", value, &known.map(Cause::name), ""))
 }
 
-/// An action that this version can report.
-pub fn parse_action(value: &str) -> Result<String, FilterError> {
-    known(
-        "action",
-        value,
-        &["egress-blocked", "egress-dropped", "egress-hanging", "egress-rule", "egress-fix", "ruleset-changed"],
-        "",
-    )
+/// An action that lines of a stream can have.
+pub fn parse_action(value: &str) -> Result<Action, FilterError> {
+    let known = Action::IN_A_STREAM;
+    let found = known.into_iter().find(|action| action.name() == value);
+    found.ok_or_else(|| unknown("action", value, &known.map(Action::name), ""))
 }
 
-fn known(kind: &'static str, value: &str, names: &[&str], more: &str) -> Result<String, FilterError> {
-    if names.contains(&value) {
-        return Ok(value.to_owned());
-    }
+fn unknown(kind: &'static str, value: &str, names: &[&str], more: &str) -> FilterError {
     let known = format!("{} {more}", names.join(", ")).trim_end().to_owned();
-    Err(FilterError { kind, value: value.to_owned(), known })
+    FilterError { kind, value: value.to_owned(), known }
 }
 
 #[cfg(test)]
@@ -295,14 +277,17 @@ mod tests {
 
     #[test]
     fn names_are_checked() {
-        assert_eq!(parse_transport("TCP").as_deref(), Ok("tcp"));
-        assert_eq!(parse_transport("58").as_deref(), Ok("ipv6-icmp"));
-        assert_eq!(parse_transport("47").as_deref(), Ok("47"));
+        assert_eq!(parse_protocol("TCP"), Ok(6));
+        assert_eq!(parse_protocol("icmpv6"), Ok(58));
+        assert_eq!(parse_protocol("47"), Ok(47));
         assert_eq!(
-            parse_transport("tpc").unwrap_err().to_string(),
+            parse_protocol("tpc").unwrap_err().to_string(),
             "unknown protocol `tpc`; known: tcp, udp, icmp, ipv6-icmp, sctp or a protocol number"
         );
-        assert!(parse_cause("weather").is_err());
+        assert_eq!(parse_cause("netfilter-bpf"), Ok(Cause::NetfilterBpf));
+        assert!(parse_cause("weather").is_err() && parse_cause("route").is_err());
+        assert_eq!(parse_action("egress-fix"), Ok(Action::EgressFix));
+        assert!(parse_action("egress-allowed").is_err(), "only `check` says that");
     }
 
     #[test]
@@ -311,7 +296,7 @@ mod tests {
         let networks = ["203.0.113.0/24".parse().unwrap(), "2001:db8::/33".parse().unwrap()];
         let filter = Filter {
             ports: vec![443, 53],
-            transports: vec!["udp".into(), "47".into()],
+            protocols: vec![17, 47],
             destinations: networks.into_iter().map(Destination::Network).collect(),
             pids: vec![1, 7],
             ..Filter::default()

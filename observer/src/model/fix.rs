@@ -8,6 +8,7 @@ use super::{replay::Packet, rule::NamedRule};
 
 /// How much a fix lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// One port of single addresses.
@@ -22,6 +23,7 @@ pub enum Scope {
 
 /// How long a fix lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum Lasts {
     /// Its front end keeps it.
@@ -32,37 +34,51 @@ pub enum Lasts {
 
 /// `egress.fix`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Fix {
     /// Command lines for a shell of root's, in this order; empty where no command of the front end's does it: then `note` says what
     /// does.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
     /// What takes it back, likewise.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undo: Vec<String>,
     /// How much it lets through.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
     /// The same in words.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub opens: Option<String>,
     /// How long it lasts.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lasts: Option<Lasts>,
     /// In a private copy of the rules the commands were run by the real programs, and the packet passed then.
     pub verified: bool,
     /// Addresses to which it passed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verified_for: Vec<IpAddr>,
     /// The undo was run there too, and the same statement stopped the packet again.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub undo_verified: Option<bool>,
     /// Why it is not verified.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub unverified: Option<String>,
     /// What is to be known of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+impl Fix {
+    /// The same with these words before every command, such as `ip netns exec NAME`.
+    pub fn with_prefix(mut self, words: &str) -> Self {
+        for line in self.commands.iter_mut().chain(&mut self.undo) {
+            *line = format!("{words} {}", line.replace("$(", &format!("$({words} ")));
+        }
+        self
+    }
+
+    /// No command that can be typed as it is: what is to be done, and where, is said in the note.
+    pub fn into_note(mut self, place: &str) -> Self {
+        let commands = std::mem::take(&mut self.commands);
+        self.undo.clear();
+        (self.verified, self.undo_verified) = (false, None);
+        self.verified_for.clear();
+        let what =
+            format!("{place}: {}", commands.iter().map(|line| format!("`{line}`")).collect::<Vec<_>>().join(", then "));
+        self.note = Some(self.note.map_or(what.clone(), |note| format!("{what}; {note}")));
+        self
+    }
 }
 
 /// A packet that is to get through, and what stops it.

@@ -1,52 +1,68 @@
-//! The words that all rooms share: a dropped packet, a process, an event, the account. No I/O, and no knowledge of any
-//! other room.
+//! The words that all rooms share: a dropped packet, an attempt with its sender, a line, the account. No I/O, and no knowledge of
+//! any other room.
 
 mod account;
+#[cfg(test)]
+mod arbitrary;
+mod attempt;
 mod background;
 mod check;
 mod command;
 mod decider;
 mod dropped;
-mod event;
 mod filter;
 mod fix;
 mod flow;
 mod hanging;
+mod host;
+mod line;
+mod names;
+mod place;
 mod preflight;
 mod process;
 mod replay;
 mod restored;
 mod rule;
 mod ruleset;
+mod sender;
+mod share;
 mod span;
 
 pub use account::{Account, Degraded, Lost};
+pub use attempt::{Attempt, End as FlowEnd, Wait};
 pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
 pub use decider::{BpfProgram, Connections, Decider, Decision, Doer, Purpose};
-pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket, transport_name, transport_number};
-pub use event::{
-    Action, Agent, Ancestor, Container, Destination, ECS_VERSION, Ecs, Egress, Event, EventMeta, Host, HostBoot, Kind,
-    Nat, Network, Orchestrator, Outcome, OwnerBy, OwnerKnown, Parent, Process, ProcessNamespaces, Resource, SCHEMA,
-    Source, Summary, Thread, User,
-};
-pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_transport};
+pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket};
+pub use filter::{Destination as DestinationFilter, Filter, parse_action, parse_cause, parse_protocol};
 pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
+pub use host::{Agent, Host, HostBoot, Reporter};
+pub use line::{Coverage, Kind, Line};
+pub use names::{Action, Cause, Family, Hook};
+pub use place::NetnsPlace;
 pub use preflight::{
-    AddressLists, After, Change as ProposedChange, Connect, Fate, Later, Preflight, Preflighted, Programs, Proposed,
-    Tried, Wish,
+    AddressLists, After, Change as ProposedChange, Connect, Fate, Later, Preflight, Preflighted, Programs, Tried, Wish,
 };
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId, Reached};
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
 pub use restored::{By, Preceding, Restored};
 pub use rule::{
-    Backend, Compared, Confirmation, EgressRule, NamedRule, RuleCounts, RuleName, RuleSource, RulesSeen, Statement,
-    Translation, Verdict, WantedRule,
+    Backend, Compared, Confirmation, EgressRule, Entrance, Jump, NamedRule, RuleCounts, RuleName, RuleSource,
+    RulesSeen, Statement, Translation, Verdict, WantedRule,
 };
-pub use ruleset::{Change, ChangeEgress, ChangedRuleset, Commit, Difference};
+pub use ruleset::{ChangedRuleset, Commit, Difference, RulesetChange};
+pub use sender::{
+    Ancestor, Container, OwnerBy, OwnerKnown, Parent, Pod, Process, ProcessNamespaces, Sender, Truncated, User,
+};
+pub use share::Share;
 pub use span::span;
 
-pub use observer_ebpf::abi::{Cause, Direction, Hook, OwnerSource};
+pub use observer_ebpf::abi::{Direction, OwnerSource};
+
+/// Name of the helper process.
+pub const HELPER: &str = "observer-helper";
+/// Name of the process that forks it, which a helper has for a moment too.
+pub const SPARE: &str = "observer-spare";

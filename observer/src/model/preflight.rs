@@ -25,22 +25,7 @@ pub enum Change {
     /// A command of a front end's, in words.
     Command(Vec<String>),
     /// A configuration in place of what is in force.
-    Ruleset(Proposed, String),
-}
-
-/// Whose configuration it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Proposed {
-    /// A file for `nft -f`, in place of everything.
-    Nft,
-    /// What `iptables-save` writes, in place of these tables.
-    Iptables,
-    /// The same for IPv6.
-    Ip6tables,
-    /// ufw's `user.rules`.
-    Ufw,
-    /// Its `user6.rules`.
-    Ufw6,
+    Ruleset(String),
 }
 
 /// A unit that does not run.
@@ -86,7 +71,7 @@ pub enum Programs {
 }
 
 impl Programs {
-    /// As an event names it.
+    /// As a line names it.
     pub fn hook(self) -> &'static str {
         match self {
             Self::Create => "socket",
@@ -200,4 +185,6 @@ pub struct Preflighted {
     pub after: Option<Tried>,
     /// One for all that is stopped by rules.
     pub fix: Option<Fix>,
+    /// Words that go before a command for the namespace that was asked about, where it is not observer's own.
+    pub entering: Option<String>,
 }

@@ -41,6 +41,9 @@ pub struct Image {
     pub args: Arguments,
     /// There are more arguments, or longer ones.
     pub args_cut: bool,
+    /// The arguments were not read yet: they are in the process's own memory, which may be anything, and are looked at only where
+    /// they are told.
+    pub args_unread: bool,
 }
 
 /// Arguments of a program, as the kernel keeps them: one text, each ended by a zero. An empty argument is one.

@@ -170,6 +170,7 @@ pub enum Replay {
 
 /// What came of packets that were replayed; in lines, not packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct ReplayCounts {
     /// The rule that was seen is the one at which the way through the copy ends.
     pub agreed: u64,

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::span;
 
 /// By what it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum By {
     /// A connection was established.
@@ -19,13 +20,15 @@ pub enum By {
 }
 
 /// `egress.restored`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Restored {
     /// Milliseconds from the first packet that was blocked to the connection.
     pub after_ms: u64,
     /// By what it is known.
     pub by: By,
     /// The last packet that was blocked.
+    #[cfg_attr(test, proptest(strategy = "super::arbitrary::time()"))]
     pub last_blocked: Timestamp,
     /// The last change of rules that was heard between that packet and the connection: what came before, and not what is proven
     /// to be the reason.
@@ -34,12 +37,15 @@ pub struct Restored {
 }
 
 /// A change of rules that came before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Preceding {
     /// Id of its line, [`Action::RulesetChanged`](super::Action::RulesetChanged).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, proptest(strategy = "super::arbitrary::some_uuid()"))]
     pub id: Option<Uuid>,
     /// When it was heard.
+    #[cfg_attr(test, proptest(strategy = "super::arbitrary::time()"))]
     pub at: Timestamp,
     /// Milliseconds from then to the connection.
     pub before_ms: u64,

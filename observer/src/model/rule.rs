@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::replay::ReplayCounts;
+use super::{names::Hook, replay::ReplayCounts};
 
 /// What it does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Drops it silently.
@@ -17,6 +18,7 @@ pub enum Verdict {
 
 /// Which part of the kernel has a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub enum Backend {
     /// nftables, whoever wrote the rule.
     #[default]
@@ -42,8 +44,8 @@ pub struct WantedRule {
     pub chain: u64,
     /// Handle of the rule; 0 for the base chain's policy, `UNKNOWN_RULE` where only the chain is known. A BPF program's id.
     pub rule: u64,
-    /// Hook at which the packet died, as an event names it; `None` when it is not known.
-    pub hook: Option<String>,
+    /// Hook at which the packet died; `None` when it is not known.
+    pub hook: Option<Hook>,
     /// The packet is IPv6, or IPv4; `None` for neither.
     pub v6: Option<bool>,
 }
@@ -93,6 +95,30 @@ pub struct NamedRule {
     pub statement: Option<Statement>,
     /// All that it does is to translate addresses: what it drops it could not translate.
     pub translates: Option<Translation>,
+    /// Where an exception from it belongs.
+    pub entrance: Entrance,
+}
+
+/// Where an exception from a rule belongs, so that it holds for packets of the same hook alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entrance {
+    /// In front of the rule, in its own chain.
+    Own,
+    /// In front of a rule that leads to its chain: that chain is reached from other hooks too, or takes no rules.
+    Before(Jump),
+    /// No command can put it anywhere, and why.
+    Nowhere(String),
+}
+
+/// A rule that leads to another chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jump {
+    /// The chain that it is in.
+    pub chain: String,
+    /// Its handle; of iptables-legacy its position.
+    pub handle: u64,
+    /// Its place in that chain, from 1 on.
+    pub position: usize,
 }
 
 /// How a rule translates addresses.
@@ -108,11 +134,13 @@ pub enum Translation {
 const RULES: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2072_756c_6520_6964);
 
 /// `rule`, as ECS has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RuleName {
     /// Whose ruleset it is: the front end's, or `nftables`.
     pub ruleset: String,
     /// Stable hash of the statement and its place.
+    #[cfg_attr(test, proptest(strategy = "super::arbitrary::uuid()"))]
     pub id: Uuid,
     /// The statement.
     pub name: String,
@@ -122,7 +150,8 @@ pub struct RuleName {
 }
 
 /// How a rule is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum RuleSource {
     /// Seen in the kernel as it happened.
@@ -132,7 +161,8 @@ pub enum RuleSource {
 }
 
 /// How a rule is known a second time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
 pub enum Confirmation {
     /// Seen where it gave its verdict too, and not only where the packet was freed.
@@ -142,7 +172,8 @@ pub enum Confirmation {
 }
 
 /// `egress.rule`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct EgressRule {
     /// Which part of the kernel has it.
     pub backend: Backend,
@@ -171,7 +202,7 @@ pub struct EgressRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Chains from the base chain to its own, where there is one way only.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub path: Vec<String>,
     /// How it is known.
     pub source: RuleSource,
@@ -273,6 +304,7 @@ impl NamedRule {
 
 /// How often a method named a rule, and what came of it; in lines, not packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RuleCounts {
     /// It named one.
     pub answered: u64,
@@ -286,6 +318,7 @@ pub struct RuleCounts {
 
 /// The same by method.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RulesSeen {
     /// Rules are seen in the kernel as they drop.
     pub live: bool,
@@ -309,9 +342,32 @@ pub struct RulesSeen {
 
 /// What came of rules that were seen in two ways; in lines, not packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Compared {
     /// They were the same.
     pub agreed: u64,
     /// They were not: neither is told.
     pub disagreed: u64,
+}
+
+#[cfg(test)]
+impl NamedRule {
+    /// A rule with this text in `inet filter output`, which drops.
+    pub(crate) fn example(text: &str) -> Self {
+        Self {
+            backend: Backend::Nft,
+            family: "inet".to_owned(),
+            table: "filter".to_owned(),
+            chain: "output".to_owned(),
+            handle: Some(4),
+            position: Some(1),
+            text: Some(text.to_owned()),
+            path: Vec::new(),
+            verdict: Some(Verdict::Drop),
+            ruleset_sha256: None,
+            statement: None,
+            translates: None,
+            entrance: Entrance::Own,
+        }
+    }
 }

@@ -1,11 +1,11 @@
 //! A change of firewall rules, as it was heard and as it is told.
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
     decider::Doer,
-    event::{Agent, Ancestor, Container, Ecs, EventMeta, Host, Process, User},
+    rule::Backend,
+    sender::{Ancestor, Sender},
 };
 
 /// What the kernel announced of one commit.
@@ -23,6 +23,7 @@ pub struct Commit {
 
 /// What is otherwise in a ruleset than in an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Difference {
     /// Number of the earlier one.
     pub since: u32,
@@ -33,77 +34,41 @@ pub struct Difference {
     /// How many are gone.
     pub rules_removed: usize,
     /// Rules that are new, each with its place in front, the first ones.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub added: Vec<String>,
     /// Rules that are gone, likewise.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed: Vec<String>,
     /// Chains whose policy is another one, and which.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<String>,
 }
 
-/// `egress.ruleset`
-#[derive(Clone, Debug, Serialize)]
-pub struct ChangedRuleset {
-    /// Whose it is.
-    pub backend: &'static str,
-    /// Its number from then on; absent where announcements were lost.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u32>,
-    /// Who changed it, as the kernel says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub changed_by: Option<Doer>,
-    /// What is otherwise, where it was known before and is the last of several changes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub difference: Option<Difference>,
-}
-
-/// `egress` of a change.
-#[derive(Clone, Debug, Serialize)]
-pub struct ChangeEgress {
-    /// Version of the record.
-    pub schema: u32,
+/// A change of firewall rules, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct RulesetChange {
     /// Inode number of the network namespace.
     pub netns: u32,
+    /// Words that go before a command so that it is run in that namespace, where it is not observer's own.
+    pub entering: Option<String>,
+    /// It is not observer's own.
+    pub is_elsewhere: bool,
     /// The ruleset.
     pub ruleset: ChangedRuleset,
-    /// systemd unit of the process.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
-    /// cgroup path of the process.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<String>,
-    /// The process and its parents, nearest first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ancestry: Vec<Ancestor>,
+    /// Who changed it.
+    pub sender: Sender,
 }
 
-/// A change as a line of the stream.
-#[derive(Clone, Debug, Serialize)]
-pub struct Change {
-    /// When it was heard.
-    #[serde(rename = "@timestamp")]
-    pub timestamp: Timestamp,
-    /// `ecs`
-    pub ecs: Ecs,
-    /// `agent`
-    pub agent: Agent,
-    /// `host`
-    pub host: Host,
-    /// `event`
-    pub event: EventMeta,
-    /// `process`: who changed it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub process: Option<Process>,
-    /// `user`
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<User>,
-    /// `container`
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<Container>,
-    /// `egress`
-    pub egress: ChangeEgress,
+/// `egress.ruleset`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct ChangedRuleset {
+    /// Whose it is.
+    pub backend: Backend,
+    /// Its number from then on; absent where announcements were lost.
+    pub generation: Option<u32>,
+    /// Who changed it, as the kernel says.
+    pub changed_by: Option<Doer>,
+    /// What is otherwise, where it was known before and is the last of several changes.
+    pub difference: Option<Difference>,
 }
 
 impl ChangedRuleset {
@@ -182,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_change_is_told_in_words() {
-        let mut ruleset = ChangedRuleset { backend: "nft", generation: Some(4), changed_by: None, difference: None };
+        let mut ruleset =
+            ChangedRuleset { backend: Backend::Nft, generation: Some(4), changed_by: None, difference: None };
         assert_eq!(ruleset.sentence(), "somebody changed the firewall rules");
         ruleset.changed_by = Some(Doer { pid: 7, name: Some("nft".to_owned()) });
         ruleset.difference = Some(Difference {

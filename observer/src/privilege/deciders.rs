@@ -1,6 +1,6 @@
 //! What dropped a packet: a rule of the ruleset, or what else hangs on netfilter's hooks.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use observer_ebpf::abi::UNKNOWN_RULE;
@@ -8,17 +8,17 @@ use observer_ebpf::abi::UNKNOWN_RULE;
 use super::{netns, rulesets::Rulesets};
 use crate::{
     firewall::{legacy, netfilter::family},
-    model::{Backend, BpfProgram, Connections, Decider, Decision, NamedRule, Purpose, WantedRule},
-    probe::{
+    kernel::{
         netns_cookie,
         symbols::{self, Names},
     },
+    model::{Backend, BpfProgram, Connections, Decider, Decision, Entrance, NamedRule, Purpose, Share, WantedRule},
 };
 
 /// Functions by their addresses: those that are known to be on hooks, and others that were asked for.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Deciders {
-    names: Names,
+    names: Arc<Names>,
 }
 
 impl Deciders {
@@ -34,13 +34,17 @@ impl Deciders {
 
     /// Where functions are now: another module may have come to where one was.
     pub(super) fn learn(&mut self, names: Names) {
-        self.names = names;
+        self.names = Arc::new(names);
     }
 
     /// Who dropped it, if what the kernel half saw is there and can have.
-    pub(super) fn decision(&mut self, wanted: &WantedRule, rulesets: &mut Rulesets) -> Result<Option<Decision>> {
+    pub(super) fn decision(
+        &self,
+        wanted: &WantedRule,
+        (rulesets, share): (&Rulesets, Share),
+    ) -> Result<Option<Decision>> {
         if wanted.function == 0 {
-            let rule = rulesets.named(wanted)?;
+            let rule = rulesets.named(wanted, share)?;
             return Ok(rule.map(|rule| Decision { rule: Some(rule), decider: None }));
         }
         let (function, module) = match self.names.get(&wanted.function) {
@@ -57,7 +61,7 @@ impl Deciders {
             Purpose::Nftables if wanted.chain == 0 => {}
             // Without a cookie nobody knows that it is still the same namespace.
             Purpose::Nftables if wanted.netns_cookie == 0 => {}
-            Purpose::Nftables => match rulesets.named(wanted)? {
+            Purpose::Nftables => match rulesets.named(wanted, share)? {
                 None => return Ok(None),
                 // Nothing more is to be said.
                 rule if wanted.rule != UNKNOWN_RULE => return Ok(Some(Decision { rule, decider: None })),
@@ -93,11 +97,11 @@ fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>
     };
     let family = if function.starts_with("ip6") { family::IPV6 } else { family::IPV4 };
     let tables = inside(wanted, legacy::names)?;
-    let Some(hook) = &wanted.hook else { return Ok(None) };
+    let Some(hook) = wanted.hook else { return Ok(None) };
     if !tables.iter().any(|(layout, table)| layout.family == family && *table == name) {
         return Ok(None);
     }
-    let chain = hook.to_uppercase();
+    let chain = hook.name().to_uppercase();
     Ok(Some(NamedRule {
         backend: Backend::IptablesLegacy,
         family: family::name(family).to_owned(),
@@ -112,6 +116,7 @@ fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>
         ruleset_sha256: None,
         statement: None,
         translates: None,
+        entrance: Entrance::Own,
     }))
 }
 

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     fs::File,
-    sync::mpsc::{Receiver, TryRecvError, channel},
+    sync::{
+        Mutex,
+        mpsc::{Receiver, TryRecvError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -11,16 +14,20 @@ use std::{
 use anyhow::Result;
 use uuid::Uuid;
 
-use super::{netns, replays::Own, trials::Place};
+use super::{cgroups::Cgroups, netns, replays::Own, shared::lock, trials::Place};
 use crate::{
-    enrich::cgroups::Cgroups,
-    fix::{self, Asked},
+    confinement::child,
+    firewall::front_end::{self, Known},
     model::{Fix, Origin, Remedy, Stopped},
+    patience,
+    sandbox::fix::{self, Asked},
 };
 
 /// After each trial none begins for so many times as long as it took, but no longer than this.
 const SHARE: u32 = 3;
 const REST: Duration = Duration::from_secs(30);
+/// A trial that takes longer is forgotten.
+const GIVE_UP: Duration = Duration::from_secs(150);
 /// What nobody asked for in this time is not told any more.
 const FRESH: Duration = Duration::from_secs(10);
 
@@ -33,8 +40,15 @@ struct Key {
     is_by_name: bool,
 }
 
-/// A trial that goes on, and when it began.
-type Trying = (Key, Instant, Receiver<(Option<Fix>, Instant)>);
+/// A trial that goes on.
+struct Trying {
+    key: Key,
+    began: Instant,
+    coming: Receiver<(Option<Fix>, Instant)>,
+    is_urgent: bool,
+    /// It was given up for another one: what comes of it is no answer.
+    is_given_up: bool,
+}
 
 /// All of them.
 #[derive(Default)]
@@ -46,50 +60,72 @@ pub(super) struct Fixes {
 
 impl Fixes {
     /// What lets this packet through, as far as it is known by now.
-    pub(super) fn of(&mut self, stopped: &Stopped, own: Own, cgroups: &mut Cgroups) -> Result<Remedy> {
+    pub(super) fn of(
+        &mut self,
+        (stopped, is_urgent): (&Stopped, bool),
+        own: Own,
+        cgroups: &Mutex<Cgroups>,
+    ) -> Result<Remedy> {
         let key = Key {
             netns_cookie: stopped.netns_cookie,
             rule: stopped.rule.name().map(|name| name.id),
             packet: stopped.packet.bytes.clone(),
             is_by_name: stopped.is_by_name,
         };
-        if let Some((trying, began, coming)) = &self.trying {
-            let found = match coming.try_recv() {
+        if let Some(mut trying) = self.trying.take() {
+            let found = match trying.coming.try_recv() {
                 Ok(found) => found,
-                Err(TryRecvError::Empty) => return Ok(Remedy::NotYet),
+                // A file system of a stranger's may keep it for ever.
+                Err(TryRecvError::Empty) if trying.began.elapsed() > patience::here(GIVE_UP) => (None, Instant::now()),
+                Err(TryRecvError::Empty) => {
+                    if is_urgent && !trying.is_urgent && trying.key != key && !trying.is_given_up {
+                        // Whoever waits for one of its programs ends with it.
+                        child::end_trials();
+                        trying.is_given_up = true;
+                    }
+                    self.trying = Some(trying);
+                    return Ok(Remedy::NotYet);
+                }
                 Err(TryRecvError::Disconnected) => (None, Instant::now()),
             };
-            self.rests_until = Some(found.1 + (found.1.duration_since(*began) * SHARE).min(REST));
+            self.rests_until = Some(found.1 + (found.1.duration_since(trying.began) * SHARE).min(REST));
             self.found.retain(|_, (_, when)| when.elapsed() < FRESH);
-            self.found.insert(trying.clone(), found);
-            self.trying = None;
+            if !trying.is_given_up {
+                self.found.insert(trying.key, found);
+            }
         }
         // It is told once: what is asked again is to be looked at anew.
         if let Some((fix, _)) = self.found.remove(&key).filter(|(_, when)| when.elapsed() < FRESH) {
             return Ok(fix.map_or(Remedy::None, |fix| Remedy::Is(Box::new(fix))));
         }
-        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+        if !is_urgent && self.rests_until.is_some_and(|until| Instant::now() < until) {
             return Ok(Remedy::NotYet);
         }
-        self.trying = Some((key, Instant::now(), begin(stopped.clone(), own, cgroups)?));
+        let coming = begin(stopped.clone(), own, cgroups)?;
+        self.trying = Some(Trying { key, began: Instant::now(), coming, is_urgent, is_given_up: false });
         Ok(Remedy::NotYet)
     }
 }
 
 /// Looks for a fix by threads of its own, which nobody waits for.
-fn begin(stopped: Stopped, own: Own, cgroups: &mut Cgroups) -> Result<Receiver<(Option<Fix>, Instant)>> {
+fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receiver<(Option<Fix>, Instant)>> {
     let cgroup: Option<File> = match stopped.packet.origin {
-        Origin::Socket { cgroup: Some(id), .. } => cgroups.enter(id).ok(),
+        Origin::Socket { cgroup: Some(id), .. } => lock(cgroups).enter(id).ok(),
         _ => None,
     };
-    let place = Place { number: stopped.netns, cookie: stopped.netns_cookie, own: Some(own) };
+    let place = Place::open(stopped.netns, stopped.netns_cookie, Some(own))?;
+    let began = child::trials();
     let (send, coming) = channel();
     thread::Builder::new().name("fixes".to_owned()).spawn(move || {
         let home = netns::home(place.number);
-        let known = home.as_ref().map(|home| fix::known(&home.root)).unwrap_or_default();
+        let known = home.as_ref().map(Known::read).unwrap_or_default();
+        let stopped_by = stopped.rule.clone();
         let packets = [(stopped.packet, Some(stopped.rule))];
         let asked = Asked { packets: &packets, is_by_name: stopped.is_by_name, cgroup: cgroup.as_ref() };
-        let fix = fix::find(&asked, &known, |attempt| place.tried(home?, attempt));
+        let front_end = front_end::of(&stopped_by);
+        let own_files = home.as_ref().ok().map(|home| netns::has_own_files(home, front_end));
+        let fix = fix::find(&asked, &known, |attempt| place.tried(home?, began, attempt));
+        let fix = fix.map(|fix| place.placed(fix, front_end, own_files));
         let _ = send.send((fix, Instant::now()));
     })?;
     Ok(coming)

@@ -8,6 +8,26 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::netns;
 use crate::intake::commits;
 
+/// What listening to a namespace takes.
+#[derive(Debug)]
+pub struct Listening {
+    /// Its inode number.
+    pub netns: u32,
+    /// Hears of changes, and keeps the namespace alive.
+    pub socket: OwnedFd,
+    /// A process that lives there: readable when it ends.
+    pub resident: OwnedFd,
+}
+
+impl Listening {
+    /// Made of the descriptors that came with an answer.
+    pub(super) fn of(netns: u32, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+        let [socket, resident] =
+            <[OwnedFd; 2]>::try_from(descriptors).map_err(|_| "the descriptors did not come".to_owned())?;
+        Ok(Self { netns, socket, resident })
+    }
+}
+
 /// A socket that hears of changes, and a process that lives in the namespace: the socket keeps it alive, and must be closed
 /// when that process ends.
 pub(super) fn begin(number: u32) -> Result<[OwnedFd; 2]> {

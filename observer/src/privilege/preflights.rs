@@ -17,10 +17,10 @@ use super::{
     trials::Place,
 };
 use crate::{
-    fix::{self, Asked, FrontEnd, Trial},
-    model::{
-        After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, Proposed, ProposedChange, Tried,
-    },
+    confinement::child,
+    firewall::front_end::{self, Known},
+    model::{After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, ProposedChange, Tried},
+    sandbox::fix::{self, Asked, Trial},
 };
 
 /// The port that a packet is said to come from: one of those that a kernel gives.
@@ -98,7 +98,8 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         }
         fates.push(of);
     }
-    let mut answer = Preflighted { rules: Vec::new(), fates, after: None, fix: None };
+    let mut answer =
+        Preflighted { rules: Vec::new(), fates, after: None, fix: None, entering: netns::entering(place.number) };
     // Whoever asked what comes of a change must not take what is for it.
     let untried = |why: &str| asked.after.as_ref().map(|_| Tried::Unknown(why.to_owned()));
     if packets.is_empty() {
@@ -121,7 +122,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         return Ok(answer);
     }
     let home = netns::home(place.number);
-    let root = netns::root_path(place.number);
+    let root = netns::root(place.number)?;
     let mut view = place.view(root)?;
     // Rules may ask for it.
     let is_there = |cgroup: &&Cgroup| !cgroup.is_own && asked.later.is_none();
@@ -139,19 +140,24 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         .filter(|((spot, _), _)| !programs.0.contains_key(spot))
         .filter_map(|((spot, packet), judged)| Some((spot, packet, judged.ok()?)))
         .collect();
-    let is_stopped = told.iter().any(|(_, _, rule)| rule.is_some());
-    if asked.finds_fix && is_stopped {
-        let known = home.as_ref().map(|home| fix::known(&home.root)).unwrap_or_default();
+    let stopped_by = told.iter().find_map(|(_, _, rule)| rule.as_ref());
+    if let Some(stopped_by) = stopped_by.filter(|_| asked.finds_fix) {
+        let known = home.as_ref().map(Known::read).unwrap_or_default();
         let all: Vec<(Packet, Option<NamedRule>)> =
             told.iter().map(|(_, packet, rule)| (packet.clone(), rule.clone())).collect();
         let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: procs.as_ref() };
-        answer.fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, attempt));
+        let front_end = front_end::of(stopped_by);
+        let own_files = home.as_ref().ok().map(|home| netns::has_own_files(home, front_end));
+        let fix =
+            fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, child::trials(), attempt));
+        answer.fix = fix.map(|fix| place.placed(fix, front_end, own_files));
     }
     if let Some(change) = &asked.after {
         let fates = answer.fates.clone();
         let rules = &mut answer.rules;
-        let after =
-            home.and_then(|home| place.tried(home, |trial| after(change, (&told, &all), procs.as_ref(), trial)));
+        let after = home.and_then(|home| {
+            place.tried(home, child::trials(), |trial| after(change, (&told, &all), procs.as_ref(), trial))
+        });
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {
@@ -230,12 +236,12 @@ fn set(
     packets: &[(Spot, Packet)],
     judged: &[Result<Option<NamedRule>>],
 ) {
-    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     for (((wish, at), _), judged) in packets.iter().zip(judged) {
         fates[*wish][*at] = match judged {
             Ok(None) => Fate::Passes,
             Ok(Some(rule)) => {
-                let key = serde_json::to_string(rule).unwrap_or_default();
+                let key = postcard::to_stdvec(rule).unwrap_or_default();
                 let place = *places.entry(key).or_insert_with(|| {
                     rules.iter().position(|known| known == rule).unwrap_or_else(|| {
                         rules.push(rule.clone());
@@ -261,30 +267,18 @@ fn after(
     cgroup: Option<&File>,
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {
-    let front_end = match change {
-        ProposedChange::Command(words) => match words.first().map(String::as_str) {
-            Some("ufw") => FrontEnd::Ufw,
-            Some("firewall-cmd") => FrontEnd::Firewalld,
-            _ => FrontEnd::Tables,
-        },
-        ProposedChange::Ruleset(Proposed::Ufw | Proposed::Ufw6, _) => FrontEnd::Ufw,
-        ProposedChange::Ruleset(..) => FrontEnd::Tables,
-    };
-    let is_panic = told.iter().any(|(_, _, rule)| rule.as_ref().and_then(NamedRule::words) == Some(fix::PANIC));
+    let front_end = front_end::of_change(change).context("it is no front end's change")?;
+    let rules: Vec<&NamedRule> = told.iter().filter_map(|(_, _, rule)| rule.as_ref()).collect();
     let packets: Vec<&Packet> = told.iter().map(|(_, packet, _)| packet).collect();
     fix::loads_nothing(change)?;
-    trial.prepare(front_end, is_panic, &packets)?;
+    trial.prepare(front_end, &rules, &packets)?;
     let mut before = trial.look()?;
     let here: Vec<Option<NamedRule>> =
         told.iter().map(|(_, packet, _)| before.judge(packet, cgroup)).collect::<Result<_>>()?;
     if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
         bail!("{words}");
     }
-    let done = match change {
-        ProposedChange::Command(words) => trial.in_the_copy(words).and_then(|command| trial.run_words(&command)),
-        ProposedChange::Ruleset(kind, text) => trial.load(*kind, text),
-    };
-    if let Err(said) = done {
+    if let Err(said) = trial.make(change) {
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;

@@ -12,12 +12,14 @@ use anyhow::{Context, Result};
 use super::{deciders::program_name, trials::Place};
 use crate::{
     model::{Packet, Programs},
-    replay::{self, cgroup::Said},
+    sandbox::copy::{self, cgroup::Said},
     sys::{CGROUP_HOOKS, cgroup_programs},
 };
 
 /// Programs of systemd's that know the addresses which a unit may reach.
 const OF_SYSTEMD: &str = "sd_fw_";
+/// How the names of an observer's programs begin, which only look and never deny.
+const OWN: &str = "own_sock_";
 
 /// Whoever would send.
 #[derive(Clone)]
@@ -49,7 +51,6 @@ impl Cgroup {
     /// Programs that would be asked of a unit there, once it runs: those of its slices, but for systemd's own, which only count
     /// there, and observer's, which only look.
     pub(super) fn foreign(&self) -> Vec<String> {
-        const OWN: &str = "own_sock_";
         let Ok(folder) = File::open(&self.folder) else { return Vec::new() };
         let ids =
             CGROUP_HOOKS.into_iter().flat_map(|hook| cgroup_programs(folder.as_fd(), hook, true).unwrap_or_default());
@@ -80,6 +81,9 @@ impl Cgroup {
             let path = folder.strip_prefix(&self.root).unwrap_or(Path::new("")).display();
             for id in ids {
                 let name = program_name(u64::from(id));
+                if name.as_ref().is_some_and(|name| name.starts_with(OWN)) {
+                    continue;
+                }
                 let of = name.as_ref().filter(|name| name.starts_with(OF_SYSTEMD)).map_or("", |_| " (IPAddressDeny=)");
                 let name = name.map_or_else(|| format!("{id}"), |name| format!("`{name}`"));
                 all.push(format!("{name} of cgroup /{path}{of}"));
@@ -119,9 +123,9 @@ impl Place {
         let procs = if cgroup.is_own { None } else { Some(cgroup.procs()?) };
         let ask = || -> Result<Vec<Result<Said>>> {
             let hide = self.hide();
-            let _hidden = hide(replay::own_namespace()?)?;
-            self.inside(replay::around)?.make()?;
-            Ok(packets.iter().map(|packet| replay::cgroup::ask(packet, procs.as_ref())).collect())
+            let _hidden = hide(copy::own_namespace()?)?;
+            self.inside(copy::around)?.make()?;
+            Ok(packets.iter().map(|packet| copy::cgroup::ask(packet, procs.as_ref())).collect())
         };
         let said = thread::scope(|scope| {
             let thread = thread::Builder::new().name("replay".to_owned()).spawn_scoped(scope, ask)?;

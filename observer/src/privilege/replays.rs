@@ -10,23 +10,26 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{HashMap as BpfMap, Map, MapData};
 
-use super::netns;
+use super::{cgroups::Cgroups, netns, shared::lock};
 use crate::{
-    enrich::{cgroups::Cgroups, host::boot_ns},
-    model::{End, Origin, Packet, Replay},
+    kernel::{clock::boot_ns, netns_cookie},
+    model::{End, Origin, Packet, Replay, Share},
     patience,
-    probe::netns_cookie,
-    replay::{self, Building, Order, Stage, Version, surroundings},
+    sandbox::copy::{self, Building, Order, Stage, Version, surroundings},
 };
 
 /// Bytes of a ruleset that is copied before anybody asks: more takes seconds that nobody may ever need.
 const AT_START: usize = 4 << 20;
+/// The same of a ruleset that is not root's, whoever asks.
+const OF_OTHERS: usize = 6 << 20;
 /// That is done so long after start, when everything else is.
 const AFTER_START: Duration = Duration::from_millis(500);
 /// How long a question waits for a copy.
 const PATIENCE: Duration = Duration::from_millis(60);
 /// Copies that are kept, those asked about last; one that was asked about just now makes room for no other.
 const MAX_COPIES: usize = 8;
+const MAX_COPIES_OF_A_SHARE: usize = 3;
+const MAX_COPIES_OF_OTHERS: usize = 6;
 const IN_USE: Duration = Duration::from_secs(5);
 /// A copy that took so long to make is not made anew for so many times as long.
 const SLOW: Duration = Duration::from_millis(250);
@@ -43,7 +46,6 @@ struct Copy {
     state: State,
     /// Somebody asked for it.
     is_asked: bool,
-    asked: Instant,
     begun: Instant,
     /// The ruleset was in force then: nanoseconds of `CLOCK_BOOTTIME`.
     since_ns: u64,
@@ -60,49 +62,69 @@ enum State {
     Failed(String),
 }
 
+/// One namespace's, and on whose account it is made.
+struct Slot {
+    share: Share,
+    copy: Mutex<Option<Copy>>,
+    asked: Mutex<Instant>,
+}
+
 /// All of them, by the namespace's cookie.
+#[derive(Default)]
+struct Slots {
+    slots: HashMap<u64, Arc<Slot>>,
+    /// No copy is made on this account before.
+    rests_until: HashMap<Share, Instant>,
+}
+
+/// Copies, and what making them takes. Whoever waits for one holds up nobody who asks about another.
 #[derive(Default)]
 pub(super) struct Replays {
     /// Names the namespaces of which nothing is seen.
-    own: Option<Own>,
-    copies: HashMap<u64, Copy>,
+    own: Mutex<Option<Own>>,
+    slots: Mutex<Slots>,
     /// A namespace that is copied without being asked about, and when.
-    prepared: Option<(u32, Instant)>,
-    /// No copy is made before.
-    rests_until: Option<Instant>,
+    prepared: Mutex<Option<(u32, Instant)>>,
 }
 
 impl Replays {
     /// Takes the map that names own namespaces.
-    pub(super) fn keep(&mut self, descriptors: Vec<OwnedFd>) -> Result<()> {
+    pub(super) fn keep(&self, descriptors: Vec<OwnedFd>) -> Result<()> {
         let [map] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| anyhow::anyhow!("not one map"))?;
-        self.own = Some(Arc::new(Mutex::new(BpfMap::try_from(Map::HashMap(MapData::from_fd(map)?))?)));
+        let own = Arc::new(Mutex::new(BpfMap::try_from(Map::HashMap(MapData::from_fd(map)?))?));
+        *lock(&self.own) = Some(own);
         Ok(())
     }
 
     /// Names the namespaces of which nothing is seen.
     pub(super) fn own(&self) -> Result<Own> {
-        Ok(Arc::clone(self.own.as_ref().context("observer's own namespaces cannot be told from others")?))
+        Ok(Arc::clone(lock(&self.own).as_ref().context("observer's own namespaces cannot be told from others")?))
     }
 
     /// Will copy a namespace's rules before anything was dropped there, once nothing else is to be done at start.
-    pub(super) fn prepare_later(&mut self, number: Option<u32>) {
-        self.prepared = number.map(|number| (number, Instant::now() + patience::here(AFTER_START)));
+    pub(super) fn prepare_later(&self, number: Option<u32>) {
+        *lock(&self.prepared) = number.map(|number| (number, Instant::now() + patience::here(AFTER_START)));
     }
 
     /// Does so, if it is time; else the time until then.
-    pub(super) fn prepare(&mut self) -> Option<Duration> {
-        let (number, due) = self.prepared?;
+    pub(super) fn prepare(&self) -> Option<Duration> {
+        let mut prepared = lock(&self.prepared);
+        let (number, due) = (*prepared)?;
         let left = due.saturating_duration_since(Instant::now());
         if !left.is_zero() {
             return Some(left);
         }
-        self.prepared = None;
-        let mut begin = || -> Result<()> {
+        *prepared = None;
+        let begin = || -> Result<()> {
             surroundings::kind()?;
             let cookie = netns::inside(Some(number), netns_cookie)??;
+            let slot = self.slot(cookie, Share::Host)?;
+            let mut copy = lock(&slot.copy);
             // Somebody may have asked by now.
-            if self.copies.contains_key(&cookie) { Ok(()) } else { self.begin(cookie, number, AT_START) }
+            if copy.is_none() {
+                *copy = Some(self.begin((cookie, number), (AT_START, false), None)?);
+            }
+            Ok(())
         };
         if let Err(error) = begin() {
             log::debug!("the rules are not copied yet: {error:#}");
@@ -112,28 +134,32 @@ impl Replays {
 
     /// What becomes of a packet in a copy of that namespace's rules; a copy is waited for a moment, if `waits`.
     pub(super) fn replay(
-        &mut self,
+        &self,
         number: u32,
-        packet: &Packet,
-        waits: bool,
-        cgroups: &mut Cgroups,
+        (packet, waits): (&Packet, bool),
+        cgroups: &Mutex<Cgroups>,
+        share: Share,
     ) -> Result<Replay> {
-        ensure!(self.own.is_some(), "observer's own namespaces cannot be told from others");
+        self.own()?;
         let asked = packet.clone();
-        let (cookie, asked) =
-            netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, replay::ask(&asked)?)))??;
+        let (cookie, asked) = netns::inside(Some(number), move || anyhow::Ok((netns_cookie()?, copy::ask(&asked)?)))??;
         let now = Instant::now();
-        if !self.is_current(cookie, &asked.version) {
-            if self.rests_until.is_some_and(|until| now < until) {
+        let slot = self.slot(cookie, share)?;
+        *lock(&slot.asked) = now;
+        let mut held = lock(&slot.copy);
+        if !is_current(held.as_ref(), &asked.version) {
+            if lock(&self.slots).rests_until.get(&share).is_some_and(|until| now < *until) {
                 return Ok(Replay::NotYet);
             }
-            self.begin(cookie, number, usize::MAX)?;
+            let limit = if share == Share::Host { usize::MAX } else { OF_OTHERS };
+            *held = Some(self.begin((cookie, number), (limit, true), held.as_ref())?);
         }
-        if let Some(copy) = self.copies.get_mut(&cookie) {
-            copy.asked = now;
+        let Some(copy) = held.as_mut() else { return Ok(Replay::NotYet) };
+        if let Some(took) = copy.finish(if waits { now + patience::here(PATIENCE) } else { now }) {
+            let mut slots = lock(&self.slots);
+            slots.rests_until.retain(|_, until| now < *until);
+            slots.rests_until.insert(share, Instant::now() + took * SHARE_OF_ALL);
         }
-        self.finish(cookie, if waits { now + patience::here(PATIENCE) } else { now })?;
-        let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(Replay::NotYet) };
         match &copy.state {
             State::Ready(stage) if stage.version == asked.version => {
                 let id = match packet.origin {
@@ -141,8 +167,8 @@ impl Replays {
                     Origin::Interface { .. } => None,
                 };
                 // Where it is gone, or may not be entered, the rule is in doubt.
-                let cgroup = id.and_then(|id| cgroups.enter(id).inspect_err(|error| log::debug!("{error:#}")).ok());
-                let order = Order { packet: packet.clone(), connection: asked.connection, cgroup };
+                let enter = |id| lock(cgroups).enter(id).inspect_err(|error| log::debug!("{error:#}")).ok();
+                let order = Order { packet: packet.clone(), connection: asked.connection, cgroup: id.and_then(enter) };
                 match stage.replay(order) {
                     Ok((mut end, doubt)) => {
                         if let Some(End::Legacy(rule)) = &mut end {
@@ -163,76 +189,106 @@ impl Replays {
         }
     }
 
-    /// What there is, is of this ruleset, or is on its way, or is not to be made anew yet.
-    fn is_current(&self, cookie: u64, version: &Version) -> bool {
-        let Some(copy) = self.copies.get(&cookie) else { return false };
-        let rests = Instant::now() < copy.rests_until;
-        match &copy.state {
-            State::Building(_) => true,
-            State::Ready(stage) => rests || stage.version == *version && copy.begun.elapsed() < MAX_AGE,
-            State::Failed(_) => rests,
+    /// Where a namespace's copy is kept. A share other than root's has room for a part of them.
+    fn slot(&self, cookie: u64, share: Share) -> Result<Arc<Slot>> {
+        let mut all = lock(&self.slots);
+        if let Some(slot) = all.slots.get(&cookie) {
+            return Ok(Arc::clone(slot));
         }
+        let of_the_share = all.slots.values().filter(|slot| slot.share == share).count();
+        let of_others = all.slots.values().filter(|slot| slot.share != Share::Host).count();
+        let is_full = share != Share::Host && of_the_share >= MAX_COPIES_OF_A_SHARE;
+        let others_are_full = share != Share::Host && of_others >= MAX_COPIES_OF_OTHERS;
+        if is_full || others_are_full || all.slots.len() >= MAX_COPIES {
+            let is_idle = |slot: &Slot| {
+                let copy = slot.copy.try_lock();
+                let is_building = copy
+                    .map_or(true, |copy| copy.as_ref().is_some_and(|copy| matches!(copy.state, State::Building(_))));
+                !is_building
+                    && lock(&slot.asked).elapsed() > IN_USE
+                    && (!is_full || slot.share == share)
+                    && (!others_are_full || slot.share != Share::Host)
+            };
+            let idle = all.slots.iter().filter(|(_, slot)| is_idle(slot));
+            let eldest = idle.min_by_key(|(_, slot)| *lock(&slot.asked)).map(|(cookie, _)| *cookie);
+            let eldest = eldest.context("other namespaces' rules are being copied")?;
+            all.slots.remove(&eldest);
+        }
+        let slot = Arc::new(Slot { share, copy: Mutex::new(None), asked: Mutex::new(Instant::now()) });
+        all.slots.insert(cookie, Arc::clone(&slot));
+        Ok(slot)
     }
 
-    fn begin(&mut self, cookie: u64, number: u32, limit: usize) -> Result<()> {
-        if !self.copies.contains_key(&cookie) && self.copies.len() >= MAX_COPIES {
-            let idle = |copy: &Copy| !matches!(copy.state, State::Building(_)) && copy.asked.elapsed() > IN_USE;
-            let eldest = self.copies.iter().filter(|(_, copy)| idle(copy)).min_by_key(|(_, copy)| copy.asked);
-            let eldest = eldest.map(|(cookie, _)| *cookie).context("other namespaces' rules are being copied")?;
-            self.copies.remove(&eldest);
-        }
-        let own = Arc::clone(self.own.as_ref().context("no map")?);
+    fn begin(
+        &self,
+        (cookie, number): (u64, u32),
+        (limit, is_asked): (usize, bool),
+        old: Option<&Copy>,
+    ) -> Result<Copy> {
+        let own = self.own()?;
         // Whoever lives in a copy that was let go may still be at work.
         ensure!(Arc::strong_count(&own) < 2 * MAX_COPIES, "earlier copies have not ended yet");
         let since_ns = boot_ns();
         let copied = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
-            replay::copy(limit)
+            copy::take(limit)
         })?;
-        let building = Building::begin(copied, replay::logs_everywhere(), move |netns| Hidden::new(own, netns))?;
+        let building = Building::begin(copied, copy::logs_everywhere(), move |netns| Hidden::new(own, netns))?;
         let now = Instant::now();
-        let before = self.copies.get(&cookie).and_then(|old| match &old.state {
+        let before = old.and_then(|old| match &old.state {
             State::Ready(stage) => Some((stage.version.clone(), old.since_ns)),
             _ => None,
         });
-        let (state, is_asked) = (State::Building(building), limit == usize::MAX);
-        let copy = Copy { state, is_asked, asked: now, begun: now, since_ns, before, rests_until: now };
-        self.copies.insert(cookie, copy);
-        Ok(())
+        Ok(Copy { state: State::Building(building), is_asked, begun: now, since_ns, before, rests_until: now })
     }
+}
 
-    /// Takes a copy that is on its way, if it is there by then.
-    fn finish(&mut self, cookie: u64, deadline: Instant) -> Result<()> {
-        let Some(copy) = self.copies.get_mut(&cookie) else { return Ok(()) };
-        if !matches!(copy.state, State::Building(_)) {
-            return Ok(());
+/// What there is, is of this ruleset, or is on its way, or is not to be made anew yet.
+fn is_current(copy: Option<&Copy>, version: &Version) -> bool {
+    let Some(copy) = copy else { return false };
+    let rests = Instant::now() < copy.rests_until;
+    match &copy.state {
+        State::Building(_) => true,
+        State::Ready(stage) => rests || stage.version == *version && copy.begun.elapsed() < MAX_AGE,
+        State::Failed(_) => rests,
+    }
+}
+
+impl Copy {
+    /// Takes it when it is on its way, if it is there by then; how long it took, if it is.
+    fn finish(&mut self, deadline: Instant) -> Option<Duration> {
+        if !matches!(self.state, State::Building(_)) {
+            return None;
         }
-        let state = std::mem::replace(&mut copy.state, State::Failed("it is being copied".to_owned()));
-        let State::Building(building) = state else { return Ok(()) };
+        let state = std::mem::replace(&mut self.state, State::Failed("it is being copied".to_owned()));
+        let State::Building(building) = state else { return None };
         // Who waits for it once does not wait again.
-        let deadline = if copy.begun.elapsed() > patience::here(PATIENCE) { Instant::now() } else { deadline };
+        let deadline = if self.begun.elapsed() > patience::here(PATIENCE) { Instant::now() } else { deadline };
         match building.until(deadline) {
-            Err(building) => copy.state = State::Building(building),
+            Err(building) => {
+                self.state = State::Building(building);
+                None
+            }
             Ok(Err(error)) => {
-                copy.state = State::Failed(format!("{error:#}"));
-                if copy.is_asked {
-                    copy.rests_until = Instant::now() + (copy.begun.elapsed() * SHARE).max(AFTER_FAILURE);
+                self.state = State::Failed(format!("{error:#}"));
+                if self.is_asked {
+                    self.rests_until = Instant::now() + (self.begun.elapsed() * SHARE).max(AFTER_FAILURE);
                 }
+                None
             }
             Ok(Ok(stage)) => {
                 let took = stage.took;
-                self.rests_until = Some(Instant::now() + took * SHARE_OF_ALL);
                 // Nobody asked for the one that is made at start: it keeps nobody from another.
-                if copy.is_asked && took > patience::here(SLOW) {
-                    copy.rests_until = Instant::now() + took * SHARE;
+                if self.is_asked && took > patience::here(SLOW) {
+                    self.rests_until = Instant::now() + took * SHARE;
                 }
                 // It may have changed between the question and the copy, unless it is what was in force before.
-                let before = copy.before.take().filter(|(version, _)| *version == stage.version);
-                copy.since_ns = before.map_or_else(boot_ns, |(_, since_ns)| since_ns);
-                copy.state = State::Ready(Box::new(stage));
+                let before = self.before.take().filter(|(version, _)| *version == stage.version);
+                self.since_ns = before.map_or_else(boot_ns, |(_, since_ns)| since_ns);
+                self.state = State::Ready(Box::new(stage));
+                Some(took)
             }
         }
-        Ok(())
     }
 }
 
@@ -247,15 +303,13 @@ pub(super) struct Hidden {
 
 impl Hidden {
     pub(super) fn new(own: Own, netns: u32) -> Result<Self> {
-        own.lock().map_err(|_| anyhow::anyhow!("no map"))?.insert(netns, 1, 0).context("the copy cannot be hidden")?;
+        lock(&own).insert(netns, 1, 0).context("the copy cannot be hidden")?;
         Ok(Self { own, netns })
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        if let Ok(mut own) = self.own.lock() {
-            let _ = own.remove(&self.netns);
-        }
+        let _ = lock(&self.own).remove(&self.netns);
     }
 }

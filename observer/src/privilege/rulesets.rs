@@ -2,8 +2,12 @@
 //! at the latest at the next one.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::mpsc::{Receiver, RecvTimeoutError},
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,10 +15,13 @@ use anyhow::{Result, bail, ensure};
 
 use super::netns;
 use crate::{
-    firewall::{nft, ruleset::Ruleset},
-    model::{Difference, NamedRule, WantedRule},
+    firewall::{
+        nft,
+        ruleset::{MAX_BYTES, Ruleset},
+    },
+    kernel::netns_cookie,
+    model::{Difference, NamedRule, Share, WantedRule},
     patience,
-    probe::netns_cookie,
 };
 
 /// How long a question waits for a ruleset to be read, and then for the text of a rule. Who sent the packets that come next is
@@ -42,35 +49,83 @@ const QUICK: Duration = Duration::from_millis(20);
 const SLOW: Duration = Duration::from_millis(250);
 const SHARE: u32 = 4;
 
+/// Bytes of rulesets that are kept for one share, with those that are not in force, and for all shares but root's together; and
+/// bytes of one ruleset of theirs. What is longer is not read.
+const MAX_BYTES_OF_A_SHARE: u64 = 32 << 20;
+const MAX_BYTES_OF_OTHERS: u64 = 96 << 20;
+const MAX_BYTES_OF_ONE: u64 = 10 << 20;
+/// Rulesets that are read at the same time for one share, and for root's.
+const MAX_READINGS: usize = 2;
+const MAX_READINGS_OF_ROOT: usize = 6;
+/// A namespace about which nobody has asked for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(900);
+
 /// What is known of one namespace.
 struct Space {
     /// The newest first.
     rulesets: VecDeque<Ruleset>,
     /// Nobody waited until it was read.
     reading: Option<Reading>,
-    asked: Instant,
     /// No change is looked at before.
     compared_until: Instant,
+    /// When the last reading began.
+    began: Instant,
     /// Not read again before.
     rests_until: Instant,
+    /// Bytes of a ruleset that is read.
+    most: u64,
+    share: Share,
 }
 
-/// All of them, by the namespace's cookie.
+/// Rulesets that are being read, by share.
+static READINGS: Mutex<BTreeMap<Share, usize>> = Mutex::new(BTreeMap::new());
+
+/// One of them, as long as this lives.
+struct Turn(Share);
+
+impl Turn {
+    fn take(share: Share) -> Result<Self> {
+        let mut readings = READINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = readings.entry(share).or_default();
+        let most = if share == Share::Host { MAX_READINGS_OF_ROOT } else { MAX_READINGS };
+        ensure!(*here < most, "others of {share} are being read");
+        *here += 1;
+        Ok(Self(share))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut readings = READINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        match readings.get_mut(&self.0) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(readings.remove(&self.0)),
+        }
+    }
+}
+
+/// The same with what is known without waiting for whoever is at work there.
+struct Slot {
+    space: Mutex<Space>,
+    share: Share,
+    asked: Mutex<Instant>,
+    /// Bytes that it holds, about.
+    weight: AtomicU64,
+    /// A verdict may come out of a map in the ruleset that was read last.
+    has_maps: AtomicBool,
+}
+
+/// All of them, by the namespace's cookie. Whoever waits for one holds up nobody who asks about another.
 #[derive(Default)]
-pub(super) struct Rulesets(HashMap<u64, Space>);
+pub(super) struct Rulesets(Mutex<HashMap<u64, Arc<Slot>>>);
 
 impl Rulesets {
     /// The rule that the kernel half saw, if the ruleset has it, or had it, and it can have dropped that packet.
-    pub(super) fn named(&mut self, wanted: &WantedRule) -> Result<Option<NamedRule>> {
+    pub(super) fn named(&self, wanted: &WantedRule, share: Share) -> Result<Option<NamedRule>> {
         let now = Instant::now();
-        let space = self.0.entry(wanted.netns_cookie).or_insert_with(|| Space {
-            rulesets: VecDeque::new(),
-            reading: None,
-            asked: now,
-            compared_until: now,
-            rests_until: now,
-        });
-        space.asked = now;
+        let slot = self.slot(wanted.netns_cookie, share);
+        *slot.asked.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        let mut space = slot.space.lock().unwrap_or_else(PoisonError::into_inner);
         let refreshed = space.refresh(wanted.netns, wanted.netns_cookie, true, now + patience::here(READING));
         // A handle is never used twice in a namespace: whichever snapshot has the rule has the right one.
         let deadline = Instant::now() + patience::here(PATIENCE);
@@ -81,27 +136,89 @@ impl Rulesets {
             .and_then(|newest| newest.named(wanted, deadline, Some(&mut roots)))
             // What front ends' files say now they may not have said then.
             .or_else(|| all.find_map(|older| older.named(wanted, deadline, None)));
-        if self.0.len() > MAX_NAMESPACES {
-            let eldest = self.0.iter().min_by_key(|(_, space)| space.asked).map(|(cookie, _)| *cookie);
-            eldest.map(|cookie| self.0.remove(&cookie));
-        }
+        slot.weigh(&space);
+        drop(space);
+        self.make_room(wanted.netns_cookie, share);
         match named {
             Some(named) => Ok(Some(named)),
             None => refreshed.map(|()| None),
         }
     }
-}
 
-impl Rulesets {
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, cookie: u64, share: Share) -> Arc<Slot> {
+        let now = Instant::now();
+        let new = || {
+            Arc::new(Slot {
+                space: Mutex::new(Space {
+                    rulesets: VecDeque::new(),
+                    reading: None,
+                    compared_until: now,
+                    began: now,
+                    rests_until: now,
+                    most: if share == Share::Host { MAX_BYTES } else { MAX_BYTES_OF_ONE },
+                    share,
+                }),
+                share,
+                asked: Mutex::new(now),
+                weight: AtomicU64::new(0),
+                has_maps: AtomicBool::new(false),
+            })
+        };
+        Arc::clone(self.all().entry(cookie).or_insert_with(new))
+    }
+
+    /// Forgets what was asked about longest ago: of a share that holds too much, and of all where there are too many.
+    fn make_room(&self, current: u64, share: Share) {
+        let mut all = self.all();
+        let asked = |slot: &Slot| *slot.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let eldest = |all: &HashMap<u64, Arc<Slot>>, of: &dyn Fn(&Slot) -> bool| {
+            let others = all.iter().filter(|(cookie, slot)| **cookie != current && of(slot));
+            others.min_by_key(|(_, slot)| asked(slot)).map(|(cookie, _)| *cookie)
+        };
+        let before = all.len();
+        all.retain(|cookie, slot| *cookie == current || asked(slot).elapsed() < FORGOTTEN);
+        let is_of_the_share = |slot: &Slot| slot.share == share;
+        let is_of_others = |slot: &Slot| slot.share != Share::Host;
+        let held = |all: &HashMap<u64, Arc<Slot>>, of: &dyn Fn(&Slot) -> bool| {
+            all.values().filter(|slot| of(slot)).map(|slot| slot.weight.load(Ordering::Relaxed)).sum::<u64>()
+        };
+        let mut bound = |of: &dyn Fn(&Slot) -> bool, most: u64| {
+            while held(&all, of) > most {
+                let Some(cookie) = eldest(&all, of) else { break };
+                all.remove(&cookie);
+            }
+        };
+        if share != Share::Host {
+            bound(&is_of_the_share, MAX_BYTES_OF_A_SHARE);
+            bound(&is_of_others, MAX_BYTES_OF_OTHERS);
+        }
+        while all.len() > MAX_NAMESPACES {
+            let Some(cookie) = eldest(&all, &is_of_others).or_else(|| eldest(&all, &|_| true)) else { break };
+            all.remove(&cookie);
+        }
+        let has_let_go = all.len() < before;
+        drop(all);
+        if has_let_go {
+            crate::sys::trim_memory();
+        }
+    }
+
     /// Whether a verdict may come out of a map, in any ruleset that was read last.
     pub(super) fn have_maps(&self) -> bool {
-        self.0.values().filter_map(|space| space.rulesets.front()).any(Ruleset::has_maps)
+        self.all().values().any(|slot| slot.has_maps.load(Ordering::Relaxed))
     }
 
     /// What is otherwise than in the ruleset that was read last, where somebody asked about that of late.
-    pub(super) fn difference(&mut self, number: u32) -> Result<Option<Difference>> {
+    pub(super) fn difference(&self, number: u32) -> Result<Option<Difference>> {
         let cookie = netns::inside(Some(number), netns_cookie)??;
-        let Some(space) = self.0.get_mut(&cookie).filter(|space| space.asked.elapsed() < WARM) else { return Ok(None) };
+        let slot = self.all().get(&cookie).cloned();
+        let is_warm = |slot: &Arc<Slot>| slot.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < WARM;
+        let Some(slot) = slot.filter(is_warm) else { return Ok(None) };
+        let mut space = slot.space.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
         if began < space.compared_until {
             return Ok(None);
@@ -113,6 +230,7 @@ impl Rulesets {
         }
         let before = space.rulesets.front().map(Ruleset::generation);
         space.refresh(number, cookie, false, deadline)?;
+        slot.weigh(&space);
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
         let mut newest = space.rulesets.iter_mut();
         Ok(match (newest.next(), newest.next()) {
@@ -121,6 +239,13 @@ impl Rulesets {
             }
             _ => None,
         })
+    }
+}
+
+impl Slot {
+    fn weigh(&self, space: &Space) {
+        self.weight.store(space.rulesets.iter().map(Ruleset::weight).sum(), Ordering::Relaxed);
+        self.has_maps.store(space.rulesets.front().is_some_and(Ruleset::has_maps), Ordering::Relaxed);
     }
 }
 
@@ -135,14 +260,17 @@ impl Space {
             let _ = self.wait(begun, is_asked, Instant::now())?;
         }
         ensure!(Instant::now() >= self.rests_until, "it takes long to read, and was read a moment ago");
-        let known = self.rulesets.front().map(Ruleset::generation);
+        let (known, most) = (self.rulesets.front().map(Ruleset::generation), self.most);
+        let turn = Turn::take(self.share)?;
+        self.began = Instant::now();
         let begun = netns::begin(number, move || {
+            let _turn = turn;
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             match known {
                 Some(known) if nft::generation()? == known => Ok(None),
                 _ => {
                     let began = Instant::now();
-                    let ruleset = Ruleset::read()?;
+                    let ruleset = Ruleset::read(most)?;
                     Ok(Some((ruleset, began.elapsed())))
                 }
             }
@@ -154,7 +282,13 @@ impl Space {
     fn wait(&mut self, begun: Reading, is_asked: bool, deadline: Instant) -> Result<Result<()>> {
         let fresh = match begun.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Ok(fresh)) => fresh,
-            Ok(Err(error)) => return Ok(Err(error)),
+            Ok(Err(error)) => {
+                // One that changes all the time fails at once, and the next time it may not.
+                if self.began.elapsed() > patience::here(SLOW) {
+                    self.rests_until = Instant::now() + self.began.elapsed() * SHARE;
+                }
+                return Ok(Err(error));
+            }
             Err(RecvTimeoutError::Disconnected) => bail!("the thread in the network namespace failed"),
             Err(RecvTimeoutError::Timeout) => {
                 self.reading = Some(begun);

@@ -7,6 +7,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,36 +16,37 @@ use caps::{CapSet, Capability};
 
 use super::{
     answers::Answers,
-    deciders::Deciders,
-    fixes::Fixes,
-    listening, netns,
+    containers, lanes, netns,
     preflights::Preflights,
+    proc,
     programs::Cgroup,
-    protocol::{Request, Response},
-    replays::Replays,
-    rulesets::Rulesets,
-    sockets,
+    protocol::{
+        AllDenies, AnswerProgram, ArmAnswers, ArmVerdicts, Begin, BeginPreflight, CgroupPath, EndPreflight, EndProof,
+        FactsOf, Firewalls, FunctionsNow, Holders, Holds, Homes, IsAHelper, NameOfContainer, NetnsCookies,
+        OwnNamespaces, Owns, PrepareProof, ProveReplay, Request, SecondConnection, SelfTest, SendProof, Sockets,
+        VerdictPrograms, encode,
+    },
+    shared::{Shared, lock},
     trials::Place,
     verdicts::Verdicts,
 };
 use crate::{
-    enrich::{cgroups::Cgroups, containers, proc},
+    confinement::{process::bound, syscalls},
     firewall::{denies, files::Root, inventory},
-    model::{Connect, Preflight},
+    kernel::{ask_kernel_half, cgroup, netns_cookie, symbols::Functions},
+    model::{Connect, Preflight, Share},
     patience,
-    probe::{
-        ask_kernel_half, cgroup, netns_cookie,
+    probe::calibrate::{
         proof::{self, Prover},
         selftest,
-        symbols::Functions,
     },
-    replay,
+    sandbox::copy,
 };
 
 /// Reading other users' processes; entering and making namespaces, those of mounts among them; a firewall and an interface in those it made; reading
 /// firewall files that only root may; addresses of the kernel's functions; sending a packet as it was, as the user and group
-/// whose it was.
-const NEEDED: [Capability; 9] = [
+/// whose it was; taking capabilities from what it starts.
+const NEEDED: [Capability; 10] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_CHROOT,
@@ -54,35 +56,34 @@ const NEEDED: [Capability; 9] = [
     Capability::CAP_SETUID,
     Capability::CAP_SETGID,
     Capability::CAP_NET_RAW,
+    Capability::CAP_SETPCAP,
 ];
 
 /// Texts of all rules that deny are waited for so long.
 const TEXTS: Duration = Duration::from_millis(500);
 
-/// Gives up every capability that is not needed.
-pub(super) fn keep_needed_capabilities() -> Result<()> {
+/// Gives up every capability that is not needed, and system calls that nothing here needs.
+pub(super) fn confine() -> Result<()> {
     let permitted = caps::read(None, CapSet::Permitted).context("cannot read own capabilities")?;
     let kept: HashSet<Capability> = NEEDED.into_iter().filter(|needed| permitted.contains(needed)).collect();
+    bound(&kept)?;
     caps::clear(None, CapSet::Ambient).ok();
     caps::clear(None, CapSet::Inheritable).context("cannot give up capabilities")?;
     for set in [CapSet::Effective, CapSet::Permitted] {
         caps::set(None, set, &kept).context("cannot give up capabilities")?;
     }
     rustix::thread::set_no_new_privs(true).context("cannot forbid new privileges")?;
-    Ok(())
+    syscalls::apply(&syscalls::of_the_helper()?)
 }
 
-/// Answers requests.
+/// Answers what is waited for.
 pub(super) struct Server {
-    cgroups: Cgroups,
+    pub(super) shared: Arc<Shared>,
     holders: proc::Holders,
-    residents: sockets::Residents,
     /// Keeps a private mount alive.
     _hierarchy: Option<std::fs::File>,
     initial_pids: bool,
-    rulesets: Rulesets,
     prover: Option<Prover>,
-    deciders: Deciders,
     /// As they are since modules changed for that time: an answer that came too late is asked for again.
     functions: Option<(u64, Functions)>,
     /// Read once: it takes long.
@@ -91,13 +92,17 @@ pub(super) struct Server {
     may_connect: bool,
     pub(super) answers: Answers,
     pub(super) verdicts: Verdicts,
-    pub(super) replays: Replays,
-    fixes: Fixes,
     preflights: Preflights,
     /// What came with the question.
     pub(super) received: Vec<OwnedFd>,
     /// What goes with the next answer.
     pub(super) descriptors: Vec<OwnedFd>,
+}
+
+/// An error in words.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
+pub(super) fn told(error: anyhow::Error) -> String {
+    format!("{error:#}")
 }
 
 impl Server {
@@ -108,32 +113,20 @@ impl Server {
             _ => hierarchy.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))),
         };
         Self {
-            cgroups: Cgroups::new(root),
+            shared: Arc::new(Shared::new(root)),
             holders: proc::Holders::default(),
-            residents: sockets::Residents::default(),
             _hierarchy: hierarchy,
             initial_pids: proc::sees_initial_pids(),
-            rulesets: Rulesets::default(),
             prover: None,
-            deciders: Deciders::default(),
             functions: None,
             xtable_name: None,
             may_connect,
             answers: Answers::default(),
             verdicts: Verdicts::default(),
-            replays: Replays::default(),
-            fixes: Fixes::default(),
             preflights: Preflights::default(),
             received: Vec::new(),
             descriptors: Vec::new(),
         }
-    }
-
-    fn knows_nftables(&mut self) -> bool {
-        if self.deciders.is_empty() {
-            self.read_functions();
-        }
-        self.deciders.know_nftables()
     }
 
     fn functions(&mut self, changes: u64) -> Functions {
@@ -149,7 +142,7 @@ impl Server {
 
     fn read_functions(&mut self) -> Functions {
         let (mut functions, names) = Functions::read();
-        self.deciders.learn(names);
+        lock(&self.shared.deciders).learn(names);
         if functions.has_xtables() {
             self.xtable_name = self.xtable_name.or_else(proof::xtable_name);
             functions.xtable_name = self.xtable_name;
@@ -164,7 +157,8 @@ impl Server {
             text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
         };
         let Some(of) = path.map(str::to_owned).or_else(own) else { return Ok(None) };
-        match (self.cgroups.folder("/"), self.cgroups.folder(&of)) {
+        let cgroups = lock(&self.shared.cgroups);
+        match (cgroups.folder("/"), cgroups.folder(&of)) {
             (Ok(root), Ok(folder)) => Ok(Some(Cgroup { root, folder, is_own: path.is_none() })),
             (Err(why), _) | (_, Err(why)) if path.is_some() => Err(why),
             _ => Ok(None),
@@ -178,9 +172,9 @@ impl Server {
         };
         // Kernels without cookies are believed.
         let cookie = netns::inside(Some(number), netns_cookie)?.unwrap_or(0);
-        let place = Place { number, cookie, own: self.replays.own().ok() };
+        let place = Place::open(number, cookie, self.shared.replays.own().ok())?;
         // Reading rules would load it.
-        let has_rules = self.knows_nftables();
+        let has_rules = self.shared.knows_nftables();
         let cgroup = match &asked.later {
             None => self.sender(asked.cgroup.as_deref())?,
             // A slice without units may not be there.
@@ -198,115 +192,104 @@ impl Server {
         let cgroup = self.sender(wanted.cgroup.as_deref()).map_err(told)?;
         let procs = cgroup.filter(|cgroup| !cgroup.is_own).map(|cgroup| cgroup.procs()).transpose().map_err(told)?;
         let (to, is_tcp, user) = (wanted.to, wanted.is_tcp, wanted.user);
-        let begin = move || replay::connecting(to, is_tcp, user, procs.as_ref());
+        let begin = move || copy::connecting(to, is_tcp, user, procs.as_ref());
         let socket = netns::inside(wanted.netns, begin).and_then(|begun| begun).map_err(told)?;
         let socket = socket.map_err(|error| (error.raw_os_error(), error.to_string()))?;
         self.descriptors.push(socket.into());
         Ok(())
     }
 
-    pub(super) fn answer(&mut self, request: &Request) -> Response {
-        match *request {
+    /// The answer to a question.
+    pub(super) fn answer(&mut self, request: &Request, share: Share) -> Vec<u8> {
+        if let Some((bytes, descriptors)) = self.shared.answer(request, share) {
+            self.descriptors = descriptors;
+            return bytes;
+        }
+        match request {
             // In another pid namespace the kernel's pids would name somebody else here.
-            Request::Facts { .. } if !self.initial_pids => Response::Facts(None),
-            Request::Holds { .. } if !self.initial_pids => Response::Holds(false),
-            Request::Holders { .. } if !self.initial_pids => Response::Holders(Vec::new()),
-            Request::Facts { pid, start_ticks } => Response::Facts(proc::facts(pid, start_ticks).map(Box::new)),
-            Request::Holds { pid, inode } => Response::Holds(proc::holds(pid, inode)),
-            Request::Holders { inode } => Response::Holders(self.holders.of(inode)),
-            Request::CgroupPath { id } => Response::CgroupPath(self.cgroups.path(id)),
-            Request::ContainerName { ref id } => Response::ContainerName(containers::name(Path::new("/"), id)),
-            Request::Owns { netns, address } => Response::Owns(self.residents.owns(netns, address)),
-            Request::Homes { address, forwarder } => Response::Homes(self.residents.homes(address, forwarder)),
-            Request::Sockets { wanted, netns } => Response::Sockets(self.residents.sockets(&wanted, netns)),
-            Request::Firewalls { netns } => Response::Firewalls(
-                netns::inside(netns, inventory::read).and_then(|read| read).map_err(|error| format!("{error:#}")),
-            ),
-            Request::Denies => Response::Denies(
-                denies::read(patience::here(TEXTS), &mut || Root::open(Path::new("/")).into_iter().collect())
-                    .map_err(|error| format!("{error:#}")),
-            ),
-            Request::Rule(ref wanted) => Response::Rule(
-                self.deciders
-                    .decision(wanted, &mut self.rulesets)
-                    .map(|decision| decision.map(Box::new))
-                    .map_err(|error| format!("{error:#}")),
-            ),
-            Request::Connect(ref wanted) => Response::Connect(self.connect(wanted)),
-            Request::Listen { .. } if !self.knows_nftables() => {
-                Response::Listen(Err("nftables is not loaded".to_owned()))
+            Request::FactsOf(_) if !self.initial_pids => encode::<FactsOf>(&None),
+            Request::Holds(_) if !self.initial_pids => encode::<Holds>(&false),
+            Request::Holders(_) if !self.initial_pids => encode::<Holders>(&Vec::new()),
+            Request::FactsOf(of) => encode::<FactsOf>(&proc::facts(of.pid, of.start_ticks)),
+            Request::Holds(holds) => encode::<Holds>(&proc::holds(holds.pid, holds.inode)),
+            Request::Holders(holders) => encode::<Holders>(&self.holders.of(holders.inode)),
+            Request::CgroupPath(path) => encode::<CgroupPath>(&lock(&self.shared.cgroups).path(path.id)),
+            Request::NameOfContainer(of) => encode::<NameOfContainer>(&containers::name(Path::new("/"), &of.id)),
+            Request::Owns(owns) => encode::<Owns>(&lock(&self.shared.residents).owns(owns.netns, owns.address)),
+            Request::Homes(homes) => {
+                encode::<Homes>(&lock(&self.shared.residents).homes(homes.address, homes.forwarder))
             }
-            Request::Listen { netns } => Response::Listen(
-                listening::begin(netns)
-                    .map(|descriptors| self.descriptors.extend(descriptors))
-                    .map_err(|error| format!("{error:#}")),
-            ),
-            Request::Difference { netns } => {
-                Response::Difference(self.rulesets.difference(netns).map_err(|error| format!("{error:#}")))
+            Request::Sockets(sockets) => {
+                encode::<Sockets>(&lock(&self.shared.residents).sockets(&sockets.wanted, sockets.netns))
             }
-            Request::Functions { changes } => Response::Functions(self.functions(changes)),
-            Request::OwnNamespaces { netns } => {
-                let kept = self.replays.keep(std::mem::take(&mut self.received));
+            Request::Firewalls(of) => {
+                encode::<Firewalls>(&netns::inside(of.netns, inventory::read).and_then(|read| read).map_err(told))
+            }
+            Request::AllDenies(_) => encode::<AllDenies>(
+                &denies::read(patience::here(TEXTS), &mut || Root::open(Path::new("/")).into_iter().collect())
+                    .map_err(told),
+            ),
+            Request::Begin(begin) => encode::<Begin>(&self.connect(&begin.wanted)),
+            Request::FunctionsNow(now) => encode::<FunctionsNow>(&self.functions(now.changes)),
+            Request::OwnNamespaces(own) => {
+                let kept = self.shared.replays.keep(std::mem::take(&mut self.received));
                 // Reading rules would load nftables.
-                let wanted = netns.filter(|_| kept.is_ok() && self.knows_nftables());
-                self.replays.prepare_later(wanted);
-                let is_possible = replay::surroundings::kind().is_ok();
-                Response::OwnNamespaces(kept.map(|()| is_possible).map_err(|error| format!("{error:#}")))
+                let wanted = own.netns.filter(|_| kept.is_ok() && self.shared.knows_nftables());
+                self.shared.replays.prepare_later(wanted);
+                let is_possible = copy::surroundings::kind().is_ok();
+                encode::<OwnNamespaces>(&kept.map(|()| is_possible).map_err(told))
             }
-            Request::ProveReplay => Response::ProveReplay(replay::prove().map_err(|error| format!("{error:#}"))),
-            // Reading rules would load it.
-            Request::Replay { .. } if !self.knows_nftables() => {
-                Response::Replay(Err("nftables is not loaded".to_owned()))
+            Request::ProveReplay(_) => encode::<ProveReplay>(&copy::prove().map_err(told)),
+            Request::IsAHelper(is) => encode::<IsAHelper>(&netns::is_a_helper(is.pid)),
+            Request::BeginPreflight(begin) => encode::<BeginPreflight>(&self.preflight(&begin.asked).map_err(told)),
+            Request::EndPreflight(_) => encode::<EndPreflight>(&self.preflights.finished().map_err(told)),
+            Request::AnswerProgram(_) => {
+                encode::<AnswerProgram>(&self.answers.take(std::mem::take(&mut self.received)).map_err(told))
             }
-            Request::Replay { netns, ref packet, waits } => Response::Replay(
-                self.replays.replay(netns, packet, waits, &mut self.cgroups).map_err(|error| format!("{error:#}")),
-            ),
-            Request::Fix(ref stopped) => Response::Fix(
-                self.replays
-                    .own()
-                    .and_then(|own| self.fixes.of(stopped, own, &mut self.cgroups))
-                    .map_err(|error| format!("{error:#}")),
-            ),
-            Request::Preflight(ref asked) => {
-                Response::Preflight(self.preflight(asked).map_err(|error| format!("{error:#}")))
-            }
-            Request::Preflighted => Response::Preflighted(
-                self.preflights.finished().map(|answer| answer.map(Box::new)).map_err(|error| format!("{error:#}")),
-            ),
-            Request::AnswerProgram => Response::AnswerProgram(
-                self.answers.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
-            ),
-            Request::ArmAnswers { time } => {
-                Response::ArmAnswers(self.answers.arm(time).map_err(|error| format!("{error:#}")))
-            }
-            Request::NetnsCookies => {
+            Request::ArmAnswers(arm) => encode::<ArmAnswers>(&self.answers.arm(arm.time).map_err(told)),
+            Request::NetnsCookies(_) => {
                 let map = std::mem::take(&mut self.received).pop().context("the map did not come along");
-                Response::NetnsCookies(map.and_then(ask_kernel_half).map_err(|error| format!("{error:#}")))
+                encode::<NetnsCookies>(&map.and_then(ask_kernel_half).map_err(told))
             }
-            Request::VerdictPrograms => Response::VerdictPrograms(
-                self.verdicts.take(std::mem::take(&mut self.received)).map_err(|error| format!("{error:#}")),
-            ),
-            Request::ArmVerdicts { time, is_proof } => {
-                let maps = self.rulesets.have_maps();
-                Response::ArmVerdicts(self.verdicts.arm(time, is_proof, maps).map_err(|error| format!("{error:#}")))
+            Request::VerdictPrograms(_) => {
+                encode::<VerdictPrograms>(&self.verdicts.take(std::mem::take(&mut self.received)).map_err(told))
             }
-            Request::PrepareProof { changes } => {
+            Request::ArmVerdicts(arm) => {
+                let maps = self.shared.rulesets.have_maps();
+                encode::<ArmVerdicts>(&self.verdicts.arm(arm.time, arm.is_proof, maps).map_err(told))
+            }
+            Request::PrepareProof(prepare) => {
                 // It is what is asked next, and whoever asked does something else meanwhile.
-                self.functions(changes);
-                Response::PrepareProof(Prover::prepare().map(|(prover, prepared)| {
+                self.functions(prepare.changes);
+                encode::<PrepareProof>(&Prover::prepare().map(|(prover, prepared)| {
                     self.prover = Some(prover);
                     prepared
                 }))
             }
-            Request::SendProof => Response::SendProof(match &self.prover {
-                Some(prover) => prover.send().map_err(|error| format!("{error:#}")),
+            Request::SendProof(_) => encode::<SendProof>(&match &self.prover {
+                Some(prover) => prover.send().map_err(told),
                 None => Err("no proof was prepared".to_owned()),
             }),
-            Request::EndProof => {
+            Request::EndProof(_) => {
                 self.prover = None;
-                Response::EndProof
+                encode::<EndProof>(&())
             }
-            Request::SelfTest => Response::SelfTest(selftest::send().map_err(|error| format!("{error:#}"))),
+            Request::SelfTest(_) => encode::<SelfTest>(&selftest::send().map_err(told)),
+            Request::SecondConnection(_) => {
+                if let Some(socket) = std::mem::take(&mut self.received).pop()
+                    && let Err(error) = lanes::open(socket, &self.shared)
+                {
+                    log::debug!("{error:#}");
+                }
+                encode::<SecondConnection>(&())
+            }
+            // Answered above.
+            Request::Rule(_)
+            | Request::Listen(_)
+            | Request::Differ(_)
+            | Request::Resend(_)
+            | Request::Place(_)
+            | Request::FixOf(_) => Vec::new(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,10 @@ use anyhow::{Context, Result};
 use netlink_bindings::rt_addr;
 use netlink_socket2::NetlinkSocket;
 use observer_ebpf::logic::packet::protocol;
-use procfs::{FromReadSI, current_system_info, net::UdpNetEntries, process::Process};
+use procfs::{
+    FromReadSI, current_system_info,
+    net::{TcpNetEntries, UdpNetEntries},
+};
 
 use super::netns;
 use crate::model::Wanted;
@@ -39,11 +42,16 @@ pub(super) fn addresses() -> Result<Vec<IpAddr>> {
 
 /// A network namespace with somebody in it.
 struct Home {
-    /// A process there, through which the namespace's files are read.
+    /// A process there, by which the namespace is found again.
     pid: u32,
+    /// More of them, up to [`MAX_RESIDENTS`].
+    others: Vec<u32>,
     /// Its addresses, once they were asked for; `None` in it when they cannot be read.
     addresses: Option<Option<Vec<IpAddr>>>,
 }
+
+/// Processes of a namespace that are remembered beside the first.
+const MAX_RESIDENTS: usize = 32;
 
 /// All network namespaces that have a process.
 #[derive(Default)]
@@ -84,6 +92,21 @@ impl Residents {
         }
     }
 
+    /// A process that lives in a namespace, as far as that is known without looking at all processes for every question.
+    pub(super) fn resident(&mut self, netns: u32) -> Option<u32> {
+        let known = |homes: &HashMap<u32, Home>| {
+            let home = homes.get(&netns)?;
+            netns::eldest(std::iter::once(home.pid).chain(home.others.iter().copied()), netns)
+        };
+        if let Some(pid) = known(&self.homes) {
+            return Some(pid);
+        }
+        if self.older_than(STALE) {
+            self.look();
+        }
+        known(&self.homes)
+    }
+
     /// Inode numbers of the sockets in a namespace that can have sent such a packet.
     pub(super) fn sockets(&mut self, wanted: &Wanted, netns: u32) -> Vec<u64> {
         let gone = self.homes.get(&netns).is_none_or(|home| !netns::is_in(home.pid, netns));
@@ -91,9 +114,8 @@ impl Residents {
             self.look();
         }
         let Some(home) = self.homes.get(&netns) else { return Vec::new() };
-        let sockets = sockets_of(home.pid, wanted);
-        // The number may be another process's, elsewhere, by now.
-        if netns::is_in(home.pid, netns) { sockets } else { Vec::new() }
+        let wanted = *wanted;
+        netns::inside_of(home.pid, netns, move || sockets_of(&wanted)).unwrap_or_default()
     }
 
     fn older_than(&self, limit: Duration) -> bool {
@@ -115,11 +137,16 @@ impl Residents {
     fn look(&mut self) {
         let began = Instant::now();
         self.homes.clear();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let namespace = fs::metadata(entry.path().join("ns/net")).map(|meta| meta.ino());
-            if let Some(number) = namespace.ok().and_then(|number| u32::try_from(number).ok()) {
-                self.homes.entry(number).or_insert(Home { pid, addresses: None });
+        for pid in netns::pids() {
+            let namespace = fs::metadata(format!("/proc/{pid}/ns/net")).map(|meta| meta.ino());
+            let Some(number) = namespace.ok().and_then(|number| u32::try_from(number).ok()) else { continue };
+            let is_wanted = self.homes.get(&number).is_none_or(|home| home.others.len() < MAX_RESIDENTS);
+            if !is_wanted || netns::is_an_observers_program(pid) {
+                continue;
+            }
+            match self.homes.get_mut(&number) {
+                Some(home) => home.others.push(pid),
+                None => drop(self.homes.insert(number, Home { pid, others: Vec::new(), addresses: None })),
             }
         }
         self.looked = Some(Instant::now());
@@ -142,7 +169,8 @@ struct Row {
     inode: u64,
 }
 
-fn sockets_of(pid: u32, wanted: &Wanted) -> Vec<u64> {
+/// Of the network namespace of the calling thread.
+fn sockets_of(wanted: &Wanted) -> Vec<u64> {
     let v6 = wanted.source.0.is_ipv6();
     let exact = |row: &Row| {
         let any = |known: IpAddr, seen: IpAddr| known.is_unspecified() || known == seen;
@@ -158,46 +186,49 @@ fn sockets_of(pid: u32, wanted: &Wanted) -> Vec<u64> {
         protocol::TCP => {
             // A listener has a connection's port too, and sends nothing of it.
             let connected = |row: &Row| exact(row) && row.remote.port() != 0;
-            inodes(tcp(pid, v6), &connected)
+            inodes(tcp(v6), &connected)
         }
         protocol::UDP => {
-            let mut rows = table(pid, "udp6");
+            let mut rows = table("udp6");
             // A socket of the newer family sends IPv4 too.
             if !v6 {
-                rows.extend(table(pid, "udp"));
+                rows.extend(table("udp"));
             }
             inodes(rows, &exact)
         }
         protocol::ICMP | protocol::ICMPV6 => {
             // A ping socket has the identifier for a port; a raw socket has its protocol, and sends what it likes.
-            let found = inodes(table(pid, if v6 { "icmp6" } else { "icmp" }), &exact);
-            if found.is_empty() { raw(pid, wanted) } else { found }
+            let found = inodes(table(if v6 { "icmp6" } else { "icmp" }), &exact);
+            if found.is_empty() { raw(wanted) } else { found }
         }
-        _ => raw(pid, wanted),
+        _ => raw(wanted),
     }
 }
 
-fn raw(pid: u32, wanted: &Wanted) -> Vec<u64> {
-    let rows = table(pid, if wanted.source.0.is_ipv6() { "raw6" } else { "raw" });
+fn raw(wanted: &Wanted) -> Vec<u64> {
+    let rows = table(if wanted.source.0.is_ipv6() { "raw6" } else { "raw" });
     let fits = |row: &Row| row.inode != 0 && row.local.port() == u16::from(wanted.protocol);
     rows.into_iter().filter(fits).map(|row| row.inode).collect()
 }
 
-fn tcp(pid: u32, v6: bool) -> Vec<Row> {
-    let Ok(process) = i32::try_from(pid).map(Process::new) else { return Vec::new() };
-    let Ok(process) = process else { return Vec::new() };
+fn tcp(v6: bool) -> Vec<Row> {
+    let read = |name: &str| TcpNetEntries::from_file(path(name), current_system_info()).map(|rows| rows.0);
     // A socket of the newer family may have an IPv4 connection.
-    let newer = process.tcp6().unwrap_or_default();
-    let older = if v6 { Vec::new() } else { process.tcp().unwrap_or_default() };
+    let newer = read("tcp6").unwrap_or_default();
+    let older = if v6 { Vec::new() } else { read("tcp").unwrap_or_default() };
     let row =
         |row: procfs::net::TcpNetEntry| Row { local: row.local_address, remote: row.remote_address, inode: row.inode };
     newer.into_iter().chain(older).map(row).collect()
 }
 
+/// A table of the calling thread's network namespace.
+fn path(name: &str) -> PathBuf {
+    Path::new("/proc/thread-self/net").join(name)
+}
+
 /// UDP's table; those of ping and raw sockets have the same form.
-fn table(pid: u32, name: &str) -> Vec<Row> {
-    let path = format!("/proc/{pid}/net/{name}");
-    let Ok(rows) = UdpNetEntries::from_file(Path::new(&path), current_system_info()) else { return Vec::new() };
+fn table(name: &str) -> Vec<Row> {
+    let Ok(rows) = UdpNetEntries::from_file(path(name), current_system_info()) else { return Vec::new() };
     rows.0
         .into_iter()
         .map(|row| Row { local: row.local_address, remote: row.remote_address, inode: row.inode })

@@ -10,13 +10,17 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use bytes::Bytes;
-use observer_ebpf::abi::{Counted, DropKey, KernelFilter, Layout, MAX_KEYS, Owner, map, program};
+use observer_ebpf::abi::{KernelFilter, Owner, map, program};
+use zerocopy::IntoBytes;
 
 use super::{
-    HOOKS, HookState, Totals, Way, btf, cgroup,
+    HOOKS, HookState, Totals, Way,
     hooks::{CONNECT, Hook, PROCESSES},
+    memory, totals,
+};
+use crate::kernel::{
+    btf, cgroup,
     layout::{self, LayoutError, Reasons, Symbols},
-    totals,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
@@ -39,12 +43,19 @@ pub(super) fn is_avoided(name: &str) -> bool {
 
 /// Whether a comma-separated environment variable names something.
 pub(super) fn names(variable: &str, name: &str) -> bool {
-    std::env::var(variable).unwrap_or_default().split(',').any(|named| named.trim() == name)
+    crate::developer::variable(variable).unwrap_or_default().split(',').any(|named| named.trim() == name)
 }
 
 /// Why nothing can be observed here. Each is one sentence; [`AttachError::hint`] is the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
+    /// So many bytes of memory are too few.
+    #[error(
+        "observer needs {} MB of memory, and its control group allows {} MB",
+        memory::LEAST >> 20,
+        .0 >> 20
+    )]
+    Memory(u64),
     /// Not privileged enough.
     #[error("observer must run as root here (it lacks {0})")]
     Privilege(String),
@@ -71,6 +82,9 @@ impl AttachError {
     /// What the operator can do.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Memory(_) => {
+                "raise MemoryMax= of its unit, `--memory` of its container, or run it outside of that group"
+            }
             Self::Privilege(_) => "run it with sudo; in a container it needs `--privileged --pid=host`",
             Self::NoBtf(_) => "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y; every current distribution's is",
             Self::Layout(LayoutError::NoReason) => {
@@ -111,6 +125,7 @@ impl Probes {
     /// what `filter` leaves out is only counted.
     pub fn attach(log_level: u8, filter: &KernelFilter) -> Result<Self, AttachError> {
         check_privilege()?;
+        let sizes = memory::sizes(memory::limit()).map_err(AttachError::Memory)?;
         if lockdown().as_deref() == Some("confidentiality") {
             return Err(AttachError::Lockdown);
         }
@@ -122,16 +137,14 @@ impl Probes {
         let kernel = layout::resolve(&btf?, symbols)?;
         let forwarding = symbols.ip_forward.is_some();
         let types = AyaBtf::from_sys_fs().map_err(|error| refused("BTF", &error))?;
-        let numbers = layout_words(&kernel.layout);
-        let keys = keys_of_a_generation();
-        let filter = filter.words();
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&types))
-            .override_global(map::LAYOUT, numbers.as_slice(), true)
-            .override_global(map::FILTER, filter.as_slice(), true)
+            .override_global(map::LAYOUT, kernel.layout.as_bytes(), true)
+            .override_global(map::FILTER, filter.as_bytes(), true)
             .override_global(aya_log::LEVEL, &log_level, false)
-            .map_max_entries(map::KEYS[0], keys)
-            .map_max_entries(map::KEYS[1], keys)
+            .map_max_entries(map::KEYS[0], sizes.keys)
+            .map_max_entries(map::KEYS[1], sizes.keys)
+            .map_max_entries(map::EVENTS, sizes.ring)
             .load(OBJECT)
             .map_err(|error| refused("the BPF object", &error))?;
         let counters = ebpf
@@ -317,15 +330,6 @@ impl Probes {
     }
 }
 
-/// Keys that a generation can count: the kernel keeps a value for every CPU that the machine may ever have, from the start.
-fn keys_of_a_generation() -> u32 {
-    const BYTES: usize = 16 << 20;
-    const LEAST: u32 = 1 << 11;
-    let cpus = aya::util::nr_cpus().unwrap_or(1);
-    let each = size_of::<DropKey>() + cpus * size_of::<Counted>();
-    u32::try_from(BYTES / each).unwrap_or(MAX_KEYS).clamp(LEAST, MAX_KEYS)
-}
-
 fn program_descriptor(program: &Program) -> Option<OwnedFd> {
     use std::os::fd::AsFd;
     program.fd().ok()?.as_fd().try_clone_to_owned().ok()
@@ -334,11 +338,6 @@ fn program_descriptor(program: &Program) -> Option<OwnedFd> {
 /// The kernel was told to panic where it would only warn.
 fn panics_on_warnings() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/panic_on_warn").is_ok_and(|value| value.trim() != "0")
-}
-
-/// The layout as the words it is made of, in the order of its fields.
-fn layout_words(layout: &Layout) -> Vec<u32> {
-    layout.fields().map(|(_, value)| value).collect()
 }
 
 /// What this process may; an error names what it lacks.

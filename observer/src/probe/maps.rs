@@ -1,9 +1,6 @@
 //! The maps of attached programs, for whoever in user space reads or fills them.
 
-use std::{
-    mem::offset_of,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::Context;
 use aya::{
@@ -12,6 +9,7 @@ use aya::{
 };
 use bytes::Bytes;
 use observer_ebpf::abi::{AwaitedKey, AwaitedValue, DropKey, Member, map, program};
+use zerocopy::transmute;
 
 use super::{
     Probes,
@@ -31,9 +29,11 @@ pub struct Tree(HashMap<MapData, u32, [u8; size_of::<Member>()]>);
 impl Tree {
     /// Those that belong to one, and live.
     pub fn members(&self) -> Vec<u32> {
-        let at = offset_of!(Member, inside);
-        let inside = |member: [u8; size_of::<Member>()]| member[at..at + size_of::<u32>()] != [0; size_of::<u32>()];
-        self.0.iter().flatten().filter(|(_, member)| inside(*member)).map(|(pid, _)| pid).collect()
+        let is_inside = |bytes: [u8; size_of::<Member>()]| {
+            let member: Member = transmute!(bytes);
+            member.inside != 0
+        };
+        self.0.iter().flatten().filter(|(_, member)| is_inside(*member)).map(|(pid, _)| pid).collect()
     }
 }
 
@@ -47,15 +47,7 @@ pub struct Awaited {
 impl Awaited {
     /// Waits for one from now on, or not any more.
     pub fn set(&mut self, key: &AwaitedKey, is_awaited: bool) -> anyhow::Result<()> {
-        let mut bytes = [0; size_of::<AwaitedKey>()];
-        for (offset, part) in [
-            (offset_of!(AwaitedKey, remote), &key.remote[..]),
-            (offset_of!(AwaitedKey, netns), &key.netns.to_ne_bytes()),
-            (offset_of!(AwaitedKey, port), &key.port.to_ne_bytes()),
-            (offset_of!(AwaitedKey, protocol), &[key.protocol]),
-        ] {
-            bytes[offset..offset + part.len()].copy_from_slice(part);
-        }
+        let bytes: [u8; size_of::<AwaitedKey>()] = transmute!(*key);
         let before = self.number;
         if is_awaited {
             self.keys.insert(bytes, [0; size_of::<AwaitedValue>()], 0)?;
@@ -85,13 +77,7 @@ impl Probes {
     pub fn place_in_tree(&mut self, pid: u32, start_ticks: u64, inside: bool) -> anyhow::Result<()> {
         let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
         let mut tree: HashMap<_, u32, [u8; size_of::<Member>()]> = map.try_into()?;
-        let mut member = [0; size_of::<Member>()];
-        let inside = u32::from(inside).to_ne_bytes();
-        for (offset, bytes) in
-            [(offset_of!(Member, start_ticks), &start_ticks.to_ne_bytes()[..]), (offset_of!(Member, inside), &inside)]
-        {
-            member[offset..offset + bytes.len()].copy_from_slice(bytes);
-        }
+        let member: [u8; size_of::<Member>()] = transmute!(Member { start_ticks, inside: inside.into(), reserved: 0 });
         match tree.insert(pid, member, NO_EXIST) {
             Ok(()) | Err(MapError::SyscallError(_)) => Ok(()),
             Err(error) => Err(error.into()),

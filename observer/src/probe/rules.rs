@@ -1,5 +1,5 @@
 //! Whether the kernel half can tell what dropped a packet: where on the stack it must look is learnt ([`learn`]) from packets
-//! that known rules and programs drop ([`proof`](super::proof)), tried with them again, and believed only when every answer is
+//! that known rules and programs drop ([`proof`](crate::probe::calibrate::proof)), tried with them again, and believed only when every answer is
 //! right.
 
 use std::{fmt, os::fd::OwnedFd, time::Duration};
@@ -9,12 +9,13 @@ use observer_ebpf::abi::{
     FRAMES_OF_FREE, FRAMES_OF_VERDICT, HookFunction, HookKind, HookSite, MAX_FUNCTIONS, MAX_SITES, RULE_CONFIG_WORDS,
     RuleAnswer, RuleConfig, RuleSite, UNKNOWN_RULE, VerdictSite,
 };
+use zerocopy::transmute;
 
-use super::{
+use super::calibrate::{
     learn::{self, PROOF_WORDS, Seen},
     proof::{By, Prepared, Unproven},
-    symbols::Functions,
 };
+use crate::kernel::symbols::Functions;
 
 /// Functions of others that every network namespace may have on the hook, before all that a proof brings: of a security module,
 /// such as SELinux's or Smack's.
@@ -381,7 +382,8 @@ impl RuleMaps {
         config.xtable_name = self.functions.xtable_name.unwrap_or(0).into();
         [config.refused, config.untaken] = self.functions.queues();
         self.told = config;
-        self.config.set(0, config.words(), 0).map_err(other)
+        let words: [u64; RULE_CONFIG_WORDS] = transmute!(config);
+        self.config.set(0, words, 0).map_err(other)
     }
 }
 

@@ -71,8 +71,8 @@ impl Kernel {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Catalogue {
-    /// Parts of names of scenarios that a short run leaves out.
-    pub(crate) without: Vec<String>,
+    /// Parts of names of the scenarios that a short run has.
+    pub(crate) in_every_run: Vec<String>,
     /// The kernels, in the file's order.
     #[serde(rename = "kernel")]
     pub(crate) kernels: Vec<Kernel>,

@@ -14,10 +14,10 @@ use super::{
     kernels::{Init, Kernel},
     packages::Unpacked,
 };
-use crate::{command, test::Count};
+use crate::{command, speed, test::Count};
 
-/// What a machine may take, in seconds.
-const LIMIT: &str = "2400";
+/// What a machine may take, in seconds, on a host as fast as [`speed::slowness`] takes for one.
+const LIMIT: f64 = 2400.0;
 /// What a kernel says when it is broken.
 const BROKEN: [&str; 9] = [
     "Oops:",
@@ -33,14 +33,26 @@ const BROKEN: [&str; 9] = [
 /// What the guest's last line begins with.
 const ENDED: &str = "observer-vm: ended with ";
 
+/// Lines of the console that are shown of a kernel that is broken.
+const SHOWN: usize = 60;
+
 /// What became of it.
 pub(crate) struct Ended {
     pub(crate) count: Count,
-    /// Lines of scenarios that failed.
+    /// Names of scenarios that came to their end, however that was.
+    pub(crate) done: Vec<String>,
+    /// Names of those that failed.
     pub(crate) failed: Vec<String>,
     /// What is wrong with the machine itself.
-    pub(crate) broken: Option<String>,
+    pub(crate) broken: Option<Broken>,
     pub(crate) took: Duration,
+}
+
+/// What is wrong with a machine.
+pub(crate) struct Broken {
+    pub(crate) why: String,
+    /// Its kernel says so itself: what the console shows from there on.
+    pub(crate) console: Vec<String>,
 }
 
 /// The program that is the machine, of one architecture.
@@ -80,11 +92,12 @@ fn machine(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path, shell: bool) 
     };
     let native = kernel.arch == std::env::consts::ARCH;
     let init = if kernel.init == Init::Systemd && !shell { "systemd" } else { "plain" };
+    let limit = (LIMIT * speed::slowness()).ceil().to_string();
     // The machine dies with whoever started it, and with its watch; a terminal's stays in the foreground and has no limit.
     let mut command = command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
     if !shell {
-        command.args(["timeout", "--signal", "KILL", LIMIT, "setpriv", "--pdeathsig", "KILL"]);
+        command.args(["timeout", "--signal", "KILL", &limit, "setpriv", "--pdeathsig", "KILL"]);
     }
     command.arg(emulator(&kernel.arch));
     // One thread for all emulated processors: with one each, a processor may still meet a breakpoint that the kernel has put
@@ -131,40 +144,55 @@ pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Res
         .stderr(File::create(unpacked.folder.join("emulator.log"))?)
         .spawn()
         .with_context(|| format!("cannot run `{text}`"))?;
-    let (count, failed, status) = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
+    let Read { count, done, failed, status } = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
     child.wait().with_context(|| format!("cannot wait for `{text}`"))?;
     let console = fs::read(console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
-    let complaint = console.lines().find(|line| BROKEN.iter().any(|word| line.contains(word)));
-    let why = match (complaint, status) {
-        (Some(complaint), _) => Some(complaint),
+    let complains = |line: &&str| BROKEN.iter().any(|word| line.contains(word));
+    let complaint: Vec<&str> = console.lines().skip_while(|line| !complains(line)).take(SHOWN).collect();
+    let why = match (complaint.first(), status) {
+        (Some(complaint), _) => Some(*complaint),
         (None, None) => Some("the machine did not come to its end"),
         (None, Some(0)) if count.passed == 0 => Some("nothing ran"),
         (None, Some(status)) if status != 0 && count.failed == 0 => Some("the job failed without naming a test"),
         _ => None,
     };
-    let broken =
-        why.map(|why| format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()));
-    Ok(Ended { count, failed, broken, took: began.elapsed() })
+    let broken = why.map(|why| Broken {
+        why: format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()),
+        console: complaint.iter().map(|line| (*line).to_owned()).collect(),
+    });
+    Ok(Ended { count, done, failed, broken, took: began.elapsed() })
 }
 
-fn read(child: &mut Child, kernel: &Kernel, log: &Path) -> Result<(Count, Vec<String>, Option<i32>)> {
+/// What a machine's job said.
+#[derive(Default)]
+struct Read {
+    count: Count,
+    done: Vec<String>,
+    failed: Vec<String>,
+    status: Option<i32>,
+}
+
+fn read(child: &mut Child, kernel: &Kernel, log: &Path) -> Result<Read> {
     let stdout = child.stdout.take().context("the machine has no output")?;
     let mut log = File::create(log)?;
-    let (mut count, mut failed, mut status) = (Count::default(), Vec::new(), None);
+    let mut read = Read::default();
     for line in BufReader::new(stdout).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end_matches('\r').to_owned();
         writeln!(log, "{line}")?;
-        count.take(&line);
-        if line.starts_with("test ") && line.ends_with("FAILED") {
-            failed.push(
-                line.trim_end_matches("FAILED").trim_end_matches([' ', '.']).trim_start_matches("test ").to_owned(),
-            );
+        // A machine that breaks writes no sum, so each scenario's line is counted.
+        if let Some((name, end)) = line.strip_prefix("test ").and_then(|line| line.split_once(" ... ")) {
+            let name = name.trim_end().to_owned();
+            read.count.take_one(end);
+            if end == "FAILED" {
+                read.failed.push(name.clone());
+            }
+            read.done.push(name);
         }
         match line.strip_prefix(ENDED) {
-            Some(code) => status = code.parse().ok(),
+            Some(code) => read.status = code.parse().ok(),
             None => println!("[{}] {line}", kernel.name),
         }
     }
-    Ok((count, failed, status))
+    Ok(read)
 }

@@ -21,12 +21,12 @@ pub(crate) use packages::unpack_foreign;
 use packages::{Fetched, Unpacked};
 
 use crate::{
-    build, command, root, setup,
+    build, command, root, setup, speed,
     test::{self, Count},
 };
 
-/// How many times longer an emulated machine may take for everything.
-const SLOWNESS: u32 = 6;
+/// How many times longer an emulated machine may take for everything, on a machine as fast as [`speed::slowness`] takes for one.
+const SLOWNESS: f64 = 6.0;
 /// Scenarios that run at the same time: most of them wait most of the time.
 const AT_ONCE: u32 = 3;
 /// Modules that are not loaded by what the scenarios do.
@@ -41,8 +41,8 @@ pub(crate) struct Wanted {
     /// All kernels of the catalogue, `xtask/kernels.toml`
     #[arg(long, conflicts_with = "kernel")]
     all: bool,
-    /// Leave out what a test run leaves out
-    #[arg(long)]
+    /// Only what a test run has
+    #[arg(long, conflicts_with = "scenarios")]
     short: bool,
     /// So many processors, instead of what the catalogue says
     #[arg(long)]
@@ -74,8 +74,8 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
         let [kernel] = chosen.as_slice() else { bail!("a shell is in one machine") };
         return shell(kernel);
     }
-    let without = if wanted.short { catalogue.without } else { Vec::new() };
-    let (count, clean) = scenarios(&chosen, &Choice { only: wanted.scenarios.clone(), without })?;
+    let only = if wanted.short { catalogue.in_every_run } else { wanted.scenarios.clone() };
+    let (count, clean) = scenarios(&chosen, &only)?;
     println!("{count}");
     ensure!(count.passed + count.failed > 0, "nothing ran");
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -85,21 +85,14 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
 pub(crate) fn every_run() -> Result<(Count, bool)> {
     let catalogue = kernels::catalogue()?;
     let chosen: Vec<Kernel> = catalogue.kernels.into_iter().filter(|kernel| kernel.every_run).collect();
-    scenarios(&chosen, &Choice { only: Vec::new(), without: catalogue.without })
+    scenarios(&chosen, &catalogue.in_every_run)
 }
 
-/// Which scenarios run, by parts of their names.
-struct Choice {
-    /// Only these; all when there is none.
-    only: Vec<String>,
-    /// Without these.
-    without: Vec<String>,
-}
-
-/// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well.
-fn scenarios(chosen: &[Kernel], choice: &Choice) -> Result<(Count, bool)> {
+/// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well. `only`: parts of
+/// their names; all when there is none.
+fn scenarios(chosen: &[Kernel], only: &[String]) -> Result<(Count, bool)> {
     let built = Built::new()?;
-    built.knows(&choice.only)?;
+    built.knows(only)?;
     let mut clean = true;
     let mut ready = Vec::new();
     let mut lines = Vec::new();
@@ -125,42 +118,52 @@ fn scenarios(chosen: &[Kernel], choice: &Choice) -> Result<(Count, bool)> {
         total.add(count);
     }
     for pair in ready.chunks(2) {
-        let ended: Vec<Result<Ended>> = thread::scope(|scope| {
+        let ended: Vec<Result<Vec<Ended>>> = thread::scope(|scope| {
             let running: Vec<_> = pair
                 .iter()
-                .map(|(kernel, unpacked)| {
-                    let job = built.job(kernel, unpacked, choice);
-                    scope.spawn(move || machine::run(kernel, unpacked, &initramfs::make(unpacked, &job?)?))
-                })
+                .map(|(kernel, unpacked)| scope.spawn(|| built.to_the_end(kernel, unpacked, only)))
                 .collect();
             running.into_iter().map(|thread| thread.join().expect("a machine's thread does not panic")).collect()
         });
         for ((kernel, unpacked), ended) in pair.iter().zip(ended) {
-            let ended = match ended {
-                Ok(ended) => ended,
-                Err(error) => {
-                    lines.push(format!("kernel {}: BROKEN: {error:#}", kernel.name));
-                    clean = false;
-                    continue;
+            let name = &kernel.name;
+            match ended {
+                Ok(ended) => {
+                    clean &= ended.last().is_some_and(|last| last.broken.is_none());
+                    for ended in ended {
+                        clean &= ended.count.failed == 0;
+                        lines.extend(told(kernel, unpacked, &ended));
+                        total.add(ended.count);
+                    }
                 }
-            };
-            lines.push(format!(
-                "kernel {} ({}, CPUs {}, init {}): {} in {} s",
-                kernel.name,
-                unpacked.version,
-                kernel.cpus,
-                kernel.init,
-                ended.count,
-                ended.took.as_secs()
-            ));
-            lines.extend(ended.failed.iter().map(|name| format!("kernel {}: failed: {name}", kernel.name)));
-            lines.extend(ended.broken.iter().map(|why| format!("kernel {}: BROKEN: {why}", kernel.name)));
-            clean &= ended.broken.is_none() && ended.count.failed == 0;
-            total.add(ended.count);
+                Err(error) => {
+                    lines.push(format!("kernel {name}: BROKEN: {error:#}"));
+                    clean = false;
+                }
+            }
         }
     }
     println!("\n{}", lines.join("\n"));
     Ok((total, clean))
+}
+
+/// What became of a machine, in lines.
+fn told(kernel: &Kernel, unpacked: &Unpacked, ended: &Ended) -> Vec<String> {
+    let name = &kernel.name;
+    let mut lines = vec![format!(
+        "kernel {name} ({}, CPUs {}, init {}): {} in {} s",
+        unpacked.version,
+        kernel.cpus,
+        kernel.init,
+        ended.count,
+        ended.took.as_secs()
+    )];
+    lines.extend(ended.failed.iter().map(|scenario| format!("kernel {name}: failed: {scenario}")));
+    if let Some(broken) = &ended.broken {
+        lines.push(format!("kernel {name}: BROKEN: {}", broken.why));
+        lines.extend(broken.console.iter().map(|line| format!("kernel {name}: console: {line}")));
+    }
+    lines
 }
 
 fn shell(kernel: &Kernel) -> Result<ExitCode> {
@@ -170,8 +173,7 @@ fn shell(kernel: &Kernel) -> Result<ExitCode> {
         Fetched::Kernel(unpacked) => unpacked,
         Fetched::Unavailable(why) => bail!("{why}"),
     };
-    let job =
-        format!("VM_SHELL=yes\n{}", built.job(kernel, &unpacked, &Choice { only: Vec::new(), without: Vec::new() })?);
+    let job = format!("VM_SHELL=yes\n{}", built.job(kernel, &unpacked, &[])?);
     println!("xtask: `$OBSERVER` is the program; the machine ends with the shell, and keeps nothing");
     machine::shell(kernel, &unpacked, &initramfs::make(&unpacked, &job)?)?;
     Ok(ExitCode::SUCCESS)
@@ -218,44 +220,65 @@ impl Built {
 
     /// Fails when a part of a name is in no scenario's name.
     fn knows(&self, parts: &[String]) -> Result<()> {
-        let listed = command::output(command::new("sh").args(["-c", &format!("{} --list", self.scenarios)]));
-        let names = listed.context("the scenarios cannot be listed")?;
+        let names = self.names()?;
         for part in parts {
-            ensure!(names.lines().any(|name| name.contains(part)), "no scenario has `{part}` in its name");
+            ensure!(names.iter().any(|name| name.contains(part)), "no scenario has `{part}` in its name");
         }
         Ok(())
     }
 
+    /// Runs a machine to its end. Where its kernel broke, what is left runs in another one, once: an emulated processor can break
+    /// a kernel too. What the first one said stays in what is told.
+    fn to_the_end(&self, kernel: &Kernel, unpacked: &Unpacked, only: &[String]) -> Result<Vec<Ended>> {
+        let run = |only: &[String]| {
+            machine::run(kernel, unpacked, &initramfs::make(unpacked, &self.job(kernel, unpacked, only)?)?)
+        };
+        let first = run(only)?;
+        let is_broken = first.broken.as_ref().is_some_and(|broken| !broken.console.is_empty());
+        if !is_broken || kernel.job != Job::Scenarios {
+            return Ok(vec![first]);
+        }
+        let left = self.names()?.into_iter().filter(|name| {
+            (only.is_empty() || only.iter().any(|part| name.contains(part))) && !first.done.contains(name)
+        });
+        let left: Vec<String> = left.map(|name| format!("={name}")).collect();
+        println!(
+            "xtask: the kernel {} broke: another machine runs the {} scenarios that are left",
+            kernel.name,
+            left.len()
+        );
+        Ok(vec![first, run(&left)?])
+    }
+
+    /// Names of all scenarios.
+    fn names(&self) -> Result<Vec<String>> {
+        let listed = command::output(command::new("sh").args(["-c", &format!("{} --list", self.scenarios)]));
+        let listed = listed.context("the scenarios cannot be listed")?;
+        Ok(listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+    }
+
     /// The machine's script: what `guest.sh` reads.
-    fn job(&self, kernel: &Kernel, unpacked: &Unpacked, choice: &Choice) -> Result<String> {
+    fn job(&self, kernel: &Kernel, unpacked: &Unpacked, only: &[String]) -> Result<String> {
         let modules = unpacked.folder.join("lib/modules").join(&unpacked.version);
         match kernel.job {
-            Job::Scenarios => Ok(self.job_of_scenarios(&modules, choice)),
+            Job::Scenarios => Ok(self.job_of_scenarios(&modules, only, machine::accelerated(&kernel.arch))),
             Job::Load => Ok(load(&build::foreign(&kernel.arch)?.program, &modules)),
         }
     }
 
-    fn job_of_scenarios(&self, modules: &Path, choice: &Choice) -> String {
-        let mut script = format!(
-            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={SLOWNESS} OBSERVER_MACHINE=yes\n\
+    fn job_of_scenarios(&self, modules: &Path, only: &[String], is_accelerated: bool) -> String {
+        let slowness = (if is_accelerated { 1.0 } else { SLOWNESS } * speed::slowness()).ceil();
+        format!(
+            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={slowness} OBSERVER_MACHINE=yes\n\
              prepare() {{ for module in {MODULES}; do modprobe -q $module; done; cd {}; }}\n\
-             job() {{\nstatus=0\n",
+             job() {{ OBSERVER_ONLY={} {} --color never --test-threads {AT_ONCE}; }}\n",
             quote(&modules.display().to_string()),
             self.observer,
             self.testbed,
             quote(&root().display().to_string()),
-        );
-        let left_out: String = choice.without.iter().map(|name| format!(" --skip {}", quote(name))).collect();
-        let every = [String::new()];
-        for filter in if choice.only.is_empty() { every.as_slice() } else { &choice.only } {
-            script.push_str(&format!(
-                "{} --color never --test-threads {AT_ONCE}{left_out} {} || status=$?\n",
-                self.scenarios,
-                if filter.is_empty() { String::new() } else { quote(filter) }
-            ));
-        }
-        script.push_str("return $status\n}\n");
-        script
+            quote(&only.join(",")),
+            self.scenarios,
+        )
     }
 }
 

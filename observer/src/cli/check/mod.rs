@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 
 use self::{
     change::{after, proposed},
@@ -23,19 +26,21 @@ use self::{
 };
 use super::{Exit, exit::UsageError};
 use crate::{
+    attribute::host::Identity,
     check::{
         ANY, Known, host, profiles,
         proxy::{self, Proxies},
     },
-    enrich::host::Identity,
+    confinement::process::confine,
+    firewall::front_end::{self, Page},
     model::{Fate, Preflight, Preflighted, ProposedChange, Tried, Wish},
-    output::{
-        check::{self as render, Answer, Kept},
-        notice::say,
-        steps::{self, By},
-    },
-    privilege::{Helper, confine},
+    privilege::Helper,
     probe::attach::check_privilege,
+    render::{
+        check::{self as render, Answer, Kept},
+        steps,
+    },
+    sink::notice::say,
 };
 
 #[derive(Debug, clap::Args)]
@@ -51,8 +56,8 @@ pub(super) struct Args {
     #[arg(long)]
     list: bool,
     /// Print the page for a profile: what it needs and how to let it out by this front end. Needs no root.
-    #[arg(long, value_enum, value_name = "FRONT-END")]
-    steps: Option<Steps>,
+    #[arg(long, value_parser = pages(), value_name = "FRONT-END")]
+    steps: Option<&'static Page>,
     /// Write the answer to this new file too, for a later `--against`.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -108,27 +113,11 @@ enum Format {
     Markdown,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Steps {
-    /// ufw.
-    Ufw,
-    /// firewalld.
-    Firewalld,
-    /// nftables.
-    Nft,
-    /// iptables.
-    Iptables,
-}
-
-impl Steps {
-    fn by(self) -> By {
-        match self {
-            Self::Ufw => By::Ufw,
-            Self::Firewalld => By::Firewalld,
-            Self::Nft => By::Nft,
-            Self::Iptables => By::Iptables,
-        }
-    }
+/// Front ends by the names of their pages.
+fn pages() -> impl TypedValueParser<Value = &'static Page> {
+    let names = front_end::pages().map(|(name, page)| PossibleValue::new(page.name).help(name));
+    let named = |name: String| front_end::pages().find(|(_, page)| page.name == name).map(|(_, page)| page);
+    PossibleValuesParser::new(names).try_map(move |name| named(name).ok_or("there is no page for it"))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -160,7 +149,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
             return Err(usage("`--steps` is for one profile", "write observer check --steps ufw datadog"));
         };
         let profile = known.get(name).map_err(|error| usage(&format!("{error:#}"), ""))?;
-        return written(steps::write(&mut stdout, steps.by(), profile, &entries)).map(|()| Exit::Done);
+        return written(steps::write(&mut stdout, steps, profile, &entries)).map(|()| Exit::Done);
     }
     let earlier = args
         .against
@@ -187,7 +176,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     check_privilege().map_err(|error| super::exit::with_hint(&error))?;
     let mut helper = if args.live { Helper::start_for_connections()? } else { Helper::start()? };
     // What resolvers answer is read without privileges.
-    if let Err(error) = confine(&[], || true) {
+    if let Err(error) = confine(&[], true, || true) {
         log::warn!("{error:#}");
     }
     let (mut targets, look_ups) = targets(args, entries)?;

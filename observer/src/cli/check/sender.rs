@@ -44,13 +44,16 @@ pub(super) fn sender(args: &Args) -> Result<Sender> {
         sender.user.1 = filters::group(group)?;
     }
     if args.netns.is_none() && (unit.has_own_network || unit.namespace.is_some()) {
-        let path = unit.pid.map(|pid| format!("/proc/{pid}/ns/net")).or(unit.namespace);
-        let path = path.ok_or_else(|| {
-            let sentence =
-                format!("{} has a network namespace of its own, which is there only while it runs", unit.name);
-            usage(&sentence, "start it, and ask again")
-        })?;
-        sender.netns = filters::namespace(&path)?;
+        let of_its_process = unit.netns().map_err(|error| usage(&format!("{error:#}"), "ask again"))?;
+        sender.netns = match (of_its_process, &unit.namespace) {
+            (Some(number), _) => Some(number),
+            (None, Some(path)) => filters::namespace(path)?,
+            (None, None) => {
+                let sentence =
+                    format!("{} has a network namespace of its own, which is there only while it runs", unit.name);
+                return Err(usage(&sentence, "start it, and ask again"));
+            }
+        };
     }
     let proxies = Proxies::of_variables(&unit.environment, &unit.name);
     Ok(Sender { unit: Some(unit.name), cgroup: unit.cgroup, later: unit.later, proxies, ..sender })

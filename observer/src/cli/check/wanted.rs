@@ -7,10 +7,10 @@ use ipnet::IpNet;
 
 use super::{Args, usage};
 use crate::{
+    check::resolve,
     check::{ANY, Entry, Known, Target, Values, ask, host, profiles, proxy::Proxies},
-    enrich::resolve,
     model::{Fate, Preflighted, Tried},
-    output::notice::say,
+    sink::notice::say,
 };
 
 /// Why a name has no address, by `--no-dns`.

@@ -4,11 +4,14 @@ use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::Result;
 
-use super::Table;
+use super::{
+    super::{entrance::entrance, nft::Chain},
+    Table,
+};
 use crate::{
     firewall::{
         files::Root,
-        front_ends::{self, Place},
+        front_end::{self, Place},
         listing::{self, Pending},
         netfilter::family,
         nft::Rule,
@@ -69,7 +72,10 @@ impl Saved {
 
     /// A rule or policy of a table. Its text is waited for until then.
     pub fn named(&mut self, table: &Table, spot: Spot, deadline: Instant) -> Result<NamedRule> {
-        let (_, rules) = table.as_nft()?;
+        let (chains, rules) = table.as_nft()?;
+        let (all_chains, all): (Vec<&Chain>, Vec<&Rule>) = (chains.iter().collect(), rules.iter().collect());
+        let base = spot.path.first().unwrap_or(&spot.chain);
+        let entrance = entrance(&all_chains, &all, (base, &spot.chain), &spot.path);
         let here = rules.iter().filter(|rule| rule.chain == spot.chain).count();
         let text = spot.position.and_then(|position| {
             let mut all = self.0.iter_mut().filter_map(|listing| listing.until(deadline));
@@ -90,6 +96,7 @@ impl Saved {
             ruleset_sha256: None,
             statement: None,
             translates: None,
+            entrance,
         })
     }
 }
@@ -112,6 +119,6 @@ impl Table {
             chains: &chains.iter().collect::<Vec<_>>(),
             saved: named.position.and(named.text.as_deref()),
         };
-        front_ends::statement(&place, roots)
+        front_end::statement(&place, roots)
     }
 }

@@ -137,11 +137,10 @@ impl Watching {
         Ok(Self { child, ready_after })
     }
 
-    /// Its processes: itself and its helper.
+    /// Its processes: itself, its helper and the one that starts helpers.
     pub(crate) fn processes(&self) -> Result<Vec<u32>> {
         let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        Ok(std::iter::once(pid).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect())
+        Ok(std::iter::once(pid).chain(observer::helpers(pid)?).collect())
     }
 }
 

@@ -154,7 +154,8 @@ struct Watching(Child);
 
 impl Watching {
     fn start(lab: &Lab) -> Result<Self> {
-        let mut command = observer::command();
+        // Among the mounts of the demo's host, whose ufw files are then the host's own.
+        let mut command = observer::command_among_mounts_of(&lab.client);
         command.args(["watch", "--netns"]).arg(lab.client.path()).stdin(Stdio::null());
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start observer")?;

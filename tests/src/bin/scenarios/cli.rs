@@ -263,12 +263,12 @@ fn second_observer() -> Result<Outcome> {
 fn killed() -> Result<Outcome> {
     let observer = Observer::start(["watch"])?;
     let pid = observer.child.id();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let helper: u32 = children.trim().parse().with_context(|| format!("one helper, not {children:?}"))?;
+    let helpers = observer::helpers(pid)?;
     ensure!(!loaded_by(pid)?.is_empty(), "no program is held by the running observer");
     observer.end(Signal::SIGKILL)?;
-    harness::wait_for("the helper's end", || {
-        Ok((!std::path::Path::new(&format!("/proc/{helper}")).exists()).then_some(()))
+    harness::wait_for("the helpers' end", || {
+        let is_there = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+        Ok((!helpers.iter().any(is_there)).then_some(()))
     })?;
     Ok(Outcome::Passed)
 }

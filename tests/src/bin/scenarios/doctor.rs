@@ -22,6 +22,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("markdown_for_a_ticket", markdown),
     ("knows_the_firewalls", firewalls),
     ("in_a_pid_namespace_of_its_own", pid_namespace),
+    ("variables_for_developers_are_nothing_to_a_service", variables),
 ];
 
 fn json(command: &mut std::process::Command) -> Result<Value> {
@@ -29,6 +30,17 @@ fn json(command: &mut std::process::Command) -> Result<Value> {
     let text = String::from_utf8(output.stdout)?;
     ensure!(text.lines().count() == 1, "{text} {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_str(&text)?)
+}
+
+/// systemd says to every process of a unit that it is one.
+fn variables() -> Result<Outcome> {
+    for (invocation, is_heard) in [(None, true), (Some("6b1d"), false)] {
+        let mut command = observer::command();
+        command.env("OBSERVER_AVOID", "tp_btf").envs(invocation.map(|id| ("INVOCATION_ID", id)));
+        let answer = json(&mut command)?.to_string();
+        ensure!(answer.contains("OBSERVER_AVOID names it") == is_heard, "{invocation:?}: {answer}");
+    }
+    Ok(Outcome::Passed)
 }
 
 fn check<'a>(answer: &'a Value, name: &str) -> Result<&'a Value> {

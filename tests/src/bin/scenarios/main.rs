@@ -24,11 +24,18 @@ mod replay;
 mod restored;
 mod rules;
 mod run;
+mod shares;
 mod storms;
+mod strangers;
 mod systemd;
 mod terminal;
 
-use harness::kernel;
+use std::{
+    sync::{Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use harness::{kernel, record};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// What a scenario ends with when it did not fail.
@@ -62,10 +69,49 @@ fn without_a_machine() -> Option<Outcome> {
         .then(|| Outcome::Skipped("only in a virtual machine, with `cargo xtask vm`".to_owned()))
 }
 
+/// Runs a scenario beside others, or alone: what it says of time would be the others' doing.
+fn at_its_time<T>(is_alone: bool, run: impl FnOnce() -> T) -> T {
+    static OTHERS: RwLock<()> = RwLock::new(());
+    if is_alone {
+        let _alone = OTHERS.write();
+        run()
+    } else {
+        let _beside = OTHERS.read();
+        run()
+    }
+}
+
+/// Scenarios whose time is told at the end.
+const SLOWEST: usize = 20;
+
+/// How long each scenario took, without what it waited for others.
+static TOOK: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+/// Runs a scenario and notes how long it took.
+fn timed<T>(name: &str, run: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let result = record::during(name, run);
+    TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), name.to_owned()));
+    result
+}
+
+/// Where the time went.
+fn tell_slowest() {
+    let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    took.sort_by(|one, other| other.cmp(one));
+    let sum: Duration = took.iter().map(|(time, _)| *time).sum();
+    println!("slowest of {} scenarios, which took {:.0} s one by one:", took.len(), sum.as_secs_f64());
+    for (time, name) in took.iter().take(SLOWEST) {
+        println!("  {:6.1} s  {name}", time.as_secs_f64());
+    }
+}
+
 type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 
 fn main() {
-    let groups: [(&str, &[Scenario]); 26] = [
+    // A caller that ignores Ctrl-C, such as a shell for what it runs in the background, must not make observer ignore it.
+    harness::listen_to_interrupts();
+    let groups: [(&str, &[Scenario]); 28] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
@@ -86,22 +132,36 @@ fn main() {
         ("overview", overview::ALL),
         ("run", run::ALL),
         ("storms", storms::ALL),
+        ("shares", shares::ALL),
         ("cli", cli::ALL),
         ("terminal", terminal::ALL),
         ("doctor", doctor::ALL),
         ("privileges", privileges::ALL),
+        ("strangers", strangers::ALL),
         ("systemd", systemd::ALL),
         ("demo", demo::ALL),
     ];
+    // Parts of names, or with `=` in front a whole one: libtest's own filter is one.
+    let only = std::env::var("OBSERVER_ONLY").unwrap_or_default();
+    let only: Vec<&str> = only.split(',').filter(|part| !part.is_empty()).collect();
     let trials = groups.iter().flat_map(|(group, scenarios)| {
         scenarios.iter().map(move |(name, scenario)| {
             let scenario = *scenario;
-            Trial::ignorable_test(format!("{group}::{name}"), move || match scenario() {
+            let name = format!("{group}::{name}");
+            let is_alone = *group == "shares";
+            Trial::ignorable_test(name.clone(), move || match at_its_time(is_alone, || timed(&name, scenario)) {
                 Ok(Outcome::Passed) => Ok(Completion::Completed),
                 Ok(Outcome::Skipped(why)) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
                 Err(error) => Err(Failed::from(format!("{error:#}"))),
             })
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let is_it = |name: &str, part: &str| match part.strip_prefix('=') {
+        Some(whole) => name == whole,
+        None => name.contains(part),
+    };
+    let wanted = trials.filter(|trial| only.is_empty() || only.iter().any(|part| is_it(trial.name(), part)));
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), wanted.collect());
+    tell_slowest();
+    conclusion.exit();
 }

@@ -49,7 +49,7 @@ fn denies() -> Result<Outcome> {
         "×0 so far",
         "1 verdict map may deny too",
         &format!("HANGING NOW  python3[{}] → {FAR_V4}:443/tcp since ", hangs.id()),
-        "next       sudo observer watch",
+        "next       observer watch",
     ] {
         ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
     }

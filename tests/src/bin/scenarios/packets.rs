@@ -1,8 +1,10 @@
 //! Every protocol in both families: one blocked packet gives one event with the right ends and the right process.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use harness::{
-    kernel,
+    factor, kernel,
     lab::{CLIENT_INTERFACE, FAR_V4, FAR_V6, Lab},
     observer::{Observer, expect},
     traffic,
@@ -118,7 +120,9 @@ fn vlan_frames() -> Result<Outcome> {
     let udp = "450000200000000040110000 0a090001 cb00710a 30390035000c0000 00000000";
     let frame = format!("020000000002 020000000001 8100 0007 0800 {udp}").replace(' ', "");
     let observer = Observer::watch(&lab.client)?;
-    let client = traffic::run(&lab.client, &["frame", CLIENT_INTERFACE, &frame])?;
+    // Nothing binds such a socket to its process: it is looked for while it is open.
+    let seconds = factor(Duration::from_millis(300)).as_secs_f64().to_string();
+    let client = traffic::run(&lab.client, &["frame", CLIENT_INTERFACE, &frame, &seconds])?;
     let report = observer.stop()?;
     let events = report.foreground();
     ensure!(events.len() == 1, "one frame: {:?}", report.events);

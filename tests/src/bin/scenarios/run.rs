@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     process::{Command, Output, Stdio},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,7 @@ use harness::{
     copy_program,
     lab::{FAR_V4, FAR_V6, Lab},
     observer::{Report, expect, program},
-    traffic,
+    slowness, traffic,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -21,7 +22,7 @@ use nix::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{Outcome, Scenario};
+use crate::{Outcome, Scenario, without_trials};
 
 pub(crate) const ALL: &[Scenario] = &[
     ("streams_are_the_commands_own", streams),
@@ -33,6 +34,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("fails_or_stops_on_a_block", on_block),
     ("it_observes_on_until_it_is_told_to_end", settle),
     ("not_in_a_pid_namespace_of_its_own", pid_namespace),
+    ("its_own_fix_waits_for_nobody_elses", first),
     ("signals_are_passed_on", signals),
     ("as_another_user_with_variables", another_user),
     ("events_go_to_a_new_file", events),
@@ -174,7 +176,7 @@ fn later() -> Result<Outcome> {
     let _server = lab.web_server(443)?;
     let script = format!("for i in 1 2 3 4; do curl -sS -m 0.5 http://{FAR_V4}:443/ >/dev/null 2>&1; sleep 0.4; done");
     let child = run(&lab, &["-c", &script]).spawn()?;
-    std::thread::sleep(std::time::Duration::from_millis(900));
+    std::thread::sleep(Duration::from_millis(900));
     lab.client.nft(RULES)?;
     let said = String::from_utf8(child.wait_with_output()?.stderr)?;
     ensure!(said.contains("observer: BLOCKED curl[") && said.contains("VERDICT blocked"), "{said}");
@@ -408,6 +410,38 @@ fn sudo() -> Result<Outcome> {
     let meta = fs::metadata(&file)?;
     use std::os::unix::fs::MetadataExt;
     ensure!((meta.uid(), meta.gid()) == (61001, 61002), "it belongs to {}:{}", meta.uid(), meta.gid());
+    Ok(Outcome::Passed)
+}
+
+/// Somebody else's blocks by twelve rules, each with a fix to be tried, all the time: the verdict on the command comes soon after
+/// the command's end.
+fn first() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    let others: String = (9001..9013).map(|port| format!("udp dport {port} drop; ")).collect();
+    lab.client.nft(&format!(
+        "table inet t {{ chain out {{ type filter hook output priority 0; {others} tcp dport 443 counter drop; }} }}"
+    ))?;
+    let send = "while :; do for port in $(seq 9001 9012); do echo > /dev/udp/192.0.2.1/$port; done; sleep 0.05; done";
+    let mut stranger = lab.client.command("bash");
+    let mut stranger = stranger.args(["-c", send]).stderr(Stdio::null()).spawn()?;
+    let took = || -> Result<(Duration, String)> {
+        let script = format!("sleep 1; timeout 1 bash -c 'echo > /dev/tcp/{FAR_V4}/443'; date +%s%N >&2");
+        let (_, _, said) = finish(&mut run(&lab, &["--", "sh", "-c", &script]))?;
+        let ended = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let number = said.lines().find_map(|line| line.trim().parse::<u64>().ok()).with_context(|| said.clone())?;
+        Ok((ended.saturating_sub(Duration::from_nanos(number)), said))
+    };
+    let result = took();
+    stranger.kill()?;
+    stranger.wait()?;
+    let (took, said) = result?;
+    ensure!(said.contains("fix      nft insert rule inet t out handle 14"), "{said}");
+    // Trying one fix takes some tenths of a second; all of them took 15 s.
+    let limit = Duration::from_secs(3) * slowness();
+    ensure!(took < limit, "the verdict came {took:?} after the command's end");
     Ok(Outcome::Passed)
 }
 

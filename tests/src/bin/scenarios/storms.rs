@@ -1,6 +1,12 @@
 //! Floods: what is told sums up to what the firewall counted, to the packet.
 
-use std::{process::Stdio, thread, time::Duration};
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -25,6 +31,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("too_many_destinations_under_a_filter", too_many_under_a_filter),
     ("five_hundred_processes_to_one_destination", processes),
     ("a_reader_that_stands_still", stopped),
+    ("stopped_in_a_hurry_it_says_what_has_no_line", hurried),
     ("what_filters_leave_out_in_the_kernel_takes_no_room", filtered),
     ("repeats_have_the_words_of_the_first", words),
 ];
@@ -189,6 +196,54 @@ fn stopped() -> Result<Outcome> {
         .filter_map(|event| event["egress"]["count"].as_u64())
         .sum();
     ensure!(scanned == 12_000, "{scanned} packets of the scan are named");
+    Ok(Outcome::Passed)
+}
+
+/// What it writes is read slowly, and it is told to end twice: what has no line then is in the account, by number.
+fn hurried() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let (mut reader, writer) = std::io::pipe()?;
+    let mut command = observer::command();
+    command.args(["watch", "--no-fix", "--no-replay", "-o", "json", "--netns"]).arg(lab.client.path());
+    let mut child = command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).spawn()?;
+    drop(command);
+    let mut said = BufReader::new(child.stderr.take().context("no stderr")?).lines();
+    while !said.next().context("observer ended")??.starts_with("observer: ready") {}
+    client(&lab, &["scan", "198.18.0.1", "443", "12000"])?;
+    let process = Pid::from_raw(i32::try_from(child.id())?);
+    let slow = AtomicBool::new(true);
+    let written = thread::scope(|scope| -> Result<Vec<u8>> {
+        let read = scope.spawn(|| -> std::io::Result<Vec<u8>> {
+            let (mut bytes, mut part) = (Vec::new(), vec![0; 1 << 16]);
+            loop {
+                match reader.read(&mut part)? {
+                    0 => return Ok(bytes),
+                    read => bytes.extend_from_slice(&part[..read]),
+                }
+                if slow.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        });
+        let mut stopped = || -> Result<()> {
+            kill(process, Signal::SIGINT)?;
+            while !said.next().context("observer ended")??.contains("reporting what was queued") {}
+            Ok(kill(process, Signal::SIGINT)?)
+        };
+        let stopped = stopped();
+        slow.store(false, Ordering::Relaxed);
+        let status = child.wait()?;
+        let bytes = read.join().map_err(|_| anyhow::anyhow!("the reader failed"))??;
+        stopped?;
+        ensure!(status.success(), "it ended with {status}");
+        Ok(bytes)
+    })?;
+    let report = Report::parse(&written)?;
+    let (counted, reported, queued) = (lab.client.counted()?, report.number("/reported"), report.number("/lost/queue"));
+    ensure!(queued > 0 && reported + queued == counted, "{counted} counted: {}", report.account);
+    let degraded = report.account["degraded"].to_string();
+    ensure!(degraded.contains(&format!("{queued} packets were still queued when observer stopped")), "{degraded}");
     Ok(Outcome::Passed)
 }
 

@@ -48,7 +48,7 @@ fn not_told(report: &Report) -> Result<Option<Outcome>> {
 /// The only event of a client that was dropped, and of the right one.
 fn only(report: &Report) -> Result<&Value> {
     match report.foreground().as_slice() {
-        [event] => Ok(event),
+        [event] => Ok(report.explained(event)),
         other => bail!("one event: {other:?}"),
     }
 }
@@ -77,7 +77,7 @@ fn legacy() -> Result<Outcome> {
     let report = observer.stop()?;
     for (_, family, _, table, chain, _, port) in cases {
         let event = report.events.iter().find(|event| event["destination"]["port"] == port);
-        let event = event.with_context(|| format!("no event to port {port}"))?;
+        let event = report.explained(event.with_context(|| format!("no event to port {port}"))?);
         expect(event, &[("/egress/cause", json!("netfilter")), ("/egress/hook", json!(chain.to_lowercase()))])?;
         if report.account["rules"]["hooks"] == true {
             expect(
@@ -159,7 +159,7 @@ fn refused() -> Result<Outcome> {
         Ok((observer.told() > 0).then_some(()))
     })?;
     let report = observer.stop()?;
-    let event = report.events.first().context("no event")?;
+    let event = report.explained(report.events.first().context("no event")?);
     ensure!(clients.iter().any(|pid| event["process"]["pid"] == *pid), "not one of {clients:?}: {event}");
     expect(
         event,
@@ -253,7 +253,7 @@ fn full() -> Result<Outcome> {
     let told = fill();
     std::fs::write(LIMIT, usual)?;
     let (report, client) = told?;
-    let event = report.events.first().context("no event")?;
+    let event = report.explained(report.events.first().context("no event")?);
     expect(event, &[("/process/pid", json!(client)), ("/egress/hook", json!("output"))])?;
     if let Some(skipped) = not_told(&report)? {
         expect(event, &[("/egress/cause", json!("netfilter")), ("/egress/decided_by", Value::Null)])?;

@@ -1,11 +1,11 @@
 //! Rules as they are, by nft and by both kinds of iptables.
 
-use std::process::Stdio;
+use std::{io::Write, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
-    observer::{Observer, command},
+    observer::{Observer, command_among_mounts_of},
 };
 use serde_json::{Value, json};
 
@@ -171,6 +171,72 @@ pub(super) fn hostile() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// A chain that INPUT and OUTPUT lead to: what lets a packet out must let none in. And chains and tables that no command can change.
+pub(super) fn shared() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    for rule in [
+        "-N droplog",
+        "-A INPUT -i eth0 -j droplog",
+        "-A OUTPUT -p udp -j ACCEPT",
+        "-A OUTPUT -j droplog",
+        "-A droplog -j DROP",
+    ] {
+        lab.client.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
+    }
+    let command = "iptables -I OUTPUT 2 -p tcp --dport 443 -j ACCEPT";
+    let to = ("tcp", FAR_V4, 443);
+    let netns = lab.client.path().display().to_string();
+    let fix = |to: To<'_>| -> Result<Value> {
+        let observer = Observer::start(["watch", "-o", "json", "--netns", &netns].map(str::to_owned))?;
+        let event = told(&observer, &lab.client, to)?;
+        observer.stop()?;
+        Ok(event)
+    };
+    let event = fix(to)?;
+    expect(&event, &[("/egress/fix/verified", json!(true)), ("/egress/fix/undo_verified", json!(true))])?;
+    let commands = super::without_place(&event, "commands")?;
+    ensure!(commands.len() == 1 && commands[0].ends_with(&command["iptables".len()..]), "{commands:?}");
+    // From outside the port stays closed.
+    lab.client.run("sh", &["-c", &lines(&event, "commands")[0]])?;
+    let listing = lab.client.run("iptables-nft", &["-S", "droplog"])?;
+    ensure!(!listing.contains("443"), "{listing}");
+    lab.client.run("iptables-nft", &["-F"])?;
+    // The same in nft's words.
+    lab.client.nft(
+        "table inet t { chain droplog { counter drop }\nchain i { type filter hook input priority 0; iif eth0 jump droplog }\n\
+         chain o { type filter hook output priority 0; udp dport 1 drop\ntcp dport 443 jump droplog } }",
+    )?;
+    let event = fix(to)?;
+    let commands = super::without_place(&event, "commands")?;
+    ensure!(commands.len() == 1 && commands[0].starts_with("nft insert rule inet t o handle "), "{event}");
+    expect(&event, &[("/egress/fix/verified", json!(true)), ("/egress/fix/undo_verified", json!(true))])?;
+    lab.client.run("nft", &["flush", "ruleset"])?;
+    // A map of verdicts elsewhere says nothing of a base chain.
+    lab.client.nft(
+        "table inet t { chain i { type filter hook input priority 0; ct state vmap { established : accept, invalid : drop } }\n\
+         chain o { type filter hook output priority 0; tcp dport 443 drop } }",
+    )?;
+    let event = fix(to)?;
+    expect(&event, &[("/egress/fix/verified", json!(true))])?;
+    lab.client.run("nft", &["flush", "ruleset"])?;
+    // Whoever made it holds it open.
+    let mut owner = lab.client.command("nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let stdin = owner.stdin.as_mut().context("no input")?;
+    stdin.write_all(b"add table inet t { flags owner; }\nadd chain inet t o { type filter hook output priority 0; }\nadd rule inet t o tcp dport 443 drop\n")?;
+    let is_there = || lab.client.run("nft", &["list", "table", "inet", "t"]).is_ok_and(|text| text.contains("443"));
+    harness::wait_for("the table", || Ok(is_there().then_some(())))?;
+    let event = fix(to)?;
+    owner.kill()?;
+    owner.wait()?;
+    ensure!(lines(&event, "commands").is_empty(), "{event}");
+    let note = event["egress"]["fix"]["note"].as_str().unwrap_or_default();
+    ensure!(note.contains("belongs to the program that made it"), "{event}");
+    Ok(Outcome::Passed)
+}
+
 /// `run` says it while the command hangs, and again at its end.
 pub(super) fn by_run() -> Result<Outcome> {
     let mut lab = Lab::new()?;
@@ -178,18 +244,23 @@ pub(super) fn by_run() -> Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let report = folder.path().join("report.json");
     let netns = lab.client.path().display().to_string();
-    let mut observer = command();
+    let mut observer = command_among_mounts_of(&lab.client);
     observer.args(["run", "--netns", &netns, "--report"]).arg(&report).args(["--", "sh", "-c"]);
     let client = format!("nsenter --net={netns} timeout 8 bash -c 'exec 3<>/dev/tcp/{FAR_V4}/443'");
     let output = observer.arg(client).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(said.contains("observer: fix (proven): sudo ufw allow out 443/tcp\n"), "{said}");
-    ensure!(said.contains("    fix      sudo ufw allow out 443/tcp\n"), "{said}");
-    ensure!(said.contains("    undo     sudo ufw deny out 443/tcp\n"), "{said}");
+    // Nobody typed sudo.
+    let place = format!("nsenter -t {} -n", lab.client.pid());
+    ensure!(said.contains(&format!("observer: fix (proven): {place} ufw allow out 443/tcp\n")), "{said}");
+    ensure!(said.contains(&format!("    fix      {place} ufw allow out 443/tcp\n")), "{said}");
+    ensure!(said.contains(&format!("    undo     {place} ufw deny out 443/tcp\n")), "{said}");
+    let scope = format!("in network namespace {} of pid {}", lab.client.inode()?, lab.client.pid());
+    ensure!(said.contains(&scope), "{said}");
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
     let story = report["egress"]["blocked"].get(0).context("nothing was blocked")?;
     ensure!(
-        story["fix"]["verified"] == true && story["fix"]["commands"] == json!(["ufw allow out 443/tcp"]),
+        story["fix"]["verified"] == true
+            && story["fix"]["commands"] == json!([format!("{place} ufw allow out 443/tcp")]),
         "{story}"
     );
     Ok(Outcome::Passed)

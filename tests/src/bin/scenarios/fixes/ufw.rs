@@ -8,7 +8,7 @@ use harness::{
 };
 use serde_json::json;
 
-use super::{To, expect, lines, server, told, works};
+use super::{To, expect, lines, server, told, without_place, works};
 use crate::{Outcome, front_ends};
 
 /// Rules, a packet that one of them stops, and the commands that let it through.
@@ -144,19 +144,14 @@ pub(super) fn forwarded() -> Result<Outcome> {
     ] {
         let mut lab = Containers::new(Plug::Bridge)?;
         front_ends::with_ufw(&mut lab.host, statements)?;
-        let observer = Observer::start(
-            ["watch", "-o", "json", "--netns"].map(str::to_owned).into_iter().chain([lab
-                .host
-                .path()
-                .display()
-                .to_string()]),
-        )?;
+        let observer = super::among_mounts_of(&lab.host)?;
         let to = ("udp", FAR_V4, 7000);
         let event = told(&observer, &lab.containers[0], to)?;
         observer.stop()?;
         expect(&event, &[("/egress/fix/verified", json!(true)), ("/egress/fix/undo_verified", json!(true))])?;
         let commands = lines(&event, "commands");
-        ensure!(command.is_none_or(|command| commands == [command]), "{commands:?}");
+        let plain = without_place(&event, "commands")?;
+        ensure!(command.is_none_or(|command| plain == [command]), "{plain:?}");
         let passes = || -> Result<bool> {
             let observer = Observer::watch(&lab.host)?;
             super::tries(&lab.containers[0], to)?;
@@ -184,8 +179,7 @@ pub(super) fn without() -> Result<Outcome> {
     let line = "-A ufw-before-output -p udp --dport 7000 -j DROP";
     lab.client.run("sed", &["-i", &format!("s/^COMMIT/{line}\\nCOMMIT/"), "/etc/ufw/before.rules"])?;
     lab.client.run("ufw", &["reload"])?;
-    let netns = lab.client.path().display().to_string();
-    let start = || Observer::start(["watch", "-o", "json", "--netns", &netns].map(str::to_owned));
+    let start = || super::among_mounts_of(&lab.client);
     let observer = start()?;
     let event = told(&observer, &lab.client, ("udp", FAR_V4, 7000))?;
     observer.stop()?;
@@ -201,6 +195,12 @@ pub(super) fn without() -> Result<Outcome> {
     expect(&event, &[("/egress/fix/verified", json!(false))])?;
     let fix = event["egress"]["fix"].to_string();
     ensure!(fix.contains("files and the rules in force are not the same"), "{fix}");
+    // From outside nothing is printed that root could paste: it would run that mount namespace's programs.
+    lab.client.run("ufw", &["deny", "out", "7001/udp"])?;
+    let observer = Observer::watch_with_fixes(&lab.client)?;
+    let event = told(&observer, &lab.client, ("udp", FAR_V4, 7001))?;
+    observer.stop()?;
+    ensure!(lines(&event, "commands").is_empty() && !event["egress"]["fix"].to_string().contains("nsenter"), "{event}");
     Ok(Outcome::Passed)
 }
 

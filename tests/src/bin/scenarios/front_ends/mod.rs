@@ -49,9 +49,10 @@ pub(crate) fn with_ufw(host: &mut Namespace, statements: &[&str]) -> Result<()> 
     Ok(())
 }
 
-/// What `iptables` is in this namespace: its older tables.
+/// What `iptables` is in this namespace, which has private files: its older tables, as `update-alternatives` sets it.
 pub(crate) fn with_iptables_legacy(client: &Namespace) -> Result<()> {
-    let script = "mount --bind $(readlink -f $(command -v iptables-legacy)) $(readlink -f $(command -v iptables-nft))";
+    let script = "cd /etc/alternatives && for name in iptables ip6tables; do for end in '' -save -restore; do \
+        ln -sf /usr/sbin/$name-legacy$end $name$end; done; done";
     client.run("sh", &["-c", script])?;
     let version = client.run("iptables", &["--version"])?;
     ensure!(version.contains("legacy"), "{version}");

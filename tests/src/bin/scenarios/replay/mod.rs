@@ -4,7 +4,7 @@ mod legacy;
 mod packets;
 mod traces;
 
-use std::{fmt::Write, fs, net::UdpSocket, process::Stdio};
+use std::{fmt::Write, net::UdpSocket, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -29,6 +29,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_rate_is_no_proof", by_rate),
     ("a_hundred_thousand_elements", elements),
     ("nothing_is_left_behind_or_seen", traces::none),
+    ("none_where_it_is_forbidden", traces::forbidden),
     ("without_nft", without_nft),
     ("every_protocol", packets::protocols),
     ("forwarded_from_a_veth", || packets::forwarded(Plug::Veth, "forward priority 0")),
@@ -73,12 +74,8 @@ fn confirmed(observer: &Observer, port: u16, send: impl Fn() -> Result<()>) -> R
 
 /// An observer that can run no other program.
 fn without_programs(namespace: &Namespace) -> Result<Observer> {
-    let mut command = observer::command();
-    command
-        .args(["watch", "--no-fix", "-o", "json", "--netns"])
-        .arg(namespace.path())
-        .env("PATH", "/nowhere")
-        .stdin(Stdio::null());
+    let mut command = observer::command_after("mount -t tmpfs none /usr/sbin");
+    command.args(["watch", "--no-fix", "-o", "json", "--netns"]).arg(namespace.path()).stdin(Stdio::null());
     Observer::start_command(&mut command)
 }
 
@@ -273,8 +270,8 @@ fn swapped() -> Result<Outcome> {
     for port in [9001, 9002] {
         confirmed(&observer, port, || udp(&lab.client, FAR_V4, port))?;
     }
-    let helper: i32 =
-        fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
+    let [_, helper] = observer::helpers(observer.child.id())?;
+    let helper = i32::try_from(helper)?;
     // Later than answers are good for.
     std::thread::sleep(std::time::Duration::from_millis(1200));
     let told = observer.told();

@@ -46,15 +46,16 @@ pub(super) fn none() -> Result<Outcome> {
     };
     let host_before = standing_of_host()?;
     let observer = Observer::start(["watch", "--no-fix", "-o", "json", "--all"].map(str::to_owned))?;
-    let helper: u32 =
-        fs::read_to_string(format!("/proc/{0}/task/{0}/children", observer.child.id()))?.trim().parse()?;
+    let [_, helper] = harness::observer::helpers(observer.child.id())?;
     let own = lab.client.inode()?;
     confirmed(&observer, 9778, || udp(&lab.client, FAR_V4, 9778))?;
     let copies = || -> Result<BTreeSet<u64>> {
         Ok(fs::read_dir(format!("/proc/{helper}/task"))?
             .flatten()
             // Others of its threads look into the namespaces of other scenarios for a moment.
-            .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "replay"))
+            .filter(|thread| {
+                fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "observer-copy")
+            })
             .filter_map(|thread| Some(fs::metadata(thread.path().join("ns/net")).ok()?.ino()))
             .collect())
     };
@@ -103,6 +104,30 @@ pub(super) fn none() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// With `--no-replay` there is no copy, neither at start nor at a block, and no trial.
+pub(super) fn forbidden() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft("table inet t { chain o { type filter hook output priority 0; udp dport 9779 counter drop } }")?;
+    let netns = lab.client.path().display().to_string();
+    let observer = Observer::start(["watch", "--no-replay", "-o", "json", "--netns", &netns])?;
+    let [_, helper] = harness::observer::helpers(observer.child.id())?;
+    // Longer than a copy at start waits.
+    let until = std::time::Instant::now() + std::time::Duration::from_millis(1500);
+    let mut names = BTreeSet::new();
+    while std::time::Instant::now() < until {
+        observer.tells(|| udp(&lab.client, FAR_V4, 9779))?;
+        for thread in fs::read_dir(format!("/proc/{helper}/task"))?.flatten() {
+            names.extend(fs::read_to_string(thread.path().join("comm")).ok());
+        }
+    }
+    let report = observer.stop()?;
+    ensure!(!names.iter().any(|name| name.trim() == "observer-copy"), "there was a copy: {names:?}");
+    ensure!(report.fixes.is_empty(), "{:?}", report.fixes);
+    let replays = &report.account["rules"]["replay"];
+    ensure!(replays["agreed"] == 0 && replays["named"] == 0, "{replays}");
+    Ok(Outcome::Passed)
+}
+
 /// What a copy could leave on the host: settings, rules, interfaces, names of namespaces, temporary files.
 fn standing_of_host() -> Result<Vec<String>> {
     let run = |program: &str, args: &[&str]| -> Result<String> {
@@ -117,7 +142,8 @@ fn standing_of_host() -> Result<Vec<String>> {
             .flatten()
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| name.starts_with("observer-replay") || folder == "/run/netns")
+            // Whatever else comes and goes there is somebody else's: other scenarios' folders too.
+            .filter(|name| name.starts_with("observer-replay") || name.starts_with("observer-copy"))
             .collect();
         format!("{all:?}")
     };

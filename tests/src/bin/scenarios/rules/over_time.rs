@@ -1,6 +1,6 @@
 //! Rules while time goes by: many packets, rulesets that are replaced, gone, or take long.
 
-use std::{fmt::Write, os::unix::fs::PermissionsExt};
+use std::fmt::Write;
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
@@ -79,10 +79,14 @@ pub(super) fn replaced(asked: Asked) -> Result<Outcome> {
     lab.client.nft(&ruleset(0))?;
     let mut floods = Vec::new();
     for port in ["9001", "9002"] {
-        floods.push(traffic::command(&lab.client, &["flood", FAR_V4, port, "100000"])?.spawn()?);
+        floods.push(traffic::command(&lab.client, &["flood", FAR_V4, port, "10000000"])?.spawn()?);
     }
     for turn in 1..=100 {
         lab.client.nft(&ruleset(turn))?;
+    }
+    // Some rulesets are gone before `nft` has listed them; the last one stays, and packets still meet it.
+    if slowness() == 1 {
+        wait_for("a rule's text", || Ok(observer.so_far().contains(r#""text":"udp dport"#).then_some(())))?;
     }
     for mut flood in floods {
         flood.kill()?;
@@ -129,12 +133,14 @@ pub(super) fn twins() -> Result<Outcome> {
         if turn == 0 {
             primed(&observer, &lab.client, Asked::AsUsual)?;
         }
+        // An earlier turn's namespace may have had the same number.
+        let before = observer.so_far().lines().count();
         observer.tells(|| send(&lab.client, Udp4, 9777))?;
         let number = lab.client.inode()?;
         // At once, or in a line of its own.
         wait_for("the rule", || {
             let is_named = |line: &str| line.contains(&format!("\"netns\":{number},")) && line.contains("\"handle\":");
-            Ok(observer.so_far().lines().any(is_named).then_some(()))
+            Ok(observer.so_far().lines().skip(before).any(is_named).then_some(()))
         })?;
         numbers.push(number);
     }
@@ -192,19 +198,19 @@ pub(super) fn late() -> Result<Outcome> {
     lab.client.nft(&format!("table inet t {{ chain o {{ {OUT}\nudp dport 9001 drop comment \"hit\"\n}} }}"))?;
     let hit = marked(&lab.client)?;
     // The same `nft`, half a second later: on this machine.
-    let slow = tempfile::tempdir()?;
-    let path = std::env::var("PATH").context("no PATH")?;
-    let script = slow.path().join("nft");
-    std::fs::write(
-        &script,
-        format!("#!/bin/sh\nsleep {}\nPATH='{path}' exec nft \"$@\"\n", 0.5 * f64::from(slowness())),
-    )?;
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
+    let slow = format!(
+        "mount -t tmpfs -o mode=755 none /usr/local/sbin
+         cp /usr/sbin/nft /usr/local/sbin/
+         printf '#!/bin/sh\\nsleep {}\\nexec /usr/local/sbin/nft \"$@\"\\n' > /usr/local/sbin/slow
+         chmod 755 /usr/local/sbin/slow
+         mount --bind /usr/local/sbin/slow /usr/sbin/nft",
+        0.5 * f64::from(slowness())
+    );
     let netns = lab.client.path();
-    let mut command = observer::command();
+    let mut command = observer::command_after(&slow);
     // However slow this machine is.
     command.args(["watch", "--no-fix", "-o", "json", "--netns"]).arg(netns).env("OBSERVER_PATIENCE", "1");
-    let observer = Observer::start_command(command.env("PATH", format!("{}:{path}", slow.path().display())))?;
+    let observer = Observer::start_command(&mut command)?;
     let how = primed(&observer, &lab.client, Asked::AsUsual)?;
     observer.tells(|| send(&lab.client, Udp4, 9001))?;
     wait_for("the text", || Ok(observer.so_far().contains("comment \\\"hit").then_some(())))?;

@@ -1,0 +1,19 @@
+//! Cilium, a network of Kubernetes.
+
+use super::FrontEnd;
+
+pub(super) struct Cilium;
+
+impl FrontEnd for Cilium {
+    fn name(&self) -> &'static str {
+        "cilium"
+    }
+
+    fn chain_prefixes(&self) -> &'static [&'static str] {
+        &["CILIUM_"]
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        Some("Cilium made this rule of a policy: `kubectl get ciliumnetworkpolicy -A`, and edit that")
+    }
+}

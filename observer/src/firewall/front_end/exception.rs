@@ -1,0 +1,64 @@
+//! Exceptions from a rule: a new rule in front of it, or behind all others where it is the chain's policy. They last until the rules
+//! are loaded anew.
+
+use std::net::IpAddr;
+
+use super::{Plan, Target, plan::plain};
+use crate::model::{Entrance, Lasts, NamedRule, Scope};
+
+/// Where a rule's exception is put.
+#[derive(Clone, Copy)]
+pub(super) struct Insertion<'a> {
+    pub(super) table: &'a str,
+    pub(super) chain: &'a str,
+    /// Handle of the rule in front of which it is put; `None` for behind all.
+    pub(super) handle: Option<u64>,
+    /// That rule's place in its chain, from 1 on.
+    pub(super) position: Option<usize>,
+}
+
+impl<'a> Insertion<'a> {
+    /// For a rule; `None` where a name has signs that a shell could take for something else, and an error where there is no place.
+    pub(super) fn of(rule: &'a NamedRule) -> Result<Option<Self>, Option<String>> {
+        let (chain, handle, position) = match &rule.entrance {
+            Entrance::Own => (&rule.chain, rule.handle, rule.position),
+            Entrance::Before(jump) => (&jump.chain, Some(jump.handle), Some(jump.position)),
+            Entrance::Nowhere(why) => return Err(Some(why.clone())),
+        };
+        let names = plain(&rule.table).zip(plain(chain));
+        Ok(names.map(|(table, chain)| Self { table, chain, handle, position }))
+    }
+}
+
+/// The family's own addresses; all where a table has both.
+pub(super) fn of_family(rule: &NamedRule, target: &Target) -> Vec<IpAddr> {
+    match rule.family.as_str() {
+        "ip" => target.of_family(false),
+        "ip6" => target.of_family(true),
+        _ => target.addresses.clone(),
+    }
+}
+
+/// For the port, and for the addresses alone: the narrower first where the rule is about addresses itself.
+pub(super) fn both(
+    rule: &NamedRule,
+    target: &Target,
+    addresses: &[IpAddr],
+    port: (Vec<String>, Vec<String>),
+    to: (Vec<String>, Vec<String>),
+) -> Vec<Plan> {
+    let plan = |(commands, undo): (Vec<String>, Vec<String>), scope, opens, more: Option<String>| Plan {
+        commands,
+        undo,
+        scope,
+        opens,
+        lasts: Lasts::Reload,
+        note: more,
+    };
+    let by_port = plan(port, Scope::Port, target.opens_port(), None);
+    let by_address = plan(to, Scope::Address, target.opens_address(addresses), Some(target.of_addresses()));
+    let names_addresses = rule.words().is_some_and(|words| {
+        [" daddr", " saddr", "-d ", "-s ", "! -d", "! -s"].iter().any(|word| format!(" {words}").contains(word))
+    });
+    if names_addresses && !target.is_by_name { vec![by_address, by_port] } else { vec![by_port, by_address] }
+}

@@ -1,0 +1,52 @@
+//! Commands of `nft` for rules in tables that nobody known manages.
+
+use std::net::IpAddr;
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    firewall::front_end::{
+        MARK, Plans, Target,
+        exception::{Insertion, both, of_family},
+    },
+    model::NamedRule,
+};
+
+pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
+    let Some(Insertion { table, chain, handle, .. }) = Insertion::of(rule)? else { return Ok(Vec::new()) };
+    const FAMILIES: [&str; 4] = ["inet", "ip", "ip6", "netdev"];
+    let Some(family) = FAMILIES.into_iter().find(|family| *family == rule.family) else { return Ok(Vec::new()) };
+    let place = format!("{family} {table} {chain}");
+    // A chain's policy comes behind its last rule.
+    let new = match handle {
+        Some(handle) => format!("nft insert rule {place} handle {handle}"),
+        None => format!("nft add rule {place}"),
+    };
+    let lines = |matches: &[String]| -> (Vec<String>, Vec<String>) {
+        matches
+            .iter()
+            .map(|matches| {
+                let tag = tag(&place, matches);
+                let line = format!("{new} {matches} accept comment {tag}");
+                // A rule is deleted by its handle, which it gets when it is made.
+                let undo = format!(
+                    "nft delete rule {place} handle $(nft -a list chain {place} | sed -nE 's/.*comment \"{tag}\" # handle ([0-9]+)$/\\1/p' | head -n 1)"
+                );
+                (line, undo)
+            })
+            .unzip()
+    };
+    let dport = format!("{} dport {}", target.transport, target.port);
+    let addresses = of_family(rule, target);
+    let to = |address: &IpAddr| format!("{} daddr {address} {dport}", if address.is_ipv6() { "ip6" } else { "ip" });
+    let ports = lines(std::slice::from_ref(&dport));
+    let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());
+    Ok(both(rule, target, &addresses, ports, destinations))
+}
+
+/// What marks a rule so that it is found again.
+fn tag(place: &str, matches: &str) -> String {
+    let hash = Sha256::digest(format!("{place}\0{matches}"));
+    let digits: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("{MARK}{digits}")
+}

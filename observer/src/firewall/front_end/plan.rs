@@ -1,0 +1,154 @@
+//! Which commands might let a packet through, the best first. Pure: whether they do is seen in a private copy.
+//!
+//! No text from outside becomes part of a command but names of tables, chains, policies and interfaces, and those only where
+//! they consist of letters, digits and a few marks that no shell knows.
+
+use std::net::IpAddr;
+
+use super::{ALL, iptables};
+use crate::{
+    firewall::files::Root,
+    model::{Backend, Lasts, NamedRule, Scope},
+};
+
+/// How the comments begin by which observer's own rules are found again.
+pub const MARK: &str = "observer-";
+
+/// What is to get through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `tcp` or `udp`.
+    pub transport: &'static str,
+    /// Destination port.
+    pub port: u16,
+    /// Where to.
+    pub addresses: Vec<IpAddr>,
+    /// The destination is known by its name, and the addresses may be others tomorrow.
+    pub is_by_name: bool,
+    /// It is forwarded for others.
+    pub is_forwarded: bool,
+}
+
+impl Target {
+    /// `443/tcp`
+    pub(super) fn port(&self) -> String {
+        format!("{}/{}", self.port, self.transport)
+    }
+
+    pub(super) fn opens_port(&self) -> String {
+        let whose = if self.is_forwarded { ", for what is forwarded" } else { "" };
+        format!("{} to every destination{whose}", self.port())
+    }
+
+    pub(super) fn opens_address(&self, addresses: &[IpAddr]) -> String {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        format!("{} to {} alone", self.port(), addresses.join(" and "))
+    }
+
+    /// What is to be known of a rule for addresses.
+    pub(super) fn of_addresses(&self) -> String {
+        let words = if self.is_by_name {
+            "it holds as long as the name has these addresses"
+        } else {
+            "where a name led to this address, it holds as long as that does"
+        };
+        words.to_owned()
+    }
+
+    /// Those of one family.
+    pub(super) fn of_family(&self, v6: bool) -> Vec<IpAddr> {
+        self.addresses.iter().copied().filter(|address| address.is_ipv6() == v6).collect()
+    }
+}
+
+/// What is known of the host's programs and files.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Which tables plain `iptables` is about; `None` where it is not installed.
+    pub(super) iptables: Option<Backend>,
+    /// Files of front ends, of which plans are made.
+    files: Vec<(&'static str, String)>,
+}
+
+impl Known {
+    /// By the host's programs, and files below a root folder.
+    pub fn read(root: &Root) -> Self {
+        let paths = ALL.iter().flat_map(|front_end| front_end.needs().planned_from);
+        let files = paths.filter_map(|path| Some((*path, root.read(path).ok()?))).collect();
+        Self { iptables: iptables::Version::read().map(|version| version.backend), files }
+    }
+
+    /// Text of a file; empty where it cannot be read.
+    pub(super) fn file(&self, path: &str) -> &str {
+        self.files.iter().find(|(of, _)| *of == path).map_or("", |(_, text)| text)
+    }
+}
+
+/// Commands, the best first; or, where none is known, what an administrator can do instead.
+pub type Plans = Result<Vec<Plan>, Option<String>>;
+
+/// Commands that might do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What is run, one after the other.
+    pub commands: Vec<String>,
+    /// What takes it back.
+    pub undo: Vec<String>,
+    /// How much it opens.
+    pub scope: Scope,
+    /// The same in words.
+    pub opens: String,
+    /// How long it lasts.
+    pub lasts: Lasts,
+    /// What is to be known of it.
+    pub note: Option<String>,
+}
+
+/// The commands that might let the target through a rule, as the rule's front end plans them.
+pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
+    if rule.translates.is_some() {
+        let what = "what the rule translates to must be there: for a masquerade an address of scope global on the interface by \
+                    which packets leave";
+        return Err(Some(what.to_owned()));
+    }
+    let plans = super::of(rule).plans(rule, target, known)?;
+    if plans.is_empty() { Err(None) } else { Ok(plans) }
+}
+
+/// A word that no shell and no front end takes for anything else, and that is no option.
+pub(super) fn plain(word: &str) -> Option<&str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/,-+".contains(&byte);
+    (!word.is_empty() && !word.starts_with('-') && word.bytes().all(is_plain)).then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_shell_knows_is_plain() {
+        for word in ["filter", "ufw-user-output", "eth0.100", "203.0.113.0/24", "2001:db8::/32", "1000:1010,2000/udp"] {
+            assert_eq!(plain(word), Some(word));
+        }
+        for word in [
+            "",
+            "-j",
+            "a b",
+            "a;b",
+            "$(reboot)",
+            "`x`",
+            "a\nb",
+            "a'b",
+            "a\"b",
+            "a|b",
+            "a>b",
+            "é",
+            "a*",
+            "a?",
+            "~",
+            "a&b",
+        ] {
+            assert_eq!(plain(word), None, "{word}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The table of front ends.
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::{
+    firewall::{
+        netfilter::family,
+        nft::{Chain, Rule, Verdict},
+    },
+    model::{Entrance, Jump},
+};
+
+fn rule(table: &str, chain: &str, text: &str) -> NamedRule {
+    NamedRule {
+        backend: Backend::Nft,
+        family: "ip".to_owned(),
+        table: table.to_owned(),
+        chain: chain.to_owned(),
+        handle: Some(9),
+        position: Some(1),
+        text: Some(text.to_owned()),
+        path: Vec::new(),
+        verdict: None,
+        ruleset_sha256: None,
+        statement: None,
+        translates: None,
+        entrance: Entrance::Own,
+    }
+}
+
+/// A rule of a table with these chains, with its statement.
+fn told(table: &str, chain: &str, text: &str, others: &[&str]) -> NamedRule {
+    let chains: Vec<Chain> = others
+        .iter()
+        .chain([&chain])
+        .map(|name| Chain {
+            family: family::IPV4,
+            table: table.to_owned(),
+            name: (*name).to_owned(),
+            handle: 1,
+            hook: (*name == "OUTPUT").then_some(3),
+            priority: Some(0),
+            policy: None,
+        })
+        .collect();
+    let in_force = Rule {
+        family: family::IPV4,
+        table: table.to_owned(),
+        chain: chain.to_owned(),
+        handle: 9,
+        verdicts: vec![Verdict::Drop],
+        packets: None,
+    };
+    let named = rule(table, chain, text);
+    let place = Place {
+        named: &named,
+        base: "OUTPUT",
+        rules: &[&in_force],
+        all: &[&in_force],
+        chains: &chains.iter().collect::<Vec<_>>(),
+        saved: Some(text),
+    };
+    let statement = statement(&place, &mut Vec::new);
+    NamedRule { statement, ..named }
+}
+
+/// A rule of each front end that has words for rules, as it is in force: table, chain, text, and other chains of the table.
+const RULES: [(&str, &str, &str, &str, &[&str]); 16] = [
+    ("ufw", "filter", "ufw-user-output", "-j DROP", &["OUTPUT"]),
+    ("firewalld", "firewalld", "filter_OUT_policy_p_deny", "drop", &[]),
+    ("firewalld", "firewalld_policy_drop", "output", "drop", &[]),
+    ("wg-quick", "filter", "OUTPUT", "! -o wg0 -m mark ! --mark 0xca6c -m addrtype ! --dst-type LOCAL -j REJECT", &[]),
+    ("docker", "filter", "DOCKER-ISOLATION-STAGE-2", "-j DROP", &["OUTPUT"]),
+    ("podman", "netavark", "NETAVARK-ISOLATION-3", "drop", &[]),
+    ("kubernetes", "filter", "KUBE-FIREWALL", "-j DROP", &["OUTPUT"]),
+    ("calico", "filter", "cali-fw-x", "-j DROP", &["OUTPUT"]),
+    ("cilium", "filter", "CILIUM_OUTPUT", "-j DROP", &["OUTPUT"]),
+    ("fail2ban", "f2b-table", "f2b-chain", "drop", &[]),
+    ("shorewall", "filter", "shorewall", "-j DROP", &["OUTPUT"]),
+    ("shorewall", "filter", "fw-net", "-j DROP", &["OUTPUT", "shorewall"]),
+    ("tailscale", "filter", "ts-forward", "-j DROP", &["OUTPUT", "shorewall"]),
+    ("csf", "filter", "DENYOUT", "-j DROP", &["OUTPUT"]),
+    ("iptables", "filter", "OUTPUT", "-j DROP", &[]),
+    ("nftables", "t", "o", "drop", &[]),
+];
+
+fn target() -> Target {
+    let addresses = vec!["203.0.113.9".parse().unwrap()];
+    Target { transport: "tcp", port: 443, addresses, is_by_name: false, is_forwarded: false }
+}
+
+#[test]
+fn every_name_is_one_front_ends() {
+    let mut names = HashSet::new();
+    assert!(ALL.iter().all(|front_end| names.insert(front_end.name())));
+    let mut commands = HashSet::new();
+    assert!(ALL.iter().flat_map(|front_end| front_end.commands()).all(|command| commands.insert(*command)));
+    let mut tables = HashSet::new();
+    assert!(ALL.iter().flat_map(|front_end| front_end.tables()).all(|table| tables.insert(*table)));
+    let mut pages_names = HashSet::new();
+    assert!(pages().all(|(_, page)| pages_names.insert(page.name)));
+    // One that begins another would take its rules.
+    let prefixes: Vec<&str> = ALL.iter().flat_map(|front_end| front_end.chain_prefixes()).copied().collect();
+    for (at, prefix) in prefixes.iter().enumerate() {
+        assert!(!prefixes.iter().enumerate().any(|(other, of)| other != at && of.starts_with(prefix)), "{prefix}");
+    }
+}
+
+#[test]
+fn every_statement_belongs_to_a_front_end() {
+    for (owner, table, chain, text, others) in RULES {
+        let told = told(table, chain, text, others);
+        let ruleset = told.statement.as_ref().map(|statement| statement.ruleset.as_str());
+        assert_eq!(ruleset, Some(owner).filter(|owner| *owner != NFTABLES), "{chain}");
+        assert_eq!(of(&told).name(), owner, "{chain}");
+    }
+    let silent = ["iptables-legacy"];
+    for front_end in ALL.iter().filter(|front_end| !silent.contains(&front_end.name())) {
+        assert!(
+            RULES.iter().any(|(owner, ..)| *owner == front_end.name()),
+            "a rule of {}'s is missing",
+            front_end.name()
+        );
+    }
+    let legacy = NamedRule { backend: Backend::IptablesLegacy, ..rule("filter", "OUTPUT", "") };
+    assert_eq!(of(&legacy).name(), IPTABLES_LEGACY);
+}
+
+#[test]
+fn every_rule_has_commands_or_advice() {
+    for (owner, table, chain, text, others) in RULES {
+        let is_planned = match plans(&told(table, chain, text, others), &target(), &Known::default()) {
+            Ok(plans) => plans.iter().all(|plan| !plan.commands.is_empty() && !plan.undo.is_empty()),
+            Err(advice) => advice.is_some(),
+        };
+        assert!(is_planned, "{owner}: {chain}");
+    }
+}
+
+#[test]
+fn an_exception_is_put_in_front_of_the_rule_or_the_jump() {
+    let commands = |rule: &NamedRule| plans(rule, &target(), &Known::default()).map(|plans| plans[0].commands.clone());
+    let native = told("t", "o", "drop", &[]);
+    assert!(commands(&native).unwrap()[0].starts_with("nft insert rule ip t o handle 9 tcp dport 443 accept comment "));
+    let jump = Jump { chain: "OUTPUT".to_owned(), handle: 4, position: 2 };
+    let shared = NamedRule { entrance: Entrance::Before(jump), ..told("filter", "own", "-j DROP", &["OUTPUT"]) };
+    assert_eq!(commands(&shared).unwrap(), ["iptables-nft -I OUTPUT 2 -p tcp --dport 443 -j ACCEPT"]);
+    let docker = told("filter", "DOCKER", "-j DROP", &["OUTPUT"]);
+    assert_eq!(commands(&docker).unwrap(), ["iptables-nft -I DOCKER-USER 1 -p tcp --dport 443 -j ACCEPT"]);
+    let nowhere = NamedRule { entrance: Entrance::Nowhere("no place".to_owned()), ..native.clone() };
+    assert_eq!(commands(&nowhere), Err(Some("no place".to_owned())));
+    assert_eq!(commands(&NamedRule { chain: "$(reboot)".to_owned(), ..native }), Err(None));
+}
+
+#[test]
+fn every_command_is_one_front_ends() {
+    let of = |line: &str| {
+        let words = line.split(' ').map(str::to_owned).collect();
+        of_change(&ProposedChange::Command(words)).map(FrontEnd::name)
+    };
+    assert_eq!(of("ufw allow out 443/tcp"), Some("ufw"));
+    assert_eq!(of("firewall-cmd --reload"), Some("firewalld"));
+    assert_eq!(of("ip6tables-legacy -F"), Some("iptables-legacy"));
+    assert_eq!(of("sh -c true"), None);
+}
+
+#[test]
+fn a_configuration_is_known_by_its_text() {
+    let of = |text: &str| {
+        let (front_end, load) = configuration(text).unwrap().unwrap();
+        (front_end.name(), load.path, load.command[0])
+    };
+    let tables = |header: &str, line: &str| format!("{header}\n*filter\n:OUTPUT ACCEPT [0:0]\n{line}\nCOMMIT\n");
+    let (saved, saved6) = ("# Generated by iptables-save v1.8.9", "# Generated by ip6tables-save v1.8.9");
+    let (user, user6) = ("/etc/ufw/user.rules", "/etc/ufw/user6.rules");
+    let restored = |program| ("iptables", "/tmp/proposed", program);
+    let restores = [restored("iptables-restore"), restored("ip6tables-restore")];
+    for (text, wanted) in [
+        (tables(saved, "-A OUTPUT -j DROP"), restores[0]),
+        (tables(saved6, "-A OUTPUT -j DROP"), restores[1]),
+        (tables("", "-A OUTPUT -p icmpv6 -j ACCEPT"), restores[1]),
+        (tables(saved, "-A OUTPUT -m comment --comment icmpv6 -j DROP"), restores[0]),
+        (tables(saved, "-A OUTPUT -j ufw-before-output"), restores[0]),
+        (tables("### RULES ###", "-A ufw-user-output -j DROP"), ("ufw", user, "ufw")),
+        (tables("### tuple ### deny any any ::/0 any ::/0 out", "-A ufw6-user-output -j DROP"), ("ufw", user6, "ufw")),
+        (
+            "table inet t { chain o { type filter hook output priority 0; } }".to_owned(),
+            ("nftables", "/tmp/proposed", "nft"),
+        ),
+    ] {
+        assert_eq!(of(&text), wanted, "{text}");
+    }
+    assert!(configuration(&tables("", "-A ufw-before-output -j DROP")).is_err(), "before.rules");
+}
+
+#[test]
+fn what_is_named_of_files_is_copied() {
+    for front_end in ALL {
+        let needs = front_end.needs();
+        let is_copied = |path: &&str| {
+            needs.files.contains(path) || needs.folders.iter().any(|folder| path.starts_with(&format!("{folder}/")))
+        };
+        for paths in [needs.planned_from, needs.hooks, needs.shell_files] {
+            assert!(paths.iter().all(is_copied), "{}", front_end.name());
+        }
+        assert_eq!(front_end.has_files(), !front_end.start(&[]).is_empty(), "{}", front_end.name());
+    }
+}
+
+#[test]
+fn ufw_is_not_asked_whether_it_is_sure() {
+    let of = |line: &str| {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        of_command(&words[0]).unwrap().in_the_copy(&words, &|_, _, _| None).unwrap().join(" ")
+    };
+    assert_eq!(of("ufw delete deny out 443/tcp"), "ufw --force delete deny out 443/tcp");
+    assert_eq!(of("ufw route delete deny out on eth0"), "ufw --force route delete deny out on eth0");
+    assert_eq!(of("ufw allow out 443/tcp"), "ufw allow out 443/tcp");
+    assert_eq!(of("iptables -F OUTPUT"), "iptables -F OUTPUT");
+}

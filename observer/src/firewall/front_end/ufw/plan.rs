@@ -1,0 +1,200 @@
+//! ufw's commands. Which of them work depends on what rules there are already, and it does not say so by its status:
+//! `insert 1 allow out 443/tcp` is skipped when `deny out 443/tcp` exists, `allow out 443/tcp` changes that in place or is
+//! added behind everything else, and positions are those of IPv4's rules.
+
+use std::net::IpAddr;
+
+use super::{
+    files::{USER, USER6},
+    tuples::Entries,
+};
+use crate::{
+    firewall::front_end::{Known, Plan, Plans, Target, plan::plain},
+    model::{Lasts, NamedRule, Scope, Statement},
+};
+
+const ACTIONS: [&str; 4] = ["allow", "deny", "reject", "limit"];
+
+/// A statement's words: what it does, and what it is about.
+struct Words<'a> {
+    action: &'a str,
+    log: Option<&'a str>,
+    /// Behind `out`, or `route ACTION`.
+    about: &'a str,
+}
+
+impl<'a> Words<'a> {
+    /// Of a statement about what goes out, or is forwarded.
+    fn of(name: &'a str, is_forwarded: bool) -> Option<Self> {
+        let rest = if is_forwarded { name.strip_prefix("route ")? } else { name };
+        let (action, rest) = rest.split_once(' ')?;
+        if !ACTIONS.contains(&action) {
+            return None;
+        }
+        let rest = if is_forwarded { rest } else { rest.strip_prefix("out ")? };
+        let log = ["log", "log-all"].into_iter().find(|log| rest.starts_with(&format!("{log} ")));
+        Some(Self { action, log, about: log.map_or(rest, |log| &rest[log.len() + 1..]) })
+    }
+
+    /// What makes it, behind `ufw`, `ufw route`, and a place or `delete`.
+    fn command(&self, is_forwarded: bool) -> String {
+        let log = self.log.map(|log| format!("{log} ")).unwrap_or_default();
+        let out = if is_forwarded { "" } else { "out " };
+        format!("{} {out}{log}{}", self.action, self.about)
+    }
+}
+
+pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
+    let Some(statement) = &rule.statement else { return Ok(Vec::new()) };
+    if statement.note.is_some() {
+        return Err(Some("ufw's files and the rules in force are not the same: `ufw reload` makes them so".to_owned()));
+    }
+    if statement.name.starts_with("default ") {
+        return Ok(by_default(target));
+    }
+    if statement.name.starts_with("-A ") {
+        let file = statement.what.trim_start_matches("ufw's ").trim_end_matches(':');
+        return Err(Some(format!(
+            "it is a line of {file}, which no command of ufw's changes: edit it, then `ufw reload`"
+        )));
+    }
+    let Some(words) = Words::of(&statement.name, target.is_forwarded) else { return Ok(Vec::new()) };
+    let entries = Entries::of(known.file(USER), known.file(USER6));
+    Ok(of_statement(rule, statement, &words, target, &entries))
+}
+
+/// `ufw insert 1`, `ufw route prepend`, `ufw`.
+fn ufw(target: &Target, place: &str) -> String {
+    let route = if target.is_forwarded { "route " } else { "" };
+    let place = if place.is_empty() { String::new() } else { format!("{place} ") };
+    format!("ufw {route}{place}")
+}
+
+/// What allows the port everywhere, as ufw is told, and as it writes it.
+fn port(target: &Target) -> String {
+    if target.is_forwarded {
+        format!("allow proto {} to any port {}", target.transport, target.port)
+    } else {
+        format!("allow out {}", target.port())
+    }
+}
+
+fn of_address(target: &Target, address: IpAddr) -> String {
+    let out = if target.is_forwarded { "" } else { "out " };
+    format!("allow {out}proto {} to {address} port {}", target.transport, target.port)
+}
+
+fn plan(scope: Scope, opens: String, commands: Vec<String>, undo: Vec<String>, note: Option<String>) -> Plan {
+    Plan { commands, undo, scope, opens, lasts: Lasts::Permanent, note }
+}
+
+/// Whatever no rule allows is stopped: a rule behind all others is enough.
+fn by_default(target: &Target) -> Vec<Plan> {
+    let allow = |what: &str| vec![format!("{}{what}", ufw(target, ""))];
+    let delete = |what: &str| vec![format!("{}{what}", ufw(target, "delete"))];
+    let by_port = plan(Scope::Port, target.opens_port(), allow(&port(target)), delete(&port(target)), None);
+    let all = target.addresses.iter().map(|address| of_address(target, *address));
+    let by_address = plan(
+        Scope::Address,
+        target.opens_address(&target.addresses),
+        all.clone().flat_map(|what| allow(&what)).collect(),
+        all.flat_map(|what| delete(&what)).collect(),
+        Some(target.of_addresses()),
+    );
+    vec![by_port, by_address]
+}
+
+fn of_statement(
+    rule: &NamedRule,
+    statement: &Statement,
+    words: &Words<'_>,
+    target: &Target,
+    entries: &Entries,
+) -> Vec<Plan> {
+    let lost = statement.comment.as_ref().map(|_| "ufw forgets the comment of the rule that it changes".to_owned());
+    // Positions are IPv4's; what is for IPv6 alone can only be put first.
+    let number = statement.number.filter(|_| rule.family == "ip");
+    let place = number.map_or_else(|| "prepend".to_owned(), |number| format!("insert {number}"));
+    let before = |what: &str| format!("{}{what}", ufw(target, &place));
+    let delete = |what: &str| format!("{}{what}", ufw(target, "delete"));
+    let mut plans = Vec::new();
+    let is_the_port = !target.is_forwarded && words.about == target.port();
+    let is_bound = words.about.starts_with("on ") || words.about.contains(" on ");
+    // Whoever named addresses wanted no more.
+    let names: Vec<&str> = words.about.split(' ').collect();
+    let names_addresses = names.windows(2).any(|pair| ["from", "to"].contains(&pair[0]) && pair[1] != "any");
+
+    if is_the_port {
+        let commands = vec![format!("ufw allow out {}", target.port())];
+        let undo = vec![format!("ufw {}", words.command(false))];
+        plans.push(plan(Scope::Port, target.opens_port(), commands, undo, lost.clone()));
+    }
+    // One about the same must go first: it would be changed where it stands, or the new one be skipped.
+    let mut commands = vec![before(&port(target))];
+    let mut undo = vec![delete(&port(target))];
+    let existing = |words: &String| {
+        let words = Words::of(words, target.is_forwarded).filter(|words| words.about == target.port())?;
+        Some(words.command(target.is_forwarded))
+    };
+    if !is_the_port && let Some(existing) = entries.v4.iter().chain(&entries.v6).find_map(existing) {
+        commands.insert(0, delete(&existing));
+        undo.push(format!("{}{existing}", ufw(target, "")));
+    }
+    let by_port = plan(Scope::Port, target.opens_port(), commands, undo, None);
+    let by_address = {
+        let (v4, v6) = (target.of_family(false), target.of_family(true));
+        let first = |address: &IpAddr| match (address, number) {
+            (IpAddr::V4(_), Some(number)) => format!("insert {number}"),
+            _ => "prepend".to_owned(),
+        };
+        let all: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
+        plan(
+            Scope::Address,
+            target.opens_address(&all),
+            all.iter().map(|address| ufw(target, &first(address)) + &of_address(target, *address)).collect(),
+            all.iter().rev().map(|address| delete(&of_address(target, *address))).collect(),
+            Some(target.of_addresses()),
+        )
+    };
+    let deleted = deletion(statement, target, number, entries, lost);
+    if is_bound {
+        plans.extend(deleted);
+        plans.extend([by_port, by_address]);
+    } else if names_addresses && !target.is_by_name {
+        plans.extend([by_address, by_port]);
+        plans.extend(deleted);
+    } else {
+        plans.extend([by_port, by_address]);
+        plans.extend(deleted);
+    }
+    plans
+}
+
+/// Takes the statement itself away.
+fn deletion(
+    statement: &Statement,
+    target: &Target,
+    number: Option<u32>,
+    entries: &Entries,
+    lost: Option<String>,
+) -> Option<Plan> {
+    let rest: Vec<&str> = statement.name.split(' ').collect();
+    if !rest.iter().all(|word| plain(word).is_some()) {
+        return None;
+    }
+    let own = statement.name.strip_prefix("route ").unwrap_or(&statement.name);
+    // Where it stood last, nothing comes behind it that it could be put in front of.
+    let last = entries.numbers;
+    let again = match number {
+        Some(number) if number < last => ufw(target, &format!("insert {number}")),
+        Some(_) => ufw(target, ""),
+        None => ufw(target, "prepend"),
+    };
+    Some(plan(
+        Scope::Rule,
+        format!("all that `{}` stopped", statement.name),
+        vec![format!("{}{own}", ufw(target, "delete"))],
+        vec![format!("{again}{own}")],
+        lost,
+    ))
+}

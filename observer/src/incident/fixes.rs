@@ -1,0 +1,141 @@
+//! What would let blocked packets through: looked for once for each rule and port.
+
+use std::{
+    collections::VecDeque,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use super::{Lookup, recent::Recent};
+use crate::{
+    model::{Attempt, Fix, NamedRule, Origin, Packet, Remedy, Share, Stopped},
+    patience,
+};
+
+/// Lines whose fix is looked for; of more it stays absent.
+const MAX_WAITING: usize = 48;
+const MAX_WAITING_OF_A_SHARE: usize = 16;
+/// It is asked about so often.
+const OFTEN: Duration = Duration::from_millis(100);
+/// How long that may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A rule that is in force again, or that another change did not remedy, is looked at anew after this time.
+const AGAIN: Duration = Duration::from_secs(600);
+/// Rules that are remembered.
+const MAX_ASKED: usize = 4096;
+
+/// What has the same fix.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    netns_cookie: u64,
+    rule: Uuid,
+    transport: &'static str,
+    port: u16,
+    v6: bool,
+    is_forwarded: bool,
+}
+
+struct Waiting {
+    attempt: Box<Attempt>,
+    /// The sender belongs to the tree that goes before others.
+    is_first: bool,
+    share: Share,
+    stopped: Stopped,
+    /// When it was asked first.
+    since: Option<Instant>,
+    /// Not asked again before.
+    next: Option<Instant>,
+}
+
+/// All of them, the eldest first.
+pub(super) struct Fixes {
+    are_wanted: bool,
+    /// A process: what was stopped for it or its children goes before everything else.
+    first: Option<u32>,
+    /// When each was asked for.
+    asked: Recent<Key, Instant>,
+    waiting: VecDeque<Waiting>,
+}
+
+impl Fixes {
+    pub(super) fn new(are_wanted: bool, first: Option<u32>) -> Self {
+        Self { are_wanted, first, asked: Recent::new(MAX_ASKED, AGAIN), waiting: VecDeque::new() }
+    }
+
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The same of those that go before others; of all where none do.
+    pub(super) fn first_are_waiting(&self) -> bool {
+        self.waiting.iter().any(|waiting| waiting.is_first || self.first.is_none())
+    }
+
+    /// A packet was stopped by this rule, and somebody waits for it.
+    pub(super) fn consider(
+        &mut self,
+        attempt: &Attempt,
+        rule: &NamedRule,
+        packet: Option<&Packet>,
+        (netns_cookie, share): (u64, Share),
+        now: Instant,
+    ) {
+        let known = attempt.netns.zip(rule.name()).zip(packet).filter(|_| self.are_wanted);
+        let Some(((netns, name), packet)) = known else { return };
+        let Some((transport, address, port)) = packet.to() else { return };
+        let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
+        let key = Key { netns_cookie, rule: name.id, transport, port, v6: address.is_ipv6(), is_forwarded };
+        let is_known = self.asked.get(&key, now).is_some_and(|asked| now.duration_since(*asked) <= AGAIN);
+        let is_first = self.first.is_some_and(|pid| attempt.sender.descends_from(pid));
+        let of_the_share = self.waiting.iter().filter(|waiting| waiting.share == share).count();
+        if is_known || share != Share::Host && of_the_share >= MAX_WAITING_OF_A_SHARE {
+            return;
+        }
+        // Whoever runs the command goes before all others, and root before its users.
+        let rank = |is_first: bool, share: Share| (!is_first, share != Share::Host);
+        let is_behind = |other: &Waiting| rank(other.is_first, other.share) > rank(is_first, share);
+        if self.waiting.len() >= MAX_WAITING {
+            // It takes the place of the last of these.
+            let last = self.waiting.iter().rposition(is_behind);
+            if last.and_then(|last| self.waiting.remove(last)).is_none() {
+                return;
+            }
+        }
+        *self.asked.get_or_insert(&key, now, || now) = now;
+        let stopped = Stopped { netns, netns_cookie, rule: rule.clone(), packet: packet.clone(), is_by_name: false };
+        let place = self.waiting.iter().position(is_behind).unwrap_or(self.waiting.len());
+        let attempt = Box::new(attempt.clone());
+        self.waiting.insert(place, Waiting { attempt, is_first, share, stopped, since: None, next: None });
+    }
+
+    /// Rules have changed: whoever is stopped now is stopped in spite of that.
+    pub(super) fn anew(&mut self) {
+        self.asked.clear();
+    }
+
+    /// The next one that is known, and of which attempt.
+    pub(super) fn take_known(&mut self, lookup: &mut impl Lookup, now: Instant) -> Option<(Box<Attempt>, Box<Fix>)> {
+        while let Some(waiting) = self.waiting.front_mut() {
+            let is_over = now.duration_since(*waiting.since.get_or_insert(now)) > patience::here(PATIENCE);
+            if !is_over && waiting.next.is_some_and(|next| now < next) {
+                return None;
+            }
+            match lookup.fix(waiting.share, &waiting.stopped, waiting.is_first) {
+                Poll::Pending if !is_over => return None,
+                Poll::Ready(Ok(Remedy::NotYet)) if !is_over => {
+                    waiting.next = Some(now + OFTEN);
+                    return None;
+                }
+                Poll::Pending | Poll::Ready(Ok(Remedy::NotYet | Remedy::None)) => {}
+                Poll::Ready(Ok(Remedy::Is(fix))) => {
+                    return self.waiting.pop_front().map(|waiting| (waiting.attempt, fix));
+                }
+                Poll::Ready(Err(why)) => log::debug!("no fix was looked for: {why}"),
+            }
+            self.waiting.pop_front();
+        }
+        None
+    }
+}

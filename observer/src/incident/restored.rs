@@ -1,0 +1,333 @@
+//! Destinations that were blocked, and that work again: the kernel half tells of a connection that is established to one of them,
+//! and of a datagram that comes from there.
+//!
+//! It is the same story only where the same program reaches the destination for the same user, in the same unit and container,
+//! from the same namespace: for others it may never have been blocked.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use observer_ebpf::{
+    abi::{AwaitedKey, MAX_AWAITED},
+    logic::packet::protocol,
+};
+use uuid::Uuid;
+
+use super::Lookup;
+use crate::model::{Attempt, By, FlowEnd, Preceding, Process, Reached, Restored, RulesetChange, Sender};
+
+/// How long changes of rules that came before may take to be heard.
+const HEARD: Duration = Duration::from_millis(300);
+/// Changes of rules of one namespace that are remembered, and namespaces.
+const MAX_CHANGES: usize = 16;
+const MAX_NAMESPACES: usize = 64;
+/// Stories of one destination.
+const MAX_STORIES: usize = 16;
+/// Datagrams are waited for so long after the last one that was blocked, and that is renewed so often.
+const ANSWERED: Duration = Duration::from_secs(60);
+const RENEW: Duration = Duration::from_secs(15);
+/// What comes sooner may be the answer to a datagram that was sent before any was blocked.
+const LATE_NS: u64 = 500_000_000;
+/// Stories that were told to be over and are remembered.
+const MAX_OVER: usize = 64;
+/// Connections that wait to be told.
+const MAX_REACHED: usize = 256;
+
+/// What was blocked, under its last line.
+struct Blocked {
+    attempt: Box<Attempt>,
+    /// The first packet.
+    first: Timestamp,
+    /// The same, nanoseconds of `CLOCK_BOOTTIME`.
+    first_ns: u64,
+    /// The last one, likewise.
+    last: Timestamp,
+    last_ns: u64,
+    /// Group with which its socket's file was opened, where that is known.
+    gid: Option<u32>,
+}
+
+/// What was told to work, and when it did: packets that were blocked before are counted later.
+struct Over {
+    key: AwaitedKey,
+    attempt: Box<Attempt>,
+    reached_ns: u64,
+}
+
+/// A connection to one of them, and who made it.
+struct Arrival {
+    reached: Reached,
+    sender: Sender,
+    at: Timestamp,
+    since: Instant,
+}
+
+/// A change of rules.
+struct Changed {
+    boot_ns: u64,
+    told: Preceding,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Awaited {
+    blocked: HashMap<AwaitedKey, Vec<Blocked>>,
+    /// In the order in which they came.
+    order: VecDeque<AwaitedKey>,
+    changes: HashMap<u32, VecDeque<Changed>>,
+    reached: VecDeque<Arrival>,
+    /// Those that were told last.
+    over: VecDeque<Over>,
+    /// When datagrams were waited for last.
+    armed: Option<Instant>,
+    /// Why the kernel half does not know of one.
+    failure: Option<String>,
+}
+
+impl Awaited {
+    /// Why some are not told of, if that is so.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// A connection was begun and stopped, in this time; its socket is in this namespace.
+    pub(super) fn blocked(
+        &mut self,
+        attempt: &Attempt,
+        netns: u32,
+        (first_ns, last_ns): (u64, u64),
+        gid: Option<u32>,
+        (lookup, now): (&mut impl Lookup, Instant),
+    ) {
+        let Some(key) = key(attempt, netns) else { return };
+        if attempt.protocol == Some(protocol::UDP) && self.armed.is_none_or(|armed| now.duration_since(armed) > RENEW) {
+            self.armed = Some(now);
+            lookup.await_answers(ANSWERED);
+        }
+        let who = Who { gid, ..Who::of(attempt) };
+        let is_over = |over: &Over| over.key == key && last_ns <= over.reached_ns && is_same(&over.attempt, None, &who);
+        if self.over.iter().any(is_over) {
+            return;
+        }
+        let new = || Blocked {
+            attempt: Box::new(attempt.clone()),
+            first: attempt.start,
+            first_ns,
+            last: attempt.end,
+            last_ns,
+            gid,
+        };
+        if let Some(stories) = self.blocked.get_mut(&key) {
+            let is_same = |story: &&mut Blocked| is_same(&story.attempt, story.gid, &who);
+            if let Some(story) = stories.iter_mut().find(is_same) {
+                if last_ns > story.last_ns {
+                    (story.last, story.last_ns) = (attempt.end, last_ns);
+                }
+                // The last rule that stopped it is what is told.
+                if story.attempt.incident != attempt.incident {
+                    *story.attempt = attempt.clone();
+                }
+            } else if stories.len() < MAX_STORIES {
+                stories.push(new());
+            }
+            return;
+        }
+        if self.blocked.len() >= MAX_AWAITED
+            && let Some(eldest) = self.order.front().copied()
+        {
+            self.forget(&eldest, lookup);
+        }
+        if let Err(why) = lookup.await_destination(&key, true) {
+            log::warn!("the kernel half does not wait for a destination: {why}");
+            self.failure = Some(why);
+            return;
+        }
+        self.blocked.insert(key, vec![new()]);
+        self.order.push_back(key);
+    }
+
+    fn forget(&mut self, key: &AwaitedKey, lookup: &mut impl Lookup) {
+        self.blocked.remove(key);
+        if self.order.front() == Some(key) {
+            self.order.pop_front();
+        } else {
+            self.order.retain(|other| other != key);
+        }
+        if let Err(why) = lookup.await_destination(key, false) {
+            log::debug!("a destination is still waited for: {why}");
+        }
+    }
+
+    /// Rules were changed, as the line with this id tells.
+    pub(super) fn changed(&mut self, boot_ns: u64, at: Timestamp, id: Option<Uuid>, change: &RulesetChange) {
+        if self.blocked.is_empty() || self.changes.len() >= MAX_NAMESPACES {
+            self.changes.clear();
+        }
+        let reason = change.ruleset.in_short(&change.sender.ancestry);
+        let changes = self.changes.entry(change.netns).or_default();
+        if changes.len() >= MAX_CHANGES {
+            changes.pop_front();
+        }
+        changes.push_back(Changed { boot_ns, told: Preceding { id, at, before_ms: 0, reason } });
+    }
+
+    /// A connection was established to one of them.
+    pub(super) fn reached(&mut self, reached: Reached, sender: Sender, at: Timestamp, now: Instant) {
+        if self.room() > 0 {
+            self.reached.push_back(Arrival { reached, sender, at, since: now });
+        }
+    }
+
+    /// So many more can be taken.
+    pub(super) fn room(&self) -> usize {
+        MAX_REACHED.saturating_sub(self.reached.len())
+    }
+
+    /// Some are to be told yet.
+    pub(super) fn are_waiting(&self) -> bool {
+        !self.reached.is_empty()
+    }
+
+    /// The next one that works again, whose changes of rules have been told by now; all of them at the end. What it was told under is
+    /// not waited for any more.
+    pub(super) fn next(
+        &mut self,
+        is_changing: impl Fn(u32) -> bool,
+        (lookup, now): (&mut impl Lookup, Instant),
+        is_over: bool,
+    ) -> Option<(Box<Attempt>, Restored)> {
+        loop {
+            let arrival = self.reached.front()?;
+            // A change of those rules that came before may wait to be told, or not be heard yet.
+            let waits = now.duration_since(arrival.since) < HEARD || is_changing(arrival.reached.netns);
+            if waits && !is_over {
+                return None;
+            }
+            let arrival = self.reached.pop_front()?;
+            if let Some(blocked) = self.take(&arrival, lookup) {
+                return Some(self.works(blocked, arrival));
+            }
+        }
+    }
+
+    /// What was blocked until then, of this one; it is not waited for any more.
+    fn take(&mut self, Arrival { reached, sender, .. }: &Arrival, lookup: &mut impl Lookup) -> Option<Blocked> {
+        let key = key_of(reached.remote.ip(), reached.remote.port(), reached.netns, reached.protocol);
+        let who = Who { gid: reached.gid, source: Some(reached.local.ip()), ..Who::from(sender) };
+        let stories = self.blocked.get_mut(&key)?;
+        let changes = &self.changes;
+        let is_it = |story: &Blocked| {
+            story.last_ns < reached.boot_ns
+                && is_same(&story.attempt, story.gid, &who)
+                && (reached.protocol != protocol::UDP || is_answer(story, reached, changes))
+        };
+        let story = stories.swap_remove(stories.iter().position(is_it)?);
+        if stories.is_empty() {
+            self.forget(&key, lookup);
+        }
+        if self.over.len() >= MAX_OVER {
+            self.over.pop_front();
+        }
+        self.over.push_back(Over { key, attempt: story.attempt.clone(), reached_ns: reached.boot_ns });
+        Some(story)
+    }
+
+    fn works(&self, blocked: Blocked, Arrival { reached, sender, at, .. }: Arrival) -> (Box<Attempt>, Restored) {
+        let Blocked { mut attempt, first, first_ns, last, last_ns, .. } = blocked;
+        let netns = attempt.netns.unwrap_or(0);
+        let change = last_change(&self.changes, netns, last_ns, reached.boot_ns).map(|change| Preceding {
+            before_ms: milliseconds(reached.boot_ns - change.boot_ns),
+            ..change.told.clone()
+        });
+        let restored = Restored {
+            after_ms: milliseconds(reached.boot_ns.saturating_sub(first_ns)),
+            last_blocked: last,
+            by: if reached.protocol == protocol::UDP { By::Answer } else { By::Connection },
+            change,
+        };
+        (attempt.start, attempt.end) = (first, at);
+        attempt.source = Some(FlowEnd { ip: reached.local.ip(), port: Some(reached.local.port()), nat: None });
+        attempt.sender = sender;
+        attempt.nothing_left = false;
+        attempt.socket_inode = None;
+        (Box::new(attempt.without_packets()), restored)
+    }
+}
+
+fn last_change(changes: &HashMap<u32, VecDeque<Changed>>, netns: u32, from_ns: u64, to_ns: u64) -> Option<&Changed> {
+    changes.get(&netns)?.iter().rev().find(|change| (from_ns..=to_ns).contains(&change.boot_ns))
+}
+
+/// A datagram is an answer to what was let out: whoever sends all the time, or to what was sent before, says nothing. So its socket was
+/// made after the last block, or rules were changed since.
+fn is_answer(story: &Blocked, reached: &Reached, changes: &HashMap<u32, VecDeque<Changed>>) -> bool {
+    let is_new = reached.owner.and_then(|owner| owner.bound_ns).is_some_and(|bound_ns| bound_ns > story.last_ns);
+    let netns = story.attempt.netns.unwrap_or(0);
+    let is_changed = last_change(changes, netns, story.last_ns, reached.boot_ns).is_some();
+    story.last_ns + LATE_NS < reached.boot_ns && (is_new || is_changed)
+}
+
+/// For whom it was blocked, or works.
+struct Who<'a> {
+    sender: &'a Sender,
+    gid: Option<u32>,
+    source: Option<IpAddr>,
+}
+
+impl<'a> From<&'a Sender> for Who<'a> {
+    fn from(sender: &'a Sender) -> Self {
+        Self { sender, gid: None, source: None }
+    }
+}
+
+impl<'a> Who<'a> {
+    fn of(attempt: &'a Attempt) -> Self {
+        Self { source: attempt.source.map(|source| source.ip), ..Self::from(&attempt.sender) }
+    }
+}
+
+/// Sessions of the same user are the same to rules, whatever their number.
+pub(super) fn unit(unit: Option<&str>) -> Option<&str> {
+    unit.map(|unit| if unit.starts_with("session-") && unit.ends_with(".scope") { "session" } else { unit })
+}
+
+/// Nobody's fate is told by another's: rules may ask for any of this.
+fn is_same(attempt: &Attempt, gid: Option<u32>, who: &Who<'_>) -> bool {
+    let before = Who { gid, ..Who::of(attempt) };
+    let is_other_group = matches!((before.gid, who.gid), (Some(before), Some(gid)) if before != gid);
+    let is_other_source = matches!((before.source, who.source), (Some(before), Some(source)) if before != source);
+    if is_other_group || is_other_source {
+        return false;
+    }
+    let program = |process: &Process| process.executable.clone().unwrap_or_else(|| process.name.clone());
+    let user = |sender: &Sender| sender.user.as_ref().map(|user| user.id);
+    let container = |sender: &Sender| sender.container.as_ref().map(|container| container.id.clone());
+    let (before, now) = (before.sender, who.sender);
+    before.process.as_ref().map(program) == now.process.as_ref().map(program)
+        && before.script == now.script
+        // Of a forwarded packet the socket's user is not known.
+        && (before.user.is_none() || user(before) == user(now))
+        && unit(before.unit.as_deref()) == unit(now.unit.as_deref())
+        && container(before) == container(now)
+}
+
+fn key(attempt: &Attempt, netns: u32) -> Option<AwaitedKey> {
+    let destination = attempt.destination?;
+    Some(key_of(destination.ip, destination.port?, netns, attempt.protocol?))
+}
+
+fn key_of(address: IpAddr, port: u16, netns: u32, protocol: u8) -> AwaitedKey {
+    let mapped = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    AwaitedKey { remote: mapped.octets(), netns, port, protocol, reserved: 0 }
+}
+
+fn milliseconds(nanoseconds: u64) -> u64 {
+    nanoseconds / 1_000_000
+}

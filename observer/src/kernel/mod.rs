@@ -1,0 +1,12 @@
+//! The running kernel: its types (BTF), symbols and layouts, clocks, cgroups and the cookies of network namespaces. A leaf: it
+//! knows no other room but `sys`.
+
+pub mod btf;
+pub mod cgroup;
+pub mod clock;
+mod cookies;
+pub mod layout;
+pub mod loopback;
+pub mod symbols;
+
+pub use cookies::{ask_kernel_half, netns_cookie};

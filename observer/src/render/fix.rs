@@ -1,0 +1,102 @@
+//! What lets something through, in words and lines: the same wherever it is told.
+
+use std::{
+    io::{self, Write},
+    sync::OnceLock,
+};
+
+use super::escape::escape;
+use crate::{
+    confinement::programs,
+    model::{Attempt, Fix, Lasts},
+};
+
+/// A line for root's shell as the person at the terminal types it: behind `sudo` where observer itself was started so, or by
+/// somebody else than root.
+pub(super) fn as_root(line: &str) -> String {
+    if uses_sudo() { with_sudo(line) } else { line.to_owned() }
+}
+
+/// The same for a document, whoever reads it.
+pub(super) fn with_sudo(line: &str) -> String {
+    format!("sudo {}", line.replace("$(", "$(sudo "))
+}
+
+/// Whether commands for root are typed behind `sudo`.
+pub(super) fn uses_sudo() -> bool {
+    static USES: OnceLock<bool> = OnceLock::new();
+    *USES.get_or_init(|| {
+        let is_root = rustix::process::geteuid().is_root() || STARTED_AS_ROOT.get().copied().unwrap_or(false);
+        (!is_root || std::env::var_os("SUDO_UID").is_some()) && programs::find("sudo").is_some()
+    })
+}
+
+/// Set at start: later the process is nobody's.
+static STARTED_AS_ROOT: OnceLock<bool> = OnceLock::new();
+
+/// Remembers who started observer; to be called before privileges are given up.
+pub fn remember_who_started() {
+    let _ = STARTED_AS_ROOT.set(rustix::process::geteuid().is_root());
+}
+
+/// Where a block happened, if that is not where observer runs: `in container web`, `in network namespace blue`.
+pub(super) fn place(attempt: &Attempt) -> Option<String> {
+    if !attempt.is_elsewhere {
+        return None;
+    }
+    if let Some(name) = attempt.sender.container.as_ref().and_then(|container| container.name.as_ref()) {
+        return Some(format!("in container {name}"));
+    }
+    Some(format!("in {}", namespace(attempt.netns?, attempt.entering.as_deref())))
+}
+
+/// `network namespace blue`, or its number and a process that lives there; `entering` are the words before a command for it.
+pub(super) fn namespace(number: u32, entering: Option<&str>) -> String {
+    let entering = entering.unwrap_or_default();
+    if let Some(name) = entering.strip_prefix("ip netns exec ") {
+        return format!("network namespace {name}");
+    }
+    let pid = entering.strip_prefix("nsenter -t ").and_then(|rest| rest.split(' ').next());
+    let pid = pid.map(|pid| format!(" of pid {pid}")).unwrap_or_default();
+    format!("network namespace {number}{pid}")
+}
+
+/// What is known of a fix, in words.
+pub(super) fn about(fix: &Fix) -> String {
+    let mut parts = Vec::new();
+    if fix.verified {
+        let addresses: Vec<String> = fix.verified_for.iter().map(ToString::to_string).collect();
+        let of = if addresses.is_empty() { String::new() } else { format!(" for {}", addresses.join(" and ")) };
+        parts.push(format!("proven in a private copy{of}"));
+    } else if let Some(why) = &fix.unverified {
+        parts.push(format!("not proven: {why}"));
+    }
+    if let Some(opens) = &fix.opens {
+        parts.push(format!("opens {opens}"));
+    }
+    parts.extend(match fix.lasts {
+        Some(Lasts::Permanent) => Some("stays".to_owned()),
+        Some(Lasts::Reload) => Some("until the rules are loaded anew".to_owned()),
+        None => None,
+    });
+    if fix.undo_verified == Some(false) {
+        parts.push("the undo does not bring back what was there".to_owned());
+    }
+    parts.extend(fix.note.clone());
+    parts.join(" · ")
+}
+
+/// Its commands in blocks for a shell, as Markdown.
+pub(super) fn blocks(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
+    for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)] {
+        if lines.is_empty() {
+            continue;
+        }
+        writeln!(writer, "\n{title}:\n\n```sh")?;
+        for line in lines {
+            writeln!(writer, "{}", escape(line))?;
+        }
+        writeln!(writer, "```")?;
+    }
+    Ok(())
+}

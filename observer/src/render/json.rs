@@ -1,0 +1,51 @@
+//! Values as JSON, one object a line.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{
+    Serializer,
+    ser::{CompactFormatter, Formatter},
+};
+
+use super::escape::must_escape;
+
+/// One value and a newline. Characters that could harm a terminal are written as `\uXXXX`: the same JSON to a program,
+/// harmless to a person who looks at it.
+pub fn write_line(writer: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    value.serialize(&mut Serializer::with_formatter(&mut *writer, Harmless))?;
+    writer.write_all(b"\n")
+}
+
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, character) in fragment.char_indices().filter(|(_, character)| must_escape(*character)) {
+            CompactFormatter.write_string_fragment(writer, &fragment[plain..at])?;
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            plain = at + character.len_utf8();
+        }
+        CompactFormatter.write_string_fragment(writer, &fragment[plain..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_same_json_without_anything_dangerous(text in any::<String>()) {
+            let mut line = Vec::new();
+            write_line(&mut line, &text).unwrap();
+            let line = String::from_utf8(line).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<String>(&line).unwrap(), &text);
+            prop_assert!(!line.trim_end_matches('\n').chars().any(must_escape));
+        }
+    }
+}

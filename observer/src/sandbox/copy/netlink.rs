@@ -1,0 +1,409 @@
+//! Netlink messages as they are, attributes unread: what is copied must not be understood to be copied.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use netlink_packet_core::{NlaBuffer, NlasIterator};
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike},
+};
+use serde::{Deserialize, Serialize};
+
+const HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+/// `NLM_F_DUMP_INTR`, in what is heard and answered; errors have no such flag.
+const INTERRUPTED: u16 = 0x10;
+/// `NLM_F_CREATE`.
+pub(super) const CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`.
+pub(super) const APPEND: u16 = 0x800;
+/// Bits of an attribute's type that are not its number.
+const NESTED: u16 = 0x8000;
+const NUMBER: u16 = 0x3fff;
+/// Whatever is longer is not copied: it is held several times over.
+const MAX_LISTED: usize = 32 << 20;
+/// Room for what comes at once.
+const BUFFER: usize = 1 << 20;
+/// What comes of itself is listened to no longer, however much it is.
+const LISTENING: Duration = Duration::from_millis(200);
+/// The kernel answers at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An attribute: its type as it came, and its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attribute {
+    kind: u16,
+    value: Vec<u8>,
+}
+
+/// The body of a message: what comes before the attributes, and these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Body {
+    pub(super) fixed: Vec<u8>,
+    pub(super) attributes: Attributes,
+}
+
+/// Attributes in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attributes(Vec<Attribute>);
+
+impl Attributes {
+    /// Those that bytes are made of; nothing of a value that is no list of attributes.
+    pub(super) fn parse(bytes: &[u8]) -> Self {
+        let whole = NlasIterator::new(bytes).collect::<Result<Vec<NlaBuffer<&[u8]>>, _>>();
+        let one = |nla: &NlaBuffer<&[u8]>| Attribute {
+            // The buffer takes the marks off.
+            kind: nla.kind() | if nla.nested_flag() { NESTED } else { 0 },
+            value: nla.value().to_vec(),
+        };
+        Self(whole.iter().flatten().map(one).collect())
+    }
+
+    /// A value.
+    pub(super) fn get(&self, number: u16) -> Option<&[u8]> {
+        self.0.iter().find(|attribute| attribute.kind & NUMBER == number).map(|attribute| attribute.value.as_slice())
+    }
+
+    /// A value that is a list.
+    pub(super) fn list(&self, number: u16) -> Self {
+        self.get(number).map(Self::parse).unwrap_or_default()
+    }
+
+    /// All values, each as a list.
+    pub(super) fn lists(&self) -> impl Iterator<Item = Self> {
+        self.0.iter().map(|attribute| Self::parse(&attribute.value))
+    }
+
+    /// A number in network byte order.
+    pub(super) fn number(&self, number: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.get(number)?.try_into().ok()?))
+    }
+
+    /// The same, of eight bytes.
+    pub(super) fn long(&self, number: u16) -> Option<u64> {
+        Some(u64::from_be_bytes(self.get(number)?.try_into().ok()?))
+    }
+
+    /// A text that ends with a zero, or does not.
+    pub(super) fn text(&self, number: u16) -> Option<String> {
+        let bytes = self.get(number)?;
+        Some(String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next()?).into_owned())
+    }
+
+    /// Adds one, or takes its place.
+    pub(super) fn set(&mut self, number: u16, value: Vec<u8>) {
+        match self.0.iter_mut().find(|attribute| attribute.kind & NUMBER == number) {
+            Some(attribute) => attribute.value = value,
+            None => self.0.push(Attribute { kind: number, value }),
+        }
+    }
+
+    /// The same of a list.
+    pub(super) fn set_list(&mut self, number: u16, list: &Self) {
+        self.0.retain(|attribute| attribute.kind & NUMBER != number);
+        self.0.push(Attribute { kind: number | NESTED, value: list.bytes() });
+    }
+
+    /// A list of lists.
+    pub(super) fn elements(lists: &[Self]) -> Self {
+        Self(lists.iter().map(|list| Attribute { kind: 1 | NESTED, value: list.bytes() }).collect())
+    }
+
+    /// Those texts of a list of names that are wanted, and whatever else there is.
+    pub(super) fn names(&self, number: u16, wanted: impl Fn(&str) -> bool) -> Self {
+        let is_wanted = |attribute: &Attribute| {
+            let name = attribute.value.split(|byte| *byte == 0).next().unwrap_or_default();
+            attribute.kind & NUMBER != number || wanted(&String::from_utf8_lossy(name))
+        };
+        Self(self.0.iter().filter(|attribute| is_wanted(attribute)).cloned().collect())
+    }
+
+    /// There is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Those with such numbers.
+    pub(super) fn only(&self, numbers: &[u16]) -> Self {
+        Self(self.0.iter().filter(|attribute| numbers.contains(&(attribute.kind & NUMBER))).cloned().collect())
+    }
+
+    /// Those without.
+    pub(super) fn without(&self, numbers: &[u16]) -> Self {
+        Self(self.0.iter().filter(|attribute| !numbers.contains(&(attribute.kind & NUMBER))).cloned().collect())
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Attribute { kind, value } in &self.0 {
+            bytes.extend((value.len() as u16 + 4).to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+}
+
+impl Body {
+    /// One that begins so.
+    pub(super) fn new(fixed: &[u8]) -> Self {
+        Self { fixed: fixed.to_vec(), attributes: Attributes::default() }
+    }
+
+    /// With these attributes instead.
+    pub(super) fn with(&self, attributes: Attributes) -> Self {
+        Self { fixed: self.fixed.clone(), attributes }
+    }
+}
+
+/// A socket in the network namespace of the thread that made it.
+pub(super) struct Netlink {
+    socket: Socket,
+    /// Bytes before the attributes.
+    fixed: usize,
+    sequence: u32,
+    /// Bytes that may still be listed.
+    room: Cell<usize>,
+}
+
+/// A message on its way.
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) body: &'a Body,
+}
+
+impl Netlink {
+    /// A socket of that protocol, whose bodies begin with so many bytes.
+    pub(super) fn open(protocol: isize, fixed: usize) -> Result<Self> {
+        let mut socket = Socket::new(protocol).context("cannot make a netlink socket")?;
+        socket.bind(&SocketAddr::new(0, 0)).context("cannot bind a netlink socket")?;
+        setsockopt(&socket, sockopt::RcvBuf, &(8 * BUFFER))?;
+        setsockopt(&socket, sockopt::SndBuf, &(8 * BUFFER))?;
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(32 * BUFFER));
+        let _ = setsockopt(&socket, sockopt::SndBufForce, &(64 * BUFFER));
+        let netlink = Self { socket, fixed, sequence: 0, room: Cell::new(MAX_LISTED) };
+        netlink.set_patience(PATIENCE)?;
+        Ok(netlink)
+    }
+
+    /// Lists no more than so many bytes.
+    pub(super) fn limit(&self, bytes: usize) {
+        self.room.set(self.room.get().min(bytes));
+    }
+
+    /// Listens to a group, for so long at a time.
+    pub(super) fn listen(&mut self, group: u32, patience: Duration) -> Result<()> {
+        self.socket.add_membership(group).context("cannot listen")?;
+        self.set_patience(patience)
+    }
+
+    fn set_patience(&self, patience: Duration) -> Result<()> {
+        let time = TimeVal::microseconds(i64::try_from(patience.as_micros())?);
+        Ok(setsockopt(&self.socket, sockopt::ReceiveTimeout, &time)?)
+    }
+
+    fn message(&mut self, message: &Message<'_>, flags: u16) -> Vec<u8> {
+        self.sequence += 1;
+        let mut bytes = vec![0; HEADER];
+        bytes.extend(&message.body.fixed);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend(message.body.attributes.bytes());
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&message.kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(flags | message.flags | REQUEST).to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
+        bytes
+    }
+
+    /// Messages of one datagram: their types and bodies, an error's number in place of the body.
+    fn receive(&self, mut each: impl FnMut(u16, &[u8]) -> Result<()>) -> Result<bool> {
+        let mut buffer = bytes::BytesMut::with_capacity(BUFFER);
+        match self.socket.recv(&mut buffer, 0) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error).context("cannot read from netlink"),
+        }
+        let mut rest = &buffer[..];
+        while rest.len() >= HEADER {
+            let length = u32::from_ne_bytes(rest[..4].try_into()?) as usize;
+            ensure!((HEADER..=rest.len()).contains(&length), "a netlink message is cut short");
+            let flags = u16::from_ne_bytes(rest[6..8].try_into()?);
+            ensure!(flags & INTERRUPTED == 0, "a list changed while it was read");
+            each(u16::from_ne_bytes(rest[4..6].try_into()?), &rest[HEADER..length])?;
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(true)
+    }
+
+    fn body(&self, bytes: &[u8]) -> Body {
+        let fixed = self.fixed.min(bytes.len());
+        let attributes = bytes.get(fixed.next_multiple_of(4)..).map(Attributes::parse).unwrap_or_default();
+        Body { fixed: bytes[..fixed].to_vec(), attributes }
+    }
+
+    /// Everything of a kind; nothing where the kernel does not know the question.
+    pub(super) fn dump(&mut self, kind: u16, body: &Body) -> Result<Vec<Body>> {
+        let question = self.message(&Message { kind, flags: 0, body }, DUMP);
+        self.socket.send(&question, 0).context("cannot ask by netlink")?;
+        let (mut found, mut done) = (Vec::new(), false);
+        while !done {
+            let mut bodies = Vec::new();
+            let came = self.receive(|kind, bytes| {
+                match kind {
+                    NLMSG_DONE if matches!(error(bytes), 0 | libc::EBADMSG) => done = true,
+                    NLMSG_DONE | NLMSG_ERROR => match error(bytes) {
+                        // The kernel has none of that kind.
+                        libc::EOPNOTSUPP => done = true,
+                        number => {
+                            return Err(std::io::Error::from_raw_os_error(number)).context("netlink refuses a list");
+                        }
+                    },
+                    _ => {
+                        self.room.set(self.room.get().saturating_sub(bytes.len()));
+                        ensure!(self.room.get() > 0, "it is too long to be copied");
+                        bodies.push(bytes.to_vec());
+                    }
+                }
+                Ok(())
+            })?;
+            ensure!(came, "the kernel does not answer");
+            found.extend(bodies.iter().map(|bytes| self.body(bytes)));
+        }
+        Ok(found)
+    }
+
+    /// One answer to a question; nothing where the kernel has none.
+    pub(super) fn get(&mut self, kind: u16, body: &Body) -> Result<Option<Body>> {
+        let question = self.message(&Message { kind, flags: 0, body }, 0);
+        self.socket.send(&question, 0).context("cannot ask by netlink")?;
+        let mut answer = None;
+        let came = self.receive(|kind, bytes| match (kind, error(bytes)) {
+            (NLMSG_ERROR, libc::ENOENT) => Ok(()),
+            (NLMSG_ERROR, number) => {
+                Err(std::io::Error::from_raw_os_error(number)).context("netlink refuses a question")
+            }
+            _ => {
+                answer = Some(bytes.to_vec());
+                Ok(())
+            }
+        })?;
+        ensure!(came, "the kernel does not answer");
+        Ok(answer.map(|bytes| self.body(&bytes)))
+    }
+
+    /// Sends messages one after the other; those that the kernel refuses, by their place, with its error.
+    pub(super) fn each<'a>(&mut self, messages: impl IntoIterator<Item = Message<'a>>) -> Result<Vec<(usize, i32)>> {
+        let mut refused = Vec::new();
+        for (index, message) in messages.into_iter().enumerate() {
+            let bytes = self.message(&message, ACK);
+            self.socket.send(&bytes, 0).context("cannot send by netlink")?;
+            let mut answered = false;
+            while !answered {
+                let came = self.receive(|kind, bytes| {
+                    if kind == NLMSG_ERROR {
+                        answered = true;
+                        if error(bytes) != 0 {
+                            refused.push((index, error(bytes)));
+                        }
+                    }
+                    Ok(())
+                })?;
+                ensure!(came, "the kernel does not answer");
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Sends all of them as one: everything is done, or nothing.
+    pub(super) fn batch(&mut self, begin: &Message<'_>, messages: &[Message<'_>], end: &Message<'_>) -> Result<()> {
+        let mut bytes = self.message(begin, 0);
+        let first = self.sequence + 1;
+        // The last one is answered when all is done; an end of batches is only by newer kernels.
+        for (index, message) in messages.iter().enumerate() {
+            bytes.extend(self.message(message, if index + 1 == messages.len() { ACK } else { 0 }));
+        }
+        bytes.extend(self.message(end, 0));
+        self.socket.send(&bytes, 0).context("cannot send by netlink")?;
+        let mut answered = false;
+        while !answered {
+            let came = self.receive(|kind, bytes| {
+                if kind != NLMSG_ERROR {
+                    return Ok(());
+                }
+                answered = true;
+                if error(bytes) == 0 {
+                    return Ok(());
+                }
+                let sequence = bytes.get(12..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
+                let kind = messages.get(sequence.wrapping_sub(first) as usize).map(|message| message.kind);
+                Err(std::io::Error::from_raw_os_error(error(bytes)))
+                    .with_context(|| format!("the kernel refuses message {kind:?} of the copy"))
+            })?;
+            ensure!(came, "the kernel does not answer");
+        }
+        Ok(())
+    }
+
+    /// Throws away what came before.
+    pub(super) fn drain(&self) {
+        let mut buffer = bytes::BytesMut::with_capacity(BUFFER);
+        while self.socket.recv(&mut buffer, libc::MSG_DONTWAIT).is_ok() {
+            buffer.clear();
+        }
+    }
+
+    /// What comes of itself until nothing does for a while, or `enough` says so.
+    pub(super) fn heard(&self, mut enough: impl FnMut(&[(u16, Body)]) -> bool) -> Result<Vec<(u16, Body)>> {
+        let mut all = Vec::new();
+        let deadline = Instant::now() + LISTENING;
+        while !enough(&all) && Instant::now() < deadline {
+            let mut bodies = Vec::new();
+            let came = self.receive(|kind, bytes| {
+                bodies.push((kind, bytes.to_vec()));
+                Ok(())
+            })?;
+            all.extend(bodies.iter().map(|(kind, bytes)| (*kind, self.body(bytes))));
+            if !came {
+                break;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The number in an error message; 0 is an acknowledgement.
+fn error(bytes: &[u8]) -> i32 {
+    bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(libc::EBADMSG, |bytes| -i32::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_come_out_as_they_went_in() {
+        let mut inner = Attributes::default();
+        inner.set(1, b"name\0".to_vec());
+        let mut all = Attributes::default();
+        all.set(3, 7u32.to_be_bytes().to_vec());
+        all.set_list(2, &inner);
+        all.set(5, vec![1]);
+        let again = Attributes::parse(&all.bytes());
+        assert_eq!(again, all);
+        assert_eq!((again.number(3), again.list(2).text(1).as_deref()), (Some(7), Some("name")));
+        assert_eq!(again.only(&[3]).without(&[3]), Attributes::default());
+        assert_eq!(Attributes::parse(&[9, 0, 1]), Attributes::default());
+    }
+}

@@ -1,0 +1,457 @@
+//! A private namespace with a copy in it, kept by a thread that lives there.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, unshare};
+use sha2::{Digest, Sha256};
+
+use super::{
+    conntrack::{self, Connection},
+    doubts::Depends,
+    inside::{Ended, Inside},
+    legacy,
+    packet::Whole,
+    ruleset::{self, LISTED, Listed},
+    shape::Shape,
+    surroundings::{SURROUNDINGS, Surroundings},
+};
+use crate::{
+    firewall::{
+        files::Root,
+        legacy::{ChainText, Entry, Saved, Table, tables},
+        netfilter::{DROP, family},
+        nft,
+    },
+    model::{End, NamedRule, Origin, Packet, Statement},
+};
+
+/// Nothing that is asked of a stage takes longer.
+const LIMIT: Duration = Duration::from_secs(1);
+/// Bytes of the tables of iptables-legacy that are copied.
+const MAX_LEGACY: usize = 16 << 20;
+/// Texts of iptables-legacy's rules are waited for so long.
+const SAVED: Duration = Duration::from_secs(10);
+/// What the threads that live in copies are called.
+const THREAD: &str = "replay";
+
+/// What is in a namespace that packets depend on.
+pub struct Copied {
+    pub(super) rules: Listed,
+    pub(super) legacy: Vec<Table>,
+    /// The text of the tables of iptables-legacy.
+    pub(super) saved: Saved,
+    pub(super) around: Arc<Surroundings>,
+}
+
+/// Which rules are in force: different ones have different numbers, or bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    generation: u32,
+    /// SHA-256 of each table of iptables-legacy.
+    legacy: Vec<[u8; 32]>,
+}
+
+/// What is to be known before a packet is sent again.
+pub struct Asked {
+    /// The rules that are in force now.
+    pub version: Version,
+    /// What the packet's connection is.
+    pub connection: Connection,
+}
+
+/// The rules that are in force in the namespace of the calling thread.
+pub fn version() -> Result<Version> {
+    Ok(Version { generation: nft::generation()?, legacy: rules_of(&tables()?)? })
+}
+
+/// Looks into the namespace of the calling thread.
+pub fn ask(packet: &Packet) -> Result<Asked> {
+    let whole = Whole::of(packet)?;
+    Ok(Asked { version: version()?, connection: conntrack::of(&whole) })
+}
+
+fn rules_of(tables: &[Table]) -> Result<Vec<[u8; 32]>> {
+    tables.iter().map(|table| Ok(Sha256::digest(table.rules()?).into())).collect()
+}
+
+/// What is around the rules of the namespace of the calling thread: interfaces, addresses, routes, settings. Reads no rules, which
+/// could load what reads them.
+pub fn around() -> Result<Around> {
+    SURROUNDINGS.ask(0).map(Around)
+}
+
+/// See [`around`].
+pub struct Around(Surroundings);
+
+impl Around {
+    /// Makes the same in the namespace of the calling thread.
+    pub fn make(&self) -> Result<()> {
+        self.0.make().map(drop)
+    }
+}
+
+/// Reads the namespace of the calling thread; a ruleset of more than so many bytes is not read.
+pub fn take(limit: usize) -> Result<Copied> {
+    let rules = LISTED.ask(limit)?;
+    let legacy = tables()?;
+    let bytes: usize = legacy.iter().map(|table| table.block.len()).sum();
+    ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
+    let saved = Saved::begin(&legacy);
+    Ok(Copied { rules, legacy, saved, around: Arc::new(SURROUNDINGS.ask(0)?) })
+}
+
+/// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
+pub fn logs_everywhere() -> bool {
+    // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
+    fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0")
+}
+
+impl Copied {
+    /// Makes the same in the namespace of the calling thread, with everything traced. The inner error says what could not be set.
+    pub(super) fn make(&self, logs: bool) -> Result<Result<()>> {
+        let set = self.around.make()?;
+        // Without rules nothing else is needed.
+        self.rules.make(|name| self.around.has(name))?;
+        legacy::make(&self.legacy, logs)?;
+        Ok(set)
+    }
+
+    /// Makes the same likewise; rules of the copy by family, table and handle, and their handles in the original.
+    pub fn make_anew(&self, logs: bool) -> Result<HashMap<(String, String, u64), u64>> {
+        self.make(logs)??;
+        let originals = self.rules.handles();
+        let places = ruleset::own_places()?.into_iter();
+        let named = |(own, place): ((u8, String, u64), ruleset::Place)| {
+            let original = *originals.get(&place)?;
+            Some(((family::name(own.0).to_owned(), own.1, own.2), original))
+        };
+        Ok(places.filter_map(named).collect())
+    }
+
+    /// What the rules do, whatever they are numbered.
+    pub fn shape(&mut self) -> Result<Shape> {
+        let mut shape = Shape::of(&self.rules);
+        let saved = self.saved.all(Instant::now() + SAVED).context("iptables-legacy-save does not answer")?;
+        for table in &self.legacy {
+            let of = table.layout.family;
+            for chain in table.as_nft()?.0 {
+                let is_it =
+                    |text: &&ChainText| (text.family, &text.table, &text.chain) == (of, &table.name, &chain.name);
+                let rules = saved.iter().find(is_it).map(|text| text.rules.as_slice()).unwrap_or_default();
+                let hook = chain.hook.map(|number| (number, chain.policy == Some(DROP)));
+                shape.add_legacy((of, &table.name, &chain.name), hook, rules);
+            }
+        }
+        Ok(shape)
+    }
+
+    /// The rules that are in force now in a copy of it, in which the calling thread lives, with what is around them there.
+    pub fn again(&self) -> Result<Self> {
+        let (rules, legacy) = (LISTED.ask(usize::MAX)?, tables()?);
+        let saved = Saved::begin(&legacy);
+        Ok(Self { rules, legacy, saved, around: Arc::clone(&self.around) })
+    }
+
+    /// A rule has these bytes somewhere, in a comment for example.
+    pub fn mentions(&self, words: &str) -> bool {
+        let in_legacy = |table: &Table| memchr::memmem::find(&table.block, words.as_bytes()).is_some();
+        self.rules.mentions(words) || self.legacy.iter().any(in_legacy)
+    }
+
+    /// Which rules were copied.
+    pub fn version(&self) -> Result<Version> {
+        Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
+    }
+}
+
+/// A packet to send.
+pub struct Order {
+    /// The packet.
+    pub packet: Packet,
+    /// What its connection is.
+    pub connection: Connection,
+    /// The open `cgroup.procs` of the cgroup in which its socket is to be made, where that matters.
+    pub cgroup: Option<File>,
+}
+
+/// With its number; and what became of it.
+type Numbered = (u64, Order);
+type Answer = (u64, Result<Ended>);
+
+/// A stage that is being made.
+pub struct Building {
+    made: Receiver<Result<Made>>,
+    orders: Sender<Numbered>,
+    answers: Receiver<Answer>,
+}
+
+/// What is known of a stage once it was made.
+struct Made {
+    took: Duration,
+    version: Version,
+    legacy: Vec<Table>,
+    out: Depends,
+    through: Depends,
+}
+
+impl Building {
+    /// Begins to make one of what arrives, by a thread that nobody waits for. `hide` is told the inode number of its namespace before
+    /// there is anything in it; what it returns is dropped when nothing is done there any more. `logs`: see [`logs_everywhere`].
+    pub fn begin<H>(
+        copied: Receiver<Result<Copied>>,
+        logs: bool,
+        hide: impl FnOnce(u32) -> Result<H> + Send + 'static,
+    ) -> Result<Self> {
+        let began = Instant::now();
+        let (orders, ordered) = channel::<Numbered>();
+        let (answer, answers) = channel();
+        let (ready, made) = channel();
+        thread::Builder::new().name(THREAD.to_owned()).spawn(move || {
+            let _hidden = match own_namespace().and_then(hide) {
+                Ok(hidden) => hidden,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
+            let inside = copied.and_then(|mut copied| {
+                let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
+                let inside = Inside::new(&copied, logs)?;
+                let known = Made {
+                    took: began.elapsed(),
+                    version: copied.version()?,
+                    legacy: copied.legacy.clone(),
+                    out,
+                    through,
+                };
+                copied.rules.shrink();
+                Ok((inside, copied, known))
+            });
+            let (inside, mut copied, known) = match inside {
+                Ok(made) => made,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            if ready.send(Ok(known)).is_err() {
+                return;
+            }
+            while let Ok((number, order)) = ordered.recv() {
+                let end = inside.send(&mut copied, &order);
+                if answer.send((number, end)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { made, orders, answers })
+    }
+
+    /// The stage, if it is there by then; itself if it is not.
+    pub fn until(self, deadline: Instant) -> std::result::Result<Result<Stage>, Self> {
+        match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(made) => Ok(made.map(|Made { took, version, legacy, out, through }| Stage {
+                took,
+                version,
+                legacy,
+                out,
+                through,
+                sent: Cell::new(0),
+                orders: self.orders,
+                answers: self.answers,
+            })),
+            Err(RecvTimeoutError::Disconnected) => Ok(Err(anyhow::anyhow!("the copy's thread failed"))),
+            Err(RecvTimeoutError::Timeout) => Err(self),
+        }
+    }
+}
+
+/// A private namespace with a copy of another one's rules. It is gone with its thread, when this is.
+pub struct Stage {
+    /// How long it took to make.
+    pub took: Duration,
+    /// The rules that were copied.
+    pub version: Version,
+    legacy: Vec<Table>,
+    out: Depends,
+    through: Depends,
+    /// Number of the last order.
+    sent: Cell<u64>,
+    orders: Sender<Numbered>,
+    answers: Receiver<Answer>,
+}
+
+impl Stage {
+    /// What drops this packet there, `None` when it passes; and why that is no proof of itself: something decides by more than
+    /// the packet. An error where it cannot be told.
+    pub fn replay(&self, order: Order) -> Result<(Option<End>, Option<String>)> {
+        let whole = Whole::of(&order.packet)?;
+        let is_cut = whole.bytes.len() < order.packet.length as usize;
+        let is_known = whole.begins() || !matches!(order.connection, Connection::Unknown);
+        let (is_in_cgroup, is_there) = (order.cgroup.is_some(), !order.packet.is_made);
+        let rules = match order.packet.origin {
+            Origin::Socket { .. } => self.out.clone(),
+            Origin::Interface { .. } => self.through.clone(),
+        };
+        let (end, of_legacy) = self.send(order)?;
+        let depends = rules.and(of_legacy);
+        let doubts = depends.of(&whole);
+        let by_state = doubts.by_state.filter(|_| !is_known);
+        let by_length = is_cut.then(|| "it is longer than what is sent again".to_owned());
+        let by_cgroup = doubts.by_cgroup.filter(|_| !is_in_cgroup);
+        let by_header = doubts.by_header.filter(|_| !is_there);
+        // Of a packet that was seen to be dropped it is known by whom.
+        let both = !is_there && !self.legacy.is_empty() && depends.chains > self.legacy.len();
+        let by_both = both.then(|| "both kinds of iptables decide, in an order that is not known".to_owned());
+        Ok((end, by_length.or(doubts.always).or(by_state).or(by_cgroup).or(by_header).or(by_both)))
+    }
+
+    fn send(&self, order: Order) -> Result<Ended> {
+        let number = self.sent.get() + 1;
+        self.sent.set(number);
+        self.orders.send((number, order)).context("the copy's thread has ended")?;
+        loop {
+            // One that came too late is an earlier packet's.
+            let (of, answer) = self.answers.recv_timeout(LIMIT).context("the copy's thread does not answer")?;
+            if of == number {
+                return answer;
+            }
+        }
+    }
+
+    /// A rule or policy of iptables-legacy in the words of its front end, whose files are looked for below `roots`.
+    pub fn statement(&self, named: &NamedRule, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
+        self.legacy.iter().find(|table| table.has(named))?.statement(named, roots)
+    }
+
+    /// It is to be sent from its sender's cgroup.
+    pub fn asks_for_cgroups(&self) -> bool {
+        let has_cgroup = |entry: &Entry| entry.matches.iter().any(|name| name == "cgroup");
+        self.out.asks_for_cgroups()
+            || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
+    }
+}
+
+/// Enters a new namespace; its inode number.
+pub fn own_namespace() -> Result<u32> {
+    crate::sys::name_copy_thread();
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    let netns = fs::metadata("/proc/thread-self/ns/net").context("cannot read the namespace's number")?.ino();
+    Ok(u32::try_from(netns)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::copy::packet::datagram;
+
+    /// A namespace of a thread's own with rules, and the packet that they drop.
+    fn staged(program: &'static str, rules: &str, packet: &Packet) -> Result<Option<End>> {
+        let rules = rules.to_owned();
+        let (send, receive) = channel();
+        thread::spawn(move || {
+            let read = || -> Result<Copied> {
+                unshare(CloneFlags::CLONE_NEWNET)?;
+                let mut child = std::process::Command::new("sh")
+                    .args(["-c", program])
+                    .stdin(std::process::Stdio::piped())
+                    .spawn()?;
+                std::io::Write::write_all(child.stdin.as_mut().context("no input")?, rules.as_bytes())?;
+                drop(child.stdin.take());
+                ensure!(child.wait()?.success(), "the rules are refused");
+                take(usize::MAX)
+            };
+            let _ = send.send(read());
+        });
+        let stage = Building::begin(receive, logs_everywhere(), |_| Ok(()))
+            .unwrap()
+            .until(Instant::now() + Duration::from_secs(10))
+            .map_err(|_| anyhow::anyhow!("slow"))??;
+        Ok(stage.replay(Order { packet: packet.clone(), connection: Connection::New, cgroup: None })?.0)
+    }
+
+    #[test]
+    fn a_loopback_packet_meets_its_rule() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let rules = "table inet t {\n chain x {\n udp dport 7 counter drop\n }\n chain o {\n type filter hook output priority 0;\n \
+                     udp dport 8 drop\n jump x\n }\n}\n";
+        let nft = |rules: &str, port: u16| match staged("nft -f -", rules, &datagram(port)).unwrap() {
+            Some(End::Nft(end)) => Some((end.rule, end.path)),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(nft(rules, 7).unwrap().1, ["o", "x"]);
+        assert!(nft(rules, 9).is_none());
+        let policy = "table ip t {\n chain o {\n type filter hook output priority 0; policy drop;\n }\n}\n";
+        assert_eq!(nft(policy, 7).unwrap().0, 0);
+    }
+
+    #[test]
+    fn a_loopback_packet_meets_its_rule_of_iptables_legacy() {
+        let has_legacy = std::process::Command::new("iptables-legacy-save").output().is_ok();
+        if !nix::unistd::Uid::effective().is_root() || !has_legacy {
+            return;
+        }
+        let legacy = |rules: &str, port: u16| match staged("iptables-legacy-restore", rules, &datagram(port)).unwrap() {
+            Some(End::Legacy(rule)) => Some((rule.chain, rule.position, rule.path, rule.verdict, rule.text)),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        let rules = "*filter\n:OUTPUT ACCEPT\n:a -\n:b -\n-A OUTPUT -p udp --dport 5 -j RETURN\n-A OUTPUT -p udp --dport 5 -j DROP\n\
+                     -A OUTPUT -p tcp -j DROP\n-A OUTPUT -p udp -j a\n-A OUTPUT -p udp --dport 9 -j DROP\n\
+                     -A a -p udp --dport 6 -j RETURN\n-A a -p udp -m comment --comment x\n-A a -p udp -g b\n-A a -j DROP\n\
+                     -A b -p udp --dport 7 -j REJECT\n-A b -p udp --dport 8 -j DROP\nCOMMIT\n";
+        let (chain, position, path, verdict, text) = legacy(rules, 7).unwrap();
+        assert_eq!((chain.as_str(), position, verdict), ("b", Some(1), Some(crate::model::Verdict::Reject)));
+        assert_eq!(path, ["OUTPUT", "a", "b"]);
+        assert_eq!(text.as_deref(), Some("-p udp -m udp --dport 7 -j REJECT --reject-with icmp-port-unreachable"));
+        assert_eq!(legacy(rules, 8).unwrap().1, Some(2));
+        let (chain, position, path, ..) = legacy(rules, 9).unwrap();
+        assert_eq!((chain.as_str(), position, path), ("OUTPUT", Some(5), vec!["OUTPUT".to_owned()]));
+        assert!(legacy(rules, 5).is_none() && legacy(rules, 6).is_none());
+        let policy = legacy("*filter\n:OUTPUT DROP\nCOMMIT\n", 7).unwrap();
+        assert_eq!((policy.0.as_str(), policy.1), ("OUTPUT", None));
+    }
+
+    /// A copy does what its original does, whatever its rules and sets are called.
+    #[test]
+    fn a_copy_has_the_same_shape() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        const RULES: &str = "table inet t {\n set s {\n type ipv4_addr; flags interval; elements = { 203.0.113.0/24, 198.51.100.1 }\n }\n \
+            chain x {\n udp dport { 53, 123 } drop\n }\n chain o {\n type filter hook output priority 0;\n \
+            ip6 daddr { ::/96, ::ffff:0.0.0.0/96, 2002::/24, 2002:a00::/24 } log prefix \"a \" drop\n ct state { established, related } counter accept\n \
+            ip daddr @s log\n ip daddr @s limit rate 3/minute drop\n udp dport vmap { 1 : drop, 2 : jump x }\n }\n}\n";
+        let both = thread::spawn(|| -> Result<(Shape, Shape)> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let mut child =
+                std::process::Command::new("nft").args(["-f", "-"]).stdin(std::process::Stdio::piped()).spawn()?;
+            std::io::Write::write_all(child.stdin.as_mut().context("no input")?, RULES.as_bytes())?;
+            drop(child.stdin.take());
+            ensure!(child.wait()?.success(), "the rules are refused");
+            let mut original = take(usize::MAX)?;
+            let shape = original.shape()?;
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            original.make_anew(logs_everywhere())?;
+            Ok((shape, original.again()?.shape()?))
+        });
+        let (original, copied) = both.join().unwrap().unwrap();
+        assert_eq!(original, copied);
+    }
+}

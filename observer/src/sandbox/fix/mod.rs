@@ -1,0 +1,242 @@
+//! What would let a blocked packet through: planned by the front end of the rule ([`front_end`]), and tried by its own programs in a
+//! private copy of the namespace and of the front end's files. Nothing is ever done to the host itself.
+
+mod modules;
+mod staging;
+mod trial;
+mod view;
+
+use std::{fs::File, net::IpAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub use super::fix::modules::loads_nothing;
+pub use super::fix::staging::Files;
+pub use super::fix::trial::{Hide, Trial};
+pub use super::fix::view::View;
+
+use crate::{
+    firewall::front_end::{self, Known, MARK, Plan, Target, plans},
+    model::{Backend, Fix, Lasts, NamedRule, Origin, Packet},
+};
+
+/// Rules that are dealt with one by one.
+const MAX_STEPS: usize = 32;
+
+/// What is to get through.
+pub struct Asked<'a> {
+    /// The packets, one for each address and port, and what stops each of them on the host.
+    pub packets: &'a [(Packet, Option<NamedRule>)],
+    /// Destinations are known by name, and the addresses may be others tomorrow.
+    pub is_by_name: bool,
+    /// The sender's cgroup, where it may be sent from there.
+    pub cgroup: Option<&'a File>,
+}
+
+impl Asked<'_> {
+    /// What is to get through where this packet is stopped: all addresses of its port.
+    fn target(&self, packet: &Packet) -> Option<Target> {
+        let (transport, _, port) = packet.to()?;
+        let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
+        let all = self.packets.iter().filter_map(|(packet, _)| packet.to());
+        let addresses = all.filter(|to| (to.0, to.2) == (transport, port)).map(|to| to.1).collect();
+        Some(Target { transport, port, addresses, is_by_name: self.is_by_name, is_forwarded })
+    }
+
+    /// The first that is stopped, and by what.
+    fn first(&self) -> Option<(&Packet, &NamedRule)> {
+        self.packets.iter().find_map(|(packet, rule)| Some((packet, rule.as_ref()?)))
+    }
+}
+
+/// A statement that was let through, and how: as it is run in the copy, and as it is for the host.
+struct Step {
+    here: Plan,
+    there: Plan,
+}
+
+/// What is done in a private copy.
+pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
+
+/// Looks for the commands, and tries them: `enter` does what it is given in a private copy, when there is something to try.
+pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) -> Result<Fix>) -> Option<Fix> {
+    let (packet, rule) = asked.first()?;
+    let front_end = front_end::of(rule);
+    let planned = match plans(rule, &asked.target(packet)?, known) {
+        Ok(planned) => planned,
+        Err(advice) => return advice.map(advised),
+    };
+    let first = planned.into_iter().next()?;
+    let tried = enter(Box::new(|mut trial| {
+        let packets: Vec<&Packet> = asked.packets.iter().map(|(packet, _)| packet).collect();
+        trial.prepare(front_end, &[rule], &packets)?;
+        attempt(asked, known, &trial)
+    }));
+    Some(match tried {
+        Ok(fix) => fix,
+        Err(error) => Fix { unverified: Some(format!("{error:#}")), ..whole(std::slice::from_ref(&first)) },
+    })
+}
+
+/// No command does it; this does.
+fn advised(advice: String) -> Fix {
+    Fix { note: Some(advice), unverified: None, ..whole(&[]) }
+}
+
+/// Steps as one fix that was not tried.
+fn whole(plans: &[Plan]) -> Fix {
+    let mut opens: Vec<&str> = Vec::new();
+    for plan in plans {
+        if !opens.contains(&plan.opens.as_str()) {
+            opens.push(&plan.opens);
+        }
+    }
+    let mut notes: Vec<&str> = plans.iter().filter_map(|plan| plan.note.as_deref()).collect();
+    notes.dedup();
+    let is_permanent = plans.iter().all(|plan| plan.lasts == Lasts::Permanent);
+    Fix {
+        commands: plans.iter().flat_map(|plan| plan.commands.clone()).collect(),
+        undo: plans.iter().rev().flat_map(|plan| plan.undo.clone()).collect(),
+        scope: plans.iter().map(|plan| plan.scope).max(),
+        opens: (!opens.is_empty()).then(|| opens.join("; ")),
+        lasts: (!plans.is_empty()).then_some(if is_permanent { Lasts::Permanent } else { Lasts::Reload }),
+        verified: false,
+        verified_for: Vec::new(),
+        undo_verified: None,
+        unverified: None,
+        note: (!notes.is_empty()).then(|| notes.join("; ")),
+    }
+}
+
+/// Runs what is planned in the copy until every packet passes, then takes it back.
+fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
+    let (shape, content) = (trial.shape()?, trial.content()?);
+    let before = stops(asked, &mut trial.look()?)?;
+    if let Some(words) = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial) {
+        bail!("{words}");
+    }
+    let mut steps: Vec<Step> = Vec::new();
+    let mut blocked = before.clone();
+    while let Some(index) = blocked.iter().position(Option::is_some) {
+        ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
+        let (step, after) = step(asked, known, trial, (index, &blocked))?;
+        steps.push(step);
+        blocked = after;
+    }
+    let stopped = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for (_, address, _) in stopped.filter_map(|((packet, _), _)| packet.to()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    // What takes it back is worth as much only if it does.
+    let undone = steps.iter().rev().flat_map(|step| &step.here.undo).try_for_each(|line| trial.run(line));
+    let restored = undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|after| {
+        after.iter().zip(&before).all(|(after, before)| match (after, before) {
+            (Some(after), Some(before)) => is_same(after, before),
+            (after, before) => after.is_none() && before.is_none(),
+        })
+    });
+    let restored = restored && trial.shape().is_ok_and(|now| now == shape);
+    let plans: Vec<Plan> = steps.into_iter().map(|step| step.there).collect();
+    // A rule that has observer's own mark already may be somebody's trap: the undo would find that one, and take it away.
+    let words = plans.iter().flat_map(|plan| &plan.undo).flat_map(|line| line.split(['"', ' ']));
+    let mark = words.filter(|word| word.starts_with(MARK)).find(|mark| content.mentions(mark));
+    if let Some(mark) = mark {
+        let why = format!("a rule has the mark `{mark}` already, by which the exception would be found again");
+        return Ok(Fix { unverified: Some(why), ..whole(&[]) });
+    }
+    Ok(Fix { verified: true, verified_for: addresses, undo_verified: Some(restored), ..whole(&plans) })
+}
+
+/// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.
+fn step(
+    asked: &Asked<'_>,
+    known: &Known,
+    trial: &Trial,
+    (index, blocked): (usize, &[Option<NamedRule>]),
+) -> Result<(Step, Vec<Option<NamedRule>>)> {
+    let (packet, rule) =
+        asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
+    ensure!(trial.is_for(front_end::of(rule)), "{}: it is another front end's", rule.sentence());
+    let target = asked.target(&packet.0).context("it has no port")?;
+    let shape = trial.shape()?;
+    let here = plans(rule, &target, known).map_err(|advice| {
+        let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
+        anyhow::anyhow!("{}, for which no command is known{advice}", rule.sentence())
+    })?;
+    let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
+    let mut why = None;
+    for (here, there) in here.into_iter().zip(there) {
+        let done = here.commands.iter().try_for_each(|line| trial.run(line));
+        let after = done.and_then(|()| stops(asked, &mut trial.look()?));
+        match after {
+            Ok(after) if !after.get(index).and_then(Option::as_ref).is_some_and(|now| is_same(now, rule)) => {
+                return Ok((Step { here, there }, after));
+            }
+            Ok(_) => why = Some(format!("after `{}` it is still stopped by the same rule", here.commands.join("; "))),
+            Err(error) => why = Some(format!("{error:#}")),
+        }
+        log::debug!("not a fix: {why:?}");
+        for line in &here.undo {
+            if let Err(error) = trial.run(line) {
+                log::debug!("{error:#}");
+            }
+        }
+        // The next one is to be judged by itself.
+        if trial.shape()? != shape {
+            bail!("{}, and it cannot be taken back in the copy", why.unwrap_or_default());
+        }
+    }
+    bail!("{}", why.context("no command is known")?)
+}
+
+/// What stops each packet; an error where that cannot be told.
+fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Vec<Option<NamedRule>>> {
+    asked.packets.iter().map(|(packet, _)| view.judge(packet, asked.cgroup)).collect()
+}
+
+/// What stops packets in the copy, before anything was changed there, where that is not what stops them on the host; in words.
+pub fn differs<'a>(
+    on_the_host: impl Iterator<Item = Option<&'a NamedRule>>,
+    in_the_copy: &[Option<NamedRule>],
+    trial: &Trial,
+) -> Option<String> {
+    on_the_host.zip(in_the_copy).find_map(|(there, here)| {
+        let is_that = match (here, there) {
+            (Some(here), Some(there)) => is_that(here, there, trial),
+            (here, there) => here.is_none() && there.is_none(),
+        };
+        let now = || here.as_ref().map_or_else(|| "it passes".to_owned(), NamedRule::sentence);
+        let has_files = there.or(here.as_ref()).is_some_and(|rule| front_end::of(rule).has_files());
+        match (is_that, has_files) {
+            (true, _) => None,
+            (false, true) => {
+                Some(format!("the rules in force are not those of the front end's files: loaded from these, {}", now()))
+            }
+            (false, false) => Some(format!("in the copy {}", now())),
+        }
+    })
+}
+
+/// It is the same statement, whatever number it has now; or the same rule of the copy.
+fn is_same(one: &NamedRule, other: &NamedRule) -> bool {
+    let words = |rule: &NamedRule| rule.statement.as_ref().map(|of| (of.ruleset.clone(), of.name.clone()));
+    match (words(one), words(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => {
+            (&one.family, &one.table, &one.chain, one.handle)
+                == (&other.family, &other.table, &other.chain, other.handle)
+        }
+    }
+}
+
+/// A rule of the copy, as it was made, is this one of the host.
+fn is_that(rule: &NamedRule, on_the_host: &NamedRule, trial: &Trial) -> bool {
+    // What rejects there drops in the copy, whose text is another one then.
+    let is_in_place = rule.backend == Backend::IptablesLegacy
+        && (&rule.family, &rule.table, &rule.chain, rule.position)
+            == (&on_the_host.family, &on_the_host.table, &on_the_host.chain, on_the_host.position);
+    is_in_place || trial.on_the_host(rule).is_ok_and(|rule| is_same(&rule, on_the_host))
+}

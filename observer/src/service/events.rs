@@ -1,0 +1,501 @@
+//! The consumer thread: takes items from the queue, decodes, attributes, filters, explains and reports them. It may wait for short
+//! questions to the helper, never for rules, copies and trials.
+//!
+//! Every packet is in the counts. A record carries the first packet of a key, which is a line of its own. When its epoch is swept,
+//! further packets of that key become one line that copies the first. A key whose record did not come
+//! through is told by what the key alone says.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use observer_ebpf::abi::{Counted, DropKey};
+
+use super::{
+    counted::{Patterns, Said, Told, is_by},
+    held::Waiting,
+    ledger::{Flags, Ledger},
+    lookups::{Await, Lookups},
+    making::{Making, Stage},
+    teller::Teller,
+};
+use crate::{
+    attribute::Attribution,
+    explain::{self, Explainer, Sight, changes::Changes, finding},
+    incident::{Incidents, News},
+    intake::{
+        counts::Counts,
+        decode::{decode, of_key},
+        ring::Item,
+    },
+    model::{Attempt, Degraded, Direction, Dropped, Hanging, Kind, RulesSeen, Share},
+    patience,
+    privilege::Eyes,
+    sink::fan::Fan,
+};
+
+/// How often what is pending is looked at.
+const IDLE: Duration = Duration::from_millis(250);
+/// How long a line waits for what is looked up for it; what comes later is told in a line of its own.
+const HOLD: Duration = Duration::from_millis(120);
+/// Senders that are looked for are looked for again so often.
+const SEARCH: Duration = Duration::from_millis(4);
+/// How long late rules are waited for at the end.
+const LAST: Duration = Duration::from_millis(500);
+/// Time between two looks while waiting.
+const STEP: Duration = Duration::from_millis(5);
+
+/// What the slower half leaves.
+pub(super) struct Consumed {
+    pub(super) ledger: Ledger,
+    pub(super) fan: Fan,
+    pub(super) degraded: Vec<Degraded>,
+    pub(super) rules: RulesSeen,
+    pub(super) error: Option<io::Error>,
+}
+
+/// The stages from a packet to its line.
+pub struct Rooms<E> {
+    /// Who sent it.
+    pub attribution: Attribution<E>,
+    /// What stopped it.
+    pub explainer: Explainer,
+    /// Who changes rules.
+    pub changes: Changes,
+    /// As one story.
+    pub incidents: Incidents,
+    /// Tells the kernel half which destinations to watch.
+    pub tell: Await,
+}
+
+/// The slower half.
+pub(super) struct Consumer<E> {
+    rooms: Rooms<E>,
+    counts: Counts,
+    teller: Teller,
+    /// Follow-up lines may still come.
+    news: Arc<AtomicBool>,
+    patterns: Patterns,
+    /// The last generation that was swept.
+    swept: Option<u32>,
+    /// Lines that wait.
+    held: Waiting<Making>,
+    /// When it was looked for senders last, and whether any is still looked for.
+    searched: (Instant, bool),
+    /// Generations that are to be swept once no first packet of theirs is held any more.
+    sweeps: VecDeque<u32>,
+    degraded: Vec<Degraded>,
+}
+
+/// Those of each account in turn, the host's first: a terminal shows some of them only.
+fn in_turn<T>(all: &[T], share: impl Fn(&T) -> Share) -> Vec<&T> {
+    let mut seen: HashMap<Share, usize> = HashMap::new();
+    let mut ordered: Vec<_> = all
+        .iter()
+        .map(|one| {
+            let share = share(one);
+            let turn = seen.entry(share).or_default();
+            *turn += 1;
+            (*turn, share != Share::Host, one)
+        })
+        .collect();
+    ordered.sort_by_key(|(turn, is_not_host, _)| (*turn, *is_not_host));
+    ordered.into_iter().map(|(.., one)| one).collect()
+}
+
+impl<E: Eyes> Consumer<E> {
+    pub(super) fn new(rooms: Rooms<E>, counts: Counts, teller: Teller, news: Arc<AtomicBool>) -> Self {
+        Self {
+            rooms,
+            counts,
+            teller,
+            news,
+            patterns: Patterns::default(),
+            swept: None,
+            held: Waiting::new(),
+            searched: (Instant::now(), false),
+            sweeps: VecDeque::new(),
+            degraded: Vec::new(),
+        }
+    }
+
+    /// Reports connections that hang, then items until the queue is closed and empty, then the remaining counts. After an error or the
+    /// last event that was asked for it only counts; in a hurry likewise.
+    pub(super) fn run(mut self, hanging: &[Hanging], queue: &Receiver<Item>, flags: &Flags) -> Consumed {
+        for hanging in in_turn(hanging, |hanging| self.rooms.attribution.share(hanging.netns, 0, Some(hanging.uid))) {
+            self.state(hanging);
+        }
+        let mut asked = Instant::now();
+        loop {
+            self.go_on(flags);
+            let item = match queue.try_recv() {
+                Ok(item) => Some(item),
+                Err(_) => {
+                    let waiting = self.pause();
+                    asked = Instant::now();
+                    // An idle host costs nothing: without anything to tell there is nothing to wake up for.
+                    let next = match self.held.due(asked) {
+                        Some(due) => queue.recv_timeout(due.min(if self.searched.1 { SEARCH } else { IDLE })),
+                        None if waiting || !self.sweeps.is_empty() => queue.recv_timeout(IDLE),
+                        None => queue.recv().map_err(Into::into),
+                    };
+                    match next {
+                        Ok(item) => Some(item),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
+                }
+            };
+            if asked.elapsed() > IDLE {
+                self.pause();
+                asked = Instant::now();
+            }
+            flags.taken.fetch_add(1, Ordering::Relaxed);
+            if let Some(item) = item {
+                self.take(item, flags);
+            }
+        }
+        self.finish(flags)
+    }
+
+    fn take(&mut self, item: Item, flags: &Flags) {
+        let in_hurry = flags.hurry.load(Ordering::Relaxed);
+        match item {
+            Item::Drop(_) | Item::Modules | Item::Commits(_) | Item::Deaf(_) if in_hurry => {}
+            Item::Drop(bytes) => self.first(bytes),
+            Item::Sweep(epoch) => self.sweeps.push_back(epoch),
+            Item::Processes => {
+                flags.nudged.store(false, Ordering::Relaxed);
+                self.rooms.attribution.catch_up();
+            }
+            Item::Modules => {
+                flags.modules.store(false, Ordering::Relaxed);
+                let nftables = flags.rules_anew.swap(false, Ordering::Relaxed);
+                self.rooms.explainer.modules_changed(nftables, self.rooms.attribution.eyes());
+                self.rooms.changes.again();
+            }
+            Item::Commits(commits) => {
+                let count = commits.len();
+                for (index, commit) in commits.into_iter().enumerate() {
+                    if !self.teller.is_over() && self.teller.filter.matches_change(commit.netns) {
+                        self.rooms.incidents.ruleset_is_changing();
+                        self.rooms.changes.change(commit, index + 1 == count, &mut self.rooms.attribution);
+                    }
+                }
+            }
+            Item::Deaf(netns) => self.rooms.changes.deaf(netns, self.rooms.attribution.eyes()),
+            // `go_on` takes them in.
+            Item::Answers => {}
+        }
+    }
+
+    /// Tells what waits, sweeps what is left, and waits a moment for late news.
+    fn finish(mut self, flags: &Flags) -> Consumed {
+        // Nothing counts any more. Both epochs may still hold counts; the older one comes first.
+        self.settle(flags);
+        let next = self.swept.map_or(0, |swept| swept.wrapping_add(1));
+        for epoch in [next, next.wrapping_add(1)] {
+            self.sweep(epoch, flags);
+            self.settle(flags);
+        }
+        // Changes of rules that came before have been heard.
+        self.rooms.attribution.catch_up();
+        let until = Instant::now() + patience::here(LAST);
+        let in_hurry = || flags.hurry.load(Ordering::Relaxed);
+        while !in_hurry() && !self.teller.is_over() && self.rules_may_come() && Instant::now() < until {
+            std::thread::sleep(STEP);
+            self.rooms.attribution.eyes().take_answers();
+            self.tell_late(false);
+        }
+        self.tell_late(true);
+        self.degraded.extend(self.rooms.attribution.degraded());
+        if let Some(why) = self.rooms.incidents.failure() {
+            self.degraded.push(Degraded {
+                what: "restored".to_owned(),
+                why: format!("a blocked destination cannot be watched: {why}"),
+                consequence: "that some blocked destinations work again is not reported".to_owned(),
+            });
+        }
+        self.teller.look();
+        Consumed {
+            ledger: self.teller.ledger,
+            error: self.teller.error,
+            fan: self.teller.fan,
+            degraded: self.degraded,
+            rules: self.rooms.explainer.rules().summary(),
+        }
+    }
+
+    /// Waits until no line is held and all sweeps are done.
+    fn settle(&mut self, flags: &Flags) {
+        self.go_on(flags);
+        while !self.held.is_empty() || !self.sweeps.is_empty() {
+            std::thread::sleep(STEP);
+            self.go_on(flags);
+        }
+    }
+
+    /// Takes in answers, and tells in their order the lines for which everything has come, or that have waited long enough.
+    fn go_on(&mut self, flags: &Flags) {
+        let mut any = self.rooms.attribution.eyes().take_answers();
+        let now = Instant::now();
+        let in_hurry = flags.hurry.load(Ordering::Relaxed);
+        if self.searched.1 && now.duration_since(self.searched.0) >= SEARCH {
+            self.searched = (now, self.held.any(Making::is_searching));
+            any = true;
+        }
+        let Self { held, rooms, teller, .. } = self;
+        held.answered(any, now, |making, is_last| making.look(rooms, &teller.filter, is_last));
+        loop {
+            let Self { held, rooms, teller, .. } = self;
+            let look = |making: &mut Making, is_last| making.look(rooms, &teller.filter, is_last);
+            let Some((making, is_told)) = held.next((now, in_hurry), look) else { break };
+            self.told(making, is_told, in_hurry);
+        }
+        // A first packet that is held has not left its pattern yet.
+        while let Some(epoch) = self.sweeps.front().copied() {
+            if self.held.any(|making: &Making| making.first.is_some_and(|(_, of, _)| is_by(of, epoch))) {
+                break;
+            }
+            self.sweeps.pop_front();
+            let found = self.sweep(epoch, flags);
+            flags.sweeping.found.store(found, Ordering::Release);
+            flags.sweeping.busy.store(false, Ordering::Release);
+        }
+    }
+
+    /// Reports a line that is complete, or counts it where it is not to be told.
+    fn told(&mut self, making: Making, is_told: bool, in_hurry: bool) {
+        let packets = making.packets();
+        let Making { stage, first } = making;
+        let said = match stage {
+            // Its epoch's sweep counts the first packet of a key.
+            _ if is_told && (in_hurry || self.teller.is_over()) => {
+                if first.is_none() {
+                    let ledger = &mut self.teller.ledger;
+                    *if in_hurry { &mut ledger.abandoned } else { &mut ledger.filtered } += packets;
+                }
+                return;
+            }
+            Stage::Explained(begun) => {
+                let (mut attempt, sight) = self.rooms.explainer.conclude(*begun, &mut self.rooms.attribution);
+                self.enter(&mut attempt, &sight);
+                let is_kept = first.is_some() && self.patterns.have_room();
+                let pattern = is_kept.then(|| Box::new(((*attempt).clone(), sight.share)));
+                self.tell(attempt, sight.share);
+                Said::Attempt(pattern)
+            }
+            Stage::Filtered(_) => {
+                self.teller.ledger.filtered += packets;
+                Said::Filtered
+            }
+            Stage::Sender(..) | Stage::Inbound(_) => {
+                self.teller.ledger.inbound += packets;
+                Said::Inbound
+            }
+        };
+        if let Some((key, epoch, bytes)) = first {
+            self.patterns.keep(epoch, key, Told { bytes, said });
+        }
+    }
+
+    /// Enters an attempt into the table of incidents.
+    fn enter(&mut self, attempt: &mut Attempt, sight: &Sight) {
+        let Rooms { attribution, explainer, incidents, tell, .. } = &mut self.rooms;
+        incidents.take(attempt, sight, &mut Lookups { attribution, explainer, tell }, Instant::now());
+    }
+
+    /// Starts a line, and holds it until it is complete.
+    fn begin(&mut self, dropped: Dropped, first: Option<(DropKey, u32, u64)>) {
+        let mut making = Making::new(dropped, first);
+        let looked = making.look(&mut self.rooms, &self.teller.filter, false);
+        if looked == Poll::Ready(false) {
+            self.told(making, false, false);
+            return;
+        }
+        self.searched.1 |= making.is_searching();
+        self.held.hold(making, looked, Instant::now() + patience::here(HOLD));
+    }
+
+    /// True when something is to be told yet.
+    fn pause(&mut self) -> bool {
+        self.teller.look();
+        if self.teller.error.is_some() {
+            return false;
+        }
+        self.tell_late(false);
+        let is_stale = self.rooms.explainer.rules().is_stale();
+        let comes = self.rooms.attribution.has_reached() || self.rooms.changes.are_waiting() || is_stale;
+        self.news.store(comes || self.rooms.incidents.news_may_come(), Ordering::Release);
+        comes || self.rooms.incidents.is_waiting()
+    }
+
+    /// A rule of what was told, or what is otherwise by a change, may still come.
+    fn rules_may_come(&self) -> bool {
+        self.rooms.incidents.rules_may_come() || self.rooms.changes.are_waiting()
+    }
+
+    /// Tells what has become known of what was told, and changes of rules.
+    fn tell_late(&mut self, is_over: bool) {
+        let now = Instant::now();
+        while let Some((boot_ns, change)) = self.rooms.changes.changed(&mut self.rooms.attribution, is_over) {
+            let (at, id) = (self.rooms.attribution.wall(boot_ns), self.teller.id());
+            self.rooms.incidents.ruleset_changed(boot_ns, at, Some(id), &change);
+            self.teller.change(id, at, Kind::RulesetChanged(Box::new(change)));
+        }
+        let room = self.rooms.incidents.room_for_reached();
+        for reached in self.rooms.attribution.take_reached().into_iter().take(room) {
+            let sender = self.rooms.attribution.who_reached(&reached);
+            let at = self.rooms.attribution.wall(reached.boot_ns);
+            self.rooms.incidents.reached(reached, sender, at, now);
+        }
+        let Rooms { attribution, explainer, incidents, changes, tell } = &mut self.rooms;
+        explainer.rules().refresh(attribution.eyes());
+        changes.progress(attribution.eyes());
+        let mut lookups = Lookups { attribution, explainer, tell };
+        for News { at, kind } in incidents.news(&mut lookups, |netns| changes.is_changing(netns), now, is_over) {
+            self.teller.news(at, kind, None);
+        }
+    }
+
+    /// Reports a connection that hung when observer started.
+    fn state(&mut self, hanging: &Hanging) {
+        let Rooms { attribution, explainer, incidents, .. } = &mut self.rooms;
+        let (mut attempt, share) = explain::hanging::attempt(hanging, attribution);
+        // What is filtered costs no look-up.
+        if !self.teller.filter.concerns(&attempt) {
+            return;
+        }
+        let stopped = explainer.stops(hanging, &mut attempt, share, attribution);
+        let now = Instant::now();
+        incidents.hanging(&mut attempt, stopped.as_ref(), share, now);
+        let story = incidents.count(&attempt, share, now);
+        self.teller.news(attempt.end, Kind::Hanging(Box::new(attempt)), Some(story));
+    }
+
+    /// The first packet of a key.
+    fn first(&mut self, bytes: bytes::Bytes) {
+        let first = match decode(bytes) {
+            Ok(first) => first,
+            Err(error) => {
+                log::warn!("{error}");
+                return;
+            }
+        };
+        // Records of swept or queued epochs are covered by their counts.
+        let swept = self.sweeps.back().copied().or(self.swept);
+        if swept.is_some_and(|swept| is_by(first.epoch, swept)) || self.teller.is_over() {
+            return;
+        }
+        let bytes = first.dropped.bytes;
+        self.begin(first.dropped, Some((first.key, first.epoch, bytes)));
+    }
+
+    /// Tells what was counted in a generation beyond the first packets; returns how many keys there were.
+    fn sweep(&mut self, epoch: u32, flags: &Flags) -> u64 {
+        let mut told = self.patterns.take(epoch);
+        self.swept = Some(epoch);
+        let (swept, error) = self.counts.sweep(epoch);
+        if let Some(error) = error {
+            log::error!("{error:#}");
+            self.degraded.push(Degraded {
+                what: "counts".to_owned(),
+                why: format!("{error:#}"),
+                consequence: "some packets are counted late, and some may be missing from the sum".to_owned(),
+            });
+        }
+        let found = swept.len() as u64;
+        for (key, mut counted) in swept {
+            flags.taken.fetch_add(1, Ordering::Relaxed);
+            let first = told.remove(&key);
+            if let Some(first) = &first {
+                counted.packets -= 1;
+                counted.bytes -= first.bytes;
+            }
+            if counted.packets > 0 {
+                self.beyond(&key, &counted, first.map(|first| first.said), flags);
+            }
+        }
+        found
+    }
+
+    fn beyond(&mut self, key: &DropKey, counted: &Counted, said: Option<Said>, flags: &Flags) {
+        if flags.hurry.load(Ordering::Relaxed) {
+            self.teller.ledger.abandoned += counted.packets;
+            return;
+        }
+        if self.teller.is_over() {
+            self.teller.ledger.filtered += counted.packets;
+            return;
+        }
+        let dropped = match said {
+            // The sender may be known by now, and whether the packet was outbound.
+            Some(Said::Attempt(Some(pattern))) if self.rooms.attribution.still_holds(&pattern.0, counted) => {
+                self.again(*pattern, key, counted);
+                return;
+            }
+            _ => match of_key(key, counted) {
+                // A coarse key has no destination: neither its direction nor the filter can be decided.
+                Ok(dropped)
+                    if dropped.coarse
+                        && (dropped.direction == Direction::Unrouted || !self.teller.filter.in_kernel_wholly()) =>
+                {
+                    let elsewhere = self
+                        .teller
+                        .filter
+                        .netns
+                        .is_some_and(|wanted| dropped.netns != wanted && dropped.origin_netns != Some(wanted));
+                    let into =
+                        if elsewhere { &mut self.teller.ledger.filtered } else { &mut self.teller.ledger.undecided };
+                    *into += counted.packets;
+                    return;
+                }
+                Ok(dropped) => dropped,
+                Err(error) => {
+                    log::warn!("{error}");
+                    self.teller.ledger.decode += counted.packets;
+                    return;
+                }
+            },
+        };
+        self.begin(dropped, None);
+    }
+
+    /// Tells what was counted beyond a packet that was told, in its words.
+    fn again(&mut self, (pattern, share): (Attempt, Share), key: &DropKey, counted: &Counted) {
+        let Rooms { attribution, explainer, incidents, tell, .. } = &mut self.rooms;
+        let attempt = attribution.again(pattern, key, counted);
+        if finding::begins(&attempt, Some(key.detail)) {
+            let times = (counted.first_ns, counted.last_ns);
+            incidents.again(&attempt, times, &mut Lookups { attribution, explainer, tell }, Instant::now());
+        }
+        self.tell(Box::new(attempt), share);
+    }
+
+    /// Tells of packets that were stopped.
+    fn tell(&mut self, attempt: Box<Attempt>, share: Share) {
+        let Self { teller, rooms, .. } = self;
+        teller.packets(attempt, |attempt| rooms.incidents.count(attempt, share, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_hidden_behind_anothers_many() {
+        let many: Vec<u32> = [7; 60].into_iter().chain([0, 9]).collect();
+        let share = |uid: &u32| if *uid == 0 { Share::Host } else { Share::User(*uid) };
+        let ordered: Vec<u32> = in_turn(&many, share).into_iter().copied().collect();
+        assert_eq!((ordered.len(), &ordered[..3]), (62, &[0, 7, 9][..]));
+    }
+}

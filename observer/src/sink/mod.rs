@@ -1,0 +1,29 @@
+//! Where lines go: [`terminal`] for a person, [`run`] for whoever runs a command, [`jsonl`] for programs. Each has a thread of its own behind a
+//! bounded queue ([`fan`]).
+
+pub mod fan;
+pub mod jsonl;
+pub mod live;
+pub mod notice;
+mod repeats;
+pub mod run;
+pub mod terminal;
+mod top;
+
+use std::{io, time::Duration};
+
+use crate::{
+    incident::Snapshot,
+    model::{Coverage, Line},
+};
+
+/// Something that takes lines.
+pub trait Sink: Send {
+    /// One line, and the story that it belongs to as it stood then.
+    fn take(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()>;
+    /// Called when nothing more is at hand, and several times a second in a storm: tell what waited long enough, flush. After how long
+    /// it is to be called again, where something still waits.
+    fn tick(&mut self) -> io::Result<Option<Duration>>;
+    /// The end: the account's line, and what it tells.
+    fn finish(&mut self, line: &Line, coverage: &Coverage) -> io::Result<()>;
+}

@@ -1,0 +1,42 @@
+//! What observer says beside its data: whole lines on stderr, each by one write, so that nothing of a command that shares
+//! it comes in between.
+
+use std::{
+    io::{self, BufWriter, Write},
+    sync::mpsc::channel,
+    thread,
+    time::Duration,
+};
+
+use anstream::{AutoStream, ColorChoice, StripStream};
+
+use crate::render::escape::escape;
+
+/// Says one line, or one with a hint below. Nobody may listen any more.
+pub fn say(line: &str) {
+    let lines: String = line.lines().map(|line| format!("{}\n", escape(line))).collect();
+    let _ = io::stderr().write_all(lines.as_bytes());
+}
+
+/// The same where something else may hold stderr up, such as a pipe that nobody reads: waits for it no longer than this.
+pub fn say_within(line: &str, time: Duration) {
+    let (done, waits) = channel();
+    let line = line.to_owned();
+    let said = thread::Builder::new().name("notice".to_owned()).spawn(move || {
+        say(&line);
+        // Nobody waits any more.
+        let _ = done.send(());
+    });
+    if said.is_ok() {
+        let _ = waits.recv_timeout(time);
+    }
+}
+
+/// Stderr for what is written in pieces and flushed by lines; without styles where they are not wanted.
+pub fn stderr() -> Box<dyn Write + Send> {
+    let buffered: Box<dyn Write + Send> = Box::new(BufWriter::new(io::stderr()));
+    match AutoStream::choice(&io::stderr()) {
+        ColorChoice::Never => Box::new(StripStream::new(buffered)),
+        _ => buffered,
+    }
+}

@@ -1,0 +1,150 @@
+//! Repeats of what a terminal has shown: counted, and told now and then.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::{incident::Snapshot, model::Attempt};
+
+/// Repeats of a story are told at most this often.
+const QUIET: Duration = Duration::from_secs(5);
+/// Stories whose repeats are told; of more, those that have nothing to tell are forgotten first.
+const MAX_STORIES: usize = 4096;
+
+/// A story as a terminal has shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    /// The last sender.
+    pub(super) who: String,
+    /// How many other processes there were, and whether there may be more.
+    pub(super) others: (usize, bool),
+    /// Where to.
+    pub(super) to: String,
+    /// Packets that were shown.
+    pub(super) packets: u64,
+    /// The last one.
+    pub(super) last: Timestamp,
+}
+
+struct Told {
+    row: Row,
+    when: Instant,
+    /// More has happened since it was told.
+    is_due: bool,
+    is_repeated: bool,
+}
+
+/// All of them, by the ids of their stories.
+#[derive(Default)]
+pub(super) struct Repeats(HashMap<Uuid, Told>);
+
+impl Repeats {
+    /// Takes in what is shown; true when it is to be told whole, because its story was not told yet.
+    pub(super) fn take(&mut self, attempt: &Attempt, story: Snapshot, now: Instant) -> bool {
+        let mut row = Row {
+            who: attempt.sender.words(),
+            others: (story.others, story.are_more),
+            to: attempt.to(),
+            packets: attempt.packets,
+            last: attempt.end,
+        };
+        if let Some(told) = self.0.get_mut(&story.story) {
+            row.packets += told.row.packets;
+            told.row = row;
+            (told.is_due, told.is_repeated) = (true, true);
+            return false;
+        }
+        if self.0.len() >= MAX_STORIES {
+            let eldest = self.0.iter().min_by_key(|(_, told)| (told.is_due, told.row.last)).map(|(id, _)| *id);
+            eldest.map(|eldest| self.0.remove(&eldest));
+        }
+        self.0.insert(story.story, Told { row, when: now, is_due: false, is_repeated: false });
+        true
+    }
+
+    /// Repeats that have waited long enough; all of them at the end.
+    pub(super) fn due(&mut self, now: Instant, all: bool) -> Vec<Row> {
+        let is_due = |told: &&mut Told| told.is_due && (all || now.duration_since(told.when) >= QUIET);
+        let due = self.0.values_mut().filter(is_due);
+        let mut due: Vec<Row> = due
+            .map(|told| {
+                (told.is_due, told.when) = (false, now);
+                told.row.clone()
+            })
+            .collect();
+        due.sort_by_key(|row| row.last);
+        due
+    }
+
+    /// All stories that had repeats, as they stand, the last one first; those that are shown in place count as told.
+    pub(super) fn standing(&mut self, number: usize) -> Vec<Row> {
+        let repeated = self.0.values_mut().filter(|told| told.is_repeated);
+        let mut standing: Vec<Row> = repeated
+            .map(|told| {
+                told.is_due = false;
+                told.row.clone()
+            })
+            .collect();
+        standing.sort_by_key(|row| std::cmp::Reverse(row.last));
+        standing.truncate(number);
+        standing
+    }
+
+    /// Repeats are still to be told.
+    pub(super) fn are_waiting(&self) -> bool {
+        self.0.values().any(|told| told.is_due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(repeats: &mut Repeats, story: u128, packets: u64, now: Instant) -> bool {
+        repeats.take(&Attempt { packets, ..Attempt::example() }, Snapshot::example(story), now)
+    }
+
+    #[test]
+    fn the_first_is_told_whole_and_what_follows_is_counted() {
+        let mut repeats = Repeats::default();
+        let now = Instant::now();
+        assert!(take(&mut repeats, 1, 1, now));
+        assert!(repeats.due(now + QUIET, false).is_empty(), "nothing came since");
+        assert!(!take(&mut repeats, 1, 1, now) && !take(&mut repeats, 1, 3, now));
+        assert!(repeats.are_waiting());
+        assert!(repeats.due(now, false).is_empty(), "it was told a moment ago");
+        let due = repeats.due(now + QUIET, false);
+        assert_eq!(due.iter().map(|row| row.packets).collect::<Vec<_>>(), [5]);
+        assert!(repeats.due(now + 2 * QUIET, true).is_empty(), "told once");
+        assert!(!repeats.are_waiting());
+    }
+
+    #[test]
+    fn at_the_end_everything_is_told() {
+        let mut repeats = Repeats::default();
+        let now = Instant::now();
+        for story in 1..=3 {
+            take(&mut repeats, story, 1, now);
+            take(&mut repeats, story, 1, now);
+        }
+        assert_eq!(repeats.due(now, true).len(), 3);
+        assert_eq!(repeats.standing(2).len(), 2);
+    }
+
+    #[test]
+    fn there_is_always_room() {
+        let mut repeats = Repeats::default();
+        let now = Instant::now();
+        take(&mut repeats, 0, 1, now);
+        take(&mut repeats, 0, 1, now);
+        for story in 1..2 * MAX_STORIES as u128 {
+            assert!(take(&mut repeats, story, 1, now));
+        }
+        assert_eq!(repeats.0.len(), MAX_STORIES);
+        assert!(!take(&mut repeats, 0, 1, now), "what has something to tell is kept");
+    }
+}
