@@ -155,7 +155,7 @@ impl Observer {
         let output = Arc::new(Mutex::new(Vec::new()));
         let so_far = Arc::clone(&output);
         let stdout = thread::spawn(move || {
-            let (mut part, mut counted) = ([0; 4096], 0);
+            let (mut part, mut counted) = (vec![0; 1 << 16], 0);
             while let Ok(read @ 1..) = stdout.read(&mut part) {
                 let mut bytes = so_far.lock().unwrap_or_else(PoisonError::into_inner);
                 bytes.extend_from_slice(&part[..read]);
@@ -198,6 +198,15 @@ impl Observer {
     /// What it has written to stdout so far.
     pub fn so_far(&self) -> String {
         String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// The whole lines that it has written to stdout since so many bytes, which are raised by theirs.
+    pub fn lines_since(&self, bytes: &mut usize) -> String {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = output.get(*bytes..).unwrap_or_default();
+        let whole = memchr::memrchr(b'\n', new).map_or(0, |end| end + 1);
+        *bytes += whole;
+        String::from_utf8_lossy(&new[..whole]).into_owned()
     }
 
     /// Does something, and waits until something of it is told.

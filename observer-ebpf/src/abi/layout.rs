@@ -121,6 +121,8 @@ layout! {
 
     /// `net.ns.inum`
     net_inum,
+    /// `net.user_ns`
+    net_user_ns,
     /// `net.net_cookie`
     net_cookie,
     /// `net.ipv4.sysctl_tcp_syn_retries`
@@ -262,6 +264,12 @@ layout! {
     pid_ns_inum,
     /// `user_namespace.ns.inum`
     user_ns_inum,
+    /// `user_namespace.parent`
+    user_ns_parent,
+    /// `user_namespace.level`
+    user_ns_level,
+    /// `user_namespace.owner`
+    user_ns_owner,
     /// `linux_binprm.file`
     bprm_file,
     /// `linux_binprm.filename`

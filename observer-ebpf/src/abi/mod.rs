@@ -23,7 +23,7 @@ pub use layout::{ABSENT, Layout};
 pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
 pub use record::{
-    Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, OwnerSource, PACKET_BYTES, Tuple,
+    Account, Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, OwnerSource, PACKET_BYTES, Tuple,
     flag, place,
 };
 pub use rule::{

@@ -46,6 +46,8 @@ pub mod map {
     pub const CONNECTS: &str = "CONNECTS";
     /// Hash from process id to [`Member`](super::Member), while process trees are asked for.
     pub const TREE: &str = "TREE";
+    /// Frozen global with the number of keys for which a generation has room.
+    pub const KEY_ROOM: &str = "KEY_ROOM";
     /// Frozen global with the [`KernelFilter`](super::KernelFilter).
     pub const FILTER: &str = "FILTER";
     /// Hashes from [`DropKey`](super::DropKey) to [`Counted`](super::Counted) for each CPU: one for even generations, one

@@ -89,6 +89,18 @@ pub enum Direction {
     Unrouted = 3,
 }
 
+/// On whose account a packet is counted. Values are part of the ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(TryFromBytes, Immutable, KnownLayout))]
+#[repr(u16)]
+pub enum Account {
+    /// A user: the owner of the outermost user namespace below the initial one, or who made the socket in the host's own network
+    /// namespace.
+    User = 1,
+    /// Another network namespace of the host's, such as a container's, by its inode number.
+    Netns = 2,
+}
+
 /// Bits of [`DropKey::flags`].
 pub mod flag {
     /// The packet had a socket.
@@ -247,16 +259,16 @@ pub struct DropRecord {
     pub arrived_by: u32,
     /// Segments that its TCP connection has sent so far, this one among them; 0 where there is none.
     pub segments: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// On whose account it is counted: the number that belongs to `account_kind`.
+    pub account: u32,
     /// Source port in host byte order; valid with [`flag::TRANSPORT`].
     pub source_port: u16,
     /// Source port after translation.
     pub translated_port: u16,
     /// Valid bytes in `packet`, which ends there.
     pub captured: u16,
-    /// Zero.
-    pub padding: u16,
+    /// An [`Account`].
+    pub account_kind: u16,
     /// The packet from its network header on.
     pub packet: [u8; PACKET_BYTES],
 }

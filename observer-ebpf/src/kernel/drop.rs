@@ -55,7 +55,10 @@ pub unsafe fn decided_by(scratch: *mut Packet, device: u64, direction: Direction
 extern "C" fn drop_origin(net: u64) -> u64 {
     let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
-    unsafe { put!(scratch.record.key.origin_netns, Probe::field(net, field!(net_inum)).unwrap_or(0)) };
+    unsafe {
+        put!(scratch.origin, net);
+        put!(scratch.record.key.origin_netns, Probe::field(net, field!(net_inum)).unwrap_or(0));
+    }
     0
 }
 

@@ -17,6 +17,7 @@ pub mod proof;
 pub mod read;
 pub mod rule;
 pub mod scratch;
+pub mod share;
 pub mod skb;
 pub mod sock;
 pub mod tally;

@@ -22,6 +22,10 @@ pub struct Packet {
     pub arguments: u64,
     /// `struct net` whose rules decided; 0 when unknown.
     pub net: u64,
+    /// `struct net` that it came from, where that is another; else 0.
+    pub origin: u64,
+    /// On whose account it is counted, once that was looked up: see [`super::share`].
+    pub account: u64,
     /// The `struct sk_buff`.
     pub skb: u64,
     /// Where the packet begins, and how many bytes of it are there in one piece.
@@ -87,6 +91,7 @@ pub unsafe fn begin(scratch: *mut Packet) {
         put!(scratch.record.file_gid, u32::MAX);
         put!(scratch.record.mark, 0);
         put!(scratch.record.segments, 0);
+        put!(scratch.origin, 0);
         put!(scratch.socket, 0);
         put!(scratch.given, 0);
         put!(scratch.port, 0);

@@ -17,7 +17,7 @@ use super::{
     drop::capture,
     owner,
     scratch::{Packet, get, put},
-    sock,
+    share, sock,
 };
 
 /// Bytes of the ring: several thousand records.
@@ -26,7 +26,7 @@ const RING_BYTES: usize = 1 << 22;
 /// on for longer than that after a wake-up, so that no record waits for the next one.
 const WAKE_INTERVAL_NS: u64 = 1_000_000;
 /// Records that a CPU hands over between two wake-ups; what comes beyond is counted.
-const MAX_RECORDS: u32 = 128;
+pub const MAX_RECORDS: u32 = 128;
 
 #[btf_map]
 static EVENTS: RingBuf<(), RING_BYTES> = RingBuf::new();
@@ -71,13 +71,21 @@ pub unsafe fn tally(scratch: *mut Packet) {
     // SAFETY: the caller's promise.
     unsafe {
         put!(scratch.record.epoch, epoch);
-        let tallied = if epoch & 1 == 0 { bump(&KEYS_EVEN, scratch) } else { bump(&KEYS_ODD, scratch) };
+        let tallied = if epoch & 1 == 0 {
+            bump::<true, _>(&KEYS_EVEN, scratch)
+        } else {
+            bump::<true, _>(&KEYS_ODD, scratch)
+        };
         match tallied {
             Tallied::Repeat => {}
             Tallied::First => hand_over(scratch),
             Tallied::NoRoom => {
                 coarsen(scratch);
-                let tallied = if epoch & 1 == 0 { bump(&COARSE_EVEN, scratch) } else { bump(&COARSE_ODD, scratch) };
+                let tallied = if epoch & 1 == 0 {
+                    bump::<false, _>(&COARSE_EVEN, scratch)
+                } else {
+                    bump::<false, _>(&COARSE_ODD, scratch)
+                };
                 if tallied == Tallied::NoRoom {
                     count(Counter::MapFull);
                 }
@@ -86,8 +94,12 @@ pub unsafe fn tally(scratch: *mut Packet) {
     }
 }
 
+/// Counts the packet under its key. With `SHARED` each account has a part of the room for keys.
 #[inline(always)]
-unsafe fn bump<const KEYS: usize>(counts: &PerCpuHashMap<DropKey, Counted, KEYS>, scratch: *mut Packet) -> Tallied {
+unsafe fn bump<const SHARED: bool, const KEYS: usize>(
+    counts: &PerCpuHashMap<DropKey, Counted, KEYS>,
+    scratch: *mut Packet,
+) -> Tallied {
     // SAFETY: the caller's promise; a value is this CPU's own.
     unsafe {
         let key = &(*scratch).record.key;
@@ -100,6 +112,9 @@ unsafe fn bump<const KEYS: usize>(counts: &PerCpuHashMap<DropKey, Counted, KEYS>
             (*counted).bytes += length;
             (*counted).last_ns = now;
             return Tallied::Repeat;
+        }
+        if SHARED && !share::may_have_a_key() {
+            return Tallied::NoRoom;
         }
         let first = Counted { packets: 1, bytes: length, first_ns: now, last_ns: now };
         if counts.insert(key, &first, u64::from(BPF_NOEXIST)).is_ok() {
@@ -155,6 +170,11 @@ unsafe fn hand_over(scratch: *mut Packet) {
     let Some(pace) = PACE.get_ptr_mut(0) else { return };
     // SAFETY: both pointers are to this CPU's slots.
     unsafe {
+        // Before a wake-up is due: one without a record would leave the next ones waiting.
+        if !share::may_be_handed_over(scratch) {
+            count(Counter::RecordSkipped);
+            return;
+        }
         let now = get!(scratch.record.time_ns);
         let mut flags = BPF_RB_NO_WAKEUP;
         if now.wrapping_sub((*pace).since_ns) >= WAKE_INTERVAL_NS {

@@ -58,6 +58,8 @@ const EXECUTABLE: [&str; 8] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib6
 const INTERPRETERS: [&str; 3] = ["/usr/lib", "/lib", "/lib64"];
 /// What stands for observer's own program until it is executed.
 const OWN: &str = "observer";
+/// It may take so many times longer than it may use a processor: others use it too.
+const WAITS: u32 = 4;
 /// A command that has written all ends at once: it is looked at so often.
 const SOON: Duration = Duration::from_micros(500);
 
@@ -71,29 +73,30 @@ pub struct Confined {
     command: Command,
     /// How often trials had been ended when this one began, where it belongs to one.
     trial: Option<u64>,
+    /// Time after which it is killed.
     limit: Duration,
 }
 
 impl Confined {
     /// `trial`: folders that it may write, and how often trials had been ended when its own began; without, it can write nothing.
-    /// `limit`: it is killed after so long, and may use so much of a processor.
-    pub fn new(program: &str, trial: Option<(&Shared, u64)>, limit: Duration) -> Result<Self> {
-        Self::of(programs::command(program)?, None, trial, limit)
+    /// `processor`: it may use so much of a processor, and is killed after [`WAITS`] times as long.
+    pub fn new(program: &str, trial: Option<(&Shared, u64)>, processor: Duration) -> Result<Self> {
+        Self::of(programs::command(program)?, None, trial, processor)
     }
 
     /// observer's own program: the very file that runs, whatever has come to its path since. The first word is its name.
-    pub(super) fn of_our_own(words: [&str; WORDS], limit: Duration) -> Result<Self> {
+    pub(super) fn of_our_own(words: [&str; WORDS], processor: Duration) -> Result<Self> {
         let file = File::open("/proc/self/exe").context("cannot open observer's own program")?.into();
         let words = words.map(CString::new);
         let words = words.into_iter().collect::<Result<Vec<_>, _>>()?.try_into().expect("as many as there were");
-        Self::of(Command::new(OWN), Some(Program { file, words }), None, limit)
+        Self::of(Command::new(OWN), Some(Program { file, words }), None, processor)
     }
 
     fn of(
         mut command: Command,
         program: Option<Program>,
         trial: Option<(&Shared, u64)>,
-        limit: Duration,
+        processor: Duration,
     ) -> Result<Self> {
         let (root, steps) = root::plan(trial.map(|(shared, _)| shared))?;
         let permitted = caps::read(None, CapSet::Permitted).context("cannot read own capabilities")?;
@@ -104,7 +107,7 @@ impl Confined {
             capabilities: kept.fold(0, |all, capability| all | capability.bitmask()),
             limits: vec![
                 (libc::RLIMIT_AS, MEMORY),
-                (libc::RLIMIT_CPU, limit.as_secs() + 1),
+                (libc::RLIMIT_CPU, processor.as_secs() + 1),
                 (libc::RLIMIT_CORE, 0),
                 (libc::RLIMIT_NOFILE, FILES),
                 (libc::RLIMIT_FSIZE, FILE_BYTES),
@@ -118,7 +121,7 @@ impl Confined {
         };
         command.process_group(0);
         jail::confine(&mut command, Arc::new(jail));
-        Ok(Self { command, trial: trial.map(|(_, began)| began), limit })
+        Ok(Self { command, trial: trial.map(|(_, began)| began), limit: processor * WAITS })
     }
 
     /// Its arguments.

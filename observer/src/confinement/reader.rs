@@ -14,7 +14,7 @@ use crate::patience;
 
 /// What the process is called, and what its first argument is.
 pub const NAME: &str = "observer-reader";
-/// After this long it is killed.
+/// What it may use of a processor.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Of an answer so many bytes are taken.
 const MAX_BYTES: u64 = 96 << 20;

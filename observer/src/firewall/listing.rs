@@ -19,8 +19,8 @@ use crate::{
     patience,
 };
 
-/// After this long `nft` is not waited for any more, by nobody.
-const LIMIT: Duration = Duration::from_secs(5);
+/// What a program that lists rules may use of a processor.
+const LIMIT: Duration = Duration::from_secs(10);
 /// A rule's text is cut after so many characters, and marked.
 const MAX_TEXT: usize = 1024;
 

@@ -4,16 +4,24 @@ use std::{ffi::CStr, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use netlink_bindings::nftables::{
-    self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, TableFlags, VerdictCode,
+    self, ExprListAttrs, ExprOps, IterableVerdictAttrs, Nfgenmsg, RuleAttrs, TableFlags, VerdictCode,
 };
 use netlink_socket2::NetlinkSocket;
 use serde::{Deserialize, Serialize};
 
 use super::netfilter::family;
-use crate::{confinement::reader::Question, model::Translation};
+use crate::{
+    confinement::reader::Question,
+    kernel::netlink::{Body, Netlink},
+    model::Translation,
+};
 
 /// `NFNL_SUBSYS_NFTABLES`, which a batch names.
 pub(super) const SUBSYSTEM: u16 = 10;
+/// `NETLINK_NETFILTER`, `NFT_MSG_GETRULE`, and bytes of a `struct nfgenmsg`.
+const NETFILTER: isize = 12;
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+const FAMILY_HEADER: usize = 4;
 /// Targets of iptables that translate addresses.
 const TRANSLATING: [(&CStr, Translation); 5] = [
     (c"MASQUERADE", Translation::Interfaces),
@@ -184,15 +192,16 @@ pub fn chains() -> Result<Vec<Chain>> {
 
 /// All rules of all families in this thread's network namespace, each chain's in order.
 pub fn rules() -> Result<Vec<Rule>> {
-    let mut socket = NetlinkSocket::new();
-    let request = nftables::Request::new().op_getrule_dump(&header(family::UNSPEC));
-    let mut replies = socket.request(&request).context("cannot ask for nftables rules")?;
+    // The kernel looks for where it stood in each part of a long list: in parts as small as the library's the list of a chain of a
+    // hundred thousand rules takes four times as long.
+    let mut netlink = Netlink::open(NETFILTER, FAMILY_HEADER)?;
     let mut rules = Vec::new();
-    while let Some(reply) = replies.recv() {
-        let (header, rule) = reply.map_err(io::Error::from).context("cannot list nftables rules")?;
+    let listed = netlink.dump_each(GET_RULE, &Body::new(&[family::UNSPEC, 0, 0, 0]), |message| {
         ensure!(rules.len() < MAX_RULES, "the namespace has more than {MAX_RULES} rules");
+        let Some((header, attributes)) = message.split_at_checked(FAMILY_HEADER) else { return Ok(()) };
+        let rule = RuleAttrs::new(attributes);
         let (Ok(table), Ok(chain), Ok(handle)) = (rule.get_table(), rule.get_chain(), rule.get_handle()) else {
-            continue;
+            return Ok(());
         };
         let (mut verdicts, mut packets) = (Vec::new(), None);
         // An expression that the library does not know decides nothing that is looked for here.
@@ -223,14 +232,16 @@ pub fn rules() -> Result<Vec<Rule>> {
             }
         }
         rules.push(Rule {
-            family: header.nfgen_family,
+            family: header[0],
             table: table.to_string_lossy().into_owned(),
             chain: chain.to_string_lossy().into_owned(),
             handle,
             verdicts,
             packets,
         });
-    }
+        Ok(())
+    });
+    listed.context("cannot list nftables rules")?;
     Ok(rules)
 }
 

@@ -21,7 +21,7 @@ const MAX_WAITING_OF_A_SHARE: usize = 12;
 /// They are asked about so often.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long they are.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An attempt that was told without its rule, or without its text.
 pub(super) struct Waiting {

@@ -4,7 +4,7 @@ use std::{mem::offset_of, net::IpAddr};
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{self, Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, RuleAnswer, Task, Tuple, flag},
+    abi::{self, Account, Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, RuleAnswer, Task, Tuple, flag},
     logic::{
         direction::{Place, hook},
         packet::{ethertype, protocol},
@@ -12,7 +12,7 @@ use observer_ebpf::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes, try_transmute};
 
-use crate::model::{Captured, Dropped, Endpoints, Hook, Owner, Socket};
+use crate::model::{Captured, Dropped, Endpoints, Hook, Owner, Share, Socket};
 
 /// A record that this version cannot read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +40,19 @@ pub struct First {
     pub key: DropKey,
     /// The packet.
     pub dropped: Dropped,
+}
+
+/// Generation and account of a record, which is not read further; `None` for one that this version cannot read.
+pub fn peek(bytes: &[u8]) -> Option<(u32, Share)> {
+    let (epoch, _) = u32::read_from_prefix(bytes.get(offset_of!(DropRecord, epoch)..)?).ok()?;
+    let (account, _) = u32::read_from_prefix(bytes.get(offset_of!(DropRecord, account)..)?).ok()?;
+    let (kind, _) = u16::read_from_prefix(bytes.get(offset_of!(DropRecord, account_kind)..)?).ok()?;
+    let share = match try_transmute!(kind).ok()? {
+        Account::User if account == 0 => Share::Host,
+        Account::User => Share::User(account),
+        Account::Netns => Share::Namespace(account),
+    };
+    Some((epoch, share))
 }
 
 /// Decodes one record.
@@ -247,11 +260,14 @@ mod tests {
             inode: 9,
             owner: abi::Owner { task, source: 1, holders: 2, ..abi::Owner::default() },
             epoch: 21,
+            account: 1000,
+            account_kind: Account::User as u16,
             length: 17,
             source_port: 5000,
             translated_port: 0xa03e,
             ..record(key)
         };
+        assert_eq!(peek(&bytes(record, &[1, 2, 3])), Some((21, Share::User(1000))));
         let first = decode(bytes(record, &[1, 2, 3])).unwrap();
         let dropped = first.dropped;
         assert_eq!((first.epoch, dropped.packets, dropped.bytes, dropped.boot_ns), (21, 1, 17, 7));

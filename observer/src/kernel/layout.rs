@@ -193,6 +193,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         dev_private: fields.dev_private(),
 
         net_inum: fields.need("net", "ns.inum", 4),
+        net_user_ns: fields.want("net", "user_ns", 8),
         net_cookie: fields.want("net", "net_cookie", 8),
         net_syn_retries: fields.want("net", "ipv4.sysctl_tcp_syn_retries", 1),
         net_syn_linear: fields.want("net", "ipv4.sysctl_tcp_syn_linear_timeouts", 1),
@@ -269,6 +270,9 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         upid_ns: fields.want("upid", "ns", 8),
         pid_ns_inum: fields.want("pid_namespace", "ns.inum", 4),
         user_ns_inum: fields.want("user_namespace", "ns.inum", 4),
+        user_ns_parent: fields.want("user_namespace", "parent", 8),
+        user_ns_level: fields.want("user_namespace", "level", 4),
+        user_ns_owner: fields.want("user_namespace", "owner", 4),
         bprm_file: fields.want("linux_binprm", "file", 8),
         bprm_filename: fields.want("linux_binprm", "filename", 8),
         file_dentry: fields.want("file", "f_path.dentry", 8),

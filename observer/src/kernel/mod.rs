@@ -1,4 +1,4 @@
-//! The running kernel: its types (BTF), symbols and layouts, clocks, cgroups and the cookies of network namespaces. A leaf: it
+//! The running kernel: its types (BTF), symbols and layouts, clocks, cgroups, netlink and the cookies of network namespaces. A leaf: it
 //! knows no other room but `sys`.
 
 pub mod btf;
@@ -7,6 +7,7 @@ pub mod clock;
 mod cookies;
 pub mod layout;
 pub mod loopback;
+pub(crate) mod netlink;
 pub mod symbols;
 
 pub use cookies::{ask_kernel_half, netns_cookie};

@@ -141,6 +141,7 @@ impl Probes {
             .btf(Some(&types))
             .override_global(map::LAYOUT, kernel.layout.as_bytes(), true)
             .override_global(map::FILTER, filter.as_bytes(), true)
+            .override_global(map::KEY_ROOM, &sizes.keys, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries(map::KEYS[0], sizes.keys)
             .map_max_entries(map::KEYS[1], sizes.keys)

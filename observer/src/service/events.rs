@@ -6,7 +6,7 @@
 //! through is told by what the key alone says.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
     sync::{
         Arc,
@@ -17,9 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use observer_ebpf::abi::{Counted, DropKey};
+use observer_ebpf::abi::{Counted, DropKey, flag};
 
 use super::{
+    BACKLOG,
+    backlog::Backlog,
     counted::{Patterns, Said, Told, is_by},
     held::Waiting,
     ledger::{Flags, Ledger},
@@ -33,7 +35,7 @@ use crate::{
     incident::{Incidents, News},
     intake::{
         counts::Counts,
-        decode::{decode, of_key},
+        decode::{decode, of_key, peek},
         ring::Item,
     },
     model::{Attempt, Degraded, Direction, Dropped, Hanging, Kind, RulesSeen, Share},
@@ -42,6 +44,11 @@ use crate::{
     sink::fan::Fan,
 };
 
+/// Items that are taken from the queue between two that are worked off.
+const BATCH: usize = 4096;
+/// Senders whose accounts are remembered; and accounts of which it is told that they were crowded.
+const MAX_SENDERS: usize = 4096;
+const MAX_CROWDED: usize = 64;
 /// How often what is pending is looked at.
 const IDLE: Duration = Duration::from_millis(250);
 /// How long a line waits for what is looked up for it; what comes later is told in a line of its own.
@@ -76,9 +83,26 @@ pub struct Rooms<E> {
     pub tell: Await,
 }
 
+/// What is to be worked off.
+enum Work {
+    /// The first packet of a key in this generation, on this account.
+    First { bytes: bytes::Bytes, epoch: u32, share: Share },
+    /// What was counted beyond it, and what was said of it.
+    Beyond(Box<(DropKey, Counted, Option<Said>)>),
+}
+
 /// The slower half.
 pub(super) struct Consumer<E> {
     rooms: Rooms<E>,
+    backlog: Backlog<Work>,
+    /// First packets in it, by generation.
+    firsts: BTreeMap<u32, usize>,
+    /// What is left of the last sweep in it.
+    beyond: usize,
+    /// Accounts of senders, by network namespace and user.
+    senders: HashMap<(u32, u32), Share>,
+    /// Packets that were counted without their destination, by account.
+    crowded: BTreeMap<Share, u64>,
     counts: Counts,
     teller: Teller,
     /// Follow-up lines may still come.
@@ -111,10 +135,20 @@ fn in_turn<T>(all: &[T], share: impl Fn(&T) -> Share) -> Vec<&T> {
     ordered.into_iter().map(|(.., one)| one).collect()
 }
 
+/// Network namespace and user that sent what is counted under a key.
+fn sender(key: &DropKey) -> (u32, u32) {
+    (if key.origin_netns == 0 { key.netns } else { key.origin_netns }, key.uid)
+}
+
 impl<E: Eyes> Consumer<E> {
     pub(super) fn new(rooms: Rooms<E>, counts: Counts, teller: Teller, news: Arc<AtomicBool>) -> Self {
         Self {
             rooms,
+            backlog: Backlog::new(),
+            firsts: BTreeMap::new(),
+            beyond: 0,
+            senders: HashMap::new(),
+            crowded: BTreeMap::new(),
             counts,
             teller,
             news,
@@ -136,41 +170,79 @@ impl<E: Eyes> Consumer<E> {
         let mut asked = Instant::now();
         loop {
             self.go_on(flags);
-            let item = match queue.try_recv() {
-                Ok(item) => Some(item),
-                Err(_) => {
-                    let waiting = self.pause();
+            queue.try_iter().take(BATCH).for_each(|item| self.take(item, flags));
+            if self.work(flags) {
+                if asked.elapsed() > IDLE {
+                    self.pause();
                     asked = Instant::now();
-                    // An idle host costs nothing: without anything to tell there is nothing to wake up for.
-                    let next = match self.held.due(asked) {
-                        Some(due) => queue.recv_timeout(due.min(if self.searched.1 { SEARCH } else { IDLE })),
-                        None if waiting || !self.sweeps.is_empty() => queue.recv_timeout(IDLE),
-                        None => queue.recv().map_err(Into::into),
-                    };
-                    match next {
-                        Ok(item) => Some(item),
-                        Err(RecvTimeoutError::Timeout) => None,
-                        Err(RecvTimeoutError::Disconnected) => break,
-                    }
                 }
-            };
-            if asked.elapsed() > IDLE {
-                self.pause();
-                asked = Instant::now();
+                continue;
             }
-            flags.taken.fetch_add(1, Ordering::Relaxed);
-            if let Some(item) = item {
-                self.take(item, flags);
+            let waiting = self.pause();
+            asked = Instant::now();
+            // An idle host costs nothing: without anything to tell there is nothing to wake up for.
+            let next = match self.held.due(asked) {
+                Some(due) => queue.recv_timeout(due.min(if self.searched.1 { SEARCH } else { IDLE })),
+                None if waiting || !self.sweeps.is_empty() => queue.recv_timeout(IDLE),
+                None => queue.recv().map_err(Into::into),
+            };
+            match next {
+                Ok(item) => self.take(item, flags),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         self.finish(flags)
     }
 
+    /// Works off the next item; false where there is none.
+    fn work(&mut self, flags: &Flags) -> bool {
+        let Some(work) = self.backlog.pop() else { return false };
+        flags.taken.fetch_add(1, Ordering::Relaxed);
+        match work {
+            Work::First { bytes, epoch, share } => {
+                if let Some(left) = self.firsts.get_mut(&epoch) {
+                    *left -= 1;
+                    if *left == 0 {
+                        self.firsts.remove(&epoch);
+                    }
+                }
+                if !flags.hurry.load(Ordering::Relaxed) {
+                    self.first(bytes, share);
+                }
+            }
+            Work::Beyond(beyond) => {
+                let (key, counted, said) = *beyond;
+                self.beyond(&key, &counted, said, flags);
+                self.beyond -= 1;
+                if self.beyond == 0 {
+                    flags.sweeping.busy.store(false, Ordering::Release);
+                }
+            }
+        }
+        true
+    }
+
+    /// Has the first packet of a key wait for its turn. One for which there is no room is told by its count.
+    fn wait(&mut self, bytes: bytes::Bytes, flags: &Flags) {
+        let Some((epoch, share)) = peek(&bytes) else {
+            log::warn!("a record of {} bytes cannot be read", bytes.len());
+            return;
+        };
+        if self.backlog.len() >= BACKLOG {
+            flags.sweeping.crowded_out.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        *self.firsts.entry(epoch).or_default() += 1;
+        self.backlog.push(share, Work::First { bytes, epoch, share });
+    }
+
     fn take(&mut self, item: Item, flags: &Flags) {
+        flags.taken.fetch_add(1, Ordering::Relaxed);
         let in_hurry = flags.hurry.load(Ordering::Relaxed);
         match item {
             Item::Drop(_) | Item::Modules | Item::Commits(_) | Item::Deaf(_) if in_hurry => {}
-            Item::Drop(bytes) => self.first(bytes),
+            Item::Drop(bytes) => self.wait(bytes, flags),
             Item::Sweep(epoch) => self.sweeps.push_back(epoch),
             Item::Processes => {
                 flags.nudged.store(false, Ordering::Relaxed);
@@ -203,7 +275,7 @@ impl<E: Eyes> Consumer<E> {
         self.settle(flags);
         let next = self.swept.map_or(0, |swept| swept.wrapping_add(1));
         for epoch in [next, next.wrapping_add(1)] {
-            self.sweep(epoch, flags);
+            self.sweep(epoch);
             self.settle(flags);
         }
         // Changes of rules that came before have been heard.
@@ -217,6 +289,11 @@ impl<E: Eyes> Consumer<E> {
         }
         self.tell_late(true);
         self.degraded.extend(self.rooms.attribution.degraded());
+        self.degraded.extend(self.crowded.iter().map(|(share, packets)| Degraded {
+            what: "share".to_owned(),
+            why: format!("{share} sent to more destinations at once than its share of the table of counts"),
+            consequence: format!("{packets} of its packets were counted without their destination"),
+        }));
         if let Some(why) = self.rooms.incidents.failure() {
             self.degraded.push(Degraded {
                 what: "restored".to_owned(),
@@ -234,12 +311,17 @@ impl<E: Eyes> Consumer<E> {
         }
     }
 
-    /// Waits until no line is held and all sweeps are done.
+    /// Works everything off: no line is held then, and all sweeps are done.
     fn settle(&mut self, flags: &Flags) {
-        self.go_on(flags);
-        while !self.held.is_empty() || !self.sweeps.is_empty() {
-            std::thread::sleep(STEP);
+        loop {
             self.go_on(flags);
+            if self.work(flags) {
+                continue;
+            }
+            if self.held.is_empty() && self.sweeps.is_empty() {
+                return;
+            }
+            std::thread::sleep(STEP);
         }
     }
 
@@ -260,15 +342,19 @@ impl<E: Eyes> Consumer<E> {
             let Some((making, is_told)) = held.next((now, in_hurry), look) else { break };
             self.told(making, is_told, in_hurry);
         }
-        // A first packet that is held has not left its pattern yet.
+        // A first packet that waits or is held has not left its pattern yet.
         while let Some(epoch) = self.sweeps.front().copied() {
-            if self.held.any(|making: &Making| making.first.is_some_and(|(_, of, _)| is_by(of, epoch))) {
+            if self.firsts.keys().any(|of| is_by(*of, epoch))
+                || self.held.any(|making: &Making| making.first.is_some_and(|(_, of, _)| is_by(of, epoch)))
+            {
                 break;
             }
             self.sweeps.pop_front();
-            let found = self.sweep(epoch, flags);
+            let found = self.sweep(epoch);
             flags.sweeping.found.store(found, Ordering::Release);
-            flags.sweeping.busy.store(false, Ordering::Release);
+            if self.beyond == 0 {
+                flags.sweeping.busy.store(false, Ordering::Release);
+            }
         }
     }
 
@@ -382,7 +468,7 @@ impl<E: Eyes> Consumer<E> {
     }
 
     /// The first packet of a key.
-    fn first(&mut self, bytes: bytes::Bytes) {
+    fn first(&mut self, bytes: bytes::Bytes, share: Share) {
         let first = match decode(bytes) {
             Ok(first) => first,
             Err(error) => {
@@ -390,17 +476,20 @@ impl<E: Eyes> Consumer<E> {
                 return;
             }
         };
-        // Records of swept or queued epochs are covered by their counts.
-        let swept = self.sweeps.back().copied().or(self.swept);
-        if swept.is_some_and(|swept| is_by(first.epoch, swept)) || self.teller.is_over() {
+        // A record of a generation that was swept is covered by its counts.
+        if self.swept.is_some_and(|swept| is_by(first.epoch, swept)) || self.teller.is_over() {
             return;
         }
+        if self.senders.len() >= MAX_SENDERS {
+            self.senders.clear();
+        }
+        self.senders.insert(sender(&first.key), share);
         let bytes = first.dropped.bytes;
         self.begin(first.dropped, Some((first.key, first.epoch, bytes)));
     }
 
-    /// Tells what was counted in a generation beyond the first packets; returns how many keys there were.
-    fn sweep(&mut self, epoch: u32, flags: &Flags) -> u64 {
+    /// Has what was counted in a generation beyond the first packets wait for its turn; returns how many keys there were.
+    fn sweep(&mut self, epoch: u32) -> u64 {
         let mut told = self.patterns.take(epoch);
         self.swept = Some(epoch);
         let (swept, error) = self.counts.sweep(epoch);
@@ -414,14 +503,19 @@ impl<E: Eyes> Consumer<E> {
         }
         let found = swept.len() as u64;
         for (key, mut counted) in swept {
-            flags.taken.fetch_add(1, Ordering::Relaxed);
+            let share = self.senders.get(&sender(&key)).copied().unwrap_or(Share::Namespace(sender(&key).0));
+            if key.flags & flag::COARSE != 0 && (self.crowded.len() < MAX_CROWDED || self.crowded.contains_key(&share)) {
+                *self.crowded.entry(share).or_default() += counted.packets;
+            }
             let first = told.remove(&key);
             if let Some(first) = &first {
                 counted.packets -= 1;
                 counted.bytes -= first.bytes;
             }
             if counted.packets > 0 {
-                self.beyond(&key, &counted, first.map(|first| first.said), flags);
+                self.beyond += 1;
+                let said = first.map(|first| first.said);
+                self.backlog.push(share, Work::Beyond(Box::new((key, counted, said))));
             }
         }
         found

@@ -5,6 +5,7 @@
 //! does not fit into ring or queue is told by its count. The end is always the same: detach, wait for running programs,
 //! empty the ring, let the queue run dry, sweep what is left, write the account.
 
+mod backlog;
 mod counted;
 mod events;
 mod held;
@@ -57,8 +58,9 @@ use crate::{
     sys::watch_readable,
 };
 
-/// Records that may wait for the slower half: some seconds of a storm, at most 30 MB.
-const QUEUE: usize = 65_536;
+/// Records that may wait for the slower half, in the queue and behind it: some seconds of a storm, at most 30 MB together.
+const QUEUE: usize = 32_768;
+const BACKLOG: usize = 32_768;
 /// At the end the queue is still reported: for at most [`MAX_DRAINS`] periods of this length, each of which must make progress. Then
 /// the output has [`GIVE_UP`] to notice.
 const DRAIN: Duration = Duration::from_secs(5);

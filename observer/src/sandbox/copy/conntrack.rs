@@ -5,8 +5,8 @@ use std::{net::IpAddr, path::Path, sync::OnceLock};
 use anyhow::{Context, Result, ensure};
 use etherparse::IpNumber;
 
+use crate::kernel::netlink::{Attributes, Body, CREATE, Message, Netlink};
 use super::{
-    netlink::{Attributes, Body, CREATE, Message, Netlink},
     packet::Whole,
 };
 use crate::kernel::btf::Btf;

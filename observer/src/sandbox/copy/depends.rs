@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::kernel::netlink::{Attributes, Body};
 use super::{
     doubts::Depends,
-    netlink::{Attributes, Body},
     ruleset::{CHAIN_NAME, DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE},
 };
 use crate::firewall::{

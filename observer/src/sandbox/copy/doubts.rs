@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::netlink::Attributes;
 use super::{
     depends::{Judged, NETWORK, is_address_or_port},
-    netlink::Attributes,
     packet::Whole,
     ruleset::{DATA, NAME, RULE_EXPRESSIONS},
 };

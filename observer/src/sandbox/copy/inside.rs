@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use crate::kernel::netlink::{Body, Netlink};
 use super::{
     conntrack,
     depends::Way,
     doubts::Depends,
     legacy,
-    netlink::{Body, Netlink},
     packet::Whole,
     ruleset::{self, PASSED, Place, TRACE, TRACER},
     send::{self, Owner},

@@ -7,7 +7,6 @@ mod depends;
 mod doubts;
 mod inside;
 mod legacy;
-mod netlink;
 mod packet;
 mod proof;
 mod ruleset;

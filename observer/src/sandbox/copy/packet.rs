@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpHeaders, IpNumber, LaxIpPayloadSlice, PacketBuilder};
 
-use super::netlink::Attributes;
+use crate::kernel::netlink::Attributes;
 use crate::{
     firewall::netfilter::family,
     model::{Ends, Origin, Packet},

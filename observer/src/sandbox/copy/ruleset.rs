@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use super::{
     depends::{Way, depends},
     doubts::Depends,
-    netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink},
 };
 use crate::{
     confinement::reader::Question,

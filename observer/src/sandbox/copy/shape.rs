@@ -5,9 +5,9 @@ use std::{
     fmt,
 };
 
+use crate::kernel::netlink::Body;
 use super::{
     depends::Way,
-    netlink::Body,
     ruleset::{CHAIN_HOOK, CHAIN_NAME, DATA, Listed, NAME, RULE_CHAIN, SET_NAME, TABLE, silent},
 };
 use crate::{

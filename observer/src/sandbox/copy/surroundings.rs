@@ -6,7 +6,7 @@ use std::{collections::HashMap, fs};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
+use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use crate::{confinement::reader::Question, kernel::btf::Btf};
 
 /// `NETLINK_ROUTE`

@@ -27,8 +27,10 @@ use crate::{
     sandbox::copy::{Copied, Shape},
 };
 
-/// A command that takes longer is given up.
-const LIMIT: Duration = Duration::from_secs(20);
+/// What a command may use of a processor.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long a daemon may take to come up.
+const START: Duration = Duration::from_secs(20);
 /// A daemon is asked whether it is there so often.
 const STEP: Duration = Duration::from_millis(50);
 /// What is kept of what a command says.
@@ -154,7 +156,7 @@ impl Trial {
     }
 
     fn until(&self, what: &str, is_there: impl Fn() -> bool) -> Result<()> {
-        let deadline = Instant::now() + LIMIT * self.patience;
+        let deadline = Instant::now() + START * self.patience;
         while !is_there() {
             ensure!(Instant::now() < deadline, "{what} does not come up in the copy");
             thread::sleep(STEP);

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
-    factor,
+    copy_program, factor,
     lab::{FAR_V4, Lab},
     observer::{self, Observer},
     wait_for,
@@ -40,6 +40,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("many_processes", processes),
     ("arguments_that_nobody_can_read", unreadable),
     ("long_rulesets_in_many_namespaces", long),
+    ("very_many_destinations", destinations),
 ];
 
 /// The line of a genuine block, and its rule, under any attack, in the median.
@@ -91,18 +92,20 @@ fn ruleset(before: &str) -> String {
 /// Genuine blocks meanwhile: the median times until the line and until the rule.
 fn genuine(observer: &Observer, lab: &Lab) -> Result<(Duration, Duration)> {
     let socket = lab.client.inside(|| Ok(std::net::UdpSocket::bind("0.0.0.0:0")?))?;
-    let (mut lines, mut rules) = (Vec::new(), Vec::new());
+    let (mut lines, mut rules, mut read) = (Vec::new(), Vec::new(), 0);
     for port in FIRST_PORT..FIRST_PORT + BLOCKS {
-        let (sent, before) = (Instant::now(), observer.so_far().len());
+        observer.lines_since(&mut read);
+        let sent = Instant::now();
         // The rule drops it.
         let _ = socket.send_to(b"genuine", (FAR_V4, port));
         let (mut line, mut rule) = (None, None);
         let is_it = |line: &Value| line["destination"]["port"] == port && line["destination"]["ip"] == FAR_V4;
         while rule.is_none() && sent.elapsed() < 10 * RULE {
             thread::sleep(Duration::from_millis(5));
-            let told = observer.so_far();
-            let own = told[before..].lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(is_it);
-            for told in own {
+            let (told, words) = (observer.lines_since(&mut read), format!("\"port\":{port}"));
+            // A stranger may fill many megabytes.
+            let own = told.lines().filter(|line| line.contains(&words));
+            for told in own.filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(is_it) {
                 line = line.or(Some(sent.elapsed()));
                 if told["egress"]["rule"]["handle"].is_u64() {
                     rule = rule.or(Some(sent.elapsed()));
@@ -137,16 +140,16 @@ fn under(before: bool, attack: impl Fn() -> Result<Vec<Stranger>>) -> Result<Out
     let observer = Observer::start_command(observer::command().args(["watch", "-o", "json"]))?;
     let strangers = if before { early } else { attack()? };
     // Each has its rules, and is blocked.
-    let blocked = || -> HashSet<u64> {
-        let told = observer.so_far();
-        let lines = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let theirs = lines.filter(|line| line["destination"]["ip"] == "127.0.0.1");
-        theirs.filter_map(|line| line["egress"]["netns"].as_u64()).collect()
-    };
     let until = Instant::now() + factor(Duration::from_secs(60));
-    while blocked().len() < strangers.len() {
-        ensure!(Instant::now() < until, "only {} of {} strangers were blocked", blocked().len(), strangers.len());
+    let (mut blocked, mut read) = (HashSet::new(), 0);
+    while blocked.len() < strangers.len() {
+        ensure!(Instant::now() < until, "only {} of {} strangers were blocked", blocked.len(), strangers.len());
         thread::sleep(Duration::from_millis(200));
+        let told = observer.lines_since(&mut read);
+        let theirs = told.lines().filter(|line| line.contains("\"127.0.0.1\""));
+        let theirs = theirs.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let theirs = theirs.filter(|line| line["destination"]["ip"] == "127.0.0.1");
+        blocked.extend(theirs.filter_map(|line| line["egress"]["netns"].as_u64()));
     }
     thread::sleep(Duration::from_secs(2));
     let times = genuine(&observer, &lab);
@@ -264,5 +267,17 @@ fn long() -> Result<Outcome> {
         );
         let script = format!("{}{rules}; {DROPS}", ruleset(""));
         (0..12).map(|_| Stranger::begin(61_005, &script)).collect()
+    })
+}
+
+/// A process that sends to another destination each time, as fast as it can.
+fn destinations() -> Result<Outcome> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755))?;
+    let program = folder.path().join("client");
+    copy_program(std::env::current_exe()?.with_file_name("client"), &program)?;
+    under(false, || {
+        let script = format!("{}while :; do {} scan 127.0.0.1 9 10000000; done", ruleset(""), program.display());
+        Ok(vec![Stranger::begin(61_007, &script)?])
     })
 }

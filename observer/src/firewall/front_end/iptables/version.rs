@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{confinement::child::Confined, model::Backend};
 
-/// It is given up after this time.
-const LIMIT: Duration = Duration::from_secs(20);
+/// What it may use of a processor.
+const LIMIT: Duration = Duration::from_secs(5);
 /// What is kept of what it says.
 const MAX_SAID: u64 = 64 << 10;
 

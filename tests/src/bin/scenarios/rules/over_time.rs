@@ -240,7 +240,7 @@ pub(super) fn long_ruleset() -> Result<Outcome> {
     }
     let lab = Lab::new()?;
     let mut rules = String::new();
-    for number in 0..100_000 {
+    for number in 0..50_000 {
         writeln!(rules, "ip daddr 10.{}.{}.{} drop", number >> 16, number >> 8 & 255, number & 255)?;
     }
     lab.client.nft(&format!(

@@ -23,9 +23,9 @@ const DUMP: u16 = 0x300;
 /// `NLM_F_DUMP_INTR`, in what is heard and answered; errors have no such flag.
 const INTERRUPTED: u16 = 0x10;
 /// `NLM_F_CREATE`.
-pub(super) const CREATE: u16 = 0x400;
+pub(crate) const CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
-pub(super) const APPEND: u16 = 0x800;
+pub(crate) const APPEND: u16 = 0x800;
 /// Bits of an attribute's type that are not its number.
 const NESTED: u16 = 0x8000;
 const NUMBER: u16 = 0x3fff;
@@ -40,25 +40,25 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An attribute: its type as it came, and its value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Attribute {
+pub(crate) struct Attribute {
     kind: u16,
     value: Vec<u8>,
 }
 
 /// The body of a message: what comes before the attributes, and these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Body {
-    pub(super) fixed: Vec<u8>,
-    pub(super) attributes: Attributes,
+pub(crate) struct Body {
+    pub(crate) fixed: Vec<u8>,
+    pub(crate) attributes: Attributes,
 }
 
 /// Attributes in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Attributes(Vec<Attribute>);
+pub(crate) struct Attributes(Vec<Attribute>);
 
 impl Attributes {
     /// Those that bytes are made of; nothing of a value that is no list of attributes.
-    pub(super) fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let whole = NlasIterator::new(bytes).collect::<Result<Vec<NlaBuffer<&[u8]>>, _>>();
         let one = |nla: &NlaBuffer<&[u8]>| Attribute {
             // The buffer takes the marks off.
@@ -69,38 +69,38 @@ impl Attributes {
     }
 
     /// A value.
-    pub(super) fn get(&self, number: u16) -> Option<&[u8]> {
+    pub(crate) fn get(&self, number: u16) -> Option<&[u8]> {
         self.0.iter().find(|attribute| attribute.kind & NUMBER == number).map(|attribute| attribute.value.as_slice())
     }
 
     /// A value that is a list.
-    pub(super) fn list(&self, number: u16) -> Self {
+    pub(crate) fn list(&self, number: u16) -> Self {
         self.get(number).map(Self::parse).unwrap_or_default()
     }
 
     /// All values, each as a list.
-    pub(super) fn lists(&self) -> impl Iterator<Item = Self> {
+    pub(crate) fn lists(&self) -> impl Iterator<Item = Self> {
         self.0.iter().map(|attribute| Self::parse(&attribute.value))
     }
 
     /// A number in network byte order.
-    pub(super) fn number(&self, number: u16) -> Option<u32> {
+    pub(crate) fn number(&self, number: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(number)?.try_into().ok()?))
     }
 
     /// The same, of eight bytes.
-    pub(super) fn long(&self, number: u16) -> Option<u64> {
+    pub(crate) fn long(&self, number: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.get(number)?.try_into().ok()?))
     }
 
     /// A text that ends with a zero, or does not.
-    pub(super) fn text(&self, number: u16) -> Option<String> {
+    pub(crate) fn text(&self, number: u16) -> Option<String> {
         let bytes = self.get(number)?;
         Some(String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next()?).into_owned())
     }
 
     /// Adds one, or takes its place.
-    pub(super) fn set(&mut self, number: u16, value: Vec<u8>) {
+    pub(crate) fn set(&mut self, number: u16, value: Vec<u8>) {
         match self.0.iter_mut().find(|attribute| attribute.kind & NUMBER == number) {
             Some(attribute) => attribute.value = value,
             None => self.0.push(Attribute { kind: number, value }),
@@ -108,18 +108,18 @@ impl Attributes {
     }
 
     /// The same of a list.
-    pub(super) fn set_list(&mut self, number: u16, list: &Self) {
+    pub(crate) fn set_list(&mut self, number: u16, list: &Self) {
         self.0.retain(|attribute| attribute.kind & NUMBER != number);
         self.0.push(Attribute { kind: number | NESTED, value: list.bytes() });
     }
 
     /// A list of lists.
-    pub(super) fn elements(lists: &[Self]) -> Self {
+    pub(crate) fn elements(lists: &[Self]) -> Self {
         Self(lists.iter().map(|list| Attribute { kind: 1 | NESTED, value: list.bytes() }).collect())
     }
 
     /// Those texts of a list of names that are wanted, and whatever else there is.
-    pub(super) fn names(&self, number: u16, wanted: impl Fn(&str) -> bool) -> Self {
+    pub(crate) fn names(&self, number: u16, wanted: impl Fn(&str) -> bool) -> Self {
         let is_wanted = |attribute: &Attribute| {
             let name = attribute.value.split(|byte| *byte == 0).next().unwrap_or_default();
             attribute.kind & NUMBER != number || wanted(&String::from_utf8_lossy(name))
@@ -128,21 +128,21 @@ impl Attributes {
     }
 
     /// There is none.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Those with such numbers.
-    pub(super) fn only(&self, numbers: &[u16]) -> Self {
+    pub(crate) fn only(&self, numbers: &[u16]) -> Self {
         Self(self.0.iter().filter(|attribute| numbers.contains(&(attribute.kind & NUMBER))).cloned().collect())
     }
 
     /// Those without.
-    pub(super) fn without(&self, numbers: &[u16]) -> Self {
+    pub(crate) fn without(&self, numbers: &[u16]) -> Self {
         Self(self.0.iter().filter(|attribute| !numbers.contains(&(attribute.kind & NUMBER))).cloned().collect())
     }
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for Attribute { kind, value } in &self.0 {
             bytes.extend((value.len() as u16 + 4).to_ne_bytes());
@@ -156,18 +156,18 @@ impl Attributes {
 
 impl Body {
     /// One that begins so.
-    pub(super) fn new(fixed: &[u8]) -> Self {
+    pub(crate) fn new(fixed: &[u8]) -> Self {
         Self { fixed: fixed.to_vec(), attributes: Attributes::default() }
     }
 
     /// With these attributes instead.
-    pub(super) fn with(&self, attributes: Attributes) -> Self {
+    pub(crate) fn with(&self, attributes: Attributes) -> Self {
         Self { fixed: self.fixed.clone(), attributes }
     }
 }
 
 /// A socket in the network namespace of the thread that made it.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     /// Bytes before the attributes.
     fixed: usize,
@@ -177,15 +177,15 @@ pub(super) struct Netlink {
 }
 
 /// A message on its way.
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) body: &'a Body,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) body: &'a Body,
 }
 
 impl Netlink {
     /// A socket of that protocol, whose bodies begin with so many bytes.
-    pub(super) fn open(protocol: isize, fixed: usize) -> Result<Self> {
+    pub(crate) fn open(protocol: isize, fixed: usize) -> Result<Self> {
         let mut socket = Socket::new(protocol).context("cannot make a netlink socket")?;
         socket.bind(&SocketAddr::new(0, 0)).context("cannot bind a netlink socket")?;
         setsockopt(&socket, sockopt::RcvBuf, &(8 * BUFFER))?;
@@ -198,12 +198,12 @@ impl Netlink {
     }
 
     /// Lists no more than so many bytes.
-    pub(super) fn limit(&self, bytes: usize) {
+    pub(crate) fn limit(&self, bytes: usize) {
         self.room.set(self.room.get().min(bytes));
     }
 
     /// Listens to a group, for so long at a time.
-    pub(super) fn listen(&mut self, group: u32, patience: Duration) -> Result<()> {
+    pub(crate) fn listen(&mut self, group: u32, patience: Duration) -> Result<()> {
         self.socket.add_membership(group).context("cannot listen")?;
         self.set_patience(patience)
     }
@@ -247,19 +247,30 @@ impl Netlink {
         Ok(true)
     }
 
-    fn body(&self, bytes: &[u8]) -> Body {
-        let fixed = self.fixed.min(bytes.len());
-        let attributes = bytes.get(fixed.next_multiple_of(4)..).map(Attributes::parse).unwrap_or_default();
-        Body { fixed: bytes[..fixed].to_vec(), attributes }
+    /// Everything of a kind; nothing where the kernel does not know the question.
+    pub(crate) fn dump(&mut self, kind: u16, body: &Body) -> Result<Vec<Body>> {
+        let (mut found, mut room, fixed) = (Vec::new(), self.room.get(), self.fixed);
+        self.dump_each(kind, body, |bytes| {
+            room = room.saturating_sub(bytes.len());
+            ensure!(room > 0, "it is too long to be copied");
+            found.push(parse(bytes, fixed));
+            Ok(())
+        })?;
+        self.room.set(room);
+        Ok(found)
     }
 
-    /// Everything of a kind; nothing where the kernel does not know the question.
-    pub(super) fn dump(&mut self, kind: u16, body: &Body) -> Result<Vec<Body>> {
+    /// Hands over everything of a kind, each as its bytes; nothing where the kernel does not know the question.
+    pub(crate) fn dump_each(
+        &mut self,
+        kind: u16,
+        body: &Body,
+        mut each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let question = self.message(&Message { kind, flags: 0, body }, DUMP);
         self.socket.send(&question, 0).context("cannot ask by netlink")?;
-        let (mut found, mut done) = (Vec::new(), false);
+        let mut done = false;
         while !done {
-            let mut bodies = Vec::new();
             let came = self.receive(|kind, bytes| {
                 match kind {
                     NLMSG_DONE if matches!(error(bytes), 0 | libc::EBADMSG) => done = true,
@@ -270,22 +281,17 @@ impl Netlink {
                             return Err(std::io::Error::from_raw_os_error(number)).context("netlink refuses a list");
                         }
                     },
-                    _ => {
-                        self.room.set(self.room.get().saturating_sub(bytes.len()));
-                        ensure!(self.room.get() > 0, "it is too long to be copied");
-                        bodies.push(bytes.to_vec());
-                    }
+                    _ => each(bytes)?,
                 }
                 Ok(())
             })?;
             ensure!(came, "the kernel does not answer");
-            found.extend(bodies.iter().map(|bytes| self.body(bytes)));
         }
-        Ok(found)
+        Ok(())
     }
 
     /// One answer to a question; nothing where the kernel has none.
-    pub(super) fn get(&mut self, kind: u16, body: &Body) -> Result<Option<Body>> {
+    pub(crate) fn get(&mut self, kind: u16, body: &Body) -> Result<Option<Body>> {
         let question = self.message(&Message { kind, flags: 0, body }, 0);
         self.socket.send(&question, 0).context("cannot ask by netlink")?;
         let mut answer = None;
@@ -300,11 +306,11 @@ impl Netlink {
             }
         })?;
         ensure!(came, "the kernel does not answer");
-        Ok(answer.map(|bytes| self.body(&bytes)))
+        Ok(answer.map(|bytes| parse(&bytes, self.fixed)))
     }
 
     /// Sends messages one after the other; those that the kernel refuses, by their place, with its error.
-    pub(super) fn each<'a>(&mut self, messages: impl IntoIterator<Item = Message<'a>>) -> Result<Vec<(usize, i32)>> {
+    pub(crate) fn each<'a>(&mut self, messages: impl IntoIterator<Item = Message<'a>>) -> Result<Vec<(usize, i32)>> {
         let mut refused = Vec::new();
         for (index, message) in messages.into_iter().enumerate() {
             let bytes = self.message(&message, ACK);
@@ -327,7 +333,7 @@ impl Netlink {
     }
 
     /// Sends all of them as one: everything is done, or nothing.
-    pub(super) fn batch(&mut self, begin: &Message<'_>, messages: &[Message<'_>], end: &Message<'_>) -> Result<()> {
+    pub(crate) fn batch(&mut self, begin: &Message<'_>, messages: &[Message<'_>], end: &Message<'_>) -> Result<()> {
         let mut bytes = self.message(begin, 0);
         let first = self.sequence + 1;
         // The last one is answered when all is done; an end of batches is only by newer kernels.
@@ -357,7 +363,7 @@ impl Netlink {
     }
 
     /// Throws away what came before.
-    pub(super) fn drain(&self) {
+    pub(crate) fn drain(&self) {
         let mut buffer = bytes::BytesMut::with_capacity(BUFFER);
         while self.socket.recv(&mut buffer, libc::MSG_DONTWAIT).is_ok() {
             buffer.clear();
@@ -365,7 +371,7 @@ impl Netlink {
     }
 
     /// What comes of itself until nothing does for a while, or `enough` says so.
-    pub(super) fn heard(&self, mut enough: impl FnMut(&[(u16, Body)]) -> bool) -> Result<Vec<(u16, Body)>> {
+    pub(crate) fn heard(&self, mut enough: impl FnMut(&[(u16, Body)]) -> bool) -> Result<Vec<(u16, Body)>> {
         let mut all = Vec::new();
         let deadline = Instant::now() + LISTENING;
         while !enough(&all) && Instant::now() < deadline {
@@ -374,13 +380,20 @@ impl Netlink {
                 bodies.push((kind, bytes.to_vec()));
                 Ok(())
             })?;
-            all.extend(bodies.iter().map(|(kind, bytes)| (*kind, self.body(bytes))));
+            all.extend(bodies.iter().map(|(kind, bytes)| (*kind, parse(bytes, self.fixed))));
             if !came {
                 break;
             }
         }
         Ok(all)
     }
+}
+
+/// A body that begins with so many bytes before its attributes.
+fn parse(bytes: &[u8], fixed: usize) -> Body {
+    let fixed = fixed.min(bytes.len());
+    let attributes = bytes.get(fixed.next_multiple_of(4)..).map(Attributes::parse).unwrap_or_default();
+    Body { fixed: bytes[..fixed].to_vec(), attributes }
 }
 
 /// The number in an error message; 0 is an acknowledgement.

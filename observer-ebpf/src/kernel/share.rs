@@ -1,0 +1,162 @@
+//! On whose account a packet is counted, and how much room each account may take: one that sends to very many destinations leaves
+//! room for the others.
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, LruHashMap},
+    macros::btf_map,
+};
+use observer_ebpf::abi::{ABSENT, Account, Direction, MAX_KEYS, flag};
+
+use super::{
+    layout::field,
+    read::{Probe, Reader},
+    scratch::{self, Packet, get, put},
+};
+
+/// User namespaces in each other; the kernel allows no more.
+const MAX_LEVELS: u32 = 32;
+/// An account may have so many times as many keys as are free: a single one has three quarters at most, and there is always
+/// something left for the next.
+const TIMES_WHAT_IS_FREE: u32 = 3;
+/// Records that an account may hand over in a period: three quarters of what one CPU may.
+pub const PERIOD_NS: u64 = 1_000_000;
+const MAX_RECORDS: u32 = super::tally::MAX_RECORDS / 4 * 3;
+
+/// What an account has taken. Several CPUs write it without a lock: a few more or fewer do not matter.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Part {
+    /// Generation, and keys in it.
+    epoch: u32,
+    keys: u32,
+    /// When the period began, and records in it.
+    since_ns: u64,
+    records: u64,
+}
+
+/// By account, as one number.
+#[btf_map]
+static PARTS: LruHashMap<u64, Part, 4096> = LruHashMap::new();
+
+/// Keys that all accounts have, by generation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Taken {
+    epoch: u32,
+    keys: u32,
+}
+
+#[btf_map]
+static TAKEN: Array<Taken, 2> = Array::new();
+
+/// Keys for which there is room in a generation, as the loader wrote it.
+#[unsafe(no_mangle)]
+static KEY_ROOM: Global<u32> = Global::new(MAX_KEYS);
+
+#[inline(always)]
+fn room() -> u32 {
+    // SAFETY: the static is a `u32`; the read is volatile because the loader replaces the value.
+    unsafe { core::ptr::read_volatile((&raw const KEY_ROOM).cast()) }
+}
+
+/// The account of the packet in the scratch space: of a user's own namespaces the user, of others of the host's the namespace, in the
+/// host's own the socket's user.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let flags: u16 = get!(scratch.record.key.flags);
+        let net: u64 = if flags & flag::SOCKET != 0 {
+            Probe::field(get!(scratch.sk), field!(sk_net)).unwrap_or(0)
+        } else if get!(scratch.record.key.direction) != Direction::Local as u8 && get!(scratch.origin) != 0 {
+            get!(scratch.origin)
+        } else {
+            get!(scratch.net)
+        };
+        let netns: u32 = Probe::field(net, field!(net_inum)).unwrap_or(0);
+        let mut user_ns: u64 = Probe::field(net, field!(net_user_ns)).unwrap_or(0);
+        let mut level: u32 = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
+        for _ in 0..MAX_LEVELS {
+            if level <= 1 {
+                break;
+            }
+            user_ns = Probe::field(user_ns, field!(user_ns_parent)).unwrap_or(0);
+            level = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
+        }
+        if level == 1 {
+            return (Account::User, Probe::field(user_ns, field!(user_ns_owner)).unwrap_or(0));
+        }
+        if field!(host_netns) == ABSENT || netns != field!(host_netns) {
+            return (Account::Netns, netns);
+        }
+        (Account::User, if flags & flag::FULL_SOCKET != 0 { get!(scratch.record.key.uid) } else { 0 })
+    }
+}
+
+/// Not 0 when the packet in the scratch space may have a key of its own, for which room is taken then. Its account is noted.
+///
+/// A function of its own to the verifier too: it is walked once, whatever way led to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn share_of_keys() -> u64 {
+    let Some(scratch) = scratch::packet() else { return 1 };
+    // SAFETY: the scratch space is this CPU's; the pointers are to slots of maps.
+    unsafe {
+        let (kind, id) = account(scratch);
+        put!(scratch.record.account_kind, kind as u16);
+        put!(scratch.record.account, id);
+        let account = (kind as u64) << 32 | u64::from(id);
+        put!(scratch.account, account);
+        let epoch: u32 = get!(scratch.record.epoch);
+        let Some(taken) = TAKEN.get_ptr_mut(epoch & 1) else { return 1 };
+        if (*taken).epoch != epoch {
+            (*taken).epoch = epoch;
+            (*taken).keys = 0;
+        }
+        let Some(part) = PARTS.get_ptr_mut(&account) else {
+            let _ = PARTS.insert(&account, &Part { epoch, keys: 1, since_ns: 0, records: 0 }, 0);
+            (*taken).keys += 1;
+            return 1;
+        };
+        if (*part).epoch != epoch {
+            (*part).epoch = epoch;
+            (*part).keys = 0;
+        }
+        let free = room().saturating_sub((*taken).keys);
+        if (*part).keys >= free.saturating_mul(TIMES_WHAT_IS_FREE) {
+            return 0;
+        }
+        (*part).keys += 1;
+        (*taken).keys += 1;
+    }
+    1
+}
+
+/// The packet in the scratch space, which has no key yet, may have one of its own.
+#[inline(always)]
+pub fn may_have_a_key() -> bool {
+    share_of_keys() != 0
+}
+
+/// The packet in the scratch space may be handed over: its account has not handed over too many just now.
+///
+/// # Safety
+/// The scratch space must be this CPU's, and its account noted.
+#[inline(always)]
+pub unsafe fn may_be_handed_over(scratch: *mut Packet) -> bool {
+    // SAFETY: the caller's promise; the pointer is to a slot of a map.
+    unsafe {
+        let (account, now): (u64, u64) = (get!(scratch.account), get!(scratch.record.time_ns));
+        let Some(part) = PARTS.get_ptr_mut(&account) else { return true };
+        if now.wrapping_sub((*part).since_ns) >= PERIOD_NS {
+            (*part).since_ns = now;
+            (*part).records = 0;
+        }
+        (*part).records += 1;
+        (*part).records <= u64::from(MAX_RECORDS)
+    }
+}
