@@ -46,6 +46,11 @@ pub fn slowness() -> u32 {
     std::env::var("OBSERVER_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
+/// Of a table of rulesets one in so many is tried: the environment variable `OBSERVER_SAMPLE`, or all.
+pub fn sample() -> usize {
+    std::env::var("OBSERVER_SAMPLE").ok().and_then(|step| step.parse().ok()).unwrap_or(1).max(1)
+}
+
 /// Copies a program. By a process of its own: a child that another scenario starts meanwhile would inherit the open file, and what
 /// is open for writing cannot be executed.
 pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {

@@ -29,6 +29,8 @@ use crate::{
 const SLOWNESS: f64 = 6.0;
 /// Scenarios that run at the same time: most of them wait most of the time.
 const AT_ONCE: u32 = 3;
+/// In a short run one of so many rulesets of a table: all of them run on this machine's kernel.
+const SAMPLE: u32 = 4;
 /// Modules that are not loaded by what the scenarios do.
 const MODULES: &str = "nf_tables veth bridge br_netfilter vxlan nfsv4";
 
@@ -75,7 +77,7 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
         return shell(kernel);
     }
     let only = if wanted.short { catalogue.in_every_run } else { wanted.scenarios.clone() };
-    let (count, clean) = scenarios(&chosen, &only)?;
+    let (count, clean) = scenarios(&chosen, &only, wanted.short)?;
     println!("{count}");
     ensure!(count.passed + count.failed > 0, "nothing ran");
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -85,13 +87,13 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
 pub(crate) fn every_run() -> Result<(Count, bool)> {
     let catalogue = kernels::catalogue()?;
     let chosen: Vec<Kernel> = catalogue.kernels.into_iter().filter(|kernel| kernel.every_run).collect();
-    scenarios(&chosen, &catalogue.in_every_run)
+    scenarios(&chosen, &catalogue.in_every_run, true)
 }
 
 /// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well. `only`: parts of
-/// their names; all when there is none.
-fn scenarios(chosen: &[Kernel], only: &[String]) -> Result<(Count, bool)> {
-    let built = Built::new()?;
+/// their names; all when there is none. `is_short`: of a table of rulesets a sample is enough.
+fn scenarios(chosen: &[Kernel], only: &[String], is_short: bool) -> Result<(Count, bool)> {
+    let built = Built { is_short, ..Built::new()? };
     built.knows(only)?;
     let mut clean = true;
     let mut ready = Vec::new();
@@ -185,6 +187,7 @@ struct Built {
     observer: String,
     testbed: String,
     scenarios: String,
+    is_short: bool,
 }
 
 impl Built {
@@ -215,6 +218,7 @@ impl Built {
             testbed: aside(&testbed)?,
             scenarios: aside(&scenarios)?,
             _lock: lock,
+            is_short: false,
         })
     }
 
@@ -261,7 +265,7 @@ impl Built {
     fn job(&self, kernel: &Kernel, unpacked: &Unpacked, only: &[String]) -> Result<String> {
         let modules = unpacked.folder.join("lib/modules").join(&unpacked.version);
         match kernel.job {
-            Job::Scenarios => Ok(self.job_of_scenarios(&modules, only, machine::accelerated(&kernel.arch))),
+            Job::Scenarios => Ok(self.job_of_scenarios(&modules, only, machine::accelerated(kernel, unpacked))),
             Job::Load => Ok(load(&build::foreign(&kernel.arch)?.program, &modules)),
         }
     }
@@ -269,12 +273,13 @@ impl Built {
     fn job_of_scenarios(&self, modules: &Path, only: &[String], is_accelerated: bool) -> String {
         let slowness = (if is_accelerated { 1.0 } else { SLOWNESS } * speed::slowness()).ceil();
         format!(
-            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={slowness} OBSERVER_MACHINE=yes\n\
+            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={slowness} OBSERVER_SAMPLE={} OBSERVER_MACHINE=yes\n\
              prepare() {{ for module in {MODULES}; do modprobe -q $module; done; cd {}; }}\n\
              job() {{ OBSERVER_ONLY={} {} --color never --test-threads {AT_ONCE}; }}\n",
             quote(&modules.display().to_string()),
             self.observer,
             self.testbed,
+            if self.is_short { SAMPLE } else { 1 },
             quote(&root().display().to_string()),
             quote(&only.join(",")),
             self.scenarios,
