@@ -97,8 +97,11 @@ pub enum Account {
     /// A user: the owner of the outermost user namespace below the initial one, or who made the socket in the host's own network
     /// namespace.
     User = 1,
-    /// Another network namespace of the host's, such as a container's, by its inode number.
+    /// Another network namespace of the host's, such as a container's, or what the host's own sends without a user, by its inode
+    /// number.
     Netns = 2,
+    /// Forwarded packets whose namespace is not known, as behind a bridge: by namespace and source address, which share a number.
+    Source = 3,
 }
 
 /// Bits of [`DropKey::flags`].

@@ -6,7 +6,7 @@ use aya_ebpf::{
     btf_maps::{Array, LruHashMap},
     macros::btf_map,
 };
-use observer_ebpf::abi::{ABSENT, Account, Direction, MAX_KEYS, flag};
+use observer_ebpf::abi::{Account, Direction, MAX_COARSE_KEYS, MAX_KEYS, flag};
 
 use super::{
     layout::field,
@@ -27,9 +27,11 @@ const MAX_RECORDS: u32 = super::tally::MAX_RECORDS / 4 * 3;
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Part {
-    /// Generation, and keys in it.
+    /// Generation, keys in it, and coarser ones.
     epoch: u32,
     keys: u32,
+    coarse: u32,
+    reserved: u32,
     /// When the period began, and records in it.
     since_ns: u64,
     records: u64,
@@ -39,12 +41,13 @@ struct Part {
 #[btf_map]
 static PARTS: LruHashMap<u64, Part, 4096> = LruHashMap::new();
 
-/// Keys that all accounts have, by generation.
+/// Keys that all accounts have in a generation, and coarser ones.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Taken {
     epoch: u32,
     keys: u32,
+    coarse: u32,
 }
 
 #[btf_map]
@@ -60,8 +63,8 @@ fn room() -> u32 {
     unsafe { core::ptr::read_volatile((&raw const KEY_ROOM).cast()) }
 }
 
-/// The account of the packet in the scratch space: of a user's own namespaces the user, of others of the host's the namespace, in the
-/// host's own the socket's user.
+/// The account of the packet in the scratch space: of a user's own namespaces the user, of root's the namespace, in the host's own the
+/// socket's user.
 ///
 /// # Safety
 /// The scratch space must be this CPU's.
@@ -72,7 +75,10 @@ unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
         let flags: u16 = get!(scratch.record.key.flags);
         let net: u64 = if flags & flag::SOCKET != 0 {
             Probe::field(get!(scratch.sk), field!(sk_net)).unwrap_or(0)
-        } else if get!(scratch.record.key.direction) != Direction::Local as u8 && get!(scratch.origin) != 0 {
+        } else if get!(scratch.record.key.direction) != Direction::Local as u8 {
+            if get!(scratch.origin) == 0 {
+                return (Account::Source, source(scratch));
+            }
             get!(scratch.origin)
         } else {
             get!(scratch.net)
@@ -87,13 +93,32 @@ unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
             user_ns = Probe::field(user_ns, field!(user_ns_parent)).unwrap_or(0);
             level = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
         }
-        if level == 1 {
-            return (Account::User, Probe::field(user_ns, field!(user_ns_owner)).unwrap_or(0));
+        let owner: u32 = if level == 1 { Probe::field(user_ns, field!(user_ns_owner)).unwrap_or(0) } else { 0 };
+        if owner != 0 {
+            return (Account::User, owner);
         }
-        if field!(host_netns) == ABSENT || netns != field!(host_netns) {
-            return (Account::Netns, netns);
+        if level == 0 && netns == field!(host_netns) && flags & flag::FULL_SOCKET != 0 {
+            return (Account::User, get!(scratch.record.key.uid));
         }
-        (Account::User, if flags & flag::FULL_SOCKET != 0 { get!(scratch.record.key.uid) } else { 0 })
+        (Account::Netns, netns)
+    }
+}
+
+/// Number of a source of forwarded packets. There are few of them, so that whoever makes source addresses up has few accounts.
+///
+/// # Safety
+/// The scratch space must be this CPU's.
+#[inline(always)]
+unsafe fn source(scratch: *mut Packet) -> u32 {
+    const SOURCES: u32 = 64;
+    // SAFETY: the caller's promise; an address is four words.
+    unsafe {
+        let words = (&raw const (*scratch).record.key.sent.source).cast::<u32>();
+        let mut sum = get!(scratch.record.key.netns);
+        for index in 0..4 {
+            sum ^= words.add(index).read_volatile();
+        }
+        (sum.wrapping_mul(0x9e37_79b1) >> 26) & (SOURCES - 1)
     }
 }
 
@@ -102,7 +127,7 @@ unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
 /// A function of its own to the verifier too: it is walked once, whatever way led to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn share_of_keys() -> u64 {
+extern "C" fn share_of_keys(is_coarse: u32) -> u64 {
     let Some(scratch) = scratch::packet() else { return 1 };
     // SAFETY: the scratch space is this CPU's; the pointers are to slots of maps.
     unsafe {
@@ -116,30 +141,41 @@ extern "C" fn share_of_keys() -> u64 {
         if (*taken).epoch != epoch {
             (*taken).epoch = epoch;
             (*taken).keys = 0;
+            (*taken).coarse = 0;
         }
-        let Some(part) = PARTS.get_ptr_mut(&account) else {
-            let _ = PARTS.insert(&account, &Part { epoch, keys: 1, since_ns: 0, records: 0 }, 0);
-            (*taken).keys += 1;
-            return 1;
-        };
+        if PARTS.get_ptr(&account).is_none() {
+            let part = Part { epoch, keys: 0, coarse: 0, reserved: 0, since_ns: 0, records: 0 };
+            let _ = PARTS.insert(&account, &part, 0);
+        }
+        let Some(part) = PARTS.get_ptr_mut(&account) else { return 1 };
         if (*part).epoch != epoch {
             (*part).epoch = epoch;
             (*part).keys = 0;
+            (*part).coarse = 0;
         }
-        let free = room().saturating_sub((*taken).keys);
-        if (*part).keys >= free.saturating_mul(TIMES_WHAT_IS_FREE) {
-            return 0;
+        if is_coarse != 0 {
+            let free = MAX_COARSE_KEYS.saturating_sub((*taken).coarse);
+            if (*part).coarse >= free.saturating_mul(TIMES_WHAT_IS_FREE) {
+                return 0;
+            }
+            (*part).coarse += 1;
+            (*taken).coarse += 1;
+        } else {
+            let free = room().saturating_sub((*taken).keys);
+            if (*part).keys >= free.saturating_mul(TIMES_WHAT_IS_FREE) {
+                return 0;
+            }
+            (*part).keys += 1;
+            (*taken).keys += 1;
         }
-        (*part).keys += 1;
-        (*taken).keys += 1;
     }
     1
 }
 
-/// The packet in the scratch space, which has no key yet, may have one of its own.
+/// The packet in the scratch space, which has no key yet, may have one of its own: a coarse one, or one that tells everything.
 #[inline(always)]
-pub fn may_have_a_key() -> bool {
-    share_of_keys() != 0
+pub fn may_have_a_key(is_coarse: bool) -> bool {
+    share_of_keys(u32::from(is_coarse)) != 0
 }
 
 /// The packet in the scratch space may be handed over: its account has not handed over too many just now.
@@ -152,7 +188,7 @@ pub unsafe fn may_be_handed_over(scratch: *mut Packet) -> bool {
     unsafe {
         let (account, now): (u64, u64) = (get!(scratch.account), get!(scratch.record.time_ns));
         let Some(part) = PARTS.get_ptr_mut(&account) else { return true };
-        if now.wrapping_sub((*part).since_ns) >= PERIOD_NS {
+        if now.saturating_sub((*part).since_ns) >= PERIOD_NS {
             (*part).since_ns = now;
             (*part).records = 0;
         }

@@ -71,20 +71,17 @@ pub unsafe fn tally(scratch: *mut Packet) {
     // SAFETY: the caller's promise.
     unsafe {
         put!(scratch.record.epoch, epoch);
-        let tallied = if epoch & 1 == 0 {
-            bump::<true, _>(&KEYS_EVEN, scratch)
-        } else {
-            bump::<true, _>(&KEYS_ODD, scratch)
-        };
+        let tallied =
+            if epoch & 1 == 0 { bump::<false, _>(&KEYS_EVEN, scratch) } else { bump::<false, _>(&KEYS_ODD, scratch) };
         match tallied {
             Tallied::Repeat => {}
             Tallied::First => hand_over(scratch),
             Tallied::NoRoom => {
                 coarsen(scratch);
                 let tallied = if epoch & 1 == 0 {
-                    bump::<false, _>(&COARSE_EVEN, scratch)
+                    bump::<true, _>(&COARSE_EVEN, scratch)
                 } else {
-                    bump::<false, _>(&COARSE_ODD, scratch)
+                    bump::<true, _>(&COARSE_ODD, scratch)
                 };
                 if tallied == Tallied::NoRoom {
                     count(Counter::MapFull);
@@ -94,9 +91,9 @@ pub unsafe fn tally(scratch: *mut Packet) {
     }
 }
 
-/// Counts the packet under its key. With `SHARED` each account has a part of the room for keys.
+/// Counts the packet under its key, for which its account must have room left.
 #[inline(always)]
-unsafe fn bump<const SHARED: bool, const KEYS: usize>(
+unsafe fn bump<const COARSE: bool, const KEYS: usize>(
     counts: &PerCpuHashMap<DropKey, Counted, KEYS>,
     scratch: *mut Packet,
 ) -> Tallied {
@@ -113,7 +110,7 @@ unsafe fn bump<const SHARED: bool, const KEYS: usize>(
             (*counted).last_ns = now;
             return Tallied::Repeat;
         }
-        if SHARED && !share::may_have_a_key() {
+        if !share::may_have_a_key(COARSE) {
             return Tallied::NoRoom;
         }
         let first = Counted { packets: 1, bytes: length, first_ns: now, last_ns: now };

@@ -51,6 +51,7 @@ pub fn peek(bytes: &[u8]) -> Option<(u32, Share)> {
         Account::User if account == 0 => Share::Host,
         Account::User => Share::User(account),
         Account::Netns => Share::Namespace(account),
+        Account::Source => Share::Forwarded(account),
     };
     Some((epoch, share))
 }

@@ -14,6 +14,8 @@ pub enum Share {
     User(u32),
     /// Root in another network namespace of the host's, such as a container's, by its inode number.
     Namespace(u32),
+    /// Senders of forwarded packets whose namespace is not known, as behind a bridge: several source addresses share a number.
+    Forwarded(u32),
 }
 
 impl fmt::Display for Share {
@@ -22,6 +24,7 @@ impl fmt::Display for Share {
             Self::Host => formatter.write_str("root"),
             Self::User(uid) => write!(formatter, "user {uid}"),
             Self::Namespace(netns) => write!(formatter, "network namespace {netns}"),
+            Self::Forwarded(_) => formatter.write_str("a source of forwarded packets"),
         }
     }
 }

@@ -49,6 +49,8 @@ const BATCH: usize = 4096;
 /// Senders whose accounts are remembered; and accounts of which it is told that they were crowded.
 const MAX_SENDERS: usize = 4096;
 const MAX_CROWDED: usize = 64;
+/// Lines of one account that may wait for what is looked up: what comes beyond is told with what is known at once.
+const MAX_HELD_OF_ONE: usize = 256;
 /// How often what is pending is looked at.
 const IDLE: Duration = Duration::from_millis(250);
 /// How long a line waits for what is looked up for it; what comes later is told in a line of its own.
@@ -88,7 +90,7 @@ enum Work {
     /// The first packet of a key in this generation, on this account.
     First { bytes: bytes::Bytes, epoch: u32, share: Share },
     /// What was counted beyond it, and what was said of it.
-    Beyond(Box<(DropKey, Counted, Option<Said>)>),
+    Beyond(Box<(DropKey, Counted, Option<Said>, Share)>),
 }
 
 /// The slower half.
@@ -101,6 +103,8 @@ pub(super) struct Consumer<E> {
     beyond: usize,
     /// Accounts of senders, by network namespace and user.
     senders: HashMap<(u32, u32), Share>,
+    /// Lines that wait, by account.
+    held_of: HashMap<Share, usize>,
     /// Packets that were counted without their destination, by account.
     crowded: BTreeMap<Share, u64>,
     counts: Counts,
@@ -148,6 +152,7 @@ impl<E: Eyes> Consumer<E> {
             firsts: BTreeMap::new(),
             beyond: 0,
             senders: HashMap::new(),
+            held_of: HashMap::new(),
             crowded: BTreeMap::new(),
             counts,
             teller,
@@ -212,8 +217,8 @@ impl<E: Eyes> Consumer<E> {
                 }
             }
             Work::Beyond(beyond) => {
-                let (key, counted, said) = *beyond;
-                self.beyond(&key, &counted, said, flags);
+                let (key, counted, said, share) = *beyond;
+                self.beyond(&key, &counted, said, share, flags);
                 self.beyond -= 1;
                 if self.beyond == 0 {
                     flags.sweeping.busy.store(false, Ordering::Release);
@@ -340,6 +345,12 @@ impl<E: Eyes> Consumer<E> {
             let Self { held, rooms, teller, .. } = self;
             let look = |making: &mut Making, is_last| making.look(rooms, &teller.filter, is_last);
             let Some((making, is_told)) = held.next((now, in_hurry), look) else { break };
+            if let Some(held) = self.held_of.get_mut(&making.share) {
+                *held -= 1;
+                if *held == 0 {
+                    self.held_of.remove(&making.share);
+                }
+            }
             self.told(making, is_told, in_hurry);
         }
         // A first packet that waits or is held has not left its pattern yet.
@@ -361,7 +372,7 @@ impl<E: Eyes> Consumer<E> {
     /// Reports a line that is complete, or counts it where it is not to be told.
     fn told(&mut self, making: Making, is_told: bool, in_hurry: bool) {
         let packets = making.packets();
-        let Making { stage, first } = making;
+        let Making { stage, first, .. } = making;
         let said = match stage {
             // Its epoch's sweep counts the first packet of a key.
             _ if is_told && (in_hurry || self.teller.is_over()) => {
@@ -400,13 +411,15 @@ impl<E: Eyes> Consumer<E> {
     }
 
     /// Starts a line, and holds it until it is complete.
-    fn begin(&mut self, dropped: Dropped, first: Option<(DropKey, u32, u64)>) {
-        let mut making = Making::new(dropped, first);
-        let looked = making.look(&mut self.rooms, &self.teller.filter, false);
-        if looked == Poll::Ready(false) {
-            self.told(making, false, false);
+    fn begin(&mut self, dropped: Dropped, first: Option<(DropKey, u32, u64)>, share: Share) {
+        let mut making = Making::new(dropped, first, share);
+        let is_last = self.held_of.get(&share).is_some_and(|held| *held >= MAX_HELD_OF_ONE);
+        let looked = making.look(&mut self.rooms, &self.teller.filter, is_last);
+        if looked == Poll::Ready(false) || is_last {
+            self.told(making, looked != Poll::Ready(false), false);
             return;
         }
+        *self.held_of.entry(share).or_default() += 1;
         self.searched.1 |= making.is_searching();
         self.held.hold(making, looked, Instant::now() + patience::here(HOLD));
     }
@@ -485,7 +498,7 @@ impl<E: Eyes> Consumer<E> {
         }
         self.senders.insert(sender(&first.key), share);
         let bytes = first.dropped.bytes;
-        self.begin(first.dropped, Some((first.key, first.epoch, bytes)));
+        self.begin(first.dropped, Some((first.key, first.epoch, bytes)), share);
     }
 
     /// Has what was counted in a generation beyond the first packets wait for its turn; returns how many keys there were.
@@ -504,7 +517,8 @@ impl<E: Eyes> Consumer<E> {
         let found = swept.len() as u64;
         for (key, mut counted) in swept {
             let share = self.senders.get(&sender(&key)).copied().unwrap_or(Share::Namespace(sender(&key).0));
-            if key.flags & flag::COARSE != 0 && (self.crowded.len() < MAX_CROWDED || self.crowded.contains_key(&share)) {
+            if key.flags & flag::COARSE != 0 && (self.crowded.len() < MAX_CROWDED || self.crowded.contains_key(&share))
+            {
                 *self.crowded.entry(share).or_default() += counted.packets;
             }
             let first = told.remove(&key);
@@ -515,13 +529,13 @@ impl<E: Eyes> Consumer<E> {
             if counted.packets > 0 {
                 self.beyond += 1;
                 let said = first.map(|first| first.said);
-                self.backlog.push(share, Work::Beyond(Box::new((key, counted, said))));
+                self.backlog.push(share, Work::Beyond(Box::new((key, counted, said, share))));
             }
         }
         found
     }
 
-    fn beyond(&mut self, key: &DropKey, counted: &Counted, said: Option<Said>, flags: &Flags) {
+    fn beyond(&mut self, key: &DropKey, counted: &Counted, said: Option<Said>, share: Share, flags: &Flags) {
         if flags.hurry.load(Ordering::Relaxed) {
             self.teller.ledger.abandoned += counted.packets;
             return;
@@ -560,7 +574,7 @@ impl<E: Eyes> Consumer<E> {
                 }
             },
         };
-        self.begin(dropped, None);
+        self.begin(dropped, None, share);
     }
 
     /// Tells what was counted beyond a packet that was told, in its words.

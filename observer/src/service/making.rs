@@ -8,7 +8,7 @@ use super::events::Rooms;
 use crate::{
     attribute::Search,
     explain::Begun,
-    model::{Dropped, Filter},
+    model::{Dropped, Filter, Share},
     privilege::Eyes,
 };
 
@@ -29,12 +29,14 @@ pub(super) struct Making {
     pub(super) stage: Stage,
     /// It is the first of this key, in this generation, with so many bytes.
     pub(super) first: Option<(DropKey, u32, u64)>,
+    /// On whose account it is made.
+    pub(super) share: Share,
 }
 
 impl Making {
     /// Of a packet of which nothing was looked up.
-    pub(super) fn new(dropped: Dropped, first: Option<(DropKey, u32, u64)>) -> Self {
-        Self { stage: Stage::Sender(Box::new(dropped), Search::default()), first }
+    pub(super) fn new(dropped: Dropped, first: Option<(DropKey, u32, u64)>, share: Share) -> Self {
+        Self { stage: Stage::Sender(Box::new(dropped), Search::default()), first, share }
     }
 
     /// Its sender is still looked for.

@@ -63,7 +63,10 @@ impl Seen {
     /// Why it is not right.
     pub(in crate::probe) fn complaint(&self) -> String {
         let Self { expected, answer, given, .. } = self;
-        format!("of a packet that {} dropped the kernel half said {answer:?}, by verdict {given}", expected.by)
+        format!(
+            "of a packet that {} dropped the kernel half said chain {:x}, rule {}, by verdict {given}",
+            expected.by, answer.chain, answer.rule
+        )
     }
 }
 

@@ -17,7 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use harness::{
     copy_program, factor,
-    lab::{FAR_V4, Lab},
+    lab::{Containers, FAR_V4, Lab, Plug},
+    namespace::Namespace,
     observer::{self, Observer},
     wait_for,
 };
@@ -41,6 +42,8 @@ pub(crate) const ALL: &[Scenario] = &[
     ("arguments_that_nobody_can_read", unreadable),
     ("long_rulesets_in_many_namespaces", long),
     ("very_many_destinations", destinations),
+    ("very_many_destinations_of_a_container_behind_a_bridge", container),
+    ("very_many_kinds_of_packets", kinds),
 ];
 
 /// The line of a genuine block, and its rule, under any attack, in the median.
@@ -90,8 +93,8 @@ fn ruleset(before: &str) -> String {
 }
 
 /// Genuine blocks meanwhile: the median times until the line and until the rule.
-fn genuine(observer: &Observer, lab: &Lab) -> Result<(Duration, Duration)> {
-    let socket = lab.client.inside(|| Ok(std::net::UdpSocket::bind("0.0.0.0:0")?))?;
+fn genuine(observer: &Observer, sender: &Namespace) -> Result<(Duration, Duration)> {
+    let socket = sender.inside(|| Ok(std::net::UdpSocket::bind("0.0.0.0:0")?))?;
     let (mut lines, mut rules, mut read) = (Vec::new(), Vec::new(), 0);
     for port in FIRST_PORT..FIRST_PORT + BLOCKS {
         observer.lines_since(&mut read);
@@ -152,7 +155,7 @@ fn under(before: bool, attack: impl Fn() -> Result<Vec<Stranger>>) -> Result<Out
         blocked.extend(theirs.filter_map(|line| line["egress"]["netns"].as_u64()));
     }
     thread::sleep(Duration::from_secs(2));
-    let times = genuine(&observer, &lab);
+    let times = genuine(&observer, &lab.client);
     let [_, helper] = observer::helpers(observer.child.id())?;
     let status = fs::read_to_string(format!("/proc/{helper}/status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -279,5 +282,40 @@ fn destinations() -> Result<Outcome> {
     under(false, || {
         let script = format!("{}while :; do {} scan 127.0.0.1 9 10000000; done", ruleset(""), program.display());
         Ok(vec![Stranger::begin(61_007, &script)?])
+    })
+}
+
+/// The same in a container behind a bridge, whose packets the host forwards: to another container behind it.
+fn container() -> Result<Outcome> {
+    let lab = Containers::new(Plug::Bridge)?;
+    lab.host.nft("table inet t { chain f { type filter hook forward priority 0; meta l4proto udp counter drop; } }")?;
+    let observer = Observer::start_command(observer::command().args(["watch", "-o", "json"]))?;
+    let program = std::env::current_exe()?.with_file_name("client");
+    let mut flood = lab.containers[0].command(program);
+    let mut flood = flood.args(["scan", "198.18.0.1", "9", "100000000"]).stdin(Stdio::null()).spawn()?;
+    thread::sleep(Duration::from_secs(3));
+    let times = genuine(&observer, &lab.containers[1]);
+    flood.kill()?;
+    flood.wait()?;
+    observer.end(Signal::SIGINT)?;
+    let (line, rule) = times?;
+    ensure!(line <= factor(LINE) && rule <= factor(RULE), "the line came after {line:?}, its rule after {rule:?}");
+    Ok(Outcome::Passed)
+}
+
+/// Packets that differ in everything else than their destination: protocols, types and codes.
+fn kinds() -> Result<Outcome> {
+    let send = "import socket, os\n\
+                while True:\n \
+                for protocol in range(1, 255):\n  \
+                try: sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)\n  \
+                except OSError: continue\n  \
+                for kind in range(256):\n   \
+                try: sock.sendto(bytes([kind, kind ^ protocol, 0, 0, 0, 9, 0, 9]) + bytes(24), (f'127.0.{kind}.{protocol}', 0))\n   \
+                except OSError: pass\n";
+    under(false, || {
+        let rules = "ip link set lo up; nft -f - <<'END'\ntable inet t { chain o { type filter hook output priority 0; drop; }\n}\nEND\n";
+        let script = format!("{rules}(echo > /dev/udp/127.0.0.1/9); python3 -IS -c \"$(cat <<'END'\n{send}END\n)\"");
+        Ok(vec![Stranger::begin(61_008, &script)?])
     })
 }
