@@ -68,13 +68,18 @@ pub struct Rules {
     method: Method,
     /// When the functions that give verdicts were probed last.
     probed: Option<Instant>,
+    confirmed: Confirmed,
+    pub(super) replays: Replays,
+    /// Modules have changed, and the kernel's functions were not looked up since: when that was tried last.
+    stale: Option<Instant>,
+}
+
+/// Answers of the kernel half that the ruleset confirmed, or not; and how many.
+struct Confirmed {
     known: Answers<WantedRule, Option<Arc<Decision>>>,
     seen: RuleCounts,
     seen_by_verdict: RuleCounts,
     compared: Compared,
-    pub(super) replays: Replays,
-    /// Modules have changed, and the kernel's functions were not looked up since: when that was tried last.
-    stale: Option<Instant>,
 }
 
 impl Rules {
@@ -84,10 +89,7 @@ impl Rules {
             maps,
             method: Method::NotYet(Instant::now(), String::new()),
             probed: None,
-            known: Answers::new(),
-            seen: RuleCounts::default(),
-            seen_by_verdict: RuleCounts::default(),
-            compared: Compared::default(),
+            confirmed: Confirmed::new(),
             replays: Replays::new(allowed.replays, allowed.enters_cgroups),
             stale: None,
         };
@@ -170,15 +172,11 @@ impl Rules {
             why,
             hooks,
             verdicts: self.are_probed(),
-            probe: self.seen,
-            verdict: self.seen_by_verdict,
-            compared: (self.are_live() && self.are_probed()).then_some(self.compared),
+            probe: self.confirmed.seen,
+            verdict: self.confirmed.seen_by_verdict,
+            compared: (self.are_live() && self.are_probed()).then_some(self.confirmed.compared),
             replay: self.replays.counts(),
         }
-    }
-
-    fn count(&mut self, by_verdict: bool) -> &mut RuleCounts {
-        if by_verdict { &mut self.seen_by_verdict } else { &mut self.seen }
     }
 
     /// The rule that dropped a packet, or what else did, where the kernel half saw it and it is confirmed. To be called until it
@@ -194,15 +192,7 @@ impl Rules {
             return Poll::Ready(Found::default());
         };
         let by_chain = answer.function != 0 && answer.chain != 0;
-        let found = if dropped.verdict_agrees == Some(false) {
-            log::warn!("where the packet was freed and where the verdict was given, two rules were seen: {answer:?}");
-            self.compared.disagreed += 1;
-            Found { disputed: true, ..Found::default() }
-        } else {
-            let found = ready!(self.asked(dropped, answer, by_chain, asking));
-            self.compared.agreed += u64::from(dropped.verdict_agrees.is_some());
-            found
-        };
+        let found = ready!(self.confirmed.of(dropped, answer, asking));
         // What nobody waits for is not worth the cost. Behind the question, whose answer says what must be probed.
         if answer.chain != 0 && Background::of(dropped).is_none() {
             // Where no verdict was seen, a function may be missing that the ruleset has come to need.
@@ -221,22 +211,44 @@ impl Rules {
         let answer = ready!(asking.poll(Rule { wanted: wanted.clone() }));
         Poll::Ready(answer.ok().flatten().map(|decision| {
             let decision = Arc::new(decision);
-            self.known.put(wanted.clone(), Some(Arc::clone(&decision)));
+            self.confirmed.known.put(wanted.clone(), Some(Arc::clone(&decision)));
             decision
         }))
     }
+}
 
-    fn asked<E: Eyes>(
-        &mut self,
-        dropped: &Dropped,
-        answer: RuleAnswer,
-        by_chain: bool,
-        asking: &mut Asking<'_, E>,
-    ) -> Poll<Found> {
-        let by_verdict = by_chain && answer.rule != UNKNOWN_RULE;
+impl Confirmed {
+    fn new() -> Self {
+        Self {
+            known: Answers::new(),
+            seen: RuleCounts::default(),
+            seen_by_verdict: RuleCounts::default(),
+            compared: Compared::default(),
+        }
+    }
+
+    fn count(&mut self, by_verdict: bool) -> &mut RuleCounts {
+        if by_verdict { &mut self.seen_by_verdict } else { &mut self.seen }
+    }
+
+    /// What the ruleset says of an answer of the kernel half.
+    fn of<E: Eyes>(&mut self, dropped: &Dropped, answer: RuleAnswer, asking: &mut Asking<'_, E>) -> Poll<Found> {
+        if dropped.verdict_agrees == Some(false) {
+            log::warn!("two ways of seeing the rule disagree in namespace {}: it is not reported", dropped.netns);
+            log::debug!("{answer:?}");
+            self.compared.disagreed += 1;
+            return Poll::Ready(Found { disputed: true, ..Found::default() });
+        }
+        let found = ready!(self.asked(dropped, answer, asking));
+        self.compared.agreed += u64::from(dropped.verdict_agrees.is_some());
+        Poll::Ready(found)
+    }
+
+    fn asked<E: Eyes>(&mut self, dropped: &Dropped, answer: RuleAnswer, asking: &mut Asking<'_, E>) -> Poll<Found> {
+        let by_verdict = answer.function != 0 && answer.chain != 0 && answer.rule != UNKNOWN_RULE;
         let wanted = wanted(dropped, answer);
-        let unread = |rules: &mut Self| {
-            let counts = rules.count(by_verdict);
+        let unread = |confirmed: &mut Self| {
+            let counts = confirmed.count(by_verdict);
             (counts.answered, counts.unread) = (counts.answered + 1, counts.unread + 1);
             Poll::Ready(Found { unread: true, ..Found::default() })
         };
@@ -280,5 +292,117 @@ pub fn wanted(dropped: &Dropped, answer: RuleAnswer) -> WantedRule {
         rule: answer.rule,
         hook: dropped.hook,
         v6: dropped.endpoints.map(|endpoints| endpoints.destination.is_ipv6()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, rc::Rc};
+
+    use super::*;
+    use crate::{
+        model::{NamedRule, Share},
+        privilege::{
+            fake::Fake,
+            protocol::{Request, encode},
+        },
+    };
+
+    /// What the helper says of a rule; `None` for nothing yet.
+    type Said = Option<Result<Option<Decision>, String>>;
+
+    fn decision() -> Decision {
+        Decision { rule: Some(NamedRule::example("udp dport 9 drop")), decider: None }
+    }
+
+    fn seen(answer: RuleAnswer) -> Dropped {
+        Dropped { rule: Some(answer), cause: Cause::Netfilter, ..Dropped::example() }
+    }
+
+    const ANSWER: RuleAnswer = RuleAnswer { netns_cookie: 1, function: 0, table: 2, chain: 3, rule: 4 };
+
+    /// Asks so often, of a helper that says so; how often it was asked, and the last answer.
+    fn asked(
+        confirmed: &mut Confirmed,
+        said: Said,
+        dropped: &Dropped,
+        times: usize,
+        is_last: bool,
+    ) -> (u32, Poll<Found>) {
+        let count = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&count);
+        let mut eyes = Fake(Box::new(move |request| {
+            assert!(matches!(request, Request::Rule(_)), "{request:?}");
+            counter.set(counter.get() + 1);
+            said.as_ref().map(encode::<Rule>)
+        }));
+        let mut found = Poll::Pending;
+        for _ in 0..times {
+            let mut asking = Asking { eyes: &mut eyes, share: Share::Host, is_last };
+            found = confirmed.of(dropped, dropped.rule.unwrap_or_default(), &mut asking);
+        }
+        (count.get(), found)
+    }
+
+    fn ready_found(found: Poll<Found>) -> Found {
+        match found {
+            Poll::Ready(found) => found,
+            Poll::Pending => panic!("nothing was found"),
+        }
+    }
+
+    #[test]
+    fn what_the_ruleset_has_is_told_and_asked_about_once() {
+        let mut confirmed = Confirmed::new();
+        let (times, found) = asked(&mut confirmed, Some(Ok(Some(decision()))), &seen(ANSWER), 3, false);
+        assert_eq!((times, ready_found(found).decision.as_deref()), (1, Some(&decision())));
+        assert_eq!((confirmed.seen.answered, confirmed.seen.confirmed, confirmed.seen.discarded), (3, 3, 0));
+        assert_eq!(confirmed.seen_by_verdict, RuleCounts::default());
+    }
+
+    #[test]
+    fn what_the_ruleset_has_not_is_not_told() {
+        let mut confirmed = Confirmed::new();
+        let (_, found) = asked(&mut confirmed, Some(Ok(None)), &seen(ANSWER), 1, false);
+        let found = ready_found(found);
+        assert!(found.decision.is_none() && !found.unread && !found.disputed);
+        assert_eq!((confirmed.seen.answered, confirmed.seen.discarded), (1, 1));
+    }
+
+    #[test]
+    fn what_was_not_read_may_come_later() {
+        let mut confirmed = Confirmed::new();
+        let (_, found) = asked(&mut confirmed, None, &seen(ANSWER), 1, false);
+        assert!(found.is_pending() && confirmed.seen == RuleCounts::default(), "there is time");
+        let (_, found) = asked(&mut confirmed, None, &seen(ANSWER), 1, true);
+        assert!(ready_found(found).unread, "its time is over");
+        let (_, found) = asked(&mut confirmed, Some(Err("it is gone".to_owned())), &seen(ANSWER), 1, false);
+        assert!(ready_found(found).unread);
+        assert_eq!((confirmed.seen.answered, confirmed.seen.unread), (2, 2));
+    }
+
+    #[test]
+    fn of_two_ways_that_disagree_neither_is_told() {
+        let mut confirmed = Confirmed::new();
+        let dropped = Dropped { verdict_agrees: Some(false), ..seen(ANSWER) };
+        let (times, found) = asked(&mut confirmed, Some(Ok(Some(decision()))), &dropped, 1, true);
+        let found = ready_found(found);
+        assert!(times == 0 && found.disputed && found.decision.is_none());
+        assert_eq!((confirmed.compared.agreed, confirmed.compared.disagreed), (0, 1));
+        let dropped = Dropped { verdict_agrees: Some(true), ..seen(ANSWER) };
+        let (times, _) = asked(&mut confirmed, Some(Ok(Some(decision()))), &dropped, 1, true);
+        assert_eq!(times, 1);
+        assert_eq!(confirmed.compared.agreed, 1);
+    }
+
+    #[test]
+    fn what_was_seen_by_its_verdict_is_counted_so() {
+        let mut confirmed = Confirmed::new();
+        let by_verdict = seen(RuleAnswer { function: 5, ..ANSWER });
+        let (first, _) = asked(&mut confirmed, Some(Ok(Some(decision()))), &by_verdict, 1, true);
+        let by_chain = seen(RuleAnswer { function: 5, rule: UNKNOWN_RULE, ..ANSWER });
+        let (second, _) = asked(&mut confirmed, Some(Ok(Some(decision()))), &by_chain, 1, true);
+        assert_eq!((first, second), (1, 1));
+        assert_eq!((confirmed.seen_by_verdict.confirmed, confirmed.seen.confirmed), (1, 1));
     }
 }
