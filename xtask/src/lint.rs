@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::{build, command, floors};
+use crate::{build, command, floors, words};
 
 /// Runs them.
 pub(crate) fn run() -> Result<ExitCode> {
     command::check(command::cargo().args(["fmt", "--all", "--check"]))?;
     floors::check()?;
+    words::check()?;
     // The program embeds the kernel half, so even a check needs it.
     build::kernel_half()?;
     command::check(command::cargo().args([

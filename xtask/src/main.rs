@@ -10,6 +10,7 @@ mod setup;
 mod speed;
 mod test;
 mod vm;
+mod words;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -1,10 +1,11 @@
-//! Destinations as they are typed: `HOST:PORT`, `HOST:PORT/udp`, `[2001:db8::1]:443`, `203.0.113.0/24:443`. Pure.
+//! Destinations as they are typed: `HOST`, `HOST:PORT`, `HOST:PORT/udp`, `[2001:db8::1]:443`, `203.0.113.0/24:443`, a URL.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use url::Url;
 
-use super::Entry;
+use super::{Entry, services};
 
 /// What is wrong with a word.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,38 +17,59 @@ pub struct AskError {
 
 /// True for what is meant to be a destination, and no profile's name.
 pub fn is_destination(word: &str) -> bool {
-    word.contains(':')
+    word.contains([':', '.', '/'])
 }
 
-/// A destination.
+/// The port where none is typed.
+const HTTPS: u16 = 443;
+
+/// A destination. Without a port it is 443, or a URL's own.
 pub fn destination(word: &str) -> Result<Entry, AskError> {
     let wrong = |what: &'static str| AskError { word: word.to_owned(), what };
+    if word.contains("://") {
+        return url(word);
+    }
     let (place, transport) = match word.rsplit_once('/') {
         Some((place, "tcp")) => (place, "tcp"),
         Some((place, "udp")) => (place, "udp"),
         // What follows may be the length of a network.
-        Some((_, rest)) if !rest.contains(':') => return Err(wrong("has a protocol that is neither tcp nor udp")),
+        Some((_, rest)) if !rest.contains(':') && word.parse::<IpNet>().is_err() => {
+            return Err(wrong("has a protocol that is neither tcp nor udp"));
+        }
         _ => (word, "tcp"),
     };
-    let (host, port) = place.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
-    let port: u16 =
-        port.parse().ok().filter(|port| *port != 0).ok_or_else(|| wrong("has no port between 1 and 65535"))?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let is_address = host.parse::<IpAddr>().is_ok() || host.parse::<IpNet>().is_ok();
-    if !is_address && host.contains(':') {
-        return Err(wrong("is no address of IPv6: write [2001:db8::1]:443"));
-    }
-    if !is_address && !is_name(host) {
-        return Err(wrong("names no host, address or network"));
-    }
-    Ok(Entry {
-        host: host.trim_end_matches('.').to_owned(),
-        probe: None,
-        transport,
-        port,
-        is_proxy: false,
-        profile: None,
-    })
+    let bare = |text: &str| text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok() || is_name(text);
+    let unwrapped = |host: &str| {
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).map_or_else(|| host.to_owned(), str::to_owned)
+    };
+    // Of an IPv6 address without brackets the last part is the port, where the rest is an address too.
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) if bare(&unwrapped(host)) => {
+            (unwrapped(host), port.parse().ok().or_else(|| services::port(port).ok()).filter(|port| *port != 0))
+        }
+        _ if bare(&unwrapped(place)) => (unwrapped(place), Some(HTTPS)),
+        Some((host, _)) if host.contains(':') => {
+            return Err(wrong("is not an IPv6 address with a port; write [2001:db8::1]:443"));
+        }
+        _ => return Err(wrong("names no host, address or network")),
+    };
+    let port = port.ok_or_else(|| wrong("has no port between 1 and 65535"))?;
+    Ok(entry(&host, transport, port))
+}
+
+/// The server of a URL.
+fn url(word: &str) -> Result<Entry, AskError> {
+    let wrong = |what: &'static str| AskError { word: word.to_owned(), what };
+    let url = Url::parse(word).map_err(|_| wrong("is not a URL"))?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("names no host"))?;
+    let port =
+        url.port_or_known_default().ok_or_else(|| wrong("has a scheme whose port is not known; write HOST:PORT"))?;
+    Ok(entry(host.trim_start_matches('[').trim_end_matches(']'), "tcp", port))
+}
+
+fn entry(host: &str, transport: &'static str, port: u16) -> Entry {
+    let host = host.trim_end_matches('.').to_owned();
+    Entry { host, probe: None, transport, port, is_proxy: false, profile: None }
 }
 
 /// Letters, digits, hyphens and underscores between dots.
@@ -79,7 +101,19 @@ mod tests {
         assert_eq!(of("2001:db8::1:443"), is("2001:db8::1", 443, "tcp"), "the last part is the port");
         assert_eq!(of("203.0.113.0/24:443"), is("203.0.113.0/24", 443, "tcp"));
         assert_eq!(of("203.0.113.0/24:53/udp"), is("203.0.113.0/24", 53, "udp"));
+        assert_eq!(of("example.com"), is("example.com", 443, "tcp"));
+        assert_eq!(of("example.com/udp"), is("example.com", 443, "udp"));
+        assert_eq!(of("example.com:ssh"), is("example.com", 22, "tcp"));
+        assert_eq!(of("203.0.113.7"), is("203.0.113.7", 443, "tcp"));
+        assert_eq!(of("203.0.113.0/24"), is("203.0.113.0/24", 443, "tcp"));
+        assert_eq!(of("2001:db8::a"), is("2001:db8::a", 443, "tcp"));
+        assert_eq!(of("[2001:db8::1]"), is("2001:db8::1", 443, "tcp"));
+        assert_eq!(of("https://example.com/install.sh?x=1"), is("example.com", 443, "tcp"));
+        assert_eq!(of("http://user@[2001:db8::1]:8080/"), is("2001:db8::1", 8080, "tcp"));
         for wrong in [
+            "https://",
+            "gopher://example.com/",
+            "[2001:db8::1]:x",
             "example.com:0",
             "example.com:99999",
             "example.com:",

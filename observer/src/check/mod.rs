@@ -8,6 +8,7 @@ pub mod live;
 pub mod profiles;
 pub mod proxy;
 pub mod resolve;
+pub mod services;
 pub mod unit;
 
 use std::{collections::BTreeMap, net::IpAddr};

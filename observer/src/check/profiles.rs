@@ -254,11 +254,13 @@ impl Profiles {
     pub fn get(&self, name: &str) -> Result<&Profile> {
         match self.0.get(name) {
             Some((profile, _)) => Ok(profile),
-            None => bail!(
-                "there is no profile `{name}`, and a destination has a port\nhint: write HOST:PORT, or one of: {}",
-                self.0.keys().cloned().collect::<Vec<_>>().join(", ")
-            ),
+            None => bail!("there is no profile `{name}`"),
         }
+    }
+
+    /// The names of all of them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// All of them, and the file that each was read from where it is not built in.

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use hickory_resolver::TokioResolver;
 
 /// All addresses of a name, both families. Must be called outside any runtime.
@@ -14,11 +14,29 @@ pub fn addresses(name: &str) -> Result<Vec<IpAddr>> {
     runtime.block_on(async {
         let mut builder = TokioResolver::builder_tokio().context("cannot read /etc/resolv.conf")?;
         builder.options_mut().ip_strategy = hickory_resolver::config::LookupIpStrategy::Ipv4AndIpv6;
-        let answer = builder.build().context("cannot start the resolver")?.lookup_ip(name).await?;
+        let answer = builder.build().context("cannot start the resolver")?.lookup_ip(name).await;
+        let answer = answer.map_err(|error| anyhow!(sentence(&error.to_string())))?;
         let addresses: Vec<IpAddr> = answer.iter().collect();
-        ensure!(!addresses.is_empty(), "it has no address");
+        ensure!(!addresses.is_empty(), NO_ADDRESS);
         Ok(addresses)
     })
+}
+
+const NO_ADDRESS: &str = "the name has no address in DNS";
+const NO_ANSWER: &str = "no DNS server answered";
+
+/// What failed, of what the library says: it shows its own types in it.
+fn sentence(said: &str) -> String {
+    let lower = said.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    if has(&["no record", "nxdomain", "no such name"]) {
+        NO_ADDRESS.to_owned()
+    } else if has(&["no connections available", "timed out", "timeout", "refused", "unreachable"]) {
+        NO_ANSWER.to_owned()
+    } else {
+        let plain = said.split(['{', '(']).next().unwrap_or_default().trim().trim_end_matches(':');
+        format!("the DNS look-up failed: {plain}")
+    }
 }
 
 /// A look-up takes no longer than twice this: a resolver that is blocked must not keep anybody waiting.
@@ -43,7 +61,7 @@ pub fn all(names: Vec<String>) -> Result<HashMap<String, Result<Vec<IpAddr>, Str
         let resolver = match resolver {
             Ok(Ok(resolver)) => Arc::new(resolver),
             Ok(Err(error)) | Err(error) => {
-                let why = format!("there is no resolver: {error}");
+                let why = format!("/etc/resolv.conf cannot be used: {error}");
                 return names.into_iter().map(|name| (name, Err(why.clone()))).collect();
             }
         };
@@ -56,8 +74,8 @@ pub fn all(names: Vec<String>) -> Result<HashMap<String, Result<Vec<IpAddr>, Str
                 let answer = tokio::time::timeout(2 * PATIENCE, resolver.lookup_ip(whole)).await;
                 let addresses = match answer {
                     Ok(Ok(answer)) => Ok(answer.iter().collect::<Vec<_>>()),
-                    Ok(Err(error)) => Err(format!("it was not resolved: {error}")),
-                    Err(_) => Err("it was not resolved: the resolver does not answer".to_owned()),
+                    Ok(Err(error)) => Err(sentence(&error.to_string())),
+                    Err(_) => Err(NO_ANSWER.to_owned()),
                 };
                 (name, addresses)
             });
@@ -66,11 +84,28 @@ pub fn all(names: Vec<String>) -> Result<HashMap<String, Result<Vec<IpAddr>, Str
             if let Ok((name, addresses)) = answer {
                 found.insert(
                     name,
-                    addresses
-                        .and_then(|all| if all.is_empty() { Err("it has no address".to_owned()) } else { Ok(all) }),
+                    addresses.and_then(|all| if all.is_empty() { Err(NO_ADDRESS.to_owned()) } else { Ok(all) }),
                 );
             }
         }
         found
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_a_sentence() {
+        let of_the_library =
+            "no record found for Query { name: Name(\"x.invalid.\"), query_type: AAAA, query_class: IN }";
+        assert_eq!(sentence(of_the_library), NO_ADDRESS);
+        assert_eq!(sentence("no connections available"), NO_ANSWER);
+        assert_eq!(sentence("request timed out"), NO_ANSWER);
+        assert_eq!(
+            sentence("proto error: bad label Label { x: 1 }"),
+            "the DNS look-up failed: proto error: bad label Label"
+        );
+    }
 }

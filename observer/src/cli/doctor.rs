@@ -1,8 +1,8 @@
 //! `observer doctor`
 
-use std::io::{self, BufWriter, ErrorKind};
+use std::io::{self, BufWriter};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use super::Exit;
@@ -10,18 +10,18 @@ use crate::{doctor, model::Status, privilege::Helper, render::doctor as render};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How the answer is written.
+    /// Choose the output format
     #[arg(short, long, value_enum, default_value = "human")]
     output: Format,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// For a person.
+    /// Text for a person
     Human,
-    /// One JSON object.
+    /// One JSON object
     Json,
-    /// A table for a ticket.
+    /// A table for a ticket
     Markdown,
 }
 
@@ -33,9 +33,6 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         Format::Json => render::json(&mut stdout, &diagnosis),
         Format::Markdown => render::markdown(&mut stdout, &diagnosis),
     };
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error).context("cannot write the answer"),
-        _ => {}
-    }
+    super::written(written)?;
     Ok(if diagnosis.worst() == Status::Failed { Exit::CannotObserve } else { Exit::Done })
 }

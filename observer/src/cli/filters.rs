@@ -1,6 +1,7 @@
 //! Filters as typed, and what they mean.
 
 use std::{
+    collections::HashSet,
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -9,64 +10,90 @@ use std::{
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use super::exit::UsageError;
+use super::{did_you_mean, exit::UsageError};
 use crate::{
     attribute::users::Users,
-    check::resolve,
+    check::{resolve, services},
     confinement::programs,
-    model::{Action, Cause, DestinationFilter, Filter, parse_action, parse_cause, parse_protocol},
+    model::{Action, Cause, DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_protocol},
+    sink::notice::note,
 };
 
 /// Where `ip netns add` keeps its names.
 const NAMED: &str = "/run/netns";
 
-/// Which events are told. The same option again: one of them is enough; different options: all must match.
+/// Which events are reported. The same option again: one of them is enough; different options: all must match.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Filters")]
+#[command(next_help_heading = "Filters (repeat one: any matches; use several: all must match)")]
 pub struct Filters {
-    /// The process with this id, or any of its children.
-    #[arg(long)]
+    /// Report this process and its children
+    #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
-    /// Processes with this name.
+    /// Report processes with this name
     #[arg(long, value_name = "NAME")]
     comm: Vec<String>,
-    /// Processes that run this executable.
+    /// Report processes that run this executable
     #[arg(long, value_name = "PATH")]
     exe: Vec<String>,
-    /// Sockets of this user, by name or number.
-    #[arg(long)]
+    /// Report sockets of this user, by name or number
+    #[arg(long, value_name = "USER")]
     user: Vec<String>,
-    /// Processes of this systemd unit.
-    #[arg(long)]
+    /// Report processes of this systemd unit
+    #[arg(long, value_name = "UNIT")]
     unit: Vec<String>,
-    /// Processes of this container, by id or its beginning.
+    /// Report this container, by id or the beginning of it
     #[arg(long, value_name = "ID")]
     container: Vec<String>,
-    /// Packets to this address, network or host name.
+    /// Report packets to this address, network or host
     #[arg(long, value_name = "CIDR|NAME")]
     dst: Vec<String>,
-    /// Packets to this port.
-    #[arg(long)]
+    /// Report packets to this port, by number or name
+    #[arg(long, value_name = "PORT", value_parser = services::port)]
     port: Vec<u16>,
-    /// Packets of this protocol: tcp, udp, icmp, ipv6-icmp, sctp or a number.
-    #[arg(long, value_parser = parse_protocol)]
+    /// Report tcp, udp, icmp, ipv6-icmp, sctp or a number
+    #[arg(long, value_name = "PROTO", value_parser = protocol)]
     proto: Vec<u8>,
-    /// What decided: netfilter, conntrack, nat, nfqueue, netfilter-bpf, lsm, cgroup, tc; or queue, a full one.
-    #[arg(long, value_parser = parse_cause)]
+    /// Report blocks with this cause
+    ///
+    /// One of: netfilter, conntrack, nat, nfqueue, netfilter-bpf, lsm, cgroup, tc; queue is a loss in a full queue.
+    #[arg(long, value_name = "CAUSE", value_parser = cause)]
     cause: Vec<Cause>,
-    /// What happened: egress-blocked, egress-dropped, egress-hanging; or news of what was told: egress-rule, egress-fix,
-    /// egress-restored, ruleset-changed.
-    #[arg(long, value_parser = parse_action)]
+    /// Report this kind of line
+    ///
+    /// One of: egress-blocked, egress-dropped, egress-hanging; later news of them: egress-rule, egress-fix, egress-restored;
+    /// and ruleset-changed.
+    #[arg(long, value_name = "ACTION", value_parser = action)]
     action: Vec<Action>,
-    /// Network namespace: all, the path of one, or a name that `ip netns` knows.
+    /// Watch one network namespace, by path or name
     #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
     netns: String,
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    parse_protocol(text).map_err(|error| suggested(&error))
+}
+
+fn cause(text: &str) -> Result<Cause, String> {
+    parse_cause(text).map_err(|error| suggested(&error))
+}
+
+fn action(text: &str) -> Result<Action, String> {
+    parse_action(text).map_err(|error| suggested(&error))
+}
+
+/// The sentence of a wrong value, with the nearest right one.
+fn suggested(error: &FilterError) -> String {
+    let nearest = did_you_mean(error.value(), error.known());
+    if nearest.is_empty() { error.to_string() } else { format!("{error}; {nearest}") }
 }
 
 impl Filters {
     /// What is meant. Resolves names by the host's resolver, before anything is observed.
     pub fn plan(self) -> Result<Filter> {
         let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
+        for words in absent(&pid, &exe, &unit, &container) {
+            note(&format!("observer: warning: {words}"));
+        }
         Ok(Filter {
             pids: pid,
             comms: comm.into_iter().map(kernel_name).collect(),
@@ -83,6 +110,38 @@ impl Filters {
             follow: None,
         })
     }
+}
+
+/// Of what is asked for, what is not there now, in a sentence each.
+fn absent(pids: &[u32], executables: &[String], units: &[String], containers: &[String]) -> Vec<String> {
+    let mut words = Vec::new();
+    for pid in pids.iter().filter(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        words.push(format!("no process has the id {pid} now"));
+    }
+    for path in executables.iter().filter(|path| !Path::new(path.as_str()).exists()) {
+        words.push(format!("there is no file {path} on this host"));
+    }
+    if units.is_empty() && containers.is_empty() {
+        return words;
+    }
+    let groups = groups();
+    for unit in units {
+        let is_it = |name: &String| name == unit || name.strip_suffix(".service") == Some(unit);
+        if !groups.iter().any(is_it) {
+            words.push(format!("no process of the unit {unit} runs now"));
+        }
+    }
+    for id in containers.iter().filter(|id| !groups.iter().any(|name| name.contains(id.as_str()))) {
+        words.push(format!("no container with the id {id} runs now"));
+    }
+    words
+}
+
+/// Names of the control groups in which processes are, of either version.
+fn groups() -> HashSet<String> {
+    let processes = procfs::process::all_processes().into_iter().flatten().flatten();
+    let paths = processes.filter_map(|process| process.cgroups().ok()).flatten().map(|group| group.pathname);
+    paths.flat_map(|path| path.split('/').map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 fn destination(text: &str) -> Result<DestinationFilter> {

@@ -1,58 +1,90 @@
 //! The command line: what was typed becomes what is meant, then the library is called.
 
 mod check;
+mod completions;
 mod doctor;
 mod exit;
 mod filters;
+mod man;
 mod overview;
 mod run;
 mod session;
 mod watch;
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
 
-use crate::{render::escape::escape, sink::notice::say_within};
+use crate::{
+    render::escape::escape,
+    sink::notice::{self, say_within},
+};
 pub use exit::Exit;
 
 /// How long stderr is waited for at the end: whoever reads it may have stopped.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Who blocked my connection? This process, this destination, this rule.
+/// Who blocked my connection? Find the process, the destination and the rule.
 ///
-/// Shows every outbound packet that this host drops or rejects, with the process that sent it. Reads only: no rule, no
-/// setting and no file on this host is changed. Without a command, as root: how things stand, in a second.
+/// Reports every outbound packet that this host drops or rejects, with the process that sent it, the firewall rule and a
+/// tested fix. It changes no rule, no setting and no file on this host. With no command (as root): print a one-screen
+/// status.
 #[derive(Debug, Parser)]
-#[command(name = "observer", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "observer", version, max_term_width = 80, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Say more on stderr: warnings, `-vv` details, `-vvv` everything.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Print warnings to stderr; -vv details, -vvv everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
+    /// Print only errors to stderr, no notices
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
+/// What a help page of the whole program ends with.
+const AFTER_HELP: &str = "\
+Examples:
+  observer watch                        Show blocks as they happen
+  observer run -- apt-get update        Report what this command was denied
+  observer check datadog                Test what the Datadog agent needs
+  observer check example.com:443        Test one destination
+
+Exit status:
+  0  done, nothing wrong found
+  1  finding: a blocked destination (check), a block (run --fail-on-block)
+  2  wrong usage, or a file that cannot be read
+  3  cannot observe here (needs root, or the kernel lacks a feature)
+  4  something was lost and --strict was given
+  `run` exits with its command's own status";
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what this host blocks, as it happens.
+    /// Show blocked connections as they happen
     Watch(Box<watch::Args>),
-    /// Run a command and say what it was denied: observer run -- CMD…, or -c 'LINE'.
+    /// Run a command and report which of its connections were blocked
     Run(Box<run::Args>),
-    /// Whether this host would let destinations out, which rule stops them, and what would let them through.
+    /// Test whether destinations are allowed; name the rule and the fix
     Check(Box<check::Args>),
-    /// What this kernel and host support, what is degraded and why, with a remedy for each, and a self-test.
+    /// Check system support and run a self-test
     Doctor(doctor::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+    /// Print the manual page
+    Man,
 }
 
 /// `-o`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For a person.
+    /// Text for a person
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
@@ -68,12 +100,15 @@ pub fn run() -> Exit {
         }
     };
     start_log(cli.verbose);
+    notice::set_quiet(cli.quiet);
     crate::render::remember_who_started();
     let result = match cli.command {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
         Some(Command::Run(args)) => run::run(&args, cli.verbose),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args),
+        Some(Command::Man) => man::run(),
         None => overview::run(cli.verbose),
     };
     result.unwrap_or_else(|error| {
@@ -83,8 +118,30 @@ pub fn run() -> Exit {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
+    // A number alone is seconds.
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
     let duration: SignedDuration = text.parse().map_err(|_| "write for example `90s`, `15m` or `2h`".to_owned())?;
-    duration.try_into().map_err(|_| "it must not be negative".to_owned())
+    duration.try_into().map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+/// What a person probably meant, as a question to end a sentence with; empty where nothing is near.
+fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    /// Two words are alike from here on (1 is equal); what clap takes for its own suggestions.
+    const ALIKE: f64 = 0.7;
+    let alike = known.into_iter().map(|known| (strsim::jaro(typed, known), known)).filter(|(alike, _)| *alike > ALIKE);
+    alike
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map_or(String::new(), |(_, known)| format!("did you mean `{known}`?"))
+}
+
+/// What came of writing to stdout: a reader that is gone is no error.
+fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
 }
 
 fn start_log(verbose: u8) {
@@ -95,7 +152,8 @@ fn start_log(verbose: u8) {
         _ => log::LevelFilter::Trace,
     };
     let mut logger = env_logger::Builder::new();
-    logger.filter_level(level).format_target(false);
+    // What libraries say of themselves is no news of this host.
+    logger.filter_level(log::LevelFilter::Error).filter_module("observer", level).format_target(false);
     if verbose == 0 {
         // What is said without being asked for looks like every other notice.
         logger.format(|buffer, record| writeln!(buffer, "observer: {}", escape(&record.args().to_string())));
@@ -110,5 +168,49 @@ fn kernel_log_level(verbose: u8) -> u8 {
         1 => aya_log::Level::Warn as u8,
         2 => aya_log::Level::Debug as u8,
         _ => aya_log::Level::Trace as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every help page is a file, so that a change of words is seen as one. `OBSERVER_BLESS=1` writes them anew.
+    #[test]
+    fn help_is_as_it_was_read() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/help");
+        let mut command = Cli::command();
+        command.build();
+        let mut pages = vec![("observer".to_owned(), command.render_long_help().to_string())];
+        for of in command.get_subcommands_mut().filter(|of| of.get_name() != "help") {
+            let name = of.get_name().to_owned();
+            pages.push((format!("{name}.short"), of.render_help().to_string()));
+            pages.push((name, of.render_long_help().to_string()));
+        }
+        for (name, page) in pages {
+            let path = format!("{folder}/{name}.txt");
+            if std::env::var_os("OBSERVER_BLESS").is_some() {
+                std::fs::write(&path, &page).unwrap();
+            }
+            let kept = std::fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(page, kept, "{path} has other words: see them, then run the test with OBSERVER_BLESS=1");
+        }
+    }
+
+    #[test]
+    fn a_near_word_is_suggested() {
+        assert_eq!(did_you_mean("datadgo", ["datadog", "dynatrace"]), "did you mean `datadog`?");
+        assert_eq!(did_you_mean("weather", ["netfilter", "tc"]), "");
+    }
+
+    #[test]
+    fn a_number_alone_is_seconds() {
+        assert_eq!(
+            (duration("5"), duration("90s"), duration("2h")),
+            (Ok(Duration::from_secs(5)), Ok(Duration::from_secs(90)), Ok(Duration::from_secs(7200)))
+        );
+        assert!(duration("soon").is_err() && duration("-1s").is_err());
     }
 }

@@ -14,7 +14,7 @@ use clap::CommandFactory;
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cli, Exit, session::Session};
+use super::{Cli, Exit, exit, session::Session};
 use crate::{
     attribute::host::Identity,
     explain::rules::Allowed,
@@ -31,9 +31,9 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(verbose: u8) -> Result<Exit> {
-    if check_privilege().is_err() {
+    if let Err(error) = check_privilege() {
         let _ = Cli::command().print_help();
-        return Ok(Exit::Done);
+        return Err(exit::with_hint(&error));
     }
     let mut helper = Helper::start()?;
     let standing = Standing {

@@ -35,7 +35,7 @@ use crate::{
     sink::{
         fan::{Failed, Outlet},
         jsonl::JsonLines,
-        notice::{self, say, say_within},
+        notice::{self, note, say, say_within},
         run::{Findings, Form, Subject, Verdict},
     },
 };
@@ -48,47 +48,55 @@ const STEP: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Exit with status 1 when something that the command sent was blocked.
+    /// Exit with status 1 if the command was blocked
     #[arg(long)]
     fail_on_block: bool,
-    /// End the command and all that it started at the first block, with status 1.
+    /// End the command at the first block, with status 1
     #[arg(long)]
     stop_on_block: bool,
-    /// Observe on for this long after the command's end.
+    /// Keep watching this long after the command exits
     #[arg(long, value_name = "T", default_value = SETTLE, value_parser = super::duration)]
     settle: Duration,
-    /// Run the command as this user.
+    /// Run the command as this user
     #[arg(long = "as", value_name = "USER")]
     user: Option<String>,
-    /// Write every event to this new file, as JSON, one object a line.
+    /// Write events to FILE as JSON lines (never overwrites)
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-    /// Write what came of it to this new file: Markdown (.md) or JSON (.json).
+    /// Write a report to FILE, .md or .json (never overwrites)
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Network namespace: all, the path of one, or a name that `ip netns` knows.
+    /// Watch one network namespace, by path or name
+    ///
+    /// The command itself runs in the namespace of the caller: use `ip netns exec NAME observer run` to run it in another.
     #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
     netns: String,
-    /// Exit with status 4 when anything was lost.
+    /// Exit with status 4 if anything was lost
     #[arg(long)]
     strict: bool,
-    /// Show command lines as they are, with the passwords and keys in them.
+    /// Show command lines with the secrets in them
     #[arg(long)]
     no_redact: bool,
-    /// Never put a process into the sender's cgroup, not even for the moment that a rule about cgroups takes to be replayed;
-    /// such rules are then named by what was seen alone.
+    /// Never let a child process join the sender's cgroup
+    ///
+    /// Replaying a rule about cgroups takes such a child for a moment. Without it, rules about cgroups are reported from eBPF
+    /// records only.
     #[arg(long)]
     no_cgroup_replay: bool,
-    /// Make no private copy of the rules: rules are named by what was seen alone, and no fix is looked for.
+    /// Make no private copy of the ruleset (implies --no-fix)
+    ///
+    /// Rules are then reported from eBPF records only.
     #[arg(long)]
     no_replay: bool,
-    /// Do not look for the command that lets through what was blocked: nothing is tried in a private copy then.
+    /// Do not look for a fix
+    ///
+    /// No command is then tried in a private copy of the ruleset.
     #[arg(long)]
     no_fix: bool,
-    /// Run this line with `sh -c`.
-    #[arg(short = 'c', value_name = "LINE", conflicts_with = "command", required_unless_present = "command")]
+    /// Run LINE with `sh -c`
+    #[arg(short = 'c', value_name = "LINE", conflicts_with = "command")]
     line: Option<OsString>,
-    /// The command; leading NAME=VALUE words are variables, as with `env`.
+    /// The command; leading NAME=VALUE words set variables
     #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
 }
@@ -107,6 +115,10 @@ pub(super) fn run(args: &Args, verbose: u8) -> Result<Exit> {
 
 fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let plan = plan(args)?;
+    if let Some(path) = [&args.events, &args.report].into_iter().flatten().find(|path| path.as_os_str() == "-") {
+        let sentence = format!("`{}` is not a file: stdout belongs to the command", path.display());
+        return Err(usage(&sentence, "name a new file"));
+    }
     let form = args.report.as_deref().map(form).transpose()?;
     launch::check(&plan)?;
     anyhow::ensure!(
@@ -142,7 +154,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let mut outlets = Vec::new();
     // A full disk must not end what watches a command: it is said at the end.
     outlets.extend(events.map(|file| Outlet {
-        name: "the file of the events",
+        name: "the events file",
         sink: Box::new(JsonLines::new(file, reporter.clone())),
         is_needed: false,
     }));
@@ -160,7 +172,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let until = until(args, &findings, &news, &running, &started, &tree);
     let ended = run.run(
         || {
-            say(&ready);
+            note(&ready);
             let _ = running.set(launcher.start()?);
             started.notify_one();
             Ok(())
@@ -170,18 +182,18 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let account = match (ended, running.get()) {
         (Ok(Ended::Clean(account, failed)), _) => {
             for Failed { name, error, .. } in failed {
-                say_within(&format!("observer: {name} is not complete: {error}"), LAST_WORDS);
+                say_within(&format!("observer: {name} is incomplete: {error}"), LAST_WORDS);
             }
             Some(*account)
         }
         (Ok(Ended::ClosedPipe | Ended::Stuck), _) => {
-            say_within("observer: what was observed could not be told to the end", LAST_WORDS);
+            say_within("observer: stderr is blocked; the end of the report was not written", LAST_WORDS);
             None
         }
         (Err(error), None) => return Err(error),
         // What failed is observer's own business: the command goes on, and its status counts.
         (Err(error), Some(running)) => {
-            say(&format!("observer: observing has failed, and the command goes on without: {error:#}"));
+            say(&format!("observer: observing failed; the command continues unobserved: {error:#}"));
             if findings.ended.get().is_none() {
                 let _ = findings.ended.set(running.wait()?);
             }
@@ -265,7 +277,9 @@ fn plan(args: &Args) -> Result<Plan> {
         ));
     }
     if words.is_empty() {
-        return Err(usage("there is no command after the variables", "write observer run -- NAME=VALUE CMD…"));
+        let sentence =
+            if variables.is_empty() { "there is no command to run" } else { "there is no command after the variables" };
+        return Err(usage(sentence, "write `observer run -- CMD…`, or `observer run -c 'LINE'` for a line of shell"));
     }
     Ok(Plan { words, variables, user: args.user.as_deref().map(user).transpose()? })
 }
@@ -284,8 +298,8 @@ fn form(path: &Path) -> Result<Form> {
         Some("md") => Ok(Form::Markdown),
         Some("json") => Ok(Form::Json),
         _ => Err(usage(
-            &format!("{} says neither Markdown nor JSON", path.display()),
-            "let the report's name end with .md or .json",
+            &format!("cannot tell the report's format from the name {}", path.display()),
+            "choose a name that ends with .md or .json",
         )),
     }
 }

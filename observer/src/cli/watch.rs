@@ -15,7 +15,7 @@ use crate::{
     model::{Account, Degraded},
     privilege::Helper,
     service::{Ended, Limits},
-    sink::{Sink, fan::Outlet, jsonl::JsonLines, live::Live, notice::say, terminal::Terminal},
+    sink::{Sink, fan::Outlet, jsonl::JsonLines, live::Live, notice::note, terminal::Terminal},
 };
 
 /// Bytes collected before a write, when much happens at once.
@@ -25,32 +25,38 @@ const BUFFER: usize = 64 * 1024;
 pub(super) struct Args {
     #[command(flatten)]
     filters: filters::Filters,
-    /// How events are written: for a person, or as JSON, one object a line.
+    /// Choose the output format
     #[arg(short, long, value_enum, default_value = "human")]
     output: Format,
-    /// Stop after this long, for example `90s` or `2h`.
+    /// Stop after this time: 90s, 15m, 2h
     #[arg(long = "for", value_name = "DURATION", value_parser = super::duration)]
     duration: Option<Duration>,
-    /// Stop after this many events.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Stop after N events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Show background traffic, which nobody waits for, like everything else.
+    /// Show background traffic (multicast, late resets) too
     #[arg(long)]
     all: bool,
-    /// Exit with status 4 when anything was lost.
+    /// Exit with status 4 if anything was lost
     #[arg(long)]
     strict: bool,
-    /// Show command lines as they are, with the passwords and keys in them.
+    /// Show command lines with the secrets in them
     #[arg(long)]
     no_redact: bool,
-    /// Never put a process into the sender's cgroup, not even for the moment that a rule about cgroups takes to be replayed;
-    /// such rules are then named by what was seen alone.
+    /// Never let a child process join the sender's cgroup
+    ///
+    /// Replaying a rule about cgroups takes such a child for a moment. Without it, rules about cgroups are reported from eBPF
+    /// records only.
     #[arg(long)]
     no_cgroup_replay: bool,
-    /// Make no private copy of the rules: rules are named by what was seen alone, and no fix is looked for.
+    /// Make no private copy of the ruleset (implies --no-fix)
+    ///
+    /// Rules are then reported from eBPF records only.
     #[arg(long)]
     no_replay: bool,
-    /// Do not look for the command that lets through what was blocked: nothing is tried in a private copy then.
+    /// Do not look for a fix
+    ///
+    /// No command is then tried in a private copy of the ruleset.
     #[arg(long)]
     no_fix: bool,
 }
@@ -107,7 +113,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     };
     let ended = run.run(
         || {
-            say(&ready);
+            note(&ready);
             Ok(())
         },
         until,
@@ -116,8 +122,8 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         Ended::Clean(account, _) if args.strict && anything_lost(&account) => Ok(Exit::Lost),
         Ended::Clean(..) | Ended::ClosedPipe => Ok(Exit::Done),
         Ended::Stuck => anyhow::bail!(
-            "the output takes nothing, so the end of the events and the account are not written\nhint: whatever reads \
-             observer's output has stopped; let it go on, or write to a file"
+            "stdout is blocked; the last events and the summary were not written\nhint: the program that reads observer's \
+             output has stopped; continue it, or write to a file"
         ),
     }
 }

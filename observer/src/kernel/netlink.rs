@@ -353,9 +353,10 @@ impl Netlink {
                     return Ok(());
                 }
                 let sequence = bytes.get(12..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
-                let kind = messages.get(sequence.wrapping_sub(first) as usize).map(|message| message.kind);
+                let message = messages.get(sequence.wrapping_sub(first) as usize);
+                let kind = message.map_or("unknown".to_owned(), |message| message.kind.to_string());
                 Err(std::io::Error::from_raw_os_error(error(bytes)))
-                    .with_context(|| format!("the kernel refuses message {kind:?} of the copy"))
+                    .with_context(|| format!("the kernel refuses a message of the copy (type {kind})"))
             })?;
             ensure!(came, "the kernel does not answer");
         }

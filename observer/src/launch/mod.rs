@@ -105,13 +105,24 @@ pub struct Plan {
 
 /// The command could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot run `{program}`: {error}")]
+#[error("{}", self.sentence())]
 pub struct NotStarted {
     program: String,
     error: io::Error,
 }
 
 impl NotStarted {
+    /// As a shell says it.
+    fn sentence(&self) -> String {
+        let program = &self.program;
+        match self.error.kind() {
+            io::ErrorKind::NotFound if program.contains('/') => format!("`{program}`: no such file"),
+            io::ErrorKind::NotFound => format!("`{program}`: command not found"),
+            io::ErrorKind::PermissionDenied => format!("`{program}`: not executable, or permission denied"),
+            _ => format!("cannot run `{program}`: {}", self.error),
+        }
+    }
+
     /// 126 or 127, as with `env`.
     pub fn status(&self) -> u8 {
         if self.error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }

@@ -21,6 +21,18 @@ pub struct FilterError {
     known: String,
 }
 
+impl FilterError {
+    /// What was typed.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// Values that are known.
+    pub fn known(&self) -> impl Iterator<Item = &str> {
+        self.known.split([',', ' ']).filter(|word| !word.is_empty())
+    }
+}
+
 /// A destination to match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {

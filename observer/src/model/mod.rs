@@ -35,7 +35,7 @@ pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
 pub use decider::{BpfProgram, Connections, Decider, Decision, Doer, Purpose};
 pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket};
-pub use filter::{Destination as DestinationFilter, Filter, parse_action, parse_cause, parse_protocol};
+pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_protocol};
 pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;

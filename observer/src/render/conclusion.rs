@@ -278,21 +278,39 @@ fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
     Ok(())
 }
 
-/// Text from outside in a table's cell or a heading: nothing of it is markup.
+/// Text from outside in a table's cell or a heading: nothing of it is markup, and it reads well raw. What could be markup stands in
+/// a code span.
 pub(super) fn cell(text: &str) -> String {
+    let escaped = escape(text);
+    // What stands between backticks is meant as code.
+    let parts: Vec<&str> = escaped.split('`').collect();
+    let is_paired = parts.len() % 2 == 1;
     let mut plain = String::new();
-    for character in escape(text).chars() {
-        // A mention would call people, and a link would be one.
-        if matches!(character, '@' | '/') {
-            plain.push_str(if character == '@' { "&#64;" } else { "&#47;" });
+    for (index, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+        if is_plain(part) && !(is_paired && index % 2 == 1) {
+            plain.push_str(part);
             continue;
         }
-        if character.is_ascii_punctuation() && !matches!(character, '.' | ',' | ':' | ';' | '-' | '=' | '%') {
-            plain.push('\\');
+        let (before, after) = (part.len() - part.trim_start().len(), part.len() - part.trim_end().len());
+        // Two spans side by side would be one.
+        if before > 0 || plain.ends_with('`') {
+            plain.push(' ');
         }
-        plain.push(character);
+        let code = part.trim();
+        if !code.is_empty() {
+            plain.push_str(&format!("`{}`", code.replace('|', "\\|")));
+        }
+        plain.push_str(if after > 0 && !code.is_empty() { " " } else { "" });
     }
     plain
+}
+
+/// Nothing of it is markup, a link or a mention.
+fn is_plain(text: &str) -> bool {
+    let is_harmless = |character: char| {
+        !character.is_ascii() || character.is_ascii_alphanumeric() || " .,:;-=%()'/+\"?×".contains(character)
+    };
+    text.chars().all(is_harmless) && !text.contains("://") && !text.to_ascii_lowercase().contains("www.")
 }
 
 /// For a ticket. Times are UTC.
@@ -491,8 +509,18 @@ mod tests {
         let mut text = Vec::new();
         markdown(&mut text, &Conclusion { inside: vec![story()], ..conclusion() }).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("| a\\|b | 192.0.2.1:443&#47;tcp | 1 |"), "{text}");
-        assert!(text.contains("\\`rule\\`"), "{text}");
-        assert_eq!(cell("<i>*x*"), r"\<i\>\*x\*");
+        assert!(text.contains("| `a\\|b` | 192.0.2.1:443/tcp | 1 |"), "{text}");
+        assert!(text.contains("`rule`"), "{text}");
+        for (text, wanted) in [
+            ("<i>*x*", "`<i>*x*`"),
+            ("ufw rule 1 `deny out 443/tcp`", "ufw rule 1 `deny out 443/tcp`"),
+            ("opens `a|b` to *all*, later", "opens `a\\|b` `to *all*, later`"),
+            ("an odd ` one", "an odd one"),
+            ("[x](y) `a``b`", "`[x](y)` `a` `b`"),
+            ("see https://example.com", "`see https://example.com`"),
+            ("mail @all", "`mail @all`"),
+        ] {
+            assert_eq!(cell(text), wanted);
+        }
     }
 }

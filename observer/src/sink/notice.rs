@@ -3,7 +3,10 @@
 
 use std::{
     io::{self, BufWriter, Write},
-    sync::mpsc::channel,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::channel,
+    },
     thread,
     time::Duration,
 };
@@ -11,6 +14,21 @@ use std::{
 use anstream::{AutoStream, ColorChoice, StripStream};
 
 use crate::render::escape::escape;
+
+/// Only errors are said.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`note`] says nothing, or does.
+pub fn set_quiet(is_quiet: bool) {
+    IS_QUIET.store(is_quiet, Ordering::Relaxed);
+}
+
+/// Says a notice: what is good to know, and no error.
+pub fn note(line: &str) {
+    if !IS_QUIET.load(Ordering::Relaxed) {
+        say(line);
+    }
+}
 
 /// Says one line, or one with a hint below. Nobody may listen any more.
 pub fn say(line: &str) {

@@ -7,7 +7,7 @@ mod wanted;
 
 use std::{
     ffi::OsString,
-    io::{self, BufWriter, ErrorKind},
+    io::{self, BufWriter},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -24,7 +24,7 @@ use self::{
     sender::sender,
     wanted::{entries, is_own_netns, keep_blocked, resolvers, targets},
 };
-use super::{Exit, exit::UsageError};
+use super::{Exit, did_you_mean, exit::UsageError, written};
 use crate::{
     attribute::host::Identity,
     check::{
@@ -40,76 +40,88 @@ use crate::{
         check::{self as render, Answer, Kept},
         steps,
     },
-    sink::notice::say,
+    sink::notice::note,
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What is to be reached: a profile (see --list), apt or dnf for the host's package sources, HOST:PORT, HOST:PORT/udp,
-    /// [2001:db8::1]:443 or 203.0.113.0/24:443. Without: what this host depends on already.
-    #[arg(value_name = "PROFILE|HOST:PORT[/udp]")]
+    /// Destinations to test
+    ///
+    /// Each is a profile (see --list); apt or dnf, for this host's package sources; HOST, HOST:PORT, HOST:PORT/udp,
+    /// [2001:db8::1]:443 or 203.0.113.0/24:443 (of a network its first and its last address are tested); or a URL. The default
+    /// port is 443. With none: what this host already depends on.
+    #[arg(value_name = "PROFILE|HOST[:PORT][/udp]|URL")]
     wanted: Vec<String>,
-    /// How the answer is written.
+    /// Choose the output format
     #[arg(short, long, value_enum, default_value = "human")]
     output: Format,
-    /// Show the profiles that are known.
+    /// List the profiles
     #[arg(long)]
     list: bool,
-    /// Print the page for a profile: what it needs and how to let it out by this front end. Needs no root.
+    /// Print a profile's needs and commands for this front end
+    ///
+    /// Needs no root.
     #[arg(long, value_parser = pages(), value_name = "FRONT-END")]
     steps: Option<&'static Page>,
-    /// Write the answer to this new file too, for a later `--against`.
+    /// Save the answer to FILE, for --against (never overwrites)
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Compare with an answer that was kept by `--save`: what is worse now is told, with status 1.
+    /// Report what got worse since --save; status 1 if anything
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// A value that a profile asks for: `--set site=datadoghq.eu`.
+    /// Set a profile's variable: site=datadoghq.eu
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
-    /// Folder of own profiles.
+    /// Read your own profiles from this folder
     #[arg(long, value_name = "DIR", default_value = profiles::FOLDER)]
     profiles: PathBuf,
-    /// Take this address for a name; may be given several times.
+    /// Use this address for a name (repeatable)
     #[arg(long, value_name = "NAME:ADDR", value_parser = resolved)]
     resolve: Vec<(String, IpAddr)>,
-    /// Look up no name: those without `--resolve` are judged for any address.
+    /// Skip DNS; test unresolved names with a placeholder address
     #[arg(long)]
     no_dns: bool,
-    /// Judge what this user would send.
+    /// Test as this user
     #[arg(long = "as", value_name = "USER")]
     user: Option<String>,
-    /// Judge what this unit of systemd would send, from its cgroup and as its user; or the path of a cgroup: /system.slice/x.service.
+    /// Test as this systemd unit, or in this cgroup
+    ///
+    /// A unit is tested from its cgroup and as its user. A cgroup is a path: /system.slice/x.service.
     #[arg(long, value_name = "UNIT|CGROUP")]
     as_unit: Option<String>,
-    /// Network namespace: the path of one, or a name that `ip netns` knows; the own one without.
+    /// Test in this network namespace [default: the current one]
     #[arg(long, value_name = "PATH|NAME")]
     netns: Option<String>,
-    /// Try this command of ufw, firewall-cmd, nft or iptables in a private copy, and tell what is let out then.
+    /// Test again after this firewall command, in a copy
+    ///
+    /// A command of ufw, firewall-cmd, nft or iptables. It runs in a private copy of the ruleset only.
     #[arg(long, value_name = "COMMAND")]
     after: Option<String>,
-    /// Judge this proposed configuration in place of what is in force: a file for `nft -f`, of `iptables-save` or `ip6tables-save`,
-    /// ufw's user.rules or user6.rules.
+    /// Test this ruleset file instead of the live rules
+    ///
+    /// A file for `nft -f`; of `iptables-save` or `ip6tables-save`; ufw's user.rules or user6.rules.
     #[arg(long, value_name = "FILE", conflicts_with = "after")]
     ruleset: Option<PathBuf>,
-    /// The same, and tell only which destinations change by it.
+    /// Same as --ruleset, but show only what changes
     #[arg(long, value_name = "FILE", conflicts_with_all = ["after", "ruleset"])]
     diff: Option<PathBuf>,
-    /// Connect to all destinations too, up to the name in their certificate, and tell where that fails. This sends packets.
+    /// Connect to the destinations too; this sends packets
+    ///
+    /// TLS connections are checked up to the name in the certificate.
     #[arg(long, conflicts_with_all = ["after", "ruleset", "diff"])]
     live: bool,
-    /// Do not look for commands that let through what is stopped.
+    /// Do not look for a fix
     #[arg(long)]
     no_fix: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// For a person.
+    /// Text for a person
     Human,
-    /// One JSON object an address and port.
+    /// One JSON object for each address and port
     Json,
-    /// A table for a ticket.
+    /// A table for a ticket
     Markdown,
 }
 
@@ -117,7 +129,7 @@ enum Format {
 fn pages() -> impl TypedValueParser<Value = &'static Page> {
     let names = front_end::pages().map(|(name, page)| PossibleValue::new(page.name).help(name));
     let named = |name: String| front_end::pages().find(|(_, page)| page.name == name).map(|(_, page)| page);
-    PossibleValuesParser::new(names).try_map(move |name| named(name).ok_or("there is no page for it"))
+    PossibleValuesParser::new(names).try_map(move |name| named(name).ok_or("this front end has no page"))
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -128,7 +140,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 fn resolved(text: &str) -> Result<(String, IpAddr), String> {
     let (name, address) = text.split_once(':').ok_or("write NAME:ADDR")?;
     let address = address.trim_start_matches('[').trim_end_matches(']');
-    let address = address.parse().map_err(|_| format!("`{address}` is no address"))?;
+    let address = address.parse().map_err(|_| format!("`{address}` is not an address"))?;
     Ok((name.trim_end_matches('.').to_owned(), address))
 }
 
@@ -148,7 +160,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         let [name] = args.wanted.as_slice() else {
             return Err(usage("`--steps` is for one profile", "write observer check --steps ufw datadog"));
         };
-        let profile = known.get(name).map_err(|error| usage(&format!("{error:#}"), ""))?;
+        let profile = known.get(name).map_err(|error| wanted::no_profile(&error, name, &known))?;
         return written(steps::write(&mut stdout, steps, profile, &entries)).map(|()| Exit::Done);
     }
     let earlier = args
@@ -167,7 +179,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     let is_direct = entries.iter().any(|entry| entry.profile.is_none());
     if let Some(proxies) = sender.proxies.as_ref().or(shell.as_ref()).filter(|_| is_direct) {
         let from = proxies.from();
-        say(&format!("observer: {from} names a proxy; HOST:PORT is judged as it is reached without"));
+        note(&format!("observer: {from} names a proxy; HOST:PORT is tested without it"));
     }
     let asked: Vec<&str> =
         entries.iter().filter_map(|entry| entry.profile.as_ref()).map(|of| of.name.as_str()).collect();
@@ -250,13 +262,6 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         return Ok(if changes.iter().any(|change| change.is_worse) { Exit::Finding } else { Exit::Done });
     }
     Ok(if is_stopped { Exit::Finding } else { Exit::Done })
-}
-
-fn written(result: io::Result<()>) -> Result<()> {
-    match result {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the answer"),
-        _ => Ok(()),
-    }
 }
 
 /// Something is stopped; after the command, where one was tried.

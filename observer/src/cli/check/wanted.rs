@@ -5,12 +5,12 @@ use std::{net::IpAddr, os::unix::fs::MetadataExt, path::Path};
 use anyhow::Result;
 use ipnet::IpNet;
 
-use super::{Args, usage};
+use super::{Args, did_you_mean, usage};
 use crate::{
     check::resolve,
     check::{ANY, Entry, Known, Target, Values, ask, host, profiles, proxy::Proxies},
     model::{Fate, Preflighted, Tried},
-    sink::notice::say,
+    sink::notice::note,
 };
 
 /// Why a name has no address, by `--no-dns`.
@@ -23,7 +23,7 @@ pub(super) fn entries(args: &Args, known: &profiles::Profiles, shell: Option<&Pr
     if args.wanted.is_empty() && args.steps.is_none() {
         let (all, unread) = host::dependencies(Path::new("/"), known, shell);
         for words in unread {
-            say(&format!("observer: {words}"));
+            note(&format!("observer: {words}"));
         }
         entries = all;
     }
@@ -41,12 +41,15 @@ pub(super) fn entries(args: &Args, known: &profiles::Profiles, shell: Option<&Pr
         }
         if ask::is_destination(word) {
             let entry = ask::destination(word).map_err(|error| {
-                usage(&error.to_string(), "write HOST:PORT, HOST:PORT/udp, [2001:db8::1]:443 or 203.0.113.0/24:443")
+                usage(
+                    &error.to_string(),
+                    "write HOST, HOST:PORT, HOST:PORT/udp, [2001:db8::1]:443 or 203.0.113.0/24:443",
+                )
             })?;
             entries.push(entry);
             continue;
         }
-        let profile = known.get(word).map_err(|error| usage(&format!("{error:#}"), ""))?;
+        let profile = known.get(word).map_err(|error| no_profile(&error, word, known))?;
         if let Some((name, _)) = args.set.iter().find(|(name, _)| !profile.variables().any(|(known, ..)| known == name))
         {
             let all: Vec<&str> = profile.variables().map(|(name, ..)| name).collect();
@@ -58,6 +61,13 @@ pub(super) fn entries(args: &Args, known: &profiles::Profiles, shell: Option<&Pr
         );
     }
     Ok(entries)
+}
+
+/// What to write instead of a name that no profile has.
+pub(super) fn no_profile(error: &anyhow::Error, name: &str, known: &profiles::Profiles) -> anyhow::Error {
+    let nearest = did_you_mean(name, known.names());
+    let more = "`observer check --list` shows the profiles; a destination is written HOST:PORT";
+    usage(&format!("{error:#}"), &if nearest.is_empty() { more.to_owned() } else { format!("{nearest} {more}") })
 }
 
 /// Addresses of all; and how many names were looked up.

@@ -181,16 +181,19 @@ impl Answer {
 
     /// Whether a destination stands as it did before what was tried: by the same statements.
     fn is_as_before(&self, index: usize) -> bool {
-        let words = |fates: &[Vec<Fate>]| {
-            fates.get(index).map(|fates| {
-                let of = |fate: &Fate| match fate {
-                    Fate::Stopped(rule) => self.answer.rules.get(*rule).map(|rule| short(rule, false)),
-                    other => Some(format!("{other:?}")),
-                };
-                fates.iter().map(of).collect::<Vec<_>>()
-            })
-        };
-        words(self.fates()) == words(&self.answer.fates)
+        fn stands<'a>(
+            answer: &Preflighted,
+            fates: &'a [Vec<Fate>],
+            index: usize,
+        ) -> Vec<(Option<String>, Option<&'a Fate>)> {
+            let of = |fate: &'a Fate| match fate {
+                // The places of rules differ.
+                Fate::Stopped(rule) => (answer.rules.get(*rule).map(|rule| short(rule, false)), None),
+                other => (None, Some(other)),
+            };
+            fates.get(index).into_iter().flatten().map(of).collect()
+        }
+        stands(&self.answer, self.fates(), index) == stands(&self.answer, &self.answer.fates, index)
     }
 
     /// Destinations that are told, and what becomes of them.
@@ -285,7 +288,7 @@ fn remarks(target: &Target, says_unknown: bool) -> Vec<String> {
     if let Known::Any(why) = &target.known
         && says_unknown
     {
-        remarks.push(format!("any address: {why}"));
+        remarks.push(format!("placeholder address: {why}"));
     }
     remarks
 }
@@ -368,7 +371,7 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
         write_fix(writer, fix)?;
     }
     if let Some((count, why)) = unknown {
-        writeln!(writer, "{DIM}{count} names were judged for any address: {}{DIM:#}", escape(why))?;
+        writeln!(writer, "{DIM}{count} names were tested with a placeholder address: {}{DIM:#}", escape(why))?;
     }
     writeln!(writer, "{DIM}{}{DIM:#}", escape(&answer.asked()))?;
     writer.flush()

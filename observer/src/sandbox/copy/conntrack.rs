@@ -5,11 +5,9 @@ use std::{net::IpAddr, path::Path, sync::OnceLock};
 use anyhow::{Context, Result, ensure};
 use etherparse::IpNumber;
 
-use crate::kernel::netlink::{Attributes, Body, CREATE, Message, Netlink};
-use super::{
-    packet::Whole,
-};
+use super::packet::Whole;
 use crate::kernel::btf::Btf;
+use crate::kernel::netlink::{Attributes, Body, CREATE, Message, Netlink};
 
 /// `NETLINK_NETFILTER`, `NFNL_SUBSYS_CTNETLINK`, and a `struct nfgenmsg`.
 const PROTOCOL: isize = 12;

@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::kernel::netlink::{Attributes, Body};
 use super::{
     doubts::Depends,
     ruleset::{CHAIN_NAME, DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE},
@@ -12,6 +11,7 @@ use crate::firewall::{
     legacy::{Does, Entry},
     netfilter::hook,
 };
+use crate::kernel::netlink::{Attributes, Body};
 
 /// Which way a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::netlink::Attributes;
 use super::{
     depends::{Judged, NETWORK, is_address_or_port},
     packet::Whole,
     ruleset::{DATA, NAME, RULE_EXPRESSIONS},
 };
 use crate::firewall::netfilter::family;
+use crate::kernel::netlink::Attributes;
 
 /// By what a rule decides, beside the packet, the addresses and the interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::kernel::netlink::{Body, Netlink};
 use super::{
     conntrack,
     depends::Way,
@@ -18,6 +17,7 @@ use super::{
     send::{self, Owner},
     stage::{Copied, Order},
 };
+use crate::kernel::netlink::{Body, Netlink};
 use crate::model::{End, Origin, Replayed};
 
 /// Nothing more is heard of a packet that was sent so long ago.

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use super::{
     depends::{Way, depends},
     doubts::Depends,
 };
+use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use crate::{
     confinement::reader::Question,
     firewall::{

@@ -5,11 +5,11 @@ use std::{
     fmt,
 };
 
-use crate::kernel::netlink::Body;
 use super::{
     depends::Way,
     ruleset::{CHAIN_HOOK, CHAIN_NAME, DATA, Listed, NAME, RULE_CHAIN, SET_NAME, TABLE, silent},
 };
+use crate::kernel::netlink::Body;
 use crate::{
     firewall::netfilter::{family, hook},
     model::{Origin, Packet},

@@ -73,12 +73,13 @@ fn not_root() -> Result<Outcome> {
 }
 
 fn bad_usage() -> Result<Outcome> {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 10] = [
         &["watch", "--colour", "red"],
         &["watch", "--proto", "tpc"],
         &["watch", "--cause", "weather"],
         &["watch", "--dst", "203.0.113.0/33"],
         &["watch", "--port", "70000"],
+        &["watch", "--port", "htps"],
         &["watch", "--for", "soon"],
         &["watch", "--count", "0"],
         &["watch", "--netns", "no-such-namespace"],
@@ -97,7 +98,7 @@ fn bad_usage() -> Result<Outcome> {
 }
 
 fn help() -> Result<Outcome> {
-    for args in [&["--help"][..], &["watch", "--help"], &["--version"], &[]] {
+    for args in [&["--help"][..], &["help"], &["help", "check"], &["watch", "--help"], &["--version"], &["man"], &[]] {
         let output = ends(observer::command().args(args))?;
         ensure!(
             output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(),

@@ -95,6 +95,8 @@ fn ordinary() -> Result<Outcome> {
     let mut command = Command::new("setpriv");
     let output = command.args(["--reuid", "65534", "--clear-groups"]).arg(&copy).stdin(Stdio::null()).output()?;
     let text = String::from_utf8(output.stdout)?;
-    ensure!(output.status.success() && text.contains("Usage: observer"), "{}: {text}", output.status);
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(3) && text.contains("Usage: observer"), "{}: {text}", output.status);
+    ensure!(said.contains("root") && said.contains("sudo"), "{said}");
     Ok(Outcome::Passed)
 }
