@@ -210,17 +210,16 @@ impl Session {
             filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")),
         );
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
-        parts.push(format!("owners live, {} older sockets{hanging}", probes.seeded));
+        parts.push(format!("{} sockets were already open{hanging}", probes.seeded));
         let rules = match (self.rules.are_live(), self.rules.are_probed()) {
-            (true, _) => "rules live",
-            (false, true) => "rules live from a block's second packet on",
-            (false, false) => "no rules (see `observer doctor`)",
+            (true, _) => "rules: live",
+            (false, true) => "rules: live from a block's second packet on",
+            (false, false) => "rules: not seen (see `observer doctor`)",
         };
         let seen = self.rules.are_live() || self.rules.are_probed();
         let replayed = match (seen && self.replayed, self.rules.are_live()) {
             (false, _) => "",
-            (true, true) => "+replay",
-            (true, false) => ", and by replay",
+            (true, _) => ", verified by replay",
         };
         parts.push(format!("{rules}{replayed}"));
         parts.push(self.firewalls.clone());

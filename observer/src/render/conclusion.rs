@@ -135,7 +135,7 @@ pub struct Conclusion {
     pub command: Vec<String>,
     /// How it ended; `None` when it had not.
     pub ended: Option<Finished>,
-    /// Denied to the command and what it started.
+    /// Blocked for the command and what it started.
     pub inside: Vec<Story>,
     /// Denied to whoever it was.
     pub unknown: Vec<Story>,
@@ -184,7 +184,7 @@ impl Conclusion {
         let judgement = self.judgement();
         let mut sentence = judgement.sentence().to_owned();
         if judgement != Judgement::Blocked && self.own_background > 0 {
-            sentence.push_str(", but background traffic of the command that nobody waits for");
+            sentence.push_str(", but background traffic of the command");
         }
         if judgement != Judgement::Blocked && self.only_netns {
             sentence.push_str(" (in the network namespace that was watched)");
@@ -195,9 +195,9 @@ impl Conclusion {
     /// The lists, each under its title.
     fn lists(&self) -> [(&'static str, &[Story]); 3] {
         [
-            ("Denied to the command", &self.inside),
-            ("Denied to somebody who is not known", &self.unknown),
-            ("Denied to others at the same time", &self.outside),
+            ("Blocked for the command", &self.inside),
+            ("Blocked: sender unknown", &self.unknown),
+            ("Other processes blocked meanwhile", &self.outside),
         ]
     }
 
@@ -243,7 +243,7 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
     )?;
     list(writer, &conclusion.inside)?;
     for (title, stories) in
-        [("sender not known:", &conclusion.unknown), ("not its children, same time:", &conclusion.outside)]
+        [("sender unknown:", &conclusion.unknown), ("other processes blocked meanwhile:", &conclusion.outside)]
     {
         if !stories.is_empty() {
             writeln!(writer, "  {title}")?;
@@ -278,31 +278,45 @@ fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
     Ok(())
 }
 
-/// Text from outside in a table's cell or a heading: nothing of it is markup, and it reads well raw. What could be markup stands in
-/// a code span.
+/// Text from outside in a table's cell or a heading: nothing of it is markup, and it reads well raw. Words that could be markup, and
+/// what stands between backticks, are code spans.
 pub(super) fn cell(text: &str) -> String {
     let escaped = escape(text);
-    // What stands between backticks is meant as code.
     let parts: Vec<&str> = escaped.split('`').collect();
     let is_paired = parts.len() % 2 == 1;
     let mut plain = String::new();
-    for (index, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
-        if is_plain(part) && !(is_paired && index % 2 == 1) {
-            plain.push_str(part);
+    for (index, part) in parts.into_iter().enumerate() {
+        if is_paired && index % 2 == 1 {
+            push_code(&mut plain, part);
             continue;
         }
-        let (before, after) = (part.len() - part.trim_start().len(), part.len() - part.trim_end().len());
-        // Two spans side by side would be one.
-        if before > 0 || plain.ends_with('`') {
-            plain.push(' ');
+        for (index, word) in part.split(' ').enumerate() {
+            if index > 0 {
+                plain.push(' ');
+            }
+            if is_plain(word) { plain.push_str(word) } else { push_code(&mut plain, word) }
         }
-        let code = part.trim();
-        if !code.is_empty() {
-            plain.push_str(&format!("`{}`", code.replace('|', "\\|")));
-        }
-        plain.push_str(if after > 0 && !code.is_empty() { " " } else { "" });
     }
     plain
+}
+
+/// The same of a command line, as one piece of code.
+fn command_cell(text: &str) -> String {
+    let mut code = String::new();
+    push_code(&mut code, &escape(text).replace('`', "'"));
+    code
+}
+
+/// Adds a code span.
+fn push_code(text: &mut String, code: &str) {
+    if code.trim().is_empty() {
+        return;
+    }
+    // Two spans side by side would be one.
+    if text.ends_with('`') {
+        text.push(' ');
+    }
+    text.push_str(&format!("`{}`", code.replace('|', "\\|")));
 }
 
 /// Nothing of it is markup, a link or a mention.
@@ -324,7 +338,7 @@ pub fn markdown(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<
     };
     writeln!(writer, "# {}\n", cell(&title))?;
     writeln!(writer, "| | |\n|---|---|")?;
-    writeln!(writer, "| command | {} |", cell(&conclusion.command.join(" ")))?;
+    writeln!(writer, "| command | {} |", command_cell(&conclusion.command.join(" ")))?;
     if let Some(name) = &conclusion.host.name {
         writeln!(writer, "| host | {} |", cell(name))?;
     }
@@ -514,11 +528,12 @@ mod tests {
         for (text, wanted) in [
             ("<i>*x*", "`<i>*x*`"),
             ("ufw rule 1 `deny out 443/tcp`", "ufw rule 1 `deny out 443/tcp`"),
-            ("opens `a|b` to *all*, later", "opens `a\\|b` `to *all*, later`"),
-            ("an odd ` one", "an odd one"),
+            ("opens `a|b` to *all*, later", "opens `a\\|b` to `*all*,` later"),
+            ("an odd ` one", "an odd  one"),
             ("[x](y) `a``b`", "`[x](y)` `a` `b`"),
-            ("see https://example.com", "`see https://example.com`"),
-            ("mail @all", "`mail @all`"),
+            ("curl[7] could not reach it", "`curl[7]` could not reach it"),
+            ("see https://example.com", "see `https://example.com`"),
+            ("mail @all", "mail `@all`"),
         ] {
             assert_eq!(cell(text), wanted);
         }

@@ -67,20 +67,20 @@ pub(super) fn about(fix: &Fix) -> String {
     if fix.verified {
         let addresses: Vec<String> = fix.verified_for.iter().map(ToString::to_string).collect();
         let of = if addresses.is_empty() { String::new() } else { format!(" for {}", addresses.join(" and ")) };
-        parts.push(format!("proven in a private copy{of}"));
+        parts.push(format!("tested in a private copy{of}"));
     } else if let Some(why) = &fix.unverified {
-        parts.push(format!("not proven: {why}"));
+        parts.push(format!("untested: {why}"));
     }
     if let Some(opens) = &fix.opens {
-        parts.push(format!("opens {opens}"));
+        parts.push(format!("allows {opens}"));
     }
     parts.extend(match fix.lasts {
-        Some(Lasts::Permanent) => Some("stays".to_owned()),
-        Some(Lasts::Reload) => Some("until the rules are loaded anew".to_owned()),
+        Some(Lasts::Permanent) => Some("permanent".to_owned()),
+        Some(Lasts::Reload) => Some("until the firewall reloads or the host reboots".to_owned()),
         None => None,
     });
     if fix.undo_verified == Some(false) {
-        parts.push("the undo does not bring back what was there".to_owned());
+        parts.push("the undo does not restore the previous rules".to_owned());
     }
     parts.extend(fix.note.clone());
     parts.join(" · ")

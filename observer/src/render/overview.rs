@@ -44,13 +44,13 @@ pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io
     };
     line(writer, "firewalls", &firewalls)?;
     for order in standing.firewalls.iter().flat_map(|inventory| &inventory.order) {
-        line(writer, "", &format!("all must let it pass, {}", escape(order)))?;
+        line(writer, "", &format!("evaluated in order, all must accept: {}", escape(order)))?;
     }
     match &standing.denies {
         Ok(denies) => outbound(writer, denies)?,
         Err(why) => line(writer, "outbound", &format!("not known: {}", escape(why)))?,
     }
-    line(writer, "now", "what hangs, and what is blocked within one second:")
+    line(writer, "now", "hanging connections, and blocks within one second:")
 }
 
 fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
@@ -66,9 +66,9 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
         format!("{WARN}default deny ({}){WARN:#}", families.join(", "))
     };
     let rules = match rules {
-        0 => "no rule denies".to_owned(),
-        1 => format!("{WARN}1 rule denies{WARN:#}"),
-        more => format!("{WARN}{more} rules deny{WARN:#}"),
+        0 => "no rule blocks".to_owned(),
+        1 => format!("{WARN}1 rule blocks{WARN:#}"),
+        more => format!("{WARN}{more} rules block{WARN:#}"),
     };
     line(writer, "outbound", &format!("{default}, {rules}"))?;
     for deny in &denies.denies {
@@ -80,7 +80,7 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
     }
     if denies.maps > 0 {
         let maps = if denies.maps == 1 { "1 verdict map".to_owned() } else { format!("{} verdict maps", denies.maps) };
-        line(writer, "", &format!("{maps} may deny too: `nft list ruleset` shows"))?;
+        line(writer, "", &format!("{maps} may block too: see `nft list ruleset`"))?;
     }
     Ok(())
 }
@@ -113,9 +113,9 @@ fn described(deny: &Deny) -> String {
 /// One command.
 pub fn next(writer: &mut impl Write, found: bool) -> io::Result<()> {
     let (command, why) = if found {
-        ("observer watch", "shows every block with its process, as it happens")
+        ("observer watch", "shows blocked connections as they happen")
     } else {
-        ("observer run -- COMMAND", "nothing hangs now: runs what fails, and says what it is denied")
+        ("observer run -- COMMAND", "nothing hangs now: run what fails, to see what is blocked")
     };
     let command = as_root(command);
     line(writer, "next", &format!("{STRONG}{command}{STRONG:#}   {why}"))?;

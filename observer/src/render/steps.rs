@@ -41,7 +41,7 @@ pub fn write(writer: &mut impl Write, page: &Page, profile: &Profile, entries: &
     writeln!(writer, "\n## What is blocked\n\n```sh\nsudo observer check {}\n```\n", profile.name)?;
     writeln!(
         writer,
-        "It names the rule that stops each destination, and a command that was proven in a private copy: where it differs from what \
+        "It names the rule that stops each destination, and a command that was tested in a private copy: where it differs from what \
          follows, it knows this host better.\n"
     )?;
     writeln!(writer, "## Let it out\n\n{}\n", page.ground)?;

@@ -56,11 +56,7 @@ impl Text {
             line(writer, "note", &escape(replay))?;
         }
         if attempt.nothing_left {
-            line(
-                writer,
-                "note",
-                "no packet of this connection has left this host: network and server were not reached",
-            )?;
+            line(writer, "note", "nothing left this host; the network and the server are not the problem")?;
         }
         if let Some(command) = attempt.sender.process.as_ref().and_then(Process::command_line) {
             line(writer, "ran", &escape(&shorten(&command)))?;
@@ -211,12 +207,12 @@ pub(crate) fn run_blocked(writer: &mut impl Write, who: &str, to: &str, by: &str
 
 /// That there is more of it than is told now.
 pub(crate) fn run_more(writer: &mut impl Write) -> io::Result<()> {
-    writeln!(writer, "observer: {ALERT}BLOCKED{ALERT:#} and more; the end tells all")
+    writeln!(writer, "observer: {ALERT}BLOCKED{ALERT:#} and more; the verdict lists all")
 }
 
 /// What would let it through.
 pub(crate) fn run_fix(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
-    let how = if fix.verified { "proven" } else { "not proven" };
+    let how = if fix.verified { "tested" } else { "untested" };
     let commands: Vec<String> = fix.commands.iter().map(|line| as_root(line)).collect();
     writeln!(writer, "observer: fix ({how}): {}", escape(&commands.join("; ")))
 }
@@ -266,7 +262,7 @@ fn packets(count: u64) -> String {
 /// How a rule is known, where that is more than seeing it.
 fn known(attempt: &Attempt) -> &'static str {
     match attempt.rule.as_ref().map(|rule| (rule.source, rule.confirmed_by)) {
-        Some((RuleSource::Replay, _)) => "  (by replay: so it is in a copy of the rules)",
+        Some((RuleSource::Replay, _)) => "  (from a copy of the ruleset)",
         Some((RuleSource::Probe, Some(Confirmation::Replay))) => "  (confirmed by replay)",
         Some((RuleSource::Probe, Some(Confirmation::Verdict))) => "  (seen in two ways)",
         _ => "",
@@ -347,8 +343,8 @@ mod tests {
         attempt.nothing_left = true;
         assert_eq!(
             written(&attempt),
-            "00:00:00 BLOCKED  curl[7] ← sh\\n  (uid 0)\n  to    203.0.113.10:443/tcp\n  by    a rule dropped it\n  note  no \
-             packet of this connection has left this host: network and server were not reached\n"
+            "00:00:00 BLOCKED  curl[7] ← sh\\n  (uid 0)\n  to    203.0.113.10:443/tcp\n  by    a rule dropped it\n  note  \
+             nothing left this host; the network and the server are not the problem\n"
         );
     }
 

@@ -296,11 +296,11 @@ mod tests {
         assert!(text.contains("VERDICT blocked on this host"), "{text}");
         assert!(text.contains("curl[7] → 203.0.113.10:443/tcp ×3  nft rule"), "{text}");
         assert!(text.contains("wget[99] → 203.0.113.10:443/tcp ×500  nft rule"), "in every list: {text}");
-        let (_, others) = text.split_once("sender not known:").unwrap();
+        let (_, others) = text.split_once("sender unknown:").unwrap();
         assert!(
             others.contains("no process")
                 && others.contains(
-                    "not its children, same time:
+                    "other processes blocked meanwhile:
 "
                 ),
             "{text}"

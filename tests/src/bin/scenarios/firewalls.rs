@@ -136,7 +136,10 @@ fn ufw_deny() -> Result<Outcome> {
             Some("ipv6") => ("ip6", "ufw6-user-output"),
             _ => ("ip", "ufw-user-output"),
         };
-        by_rule(event, &[("family", json!(family)), ("chain", json!(chain)), ("position", json!(1))])?;
+        by_rule(
+            report.explained(event),
+            &[("family", json!(family)), ("chain", json!(chain)), ("position", json!(1))],
+        )?;
     }
     Ok(Outcome::Passed)
 }
@@ -167,7 +170,10 @@ fn ufw_default_deny() -> Result<Outcome> {
         let event = events.iter().find(|event| event["process"]["pid"] == client);
         let Some(event) = event else { anyhow::bail!("{client} is not told: {:?}", report.events) };
         expect(event, &[("/destination/port", json!(port)), ("/network/transport", json!(transport))])?;
-        by_rule(event, &[("chain", json!("OUTPUT")), ("handle", Value::Null), ("text", json!("policy drop"))])?;
+        by_rule(
+            report.explained(event),
+            &[("chain", json!("OUTPUT")), ("handle", Value::Null), ("text", json!("policy drop"))],
+        )?;
     }
     Ok(Outcome::Passed)
 }

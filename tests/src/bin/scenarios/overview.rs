@@ -42,12 +42,12 @@ fn denies() -> Result<Outcome> {
     let text = text?;
     for wanted in [
         "firewalls  nftables (tables of no known front end: t)",
-        "outbound   default deny (inet), 2 rules deny",
+        "outbound   default deny (inet), 2 rules block",
         "inet t out: policy drop",
         "inet t sub: `tcp dport 443 counter drop` # handle",
         "inet t out: `udp dport 53 counter reject` # handle",
         "×0 so far",
-        "1 verdict map may deny too",
+        "1 verdict map may block too",
         &format!("HANGING NOW  python3[{}] → {FAR_V4}:443/tcp since ", hangs.id()),
         "next       observer watch",
     ] {
@@ -61,7 +61,7 @@ fn denies() -> Result<Outcome> {
 fn nothing() -> Result<Outcome> {
     let lab = Lab::new()?;
     let text = screen(&lab)?;
-    for wanted in ["firewalls  no rules in this namespace", "outbound   default allow, no rule denies"] {
+    for wanted in ["firewalls  no rules in this namespace", "outbound   default allow, no rule blocks"] {
         ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
     }
     Ok(Outcome::Passed)

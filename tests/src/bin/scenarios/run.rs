@@ -165,7 +165,7 @@ fn outside() -> Result<Outcome> {
     let said = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(0), "{}: {said}", output.status);
     ensure!(said.contains("VERDICT nothing that the command sent was blocked, but something else"), "{said}");
-    ensure!(said.contains("not its children, same time:") && said.contains("python3["), "{said}");
+    ensure!(said.contains("other processes blocked meanwhile:") && said.contains("python3["), "{said}");
     ensure!(said.contains(&format!("[{FAR_V6}]:53/udp ×3")), "{said}");
     ensure!(!said.contains("observer: BLOCKED"), "{said}");
     Ok(Outcome::Passed)
@@ -322,9 +322,9 @@ fn report() -> Result<Outcome> {
         ensure!(fs::metadata(file)?.permissions().mode() & 0o777 == 0o600, "others may read it");
     }
     let text = fs::read_to_string(&markdown)?;
-    ensure!(text.starts_with("# curl\\[") && text.contains("blocked on this host"), "{text}");
+    ensure!(text.starts_with("# `curl[") && text.contains("blocked on this host"), "{text}");
     ensure!(text.contains(&format!("| {FAR_V4}:443/tcp | 1 |")) && text.contains("The command exited 28"), "{text}");
-    ensure!(text.contains("## Denied to others at the same time\n\nNothing.") && text.contains("lost 0"), "{text}");
+    ensure!(text.contains("## Other processes blocked meanwhile\n\nNothing.") && text.contains("lost 0"), "{text}");
     let value: serde_json::Value = serde_json::from_slice(&fs::read(&json)?)?;
     expect(
         &value,
@@ -364,12 +364,12 @@ fn after_a_minute() -> Result<Outcome> {
 
 /// As they stand there, on a host that lets nothing out: each is blocked, and says so.
 fn readme() -> Result<Outcome> {
-    const README: &str = include_str!("../../../../README.md");
+    const PAGE: &str = include_str!("../../../../docs/using.md");
     let mut lab = Lab::new()?;
     lab.client.private_files()?;
     lab.client.run("sh", &["-c", "echo nameserver 10.9.0.2 > /etc/resolv.conf; mount -t tmpfs tmp /var/lib/apt/lists; mkdir /var/lib/apt/lists/partial"])?;
     lab.client.nft("table inet t { chain out { type filter hook output priority 0; policy drop; oif lo accept; } }")?;
-    let examples: Vec<&str> = README.lines().filter_map(|line| line.strip_prefix("sudo observer run ")).collect();
+    let examples: Vec<&str> = PAGE.lines().filter_map(|line| line.strip_prefix("sudo observer run ")).collect();
     ensure!(examples.len() >= 4, "only {} examples", examples.len());
     let folder = TempDir::new()?;
     for example in examples {

@@ -8,7 +8,7 @@ pub(super) const PAGE: Page = Page {
              chain alone: where another one drops, `observer check` names it.",
     allow,
     undo,
-    lasts: "They last until the rules are loaded anew: write them into `/etc/nftables.conf` too, in front of what drops.",
+    lasts: "They last until the firewall reloads or the host reboots: write them into `/etc/nftables.conf` too, in front of what drops.",
     undone: None,
 };
 

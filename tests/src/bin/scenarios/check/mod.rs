@@ -160,7 +160,7 @@ fn profile() -> Result<Outcome> {
     ensure!(output.status.code() == Some(1), "{} {said}", output.status);
     ensure!(said.contains("install  install.datadoghq.com:443"), "{said}");
     ensure!(said.contains("24 of 26 blocked") && said.contains("-n ufw allow out 443/tcp"), "{said}");
-    ensure!(said.contains("proven in a private copy") && said.contains("nothing was sent"), "{said}");
+    ensure!(said.contains("tested in a private copy") && said.contains("nothing was sent"), "{said}");
     let told = lines(&check(&lab.client, &["datadog", "--no-dns", "--set", "site=datadoghq.eu", "-o", "json"])?)?;
     let api = told.iter().find(|event| event["destination"]["domain"] == "api.datadoghq.eu").context("no api")?;
     expect(

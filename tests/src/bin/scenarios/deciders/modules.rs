@@ -58,7 +58,7 @@ pub(super) fn masquerade() -> Result<Outcome> {
         let client = observer.tells(|| traffic::run(&lab.client, &["udp", FAR_V4, port]))?;
         ensure!(client.said == "EPERM", "{}", client.said);
     }
-    if observer.ready.contains("rules live") && !observer.ready.contains("second packet") {
+    if observer.ready.contains("rules: live") && !observer.ready.contains("second packet") {
         // At once, or in a line of its own.
         wait_for("both rules", || {
             let told = observer.so_far();

@@ -251,7 +251,7 @@ pub(super) fn by_run() -> Result<Outcome> {
     let said = String::from_utf8_lossy(&output.stderr);
     // Nobody typed sudo.
     let place = format!("nsenter -t {} -n", lab.client.pid());
-    ensure!(said.contains(&format!("observer: fix (proven): {place} ufw allow out 443/tcp\n")), "{said}");
+    ensure!(said.contains(&format!("observer: fix (tested): {place} ufw allow out 443/tcp\n")), "{said}");
     ensure!(said.contains(&format!("    fix      {place} ufw allow out 443/tcp\n")), "{said}");
     ensure!(said.contains(&format!("    undo     {place} ufw deny out 443/tcp\n")), "{said}");
     let scope = format!("in network namespace {} of pid {}", lab.client.inode()?, lab.client.pid());
