@@ -27,7 +27,7 @@ pub(crate) fn check() -> Result<()> {
     for path in files(&root().join("observer/src"), "rs")? {
         let is_test = path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
         let text = read(&path)?;
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         for (line, number) in code.lines().zip(1..).filter(|_| !is_test) {
             if shows_a_type(line) {
                 wrong.push(format!("{}:{number}: shows a type of the program", path.display()));

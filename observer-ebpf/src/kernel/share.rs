@@ -12,16 +12,25 @@ use super::{
     layout::field,
     read::{Probe, Reader},
     scratch::{self, Packet, get, put},
+    tally::WAKE_INTERVAL_NS,
 };
 
 /// User namespaces in each other; the kernel allows no more.
 const MAX_LEVELS: u32 = 32;
-/// An account may have so many times as many keys as are free: a single one has three quarters at most, and there is always
-/// something left for the next.
+/// An account may have so many times as many keys as are free: a single one has three quarters at most.
 const TIMES_WHAT_IS_FREE: u32 = 3;
-/// Records that an account may hand over in a period: three quarters of what one CPU may.
-pub const PERIOD_NS: u64 = 1_000_000;
-const MAX_RECORDS: u32 = super::tally::MAX_RECORDS / 4 * 3;
+/// A part of the room that is kept for accounts with few keys: one in so many keys.
+const KEPT: u32 = 8;
+/// Keys that are few, and coarser ones.
+const FEW: u32 = 32;
+const FEW_COARSE: u32 = 8;
+const FEW_OF_A_SOURCE: u32 = 4;
+/// Records that an account may hand over in a period: three quarters of what one CPU may. The first few are handed over whatever
+/// others do.
+const MAX_RECORDS: u64 = super::tally::MAX_RECORDS as u64 / 4 * 3;
+const FEW_RECORDS: u64 = 4;
+/// All sources of forwarded packets share the room of one account, three quarters of the whole: source addresses can be made up.
+const ALL_SOURCES: u64 = (Account::Source as u64) << 32 | u32::MAX as u64;
 
 /// What an account has taken. Several CPUs write it without a lock: a few more or fewer do not matter.
 #[derive(Clone, Copy)]
@@ -122,6 +131,69 @@ unsafe fn source(scratch: *mut Packet) -> u32 {
     }
 }
 
+/// Not 0 when an account may have one more key while so many are free, or while it has no more than `few`; it has it then.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn share_take(account: u64, epoch: u32, is_coarse: u32, free: u32, few: u32) -> u64 {
+    if PARTS.get_ptr(&account).is_none() {
+        let part = Part { epoch, keys: 0, coarse: 0, reserved: 0, since_ns: 0, records: 0 };
+        let _ = PARTS.insert(&account, &part, 0);
+    }
+    let Some(part) = PARTS.get_ptr_mut(&account) else { return 1 };
+    // SAFETY: the pointer is to a slot of a map.
+    unsafe {
+        if (*part).epoch != epoch {
+            (*part).epoch = epoch;
+            (*part).keys = 0;
+            (*part).coarse = 0;
+        }
+        let most = free.saturating_mul(TIMES_WHAT_IS_FREE);
+        if is_coarse != 0 {
+            if (*part).coarse >= most && (*part).coarse >= few {
+                return 0;
+            }
+            (*part).coarse += 1;
+        } else {
+            if (*part).keys >= most && (*part).keys >= few {
+                return 0;
+            }
+            (*part).keys += 1;
+        }
+    }
+    1
+}
+
+/// Keys that an account has in this generation.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn share_keys(account: u64, epoch: u32, is_coarse: u32) -> u64 {
+    let Some(part) = PARTS.get_ptr(&account) else { return 0 };
+    // SAFETY: the pointer is to a slot of a map.
+    unsafe {
+        match ((*part).epoch == epoch, is_coarse != 0) {
+            (false, _) => 0,
+            (true, true) => (*part).coarse.into(),
+            (true, false) => (*part).keys.into(),
+        }
+    }
+}
+
+/// Gives back a key of an account that was not needed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn share_give_back(account: u64, is_coarse: u32) -> u64 {
+    let Some(part) = PARTS.get_ptr_mut(&account) else { return 0 };
+    // SAFETY: the pointer is to a slot of a map.
+    unsafe {
+        if is_coarse != 0 {
+            (*part).coarse = (*part).coarse.saturating_sub(1);
+        } else {
+            (*part).keys = (*part).keys.saturating_sub(1);
+        }
+    }
+    0
+}
+
 /// Not 0 when the packet in the scratch space may have a key of its own, for which room is taken then. Its account is noted.
 ///
 /// A function of its own to the verifier too: it is walked once, whatever way led to it.
@@ -143,29 +215,25 @@ extern "C" fn share_of_keys(is_coarse: u32) -> u64 {
             (*taken).keys = 0;
             (*taken).coarse = 0;
         }
-        if PARTS.get_ptr(&account).is_none() {
-            let part = Part { epoch, keys: 0, coarse: 0, reserved: 0, since_ns: 0, records: 0 };
-            let _ = PARTS.insert(&account, &part, 0);
+        let (room, used) = if is_coarse != 0 { (MAX_COARSE_KEYS, (*taken).coarse) } else { (room(), (*taken).keys) };
+        let shared = room - room / KEPT;
+        let mut free = shared.saturating_sub(used);
+        let mut few = if is_coarse != 0 { FEW_COARSE } else { FEW };
+        let is_source = kind as u32 == Account::Source as u32;
+        if is_source {
+            let of_all = share_keys(ALL_SOURCES, epoch, is_coarse) as u32;
+            free = free.min((shared / 4 * 3).saturating_sub(of_all));
+            few = FEW_OF_A_SOURCE;
         }
-        let Some(part) = PARTS.get_ptr_mut(&account) else { return 1 };
-        if (*part).epoch != epoch {
-            (*part).epoch = epoch;
-            (*part).keys = 0;
-            (*part).coarse = 0;
+        if share_take(account, epoch, is_coarse, free, few) == 0 {
+            return 0;
+        }
+        if is_source {
+            share_take(ALL_SOURCES, epoch, is_coarse, u32::MAX, 0);
         }
         if is_coarse != 0 {
-            let free = MAX_COARSE_KEYS.saturating_sub((*taken).coarse);
-            if (*part).coarse >= free.saturating_mul(TIMES_WHAT_IS_FREE) {
-                return 0;
-            }
-            (*part).coarse += 1;
             (*taken).coarse += 1;
         } else {
-            let free = room().saturating_sub((*taken).keys);
-            if (*part).keys >= free.saturating_mul(TIMES_WHAT_IS_FREE) {
-                return 0;
-            }
-            (*part).keys += 1;
             (*taken).keys += 1;
         }
     }
@@ -178,21 +246,84 @@ pub fn may_have_a_key(is_coarse: bool) -> bool {
     share_of_keys(u32::from(is_coarse)) != 0
 }
 
-/// The packet in the scratch space may be handed over: its account has not handed over too many just now.
-///
-/// # Safety
-/// The scratch space must be this CPU's, and its account noted.
-#[inline(always)]
-pub unsafe fn may_be_handed_over(scratch: *mut Packet) -> bool {
-    // SAFETY: the caller's promise; the pointer is to a slot of a map.
+/// Gives back the key that the packet in the scratch space took room for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn share_return(is_coarse: u32) -> u64 {
+    let Some(scratch) = scratch::packet() else { return 0 };
+    // SAFETY: the scratch space is this CPU's; the pointer is to a slot of a map.
     unsafe {
-        let (account, now): (u64, u64) = (get!(scratch.account), get!(scratch.record.time_ns));
-        let Some(part) = PARTS.get_ptr_mut(&account) else { return true };
-        if now.saturating_sub((*part).since_ns) >= PERIOD_NS {
+        let account: u64 = get!(scratch.account);
+        share_give_back(account, is_coarse);
+        if account >> 32 == Account::Source as u64 {
+            share_give_back(ALL_SOURCES, is_coarse);
+        }
+        let epoch: u32 = get!(scratch.record.epoch);
+        let Some(taken) = TAKEN.get_ptr_mut(epoch & 1) else { return 0 };
+        if is_coarse != 0 {
+            (*taken).coarse = (*taken).coarse.saturating_sub(1);
+        } else {
+            (*taken).keys = (*taken).keys.saturating_sub(1);
+        }
+    }
+    0
+}
+
+/// The key for which room was taken is not needed.
+#[inline(always)]
+pub fn give_back(is_coarse: bool) {
+    share_return(u32::from(is_coarse));
+}
+
+/// Not 0 when an account may hand over one more record at this time, of `most` in a period; 2 when it has handed over few.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn share_of_records(account: u64, now: u64, most: u64) -> u64 {
+    let Some(part) = PARTS.get_ptr_mut(&account) else { return 1 };
+    // SAFETY: the pointer is to a slot of a map.
+    unsafe {
+        if now.saturating_sub((*part).since_ns) >= WAKE_INTERVAL_NS {
             (*part).since_ns = now;
             (*part).records = 0;
         }
         (*part).records += 1;
-        (*part).records <= u64::from(MAX_RECORDS)
+        let records = (*part).records;
+        if records <= FEW_RECORDS {
+            return 2;
+        }
+        u64::from(records <= most)
+    }
+}
+
+/// Whether a packet may be handed over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum HandOver {
+    /// Its account has handed over too many just now.
+    No,
+    /// If the CPU has not handed over too many.
+    Maybe,
+    /// Its account has handed over few.
+    Yes,
+}
+
+/// Whether the packet in the scratch space may be handed over.
+///
+/// # Safety
+/// The scratch space must be this CPU's, and its account noted.
+#[inline(always)]
+pub unsafe fn hand_over(scratch: *mut Packet) -> HandOver {
+    // SAFETY: the caller's promise.
+    let (account, now): (u64, u64) = unsafe { (get!(scratch.account), get!(scratch.record.time_ns)) };
+    let is_source = account >> 32 == Account::Source as u64;
+    // One of them leaves room for the others.
+    let most = if is_source { MAX_RECORDS / 4 * 3 } else { MAX_RECORDS };
+    let own = share_of_records(account, now, most);
+    if own != 0 && is_source && share_of_records(ALL_SOURCES, now, MAX_RECORDS) == 0 {
+        return HandOver::No;
+    }
+    match own {
+        0 => HandOver::No,
+        2 if !is_source => HandOver::Yes,
+        _ => HandOver::Maybe,
     }
 }

@@ -17,14 +17,15 @@ use super::{
     drop::capture,
     owner,
     scratch::{Packet, get, put},
-    share, sock,
+    share::{self, HandOver},
+    sock,
 };
 
 /// Bytes of the ring: several thousand records.
 const RING_BYTES: usize = 1 << 22;
 /// A wake-up costs more than the record it announces, so each CPU wakes the reader at most this often. The reader polls
 /// on for longer than that after a wake-up, so that no record waits for the next one.
-const WAKE_INTERVAL_NS: u64 = 1_000_000;
+pub const WAKE_INTERVAL_NS: u64 = 1_000_000;
 /// Records that a CPU hands over between two wake-ups; what comes beyond is counted.
 pub const MAX_RECORDS: u32 = 128;
 
@@ -118,6 +119,7 @@ unsafe fn bump<const COARSE: bool, const KEYS: usize>(
             return Tallied::First;
         }
         // Another CPU was quicker, or there is no room.
+        share::give_back(COARSE);
         let Some(counted) = counts.get_ptr_mut(key) else { return Tallied::NoRoom };
         if (*counted).packets == 0 {
             (*counted).first_ns = now;
@@ -168,7 +170,8 @@ unsafe fn hand_over(scratch: *mut Packet) {
     // SAFETY: both pointers are to this CPU's slots.
     unsafe {
         // Before a wake-up is due: one without a record would leave the next ones waiting.
-        if !share::may_be_handed_over(scratch) {
+        let may = share::hand_over(scratch);
+        if may == HandOver::No {
             count(Counter::RecordSkipped);
             return;
         }
@@ -179,7 +182,7 @@ unsafe fn hand_over(scratch: *mut Packet) {
             (*pace).records = 0;
             flags = BPF_RB_FORCE_WAKEUP;
         }
-        if (*pace).records >= MAX_RECORDS {
+        if (*pace).records >= MAX_RECORDS && may != HandOver::Yes {
             count(Counter::RecordSkipped);
             return;
         }

@@ -61,10 +61,16 @@ pub fn destination(word: &str) -> Result<Entry, AskError> {
 fn url(word: &str) -> Result<Entry, AskError> {
     let wrong = |what: &'static str| AskError { word: word.to_owned(), what };
     let url = Url::parse(word).map_err(|_| wrong("is not a URL"))?;
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("names no host"))?;
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    if host.parse::<IpAddr>().is_err() && !is_name(host) {
+        return Err(wrong("names no host or address"));
+    }
     let port =
         url.port_or_known_default().ok_or_else(|| wrong("has a scheme whose port is not known; write HOST:PORT"))?;
-    Ok(entry(host.trim_start_matches('[').trim_end_matches(']'), "tcp", port))
+    if port == 0 {
+        return Err(wrong("has no port between 1 and 65535"));
+    }
+    Ok(entry(host, "tcp", port))
 }
 
 fn entry(host: &str, transport: &'static str, port: u16) -> Entry {
@@ -113,6 +119,8 @@ mod tests {
         for wrong in [
             "https://",
             "gopher://example.com/",
+            "https://example.com:0/",
+            "x://$(id):22",
             "[2001:db8::1]:x",
             "example.com:0",
             "example.com:99999",

@@ -29,7 +29,10 @@ const NO_ANSWER: &str = "no DNS server answered";
 fn sentence(said: &str) -> String {
     let lower = said.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    if has(&["no record", "nxdomain", "no such name"]) {
+    if has(&["error response"]) {
+        let response = said.rsplit(':').next().unwrap_or_default().trim();
+        format!("the DNS server answered with an error: {response}")
+    } else if has(&["no record", "nxdomain", "no such name"]) {
         NO_ADDRESS.to_owned()
     } else if has(&["no connections available", "timed out", "timeout", "refused", "unreachable"]) {
         NO_ANSWER.to_owned()
@@ -102,6 +105,7 @@ mod tests {
             "no record found for Query { name: Name(\"x.invalid.\"), query_type: AAAA, query_class: IN }";
         assert_eq!(sentence(of_the_library), NO_ADDRESS);
         assert_eq!(sentence("no connections available"), NO_ANSWER);
+        assert_eq!(sentence("error response: Query Refused"), "the DNS server answered with an error: Query Refused");
         assert_eq!(sentence("request timed out"), NO_ANSWER);
         assert_eq!(
             sentence("proto error: bad label Label { x: 1 }"),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// Names on hosts without /etc/services.
+/// Names that /etc/services may lack, or that hosts without it need.
 const COMMON: [(&str, u16); 14] = [
     ("domain", 53),
     ("dns", 53),

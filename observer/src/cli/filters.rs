@@ -131,10 +131,16 @@ fn absent(pids: &[u32], executables: &[String], units: &[String], containers: &[
             words.push(format!("no process of the unit {unit} runs now"));
         }
     }
-    for id in containers.iter().filter(|id| !groups.iter().any(|name| name.contains(id.as_str()))) {
+    for id in containers.iter().filter(|id| !groups.iter().any(|name| is_container(name, id))) {
         words.push(format!("no container with the id {id} runs now"));
     }
     words
+}
+
+/// A control group's name is a container's whose id begins so: `docker-ID.scope`, `ID`.
+fn is_container(group: &str, id: &str) -> bool {
+    let stem = group.strip_suffix(".scope").unwrap_or(group);
+    stem.rsplit(['-', '.', ':']).next().is_some_and(|own| own.starts_with(id)) || stem.starts_with(id)
 }
 
 /// Names of the control groups in which processes are, of either version.

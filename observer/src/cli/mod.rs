@@ -32,7 +32,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Who blocked my connection? Find the process, the destination and the rule.
 ///
 /// Reports every outbound packet that this host drops or rejects, with the process that sent it, the firewall rule and a
-/// tested fix. It changes no rule, no setting and no file on this host. With no command (as root): print a one-screen
+/// tested fix. It changes no rule and no setting, and writes only the files that you
+/// name. With no command (as root): print a one-screen
 /// status.
 #[derive(Debug, Parser)]
 #[command(name = "observer", version, max_term_width = 80, after_help = AFTER_HELP)]
@@ -40,7 +41,7 @@ pub struct Cli {
     /// Print warnings to stderr; -vv details, -vvv everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
-    /// Print only errors to stderr, no notices
+    /// Print no notices (the ready line, warnings) to stderr
     #[arg(short, long, global = true)]
     quiet: bool,
     #[command(subcommand)]
@@ -181,7 +182,7 @@ mod tests {
     #[test]
     fn help_is_as_it_was_read() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/help");
-        let mut command = Cli::command();
+        let mut command = Cli::command().term_width(80);
         command.build();
         let mut pages = vec![("observer".to_owned(), command.render_long_help().to_string())];
         for of in command.get_subcommands_mut().filter(|of| of.get_name() != "help") {

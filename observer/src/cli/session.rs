@@ -219,7 +219,8 @@ impl Session {
         let seen = self.rules.are_live() || self.rules.are_probed();
         let replayed = match (seen && self.replayed, self.rules.are_live()) {
             (false, _) => "",
-            (true, _) => ", verified by replay",
+            (true, true) => ", verified by replay",
+            (true, false) => ", and by replay",
         };
         parts.push(format!("{rules}{replayed}"));
         parts.push(self.firewalls.clone());

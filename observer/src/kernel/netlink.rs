@@ -1,4 +1,4 @@
-//! Netlink messages as they are, attributes unread: what is copied must not be understood to be copied.
+//! Netlink messages as they are, for what is copied without being understood, and for long lists, which are read in large parts.
 
 use std::{
     cell::Cell,
@@ -252,7 +252,7 @@ impl Netlink {
         let (mut found, mut room, fixed) = (Vec::new(), self.room.get(), self.fixed);
         self.dump_each(kind, body, |bytes| {
             room = room.saturating_sub(bytes.len());
-            ensure!(room > 0, "it is too long to be copied");
+            ensure!(room > 0, "the list is too long to be copied");
             found.push(parse(bytes, fixed));
             Ok(())
         })?;

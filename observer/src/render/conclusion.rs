@@ -303,7 +303,7 @@ pub(super) fn cell(text: &str) -> String {
 /// The same of a command line, as one piece of code.
 fn command_cell(text: &str) -> String {
     let mut code = String::new();
-    push_code(&mut code, &escape(text).replace('`', "'"));
+    push_code(&mut code, &escape(text));
     code
 }
 
@@ -316,7 +316,9 @@ fn push_code(text: &mut String, code: &str) {
     if text.ends_with('`') {
         text.push(' ');
     }
-    text.push_str(&format!("`{}`", code.replace('|', "\\|")));
+    let code = code.replace('|', "\\|");
+    // A backtick inside takes a longer fence.
+    text.push_str(&if code.contains('`') { format!("`` {code} ``") } else { format!("`{code}`") });
 }
 
 /// Nothing of it is markup, a link or a mention.

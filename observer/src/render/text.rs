@@ -56,7 +56,7 @@ impl Text {
             line(writer, "note", &escape(replay))?;
         }
         if attempt.nothing_left {
-            line(writer, "note", "nothing left this host; the network and the server are not the problem")?;
+            line(writer, "note", "nothing left this host; the network and the server were not reached")?;
         }
         if let Some(command) = attempt.sender.process.as_ref().and_then(Process::command_line) {
             line(writer, "ran", &escape(&shorten(&command)))?;
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(
             written(&attempt),
             "00:00:00 BLOCKED  curl[7] ← sh\\n  (uid 0)\n  to    203.0.113.10:443/tcp\n  by    a rule dropped it\n  note  \
-             nothing left this host; the network and the server are not the problem\n"
+             nothing left this host; the network and the server were not reached\n"
         );
     }
 

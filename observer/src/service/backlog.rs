@@ -23,10 +23,6 @@ impl<T> Backlog<T> {
         Self { queues: HashMap::new(), turns: VecDeque::new(), came: 0, len: 0 }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     pub(super) fn push(&mut self, share: Share, item: T) {
         let queue = self.queues.entry(share).or_default();
         if queue.is_empty() {
@@ -81,7 +77,7 @@ mod tests {
         (0..10_000).for_each(|item| backlog.push(Share::User(7), item));
         backlog.push(Share::Host, 20_000);
         backlog.push(Share::Namespace(3), 30_000);
-        assert_eq!(backlog.len(), 10_002);
+        assert_eq!(backlog.len, 10_002);
         let order = drained(backlog);
         assert_eq!(order.len(), 10_002);
         assert!(order[..3].contains(&20_000) && order[..3].contains(&30_000), "{:?}", &order[..5]);

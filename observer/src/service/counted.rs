@@ -13,6 +13,8 @@ const MAX_PATTERNS: usize = 4096;
 pub(super) struct Told {
     pub(super) bytes: u64,
     pub(super) said: Said,
+    /// On whose account it was.
+    pub(super) share: Share,
 }
 
 /// What was said of a first packet.
@@ -64,8 +66,8 @@ mod tests {
     fn two_generations_are_kept_apart() {
         let mut patterns = Patterns::default();
         let key = DropKey::default();
-        patterns.keep(3, key, Told { bytes: 3, said: Said::Inbound });
-        patterns.keep(4, key, Told { bytes: 4, said: Said::Filtered });
+        patterns.keep(3, key, Told { bytes: 3, said: Said::Inbound, share: Share::Host });
+        patterns.keep(4, key, Told { bytes: 4, said: Said::Filtered, share: Share::Host });
         assert_eq!(patterns.take(3).get(&key).map(|told| told.bytes), Some(3));
         assert!(patterns.take(3).is_empty());
         assert_eq!(patterns.take(4).len(), 1);

@@ -101,8 +101,8 @@ pub(super) struct Consumer<E> {
     firsts: BTreeMap<u32, usize>,
     /// What is left of the last sweep in it.
     beyond: usize,
-    /// Accounts of senders, by network namespace and user.
-    senders: HashMap<(u32, u32), Share>,
+    /// Accounts of senders.
+    senders: HashMap<SentBy, Share>,
     /// Lines that wait, by account.
     held_of: HashMap<Share, usize>,
     /// Packets that were counted without their destination, by account.
@@ -139,9 +139,12 @@ fn in_turn<T>(all: &[T], share: impl Fn(&T) -> Share) -> Vec<&T> {
     ordered.into_iter().map(|(.., one)| one).collect()
 }
 
-/// Network namespace and user that sent what is counted under a key.
-fn sender(key: &DropKey) -> (u32, u32) {
-    (if key.origin_netns == 0 { key.netns } else { key.origin_netns }, key.uid)
+/// What of a key tells on whose account it is: network namespace, user, whether there is a socket, and direction.
+type SentBy = (u32, u32, bool, u8);
+
+fn sender(key: &DropKey) -> SentBy {
+    let netns = if key.origin_netns == 0 { key.netns } else { key.origin_netns };
+    (netns, key.uid, key.flags & flag::SOCKET != 0, key.direction)
 }
 
 impl<E: Eyes> Consumer<E> {
@@ -234,7 +237,7 @@ impl<E: Eyes> Consumer<E> {
             log::warn!("a record of {} bytes cannot be read", bytes.len());
             return;
         };
-        if self.backlog.len() >= BACKLOG {
+        if self.firsts.values().sum::<usize>() >= BACKLOG {
             flags.sweeping.crowded_out.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -296,7 +299,7 @@ impl<E: Eyes> Consumer<E> {
         self.degraded.extend(self.rooms.attribution.degraded());
         self.degraded.extend(self.crowded.iter().map(|(share, packets)| Degraded {
             what: "share".to_owned(),
-            why: format!("{share} sent to more destinations at once than its share of the table of counts"),
+            why: format!("the table of counts had no room left for {share}, which sent to very many destinations or beside others that did"),
             consequence: format!("{packets} of its packets were counted without their destination"),
         }));
         if let Some(why) = self.rooms.incidents.failure() {
@@ -372,7 +375,7 @@ impl<E: Eyes> Consumer<E> {
     /// Reports a line that is complete, or counts it where it is not to be told.
     fn told(&mut self, making: Making, is_told: bool, in_hurry: bool) {
         let packets = making.packets();
-        let Making { stage, first, .. } = making;
+        let Making { stage, first, share } = making;
         let said = match stage {
             // Its epoch's sweep counts the first packet of a key.
             _ if is_told && (in_hurry || self.teller.is_over()) => {
@@ -400,7 +403,7 @@ impl<E: Eyes> Consumer<E> {
             }
         };
         if let Some((key, epoch, bytes)) = first {
-            self.patterns.keep(epoch, key, Told { bytes, said });
+            self.patterns.keep(epoch, key, Told { bytes, said, share });
         }
     }
 
@@ -516,12 +519,15 @@ impl<E: Eyes> Consumer<E> {
         }
         let found = swept.len() as u64;
         for (key, mut counted) in swept {
-            let share = self.senders.get(&sender(&key)).copied().unwrap_or(Share::Namespace(sender(&key).0));
-            if key.flags & flag::COARSE != 0 && (self.crowded.len() < MAX_CROWDED || self.crowded.contains_key(&share))
-            {
-                *self.crowded.entry(share).or_default() += counted.packets;
-            }
             let first = told.remove(&key);
+            let known = first.as_ref().map(|first| first.share).or_else(|| self.senders.get(&sender(&key)).copied());
+            let share = known.unwrap_or(Share::Namespace(sender(&key).0));
+            if let Some(share) = known.filter(|_| key.flags & flag::COARSE != 0) {
+                let share = if matches!(share, Share::Forwarded(_)) { Share::Forwarded(0) } else { share };
+                if self.crowded.len() < MAX_CROWDED || self.crowded.contains_key(&share) {
+                    *self.crowded.entry(share).or_default() += counted.packets;
+                }
+            }
             if let Some(first) = &first {
                 counted.packets -= 1;
                 counted.bytes -= first.bytes;

@@ -58,7 +58,8 @@ use crate::{
     sys::watch_readable,
 };
 
-/// Records that may wait for the slower half, in the queue and behind it: some seconds of a storm, at most 30 MB together.
+/// Records that may wait for the slower half, in the queue and behind it: some seconds of a storm, at most 30 MB together. The counts
+/// of one generation wait behind them, 8 MB at most.
 const QUEUE: usize = 32_768;
 const BACKLOG: usize = 32_768;
 /// At the end the queue is still reported: for at most [`MAX_DRAINS`] periods of this length, each of which must make progress. Then

@@ -63,7 +63,7 @@ pub(crate) fn emulator(arch: &str) -> String {
     format!("qemu-system-{arch}")
 }
 
-/// Whether machines with this kernel run on this processor itself; else they are emulated. Neither /dev/kvm nor a machine that
+/// Whether machines run on this processor itself, by the first kernel that is asked about; else they are emulated. Neither /dev/kvm nor a machine that
 /// starts says so: there are hosts on which its kernel never gets a word out. So one is started, once.
 pub(crate) fn accelerated(kernel: &Kernel, unpacked: &Unpacked) -> bool {
     static IS_SO: OnceLock<bool> = OnceLock::new();
