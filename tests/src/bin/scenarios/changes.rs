@@ -33,6 +33,16 @@ fn told(report: &Report, count: usize) -> Result<()> {
 
 /// The second change is compared with what was in force at the drop.
 fn who_and_what() -> Result<Outcome> {
+    for _ in 0..3 {
+        if changed()? {
+            return Ok(Outcome::Passed);
+        }
+    }
+    anyhow::bail!("three times it was not told what is otherwise")
+}
+
+/// False where the rules were not read in time, as on a busy machine: what is otherwise is not told then.
+fn changed() -> Result<bool> {
     let lab = Lab::new()?;
     let observer = Observer::watch(&lab.client)?;
     lab.client.nft(BEFORE)?;
@@ -63,6 +73,9 @@ fn who_and_what() -> Result<Outcome> {
     }
     ensure!(first["egress"]["ruleset"]["difference"].is_null(), "nobody had asked for the rules before: {first}");
     let difference = &second["egress"]["ruleset"]["difference"];
+    if difference.is_null() {
+        return Ok(false);
+    }
     ensure!(difference["rules_added"] == 1 && difference["rules_removed"] == 0, "{second}");
     ensure!(difference["policies"] == json!(["inet t o: accept → drop"]), "{second}");
     // An emulated `nft` is not waited for long enough.
@@ -75,7 +88,7 @@ fn who_and_what() -> Result<Outcome> {
     let generations: Vec<Option<u64>> =
         report.changes.iter().map(|change| change["egress"]["ruleset"]["generation"].as_u64()).collect();
     ensure!(generations.iter().all(Option::is_some) && generations.is_sorted(), "{generations:?}");
-    Ok(Outcome::Passed)
+    Ok(true)
 }
 
 /// Waits until so many changes in a namespace were told: what is heard is told some milliseconds later, with what follows at
