@@ -58,7 +58,7 @@ const HOLD: Duration = Duration::from_millis(120);
 /// Senders that are looked for are looked for again so often.
 const SEARCH: Duration = Duration::from_millis(4);
 /// How long late rules are waited for at the end.
-const LAST: Duration = Duration::from_millis(500);
+const LAST: Duration = Duration::from_secs(2);
 /// Time between two looks while waiting.
 const STEP: Duration = Duration::from_millis(5);
 
@@ -111,6 +111,8 @@ pub(super) struct Consumer<E> {
     teller: Teller,
     /// Follow-up lines may still come.
     news: Arc<AtomicBool>,
+    /// A change of rules is to be reported yet.
+    changing: Arc<AtomicBool>,
     patterns: Patterns,
     /// The last generation that was swept.
     swept: Option<u32>,
@@ -148,7 +150,12 @@ fn sender(key: &DropKey) -> SentBy {
 }
 
 impl<E: Eyes> Consumer<E> {
-    pub(super) fn new(rooms: Rooms<E>, counts: Counts, teller: Teller, news: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        rooms: Rooms<E>,
+        counts: Counts,
+        teller: Teller,
+        (news, changing): (Arc<AtomicBool>, Arc<AtomicBool>),
+    ) -> Self {
         Self {
             rooms,
             backlog: Backlog::new(),
@@ -160,6 +167,7 @@ impl<E: Eyes> Consumer<E> {
             counts,
             teller,
             news,
+            changing,
             patterns: Patterns::default(),
             swept: None,
             held: Waiting::new(),
@@ -270,6 +278,7 @@ impl<E: Eyes> Consumer<E> {
                         self.rooms.changes.change(commit, index + 1 == count, &mut self.rooms.attribution);
                     }
                 }
+                self.changing.store(self.rooms.changes.are_waiting(), Ordering::Release);
             }
             Item::Deaf(netns) => self.rooms.changes.deaf(netns, self.rooms.attribution.eyes()),
             // `go_on` takes them in.
@@ -436,6 +445,7 @@ impl<E: Eyes> Consumer<E> {
         self.tell_late(false);
         let is_stale = self.rooms.explainer.rules().is_stale();
         let comes = self.rooms.attribution.has_reached() || self.rooms.changes.are_waiting() || is_stale;
+        self.changing.store(self.rooms.changes.are_waiting(), Ordering::Release);
         self.news.store(comes || self.rooms.incidents.news_may_come(), Ordering::Release);
         comes || self.rooms.incidents.is_waiting()
     }

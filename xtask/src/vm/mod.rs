@@ -26,11 +26,11 @@ use crate::{
 };
 
 /// How many times longer an emulated machine may take for everything, on a machine as fast as [`speed::slowness`] takes for one.
-const SLOWNESS: f64 = 6.0;
+const SLOWNESS: f64 = 12.0;
 /// Scenarios that run at the same time: most of them wait most of the time.
 const AT_ONCE: u32 = 3;
 /// In a short run one of so many rulesets of a table: all of them run on this machine's kernel.
-const SAMPLE: u32 = 4;
+const SAMPLE: u32 = 8;
 /// Modules that are not loaded by what the scenarios do.
 const MODULES: &str = "nf_tables veth bridge br_netfilter vxlan nfsv4";
 
