@@ -1,4 +1,4 @@
-//! The BPF half: program entry points ([`hooks`]) over typed kernel reads ([`kernel`]).
+//! The eBPF side: program entry points ([`hooks`]) over typed kernel reads ([`kernel`]).
 //!
 //! Glue only. What can be decided without the kernel is decided in the library half, by functions that are tested on
 //! the host.

@@ -99,10 +99,12 @@ pub struct Report {
     pub events: Vec<Value>,
     /// Changes of rules, in order: of no packet.
     pub changes: Vec<Value>,
-    /// Rules that were told later than what they dropped, likewise.
+    /// Rules that were reported later than what they dropped, likewise.
     pub late: Vec<Value>,
     /// What would let something through, likewise.
     pub fixes: Vec<Value>,
+    /// That a connection ended without an answer, likewise.
+    pub outcomes: Vec<Value>,
     /// That something works again, likewise.
     pub restored: Vec<Value>,
     /// The account.
@@ -110,10 +112,11 @@ pub struct Report {
 }
 
 /// What tells lines that are of no packet from events.
-const NEWS: [&[u8]; 4] = [
+const NEWS: [&[u8]; 5] = [
     b"\"action\":\"ruleset-changed\"",
     b"\"action\":\"egress-rule\"",
     b"\"action\":\"egress-fix\"",
+    b"\"action\":\"egress-outcome\"",
     b"\"action\":\"egress-restored\"",
 ];
 
@@ -190,7 +193,7 @@ impl Observer {
         }
     }
 
-    /// Events that were told so far, changes of rules and late rules left aside.
+    /// Events that were reported so far, changes of rules and late rules left aside.
     pub fn told(&self) -> usize {
         self.lines.load(Ordering::Acquire)
     }
@@ -209,7 +212,7 @@ impl Observer {
         String::from_utf8_lossy(&new[..whole]).into_owned()
     }
 
-    /// Does something, and waits until something of it is told.
+    /// Does something, and waits until something of it is reported.
     pub fn tells<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.lines.load(Ordering::Acquire);
         let done = what()?;
@@ -221,7 +224,7 @@ impl Observer {
         Ok(done)
     }
 
-    /// Does something until a line that satisfies is told; the newest such.
+    /// Does something until a line that satisfies is reported; the newest such.
     pub fn tells_until(
         &self,
         what: &str,
@@ -283,8 +286,9 @@ impl Report {
         let (changes, events) = events.into_iter().partition::<Vec<_>, _>(is("ruleset-changed"));
         let (late, events) = events.into_iter().partition::<Vec<_>, _>(is("egress-rule"));
         let (fixes, events) = events.into_iter().partition::<Vec<_>, _>(is("egress-fix"));
+        let (outcomes, events) = events.into_iter().partition::<Vec<_>, _>(is("egress-outcome"));
         let (restored, events) = events.into_iter().partition(is("egress-restored"));
-        Ok(Self { events, changes, late, fixes, restored, account })
+        Ok(Self { events, changes, late, fixes, outcomes, restored, account })
     }
 
     /// Events that somebody waits for.

@@ -1,5 +1,5 @@
 //! What observer wrote in each scenario, as a set of lines without what is different in every run: so that a change that must not
-//! change what is told can be compared with what was told before (`cargo xtask record`).
+//! change what is reported can be compared with what was reported before (`cargo xtask record`).
 //!
 //! The environment variable `OBSERVER_RECORD` names a folder; each scenario's lines become one file in it.
 

@@ -6,16 +6,16 @@ use anyhow::{Context, Result};
 
 use crate::{command, root, setup};
 
-/// Target of the kernel half.
+/// Target of the eBPF side.
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
-/// The kernel half; returns the path of its object.
-pub(crate) fn kernel_half() -> Result<PathBuf> {
-    kernel_half_for(std::env::consts::ARCH)
+/// The eBPF side; returns the path of its object.
+pub(crate) fn ebpf_side() -> Result<PathBuf> {
+    ebpf_side_for(std::env::consts::ARCH)
 }
 
-/// The kernel half for kernels of an architecture.
-fn kernel_half_for(arch: &str) -> Result<PathBuf> {
+/// The eBPF side for kernels of an architecture.
+fn ebpf_side_for(arch: &str) -> Result<PathBuf> {
     let toolchain = setup::toolchain()?;
     // The object's BTF comes from debug information; the architecture decides the layout of registers in bindings.
     let flags =
@@ -44,7 +44,7 @@ pub(crate) fn quick() -> Result<PathBuf> {
 }
 
 fn program(profile: &str) -> Result<PathBuf> {
-    let object = kernel_half()?;
+    let object = ebpf_side()?;
     let triple = host()?;
     let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));
     // With an explicit target the flag does not reach procedural macros, which must stay dynamic.
@@ -69,7 +69,7 @@ fn program(profile: &str) -> Result<PathBuf> {
 pub(crate) fn foreign(arch: &str) -> Result<Foreign> {
     let toolchain = setup::toolchain()?;
     let cross = setup::cross(&toolchain, arch)?;
-    let object = kernel_half_for(arch)?;
+    let object = ebpf_side_for(arch)?;
     let triple = format!("{arch}-unknown-linux-gnu");
     let variable = |what: &str| format!("CARGO_TARGET_{}_{what}", triple.to_uppercase().replace('-', "_"));
     let mut flags = "-Ctarget-feature=+crt-static".to_owned();

@@ -11,8 +11,8 @@ pub(crate) fn run() -> Result<ExitCode> {
     command::check(command::cargo().args(["fmt", "--all", "--check"]))?;
     floors::check()?;
     words::check()?;
-    // The program embeds the kernel half, so even a check needs it.
-    build::kernel_half()?;
+    // The program embeds the eBPF side, so even a check needs it.
+    build::ebpf_side()?;
     command::check(command::cargo().args([
         "clippy",
         "--quiet",

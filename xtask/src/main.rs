@@ -108,7 +108,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             setup::test_tools()?;
             let observer = build::release()?;
             let bench = build::test_program("bench")?;
-            let object = build::kernel_half()?.with_file_name("testbed-bpf");
+            let object = build::ebpf_side()?.with_file_name("testbed-bpf");
             command::become_it(command::new(bench).env("OBSERVER", observer).env("OBSERVER_TESTBED", object).args(args))
         }
     }

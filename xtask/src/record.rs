@@ -16,7 +16,7 @@ use crate::{build, command, root, setup};
 pub(crate) fn run(folder: &Path, against: Option<&Path>, filter: Option<&str>) -> Result<ExitCode> {
     setup::test_tools()?;
     let observer = build::release()?;
-    let testbed = build::kernel_half()?.with_file_name("testbed-bpf");
+    let testbed = build::ebpf_side()?.with_file_name("testbed-bpf");
     let folder = root().join(folder);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut scenarios = command::new(build::test_program("scenarios")?);

@@ -15,7 +15,7 @@ use crate::command;
 const LINKER_VERSION: &str = "0.13.0";
 /// Major versions of LLVM that this linker can be built with.
 const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
-/// The oldest compiler with the language that the kernel half is written in.
+/// The oldest compiler with the language that the eBPF side is written in.
 const OLDEST: (u32, u32) = (1, 88);
 /// Programs that tests and the demo run, with the Debian package that brings each.
 const TEST_TOOLS: [(&str, &str); 19] = [
@@ -64,7 +64,7 @@ const CROSS_TOOLS: [(&str, &str); 2] =
     [("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), ("qemu-aarch64-static", "qemu-user-static")];
 /// Packages with the static C library for them.
 const CROSS_LIBRARIES: [(&str, &str); 1] = [("aarch64", "libc6-dev-arm64-cross")];
-/// The package with the standard library of the compiler that Debian brings for the kernel half.
+/// The package with the standard library of the compiler that Debian brings for the eBPF side.
 const FOREIGN_STD: &str = "libstd-rust-web-dev";
 /// Keys of the distributions' package archives.
 const KEYRINGS: [(&str, &str, &str); 2] = [
@@ -94,7 +94,7 @@ impl Toolchain {
     }
 }
 
-/// The toolchain for the kernel half, with its linker; installed when missing.
+/// The toolchain for the eBPF side, with its linker; installed when missing.
 pub(crate) fn toolchain() -> Result<Toolchain> {
     let toolchain = match find_toolchain() {
         Some(toolchain) => toolchain,
@@ -241,10 +241,10 @@ fn inspect(rustc: &Path) -> Option<Toolchain> {
 fn install_toolchain() -> Result<()> {
     const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
     if debian() && known_to_apt(PACKAGES[2]) {
-        return apt_install(&PACKAGES, "the kernel half: a compiler with the sources of its library");
+        return apt_install(&PACKAGES, "the eBPF side: a compiler with the sources of its library");
     }
     if find_program("rustup").is_some() {
-        println!("xtask: installing a nightly toolchain with its library sources, for the kernel half");
+        println!("xtask: installing a nightly toolchain with its library sources, for the eBPF side");
         let installed = command::check(&mut rustup(&[
             "toolchain",
             "install",
@@ -259,7 +259,7 @@ fn install_toolchain() -> Result<()> {
         }
     }
     bail!(
-        "the kernel half needs a compiler with the sources of its library: `rustup toolchain install nightly --component \
+        "the eBPF side needs a compiler with the sources of its library: `rustup toolchain install nightly --component \
          rust-src`, or on Debian 12 `apt-get install {}`",
         PACKAGES.join(" ")
     )

@@ -66,7 +66,7 @@ impl fmt::Display for Count {
 pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     setup::test_tools()?;
     let observer = build::release()?;
-    let testbed = build::kernel_half()?.with_file_name("testbed-bpf");
+    let testbed = build::ebpf_side()?.with_file_name("testbed-bpf");
     let mut total = Count::default();
     let mut clean = true;
 

@@ -20,7 +20,7 @@ pub struct AwaitedKey {
     pub reserved: u8,
 }
 
-/// Value of the map: what was told last of it, zeros before. Of the same process nothing more is told for a while.
+/// Value of the map: what was reported last of it, zeros before. Of the same process nothing more is reported for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]

@@ -1,4 +1,4 @@
-//! Monotonic counters kept by the kernel half, per CPU; nothing resets or evicts them.
+//! Monotonic counters kept by the eBPF side, per CPU; nothing resets or evicts them.
 
 /// Index into the counter array. In packets unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

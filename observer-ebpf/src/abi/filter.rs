@@ -1,4 +1,4 @@
-//! Filters that the kernel half applies itself, handed over as a frozen global: what they leave out is only counted.
+//! Filters that the eBPF side applies itself, handed over as a frozen global: what they leave out is only counted.
 
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -52,7 +52,7 @@ layout! {
     netfilter_bytes,
     /// Not [`ABSENT`] where tracing programs can have a socket's cookie made (Linux 5.12); not an offset.
     makes_cookies,
-    /// Not [`ABSENT`] where user space cannot ask for a network namespace's cookie (Linux 5.14), and the kernel half can; not an
+    /// Not [`ABSENT`] where user space cannot ask for a network namespace's cookie (Linux 5.14), and the eBPF side can; not an
     /// offset.
     tells_netns_cookies,
     /// Inode number of the host's network namespace, not an offset.

@@ -1,7 +1,7 @@
-//! What crosses between the kernel half and user space.
+//! What crosses between the eBPF side and user space.
 //!
 //! Every type is `repr(C)`, made of integers and byte arrays only, without implicit padding, and its size is asserted
-//! at compile time. The program carries the kernel half that was built with it, so both always have the same. User space
+//! at compile time. The program carries the eBPF side that was built with it, so both always have the same. User space
 //! (feature `user`) makes them from bytes and bytes from them, which `zerocopy` allows only of types without padding.
 
 mod awaited;

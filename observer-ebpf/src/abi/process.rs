@@ -1,4 +1,4 @@
-//! Process records: what the kernel half says about a process at fork, exec and exit, and about the flows of other
+//! Process records: what the eBPF side says about a process at fork, exec and exit, and about the flows of other
 //! namespaces' sockets.
 
 #[cfg(feature = "user")]
@@ -22,8 +22,8 @@ pub enum ProcessEvent {
     /// A socket of another namespace than the host's began a connection, or was closed: `task` is its owner, a
     /// [`FlowRecord`] follows in place of the arguments.
     Flow = 5,
-    /// A connection was established to a destination that is waited for, or a datagram came from there: `task` is the socket's owner, or zero where that is
-    /// not known, a [`FlowRecord`] follows in place of the arguments.
+    /// A connection to a destination that is waited for was established or given up, or a datagram came from there: `task` is the
+    /// socket's owner, or zero where that is not known, a [`FlowRecord`] follows in place of the arguments.
     Reached = 6,
 }
 
@@ -65,7 +65,7 @@ pub struct FlowRecord {
     pub protocol: u8,
     /// The addresses are IPv6.
     pub v6: u8,
-    /// The socket was closed.
+    /// The socket was closed; of what is waited for: the connection ended without an answer.
     pub closed: u8,
     /// How the owner of what was reached is known: an [`OwnerSource`](super::OwnerSource), or 0 without one.
     pub source: u8,

@@ -63,7 +63,7 @@ pub enum Hook {
     Ingress,
 }
 
-/// How the kernel half knows the owner. Values are part of the ABI; 0 is none.
+/// How the eBPF side knows the owner. Values are part of the ABI; 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(TryFromBytes, Immutable, KnownLayout))]
 #[repr(u8)]
@@ -137,7 +137,7 @@ pub mod flag {
     pub const TRANSPORT: u16 = 8192;
     /// The rule was also seen where it gave the verdict, and was the same.
     pub const CONFIRMED: u16 = 16_384;
-    /// Another one was seen there: neither is told.
+    /// Another one was seen there: neither is reported.
     pub const DISPUTED: u16 = 32_768;
 }
 
@@ -156,7 +156,7 @@ pub struct Tuple {
     pub destination_port: u16,
 }
 
-/// Everything from which an event can be made: packets with an equal key are told as one line. What differs from packet to
+/// Everything from which an event can be made: packets with an equal key are reported as one line. What differs from packet to
 /// packet of one story (source port, thread, payload) is not in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]

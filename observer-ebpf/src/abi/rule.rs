@@ -1,4 +1,4 @@
-//! Which rule dropped a packet, as the kernel half can tell: nftables frees the packet inside the function that walked the
+//! Which rule dropped a packet, as the eBPF side can tell: nftables frees the packet inside the function that walked the
 //! rules, whose frame on the stack still holds the rule and the chain. What else hangs on netfilter's hooks has its packet
 //! freed by the function that walked the hooks, whose frame still holds which of them it was. Where in the frame is the
 //! compiler's choice: user space learns it from packets of its own that known rules and programs drop, and writes it into
@@ -123,7 +123,7 @@ pub struct HookFunction {
     pub kind: u64,
 }
 
-/// [`HookFunction`]s that are told of.
+/// [`HookFunction`]s that are reported of.
 pub const MAX_FUNCTIONS: usize = 16;
 
 /// Instructions of a function of the kernel.
@@ -137,7 +137,7 @@ pub struct Extent {
     pub bytes: u64,
 }
 
-/// What the kernel half must know, as whole words. All zero: nothing is looked at.
+/// What the eBPF side must know, as whole words. All zero: nothing is looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
@@ -202,7 +202,7 @@ pub const UNTAKEN: u64 = 2;
 /// [`RuleAnswer::rule`] where the base chain is known, and not what in it dropped the packet.
 pub const UNKNOWN_RULE: u64 = u64::MAX;
 
-/// What the kernel half knows of the rule, or of what else decided; all zero when it knows nothing. Handles are nftables' own
+/// What the eBPF side knows of the rule, or of what else decided; all zero when it knows nothing. Handles are nftables' own
 /// numbers: in one network namespace a table's is never used twice, and a chain's and a rule's not in their table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]

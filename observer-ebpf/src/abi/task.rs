@@ -1,4 +1,4 @@
-//! A process as the kernel half sees it, and the owner record of a socket.
+//! A process as the eBPF side sees it, and the owner record of a socket.
 
 #[cfg(feature = "user")]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Length of the kernel's task name, with its terminating zero (`TASK_COMM_LEN`).
 pub const COMM_BYTES: usize = 16;
 
-/// The facts about a process that the kernel half takes in the process's own context.
+/// The facts about a process that the eBPF side takes in the process's own context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]

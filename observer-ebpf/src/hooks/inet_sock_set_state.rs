@@ -1,6 +1,6 @@
 //! `trace_inet_sock_set_state(sk, oldstate, newstate)`: a connection changes its state.
 //!
-//! What is established may be what user space waits for.
+//! What is established, or given up, may be what user space waits for.
 //!
 //! On the way to SYN_SENT the caller of connect is current and no packet has been sent yet, so the owner is bound before
 //! the first drop. (The source port is still 0 there: it binds the owner and gives no flow.)
@@ -23,11 +23,16 @@ pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
     let state: u64 = context.arg(2);
     match state as u32 {
         sock::ESTABLISHED if before as u32 == sock::SYN_SENT => awaited::established(sk),
-        // What the kernel connects by a thread of its own is nobody's, or a part of somebody's that cannot be told here.
+        // What the kernel connects by a thread of its own is nobody's, or a part of somebody's that cannot be reported here.
         sock::SYN_SENT if task::is_kernel_thread() => {}
         sock::SYN_SENT => {
             let netns = sock::netns::<Direct>(sk);
             connecting(sock::traced_cookie(sk as *mut u8), netns);
+        }
+        sock::CLOSE if before as u32 == sock::SYN_SENT => {
+            // By its owner, who is forgotten then.
+            awaited::given_up(sk);
+            owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0));
         }
         sock::CLOSE => owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0)),
         _ => {}

@@ -2,7 +2,7 @@
 //! process.
 //!
 //! Fork runs in the parent once the child is complete, exec in the process once its new memory is, exit in each thread
-//! once it is counted off. So a process that lives some milliseconds is told with everything, before it can send.
+//! once it is counted off. So a process that lives some milliseconds is reported with everything, before it can send.
 
 use core::hint::black_box;
 

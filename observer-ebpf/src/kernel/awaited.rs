@@ -1,4 +1,5 @@
-//! Destinations that were blocked: a connection that is established to one of them is told, and a datagram that comes from there.
+//! Destinations that were blocked: reports a connection to one of them that is established or given up, and a datagram that comes
+//! from there.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -24,7 +25,7 @@ static AWAITED: HashMap<AwaitedKey, AwaitedValue, MAX_AWAITED, { BPF_F_NO_PREALL
 #[btf_map]
 static AWAITING: Array<u32, 1> = Array::new();
 
-/// Of one destination and process it is told so often: whoever talks with it all the time must not fill the ring.
+/// Of one destination and process it is reported so often: whoever talks with it all the time must not fill the ring.
 const QUIET_NS: u64 = 100_000_000;
 
 /// `::ffff:0:0`, which makes an IPv4 address one of IPv6.
@@ -49,7 +50,15 @@ fn is_any() -> bool {
 #[inline(always)]
 pub fn established(sk: u64) {
     if is_any() {
-        tell(sk, 0);
+        tell(sk, 0, false);
+    }
+}
+
+/// The connection of this socket ends without an answer.
+#[inline(always)]
+pub fn given_up(sk: u64) {
+    if is_any() {
+        tell(sk, 0, true);
     }
 }
 
@@ -57,14 +66,14 @@ pub fn established(sk: u64) {
 #[inline(always)]
 pub fn answered(sk: u64, skb: u64) {
     if is_any() && skb != 0 {
-        tell(sk, skb);
+        tell(sk, skb, false);
     }
 }
 
 /// A function of its own, as what else runs there: stacks lie one below the other. Without a packet the socket says where it is
 /// connected to.
 #[inline(never)]
-fn tell(sk: u64, skb: u64) {
+fn tell(sk: u64, skb: u64, is_end: bool) {
     // A multipath connection's own number is beyond those of packets; its parts are TCP's.
     let Ok(protocol) = u8::try_from(Probe::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0)) else { return };
     let mut flow = FlowRecord {
@@ -77,7 +86,7 @@ fn tell(sk: u64, skb: u64) {
         remote_port: 0,
         protocol,
         v6: 0,
-        closed: 0,
+        closed: u8::from(is_end),
         source: 0,
     };
     flow::addresses::<Probe>(&mut flow, sk);
@@ -95,7 +104,7 @@ fn tell(sk: u64, skb: u64) {
     let owner = owner::get(cookie).filter(|owner| owner.holders == 1);
     let pid = owner.map_or(0, |owner| owner.task.pid);
     let now = boot_ns();
-    // SAFETY: the pointer is to a live map value; of two that write at the same time one is told more.
+    // SAFETY: the pointer is to a live map value; of two that write at the same time one is reported more.
     unsafe {
         if (*value).told_ns != 0 && (*value).pid == pid && now.wrapping_sub((*value).told_ns) < QUIET_NS {
             return;

@@ -294,7 +294,7 @@ extern "C" fn drop_owner() -> u64 {
     unsafe {
         let cookie: u64 = get!(scratch.record.cookie);
         let mut flags: u16 = get!(scratch.record.key.flags);
-        // `close` shuts both ways and sends the FIN before the socket is told dead.
+        // `close` shuts both ways and sends the FIN before the socket is reported dead.
         let is_fin = get!(scratch.record.key.protocol) == protocol::TCP && get!(scratch.record.key.detail) & FIN != 0;
         if is_fin && get!(scratch.shut) != 0 {
             flags |= flag::ORPHAN;
@@ -333,7 +333,7 @@ extern "C" fn drop_owner() -> u64 {
             put!(scratch.record.key.cookie, cookie);
             put!(scratch.record.key.inode, sock::inode(get!(scratch.socket)));
         }
-        // Whose data a tunnel's packet carries is told by its socket, which sends another protocol or from another port.
+        // Whose data a tunnel's packet carries is reported by its socket, which sends another protocol or from another port.
         if encapsulated(
             get!(scratch.record.key.protocol),
             get!(scratch.record.source_port),

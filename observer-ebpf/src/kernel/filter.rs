@@ -13,7 +13,7 @@ use super::{
     tree,
 };
 
-/// True when the packet in the scratch space may be told.
+/// True when the packet in the scratch space may be reported.
 #[inline(always)]
 pub fn passes() -> bool {
     word(offset_of!(KernelFilter, active)) == 0 || drop_filter() != 0
@@ -52,7 +52,7 @@ extern "C" fn drop_filter() -> u64 {
         }
         let networks = word(offset_of!(KernelFilter, networks));
         let kind: u16 = get!(scratch.record.key.ethertype);
-        // Of a tagged frame the family is told by user space.
+        // Of a tagged frame the family is reported by user space.
         if networks == 0 || readable && kind != ethertype::IPV4 && kind != ethertype::IPV6 {
             return 1;
         }

@@ -1,4 +1,4 @@
-//! Typed field reads, the owner map, the counters and the ring: the only unsafe code of the kernel half.
+//! Typed field reads, the owner map, the counters and the ring: the only unsafe code of the eBPF side.
 
 pub mod asked;
 pub mod awaited;

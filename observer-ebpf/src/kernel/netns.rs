@@ -11,7 +11,7 @@ use super::layout::field;
 #[btf_map]
 static NETNS_COOKIES: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 
-/// Has the namespace of a socket that is being made get its cookie; where `is_asked`, it is told.
+/// Has the namespace of a socket that is being made get its cookie; where `is_asked`, it is reported.
 #[inline(always)]
 pub fn have_cookie(context: &SockContext, socket: u64, is_asked: bool) {
     if field!(tells_netns_cookies) == ABSENT {

@@ -1,6 +1,6 @@
 //! The path of an open file, by walking from its directory entry to the root.
 //!
-//! `bpf_d_path` is refused where processes are told. Components are read leaf first, as the walk finds them; user space
+//! `bpf_d_path` is refused where processes are reported. Components are read leaf first, as the walk finds them; user space
 //! turns them round. The walk is bounded, and says when it did not get to the root.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;

@@ -3,7 +3,7 @@
 use super::packet::{ethertype, protocol};
 use crate::abi::{Cause, Direction, DropKey, Hook, flag, place};
 
-/// What the kernel half reads from the packet to tell its direction.
+/// What the eBPF side reads from the packet to tell its direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
     /// `skb->skb_iif`: the device it was received on, 0 for a packet made here. Set at the start of reception, before
@@ -93,7 +93,7 @@ fn device_preset(key: &DropKey) -> bool {
     }
 }
 
-/// Hook of a packet that died of `cause`; `None` when it cannot be told.
+/// Hook of a packet that died of `cause`; `None` when it cannot be reported.
 pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
     match (direction, cause) {
         (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.protocol_reached => Some(Hook::Prerouting),

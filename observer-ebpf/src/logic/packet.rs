@@ -118,7 +118,7 @@ pub struct Packet {
     pub hop_by_hop: bool,
 }
 
-/// Where a packet is read from: a copy on the host, the kernel's own memory in the BPF half.
+/// Where a packet is read from: a copy on the host, the kernel's own memory in the eBPF side.
 pub trait Bytes {
     /// `N` bytes from an offset on; `None` past the end.
     fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;

@@ -22,12 +22,12 @@ use crate::{
         Attempt, Background, Dropped, Endpoints, Family, FlowEnd, HELPER, Hook, OwnerKnown, Process, RuleSource, SPARE,
         Sender, Share,
     },
-    privilege::Eyes,
+    privilege::HostQueries,
 };
 
-impl<E: Eyes> Attribution<E> {
+impl<E: HostQueries> Attribution<E> {
     /// Who sent a packet, and where to; and on whose account more is looked up. What decided is not known yet, and under which
-    /// incident it is told neither. `None` for a packet of another namespace that was coming in here, whose drop is no egress, and
+    /// incident it is reported neither. `None` for a packet of another namespace that was coming in here, whose drop is no egress, and
     /// for what another observer's helper sends, which is nobody's block. Pending where the sender is to be looked for again, as
     /// `search` says; with `is_last` it is the last time.
     pub(crate) fn attempt(
@@ -55,7 +55,7 @@ impl<E: Eyes> Attribution<E> {
         };
         let mut sender = self.sender(found, credentials, dropped.boot_ns);
         if sender.process.as_ref().is_some_and(is_named_as_a_helper)
-            && sender.process.as_ref().is_some_and(|process| self.owners.eyes.is_a_helper(process.pid))
+            && sender.process.as_ref().is_some_and(|process| self.owners.queries.is_a_helper(process.pid))
         {
             return None;
         }
@@ -94,6 +94,7 @@ impl<E: Eyes> Attribution<E> {
             origin_netns: dropped.origin_netns,
             socket_inode: socket.and_then(|socket| socket.inode),
             wait: None,
+            profiles: Vec::new(),
         };
         Some((attempt, share))
     }
@@ -110,7 +111,7 @@ impl<E: Eyes> Attribution<E> {
         is_roots && sender.namespaces.is_none() && sender.process.as_ref().is_some_and(is_helper)
     }
 
-    /// True while what was told of the first packet is so for those that were counted beyond: its sender is named, and runs
+    /// True while what was reported of the first packet is so for those that were counted beyond: its sender is named, and runs
     /// the same program, and its rule was seen.
     pub fn still_holds(&mut self, pattern: &Attempt, counted: &Counted) -> bool {
         // Which rule it was, is not in the key.
@@ -125,7 +126,7 @@ impl<E: Eyes> Attribution<E> {
         self.identity.process_id(id) == process.entity_id && ran(counted.first_ns) == ran(counted.last_ns)
     }
 
-    /// Packets that were counted beyond the one that `pattern` tells of: alike in everything but what only a single packet has.
+    /// Packets that were counted beyond the one that `pattern` reports: alike in everything but what only a single packet has.
     pub fn again(&mut self, pattern: Attempt, key: &DropKey, counted: &Counted) -> Attempt {
         let mut attempt = pattern;
         // Other sockets of the process may be among them.
@@ -169,7 +170,7 @@ fn is_named_as_a_helper(process: &Process) -> bool {
     [HELPER, SPARE].contains(&process.name.as_str())
 }
 
-/// Where from and where to, as it was asked for; and as the packet has it, where that is otherwise.
+/// Where from and where to, as it was asked for; and as the packet has it, where that differs.
 fn ends(dropped: &Dropped) -> (Option<FlowEnd>, Option<FlowEnd>) {
     let translated = dropped.endpoints.filter(|_| dropped.original.is_some());
     let end = |of: fn(Endpoints) -> (IpAddr, Option<u16>)| {

@@ -13,14 +13,14 @@ const KEPT: Duration = Duration::from_secs(180);
 const MAX_FLOWS: usize = 65_536;
 
 /// Protocol and local port.
-type Key = (u8, u16);
+type PortKey = (u8, u16);
 
 /// Flows of other namespaces' sockets.
 #[derive(Default)]
 pub struct Flows {
-    by_port: HashMap<Key, VecDeque<Flow>>,
+    by_port: HashMap<PortKey, VecDeque<Flow>>,
     /// In the order in which they came, which is the order in every queue too.
-    order: VecDeque<(Instant, Key)>,
+    order: VecDeque<(Instant, PortKey)>,
 }
 
 impl Flows {

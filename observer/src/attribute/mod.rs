@@ -29,8 +29,8 @@ pub(crate) use self::{
 use self::{host::Identity, unsent::Unsent, users::Users};
 use crate::{
     kernel::{clock::Clock, layout::Reasons},
-    model::{Degraded, Doer, NetnsPlace, OwnerBy, OwnerKnown, Reached, Sender, Share},
-    privilege::{Eyes, protocol::Place},
+    model::{Actor, Degraded, NetnsPlace, OwnerBy, OwnerKnown, Reached, Sender, Share},
+    privilege::{HostQueries, protocol::Place},
 };
 
 /// Names the sender of what was dropped.
@@ -45,7 +45,7 @@ pub struct Attribution<E> {
     redact: bool,
 }
 
-impl<E: Eyes> Attribution<E> {
+impl<E: HostQueries> Attribution<E> {
     /// `redact` masks secrets in command lines.
     pub fn new(identity: Identity, reasons: Reasons, owners: Owners<E>, redact: bool) -> Self {
         Self {
@@ -66,16 +66,16 @@ impl<E: Eyes> Attribution<E> {
     }
 
     /// Whoever is asked about the host.
-    pub(crate) fn eyes(&mut self) -> &mut E {
-        &mut self.owners.eyes
+    pub(crate) fn queries(&mut self) -> &mut E {
+        &mut self.owners.queries
     }
 
     /// The same, and what is known of network namespaces.
-    pub(crate) fn eyes_and_places(&mut self) -> (&mut E, &mut Places) {
-        (&mut self.owners.eyes, &mut self.places)
+    pub(crate) fn queries_and_places(&mut self) -> (&mut E, &mut Places) {
+        (&mut self.owners.queries, &mut self.places)
     }
 
-    /// Takes in what was told of processes meanwhile.
+    /// Takes in what was reported of processes meanwhile.
     pub fn catch_up(&mut self) {
         self.owners.catch_up();
     }
@@ -94,7 +94,7 @@ impl<E: Eyes> Attribution<E> {
     pub(crate) fn placed(&mut self, netns: u32) -> NetnsPlace {
         let is_other = self.places.is_other(netns);
         let place = if is_other {
-            self.owners.eyes.ask(Place { netns, cookie: 0 }).unwrap_or_default()
+            self.owners.queries.ask(Place { netns, cookie: 0 }).unwrap_or_default()
         } else {
             NetnsPlace::default()
         };
@@ -107,12 +107,12 @@ impl<E: Eyes> Attribution<E> {
     }
 
     /// Whoever the kernel says did something at that time.
-    pub(crate) fn doer(&mut self, doer: Option<&Doer>, boot_ns: u64) -> Sender {
+    pub(crate) fn actor(&mut self, actor: Option<&Actor>, boot_ns: u64) -> Sender {
         self.owners.catch_up();
-        let found = doer.and_then(|doer| {
+        let found = actor.and_then(|actor| {
             // It may have ended before it was heard what it did.
-            let ended = || self.owners.processes.lately(doer.pid, doer.name.as_deref()?, boot_ns);
-            ended().or_else(|| self.owners.living(doer.pid, boot_ns))
+            let ended = || self.owners.processes.lately(actor.pid, actor.name.as_deref()?, boot_ns);
+            ended().or_else(|| self.owners.living(actor.pid, boot_ns))
         });
         let found = found.map(|id| Found { id, known: OwnerKnown::Syscall, by: OwnerBy::Send, bound: None });
         self.sender(found, Credentials::default(), boot_ns)
@@ -154,7 +154,7 @@ impl<E: Eyes> Attribution<E> {
                 consequence: "some processes have no executable, arguments or parents".to_owned(),
             });
         }
-        for (share, questions) in self.owners.eyes.used_up() {
+        for (share, questions) in self.owners.queries.used_up() {
             degraded.push(Degraded {
                 what: "share".to_owned(),
                 why: format!("{share} caused more work than its share: {questions} questions were not looked up"),

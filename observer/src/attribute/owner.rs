@@ -6,7 +6,7 @@
 //!    lock, leave inside the call of whoever is on the CPU, unless a queue to user space gave the packet back there. So
 //!    that process is the sender if it is the socket's owner, has the socket open, or descends from its owner. What it
 //!    sends later by a timer on that socket is its own too;
-//! 3. the owner that the kernel half bound to the socket's cookie; if that one has ended and exactly one process has the
+//! 3. the owner that the eBPF side bound to the socket's cookie; if that one has ended and exactly one process has the
 //!    socket open, that process;
 //! 4. without an owner, or with several holders when it was seeded, the only process that has it open;
 //! 5. of a packet that this namespace forwards for another, which has left its socket behind: the only process whose
@@ -30,11 +30,11 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Direction, Dropped, Facts, Hook, Life, Owner, OwnerBy, OwnerKnown, OwnerSource,
+        Cause, ContainerName, Direction, Dropped, Facts, Hook, Owner, OwnerBy, OwnerKnown, OwnerSource, ProcessChange,
         ProcessId, Reached, Wanted,
     },
     privilege::{
-        Eyes,
+        HostQueries,
         protocol::{CgroupPath, FactsOf, Holders, Holds, Homes, IsAHelper, NameOfContainer, Owns, Sockets},
     },
 };
@@ -50,7 +50,7 @@ const MAX_CANDIDATES: usize = 4;
 const MAX_PARENTS: usize = 64;
 
 /// Questions about who sent a packet, which are answered at once.
-pub(super) trait Who: Eyes {
+pub(super) trait Who: HostQueries {
     /// Facts about a process, `None` when it is gone or did not start then.
     fn facts(&mut self, pid: u32, start_ticks: Option<u64>) -> Option<Facts> {
         self.ask(FactsOf { pid, start_ticks }).ok().flatten()
@@ -97,10 +97,10 @@ pub(super) trait Who: Eyes {
     }
 }
 
-impl<E: Eyes> Who for E {}
+impl<E: HostQueries> Who for E {}
 
 /// Where process records come from: the next one, if there is one.
-pub type Lives = Box<dyn FnMut() -> Option<Bytes> + Send>;
+pub type ProcessEvents = Box<dyn FnMut() -> Option<Bytes> + Send>;
 
 /// The process that a packet belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// The owner that the kernel half bound to the socket.
+    /// The owner that the eBPF side bound to the socket.
     pub(super) fn bound(owner: Owner) -> Self {
         Self {
             id: ProcessId::new(owner.task.pid, owner.task.start_ns),
@@ -155,11 +155,11 @@ fn wanted(dropped: &Dropped) -> Option<Wanted> {
 
 /// Knows all processes, and asks about sockets.
 pub struct Owners<E> {
-    pub(super) eyes: E,
+    pub(super) queries: E,
     /// Every process that is known.
     pub processes: Processes,
-    lives: Lives,
-    /// When the kernel half began to tell of processes, in clock ticks since boot.
+    lives: ProcessEvents,
+    /// When the eBPF side began to tell of processes, in clock ticks since boot.
     since_ticks: u64,
     /// Who was proven to send on a socket, and when.
     senders: HashMap<SocketKey, (u64, ProcessId)>,
@@ -180,11 +180,11 @@ pub struct Owners<E> {
     pub undecodable: u64,
 }
 
-impl<E: Eyes> Owners<E> {
-    /// Asks `eyes`; learns of processes from `lives`, which tells of everything since `since`.
-    pub fn new(eyes: E, processes: Processes, lives: Lives, since_ns: u64) -> Self {
+impl<E: HostQueries> Owners<E> {
+    /// Asks `queries`; learns of processes from `lives`, which reports everything since `since`.
+    pub fn new(queries: E, processes: Processes, lives: ProcessEvents, since_ns: u64) -> Self {
         Self {
-            eyes,
+            queries,
             processes,
             lives,
             since_ticks: ProcessId::new(0, since_ns).start_ticks,
@@ -205,15 +205,15 @@ impl<E: Eyes> Owners<E> {
 
     /// Why questions were not answered, where they were not.
     pub fn failure(&self) -> Option<String> {
-        self.eyes.failure()
+        self.queries.failure()
     }
 
-    /// Takes in what was told of processes since the last time.
+    /// Takes in what was reported of processes since the last time.
     pub fn catch_up(&mut self) {
         let now = Instant::now();
         while let Some(bytes) = (self.lives)() {
             match life::decode(bytes) {
-                Ok(Life::Reached(reached)) => self.reached.push(*reached),
+                Ok(ProcessChange::Reached(reached)) => self.reached.push(*reached),
                 Ok(life) => self.processes.apply(life, now),
                 Err(error) => {
                     log::warn!("{error}");
@@ -280,14 +280,14 @@ impl<E: Eyes> Owners<E> {
         if let Some(path) = self.processes.cgroup(id) {
             return Some(path.to_owned());
         }
-        let path = self.cgroups.get(id, || self.eyes.cgroup_path(id))?;
+        let path = self.cgroups.get(id, || self.queries.cgroup_path(id))?;
         self.processes.remember_cgroup(id, path.clone());
         Some(path)
     }
 
     /// What a container is called.
     pub fn container_name(&mut self, id: &str) -> Option<ContainerName> {
-        self.names.get(id.to_owned(), || self.eyes.container_name(id))
+        self.names.get(id.to_owned(), || self.queries.container_name(id))
     }
 
     /// The process on the CPU, where it is proven that it was sending this packet.
@@ -313,7 +313,7 @@ impl<E: Eyes> Owners<E> {
             || socket.held
             || socket
                 .inode
-                .is_some_and(|inode| self.holds.get((current.pid, inode), || self.eyes.holds(current.pid, inode)));
+                .is_some_and(|inode| self.holds.get((current.pid, inode), || self.queries.holds(current.pid, inode)));
         proven.then_some(current)
     }
 
@@ -329,7 +329,7 @@ impl<E: Eyes> Owners<E> {
             return Poll::Ready(false);
         }
         let netns = dropped.netns;
-        if self.own.get((netns, to), || self.eyes.owns(netns, to)) != Some(false) {
+        if self.own.get((netns, to), || self.queries.owns(netns, to)) != Some(false) {
             return Poll::Ready(false);
         }
         if dropped.socket.is_some() || dropped.origin_netns.is_some() {
@@ -368,7 +368,7 @@ impl<E: Eyes> Owners<E> {
         if let Some(homes) = self.homes.get_known(&key) {
             return homes;
         }
-        let homes = self.eyes.homes(address, forwarder);
+        let homes = self.queries.homes(address, forwarder);
         if homes.is_empty() {
             self.homes.put_none(key, homes.clone());
         } else {
@@ -377,7 +377,7 @@ impl<E: Eyes> Owners<E> {
         homes
     }
 
-    /// By what was told of connections and closed sockets, or by the sockets that are open now. What was told is asked again
+    /// By what was reported of connections and closed sockets, or by the sockets that are open now. What was reported is asked again
     /// last: a socket that is open now has been there at the time only if no other with its port was closed since.
     fn sender_by_address(&mut self, wanted: &Wanted, homes: &[u32], boot_ns: u64) -> Option<Found> {
         let by_address = |id| Found { id, known: OwnerKnown::Flow, by: OwnerBy::Address, bound: None };
@@ -390,10 +390,10 @@ impl<E: Eyes> Owners<E> {
         {
             return Some(by_address(id));
         }
-        let inodes: Vec<u64> = homes.iter().flat_map(|home| self.eyes.sockets(wanted, *home)).collect();
+        let inodes: Vec<u64> = homes.iter().flat_map(|home| self.queries.sockets(wanted, *home)).collect();
         let mut holders = Vec::new();
         for inode in inodes.iter().take(MAX_CANDIDATES) {
-            holders.extend(self.eyes.holders(*inode));
+            holders.extend(self.queries.holders(*inode));
         }
         holders.sort_unstable();
         holders.dedup();
@@ -424,7 +424,7 @@ impl<E: Eyes> Owners<E> {
 
     fn only_holder(&mut self, inode: Option<u64>, boot_ns: u64) -> Option<Found> {
         let inode = inode?;
-        match *self.holders.get(inode, || self.eyes.holders(inode)) {
+        match *self.holders.get(inode, || self.queries.holders(inode)) {
             [only] => {
                 let id = self.living(only, boot_ns)?;
                 Some(Found { id, known: OwnerKnown::Socket, by: OwnerBy::Holder, bound: None })
@@ -435,7 +435,7 @@ impl<E: Eyes> Owners<E> {
 
     /// Makes sure that as much as can be known about a bound process is in the table.
     fn known(&mut self, found: Found) -> Found {
-        // What began since the kernel half tells of processes has a record.
+        // What began since the eBPF side reports processes has a record.
         let recent = found.id.start_ticks > self.since_ticks;
         // Where the ring was full there are many without one.
         let mut left = if recent && self.processes.get(found.id).is_none() { self.records.attempts() } else { 0 };
@@ -452,13 +452,13 @@ impl<E: Eyes> Owners<E> {
 
     /// Asks /proc about a process and those of its parents that are not known yet.
     fn ask(&mut self, pid: u32, start_ticks: Option<u64>) -> Option<ProcessId> {
-        let first = self.eyes.facts(pid, start_ticks)?;
+        let first = self.queries.facts(pid, start_ticks)?;
         let id = first.id;
         let mut chain = vec![first];
         while chain.len() < MAX_PARENTS
             && let Some(parent) = chain.last().map(|facts| facts.parent_pid).filter(|pid| *pid != 0)
             && self.processes.living(parent, id.start_ns()).is_none()
-            && let Some(facts) = self.eyes.facts(parent, None)
+            && let Some(facts) = self.queries.facts(parent, None)
         {
             chain.push(facts);
         }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    model::{Born, Image, Life, Namespaces, Owner, Socket},
+    model::{Born, Image, Namespaces, Owner, ProcessChange, Socket},
     privilege::{
         fake::Fake,
         protocol::{Request, encode},
@@ -45,7 +45,7 @@ fn owners(holders: &[u32]) -> Owners<Fake> {
     let mut processes = Processes::default();
     for (pid, parent) in [(SHELL, None), (PARENT, Some(SHELL)), (CHILD, Some(PARENT)), (STRANGER, None)] {
         let born = Born { boot_ns: 0, task: task(pid), parent: parent.map(id), namespaces: Namespaces::default() };
-        processes.apply(Life::Exec(Box::new(born), Image::default()), Instant::now());
+        processes.apply(ProcessChange::Exec(Box::new(born), Image::default()), Instant::now());
     }
     Owners::new(host(holders), processes, Box::new(|| None), 0)
 }
@@ -122,7 +122,7 @@ fn without_an_owner_one_holder_is_an_answer_and_two_are_none() {
 #[test]
 fn an_owner_that_ended_left_the_socket_to_the_one_that_still_has_it() {
     let mut owners = owners(&[CHILD]);
-    owners.processes.apply(Life::Exit { id: id(PARENT), boot_ns: 30 * SECOND }, Instant::now());
+    owners.processes.apply(ProcessChange::Exit { id: id(PARENT), boot_ns: 30 * SECOND }, Instant::now());
     let found = who(&mut owners, &dropped(bound(PARENT, false), 0, false));
     assert_eq!(found, Some((CHILD, OwnerKnown::Socket, OwnerBy::Holder)));
 }
@@ -130,7 +130,7 @@ fn an_owner_that_ended_left_the_socket_to_the_one_that_still_has_it() {
 #[test]
 fn an_owner_that_ended_with_its_socket_is_still_the_owner() {
     let mut owners = owners(&[]);
-    owners.processes.apply(Life::Exit { id: id(PARENT), boot_ns: 30 * SECOND }, Instant::now());
+    owners.processes.apply(ProcessChange::Exit { id: id(PARENT), boot_ns: 30 * SECOND }, Instant::now());
     let found = who(&mut owners, &dropped(bound(PARENT, false), 0, false));
     assert_eq!(found, Some((PARENT, OwnerKnown::Socket, OwnerBy::Connect)));
 }
@@ -169,7 +169,7 @@ fn without_a_route_it_is_forwarded_only_to_somebody_elses_address() {
     assert!(is_forwarded(&mut owners, &forwarded(Direction::Unrouted, "203.0.113.10")));
     assert!(!is_forwarded(&mut owners, &forwarded(Direction::Unrouted, "10.0.0.1")), "inbound");
     assert!(!is_forwarded(&mut owners, &forwarded(Direction::Unrouted, "224.0.0.251")));
-    owners.eyes = host(&[]);
+    owners.queries = host(&[]);
     let mut stranger = forwarded(Direction::Unrouted, "203.0.113.99");
     assert!(!is_forwarded(&mut owners, &stranger), "a bridge, and nobody here sent it");
     stranger.origin_netns = Some(7);
@@ -183,7 +183,7 @@ fn a_forwarded_packets_sender_is_looked_for_again_without_waiting() {
     let began = Instant::now();
     assert!(owners.owner(&packet, &mut search, false).is_pending());
     assert!(owners.owner(&packet, &mut search, false).is_pending(), "it is too early");
-    owners.eyes = host(&[CHILD]);
+    owners.queries = host(&[CHILD]);
     assert_eq!(
         owners.owner(&packet, &mut search, true).map(|found| found.map(|found| found.id.pid)),
         Poll::Ready(Some(CHILD))

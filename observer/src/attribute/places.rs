@@ -11,7 +11,7 @@ use std::{
 use super::asking::Asking;
 use crate::{
     model::{NetnsPlace, Share},
-    privilege::{Eyes, protocol::Place},
+    privilege::{HostQueries, protocol::Place},
 };
 
 /// How long an answer is good for: processes by which a namespace is entered end, and inode numbers are used again.
@@ -37,7 +37,12 @@ impl Default for Places {
 
 impl Places {
     /// What is known of a namespace; asked for when that is nothing, or old.
-    pub(crate) fn of<E: Eyes>(&mut self, netns: u32, cookie: u64, asking: &mut Asking<'_, E>) -> Poll<NetnsPlace> {
+    pub(crate) fn of<E: HostQueries>(
+        &mut self,
+        netns: u32,
+        cookie: u64,
+        asking: &mut Asking<'_, E>,
+    ) -> Poll<NetnsPlace> {
         let is_other = self.is_other(netns);
         // Observer's own namespace needs no entering.
         if netns == 0 || self.own == Some(netns) {

@@ -1,6 +1,6 @@
 //! Every process that lives, and those that ended a while ago: what each ran, and who made it.
 //!
-//! Fed by the kernel half from the moment it is attached, and once by /proc for what ran before. There is no bound on
+//! Fed by the eBPF side from the moment it is attached, and once by /proc for what ran before. There is no bound on
 //! living processes but memory (about half a kilobyte each, and its arguments); of those that ended, the last
 //! [`MAX_ENDED`] are kept for [`KEPT`], as far as their arguments fit into [`MAX_ENDED_BYTES`].
 
@@ -13,7 +13,7 @@ use std::{
 use super::flows::Flows;
 use crate::{
     intake::decode::text,
-    model::{Ancestor, Born, Facts, Image, Life, Namespaces, ProcessId},
+    model::{Ancestor, Born, Facts, Image, Namespaces, ProcessChange, ProcessId},
 };
 
 /// How long a process is remembered after its end: as long as the kernel may retransmit for it.
@@ -54,7 +54,7 @@ impl Ran {
 
 /// One process.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ProcessEntry {
     /// Name (`comm`) when it last ran a program or was made.
     pub name: String,
     /// Start, nanoseconds of `CLOCK_BOOTTIME`; `None` where only /proc told.
@@ -77,7 +77,7 @@ pub struct Entry {
     ended_ns: Option<u64>,
 }
 
-impl Entry {
+impl ProcessEntry {
     /// What it ran at that time.
     pub fn ran_at(&self, boot_ns: u64) -> Option<&Ran> {
         self.ran.iter().rev().find(|ran| ran.since_ns <= boot_ns).or(self.ran.first())
@@ -103,7 +103,7 @@ struct Ended {
 /// All of them.
 #[derive(Default)]
 pub struct Processes {
-    entries: HashMap<ProcessId, Entry>,
+    entries: HashMap<ProcessId, ProcessEntry>,
     /// The newest process with each number.
     latest: HashMap<u32, ProcessId>,
     ended: VecDeque<Ended>,
@@ -115,28 +115,28 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Takes in what the kernel half told.
-    pub fn apply(&mut self, life: Life, now: Instant) {
+    /// Takes in what the eBPF side told.
+    pub fn apply(&mut self, life: ProcessChange, now: Instant) {
         match life {
-            Life::Fork(born) => {
+            ProcessChange::Fork(born) => {
                 let parents = born.parent.and_then(|parent| self.entries.get(&parent)?.ran.last());
                 let image = parents.filter(|ran| ran.is_after(born.task.execs)).map(|ran| Arc::clone(&ran.image));
                 self.born(&born, image, now);
             }
-            Life::Exec(born, image) => self.born(&born, Some(Arc::new(image)), now),
-            Life::Exit { id, boot_ns } => self.end(id, boot_ns, now),
-            Life::Flow(flow) => self.flows.add(flow, now),
-            Life::Cgroup { id, path } => self.remember_cgroup(id, path),
+            ProcessChange::Exec(born, image) => self.born(&born, Some(Arc::new(image)), now),
+            ProcessChange::Exit { id, boot_ns } => self.end(id, boot_ns, now),
+            ProcessChange::Flow(flow) => self.flows.add(flow, now),
+            ProcessChange::Cgroup { id, path } => self.remember_cgroup(id, path),
             // No process.
-            Life::Reached(_) => {}
+            ProcessChange::Reached(_) => {}
         }
         self.forget(now);
     }
 
-    /// Takes in what /proc said; what the kernel half told stands.
+    /// Takes in what /proc said; what the eBPF side told stands.
     pub fn seed(&mut self, facts: Facts) {
         let parent = self.latest.get(&facts.parent_pid).copied();
-        let entry = Entry {
+        let entry = ProcessEntry {
             name: facts.name.clone(),
             start_ns: None,
             parent,
@@ -171,7 +171,7 @@ impl Processes {
     }
 
     /// The process, when it is known.
-    pub fn get(&self, id: ProcessId) -> Option<&Entry> {
+    pub fn get(&self, id: ProcessId) -> Option<&ProcessEntry> {
         self.entries.get(&id)
     }
 
@@ -194,7 +194,7 @@ impl Processes {
     }
 
     /// Its parents, nearest first: those that made it, whether they still live or not.
-    pub fn parents(&self, id: ProcessId) -> impl Iterator<Item = (ProcessId, &Entry)> {
+    pub fn parents(&self, id: ProcessId) -> impl Iterator<Item = (ProcessId, &ProcessEntry)> {
         let parent = |id: &ProcessId| self.entries.get(id)?.parent;
         std::iter::successors(parent(&id), parent).take(MAX_PARENTS).map_while(|id| Some((id, self.entries.get(&id)?)))
     }
@@ -249,7 +249,7 @@ impl Processes {
                 }
             }
             std::collections::hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(Entry {
+                vacant.insert(ProcessEntry {
                     name,
                     start_ns: Some(task.start_ns),
                     parent: born.parent,
@@ -270,7 +270,7 @@ impl Processes {
         let known = self.latest.get(&id.pid).copied();
         if known.is_none_or(|known| known.start_ticks <= id.start_ticks) {
             self.latest.insert(id.pid, id);
-            // Whoever had the number before has ended, whether that was told or not.
+            // Whoever had the number before has ended, whether that was reported or not.
             if let Some(before) = known.filter(|before| *before != id) {
                 self.end(before, id.start_ns(), now);
             }
@@ -330,8 +330,8 @@ mod tests {
     }
 
     /// An end ten seconds after the start.
-    fn exit(pid: u32, second: u64) -> Life {
-        Life::Exit { id: id(pid, second), boot_ns: (second + 10) * 1_000_000_000 }
+    fn exit(pid: u32, second: u64) -> ProcessChange {
+        ProcessChange::Exit { id: id(pid, second), boot_ns: (second + 10) * 1_000_000_000 }
     }
 
     fn image(path: &str) -> Image {
@@ -346,12 +346,12 @@ mod tests {
     fn a_child_runs_its_parents_program_until_it_runs_another() {
         let mut processes = Processes::default();
         let now = Instant::now();
-        processes.apply(Life::Exec(born(10, 1, None, "bash"), image("/bin/bash")), now);
-        processes.apply(Life::Fork(born(11, 2, Some(id(10, 1)), "bash")), now);
+        processes.apply(ProcessChange::Exec(born(10, 1, None, "bash"), image("/bin/bash")), now);
+        processes.apply(ProcessChange::Fork(born(11, 2, Some(id(10, 1)), "bash")), now);
         assert_eq!(executable(&processes, id(11, 2), 2), Some("/bin/bash"));
         let mut exec = born(11, 2, Some(id(10, 1)), "curl");
         exec.boot_ns = 3_000_000_000;
-        processes.apply(Life::Exec(exec, image("/bin/curl")), now);
+        processes.apply(ProcessChange::Exec(exec, image("/bin/curl")), now);
         assert_eq!(executable(&processes, id(11, 2), 4), Some("/bin/curl"));
         assert_eq!(executable(&processes, id(11, 2), 2), Some("/bin/bash"), "what it ran before is not forgotten");
         assert_eq!(processes.ancestry(id(11, 2), "curl").len(), 2);
@@ -365,10 +365,10 @@ mod tests {
             born.task.execs = execs;
             born
         };
-        processes.apply(Life::Exec(with(born(10, 1, None, "bash"), 3), image("/bin/bash")), now);
+        processes.apply(ProcessChange::Exec(with(born(10, 1, None, "bash"), 3), image("/bin/bash")), now);
         // It ran another program in between: its count has gone on.
-        processes.apply(Life::Fork(with(born(11, 2, Some(id(10, 1)), "python"), 4)), now);
-        processes.apply(Life::Fork(with(born(12, 2, Some(id(10, 1)), "bash"), 3)), now);
+        processes.apply(ProcessChange::Fork(with(born(11, 2, Some(id(10, 1)), "python"), 4)), now);
+        processes.apply(ProcessChange::Fork(with(born(12, 2, Some(id(10, 1)), "bash"), 3)), now);
         assert_eq!(executable(&processes, id(11, 2), 2), None);
         assert_eq!(executable(&processes, id(12, 2), 2), Some("/bin/bash"));
         let ran = processes.get(id(10, 1)).unwrap().ran_at(0).unwrap();
@@ -379,11 +379,11 @@ mod tests {
     fn the_same_number_later_is_another_process() {
         let mut processes = Processes::default();
         let now = Instant::now();
-        processes.apply(Life::Exec(born(10, 1, None, "old"), image("/old")), now);
+        processes.apply(ProcessChange::Exec(born(10, 1, None, "old"), image("/old")), now);
         processes.apply(exit(10, 1), now);
         assert_eq!(processes.living(10, 12_000_000_000), None);
         assert_eq!(processes.living(10, 5_000_000_000), Some(id(10, 1)), "it had not ended then");
-        processes.apply(Life::Exec(born(10, 19, None, "new"), image("/new")), now);
+        processes.apply(ProcessChange::Exec(born(10, 19, None, "new"), image("/new")), now);
         assert_eq!(processes.living(10, 20_000_000_000), Some(id(10, 19)));
         assert_eq!(executable(&processes, id(10, 1), 1), Some("/old"), "the ended one is still known");
     }
@@ -392,8 +392,8 @@ mod tests {
     fn the_ended_are_forgotten_and_parents_after_their_children() {
         let mut processes = Processes::default();
         let now = Instant::now();
-        processes.apply(Life::Fork(born(10, 1, None, "parent")), now);
-        processes.apply(Life::Fork(born(11, 2, Some(id(10, 1)), "child")), now);
+        processes.apply(ProcessChange::Fork(born(10, 1, None, "parent")), now);
+        processes.apply(ProcessChange::Fork(born(11, 2, Some(id(10, 1)), "child")), now);
         processes.apply(exit(10, 1), now);
         let later = now + KEPT + Duration::from_secs(1);
         processes.apply(exit(99, 1), later);
@@ -413,7 +413,7 @@ mod tests {
         for pid in 0..3 * u32::try_from(MAX_ENDED).unwrap() {
             let born = born(pid, 1, parent, "bomb");
             parent = Some(id(pid, 1));
-            processes.apply(Life::Fork(born), now);
+            processes.apply(ProcessChange::Fork(born), now);
             processes.apply(exit(pid, 1), now);
         }
         assert!(processes.entries.len() <= MAX_ENDED + 1, "{}", processes.entries.len());
@@ -426,10 +426,10 @@ mod tests {
         let now = Instant::now();
         for pid in 0..u32::try_from(MAX_ENDED).unwrap() {
             let image = Image { args: Arguments::new(&[b'x'; 4096]), ..Image::default() };
-            processes.apply(Life::Exec(born(pid, 1, None, "long"), image), now);
+            processes.apply(ProcessChange::Exec(born(pid, 1, None, "long"), image), now);
             processes.apply(exit(pid, 1), now);
         }
-        let bytes: usize = processes.entries.values().map(Entry::bytes).sum();
+        let bytes: usize = processes.entries.values().map(ProcessEntry::bytes).sum();
         assert!(bytes <= MAX_ENDED_BYTES && bytes > MAX_ENDED_BYTES / 2, "{bytes}");
     }
 
@@ -437,8 +437,8 @@ mod tests {
     fn a_number_taken_over_ends_its_last_process_even_untold() {
         let mut processes = Processes::default();
         let now = Instant::now();
-        processes.apply(Life::Fork(born(10, 1, None, "old")), now);
-        processes.apply(Life::Fork(born(10, 5, None, "new")), now);
+        processes.apply(ProcessChange::Fork(born(10, 1, None, "old")), now);
+        processes.apply(ProcessChange::Fork(born(10, 5, None, "new")), now);
         assert!(processes.had_ended(id(10, 1), 6_000_000_000) && !processes.had_ended(id(10, 5), 6_000_000_000));
         processes.apply(exit(99, 1), now + KEPT * 2);
         assert_eq!(processes.entries.len(), 1, "and is forgotten like the others");
@@ -447,7 +447,7 @@ mod tests {
     #[test]
     fn what_the_kernel_told_stands_against_proc() {
         let mut processes = Processes::default();
-        processes.apply(Life::Exec(born(10, 1, None, "real"), image("/real")), Instant::now());
+        processes.apply(ProcessChange::Exec(born(10, 1, None, "real"), image("/real")), Instant::now());
         let facts = Facts {
             id: id(10, 1),
             parent_pid: 1,

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     intake::decode::text,
     model::{Image, Namespaces, Parent, Pod, Process, ProcessNamespaces, Sender, Truncated, User},
-    privilege::Eyes,
+    privilege::HostQueries,
 };
 
 /// What the socket says of its sender.
@@ -23,7 +23,7 @@ pub(crate) struct Credentials {
     pub(crate) cgroup: Option<u64>,
 }
 
-impl<E: Eyes> Attribution<E> {
+impl<E: HostQueries> Attribution<E> {
     /// The sender: a process if one was found, and what its socket says.
     pub(crate) fn sender(&mut self, found: Option<Found>, socket: Credentials, boot_ns: u64) -> Sender {
         let who = found.map(|found| self.describe(found, boot_ns));
@@ -70,13 +70,13 @@ impl<E: Eyes> Attribution<E> {
         let ran = self.owners.processes.get(found.id).and_then(|entry| entry.ran_at(boot_ns));
         let unread = ran.map(|ran| Arc::clone(&ran.image)).filter(|image| image.args_unread);
         if let Some(unread) = unread {
-            let facts = Asks::facts(&mut self.owners.eyes, found.id.pid, Some(found.id.start_ticks));
+            let facts = Asks::facts(&mut self.owners.queries, found.id.pid, Some(found.id.start_ticks));
             self.owners.processes.complete(found.id, &unread, facts.map(|facts| facts.image));
         }
         let processes = &self.owners.processes;
         let entry = processes.get(found.id);
         let (task, bound_ns) = found.bound.unzip();
-        // What it ran when it was bound may be a program of which the kernel half could not tell.
+        // What it ran when it was bound may be a program of which the eBPF side could not tell.
         let told = |ran: &&Ran| {
             bound_ns.zip(task).is_none_or(|(bound_ns, task)| ran.since_ns > bound_ns || ran.is_after(task.execs))
         };

@@ -8,11 +8,11 @@ use crate::model::{Direction, Dropped, Endpoints};
 const MAX_CONNECTIONS: usize = 8192;
 
 /// A connection: a socket may have several one after the other.
-type Key = (u64, Option<Endpoints>);
+type UnsentKey = (u64, Option<Endpoints>);
 
 /// Segments that were dropped.
 #[derive(Default)]
-pub(super) struct Unsent(HashMap<Key, u32>);
+pub(super) struct Unsent(HashMap<UnsentKey, u32>);
 
 impl Unsent {
     /// Takes in a dropped packet; true when its connection has sent none that was not dropped.

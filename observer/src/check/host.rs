@@ -57,6 +57,11 @@ const AGENTS: [Agent; 6] = [
     Agent { profile: "crowdstrike", file: "/opt/CrowdStrike/falconctl", value: None, unit: "falcon-sensor.service" },
 ];
 
+/// The profile of the agent that a unit runs.
+pub(super) fn agent_of(unit: &str) -> Option<&'static str> {
+    AGENTS.iter().find(|agent| agent.unit == unit).map(|agent| agent.profile)
+}
+
 /// Agents whose file is YAML.
 const YAML: [&str; 2] = ["datadog", "newrelic"];
 /// A file that is longer is none that a person wrote; it may belong to the agent's user.

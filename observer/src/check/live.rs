@@ -36,7 +36,7 @@ const DNS: u16 = 53;
 const TIME: u16 = 123;
 /// The first byte of a client's question to a time server, version 4 (RFC 5905), and how long that is.
 const TIME_QUESTION: (u8, usize) = (0x23, 48);
-/// Names of a certificate that are told.
+/// Names of a certificate that are reported.
 const MAX_NAMES: usize = 3;
 
 /// How far it came.
@@ -71,7 +71,7 @@ pub struct Live {
     /// Where it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<Step>,
-    /// Why, or why nothing can be told.
+    /// Why, or why nothing can be reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

@@ -3,6 +3,7 @@
 //! through which proxies ([`proxy`]); and what becomes of a real connection ([`live`]).
 
 pub mod ask;
+pub mod hints;
 pub mod host;
 pub mod live;
 pub mod profiles;
@@ -16,7 +17,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 /// A destination that is to be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Host name, address or network, as it is told.
+    /// Host name, address or network, as it is reported.
     pub host: String,
     /// What is looked up, where that is another name: nobody can look up a wildcard.
     pub probe: Option<String>,

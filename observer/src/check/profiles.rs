@@ -85,7 +85,7 @@ struct Destination {
     purpose: String,
     #[serde(default = "yes")]
     required: bool,
-    /// The source says it; else it is told by others.
+    /// The source says it; else it is reported by others.
     #[serde(default = "yes")]
     verified: bool,
 }

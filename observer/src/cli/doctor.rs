@@ -6,7 +6,15 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::Exit;
-use crate::{doctor, model::Status, privilege::Helper, render::doctor as render};
+use crate::{
+    doctor,
+    model::Status,
+    privilege::Helper,
+    render::{
+        doctor as render,
+        screen::{self, Screen},
+    },
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -27,7 +35,8 @@ enum Format {
 
 pub(super) fn run(args: &Args) -> Result<Exit> {
     let diagnosis = doctor::examine(Helper::start()?);
-    let mut stdout = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
+    let width = if matches!(args.output, Format::Human) { screen::stdout_width } else { screen::unlimited };
+    let mut stdout = Screen::new(BufWriter::new(anstream::AutoStream::auto(io::stdout())), width);
     let written = match args.output {
         Format::Human => render::human(&mut stdout, &diagnosis),
         Format::Json => render::json(&mut stdout, &diagnosis),

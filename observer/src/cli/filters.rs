@@ -60,7 +60,7 @@ pub struct Filters {
     cause: Vec<Cause>,
     /// Report this kind of line
     ///
-    /// One of: egress-blocked, egress-dropped, egress-hanging; later news of them: egress-rule, egress-fix, egress-restored;
+    /// One of: egress-blocked, egress-dropped, egress-hanging; later news of them: egress-rule, egress-fix, egress-outcome, egress-restored;
     /// and ruleset-changed.
     #[arg(long, value_name = "ACTION", value_parser = action)]
     action: Vec<Action>,

@@ -7,6 +7,7 @@ mod exit;
 mod filters;
 mod man;
 mod overview;
+mod progress;
 mod run;
 mod session;
 mod watch;
@@ -17,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use jiff::SignedDuration;
 
 use crate::{
@@ -44,6 +45,9 @@ pub struct Cli {
     /// Print no notices (the ready line, warnings) to stderr
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Choose the output format of the status [default: human]
+    #[arg(short, long, value_enum)]
+    output: Option<Format>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -100,6 +104,11 @@ pub fn run() -> Exit {
             return status;
         }
     };
+    if cli.output.is_some() && cli.command.is_some() {
+        let sentence = "`--output` before a command is for the status alone: write it behind the command";
+        let _ = Cli::command().error(ErrorKind::ArgumentConflict, sentence).print();
+        return Exit::Usage;
+    }
     start_log(cli.verbose);
     notice::set_quiet(cli.quiet);
     crate::render::remember_who_started();
@@ -110,7 +119,7 @@ pub fn run() -> Exit {
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => man::run(),
-        None => overview::run(cli.verbose),
+        None => overview::run(cli.output.unwrap_or(Format::Human), cli.verbose),
     };
     result.unwrap_or_else(|error| {
         say_within(&format!("observer: {error:#}"), LAST_WORDS);
@@ -162,7 +171,7 @@ fn start_log(verbose: u8) {
     logger.init();
 }
 
-/// How much the BPF half may say: an `aya_log` level, 0 for nothing.
+/// How much the eBPF side may say: an `aya_log` level, 0 for nothing.
 fn kernel_log_level(verbose: u8) -> u8 {
     match verbose {
         0 => 0,
@@ -174,8 +183,6 @@ fn kernel_log_level(verbose: u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// Every help page is a file, so that a change of words is seen as one. `OBSERVER_BLESS=1` writes them anew.

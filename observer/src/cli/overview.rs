@@ -14,62 +14,90 @@ use clap::CommandFactory;
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cli, Exit, exit, session::Session};
+use super::{Cli, Exit, Format, exit, session::Session};
 use crate::{
     attribute::host::Identity,
     explain::rules::Allowed,
     incident::Snapshot,
-    model::{Coverage, Filter, Line},
+    model::{Coverage, Filter, Line, Reporter},
     privilege::Helper,
     probe::attach::check_privilege,
-    render::overview::{self, Standing},
+    render::{
+        overview::{self, Standing},
+        screen::{self, Screen},
+    },
     service::{Ended, Limits},
-    sink::{Sink, fan::Outlet, terminal::Terminal},
+    sink::{Sink, fan::Outlet, jsonl::JsonLines, ordered::Ordered, terminal::Terminal},
 };
 
-/// How long it looks for what is blocked.
+/// How long it looks for what is blocked, and how long a fix is waited for then.
 const LOOK: Duration = Duration::from_secs(1);
+const FIX: Duration = Duration::from_millis(700);
+/// Time between two looks for it.
+const STEP: Duration = Duration::from_millis(20);
 
-pub(super) fn run(verbose: u8) -> Result<Exit> {
+pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
     if let Err(error) = check_privilege() {
         let _ = Cli::command().print_help();
         return Err(exit::with_hint(&error));
     }
     let mut helper = Helper::start()?;
+    let Reporter { agent, host } = Identity::read().reporter;
     let standing = Standing {
-        host: Identity::read().reporter.host,
+        host,
+        agent,
         firewalls: helper.firewalls(None).map_err(|error| error.to_string()).and_then(|firewalls| firewalls),
         denies: helper.denies().map_err(|error| error.to_string()).and_then(|denies| denies),
     };
     let zone = TimeZone::system();
-    let mut screen = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
-    let standing = overview::standing(&mut screen, &standing, &Timestamp::now().to_zoned(zone.clone()));
-    match standing.and_then(|()| screen.flush()) {
+    let width = if output == Format::Human { screen::stdout_width } else { screen::unlimited };
+    let mut screen = Screen::new(BufWriter::new(anstream::AutoStream::auto(io::stdout())), width);
+    let shown = match output {
+        Format::Human => overview::standing(&mut screen, &standing, &Timestamp::now().to_zoned(zone.clone())),
+        Format::Json => overview::json(&mut screen, &standing),
+    };
+    match shown.and_then(|()| screen.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
         result => result.context("cannot write the output")?,
     }
-    // A fix would come too late for this screen.
-    let allowed = Allowed { replays: true, enters_cgroups: true, finds_fixes: false, first: None };
+    let allowed = Allowed { replays: true, enters_cgroups: true, finds_fixes: true, first: None };
     let session = Session::attach(helper, Filter::default(), allowed, verbose)?;
     let found = Arc::new(AtomicBool::new(false));
-    let output = Watched { inner: Terminal::new(screen, zone, false, None), found: Arc::clone(&found) };
-    let outlets = vec![Outlet { name: "the output", sink: Box::new(output), is_needed: true }];
+    let sink: Box<dyn Sink> = match output {
+        Format::Json => Box::new(JsonLines::new(screen, session.reporter().clone())),
+        Format::Human => {
+            let terminal = Terminal::new(screen, zone, false, None);
+            Box::new(Watched { inner: Ordered::new(terminal, session.changing()), found: Arc::clone(&found) })
+        }
+    };
+    let outlets = vec![Outlet { name: "the output", sink, is_needed: true }];
     let limits = Limits { count: None, counts: |_| false };
     let run = session.confined(outlets, limits, true, &[]);
+    let news = Arc::clone(&run.news);
     let until = async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+        let look = async {
+            tokio::time::sleep(LOOK).await;
+            let fixed = async {
+                while news.load(Ordering::Acquire) {
+                    tokio::time::sleep(STEP).await;
+                }
+            };
+            let _ = tokio::time::timeout(FIX, fixed).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = look => {}
             _ = interrupt.recv() => {}
         }
         Ok(())
     };
     match run.run(|| Ok(()), until)? {
-        Ended::Clean(..) => {
+        Ended::Clean(..) if output == Format::Human => {
+            let mut screen = Screen::new(anstream::AutoStream::auto(io::stdout()), screen::stdout_width);
             // A reader that is gone by now has read what mattered.
-            let _ = overview::next(&mut anstream::AutoStream::auto(io::stdout()), found.load(Ordering::Acquire));
+            let _ = overview::next(&mut screen, found.load(Ordering::Acquire));
         }
-        Ended::ClosedPipe | Ended::Stuck => {}
+        Ended::Clean(..) | Ended::ClosedPipe | Ended::Stuck => {}
     }
     Ok(Exit::Done)
 }

@@ -36,7 +36,7 @@ use crate::{
         fan::{Failed, Outlet},
         jsonl::JsonLines,
         notice::{self, note, say, say_within},
-        run::{Findings, Form, Subject, Verdict},
+        run::{Findings, Form, Subject, VerdictSink},
     },
 };
 
@@ -159,7 +159,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
         is_needed: false,
     }));
     let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), report, reporter };
-    let verdict = Verdict::new(notice::stderr(), subject, Arc::clone(&findings));
+    let verdict = VerdictSink::new(notice::stderr(), subject, Arc::clone(&findings));
     outlets.push(Outlet { name: "the verdict", sink: Box::new(verdict), is_needed: false });
     let limits = Limits { count: None, counts: |_| false };
     // The command may be another user's, and signals are passed on to it.

@@ -7,7 +7,8 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    sync::Arc,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use anyhow::{Context, Result};
@@ -17,7 +18,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{exit, kernel_log_level};
 use crate::{
-    attribute::{Attribution, Owners, host::Identity, owner::Lives, processes::Processes},
+    attribute::{Attribution, Owners, host::Identity, owner::ProcessEvents, processes::Processes},
+    check::{
+        hints::Hints,
+        profiles::{self, Profiles},
+    },
     confinement::process::confine,
     doctor,
     explain::{
@@ -47,13 +52,15 @@ pub(super) struct Session {
     degraded: Vec<Degraded>,
     hanging: Vec<Hanging>,
     filling: OwnedFd,
-    lives: Lives,
+    lives: ProcessEvents,
     awaited: Awaited,
     processes: Processes,
     rules: Rules,
     /// Packets can be sent through a copy of the rules.
     replayed: bool,
     changes: Changes,
+    /// A change of rules is to be reported yet.
+    changing: Arc<AtomicBool>,
     listening: UnboundedReceiver<Listening>,
     modules: io::Result<OwnedFd>,
 }
@@ -67,7 +74,7 @@ impl Session {
         }
         let mut probes =
             Probes::attach(kernel_log_level(verbose), &filter.in_kernel()).map_err(|error| exit::with_hint(&error))?;
-        // Before anything is observed for the user: from the first event on, the rule is told.
+        // Before anything is observed for the user: from the first event on, the rule is reported.
         let rules = Rules::new(probes.take_rules()?, allowed, &mut helper);
         // Nothing is replayed where it would be seen.
         let watched = filter.netns.or_else(own_netns);
@@ -102,8 +109,8 @@ impl Session {
         }
         let mut ring = probes.take_process_ring()?;
         let filling = ring.as_fd().try_clone_to_owned().context("cannot watch the ring of processes")?;
-        let lives: Lives = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));
-        // What ran before is read once; what begins from now on is told.
+        let lives: ProcessEvents = Box::new(move || ring.next().map(|record| Bytes::copy_from_slice(&record)));
+        // What ran before is read once; what begins from now on is reported.
         let mut processes = Processes::default();
         if proc::sees_initial_pids() {
             let mut all = proc::all();
@@ -131,9 +138,15 @@ impl Session {
             rules,
             replayed: replayed == Ok(true),
             changes,
+            changing: Arc::default(),
             listening,
             modules,
         })
+    }
+
+    /// Set while a change of rules is to be reported yet.
+    pub(super) fn changing(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.changing)
     }
 
     /// What lines say of this host.
@@ -157,6 +170,10 @@ impl Session {
         if let Err(error) = self.helper.hurry() {
             log::debug!("{error:#}");
         }
+        // An administrator's file that cannot be read is `check`'s business: the profiles that are built in are known.
+        let profiles =
+            Profiles::read(Path::new(profiles::FOLDER)).or_else(|_| Profiles::read(Path::new("/nonexistent")));
+        let hints = profiles.map(|profiles| Hints::new(&profiles)).unwrap_or_default();
         let owners = Owners::new(self.helper, self.processes, self.lives, self.since_ns);
         let reasons = std::mem::take(&mut self.probes.reasons);
         let mut awaited = self.awaited;
@@ -164,7 +181,7 @@ impl Session {
             Box::new(move |key: &_, is_awaited| awaited.set(key, is_awaited).map_err(|error| format!("{error:#}")));
         let rooms = Rooms {
             attribution: Attribution::new(self.identity, reasons, owners, redact),
-            explainer: Explainer::new(self.rules),
+            explainer: Explainer::new(self.rules, hints),
             changes: self.changes,
             incidents: Incidents::new(self.allowed.finds_fixes, self.allowed.first),
             tell,
@@ -195,6 +212,7 @@ impl Session {
             rooms,
             outlets,
             news: Arc::default(),
+            changing: self.changing,
             filter: self.filter,
             limits,
             degraded: self.degraded,
@@ -202,7 +220,7 @@ impl Session {
         }
     }
 
-    /// `observer: ready · all namespaces · …`: what is watched, and how it is told.
+    /// `observer: ready · all namespaces · …`: what is watched, and how it is reported.
     pub(super) fn ready_line(&self) -> String {
         let (filter, probes) = (&self.filter, &self.probes);
         let mut parts = vec!["observer: ready".to_owned()];
@@ -236,7 +254,7 @@ impl Session {
     }
 }
 
-/// Tells the kernel half which of the processes that run already belong to the trees that are asked for.
+/// Tells the eBPF side which of the processes that run already belong to the trees that are asked for.
 fn place_in_tree(probes: &mut Probes, all: &[Facts], wanted: &[u32]) -> Result<()> {
     let parents: HashMap<u32, u32> = all.iter().map(|facts| (facts.id.pid, facts.parent_pid)).collect();
     for facts in all {

@@ -14,8 +14,9 @@ use crate::{
     explain::rules::Allowed,
     model::{Account, Degraded},
     privilege::Helper,
+    render::screen::{self, Screen},
     service::{Ended, Limits},
-    sink::{Sink, fan::Outlet, jsonl::JsonLines, live::Live, notice::note, terminal::Terminal},
+    sink::{Sink, fan::Outlet, jsonl::JsonLines, live::Live, notice::note, ordered::Ordered, terminal::Terminal},
 };
 
 /// Bytes collected before a write, when much happens at once.
@@ -80,7 +81,8 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         Format::Human => {
             let styled = anstream::AutoStream::auto(io::stdout());
             let live = Live::of_stdout(styled.current_choice() != anstream::ColorChoice::Never);
-            Box::new(Terminal::new(BufWriter::with_capacity(BUFFER, styled), zone.clone(), args.all, live))
+            let screen = Screen::new(BufWriter::with_capacity(BUFFER, styled), screen::stdout_width);
+            Box::new(Ordered::new(Terminal::new(screen, zone.clone(), args.all, live), session.changing()))
         }
     };
     let mut ready = session.ready_line();

@@ -180,7 +180,7 @@ impl Confined {
         let is_trial = self.trial.is_some();
         // Under the lock: a trial that is ended now is killed, or starts nothing more.
         let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        ensure!(self.trial.is_none_or(|began| began == trials()), "the trial was given up in favour of another one");
+        ensure!(self.trial.is_none_or(|began| began == trials()), "it was skipped");
         let child = self.command.spawn();
         let child = child.with_context(|| format!("cannot run {}", self.command.get_program().display()))?;
         let id = i32::try_from(child.id())?;

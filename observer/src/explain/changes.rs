@@ -1,4 +1,4 @@
-//! Changes of rules: of which namespaces they are heard, and how one is told.
+//! Changes of rules: of which namespaces they are heard, and how one is reported.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,14 +12,18 @@ use crate::{
     attribute::{Asking, Attribution},
     model::{Backend, ChangedRuleset, Commit, Difference, NetnsPlace, RulesetChange, Sender, Share},
     patience,
-    privilege::{Eyes, Listening, protocol::Differ},
+    privilege::{HostQueries, Listening, protocol::Differ},
 };
 
 /// Namespaces that are listened to at the same time.
 const MAX_NAMESPACES: usize = 64;
 /// The same on one account.
 const MAX_NAMESPACES_OF_A_SHARE: usize = 16;
-/// A change is told after so long, whether it is known by then what is otherwise.
+/// What changed is asked once nothing has changed for so long: front ends make many changes in a row, through chains of the moment.
+const QUIET: Duration = Duration::from_millis(300);
+/// Changes that never end are compared after so long.
+const BURST: Duration = Duration::from_secs(3);
+/// After so long a change is reported without what changed.
 const COMPARED: Duration = Duration::from_millis(700);
 /// Where it failed, it is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -39,12 +43,14 @@ pub struct Changes {
     heard: HashMap<u32, Heard>,
     begun: UnboundedSender<Listening>,
     changing: VecDeque<Changing>,
+    /// Changes of a namespace since the last comparison: how many, and when the first was heard.
+    bursts: HashMap<u32, (u32, Instant)>,
 }
 
 impl Changes {
     /// Hands over what listening takes to whoever does it.
     pub fn new(begun: UnboundedSender<Listening>) -> Self {
-        Self { heard: HashMap::new(), begun, changing: VecDeque::new() }
+        Self { heard: HashMap::new(), begun, changing: VecDeque::new(), bursts: HashMap::new() }
     }
 
     /// A namespace is listened to from now on.
@@ -56,7 +62,7 @@ impl Changes {
     }
 
     /// Listens to a namespace from now on, if that is not done already.
-    pub(crate) fn adopt<E: Eyes>(&mut self, netns: u32, share: Share, eyes: &mut E) {
+    pub(crate) fn adopt<E: HostQueries>(&mut self, netns: u32, share: Share, queries: &mut E) {
         match self.heard.get(&netns) {
             Some(Heard::Asked(_) | Heard::Yes(_)) => return,
             Some(Heard::Failed(failed)) if failed.elapsed() < AGAIN => return,
@@ -71,14 +77,14 @@ impl Changes {
             return;
         }
         self.heard.insert(netns, Heard::Asked(share));
-        self.progress(eyes);
+        self.progress(queries);
     }
 
     /// Takes what was asked for and has come.
-    pub(crate) fn progress<E: Eyes>(&mut self, eyes: &mut E) {
+    pub(crate) fn progress<E: HostQueries>(&mut self, queries: &mut E) {
         for (netns, heard) in &mut self.heard {
             let Heard::Asked(share) = *heard else { continue };
-            let Poll::Ready(answer) = eyes.poll_listen(share, *netns) else { continue };
+            let Poll::Ready(answer) = queries.poll_listen(share, *netns) else { continue };
             *heard = match answer {
                 Ok(listening) => match self.begun.send(listening) {
                     Ok(()) => Heard::Yes(share),
@@ -98,41 +104,53 @@ impl Changes {
     }
 
     /// The process by which a namespace was known to live has ended: its rules are listened to by another one.
-    pub(crate) fn deaf<E: Eyes>(&mut self, netns: u32, eyes: &mut E) {
+    pub(crate) fn deaf<E: HostQueries>(&mut self, netns: u32, queries: &mut E) {
         if let Some(Heard::Asked(share) | Heard::Yes(share)) = self.heard.remove(&netns) {
-            self.adopt(netns, share, eyes);
+            self.adopt(netns, share, queries);
         }
     }
 
-    /// Rules were changed; the last one of several is told with what is otherwise. It is told by [`Self::changed`].
-    pub(crate) fn change<E: Eyes>(&mut self, commit: Commit, is_last: bool, attribution: &mut Attribution<E>) {
-        let sender = attribution.doer(commit.by.as_ref(), commit.boot_ns);
+    /// Rules were changed; the last one of several is reported with what changed. It is reported by [`Self::changed`].
+    pub(crate) fn change<E: HostQueries>(&mut self, commit: Commit, is_last: bool, attribution: &mut Attribution<E>) {
+        let sender = attribution.actor(commit.by.as_ref(), commit.boot_ns);
         let share = attribution.share(commit.netns, 0, None);
-        self.changing.push_back(Changing { commit, sender, share, is_last, since: Instant::now(), difference: None });
+        // What changed is reported with the last one.
+        for earlier in self.changing.iter_mut().filter(|earlier| earlier.commit.netns == commit.netns) {
+            earlier.is_last = false;
+        }
+        let now = Instant::now();
+        self.bursts.entry(commit.netns).or_insert((0, now)).0 += 1;
+        self.changing.push_back(Changing { commit, sender, share, is_last, since: now, difference: None });
     }
 
-    /// Some are to be told.
+    /// Some are to be reported.
     pub(crate) fn are_waiting(&self) -> bool {
         !self.changing.is_empty()
     }
 
-    /// Some change of a namespace's rules waits to be told.
+    /// Some change of a namespace's rules waits to be reported.
     pub(crate) fn is_changing(&self, netns: u32) -> bool {
         self.changing.iter().any(|changing| changing.commit.netns == netns)
     }
 
-    /// The next change that can be told, and when it was heard, nanoseconds of `CLOCK_BOOTTIME`; with `is_over` whatever is known
+    /// The next change that can be reported, and when it was heard, nanoseconds of `CLOCK_BOOTTIME`; with `is_over` whatever is known
     /// of it.
-    pub(crate) fn changed<E: Eyes>(
+    pub(crate) fn changed<E: HostQueries>(
         &mut self,
         attribution: &mut Attribution<E>,
         is_over: bool,
     ) -> Option<(u64, RulesetChange)> {
         let (at, place, difference) =
             (0..self.changing.len()).find_map(|at| self.compared(at, attribution, is_over))?;
-        let Changing { commit, sender, .. } = self.changing.remove(at)?;
-        let ruleset =
-            ChangedRuleset { backend: Backend::Nft, generation: commit.generation, changed_by: commit.by, difference };
+        let Changing { commit, sender, is_last, .. } = self.changing.remove(at)?;
+        let burst = if is_last { self.bursts.remove(&commit.netns) } else { None };
+        let ruleset = ChangedRuleset {
+            backend: Backend::Nft,
+            generation: commit.generation,
+            changed_by: commit.by,
+            changes: burst.map_or(1, |(changes, _)| changes),
+            difference,
+        };
         let change = RulesetChange {
             netns: commit.netns,
             entering: place.entering,
@@ -143,18 +161,23 @@ impl Changes {
         Some((commit.boot_ns, change))
     }
 
-    /// Where a change that waits happened, and what is otherwise, once both are known.
-    fn compared<E: Eyes>(
+    /// Where a change that waits happened, and what changed, once both are known.
+    fn compared<E: HostQueries>(
         &mut self,
         at: usize,
         attribution: &mut Attribution<E>,
         is_over: bool,
     ) -> Option<(usize, NetnsPlace, Option<Difference>)> {
         let changing = &mut self.changing[at];
-        let is_last = is_over || changing.since.elapsed() > patience::here(COMPARED);
+        let waited = changing.since.elapsed();
+        let is_long = self.bursts.get(&changing.commit.netns).is_some_and(|(_, first)| first.elapsed() > BURST);
+        if changing.is_last && waited < patience::here(QUIET) && !is_over && !is_long {
+            return None;
+        }
+        let is_last = is_over || waited > patience::here(QUIET + COMPARED);
         let (netns, generation) = (changing.commit.netns, changing.commit.generation);
-        let (eyes, places) = attribution.eyes_and_places();
-        let mut asking = Asking { eyes, share: changing.share, is_last };
+        let (queries, places) = attribution.queries_and_places();
+        let mut asking = Asking { queries, share: changing.share, is_last };
         // Both questions go out at once.
         let difference = changing.is_last.then(|| asking.poll(Differ { netns, generation }));
         let Poll::Ready(place) = places.of(netns, 0, &mut asking) else {
@@ -177,14 +200,14 @@ impl Changes {
     }
 }
 
-/// A change of rules that is to be told, once it is known what is otherwise.
+/// A change of rules that is to be reported, once it is known what changed.
 struct Changing {
     commit: Commit,
     sender: Sender,
     share: Share,
-    /// The last one of several: what is otherwise is told with it.
+    /// The last one of several: what changed is reported with it.
     is_last: bool,
     since: Instant,
-    /// What is otherwise, once it has come.
+    /// What changed, once it has come.
     difference: Option<Result<Option<Difference>, String>>,
 }

@@ -33,7 +33,7 @@ pub(super) fn without_a_decision(dropped: &Dropped, attempt: &Attempt, is_disput
         Cause::Tc => format!("a traffic control action{} stopped it", on(attempt)),
         Cause::Queue => format!("a queue{} was full: nobody's decision", on(attempt)),
         Cause::Nfqueue => "a program that a rule asks (NFQUEUE) did not let it pass".to_owned(),
-        // The kernel half tells no other.
+        // The eBPF side tells no other.
         Cause::Netfilter | Cause::Conntrack | Cause::Nat | Cause::NetfilterBpf | Cause::Lsm | Cause::Route => {
             let hook = dropped.hook.map(|hook| format!(" at hook {}", hook.name())).unwrap_or_default();
             let device = match dropped.hook {
@@ -55,7 +55,7 @@ fn on(attempt: &Attempt) -> String {
     attempt.interface.as_ref().map(|interface| format!(" on {interface}")).unwrap_or_default()
 }
 
-/// A packet that begins a connection by TCP's flags, or a datagram: what is answered to such a one can be told.
+/// A packet that begins a connection by TCP's flags, or a datagram: what is answered to such a one can be reported.
 pub(crate) fn begins(attempt: &Attempt, tcp_flags: Option<u8>) -> bool {
     let is_syn = || tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == SYN);
     match attempt.protocol {

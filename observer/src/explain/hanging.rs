@@ -12,39 +12,37 @@ use crate::{
         Attempt, Cause, EgressRule, Family, FlowEnd, Hanging, OwnerBy, OwnerKnown, ProcessId, RuleSource, Share,
         Stopped, Wait,
     },
-    privilege::Eyes,
+    privilege::HostQueries,
 };
 
 impl Explainer {
     /// What stops a connection that hangs, where that is certain; it is entered then.
-    pub fn stops<E: Eyes>(
+    pub fn stops<E: HostQueries>(
         &mut self,
         hanging: &Hanging,
         attempt: &mut Attempt,
         share: Share,
         attribution: &mut Attribution<E>,
     ) -> Option<Stopped> {
+        attempt.profiles = self.hints.of(&attempt.sender);
         // Only of what the kernel says that something here stopped it.
         if hanging.left != Some(false) {
             return None;
         }
-        let stopped = self.rules.replays.stops(hanging, share, attribution.eyes())?;
+        let stopped = self.rules.replays.stops(hanging, share, attribution.queries())?;
         let rule = &stopped.rule;
         (attempt.cause, attempt.verdict) = (Some(Cause::Netfilter), rule.verdict);
         attempt.rule = Some(EgressRule { source: RuleSource::Replay, ..rule.seen() });
         attempt.rule_name = rule.name();
         // As the rules are now; what was sent met those that were in force then.
-        attempt.finding = Some(format!(
-            "its last packet did not leave this namespace, and in a copy of the rules as they are now {} (by replay)",
-            rule.sentence()
-        ));
+        attempt.finding = Some(format!("never left this host: {} (by replay of the current rules)", rule.sentence()));
         Some(stopped)
     }
 }
 
 /// How a connection that hangs stands, and on whose account more is looked up. Its owner is the only process that has its socket
 /// open.
-pub(crate) fn attempt<E: Eyes>(hanging: &Hanging, attribution: &mut Attribution<E>) -> (Attempt, Share) {
+pub(crate) fn attempt<E: HostQueries>(hanging: &Hanging, attribution: &mut Attribution<E>) -> (Attempt, Share) {
     let end = attribution.wall(hanging.boot_ns);
     let age_ns = u64::try_from(hanging.age.as_nanos()).unwrap_or(0);
     let found = match hanging.holders.as_slice() {
@@ -98,14 +96,15 @@ pub(crate) fn attempt<E: Eyes>(hanging: &Hanging, attribution: &mut Attribution<
             gives_up_ms: hanging.gives_up_in().map(milliseconds),
             left: hanging.left,
         }),
+        profiles: Vec::new(),
     };
     (attempt, share)
 }
 
 fn finding(left: Option<bool>) -> &'static str {
     match left {
-        Some(true) => "its last packet left this namespace, and nothing has come back so far",
-        Some(false) => "its last packet did not leave this namespace: something on this host stops it",
-        None => "it waits for its first answer",
+        Some(true) => "its last packet left this namespace; no answer so far",
+        Some(false) => "never left this host: something here stops it",
+        None => "waits for its first answer",
     }
 }

@@ -1,6 +1,6 @@
 //! What stopped it: the rule that was seen, the result of a replay, or another cause.
 //!
-//! [`rules`] asks for what the kernel half saw, [`replay`] sends the packet through a copy, [`finding`] says what came of both.
+//! [`rules`] asks for what the eBPF side saw, [`replay`] sends the packet through a copy, [`finding`] says what came of both.
 //! [`changes`] hears of changes of rules, [`hanging`] looks at connections that waited when observer started.
 
 pub mod changes;
@@ -22,11 +22,12 @@ use self::{
 };
 use crate::{
     attribute::{Asking, Attribution},
+    check::hints::Hints,
     model::{
-        Attempt, Cause, Confirmation, Decider, Decision, Doer, Dropped, EgressRule, NamedRule, NetnsPlace, Origin,
+        Actor, Attempt, Cause, Confirmation, Decider, Decision, Dropped, EgressRule, NamedRule, NetnsPlace, Origin,
         Packet, Purpose, RuleSource, Share, WantedRule,
     },
-    privilege::Eyes,
+    privilege::HostQueries,
 };
 
 /// An attempt whose cause is being looked up.
@@ -69,7 +70,7 @@ impl Begun {
 
 /// The evidence for what stopped an attempt, and what is still pending.
 pub struct Sight {
-    /// What the kernel half saw.
+    /// What the eBPF side saw.
     pub answer: Option<RuleAnswer>,
     /// What decided, where it is known.
     pub decision: Option<Arc<Decision>>,
@@ -77,7 +78,7 @@ pub struct Sight {
     pub is_replayed: bool,
     /// The copy of the rules was not ready: a later packet may get its rule.
     pub is_copied_next: bool,
-    /// What the kernel half saw could not be looked up yet.
+    /// What the eBPF side saw could not be looked up yet.
     pub is_unread: bool,
     /// What is asked to look it up.
     pub wanted: Option<WantedRule>,
@@ -87,7 +88,7 @@ pub struct Sight {
     pub share: Share,
     /// Source port of the one packet that it is, if it is one.
     pub port: Option<u16>,
-    /// Cause that the kernel half told.
+    /// Cause that the eBPF side told.
     pub cause: Cause,
     /// First and last packet, nanoseconds of `CLOCK_BOOTTIME`.
     pub times: (u64, u64),
@@ -107,12 +108,13 @@ impl Sight {
 /// Finds what stopped attempts.
 pub struct Explainer {
     rules: Rules,
+    hints: Hints,
 }
 
 impl Explainer {
     /// By rules that are seen live, and copies.
-    pub fn new(rules: Rules) -> Self {
-        Self { rules }
+    pub fn new(rules: Rules, hints: Hints) -> Self {
+        Self { rules, hints }
     }
 
     /// Rules that were asked about.
@@ -122,15 +124,15 @@ impl Explainer {
 
     /// Looks up what decided, and what its namespace is. To be called again when answers have come, until it is ready; with
     /// `is_last` it always is. `Ready(false)`: another observer's replay, which is not reported.
-    pub fn explain<E: Eyes>(
+    pub fn explain<E: HostQueries>(
         &mut self,
         begun: &mut Begun,
         attribution: &mut Attribution<E>,
         is_last: bool,
     ) -> Poll<bool> {
         let Begun { attempt, dropped, share, place, found, step, opinion } = begun;
-        let (eyes, places) = attribution.eyes_and_places();
-        let mut asking = Asking { eyes, share: *share, is_last };
+        let (queries, places) = attribution.queries_and_places();
+        let mut asking = Asking { queries, share: *share, is_last };
         let cookie = dropped.rule.map_or(0, |answer| answer.netns_cookie);
         // All questions go out at once.
         if place.is_none()
@@ -156,7 +158,11 @@ impl Explainer {
     }
 
     /// Enters what was looked up.
-    pub fn conclude<E: Eyes>(&mut self, begun: Begun, attribution: &mut Attribution<E>) -> (Box<Attempt>, Sight) {
+    pub fn conclude<E: HostQueries>(
+        &mut self,
+        begun: Begun,
+        attribution: &mut Attribution<E>,
+    ) -> (Box<Attempt>, Sight) {
         let Begun { mut attempt, dropped, found, opinion, .. } = begun;
         let Found { decision, unread, disputed } = found.unwrap_or_default();
         let opinion = opinion.unwrap_or(Opinion::None);
@@ -175,6 +181,9 @@ impl Explainer {
         }
         if let Some(rule) = decision.as_ref().and_then(|decision| decision.rule.as_ref()) {
             attempt.rule = Some(as_told(rule, &dropped, &opinion));
+        }
+        if attempt.background.is_none() {
+            attempt.profiles = self.hints.of(&attempt.sender);
         }
         let uid = dropped.socket.and_then(|socket| socket.uid);
         let cookie = dropped.rule.map_or(0, |answer| answer.netns_cookie);
@@ -198,8 +207,8 @@ impl Explainer {
         (attempt, sight)
     }
 
-    /// What decided about an attempt that was told already.
-    pub(crate) fn again<E: Eyes>(
+    /// What decided about an attempt that was reported already.
+    pub(crate) fn again<E: HostQueries>(
         &mut self,
         wanted: &WantedRule,
         asking: &mut Asking<'_, E>,
@@ -223,8 +232,8 @@ impl Explainer {
     }
 
     /// Modules of the kernel have come or gone, nftables' own among them or not.
-    pub fn modules_changed<E: Eyes>(&mut self, nftables: bool, eyes: &mut E) {
-        self.rules.modules_changed(nftables, eyes);
+    pub fn modules_changed<E: HostQueries>(&mut self, nftables: bool, queries: &mut E) {
+        self.rules.modules_changed(nftables, queries);
     }
 }
 
@@ -248,13 +257,13 @@ fn as_told(rule: &NamedRule, dropped: &Dropped, opinion: &Opinion) -> EgressRule
 }
 
 /// The process that freed a queued packet, or that nobody listened; `None` where that is not known.
-fn queue<E: Eyes>(dropped: &Dropped, attribution: &mut Attribution<E>) -> Option<Decider> {
+fn queue<E: HostQueries>(dropped: &Dropped, attribution: &mut Attribution<E>) -> Option<Decider> {
     let answer = dropped.rule?;
     let pid = u32::try_from(answer.rule).ok().filter(|pid| *pid != 0);
     match (answer.table, pid) {
         (UNTAKEN, _) => Some(Decider { untaken: Some(true), ..Decider::default() }),
         (FROM_QUEUE, Some(pid)) => {
-            let process = Doer { pid, name: attribution.name_of(pid, dropped.boot_ns) };
+            let process = Actor { pid, name: attribution.name_of(pid, dropped.boot_ns) };
             Some(Decider { process: Some(process), ..Decider::default() })
         }
         _ => None,

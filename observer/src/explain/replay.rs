@@ -19,13 +19,13 @@ use crate::{
         NamedRule, Origin, Packet, Replay, ReplayCounts, Replayed, Share, Stopped, WantedRule,
     },
     privilege::{
-        Eyes,
+        HostQueries,
         protocol::{Polled, Resend, Rule},
     },
 };
 
 /// Packets a second that are sent again at most on one account, and how much of a second that may take: the rest has no second
-/// opinion, so that a flood to many places is told in time.
+/// opinion, so that a flood to many places is reported in time.
 const MAX_A_SECOND: u32 = 20;
 const MAX_OF_A_SECOND: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub(super) enum Opinion {
     Differs(String),
     /// No rule was seen; this is the one.
     Is(Arc<Decision>),
-    /// No rule was seen, and none can be told, for this reason.
+    /// No rule was seen, and none can be reported, for this reason.
     Unsure(String),
 }
 
@@ -129,7 +129,7 @@ impl Replays {
     }
 
     /// The opinion on what was found for a packet. To be called until it is known, and not again; `step` says how far it is.
-    pub(super) fn of<E: Eyes>(
+    pub(super) fn of<E: HostQueries>(
         &mut self,
         dropped: &Dropped,
         found: &Found,
@@ -230,7 +230,12 @@ impl Replays {
 
     /// What stops the SYN of a connection that hangs, where that is certain: the copy of its namespace's rules drops it, as they
     /// are now. All connections together take [`MAX_WAIT`].
-    pub(super) fn stops<E: Eyes>(&mut self, hanging: &Hanging, share: Share, eyes: &mut E) -> Option<Stopped> {
+    pub(super) fn stops<E: HostQueries>(
+        &mut self,
+        hanging: &Hanging,
+        share: Share,
+        queries: &mut E,
+    ) -> Option<Stopped> {
         // Where routes do not choose its way out, nobody knows which it is.
         if hanging.is_bound || !self.may_replay {
             return None;
@@ -239,7 +244,7 @@ impl Replays {
         let packet = Packet::syn(hanging.local, hanging.remote, origin)?;
         let asked = Resend { netns: hanging.netns, packet: packet.clone(), waits: true };
         let replay = loop {
-            match self.wait(&asked, share, eyes)? {
+            match self.wait(&asked, share, queries)? {
                 Ok(Replay::NotYet) => {
                     std::thread::sleep(STEP);
                     self.waited += STEP;
@@ -256,7 +261,7 @@ impl Replays {
             End::Legacy(rule) => *rule,
             End::Nft(end) => {
                 let wanted = wanted_rule(hanging.netns, netns_cookie, &end, None, hanging.remote.is_ipv6());
-                self.wait(&Rule { wanted }, share, eyes)?.ok()??.rule?
+                self.wait(&Rule { wanted }, share, queries)?.ok()??.rule?
             }
         };
         Some(Stopped { netns: hanging.netns, netns_cookie, rule, packet, is_by_name: false })
@@ -264,11 +269,16 @@ impl Replays {
 
     /// The answer to a question, waited for at start, when nothing else is to be done; nothing once all connections together have
     /// taken [`MAX_WAIT`].
-    fn wait<E: Eyes, Q: Polled + Clone>(&mut self, question: &Q, share: Share, eyes: &mut E) -> Option<Q::Answer> {
+    fn wait<E: HostQueries, Q: Polled + Clone>(
+        &mut self,
+        question: &Q,
+        share: Share,
+        queries: &mut E,
+    ) -> Option<Q::Answer> {
         while self.waited < MAX_WAIT {
             let began = Instant::now();
-            eyes.take_answers();
-            if let Poll::Ready(answer) = eyes.poll(share, question.clone()) {
+            queries.take_answers();
+            if let Poll::Ready(answer) = queries.poll(share, question.clone()) {
                 return Some(answer);
             }
             std::thread::sleep(LOOK);
@@ -297,7 +307,7 @@ impl Replays {
     }
 
     /// The rule at which the way through the copy ended, where it can be no other one and the ruleset in force has it.
-    fn named<E: Eyes>(
+    fn named<E: HostQueries>(
         &mut self,
         dropped: &Dropped,
         (end, netns_cookie): (&Replayed, u64),

@@ -49,7 +49,7 @@ fn end(rule: u64) -> Replay {
 /// The opinion of a copy in which the packet's way is this, and which has a rule with this text.
 fn opinion(dropped: &Dropped, replay: Option<&Replay>, found: &Found) -> Poll<Opinion> {
     let replay = replay.cloned();
-    let mut eyes = Fake(Box::new(move |request| match request {
+    let mut queries = Fake(Box::new(move |request| match request {
         Request::Resend(_) => replay.as_ref().map(|replay| encode::<Resend>(&Ok(replay.clone()))),
         Request::Rule(_) => {
             let decision = Decision { rule: Some(NamedRule::example("drop")), decider: None };
@@ -57,7 +57,7 @@ fn opinion(dropped: &Dropped, replay: Option<&Replay>, found: &Found) -> Poll<Op
         }
         _ => None,
     }));
-    let mut asking = Asking { eyes: &mut eyes, share: Share::Host, is_last: false };
+    let mut asking = Asking { queries: &mut queries, share: Share::Host, is_last: false };
     Replays::new(true, false).of(dropped, found, &mut Step::default(), &mut asking)
 }
 
@@ -105,8 +105,8 @@ fn a_copy_of_another_namespace_says_nothing() {
 #[test]
 fn nothing_is_sent_for_what_cannot_be_sent_again() {
     let never = |dropped: &Dropped, found: &Found| {
-        let mut eyes = Fake(Box::new(|_| panic!("it was asked")));
-        let mut asking = Asking { eyes: &mut eyes, share: Share::Host, is_last: false };
+        let mut queries = Fake(Box::new(|_| panic!("it was asked")));
+        let mut asking = Asking { queries: &mut queries, share: Share::Host, is_last: false };
         let opinion = Replays::new(true, false).of(dropped, found, &mut Step::default(), &mut asking);
         matches!(opinion, Poll::Ready(Opinion::None))
     };
@@ -122,8 +122,8 @@ fn nothing_is_sent_for_what_cannot_be_sent_again() {
 fn it_is_waited_for_until_its_line_is_told() {
     let unseen = dropped(UNKNOWN_RULE);
     assert!(opinion(&unseen, None, &seen(None)).is_pending());
-    let mut eyes = Fake(Box::new(|_| None));
-    let mut asking = Asking { eyes: &mut eyes, share: Share::Host, is_last: true };
+    let mut queries = Fake(Box::new(|_| None));
+    let mut asking = Asking { queries: &mut queries, share: Share::Host, is_last: true };
     let last = Replays::new(true, false).of(&unseen, &seen(None), &mut Step::default(), &mut asking);
     assert!(matches!(last, Poll::Ready(Opinion::Later)));
     assert!(matches!(opinion(&unseen, Some(&Replay::NotYet), &seen(None)), Poll::Ready(Opinion::Later)));

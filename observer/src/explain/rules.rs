@@ -1,4 +1,4 @@
-//! The rule, or what else, that the kernel half saw drop a packet: believed only when user space finds it and it can have
+//! The rule, or what else, that the eBPF side saw drop a packet: believed only when user space finds it and it can have
 //! dropped that packet; and how often that was so.
 
 use std::{
@@ -13,7 +13,7 @@ use super::replay::Replays;
 use crate::{
     attribute::{Answers, Asking},
     model::{Background, Cause, Compared, Decision, Dropped, RuleCounts, RulesSeen, WantedRule},
-    privilege::{Eyes, protocol::Rule},
+    privilege::{HostQueries, protocol::Rule},
     probe::{
         calibrate::proof::Unproven,
         rules::{Proof, Proving, RuleMaps},
@@ -28,7 +28,7 @@ const ANEW: Duration = Duration::from_secs(1);
 /// How often the method is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Whether the kernel half tells what dropped a packet.
+/// Whether the eBPF side tells what dropped a packet.
 enum Method {
     /// It does, as far as this says.
     Armed(Proof),
@@ -41,7 +41,7 @@ enum Method {
 /// What is known of what dropped a packet.
 #[derive(Clone, Default)]
 pub struct Found {
-    /// Confirmed; `None` where the kernel half saw nothing, or nothing that can have been.
+    /// Confirmed; `None` where the eBPF side saw nothing, or nothing that can have been.
     pub decision: Option<Arc<Decision>>,
     /// It could not be looked up yet.
     pub unread: bool,
@@ -74,7 +74,7 @@ pub struct Rules {
     stale: Option<Instant>,
 }
 
-/// Answers of the kernel half that the ruleset confirmed, or not; and how many.
+/// Answers of the eBPF side that the ruleset confirmed, or not; and how many.
 struct Confirmed {
     known: Answers<WantedRule, Option<Arc<Decision>>>,
     seen: RuleCounts,
@@ -108,23 +108,23 @@ impl Rules {
         };
     }
 
-    /// True when rules are told.
+    /// True when rules are reported.
     pub fn are_live(&self) -> bool {
         matches!(&self.method, Method::Armed(proof) if proof.rules.is_ok())
     }
 
-    /// True when rules are told from the second packet of a block on.
+    /// True when rules are reported from the second packet of a block on.
     pub fn are_probed(&self) -> bool {
         matches!(&self.method, Method::Armed(proof) if matches!(proof.verdicts, Some(Ok(()))))
     }
 
     /// Has the functions that give verdicts probed, as long as something is being blocked.
-    fn probe(&mut self, after: Duration, eyes: &mut impl Eyes) {
+    fn probe(&mut self, after: Duration, queries: &mut impl HostQueries) {
         if !self.are_probed() || self.probed.is_some_and(|last| last.elapsed() < after) {
             return;
         }
         self.probed = Some(Instant::now());
-        if let Err(why) = eyes.arm_verdicts(PROBED, false) {
+        if let Err(why) = queries.arm_verdicts(PROBED, false) {
             log::warn!("the functions that give verdicts are not probed: {why}");
         }
     }
@@ -179,31 +179,31 @@ impl Rules {
         }
     }
 
-    /// The rule that dropped a packet, or what else did, where the kernel half saw it and it is confirmed. To be called until it
+    /// The rule that dropped a packet, or what else did, where the eBPF side saw it and it is confirmed. To be called until it
     /// is known, and not again.
-    pub(super) fn of<E: Eyes>(&mut self, dropped: &Dropped, asking: &mut Asking<'_, E>) -> Poll<Found> {
+    pub(super) fn of<E: HostQueries>(&mut self, dropped: &Dropped, asking: &mut Asking<'_, E>) -> Poll<Found> {
         let Some(answer) = dropped.rule.filter(|_| dropped.cause == Cause::Netfilter) else {
             // nftables may have been loaded since.
             if let (Cause::Netfilter, Method::NotYet(tried, _)) = (dropped.cause, &self.method)
                 && tried.elapsed() > AGAIN
             {
-                self.arm(asking.eyes);
+                self.arm(asking.queries);
             }
             return Poll::Ready(Found::default());
         };
         let by_chain = answer.function != 0 && answer.chain != 0;
         let found = ready!(self.confirmed.of(dropped, answer, asking));
-        // What nobody waits for is not worth the cost. Behind the question, whose answer says what must be probed.
+        // Background traffic is not worth the cost. Behind the question, whose answer says what must be probed.
         if answer.chain != 0 && Background::of(dropped).is_none() {
             // Where no verdict was seen, a function may be missing that the ruleset has come to need.
             let unseen = answer.rule == UNKNOWN_RULE || !by_chain && dropped.verdict_agrees.is_none();
-            self.probe(if unseen { ANEW } else { RENEW }, asking.eyes);
+            self.probe(if unseen { ANEW } else { RENEW }, asking.queries);
         }
         Poll::Ready(found)
     }
 
-    /// The same of a packet that was told already, looked at anew.
-    pub(crate) fn again<E: Eyes>(
+    /// The same of a packet that was reported already, looked at anew.
+    pub(crate) fn again<E: HostQueries>(
         &mut self,
         wanted: &WantedRule,
         asking: &mut Asking<'_, E>,
@@ -231,8 +231,8 @@ impl Confirmed {
         if by_verdict { &mut self.seen_by_verdict } else { &mut self.seen }
     }
 
-    /// What the ruleset says of an answer of the kernel half.
-    fn of<E: Eyes>(&mut self, dropped: &Dropped, answer: RuleAnswer, asking: &mut Asking<'_, E>) -> Poll<Found> {
+    /// What the ruleset says of an answer of the eBPF side.
+    fn of<E: HostQueries>(&mut self, dropped: &Dropped, answer: RuleAnswer, asking: &mut Asking<'_, E>) -> Poll<Found> {
         if dropped.verdict_agrees == Some(false) {
             log::warn!("two ways of seeing the rule disagree in namespace {}: it is not reported", dropped.netns);
             log::debug!("{answer:?}");
@@ -244,7 +244,12 @@ impl Confirmed {
         Poll::Ready(found)
     }
 
-    fn asked<E: Eyes>(&mut self, dropped: &Dropped, answer: RuleAnswer, asking: &mut Asking<'_, E>) -> Poll<Found> {
+    fn asked<E: HostQueries>(
+        &mut self,
+        dropped: &Dropped,
+        answer: RuleAnswer,
+        asking: &mut Asking<'_, E>,
+    ) -> Poll<Found> {
         let by_verdict = answer.function != 0 && answer.chain != 0 && answer.rule != UNKNOWN_RULE;
         let wanted = wanted(dropped, answer);
         let unread = |confirmed: &mut Self| {
@@ -331,14 +336,14 @@ mod tests {
     ) -> (u32, Poll<Found>) {
         let count = Rc::new(Cell::new(0));
         let counter = Rc::clone(&count);
-        let mut eyes = Fake(Box::new(move |request| {
+        let mut queries = Fake(Box::new(move |request| {
             assert!(matches!(request, Request::Rule(_)), "{request:?}");
             counter.set(counter.get() + 1);
             said.as_ref().map(encode::<Rule>)
         }));
         let mut found = Poll::Pending;
         for _ in 0..times {
-            let mut asking = Asking { eyes: &mut eyes, share: Share::Host, is_last };
+            let mut asking = Asking { queries: &mut queries, share: Share::Host, is_last };
             found = confirmed.of(dropped, dropped.rule.unwrap_or_default(), &mut asking);
         }
         (count.get(), found)

@@ -1,4 +1,4 @@
-//! What in a namespace's rules can stop what goes out: policies, and rules that drop or reject, as far as the chains on
+//! What in a namespace's rules can block outbound traffic: policies, and rules that drop or reject, as far as the chains on
 //! the way out lead to them. Which packets a rule matches is not looked at.
 
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use super::{
     inventory::nftables_in_use,
     legacy,
     netfilter::{DROP, family, hook},
-    nft::{Chain, Rule, Verdict},
+    nft::{Chain, Rule, RuleVerdict},
     ruleset::{MAX_BYTES, Ruleset},
 };
 use crate::model::{self, Backend, Statement, WantedRule};
 
-/// How many are told one by one.
+/// How many are reported one by one.
 const MAX_TOLD: usize = 16;
 
 /// One thing that can stop a packet.
@@ -54,6 +54,19 @@ pub struct Denies {
     pub total: usize,
     /// Rules with a verdict map, which may deny too.
     pub maps: usize,
+    /// What can stop forwarded packets, such as those of containers.
+    pub forwarded: Forwarded,
+}
+
+/// Rules and policies on the way of forwarded packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// Rules that drop or reject.
+    pub rules: usize,
+    /// Policies that drop.
+    pub policies: usize,
+    /// Chains that have them, each once.
+    pub chains: Vec<String>,
 }
 
 /// Reads the namespace of the calling thread; files of front ends are looked for below `roots`.
@@ -63,9 +76,13 @@ pub fn read(patience: Duration, roots: &mut dyn FnMut() -> Vec<Root>) -> Result<
     let legacy = legacy::tables()?;
     for table in &legacy {
         let (chains, rules) = table.as_nft()?;
-        let found = walk(&chains, &rules).denies.into_iter();
-        denies.denies.extend(found.map(|deny| Deny { backend: Backend::IptablesLegacy, ..deny }));
+        let found = walk(&chains, &rules);
+        let of_legacy = |deny| Deny { backend: Backend::IptablesLegacy, ..deny };
+        denies.denies.extend(found.denies.into_iter().map(of_legacy));
     }
+    let (out, forwarded): (Vec<Deny>, Vec<Deny>) = denies.denies.drain(..).partition(|deny| deny.hook != FORWARD);
+    denies.denies = out;
+    denies.forwarded = Forwarded::of(&forwarded);
     denies.total = denies.denies.len();
     denies.denies.sort_by_key(|deny| (deny.handle.is_some(), std::cmp::Reverse(deny.packets)));
     denies.denies.truncate(MAX_TOLD);
@@ -95,6 +112,18 @@ pub fn read(patience: Duration, roots: &mut dyn FnMut() -> Vec<Root>) -> Result<
         }
     }
     Ok(denies)
+}
+
+impl Forwarded {
+    fn of(denies: &[Deny]) -> Self {
+        let policies = denies.iter().filter(|deny| deny.handle.is_none()).count();
+        let mut chains: Vec<String> =
+            denies.iter().filter_map(|deny| deny.place.rsplit(' ').next()).map(str::to_owned).collect();
+        chains.sort_unstable();
+        chains.dedup();
+        chains.truncate(MAX_TOLD);
+        Self { rules: denies.len() - policies, policies, chains }
+    }
 }
 
 /// Has a rule or policy of iptables-legacy in words.
@@ -134,27 +163,27 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
             for rule in here {
                 for verdict in &rule.verdicts {
                     match verdict {
-                        Verdict::Drop | Verdict::Reject => found.denies.push(Deny {
+                        RuleVerdict::Drop | RuleVerdict::Reject => found.denies.push(Deny {
                             place: place(base.family, &base.table, chain),
                             hook: hook.to_owned(),
                             handle: Some(rule.handle),
                             backend: Backend::Nft,
                             family: family::name(base.family).to_owned(),
-                            verdict: if *verdict == Verdict::Drop { "drop" } else { "reject" }.to_owned(),
+                            verdict: if *verdict == RuleVerdict::Drop { "drop" } else { "reject" }.to_owned(),
                             text: None,
                             statement: None,
                             packets: rule.packets,
                             base: base.handle,
                         }),
-                        Verdict::Chain(to) => {
+                        RuleVerdict::Chain(to) => {
                             if !seen.contains(&to.as_str()) {
                                 seen.push(to);
                                 waiting.push(to);
                             }
                         }
-                        Verdict::Map => found.maps += 1,
+                        RuleVerdict::Map => found.maps += 1,
                         // It lets pass what it can translate.
-                        Verdict::Translate(_) => {}
+                        RuleVerdict::Translate(_) => {}
                     }
                 }
             }
@@ -177,9 +206,12 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
     found
 }
 
-/// Hooks that a packet passes that is sent here.
+/// The hook of forwarded packets alone.
+const FORWARD: &str = "forward";
+
+/// Hooks that a packet passes that is sent or forwarded here.
 fn way_out(family: u8, hook: u32) -> Option<&'static str> {
-    hook::name(family, hook).filter(|name| ["output", "postrouting", "egress"].contains(name))
+    hook::name(family, hook).filter(|name| ["output", FORWARD, "postrouting", "egress"].contains(name))
 }
 
 fn place(family: u8, table: &str, chain: &str) -> String {
@@ -202,7 +234,7 @@ mod tests {
         }
     }
 
-    fn rule(chain: &str, handle: u64, verdict: Verdict) -> Rule {
+    fn rule(chain: &str, handle: u64, verdict: RuleVerdict) -> Rule {
         Rule {
             family: family::IPV4,
             table: "filter".to_owned(),
@@ -222,12 +254,12 @@ mod tests {
             chain("lonely", None, None),
         ];
         let rules = [
-            rule("INPUT", 1, Verdict::Drop),
-            rule("OUTPUT", 2, Verdict::Chain("user".to_owned())),
-            rule("OUTPUT", 3, Verdict::Map),
-            rule("user", 4, Verdict::Reject),
-            rule("user", 5, Verdict::Chain("OUTPUT".to_owned())),
-            rule("lonely", 6, Verdict::Drop),
+            rule("INPUT", 1, RuleVerdict::Drop),
+            rule("OUTPUT", 2, RuleVerdict::Chain("user".to_owned())),
+            rule("OUTPUT", 3, RuleVerdict::Map),
+            rule("user", 4, RuleVerdict::Reject),
+            rule("user", 5, RuleVerdict::Chain("OUTPUT".to_owned())),
+            rule("lonely", 6, RuleVerdict::Drop),
         ];
         let found = walk(&chains, &rules);
         let told: Vec<_> = found.denies.iter().map(|deny| (deny.handle, deny.verdict.as_str())).collect();

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::nft::{Chain, Rule, Verdict};
+use super::nft::{Chain, Rule, RuleVerdict};
 use crate::model::{Entrance, Jump};
 
 /// The place for an exception from a rule, or the policy, of `chain`, which was reached from `base` along `path`: chains from
@@ -36,9 +36,9 @@ fn before(rules: &[&Rule], chain: &str, leads: impl Fn(&str) -> bool) -> Entranc
     let mut own = rules.iter().filter(|rule| rule.chain == chain).zip(1..);
     let found = own.find(|(rule, _)| {
         rule.verdicts.iter().any(|verdict| match verdict {
-            Verdict::Chain(to) => leads(to),
-            Verdict::Map => true,
-            Verdict::Drop | Verdict::Reject | Verdict::Translate(_) => false,
+            RuleVerdict::Chain(to) => leads(to),
+            RuleVerdict::Map => true,
+            RuleVerdict::Drop | RuleVerdict::Reject | RuleVerdict::Translate(_) => false,
         })
     });
     found.map_or(Entrance::Nowhere("no rule that leads to it is known".to_owned()), |(rule, position)| {
@@ -74,8 +74,8 @@ fn reached(rules: &[&Rule], from: &[&str]) -> Reached {
     while let Some(chain) = waiting.pop() {
         for verdict in rules.iter().filter(|rule| rule.chain == chain).flat_map(|rule| &rule.verdicts) {
             match verdict {
-                Verdict::Chain(to) if all.chains.insert(to.clone()) => waiting.push(to.clone()),
-                Verdict::Map => all.has_maps = true,
+                RuleVerdict::Chain(to) if all.chains.insert(to.clone()) => waiting.push(to.clone()),
+                RuleVerdict::Map => all.has_maps = true,
                 _ => {}
             }
         }
@@ -93,7 +93,7 @@ mod tests {
         Chain { family: family::INET, table, name: name.to_owned(), handle: 1, hook, priority, policy: None }
     }
 
-    fn rule(chain: &str, handle: u64, verdict: Verdict) -> Rule {
+    fn rule(chain: &str, handle: u64, verdict: RuleVerdict) -> Rule {
         let (table, chain) = ("t".to_owned(), chain.to_owned());
         Rule { family: family::INET, table, chain, handle, verdicts: vec![verdict], packets: None }
     }
@@ -110,8 +110,8 @@ mod tests {
         entrance(&chains.iter().collect::<Vec<_>>(), &rules, ("out", chain_of_the_rule), &path)
     }
 
-    fn to(chain: &str) -> Verdict {
-        Verdict::Chain(chain.to_owned())
+    fn to(chain: &str) -> RuleVerdict {
+        RuleVerdict::Chain(chain.to_owned())
     }
 
     fn before(chain: &str, handle: u64, position: usize) -> Entrance {
@@ -122,15 +122,15 @@ mod tests {
     fn a_chain_that_both_directions_lead_to() {
         let droplog = [
             rule("in", 1, to("a")),
-            rule("out", 2, Verdict::Reject),
+            rule("out", 2, RuleVerdict::Reject),
             rule("out", 3, to("a")),
-            rule("a", 4, Verdict::Drop),
+            rule("a", 4, RuleVerdict::Drop),
         ];
         assert_eq!(of(&droplog, "a", &["out", "a"]), before("out", 3, 2));
         assert_eq!(of(&droplog, "out", &["out"]), Entrance::Own);
         // Only the inner one is shared.
         let inner =
-            [rule("in", 1, to("b")), rule("out", 2, to("a")), rule("a", 3, to("b")), rule("b", 4, Verdict::Drop)];
+            [rule("in", 1, to("b")), rule("out", 2, to("a")), rule("a", 3, to("b")), rule("b", 4, RuleVerdict::Drop)];
         assert_eq!(of(&inner, "b", &["out", "a", "b"]), before("a", 3, 1));
         assert_eq!(of(&inner, "a", &["out", "a"]), Entrance::Own);
     }
@@ -139,10 +139,10 @@ mod tests {
     fn several_ways_maps_and_chains_without_a_name() {
         let two = [rule("in", 1, to("b")), rule("out", 2, to("a")), rule("out", 3, to("b")), rule("a", 4, to("b"))];
         assert_eq!(of(&two, "b", &[]), before("out", 2, 1));
-        let map = [rule("in", 1, Verdict::Map), rule("out", 2, to("a")), rule("a", 3, Verdict::Drop)];
+        let map = [rule("in", 1, RuleVerdict::Map), rule("out", 2, to("a")), rule("a", 3, RuleVerdict::Drop)];
         assert_eq!(of(&map, "a", &["out", "a"]), before("out", 2, 1));
         assert_eq!(of(&map, "out", &["out"]), Entrance::Own);
-        let implicit = [rule("out", 2, to("__chain3")), rule("__chain3", 3, Verdict::Drop)];
+        let implicit = [rule("out", 2, to("__chain3")), rule("__chain3", 3, RuleVerdict::Drop)];
         assert_eq!(of(&implicit, "__chain3", &["out", "__chain3"]), before("out", 2, 1));
         assert!(matches!(of(&[], "__chain3", &[]), Entrance::Nowhere(_)));
         assert!(!is_implicit("__chain") && !is_implicit("__chains"));

@@ -80,6 +80,11 @@ impl Pending {
 }
 
 impl Pending {
+    /// The listing, if it is there already.
+    pub fn known(&self) -> Option<&Listing> {
+        self.come.as_ref()?.as_ref()
+    }
+
     /// Memory that it takes, in bytes and about.
     pub fn weight(&self) -> u64 {
         let Some(Some(listing)) = &self.come else { return 0 };

@@ -1,4 +1,4 @@
-//! The host's firewalls: which decide here ([`inventory`]), what of them can stop what goes out ([`denies`]), the netlink
+//! The host's firewalls: which decide here ([`inventory`]), what of them can block outbound traffic ([`denies`]), the netlink
 //! of nftables ([`nft`], [`build`]), a ruleset with the texts that people know ([`ruleset`], [`listing`]), what its rules are in
 //! the words of those who manage them ([`front_end`], by their [`files`]), and netfilter's numbers ([`netfilter`]).
 

@@ -67,7 +67,7 @@ pub struct Chain {
 
 /// What a rule does with a packet that it matches, as far as it ends or leads elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Verdict {
+pub enum RuleVerdict {
     /// Drops.
     Drop,
     /// Rejects.
@@ -92,7 +92,7 @@ pub struct Rule {
     /// Handle, unique in its table.
     pub handle: u64,
     /// What it does.
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<RuleVerdict>,
     /// Packets that its counter counted; `None` without one.
     pub packets: Option<u64>,
 }
@@ -211,22 +211,22 @@ pub fn rules() -> Result<Vec<Rule>> {
                 Ok(ExprOps::Immediate(immediate)) => {
                     verdicts.extend(immediate.get_data().and_then(|data| data.get_verdict()).ok().and_then(verdict));
                 }
-                Ok(ExprOps::Reject(_)) => verdicts.push(Verdict::Reject),
-                Ok(ExprOps::Target(target)) if target.get_name() == Ok(c"REJECT") => verdicts.push(Verdict::Reject),
+                Ok(ExprOps::Reject(_)) => verdicts.push(RuleVerdict::Reject),
+                Ok(ExprOps::Target(target)) if target.get_name() == Ok(c"REJECT") => verdicts.push(RuleVerdict::Reject),
                 Ok(ExprOps::Target(target)) => {
                     let how = TRANSLATING.iter().find(|(name, _)| target.get_name() == Ok(*name));
-                    verdicts.extend(how.map(|(_, how)| Verdict::Translate(*how)));
+                    verdicts.extend(how.map(|(_, how)| RuleVerdict::Translate(*how)));
                 }
-                Ok(ExprOps::Nat(_)) => verdicts.push(Verdict::Translate(Translation::Named)),
+                Ok(ExprOps::Nat(_)) => verdicts.push(RuleVerdict::Translate(Translation::Named)),
                 // What netlink-bindings 0.3.5 calls the source register is the destination's: its numbers of a lookup's
                 // attributes differ from those of `uapi/linux/netfilter/nf_tables.h` (a set's id is 4 there).
                 Ok(ExprOps::Lookup(lookup)) if lookup.get_sreg().ok() == Some(VERDICT_REGISTER) => {
-                    verdicts.push(Verdict::Map);
+                    verdicts.push(RuleVerdict::Map);
                 }
                 Ok(ExprOps::Counter(counter)) => packets = counter.get_packets().ok(),
                 // The library does not know what is in these.
                 _ if [Ok(c"masq"), Ok(c"redir")].contains(&expression.get_name()) => {
-                    verdicts.push(Verdict::Translate(Translation::Interfaces));
+                    verdicts.push(RuleVerdict::Translate(Translation::Interfaces));
                 }
                 _ => {}
             }
@@ -245,12 +245,12 @@ pub fn rules() -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
-fn verdict(verdict: IterableVerdictAttrs<'_>) -> Option<Verdict> {
+fn verdict(verdict: IterableVerdictAttrs<'_>) -> Option<RuleVerdict> {
     let code = verdict.get_code().ok()?;
     if code == VerdictCode::Drop as u32 {
-        Some(Verdict::Drop)
+        Some(RuleVerdict::Drop)
     } else if code == VerdictCode::Jump as u32 || code == VerdictCode::Goto as u32 {
-        Some(Verdict::Chain(verdict.get_chain().ok()?.to_string_lossy().into_owned()))
+        Some(RuleVerdict::Chain(verdict.get_chain().ok()?.to_string_lossy().into_owned()))
     } else {
         None
     }

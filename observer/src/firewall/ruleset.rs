@@ -1,4 +1,4 @@
-//! The ruleset of a namespace, and the rule in it that the kernel half saw drop a packet. A rule is only named when it is
+//! The ruleset of a namespace, and the rule in it that the eBPF side saw drop a packet. A rule is only named when it is
 //! there, and when it can have dropped that packet.
 
 use std::{
@@ -15,7 +15,7 @@ use super::{
     inventory,
     listing::{self, Pending},
     netfilter::{DROP, family, hook},
-    nft::{Chain, RULESET, Rule, Snapshot, Table, Verdict as Does},
+    nft::{Chain, RULESET, Rule, RuleVerdict as Does, Snapshot, Table},
 };
 use observer_ebpf::abi::UNKNOWN_RULE;
 
@@ -27,6 +27,8 @@ const OWNED: &str =
 
 /// Rules of each kind that a difference shows.
 const MAX_TOLD: usize = 8;
+/// Rules of each kind whose texts are compared: a front end that loads its rules anew makes each of them again.
+const MAX_COMPARED: usize = 512;
 
 /// A snapshot.
 pub struct Ruleset {
@@ -154,13 +156,37 @@ impl Ruleset {
         front_end::statement(&place, roots)
     }
 
-    /// What is otherwise than in an earlier snapshot of the same namespace. Texts are waited for until then.
-    pub fn difference(&mut self, earlier: &mut Self, deadline: Instant) -> Difference {
-        let mut new: Vec<usize> = self.missing_in(earlier);
-        let mut gone: Vec<usize> = earlier.missing_in(self);
+    /// What differs from an earlier snapshot of the same namespace. Texts are waited for until then; front ends' files are looked
+    /// for below `roots`.
+    pub fn difference(
+        &mut self,
+        earlier: &mut Self,
+        deadline: Instant,
+        roots: &mut dyn FnMut() -> Vec<Root>,
+    ) -> Difference {
+        let mut new: Vec<(usize, String)> = self.told(self.missing_in(earlier), deadline);
+        let mut gone: Vec<(usize, String)> = earlier.told(earlier.missing_in(self), deadline);
+        // A rule that was made again as it was is the same rule.
+        if new.len().max(gone.len()) <= MAX_COMPARED {
+            new.retain(|(_, text)| match gone.iter().position(|(_, other)| other == text) {
+                Some(same) => {
+                    gone.remove(same);
+                    false
+                }
+                None => true,
+            });
+        }
         let (rules_added, rules_removed) = (new.len(), gone.len());
         new.truncate(MAX_TOLD);
         gone.truncate(MAX_TOLD);
+        let mut statements: Vec<String> = Vec::new();
+        for (ruleset, rules, verb) in [(&*self, &new, "added"), (&*earlier, &gone, "removed")] {
+            for words in rules.iter().filter_map(|(index, _)| ruleset.in_words(*index, verb, roots)) {
+                if !statements.contains(&words) {
+                    statements.push(words);
+                }
+            }
+        }
         let policy = |chain: &Chain| match chain.policy {
             Some(DROP) => "drop",
             _ => "accept",
@@ -193,11 +219,44 @@ impl Ruleset {
             since: earlier.generation,
             generation: self.generation,
             policies,
-            added: self.told(&new, deadline),
-            removed: earlier.told(&gone, deadline),
+            added: new.into_iter().map(|(_, text)| text).collect(),
+            removed: gone.into_iter().map(|(_, text)| text).collect(),
             rules_added,
             rules_removed,
+            statements,
         }
+    }
+
+    /// ``ufw added `allow out 443/tcp` ``; `None` for a rule of no front end's.
+    fn in_words(&self, index: usize, verb: &str, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<String> {
+        let rule = self.rules.get(index)?;
+        let table = self.tables.iter().find(|table| table.family == rule.family && table.name == rule.table)?;
+        let is_its = |chain: &&Chain| chain.family == rule.family && chain.table == rule.table && chain.hook.is_some();
+        let leads = |chain: &&Chain| self.path(table, &chain.name, &rule.chain).is_some();
+        let base = self.chains.iter().filter(is_its).find(leads)?;
+        let of_its_chain =
+            |other: &&Rule| (other.family, &other.table, &other.chain) == (rule.family, &rule.table, &rule.chain);
+        let position = self.rules.iter().filter(of_its_chain).position(|other| other.handle == rule.handle)?;
+        let text = self.listing.as_ref().and_then(|listing| listing.known()?.text(table.handle, rule.handle));
+        let named = NamedRule {
+            chain: rule.chain.clone(),
+            handle: Some(rule.handle),
+            position: Some(position + 1),
+            text: text.map(str::to_owned),
+            ..Self::policy(table, base)
+        };
+        let wanted = WantedRule {
+            netns: 0,
+            netns_cookie: 0,
+            function: 0,
+            table: table.handle,
+            chain: base.handle,
+            rule: rule.handle,
+            hook: None,
+            v6: None,
+        };
+        let statement = self.statement(&wanted, &named, roots).filter(|of| of.ruleset != front_end::NFTABLES)?;
+        Some(format!("{} {verb} `{}`", statement.ruleset, statement.name))
     }
 
     /// Rules that another snapshot does not have.
@@ -213,20 +272,22 @@ impl Ruleset {
     }
 
     /// Rules with their places and texts.
-    fn told(&mut self, indexes: &[usize], deadline: Instant) -> Vec<String> {
+    fn told(&mut self, indexes: Vec<usize>, deadline: Instant) -> Vec<(usize, String)> {
         let tables: HashMap<(u8, &str), u64> =
             self.tables.iter().map(|table| ((table.family, table.name.as_str()), table.handle)).collect();
         let listing = self.listing.as_mut().and_then(|listing| listing.until(deadline));
         indexes
-            .iter()
-            .filter_map(|index| self.rules.get(*index))
-            .map(|rule| {
+            .into_iter()
+            .filter_map(|index| Some((index, self.rules.get(index)?)))
+            .map(|(index, rule)| {
                 let place = format!("{} {} {}", family::name(rule.family), rule.table, rule.chain);
                 let table = tables.get(&(rule.family, rule.table.as_str()));
-                match table.zip(listing).and_then(|(table, listing)| listing.text(*table, rule.handle)) {
+                let text = table.zip(listing).and_then(|(table, listing)| listing.text(*table, rule.handle));
+                let words = match text {
                     Some(text) => format!("{place}: {text}"),
                     None => format!("{place}: handle {}", rule.handle),
-                }
+                };
+                (index, words)
             })
             .collect()
     }
@@ -245,21 +306,7 @@ impl Ruleset {
         if !fits {
             return None;
         }
-        let named = NamedRule {
-            backend: Backend::Nft,
-            family: family::name(table.family).to_owned(),
-            table: table.name.clone(),
-            chain: base.name.clone(),
-            handle: None,
-            position: None,
-            text: Some("policy drop".to_owned()),
-            path: vec![base.name.clone()],
-            verdict: Some(Verdict::Drop),
-            ruleset_sha256: None,
-            statement: None,
-            translates: None,
-            entrance: if table.is_owned { Entrance::Nowhere(OWNED.to_owned()) } else { Entrance::Own },
-        };
+        let named = Self::policy(table, base);
         if wanted.rule == UNKNOWN_RULE {
             // The rule may be in a chain that it leads to.
             return Some(NamedRule { text: None, verdict: None, path: Vec::new(), ..named });
@@ -303,6 +350,25 @@ impl Ruleset {
             },
             ..named
         })
+    }
+
+    /// The policy of a base chain.
+    fn policy(table: &Table, base: &Chain) -> NamedRule {
+        NamedRule {
+            backend: Backend::Nft,
+            family: family::name(table.family).to_owned(),
+            table: table.name.clone(),
+            chain: base.name.clone(),
+            handle: None,
+            position: None,
+            text: Some("policy drop".to_owned()),
+            path: vec![base.name.clone()],
+            verdict: Some(Verdict::Drop),
+            ruleset_sha256: None,
+            statement: None,
+            translates: None,
+            entrance: if table.is_owned { Entrance::Nowhere(OWNED.to_owned()) } else { Entrance::Own },
+        }
     }
 
     /// The chains from one to another by jumps, where there is one way only; empty where there are several or a map of
@@ -453,12 +519,12 @@ mod tests {
     #[test]
     fn two_rulesets_differ_by_rules_and_policies() {
         let (mut before, mut after) = (ruleset(), ruleset());
-        assert_eq!(after.difference(&mut before, Instant::now()), Difference::default());
+        assert_eq!(after.difference(&mut before, Instant::now(), &mut Vec::new), Difference::default());
         after.rules.remove(1);
         after.rules.push(rule("a", 20, Does::Drop));
         after.chains[1].policy = Some(DROP);
         let mut after = Ruleset { generation: 3, ..Ruleset::of(after.tables, after.chains, after.rules) };
-        let difference = after.difference(&mut before, Instant::now());
+        let difference = after.difference(&mut before, Instant::now(), &mut Vec::new);
         assert_eq!(
             (difference.added, difference.removed),
             (vec!["inet t a: handle 20".to_owned()], vec!["inet t out: handle 11".to_owned()])

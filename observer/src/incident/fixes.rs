@@ -28,7 +28,7 @@ const MAX_ASKED: usize = 4096;
 
 /// What has the same fix.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct FixKind {
     netns_cookie: u64,
     rule: Uuid,
     transport: &'static str,
@@ -55,7 +55,7 @@ pub(super) struct Fixes {
     /// A process: what was stopped for it or its children goes before everything else.
     first: Option<u32>,
     /// When each was asked for.
-    asked: Recent<Key, Instant>,
+    asked: Recent<FixKind, Instant>,
     waiting: VecDeque<Waiting>,
 }
 
@@ -86,7 +86,7 @@ impl Fixes {
         let Some(((netns, name), packet)) = known else { return };
         let Some((transport, address, port)) = packet.to() else { return };
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
-        let key = Key { netns_cookie, rule: name.id, transport, port, v6: address.is_ipv6(), is_forwarded };
+        let key = FixKind { netns_cookie, rule: name.id, transport, port, v6: address.is_ipv6(), is_forwarded };
         let is_known = self.asked.get(&key, now).is_some_and(|asked| now.duration_since(*asked) <= AGAIN);
         let is_first = self.first.is_some_and(|pid| attempt.sender.descends_from(pid));
         let of_the_share = self.waiting.iter().filter(|waiting| waiting.share == share).count();
@@ -113,6 +113,12 @@ impl Fixes {
     /// Rules have changed: whoever is stopped now is stopped in spite of that.
     pub(super) fn anew(&mut self) {
         self.asked.clear();
+    }
+
+    /// What was blocked works again: nobody needs its fix.
+    pub(super) fn give_up(&mut self, attempt: &Attempt) {
+        let works = super::story(attempt);
+        self.waiting.retain(|waiting| super::story(&waiting.attempt) != works);
     }
 
     /// The next one that is known, and of which attempt.

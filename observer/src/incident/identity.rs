@@ -1,5 +1,5 @@
-//! Under which id something is told. The same cause gives the same id, on every run and every host; and an id, once given, stays:
-//! what was told before its rule was known goes on under the id that it was told under.
+//! Under which id something is reported. The same cause gives the same id, on every run and every host; and an id, once given, stays:
+//! what was reported before its rule was known goes on under the id that it was reported under.
 
 use observer_ebpf::abi::{RuleAnswer, UNKNOWN_RULE};
 use uuid::Uuid;
@@ -14,12 +14,12 @@ const INCIDENTS: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2069_6e63_6964_656
 /// What a connection that hangs has for a cause.
 const HANGING: &str = "hanging";
 
-/// What is known of how the packets of an incident were told.
+/// What is known of how the packets of an incident were reported.
 #[derive(Default)]
 pub(super) struct Identity {
-    /// What the kernel half saw, of what was told before that was looked up.
+    /// What the eBPF side saw, of what was reported before that was looked up.
     seen: Option<RuleAnswer>,
-    /// Of what was told by its chain alone, while the rule of later packets would be known.
+    /// Of what was reported by its chain alone, while the rule of later packets would be known.
     expected: Option<Expected>,
     /// The rule that was named since, in words.
     named: Option<String>,
@@ -40,7 +40,7 @@ fn place(answer: &RuleAnswer) -> (u64, u64, u64) {
 }
 
 impl Identity {
-    /// What is told now belongs to what was told under this id before its rule was known.
+    /// What is reported now belongs to what was reported under this id before its rule was known.
     pub(super) fn goes_on(&self, sight: &Sight) -> bool {
         let words = sight.rule().and_then(|rule| rule.words());
         // Another rule may have got the same handle since.
@@ -62,7 +62,7 @@ impl Identity {
         })
     }
 
-    /// What was told under it has no rule so far, and a later packet was expected to have one.
+    /// What was reported under it has no rule so far, and a later packet was expected to have one.
     pub(super) fn is_unnamed(&self) -> bool {
         self.expected.is_some() && self.named.is_none()
     }
@@ -72,12 +72,12 @@ impl Identity {
         self.named.get_or_insert_with(|| words.to_owned());
     }
 
-    /// Something is told under it that was not looked up yet.
+    /// Something is reported under it that was not looked up yet.
     pub(super) fn see(&mut self, answer: RuleAnswer) {
         self.seen.get_or_insert(answer);
     }
 
-    /// Something is told under it while a copy of the rules, or a probed verdict, may name the rule of what comes next.
+    /// Something is reported under it while a copy of the rules, or a probed verdict, may name the rule of what comes next.
     pub(super) fn expect(&mut self, sight: &Sight) {
         let is_probed_next =
             |answer: &RuleAnswer| answer.chain != 0 && answer.rule == UNKNOWN_RULE && !sight.is_replayed;
@@ -99,7 +99,7 @@ pub(super) fn without_a_rule(attempt: &Attempt, sight: &Sight) -> Uuid {
     id(attempt, sight.cause.name(), attempt.hook.map(Hook::name))
 }
 
-/// The id of something of which nothing was told before.
+/// The id of something of which nothing was reported before.
 pub(super) fn new(attempt: &Attempt, sight: &Sight) -> Uuid {
     let rule = sight.rule();
     // Whatever the rule is there for, its story is the cause that was seen.

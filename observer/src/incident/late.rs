@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How long they are.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An attempt that was told without its rule, or without its text.
+/// An attempt that was reported without its rule, or without its text.
 pub(super) struct Waiting {
     pub(super) attempt: Box<Attempt>,
     pub(super) wanted: WantedRule,

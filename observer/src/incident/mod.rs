@@ -47,7 +47,7 @@ const STORIES: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2073_746f_7279_2069)
 
 /// What is asked about incidents, without waiting.
 pub trait Lookup {
-    /// What decided, as the kernel half saw it; with `is_last` whatever is known by now.
+    /// What decided, as the eBPF side saw it; with `is_last` whatever is known by now.
     fn rule(&mut self, share: Share, wanted: &WantedRule, is_last: bool) -> Poll<Option<Arc<Decision>>>;
     /// What would let a packet through; whatever else is being tried is given up for what is urgent.
     fn fix(&mut self, share: Share, stopped: &Stopped, is_urgent: bool) -> Poll<Result<Remedy, String>>;
@@ -78,7 +78,7 @@ impl Snapshot {
     }
 }
 
-/// Processes of a story, by its id; the one that was told last is the last.
+/// Processes of a story, by its id; the one that was reported last is the last.
 struct Story {
     id: Uuid,
     pids: HashSet<u32>,
@@ -101,7 +101,7 @@ struct Incident {
     stories: Vec<Story>,
 }
 
-/// Something that became known of what was told.
+/// Something that became known of what was reported.
 pub struct News {
     /// When it did.
     pub at: Timestamp,
@@ -195,7 +195,7 @@ impl Incidents {
         }
     }
 
-    /// The rule of what was told before is known by this packet: it is told in a line of its own too.
+    /// The rule of what was reported before is known by this packet: it is reported in a line of its own too.
     fn later(&mut self, attempt: &Attempt, sight: &Sight) {
         self.late.is_outdone(attempt.incident, sight.share);
         let of_the_share = self.named.iter().filter(|named| named.share == sight.share).count();
@@ -219,7 +219,7 @@ impl Incidents {
         }
     }
 
-    /// Counts what is told of an attempt: the story as it stands then.
+    /// Counts what is reported of an attempt: the story as it stands then.
     pub fn count(&mut self, attempt: &Attempt, share: Share, now: Instant) -> Snapshot {
         let stories = &mut self.table.of(share, now).get_or_insert(&attempt.incident, now, Incident::default).stories;
         let id = story(attempt);
@@ -237,7 +237,7 @@ impl Incidents {
         Snapshot { story: id, others, are_more }
     }
 
-    /// From now on it is told when the destination is reached, if somebody waits for it.
+    /// From now on it is reported when the destination is reached, if somebody waits for it.
     fn await_it(
         &mut self,
         attempt: &Attempt,
@@ -269,13 +269,13 @@ impl Incidents {
         self.awaited.room()
     }
 
-    /// A connection was established to a destination that is waited for.
+    /// A connection to a destination that is waited for was established, or given up.
     pub fn reached(&mut self, reached: Reached, sender: Sender, at: Timestamp, now: Instant) {
         self.awaited.reached(reached, sender, at, now);
     }
 
-    /// What has become known meanwhile, of what was told. With `is_over` nothing comes any more. `is_changing` says that a change of a
-    /// namespace's rules is to be told yet.
+    /// What has become known meanwhile, of what was reported. With `is_over` nothing comes any more. `is_changing` says that a change of a
+    /// namespace's rules is to be reported yet.
     pub fn news(
         &mut self,
         lookup: &mut impl Lookup,
@@ -295,12 +295,18 @@ impl Incidents {
             }
             news.push(self.name(attempt, &decision, share, now));
         }
-        if let Some((attempt, fix)) = self.fixes.take_known(lookup, now) {
-            let kind = Kind::Fix(Box::new(attempt.without_packets()), fix);
-            news.push(News { at: Timestamp::now(), kind });
+        for (attempt, outcome) in self.awaited.take_ended() {
+            news.push(News { at: attempt.end, kind: Kind::Outcome(attempt, outcome) });
         }
         while let Some((attempt, restored)) = self.awaited.next(&is_changing, (lookup, now), is_over) {
+            self.fixes.give_up(&attempt);
             news.push(News { at: attempt.end, kind: Kind::Restored(attempt, Box::new(restored)) });
+        }
+        // A fix of what works again by now would come too late: whether it does is known in a moment.
+        let fix = if self.awaited.are_waiting() { None } else { self.fixes.take_known(lookup, now) };
+        if let Some((attempt, fix)) = fix {
+            let kind = Kind::Fix(Box::new(attempt.without_packets()), fix);
+            news.push(News { at: Timestamp::now(), kind });
         }
         news
     }
@@ -320,7 +326,7 @@ impl Incidents {
         News { at: Timestamp::now(), kind: Kind::Rule(Box::new(attempt.without_packets())) }
     }
 
-    /// Something is asked for yet, or is to be told: [`Self::news`] is to be called from time to time.
+    /// Something is asked for yet, or is to be reported: [`Self::news`] is to be called from time to time.
     pub fn is_waiting(&self) -> bool {
         self.rules_may_come() || self.fixes.are_waiting() || self.awaited.are_waiting()
     }
@@ -330,7 +336,7 @@ impl Incidents {
         self.rules_may_come() || self.fixes.first_are_waiting() || self.awaited.are_waiting()
     }
 
-    /// A rule of what was told may still come.
+    /// A rule of what was reported may still come.
     pub fn rules_may_come(&self) -> bool {
         !self.late.is_empty() || !self.named.is_empty()
     }

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// By `K`, at most so many, for so long after each was used last.
+/// RestoredBy `K`, at most so many, for so long after each was used last.
 pub(super) struct Recent<K, V> {
-    entries: HashMap<K, Entry<V>>,
+    entries: HashMap<K, CacheEntry<V>>,
     /// Keys in the order in which they were used.
     order: BTreeMap<u64, K>,
     uses: u64,
@@ -17,7 +17,7 @@ pub(super) struct Recent<K, V> {
     age: Duration,
 }
 
-struct Entry<V> {
+struct CacheEntry<V> {
     value: V,
     used: Instant,
     /// Its place in the order.
@@ -55,7 +55,7 @@ impl<K: Hash + Eq + Clone, V> Recent<K, V> {
         }
         self.uses += 1;
         let place = self.uses;
-        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry { value: make(), used: now, place });
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| CacheEntry { value: make(), used: now, place });
         self.order.remove(&entry.place);
         (entry.used, entry.place) = (now, place);
         self.order.insert(place, key.clone());
@@ -75,7 +75,7 @@ impl<K: Hash + Eq + Clone, V> Recent<K, V> {
     fn forget_old(&mut self, now: Instant) {
         while let Some(eldest) = self.order.first_entry() {
             let is_old =
-                |entry: &Entry<V>| now.checked_duration_since(entry.used).is_some_and(|unused| unused > self.age);
+                |entry: &CacheEntry<V>| now.checked_duration_since(entry.used).is_some_and(|unused| unused > self.age);
             if !self.entries.get(eldest.get()).is_none_or(is_old) {
                 break;
             }

@@ -1,4 +1,4 @@
-//! Destinations that were blocked, and that work again: the kernel half tells of a connection that is established to one of them,
+//! Destinations that were blocked, and that work again: the eBPF side reports a connection that is established to one of them,
 //! and of a datagram that comes from there.
 //!
 //! It is the same story only where the same program reaches the destination for the same user, in the same unit and container,
@@ -18,7 +18,9 @@ use observer_ebpf::{
 use uuid::Uuid;
 
 use super::Lookup;
-use crate::model::{Attempt, By, FlowEnd, Preceding, Process, Reached, Restored, RulesetChange, Sender};
+use crate::model::{
+    Attempt, FlowEnd, Outcome, Preceding, Process, Reached, Restored, RestoredBy, RulesetChange, Sender,
+};
 
 /// How long changes of rules that came before may take to be heard.
 const HEARD: Duration = Duration::from_millis(300);
@@ -34,7 +36,9 @@ const RENEW: Duration = Duration::from_secs(15);
 const LATE_NS: u64 = 500_000_000;
 /// Stories that were told to be over and are remembered.
 const MAX_OVER: usize = 64;
-/// Connections that wait to be told.
+/// A connection that was given up sooner is not reported.
+const LONG_MS: u64 = 1_000;
+/// Connections that wait to be reported.
 const MAX_REACHED: usize = 256;
 
 /// What was blocked, under its last line.
@@ -80,11 +84,13 @@ pub(super) struct Awaited {
     order: VecDeque<AwaitedKey>,
     changes: HashMap<u32, VecDeque<Changed>>,
     reached: VecDeque<Arrival>,
-    /// Those that were told last.
+    /// Connections that ended without an answer, and are to be reported.
+    ended: Vec<(Box<Attempt>, Outcome)>,
+    /// Those that were reported last.
     over: VecDeque<Over>,
     /// When datagrams were waited for last.
     armed: Option<Instant>,
-    /// Why the kernel half does not know of one.
+    /// Why the eBPF side does not know of one.
     failure: Option<String>,
 }
 
@@ -127,7 +133,7 @@ impl Awaited {
                 if last_ns > story.last_ns {
                     (story.last, story.last_ns) = (attempt.end, last_ns);
                 }
-                // The last rule that stopped it is what is told.
+                // The last rule that stopped it is what is reported.
                 if story.attempt.incident != attempt.incident {
                     *story.attempt = attempt.clone();
                 }
@@ -142,7 +148,7 @@ impl Awaited {
             self.forget(&eldest, lookup);
         }
         if let Err(why) = lookup.await_destination(&key, true) {
-            log::warn!("the kernel half does not wait for a destination: {why}");
+            log::warn!("the eBPF side does not wait for a destination: {why}");
             self.failure = Some(why);
             return;
         }
@@ -175,11 +181,40 @@ impl Awaited {
         changes.push_back(Changed { boot_ns, told: Preceding { id, at, before_ms: 0, reason } });
     }
 
-    /// A connection was established to one of them.
+    /// A connection to one of them was established, or given up.
     pub(super) fn reached(&mut self, reached: Reached, sender: Sender, at: Timestamp, now: Instant) {
-        if self.room() > 0 {
+        if reached.is_given_up {
+            self.given_up(&reached, sender, at);
+        } else if self.room() > 0 {
             self.reached.push_back(Arrival { reached, sender, at, since: now });
         }
+    }
+
+    /// A connection ended without an answer: its story goes on.
+    fn given_up(&mut self, reached: &Reached, sender: Sender, at: Timestamp) {
+        let key = key_of(reached.remote.ip(), reached.remote.port(), reached.netns, reached.protocol);
+        let who = Who { gid: reached.gid, source: Some(reached.local.ip()), ..Who::from(&sender) };
+        let mut stories = self.blocked.get(&key).into_iter().flatten();
+        let is_it = |story: &&Blocked| story.first_ns < reached.boot_ns && is_same(&story.attempt, story.gid, &who);
+        let Some(story) = stories.find(is_it) else { return };
+        let began = reached.owner.and_then(|owner| owner.bound_ns).filter(|bound_ns| *bound_ns != 0);
+        let waited_ms = milliseconds(reached.boot_ns.saturating_sub(began.unwrap_or(story.first_ns)));
+        // What fails at once is a reject, or the application's own decision.
+        if waited_ms < LONG_MS || self.ended.len() >= MAX_REACHED {
+            return;
+        }
+        let mut attempt = story.attempt.clone();
+        attempt.start = at - Duration::from_millis(waited_ms);
+        attempt.end = at;
+        attempt.source = Some(FlowEnd { ip: reached.local.ip(), port: Some(reached.local.port()), nat: None });
+        attempt.sender = sender;
+        attempt.socket_inode = None;
+        self.ended.push((Box::new(attempt.without_packets()), Outcome { waited_ms }));
+    }
+
+    /// Connections that ended without an answer, since the last time.
+    pub(super) fn take_ended(&mut self) -> Vec<(Box<Attempt>, Outcome)> {
+        std::mem::take(&mut self.ended)
     }
 
     /// So many more can be taken.
@@ -187,12 +222,12 @@ impl Awaited {
         MAX_REACHED.saturating_sub(self.reached.len())
     }
 
-    /// Some are to be told yet.
+    /// Some are to be reported yet.
     pub(super) fn are_waiting(&self) -> bool {
-        !self.reached.is_empty()
+        !self.reached.is_empty() || !self.ended.is_empty()
     }
 
-    /// The next one that works again, whose changes of rules have been told by now; all of them at the end. What it was told under is
+    /// The next one that works again, whose changes of rules have been told by now; all of them at the end. What it was reported under is
     /// not waited for any more.
     pub(super) fn next(
         &mut self,
@@ -202,7 +237,7 @@ impl Awaited {
     ) -> Option<(Box<Attempt>, Restored)> {
         loop {
             let arrival = self.reached.front()?;
-            // A change of those rules that came before may wait to be told, or not be heard yet.
+            // A change of those rules that came before may wait to be reported, or not be heard yet.
             let waits = now.duration_since(arrival.since) < HEARD || is_changing(arrival.reached.netns);
             if waits && !is_over {
                 return None;
@@ -246,7 +281,7 @@ impl Awaited {
         let restored = Restored {
             after_ms: milliseconds(reached.boot_ns.saturating_sub(first_ns)),
             last_blocked: last,
-            by: if reached.protocol == protocol::UDP { By::Answer } else { By::Connection },
+            by: if reached.protocol == protocol::UDP { RestoredBy::Answer } else { RestoredBy::Connection },
             change,
         };
         (attempt.start, attempt.end) = (first, at);
@@ -295,7 +330,7 @@ pub(super) fn unit(unit: Option<&str>) -> Option<&str> {
     unit.map(|unit| if unit.starts_with("session-") && unit.ends_with(".scope") { "session" } else { unit })
 }
 
-/// Nobody's fate is told by another's: rules may ask for any of this.
+/// Nobody's fate is reported by another's: rules may ask for any of this.
 fn is_same(attempt: &Attempt, gid: Option<u32>, who: &Who<'_>) -> bool {
     let before = Who { gid, ..Who::of(attempt) };
     let is_other_group = matches!((before.gid, who.gid), (Some(before), Some(gid)) if before != gid);

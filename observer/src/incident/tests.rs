@@ -6,7 +6,7 @@ use std::{
 use observer_ebpf::abi::RuleAnswer;
 
 use super::*;
-use crate::model::{By, Fix, Origin, Owner, OwnerSource, Packet, Scope, User};
+use crate::model::{Fix, Origin, Owner, OwnerSource, Packet, RestoredBy, Scope, User};
 
 /// What is known of an attempt that a rule with this text stopped, seen live.
 pub(super) fn sight(text: Option<&str>) -> Sight {
@@ -243,6 +243,7 @@ fn fix() -> Fix {
         undo_verified: None,
         unverified: None,
         note: None,
+        narrow: None,
     }
 }
 
@@ -302,7 +303,25 @@ fn reached(boot_ns: u64) -> Reached {
         protocol: 6,
         local: "10.0.0.1:40001".parse().unwrap(),
         remote: "203.0.113.10:443".parse().unwrap(),
+        is_given_up: false,
     }
+}
+
+#[test]
+fn a_connection_that_was_given_up_is_told_with_how_long_it_waited() {
+    let (mut incidents, mut table) = (Incidents::new(false, None), Answers::default());
+    let first = take(&mut incidents, &sight(Some("drop")), &mut table);
+    let (at, now) = (Timestamp::UNIX_EPOCH + Duration::from_secs(9), Instant::now());
+    let given_up = |boot_ns| Reached { is_given_up: true, ..reached(boot_ns) };
+    incidents.reached(given_up(2_000_000_000), Sender::example("/usr/bin/wget", 9), at, now);
+    assert!(news(&mut incidents, &mut table).is_empty(), "another program's");
+    // The first packet was blocked at 1 s, and an application that gives up at once has not waited.
+    incidents.reached(given_up(1_500_000_000), Sender::example("/usr/bin/curl", 7), at, now);
+    assert!(news(&mut incidents, &mut table).is_empty(), "half a second is no wait");
+    incidents.reached(given_up(3_500_000_000), Sender::example("/usr/bin/curl", 7), at, now);
+    let told = news(&mut incidents, &mut table);
+    let [News { kind: Kind::Outcome(attempt, outcome), .. }] = told.as_slice() else { panic!("{}", told.len()) };
+    assert_eq!((attempt.incident, outcome.sentence().as_str()), (first.incident, "gave up after 2.5s"));
 }
 
 #[test]
@@ -318,7 +337,7 @@ fn what_works_again_is_told_for_whom_it_was_blocked() {
     assert!(news(&mut incidents, &mut table).is_empty(), "changes of rules may not be heard yet");
     let told = incidents.news(&mut table, |_| false, now + Duration::from_secs(1), false);
     let [News { kind: Kind::Restored(attempt, restored), .. }] = told.as_slice() else { panic!("{}", told.len()) };
-    assert_eq!((attempt.incident, restored.by, restored.after_ms), (first.incident, By::Connection, 2_000));
+    assert_eq!((attempt.incident, restored.by, restored.after_ms), (first.incident, RestoredBy::Connection, 2_000));
     assert_eq!((attempt.sender.words().as_str(), attempt.packets), ("curl[9]", 0));
     assert!(matches!(table.awaited.as_slice(), [_, (_, false)]), "not awaited any more");
 }
@@ -335,6 +354,7 @@ fn a_change_of_rules_that_came_before_is_named() {
             backend: crate::model::Backend::Nft,
             generation: Some(2),
             changed_by: None,
+            changes: 1,
             difference: None,
         },
         sender: Sender::default(),

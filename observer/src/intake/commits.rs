@@ -13,7 +13,7 @@ use socket2::{SockFilter, SockRef};
 
 use crate::{
     kernel::clock::boot_ns,
-    model::{Commit, Doer},
+    model::{Actor, Commit},
 };
 
 /// `NFNLGRP_NFTABLES` as a bit.
@@ -85,7 +85,7 @@ fn decode(message: &[u8], mut commit: Commit) -> Commit {
     let attributes = GenAttrs::new(attributes);
     commit.generation = attributes.get_id().ok();
     let name = attributes.get_proc_name().ok().map(|name| name.to_string_lossy().into_owned());
-    commit.by = attributes.get_proc_pid().ok().filter(|pid| *pid != 0).map(|pid| Doer { pid, name });
+    commit.by = attributes.get_proc_pid().ok().filter(|pid| *pid != 0).map(|pid| Actor { pid, name });
     commit
 }
 
@@ -108,7 +108,7 @@ mod tests {
         let empty = Commit { boot_ns: 1, netns: 2, generation: None, by: None };
         let commit = decode(&message, empty.clone());
         assert_eq!((commit.generation, commit.netns), (Some(12), 2));
-        assert_eq!(commit.by, Some(Doer { pid: 4711, name: Some("iptables-restor".to_owned()) }));
+        assert_eq!(commit.by, Some(Actor { pid: 4711, name: Some("iptables-restor".to_owned()) }));
         assert_eq!(decode(&[0; 7], empty.clone()), empty);
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel half counted, by key: read a generation at a time, once nobody counts in it any more.
+//! What the eBPF side counted, by key: read a generation at a time, once nobody counts in it any more.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::sys::wait_for_running_programs;
 /// Programs run for microseconds; where the kernel does not say when they have left, this long is waited.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-type Key = [u8; size_of::<DropKey>()];
+type KeyBytes = [u8; size_of::<DropKey>()];
 type Value = [u64; size_of::<Counted>() / size_of::<u64>()];
 
 /// The maps of the even and of the odd generation, each with the one for coarser keys behind it.
-pub type CountMaps = [[PerCpuHashMap<MapData, Key, Value>; 2]; 2];
+pub type CountMaps = [[PerCpuHashMap<MapData, KeyBytes, Value>; 2]; 2];
 
 /// The generation in which is counted.
 pub struct Epoch {
@@ -65,7 +65,7 @@ impl Counts {
     pub fn sweep(&mut self, epoch: u32) -> (Vec<(DropKey, Counted)>, Option<anyhow::Error>) {
         let (mut swept, mut failed) = (Vec::new(), None);
         for map in &mut self.maps[(epoch & 1) as usize] {
-            let keys: Vec<Result<Key, MapError>> = map.keys().collect();
+            let keys: Vec<Result<KeyBytes, MapError>> = map.keys().collect();
             for key in keys {
                 let read = key.and_then(|key| {
                     let values = map.get(&key, 0)?;

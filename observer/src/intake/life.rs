@@ -7,14 +7,14 @@ use observer_ebpf::abi::{FlowRecord, ProcessEvent, ProcessRecord, Task, process_
 use zerocopy::{FromBytes, try_transmute};
 
 use super::decode::{DecodeError, decode_source, take, text};
-use crate::model::{Arguments, Born, Flow, Image, Life, Namespaces, Owner, ProcessId, Reached};
+use crate::model::{Arguments, Born, Flow, Image, Namespaces, Owner, ProcessChange, ProcessId, Reached};
 
 /// Inode numbers of the initial pid and user namespace (`include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u32 = 0xefff_fffc;
 const INITIAL_USER_NAMESPACE: u32 = 0xefff_fffd;
 
 /// Decodes one record with the data behind it.
-pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
+pub fn decode(mut bytes: Bytes) -> Result<ProcessChange, DecodeError> {
     let length = bytes.len();
     let wrong_length = || DecodeError::Length(length);
     let record: ProcessRecord = take(&mut bytes).ok_or_else(wrong_length)?;
@@ -29,12 +29,14 @@ pub fn decode(mut bytes: Bytes) -> Result<Life, DecodeError> {
     let args = bytes;
     let event = try_transmute!(record.event).map_err(|_| DecodeError::Event(record.event))?;
     Ok(match event {
-        ProcessEvent::Fork => Life::Fork(Box::new(born(&record))),
-        ProcessEvent::Exec => Life::Exec(Box::new(born(&record)), image(&path, &name, &args, record.flags)),
-        ProcessEvent::Exit => Life::Exit { id: id(&task), boot_ns },
-        ProcessEvent::Flow => Life::Flow(flow(&record, &args).ok_or_else(wrong_length)?.0),
-        ProcessEvent::Reached => Life::Reached(reached(&record, &args).ok_or_else(wrong_length)?),
-        ProcessEvent::Cgroup => Life::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) },
+        ProcessEvent::Fork => ProcessChange::Fork(Box::new(born(&record))),
+        ProcessEvent::Exec => ProcessChange::Exec(Box::new(born(&record)), image(&path, &name, &args, record.flags)),
+        ProcessEvent::Exit => ProcessChange::Exit { id: id(&task), boot_ns },
+        ProcessEvent::Flow => ProcessChange::Flow(flow(&record, &args).ok_or_else(wrong_length)?.0),
+        ProcessEvent::Reached => ProcessChange::Reached(reached(&record, &args).ok_or_else(wrong_length)?),
+        ProcessEvent::Cgroup => {
+            ProcessChange::Cgroup { id: task.cgroup, path: text(&name).unwrap_or_else(|| "/".to_owned()) }
+        }
     })
 }
 
@@ -75,6 +77,7 @@ fn reached(record: &ProcessRecord, bytes: &[u8]) -> Option<Box<Reached>> {
         protocol: flow.protocol,
         local: SocketAddr::new(flow.local?, flow.local_port),
         remote: SocketAddr::new(flow.remote?, flow.remote_port),
+        is_given_up: said.closed != 0,
     }))
 }
 
@@ -157,7 +160,7 @@ mod tests {
     #[test]
     fn every_field_is_told_as_what_it_is() {
         let life = decode(record(ProcessEvent::Exec, 0, [b"curl\0bin\0usr\0", b"/bin/curl\0", b"curl\0-s\0\0x\0"]));
-        let Ok(Life::Exec(born, image)) = life else { panic!("{life:?}") };
+        let Ok(ProcessChange::Exec(born, image)) = life else { panic!("{life:?}") };
         assert_eq!((born.boot_ns, born.task.pid, born.task.cgroup), (7, 12, 9));
         assert_eq!(born.parent, Some(ProcessId { pid: 5, start_ticks: 1 }));
         assert_eq!(born.namespaces, Namespaces { pid: 77, inner_pid: 3, user: 0 });
@@ -170,7 +173,7 @@ mod tests {
     fn a_script_is_named_beside_its_interpreter() {
         let life =
             decode(record(ProcessEvent::Exec, 3, [b"dash\0bin\0", b"./install.sh\0", b"/bin/sh\0./install.sh\0"]));
-        let Ok(Life::Exec(_, image)) = life else { panic!("{life:?}") };
+        let Ok(ProcessChange::Exec(_, image)) = life else { panic!("{life:?}") };
         assert_eq!(image.script.as_deref(), Some("./install.sh"));
         assert!(image.executable_cut && image.args_cut);
     }
@@ -178,9 +181,9 @@ mod tests {
     #[test]
     fn an_end_and_a_cgroup() {
         let id = ProcessId { pid: 12, start_ticks: 5 };
-        assert_eq!(decode(record(ProcessEvent::Exit, 0, [b"", b"", b""])), Ok(Life::Exit { id, boot_ns: 7 }));
+        assert_eq!(decode(record(ProcessEvent::Exit, 0, [b"", b"", b""])), Ok(ProcessChange::Exit { id, boot_ns: 7 }));
         let life = decode(record(ProcessEvent::Cgroup, 0, [b"", b"/system.slice/x.service\0", b""]));
-        assert_eq!(life, Ok(Life::Cgroup { id: 9, path: "/system.slice/x.service".to_owned() }));
+        assert_eq!(life, Ok(ProcessChange::Cgroup { id: 9, path: "/system.slice/x.service".to_owned() }));
     }
 
     #[test]
@@ -199,14 +202,18 @@ mod tests {
             ..FlowRecord::new_zeroed()
         };
         let of = |event, flow: FlowRecord| decode(record(event, 0, [b"", b"", flow.as_bytes()]));
-        let Ok(Life::Flow(said)) = of(ProcessEvent::Flow, flow(0)) else { panic!("a flow") };
+        let Ok(ProcessChange::Flow(said)) = of(ProcessEvent::Flow, flow(0)) else { panic!("a flow") };
         assert_eq!((said.since_ns, said.until_ns, said.netns, said.v6), (6, Some(7), 5, true));
         assert_eq!((said.protocol, said.process), (6, ProcessId { pid: 12, start_ticks: 5 }));
-        let Ok(Life::Reached(reached)) = of(ProcessEvent::Reached, flow(2)) else { panic!("what was reached") };
+        let Ok(ProcessChange::Reached(reached)) = of(ProcessEvent::Reached, flow(2)) else {
+            panic!("what was reached")
+        };
         let owner = reached.owner.unwrap();
         assert_eq!((owner.source, owner.task.pid, owner.bound_ns), (OwnerSource::Create, 12, Some(6)));
         assert_eq!((reached.uid, reached.gid, reached.remote.port()), (4, None, 443));
-        let Ok(Life::Reached(reached)) = of(ProcessEvent::Reached, flow(9)) else { panic!("what was reached") };
+        let Ok(ProcessChange::Reached(reached)) = of(ProcessEvent::Reached, flow(9)) else {
+            panic!("what was reached")
+        };
         assert_eq!(reached.owner, None);
         let nowhere = FlowRecord { remote: [0; 16], ..flow(2) };
         assert!(matches!(of(ProcessEvent::Reached, nowhere), Err(DecodeError::Length(_))));

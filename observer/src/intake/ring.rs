@@ -1,6 +1,6 @@
 //! Reads the ring without losing the tail, and has the counts swept.
 //!
-//! The kernel half wakes the reader at most once a millisecond and CPU. After a wake-up the reader therefore looks again
+//! The eBPF side wakes the reader at most once a millisecond and CPU. After a wake-up the reader therefore looks again
 //! every [`POLL`] until it found the ring empty once, and only then waits for the next wake-up: whatever came without one
 //! is found by then.
 //!
@@ -25,7 +25,7 @@ use tokio::{io::unix::AsyncFd, time::Instant};
 use super::counts::{Epoch, settle};
 use crate::{model::Commit, sys::watch_readable};
 
-/// Longer than the interval at which the kernel half wakes the reader.
+/// Longer than the interval at which the eBPF side wakes the reader.
 const POLL: Duration = Duration::from_millis(5);
 /// Records taken in one go before other tasks have their turn.
 const BATCH: usize = 1024;

@@ -12,11 +12,11 @@ use aya::maps::{HashMap, Map, MapData, MapType};
 
 use crate::sys::socket_option;
 
-/// By a socket's cookie, where the kernel half is asked.
+/// By a socket's cookie, where the eBPF side is asked.
 static TOLD: OnceLock<HashMap<MapData, u64, u64>> = OnceLock::new();
 
-/// From now on the kernel half is asked, by this map of its, where the kernel does not tell cookies.
-pub fn ask_kernel_half(map: OwnedFd) -> Result<()> {
+/// From now on the eBPF side is asked, by this map of its, where the kernel does not tell cookies.
+pub fn ask_ebpf_side(map: OwnedFd) -> Result<()> {
     let map = MapData::from_fd(map)?;
     // Of another kind the kernel would write more than there is room for.
     ensure!(map.info()?.map_type()? == MapType::LruHash, "the map is of another kind");
@@ -24,7 +24,7 @@ pub fn ask_kernel_half(map: OwnedFd) -> Result<()> {
     TOLD.set(map).ok().context("the map was given already")
 }
 
-/// Cookie of this thread's network namespace: as the kernel says (since Linux 5.14), or the kernel half.
+/// Cookie of this thread's network namespace: as the kernel says (since Linux 5.14), or the eBPF side.
 pub fn netns_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let number = |option| {

@@ -1,4 +1,4 @@
-//! From the kernel's BTF to the numbers that the BPF half needs.
+//! From the kernel's BTF to the numbers that the eBPF side needs.
 //!
 //! Everything is resolved by name; nothing is chosen by kernel version.
 
@@ -37,10 +37,10 @@ pub enum LayoutError {
 
 /// What was learnt from BTF.
 pub struct Kernel {
-    /// Numbers for the BPF half.
+    /// Numbers for the eBPF side.
     pub layout: Layout,
     /// Probes may use maps whose room is made as it is needed (since Linux 6.1). Before, the kernel takes them too, but with a
-    /// warning in its log, or a panic where it was told so.
+    /// warning in its log, or a panic where it was reported so.
     pub grows_maps: bool,
     /// Names of the drop reasons, without their prefix.
     pub reasons: Reasons,
@@ -120,7 +120,7 @@ fn host_netns() -> Option<u32> {
     std::fs::metadata("/proc/1/ns/net").ok().and_then(|meta| u32::try_from(meta.ino()).ok())
 }
 
-/// Resolves everything the BPF half needs.
+/// Resolves everything the eBPF side needs.
 pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
     let host_netns = host_netns().unwrap_or(ABSENT);
     let reason_arg = btf.tracepoint_enum_argument("kfree_skb", REASONS).ok_or(LayoutError::NoTracepoint)?;

@@ -10,4 +10,4 @@ pub mod loopback;
 pub(crate) mod netlink;
 pub mod symbols;
 
-pub use cookies::{ask_kernel_half, netns_cookie};
+pub use cookies::{ask_ebpf_side, netns_cookie};

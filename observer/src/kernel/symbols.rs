@@ -55,7 +55,7 @@ const ON_HOOKS: [&str; 16] = [
 /// Functions by their addresses: name, and module.
 pub type Names = HashMap<u64, (String, Option<String>)>;
 
-/// Functions of this kernel that the kernel half must know.
+/// Functions of this kernel that the eBPF side must know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Functions {
     /// On hooks: address, and the number of a [`HookKind`].

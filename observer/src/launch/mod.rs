@@ -195,7 +195,7 @@ fn become_command(plan: &Plan) -> io::Error {
     command.exec()
 }
 
-/// Signals that are passed on to the command, and the one that tells of its end.
+/// Signals that are passed on to the command, and the one that reports its end.
 pub struct Signals {
     child: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,

@@ -10,7 +10,7 @@ use super::rule::RulesSeen;
 pub struct Lost {
     /// A kernel map was full.
     pub map: u64,
-    /// The ring to user space was full: always 0, since what finds no room there is told by its count. In the record because readers of
+    /// The ring to user space was full: always 0, since what finds no room there is reported by its count. In the record because readers of
     /// schema 1 expect it.
     pub ring: u64,
     /// The record could not be decoded.

@@ -31,7 +31,7 @@ pub struct End {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Attempt {
-    /// Stable id of the cause that is told as one story.
+    /// Stable id of the cause that is reported as one story.
     #[cfg_attr(test, proptest(strategy = "super::arbitrary::uuid()"))]
     pub incident: Uuid,
     /// Who sent it.
@@ -92,6 +92,8 @@ pub struct Attempt {
     pub socket_inode: Option<u64>,
     /// Of a connection that hangs: how long.
     pub wait: Option<Wait>,
+    /// What `observer check` is asked for to find everything else that the sender will need.
+    pub profiles: Vec<String>,
 }
 
 /// A connection that waits for its first answer.
@@ -129,7 +131,7 @@ impl Attempt {
         }
     }
 
-    /// The same of no packet: news of what was told.
+    /// The same of no packet: news of what was reported.
     pub fn without_packets(mut self) -> Self {
         (self.packets, self.bytes) = (0, 0);
         self
@@ -171,6 +173,7 @@ impl Attempt {
             origin_netns: None,
             socket_inode: None,
             wait: None,
+            profiles: Vec::new(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Blocked packets that nobody waits for.
+//! Blocked packets of background traffic.
 
 use std::net::IpAddr;
 

@@ -56,7 +56,7 @@ impl Check {
 /// All checks of one host.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diagnosis {
-    /// In the order in which they are told.
+    /// In the order in which they are reported.
     pub checks: Vec<Check>,
 }
 

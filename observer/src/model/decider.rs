@@ -21,7 +21,7 @@ pub struct Decider {
     /// No program took it from its queue.
     pub untaken: Option<bool>,
     /// The process in whose call it was freed on its way back from a queue.
-    pub process: Option<Doer>,
+    pub process: Option<Actor>,
     /// How full the table of connections was a moment later.
     pub connections: Option<Connections>,
 }
@@ -39,7 +39,7 @@ pub struct BpfProgram {
 /// A process that did something, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
-pub struct Doer {
+pub struct Actor {
     /// Its id.
     pub pid: u32,
     /// Its name; absent where it is gone.
@@ -112,7 +112,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// By the function's name in the kernel's source.
+    /// RestoredBy the function's name in the kernel's source.
     pub fn of(function: &str) -> Self {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
         if begins(&["nft_do_chain", "nf_route_table_"]) {
@@ -165,13 +165,13 @@ impl Decider {
     pub fn sentence(&self) -> String {
         let Some(function) = &self.function else {
             return match &self.process {
-                Some(Doer { pid, name: Some(name) }) => {
+                Some(Actor { pid, name: Some(name) }) => {
                     format!(
                         "it was dropped on its way back from a queue (NFQUEUE), in a call of {name} (pid {pid}): the program that \
                          listens there refused it, or what comes next on the hook did"
                     )
                 }
-                Some(Doer { pid, name: None }) => {
+                Some(Actor { pid, name: None }) => {
                     format!(
                         "it was dropped on its way back from a queue (NFQUEUE), in a call of process {pid}: the program that \
                          listens there refused it, or what comes next on the hook did"

@@ -50,7 +50,7 @@ pub struct Socket {
     pub datagram: bool,
 }
 
-/// Owner that the kernel half knew by cookie.
+/// Owner that the eBPF side knew by cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The process as it was when it was bound.
@@ -63,7 +63,7 @@ pub struct Owner {
     pub shared: bool,
 }
 
-/// Outbound packets that a decision on this host dropped: one, or several that differ in nothing that is told.
+/// Outbound packets that a decision on this host dropped: one, or several that differ in nothing that is reported.
 #[derive(Clone, Debug)]
 pub struct Dropped {
     /// When, nanoseconds of `CLOCK_BOOTTIME`; of several the last.
@@ -90,11 +90,11 @@ pub struct Dropped {
     pub ethertype: u16,
     /// Which kind of decision.
     pub cause: Cause,
-    /// Where on the way out; `None` when it cannot be told.
+    /// Where on the way out; `None` when it cannot be reported.
     pub hook: Option<Hook>,
     /// Drop reason, a value of the running kernel's enum.
     pub reason: u32,
-    /// Rule or policy that the kernel half saw drop it; `None` when it saw none.
+    /// Rule or policy that the eBPF side saw drop it; `None` when it saw none.
     pub rule: Option<RuleAnswer>,
     /// Whether the rule that was seen to give the verdict is the same; `None` where only one was seen.
     pub verdict_agrees: Option<bool>,

@@ -1,4 +1,4 @@
-//! Which lines are told. One value of a kind is enough; every kind that was given must match.
+//! Which lines are reported. One value of a kind is enough; every kind that was given must match.
 
 use std::{fmt, net::IpAddr};
 
@@ -74,12 +74,12 @@ pub struct Filter {
     pub actions: Vec<Action>,
     /// Inode number of the network namespace.
     pub netns: Option<u32>,
-    /// A process whose tree the kernel half keeps track of; it leaves out nothing.
+    /// A process whose tree the eBPF side keeps track of; it leaves out nothing.
     pub follow: Option<u32>,
 }
 
 impl Filter {
-    /// The part of it that the kernel half can apply. Kinds with too many values are left out: they are applied here only.
+    /// The part of it that the eBPF side can apply. Kinds with too many values are left out: they are applied here only.
     pub fn in_kernel(&self) -> KernelFilter {
         let mut filter = KernelFilter { netns: self.netns.unwrap_or(0), ..KernelFilter::default() };
         if self.ports.len() <= FILTER_VALUES {
@@ -150,27 +150,27 @@ impl Filter {
             .collect()
     }
 
-    /// The kernel half applies all that is asked of ports and destinations: what it lets pass needs not be looked at again.
+    /// The eBPF side applies all that is asked of ports and destinations: what it lets pass needs not be looked at again.
     pub fn in_kernel_wholly(&self) -> bool {
         let networks = self.destinations.iter().flat_map(Destination::networks).count();
         let names = self.destinations.len() > networks;
         self.ports.len() <= FILTER_VALUES && networks <= FILTER_VALUES && !names
     }
 
-    /// Whether a change of a namespace's rules is told.
+    /// Whether a change of a namespace's rules is reported.
     pub fn matches_change(&self, netns: u32) -> bool {
         self.netns.is_none_or(|wanted| wanted == netns)
             && any(&self.actions, |wanted| *wanted == Action::RulesetChanged)
     }
 
-    /// Whether a line about something that was tried is told.
+    /// Whether a line about something that was tried is reported.
     pub fn matches(&self, line: &Line) -> bool {
         line.attempt()
             .is_some_and(|attempt| self.concerns(attempt) && any(&self.causes, |wanted| attempt.cause == Some(*wanted)))
             && any(&self.actions, |wanted| line.action() == *wanted)
     }
 
-    /// The same as far as it is known before anything is looked up: what will be told of it later may match where this is so.
+    /// The same as far as it is known before anything is looked up: what will be reported of it later may match where this is so.
     pub fn concerns(&self, attempt: &Attempt) -> bool {
         let sender = &attempt.sender;
         let process = sender.process.as_ref();

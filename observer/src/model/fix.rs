@@ -57,12 +57,29 @@ pub struct Fix {
     pub unverified: Option<String>,
     /// What is to be known of it.
     pub note: Option<String>,
+    /// The same for the addresses alone that were asked about, where the commands open more. It was tried like them.
+    pub narrow: Option<NarrowFix>,
+}
+
+/// What lets packets to single addresses through, beside a fix that opens more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct NarrowFix {
+    /// See [`Fix::commands`].
+    pub commands: Vec<String>,
+    /// See [`Fix::undo`].
+    pub undo: Vec<String>,
+    /// What it opens, in words.
+    pub opens: Option<String>,
+    /// What is to be known of it.
+    pub note: Option<String>,
 }
 
 impl Fix {
     /// The same with these words before every command, such as `ip netns exec NAME`.
     pub fn with_prefix(mut self, words: &str) -> Self {
-        for line in self.commands.iter_mut().chain(&mut self.undo) {
+        let narrow = self.narrow.iter_mut().flat_map(|narrow| narrow.commands.iter_mut().chain(&mut narrow.undo));
+        for line in self.commands.iter_mut().chain(&mut self.undo).chain(narrow) {
             *line = format!("{words} {}", line.replace("$(", &format!("$({words} ")));
         }
         self
@@ -72,6 +89,7 @@ impl Fix {
     pub fn into_note(mut self, place: &str) -> Self {
         let commands = std::mem::take(&mut self.commands);
         self.undo.clear();
+        self.narrow = None;
         (self.verified, self.undo_verified) = (false, None);
         self.verified_for.clear();
         let what =

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
 
-/// A socket's flow, as the kernel half told it.
+/// A socket's flow, as the eBPF side told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Who has the socket.

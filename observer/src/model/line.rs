@@ -4,7 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{account::Account, attempt::Attempt, fix::Fix, names::Action, restored::Restored, ruleset::RulesetChange};
+use super::{
+    account::Account, attempt::Attempt, fix::Fix, names::Action, outcome::Outcome, restored::Restored,
+    ruleset::RulesetChange,
+};
 
 /// One thing that observer has to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,10 +35,12 @@ pub enum Kind {
     Dropped(Box<Attempt>),
     /// A connection waited for its first answer when observer started.
     Hanging(Box<Attempt>),
-    /// The rule of something that was told is known now. The attempt is of no packet, as in all news.
+    /// The rule of something that was reported is known now. The attempt is of no packet, as in all news.
     Rule(Box<Attempt>),
-    /// What would let something through that was told.
+    /// What would let something through that was reported.
     Fix(Box<Attempt>, Box<Fix>),
+    /// A connection that was blocked ended without an answer.
+    Outcome(Box<Attempt>, Outcome),
     /// What was blocked works again; the attempt's sender is who reached it.
     Restored(Box<Attempt>, Box<Restored>),
     /// Firewall rules were changed.
@@ -67,20 +72,26 @@ impl Line {
             Kind::Hanging(_) => Action::EgressHanging,
             Kind::Rule(_) => Action::EgressRule,
             Kind::Fix(..) => Action::EgressFix,
+            Kind::Outcome(..) => Action::EgressOutcome,
             Kind::Restored(..) => Action::EgressRestored,
             Kind::RulesetChanged(_) => Action::RulesetChanged,
             Kind::Summary(_) => Action::Summary,
         }
     }
 
-    /// Whether it tells of something that happened, and is not news of what was told: those are counted, and shown. Background is not,
+    /// Whether it reports something that happened, and is not news of what was reported: those are counted, and shown. Background is not,
     /// unless that is asked for.
     pub fn is_event(&self, with_background: bool) -> bool {
         match &self.kind {
             Kind::Blocked(attempt) => with_background || attempt.background.is_none(),
             Kind::Dropped(_) => with_background,
             Kind::Hanging(_) => true,
-            Kind::Rule(_) | Kind::Fix(..) | Kind::Restored(..) | Kind::RulesetChanged(_) | Kind::Summary(_) => false,
+            Kind::Rule(_)
+            | Kind::Fix(..)
+            | Kind::Outcome(..)
+            | Kind::Restored(..)
+            | Kind::RulesetChanged(_)
+            | Kind::Summary(_) => false,
         }
     }
 
@@ -92,6 +103,7 @@ impl Line {
             | Kind::Hanging(attempt)
             | Kind::Rule(attempt)
             | Kind::Fix(attempt, _)
+            | Kind::Outcome(attempt, _)
             | Kind::Restored(attempt, _) => Some(attempt),
             Kind::RulesetChanged(_) | Kind::Summary(_) => None,
         }

@@ -17,6 +17,7 @@ mod hanging;
 mod host;
 mod line;
 mod names;
+mod outcome;
 mod place;
 mod preflight;
 mod process;
@@ -33,22 +34,23 @@ pub use attempt::{Attempt, End as FlowEnd, Wait};
 pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
-pub use decider::{BpfProgram, Connections, Decider, Decision, Doer, Purpose};
+pub use decider::{Actor, BpfProgram, Connections, Decider, Decision, Purpose};
 pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket};
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_protocol};
-pub use fix::{Fix, Lasts, Remedy, Scope, Stopped};
+pub use fix::{Fix, Lasts, NarrowFix, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use host::{Agent, Host, HostBoot, Reporter};
 pub use line::{Coverage, Kind, Line};
 pub use names::{Action, Cause, Family, Hook};
+pub use outcome::Outcome;
 pub use place::NetnsPlace;
 pub use preflight::{
     AddressLists, After, Change as ProposedChange, Connect, Fate, Later, Preflight, Preflighted, Programs, Tried, Wish,
 };
-pub use process::{Arguments, Born, ContainerName, Facts, Image, Life, Namespaces, ProcessId, Reached};
+pub use process::{Arguments, Born, ContainerName, Facts, Image, Namespaces, ProcessChange, ProcessId, Reached};
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
-pub use restored::{By, Preceding, Restored};
+pub use restored::{Preceding, Restored, RestoredBy};
 pub use rule::{
     Backend, Compared, Confirmation, EgressRule, Entrance, Jump, NamedRule, RuleCounts, RuleName, RuleSource,
     RulesSeen, Statement, Translation, Verdict, WantedRule,

@@ -15,16 +15,18 @@ pub enum Action {
     EgressAllowed,
     /// There is no way there, by nobody's decision (`check`).
     EgressUnreachable,
-    /// It cannot be told (`check`).
+    /// It cannot be reported (`check`).
     EgressUnknown,
     /// An outbound packet was lost on this host by nobody's decision: a full queue.
     EgressDropped,
     /// A connection that waited for its first answer when observer started.
     EgressHanging,
-    /// The rule of something that was told before is known now.
+    /// The rule of something that was reported before is known now.
     EgressRule,
-    /// What would let something through that was told before is known now.
+    /// What would let something through that was reported before is known now.
     EgressFix,
+    /// What became of something that was reported before: its connection was given up.
+    EgressOutcome,
     /// What was blocked works again.
     EgressRestored,
     /// Firewall rules were changed.
@@ -35,12 +37,13 @@ pub enum Action {
 
 impl Action {
     /// Those that lines of a stream can have, and that can be asked for.
-    pub const IN_A_STREAM: [Self; 7] = [
+    pub const IN_A_STREAM: [Self; 8] = [
         Self::EgressBlocked,
         Self::EgressDropped,
         Self::EgressHanging,
         Self::EgressRule,
         Self::EgressFix,
+        Self::EgressOutcome,
         Self::EgressRestored,
         Self::RulesetChanged,
     ];

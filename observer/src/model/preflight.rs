@@ -141,7 +141,7 @@ pub enum Fate {
         /// A rule that would stop it likewise: its place among those of the answer.
         rule: Option<usize>,
     },
-    /// It cannot be told, and why.
+    /// It cannot be reported, and why.
     Unknown(String),
 }
 
@@ -170,7 +170,7 @@ pub enum Tried {
     Is(After),
     /// It does nothing but say this.
     Refused(String),
-    /// It cannot be told, and why.
+    /// It cannot be reported, and why.
     Unknown(String),
 }
 

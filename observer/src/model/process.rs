@@ -1,4 +1,4 @@
-//! A process as the kernel half and /proc know it.
+//! A process as the eBPF side and /proc know it.
 
 use std::net::SocketAddr;
 
@@ -42,7 +42,7 @@ pub struct Image {
     /// There are more arguments, or longer ones.
     pub args_cut: bool,
     /// The arguments were not read yet: they are in the process's own memory, which may be anything, and are looked at only where
-    /// they are told.
+    /// they are reported.
     pub args_unread: bool,
 }
 
@@ -113,9 +113,9 @@ pub struct ContainerName {
     pub pod: Option<(String, String)>,
 }
 
-/// What the kernel half tells about processes as it happens.
+/// What the eBPF side tells about processes as it happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum ProcessChange {
     /// A process was made.
     Fork(Box<Born>),
     /// A process runs another program.
@@ -159,6 +159,8 @@ pub struct Reached {
     pub local: SocketAddr,
     /// Remote address and port.
     pub remote: SocketAddr,
+    /// The connection ended without an answer.
+    pub is_given_up: bool,
 }
 
 /// A process as it was made, or as it began to run another program.

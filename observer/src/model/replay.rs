@@ -14,7 +14,7 @@ pub struct Packet {
     pub bytes: Vec<u8>,
     /// Bytes of the whole packet.
     pub length: u32,
-    /// As it was sent, before any translation, where that is otherwise.
+    /// As it was sent, before any translation, where that differs.
     pub sent: Option<Ends>,
     /// Where it came from.
     pub origin: Origin,
@@ -178,7 +178,7 @@ pub struct ReplayCounts {
     pub disagreed: u64,
     /// No rule was seen, and the copy named it.
     pub named: u64,
-    /// No rule was seen, and the copy's answer is no proof, or it lets the packet pass: none is told.
+    /// No rule was seen, and the copy's answer is no proof, or it lets the packet pass: none is reported.
     pub unsure: u64,
     /// There was no copy, or the packet could not be sent through it.
     pub unable: u64,

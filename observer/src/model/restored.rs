@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use super::span;
 
-/// By what it is known.
+/// RestoredBy what it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
-pub enum By {
+pub enum RestoredBy {
     /// A connection was established.
     Connection,
     /// A datagram came from there.
@@ -25,8 +25,8 @@ pub enum By {
 pub struct Restored {
     /// Milliseconds from the first packet that was blocked to the connection.
     pub after_ms: u64,
-    /// By what it is known.
-    pub by: By,
+    /// RestoredBy what it is known.
+    pub by: RestoredBy,
     /// The last packet that was blocked.
     #[cfg_attr(test, proptest(strategy = "super::arbitrary::time()"))]
     pub last_blocked: Timestamp,
@@ -64,8 +64,8 @@ impl Restored {
             None => "; no change of rules was heard in between".to_owned(),
         };
         let what = match self.by {
-            By::Connection => "a connection was established",
-            By::Answer => "an answer came",
+            RestoredBy::Connection => "a connection was established",
+            RestoredBy::Answer => "an answer came",
         };
         format!("{what} {after} after the first packet was blocked{before}")
     }

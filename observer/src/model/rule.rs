@@ -29,14 +29,14 @@ pub enum Backend {
     IptablesLegacy,
 }
 
-/// Which rule is wanted, or what else decided: what the kernel half saw, and what must fit to it.
+/// Which rule is wanted, or what else decided: what the eBPF side saw, and what must fit to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WantedRule {
     /// Inode number of the network namespace.
     pub netns: u32,
     /// Its cookie: inode numbers are used again.
     pub netns_cookie: u64,
-    /// As the kernel half has it: address of the function on the hook, or 0.
+    /// As the eBPF side has it: address of the function on the hook, or 0.
     pub function: u64,
     /// Handle of the table; of iptables-legacy the first bytes of its name.
     pub table: u64,
@@ -325,9 +325,9 @@ pub struct RulesSeen {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// What is no rule is told by its function on the hook.
+    /// What is no rule is reported by its function on the hook.
     pub hooks: bool,
-    /// Rules are told from the second packet of a block on: what gives verdicts is probed while something is being blocked.
+    /// Rules are reported from the second packet of a block on: what gives verdicts is probed while something is being blocked.
     pub verdicts: bool,
     /// Seen where the packet was freed.
     pub probe: RuleCounts,
@@ -346,7 +346,7 @@ pub struct RulesSeen {
 pub struct Compared {
     /// They were the same.
     pub agreed: u64,
-    /// They were not: neither is told.
+    /// They were not: neither is reported.
     pub disagreed: u64,
 }
 

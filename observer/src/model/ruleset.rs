@@ -1,9 +1,9 @@
-//! A change of firewall rules, as it was heard and as it is told.
+//! A change of firewall rules, as it was heard and as it is reported.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    decider::Doer,
+    decider::Actor,
     rule::Backend,
     sender::{Ancestor, Sender},
 };
@@ -18,10 +18,10 @@ pub struct Commit {
     /// Number of the ruleset from then on; `None` where announcements were lost.
     pub generation: Option<u32>,
     /// Who made it.
-    pub by: Option<Doer>,
+    pub by: Option<Actor>,
 }
 
-/// What is otherwise in a ruleset than in an earlier one.
+/// What differs in a ruleset from an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct Difference {
@@ -39,9 +39,11 @@ pub struct Difference {
     pub removed: Vec<String>,
     /// Chains whose policy is another one, and which.
     pub policies: Vec<String>,
+    /// New rules in their front end's words, each once: ``ufw added `allow out 443/tcp` ``.
+    pub statements: Vec<String>,
 }
 
-/// A change of firewall rules, as it is told.
+/// A change of firewall rules, as it is reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub struct RulesetChange {
@@ -66,8 +68,10 @@ pub struct ChangedRuleset {
     /// Its number from then on; absent where announcements were lost.
     pub generation: Option<u32>,
     /// Who changed it, as the kernel says.
-    pub changed_by: Option<Doer>,
-    /// What is otherwise, where it was known before and is the last of several changes.
+    pub changed_by: Option<Actor>,
+    /// Changes in a row that this line reports the result of, itself among them.
+    pub changes: u32,
+    /// What changed, where the rules were known before and this is the last of several changes.
     pub difference: Option<Difference>,
 }
 
@@ -79,13 +83,13 @@ impl ChangedRuleset {
 
     fn who(&self) -> String {
         match &self.changed_by {
-            Some(Doer { pid, name: Some(name) }) => format!("{name} (pid {pid})"),
-            Some(Doer { pid, name: None }) => format!("process {pid}"),
+            Some(Actor { pid, name: Some(name) }) => format!("{name} (pid {pid})"),
+            Some(Actor { pid, name: None }) => format!("process {pid}"),
             None => "somebody".to_owned(),
         }
     }
 
-    /// The same in short, where it is not what is told about: by whom, up to whoever ran the program, and what is otherwise by this change alone.
+    /// The same in short, where it is not what is reported about: by whom, up to whoever ran the program, and what changed by this change alone.
     pub fn in_short(&self, ancestry: &[Ancestor]) -> String {
         const MAX_PARENTS: usize = 2;
         let mut names = ancestry.iter().map(|ancestor| ancestor.name.as_str());
@@ -93,38 +97,46 @@ impl ChangedRuleset {
             Some(first) => std::iter::once(first).chain(names.take(MAX_PARENTS)).collect::<Vec<_>>().join(" ← "),
             None => self.who(),
         };
-        let is_by_this = |difference: &&Difference| difference.since.wrapping_add(1) == difference.generation;
-        let what = self.difference.as_ref().filter(is_by_this).map(|difference| format!(": {}", difference.words()));
+        let difference = self.difference.as_ref().filter(|difference| self.made(difference));
+        let what = difference.map(|difference| format!(": {}", difference.words()));
         format!("{who} changed the firewall rules{}", what.unwrap_or_default())
     }
 
-    /// What is otherwise, as the end of a sentence; empty where that is not known.
+    /// What changed in the front end's words, where these say all of it.
+    pub fn statements(&self) -> Option<String> {
+        let difference = self.difference.as_ref().filter(|difference| self.made(difference))?;
+        (!difference.statements.is_empty()).then(|| difference.words())
+    }
+
+    /// All of a difference is of these changes: no earlier one is in it.
+    fn made(&self, difference: &Difference) -> bool {
+        self.generation == Some(difference.generation)
+            && difference.generation.wrapping_sub(difference.since) <= self.changes
+    }
+
+    /// What changed, as the end of a sentence; empty where that is not known.
     pub fn what(&self) -> String {
         match &self.difference {
             None => String::new(),
-            // This change, and no other.
-            Some(difference)
-                if difference.since.wrapping_add(1) == difference.generation
-                    && self.generation == Some(difference.generation) =>
-            {
-                format!(": {}", difference.words())
-            }
-            Some(difference) => {
-                format!("; by all changes since generation {}: {}", difference.since, difference.words())
-            }
+            Some(difference) if self.made(difference) => format!(": {}", difference.words()),
+            // Earlier changes were not compared.
+            Some(difference) => format!("; with earlier changes: {}", difference.words()),
         }
     }
 }
 
 impl Difference {
-    /// Something is otherwise.
-    pub fn is_any(&self) -> bool {
-        self.rules_added + self.rules_removed > 0 || !self.policies.is_empty()
-    }
-
-    /// In words; the first rule of each kind is shown.
+    /// In words: the front end's where they are known, else the first rule of each kind.
     fn words(&self) -> String {
-        let mut parts = Vec::new();
+        /// Statements that are named.
+        const MOST: usize = 3;
+        let mut parts: Vec<String> = Vec::new();
+        if !self.statements.is_empty() {
+            parts.extend(self.statements.iter().take(MOST).cloned());
+            let more = self.statements.len().saturating_sub(MOST);
+            parts.extend((more > 0).then(|| format!("and {more} more")));
+            return parts.join(", ");
+        }
         for (count, what, first) in
             [(self.rules_added, "added", self.added.first()), (self.rules_removed, "removed", self.removed.first())]
         {
@@ -137,7 +149,7 @@ impl Difference {
             }
         }
         parts.extend(self.policies.iter().map(|policy| format!("policy of {policy}")));
-        if parts.is_empty() { "no rule and no policy is otherwise".to_owned() } else { parts.join(", ") }
+        if parts.is_empty() { "no rule or policy differs".to_owned() } else { parts.join(", ") }
     }
 }
 
@@ -147,10 +159,15 @@ mod tests {
 
     #[test]
     fn a_change_is_told_in_words() {
-        let mut ruleset =
-            ChangedRuleset { backend: Backend::Nft, generation: Some(4), changed_by: None, difference: None };
+        let mut ruleset = ChangedRuleset {
+            backend: Backend::Nft,
+            generation: Some(4),
+            changed_by: None,
+            changes: 1,
+            difference: None,
+        };
         assert_eq!(ruleset.sentence(), "somebody changed the firewall rules");
-        ruleset.changed_by = Some(Doer { pid: 7, name: Some("nft".to_owned()) });
+        ruleset.changed_by = Some(Actor { pid: 7, name: Some("nft".to_owned()) });
         ruleset.difference = Some(Difference {
             added: vec!["inet t o: drop".to_owned()],
             since: 3,
@@ -166,10 +183,10 @@ mod tests {
              accept → drop"
         );
         ruleset.generation = Some(5);
-        assert!(
-            ruleset
-                .sentence()
-                .starts_with("nft (pid 7) changed the firewall rules; by all changes since generation 3: ")
-        );
+        assert!(ruleset.sentence().starts_with("nft (pid 7) changed the firewall rules; with earlier changes: "));
+        let statements = vec!["ufw added `allow out 443/tcp`".to_owned()];
+        ruleset.difference = Some(Difference { since: 3, generation: 5, statements, ..Difference::default() });
+        ruleset.changes = 2;
+        assert_eq!(ruleset.sentence(), "nft (pid 7) changed the firewall rules: ufw added `allow out 443/tcp`");
     }
 }

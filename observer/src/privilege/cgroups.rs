@@ -1,4 +1,4 @@
-//! From a cgroup's id, which the kernel half reports, to its path. Runs in the helper.
+//! From a cgroup's id, which the eBPF side reports, to its path. Runs in the helper.
 
 use std::{
     collections::HashMap,

@@ -37,7 +37,7 @@ impl Deciders {
         self.names = Arc::new(names);
     }
 
-    /// Who dropped it, if what the kernel half saw is there and can have.
+    /// Who dropped it, if what the eBPF side saw is there and can have.
     pub(super) fn decision(
         &self,
         wanted: &WantedRule,
@@ -57,7 +57,7 @@ impl Deciders {
         let mut decision = Decision::default();
         let mut decider = Decider { module, ..Decider::default() };
         match Purpose::of(&function) {
-            // Where the kernel half does not know what chains are like, the function is all.
+            // Where the eBPF side does not know what chains are like, the function is all.
             Purpose::Nftables if wanted.chain == 0 => {}
             // Without a cookie nobody knows that it is still the same namespace.
             Purpose::Nftables if wanted.netns_cookie == 0 => {}

@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, task::Poll, time::Duration};
 
 use super::{
-    Eyes, HelperError, Listening, Wake,
+    HelperError, HostQueries, Listening, Wake,
     protocol::{Polled, Question, Request},
 };
 use crate::{
@@ -28,7 +28,7 @@ impl Fake {
     }
 }
 
-impl Eyes for Fake {
+impl HostQueries for Fake {
     fn ask<Q: Question>(&mut self, question: Q) -> Result<Q::Answer, HelperError> {
         Ok(self.answer(question).expect("nobody asks that"))
     }

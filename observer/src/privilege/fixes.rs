@@ -33,7 +33,7 @@ const FRESH: Duration = Duration::from_secs(10);
 
 /// What has the same fix.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct FixKey {
     netns_cookie: u64,
     rule: Option<Uuid>,
     packet: Vec<u8>,
@@ -42,7 +42,7 @@ struct Key {
 
 /// A trial that goes on.
 struct Trying {
-    key: Key,
+    key: FixKey,
     began: Instant,
     coming: Receiver<(Option<Fix>, Instant)>,
     is_urgent: bool,
@@ -53,7 +53,7 @@ struct Trying {
 /// All of them.
 #[derive(Default)]
 pub(super) struct Fixes {
-    found: HashMap<Key, (Option<Fix>, Instant)>,
+    found: HashMap<FixKey, (Option<Fix>, Instant)>,
     trying: Option<Trying>,
     rests_until: Option<Instant>,
 }
@@ -66,7 +66,7 @@ impl Fixes {
         own: Own,
         cgroups: &Mutex<Cgroups>,
     ) -> Result<Remedy> {
-        let key = Key {
+        let key = FixKey {
             netns_cookie: stopped.netns_cookie,
             rule: stopped.rule.name().map(|name| name.id),
             packet: stopped.packet.bytes.clone(),
@@ -94,7 +94,7 @@ impl Fixes {
                 self.found.insert(trying.key, found);
             }
         }
-        // It is told once: what is asked again is to be looked at anew.
+        // It is reported once: what is asked again is to be looked at anew.
         if let Some((fix, _)) = self.found.remove(&key).filter(|(_, when)| when.elapsed() < FRESH) {
             return Ok(fix.map_or(Remedy::None, |fix| Remedy::Is(Box::new(fix))));
         }
@@ -107,7 +107,7 @@ impl Fixes {
     }
 }
 
-/// Looks for a fix by threads of its own, which nobody waits for.
+/// Looks for a fix by threads of its own, which run detached.
 fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receiver<(Option<Fix>, Instant)>> {
     let cgroup: Option<File> = match stopped.packet.origin {
         Origin::Socket { cgroup: Some(id), .. } => lock(cgroups).enter(id).ok(),

@@ -17,13 +17,13 @@ use nix::sys::{
 };
 
 use super::{
-    Eyes, Listening,
+    HostQueries, Listening,
     channel::{self, receive, send},
     polled::{Polled, Wake},
     protocol::{
         AllDenies, AnswerProgram, ArmVerdicts, Begin, BeginPreflight, EndPreflight, EndProof, Firewalls, FunctionsNow,
         Listen, NetnsCookies, OwnNamespaces, Polled as Polls, PrepareProof, ProveReplay, Question, Request,
-        SecondConnection, SelfTest, SendProof, VerdictPrograms, decode, encode_message,
+        SecondConnection, SelfTest, SendProof, SkipTrials, VerdictPrograms, decode, encode_message,
     },
     spare::Spare,
 };
@@ -217,7 +217,7 @@ impl Helper {
         self.wait_for(Firewalls { netns })
     }
 
-    /// What can stop what goes out of the host's own network namespace.
+    /// What can block outbound traffic of the host's own network namespace.
     pub fn denies(&mut self) -> Result<Result<Denies, String>, HelperError> {
         self.wait_for(AllDenies {})
     }
@@ -246,15 +246,24 @@ impl Helper {
     }
 
     /// Whether destinations would be let out. Takes as long as trying commands does.
-    pub fn preflight(&mut self, asked: &Preflight) -> Result<Result<Preflighted, String>, HelperError> {
+    pub fn preflight(
+        &mut self,
+        asked: &Preflight,
+        mut is_skipped: impl FnMut(Duration) -> bool,
+    ) -> Result<Result<Preflighted, String>, HelperError> {
         if let Err(why) = self.wait_for(BeginPreflight { asked: asked.clone() })? {
             return Ok(Err(why));
         }
+        let (began, mut has_skipped) = (Instant::now(), false);
         loop {
             match self.wait_for(EndPreflight {})? {
                 Ok(None) => std::thread::sleep(STEP),
                 Ok(Some(answer)) => return Ok(Ok(answer)),
                 Err(why) => return Ok(Err(why)),
+            }
+            if is_skipped(began.elapsed()) && !has_skipped {
+                has_skipped = true;
+                self.wait_for(SkipTrials {})?;
             }
         }
     }
@@ -351,7 +360,7 @@ impl Proving for Helper {
     }
 }
 
-impl Eyes for Helper {
+impl HostQueries for Helper {
     fn ask<Q: Question>(&mut self, question: Q) -> Result<Q::Answer, HelperError> {
         self.wait_for(question)
     }

@@ -1,4 +1,4 @@
-//! Questions that nobody waits for, answered by a few threads: each share has one of them at a time for what is read and one for what
+//! Asynchronous questions, answered by a few threads: each share has one of them at a time for what is read and one for what
 //! is tried, in turn, so that whoever asks for much waits for itself alone.
 
 use std::{

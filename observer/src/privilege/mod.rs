@@ -11,7 +11,6 @@ pub mod cgroups;
 mod channel;
 pub mod containers;
 mod deciders;
-mod eyes;
 #[cfg(test)]
 pub(crate) mod fake;
 mod fixes;
@@ -24,6 +23,7 @@ mod preflights;
 pub mod proc;
 mod programs;
 pub mod protocol;
+mod queries;
 mod replays;
 mod routes;
 mod rulesets;
@@ -34,8 +34,8 @@ mod spare;
 mod trials;
 mod verdicts;
 
-pub use eyes::Eyes;
 pub use helper::{Helper, HelperError};
 pub use listening::Listening;
 pub use polled::Wake;
+pub use queries::HostQueries;
 pub use verdicts::KPROBES;

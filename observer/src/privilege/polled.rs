@@ -1,4 +1,4 @@
-//! Questions to the helper that nobody waits for: each is sent once, and its answer is there the next time it is asked for after it
+//! Asynchronous questions to the helper: each is sent once, and its answer is there the next time it is asked for after it
 //! has come.
 
 use std::{

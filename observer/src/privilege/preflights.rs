@@ -132,9 +132,9 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     drop(view);
     set(&mut answer.fates, &mut answer.rules, &packets, &judged);
     programs.enter(&mut answer.fates);
-    // What cannot be told takes no part in the rest.
+    // What cannot be reported takes no part in the rest.
     let all = packets.clone();
-    let told: Vec<Told> = packets
+    let told: Vec<JudgedPacket> = packets
         .into_iter()
         .zip(judged)
         .filter(|((spot, _), _)| !programs.0.contains_key(spot))
@@ -256,14 +256,14 @@ fn set(
 }
 
 /// A packet, and what stops it now.
-type Told = (Spot, Packet, Option<NamedRule>);
+type JudgedPacket = (Spot, Packet, Option<NamedRule>);
 /// What the command makes of packets, and which rules it makes and takes away.
 type Made = (Vec<Result<Option<NamedRule>>>, Vec<String>, Vec<String>);
 
 /// Runs the command in the copy; the inner error is what it says where it fails.
 fn after(
     change: &ProposedChange,
-    (told, all): (&[Told], &[(Spot, Packet)]),
+    (told, all): (&[JudgedPacket], &[(Spot, Packet)]),
     cgroup: Option<&File>,
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {

@@ -23,7 +23,7 @@ use crate::{
 const FRESH: Duration = Duration::from_secs(1);
 /// A socket that the last walk did not see may be new; not sooner than this after it.
 const STALE: Duration = Duration::from_millis(20);
-/// Holders of one socket that are told; two are already too many for an answer.
+/// Holders of one socket that are reported; two are already too many for an answer.
 const MAX_HOLDERS: usize = 16;
 /// How long arguments are waited for.
 const ARGUMENTS: Duration = Duration::from_millis(50);

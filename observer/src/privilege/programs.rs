@@ -103,12 +103,12 @@ pub(super) enum Answer {
     Passes,
     /// These deny it.
     Denied(Programs, String),
-    /// It cannot be told, and why.
+    /// It cannot be reported, and why.
     Unknown(String),
 }
 
 impl Place {
-    /// What the programs of a cgroup say to packets that are sent here; or that it cannot be told, and why.
+    /// What the programs of a cgroup say to packets that are sent here; or that it cannot be reported, and why.
     pub(super) fn ask_programs(&self, cgroup: &Cgroup, packets: &[&Packet]) -> Vec<Answer> {
         if !cgroup.has_programs() {
             return packets.iter().map(|_| Answer::Passes).collect();

@@ -26,7 +26,7 @@ pub trait Question: Into<Request> {
     type Answer: Serialize + DeserializeOwned;
 }
 
-/// A question that can be asked without waiting, by [`Eyes::poll`](super::Eyes::poll): `Shared::answer` knows its answer.
+/// A question that can be asked without waiting, by [`HostQueries::poll`](super::HostQueries::poll): `Shared::answer` knows its answer.
 pub trait Polled: Question {}
 
 impl Polled for Rule {}
@@ -192,13 +192,13 @@ questions! {
         /// Its inode number; without one, the host's own.
         netns: Option<u32>,
     } => Result<Inventory, String>;
-    /// What can stop what goes out, in the host's own network namespace.
+    /// What can block outbound traffic, in the host's own network namespace.
     AllDenies {} => Result<Denies, String>;
     /// Send one packet into a drop, in a namespace that is made for it: what was sent, or why nothing could be.
     SelfTest {} => Result<Sent, String>;
     /// The rule that dropped a packet, found in the ruleset; or what else did.
     Rule {
-        /// What the kernel half saw.
+        /// What the eBPF side saw.
         wanted: WantedRule,
     } => Result<Option<Decision>, String>;
     /// Listen to changes of a network namespace's rules. Two descriptors come with the answer: a socket, and a process that lives
@@ -207,7 +207,7 @@ questions! {
         /// Its inode number.
         netns: u32,
     } => Result<(), String>;
-    /// What is otherwise in the rules of a network namespace than when they were read last; nothing when they were not read before,
+    /// What changed in the rules of a network namespace than when they were read last; nothing when they were not read before,
     /// or not of late.
     Differ {
         /// Its inode number.
@@ -215,7 +215,7 @@ questions! {
         /// The ruleset's number after the change: an answer to an earlier question is none to this one.
         generation: Option<u32>,
     } => Result<Option<Difference>, String>;
-    /// Where the kernel's functions are that the kernel half must know.
+    /// Where the kernel's functions are that the eBPF side must know.
     FunctionsNow {
         /// How often its modules have changed: asked again, the answer is the same.
         changes: u64,
@@ -226,7 +226,7 @@ questions! {
         /// Where to, and as whom.
         wanted: Connect,
     } => Result<(), (Option<i32>, String)>;
-    /// Keep the map, whose descriptor comes with this, by which the kernel half tells network namespaces' cookies.
+    /// Keep the map, whose descriptor comes with this, by which the eBPF side tells network namespaces' cookies.
     NetnsCookies {} => Result<(), String>;
     /// Keep two programs, whose descriptors come with this, for [`struct@ArmVerdicts`].
     VerdictPrograms {} => Result<(), String>;
@@ -273,6 +273,8 @@ questions! {
     } => Result<(), String>;
     /// What came of that: asked again until it is known.
     EndPreflight {} => Result<Option<Preflighted>, String>;
+    /// End the programs that are being tried: nobody waits for a fix any more.
+    SkipTrials {} => ();
     /// Keep a program, whose descriptor comes with this, for [`struct@ArmAnswers`].
     AnswerProgram {} => Result<(), String>;
     /// Attach it where datagrams come in, for so long from now on.
@@ -296,7 +298,7 @@ questions! {
     SendProof {} => Result<(), String>;
     /// The proof's namespace is not needed any more.
     EndProof {} => ();
-    /// Keep the other end of a second connection, whose descriptor comes with this: questions that nobody waits for come by it.
+    /// Keep the other end of a second connection, whose descriptor comes with this: asynchronous questions come by it.
     SecondConnection {} => ();
 }
 

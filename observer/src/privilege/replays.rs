@@ -15,7 +15,7 @@ use crate::{
     kernel::{clock::boot_ns, netns_cookie},
     model::{End, Origin, Packet, Replay, Share},
     patience,
-    sandbox::copy::{self, Building, Order, Stage, Version, surroundings},
+    sandbox::copy::{self, Building, Order, Sandbox, Version, surroundings},
 };
 
 /// Bytes of a ruleset that is copied before anybody asks: more takes seconds that nobody may ever need.
@@ -57,7 +57,7 @@ struct Copy {
 
 enum State {
     Building(Building),
-    Ready(Box<Stage>),
+    Ready(Box<Sandbox>),
     /// It could not be made, or does not fit any more, and why.
     Failed(String),
 }
@@ -177,7 +177,7 @@ impl Replays {
                         Ok(Replay::Walked { end, doubt, netns_cookie: cookie, since_ns: copy.since_ns })
                     }
                     Err(error) => {
-                        // An address that is new, a route that is otherwise: a new copy will have it.
+                        // An address that is new, a route that differs: a new copy will have it.
                         copy.begun = now.checked_sub(MAX_AGE).unwrap_or(now);
                         copy.rests_until = copy.rests_until.max(now + Duration::from_secs(1));
                         Err(error)

@@ -84,7 +84,7 @@ fn asked(wanted: Wanted) -> Result<Asked> {
             return if nowhere.error.is_some() { Ok(nowhere) } else { Err(error).context("no answer") };
         }
     };
-    // Of IPv6 a route that leads nowhere is told as one, with its error.
+    // Of IPv6 a route that leads nowhere is reported as one, with its error.
     let error = attributes.get_cacheinfo().map_or(0, |info| (info.rta_error as i32).abs());
     let interface = attributes.get_oif().ok().and_then(|index| if_indextoname(index).ok());
     Ok(Asked {

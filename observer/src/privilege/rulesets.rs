@@ -66,6 +66,8 @@ struct Space {
     rulesets: VecDeque<Ruleset>,
     /// Nobody waited until it was read.
     reading: Option<Reading>,
+    /// Generation of the ruleset that changes are compared with: of the first one, then of the last answer.
+    compared: Option<u32>,
     /// No change is looked at before.
     compared_until: Instant,
     /// When the last reading began.
@@ -120,7 +122,7 @@ struct Slot {
 pub(super) struct Rulesets(Mutex<HashMap<u64, Arc<Slot>>>);
 
 impl Rulesets {
-    /// The rule that the kernel half saw, if the ruleset has it, or had it, and it can have dropped that packet.
+    /// The rule that the eBPF side saw, if the ruleset has it, or had it, and it can have dropped that packet.
     pub(super) fn named(&self, wanted: &WantedRule, share: Share) -> Result<Option<NamedRule>> {
         let now = Instant::now();
         let slot = self.slot(wanted.netns_cookie, share);
@@ -156,6 +158,7 @@ impl Rulesets {
                 space: Mutex::new(Space {
                     rulesets: VecDeque::new(),
                     reading: None,
+                    compared: None,
                     compared_until: now,
                     began: now,
                     rests_until: now,
@@ -212,7 +215,7 @@ impl Rulesets {
         self.all().values().any(|slot| slot.has_maps.load(Ordering::Relaxed))
     }
 
-    /// What is otherwise than in the ruleset that was read last, where somebody asked about that of late.
+    /// What differs from the ruleset of the last answer, where somebody asked about that namespace of late.
     pub(super) fn difference(&self, number: u32) -> Result<Option<Difference>> {
         let cookie = netns::inside(Some(number), netns_cookie)??;
         let slot = self.all().get(&cookie).cloned();
@@ -228,17 +231,25 @@ impl Rulesets {
         if let Some(begun) = space.reading.take() {
             let _ = space.wait(begun, false, deadline)?;
         }
-        let before = space.rulesets.front().map(Ruleset::generation);
         space.refresh(number, cookie, false, deadline)?;
         slot.weigh(&space);
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
-        let mut newest = space.rulesets.iter_mut();
-        Ok(match (newest.next(), newest.next()) {
-            (Some(after), Some(earlier)) if Some(earlier.generation()) == before => {
-                Some(after.difference(earlier, Instant::now() + patience::here(PATIENCE)))
+        let told = space.compared;
+        space.compared = space.rulesets.front().map(Ruleset::generation);
+        let mut kept = space.rulesets.iter_mut();
+        let Some(newest) = kept.next().filter(|newest| Some(newest.generation()) != told) else { return Ok(None) };
+        // A question may have had later ones read: what is compared is the one of the last answer, or the eldest that is left.
+        let mut earlier = None;
+        for ruleset in kept {
+            let is_it = Some(ruleset.generation()) == told;
+            earlier = Some(ruleset);
+            if is_it {
+                break;
             }
-            _ => None,
-        })
+        }
+        let mut roots = || netns::roots(number);
+        let texts = Instant::now() + patience::here(COMPARING / 2);
+        Ok(earlier.map(|earlier| newest.difference(earlier, texts, &mut roots)))
     }
 }
 
@@ -300,6 +311,7 @@ impl Space {
             if took > SLOW && is_asked {
                 self.rests_until = Instant::now() + took * SHARE;
             }
+            self.compared = self.compared.or(Some(ruleset.generation()));
             self.rulesets.push_front(ruleset);
         }
         let older = |kept: &VecDeque<Ruleset>| kept.iter().skip(1).map(Ruleset::rules).sum::<usize>();

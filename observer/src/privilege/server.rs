@@ -23,17 +23,18 @@ use super::{
     protocol::{
         AllDenies, AnswerProgram, ArmAnswers, ArmVerdicts, Begin, BeginPreflight, CgroupPath, EndPreflight, EndProof,
         FactsOf, Firewalls, FunctionsNow, Holders, Holds, Homes, IsAHelper, NameOfContainer, NetnsCookies,
-        OwnNamespaces, Owns, PrepareProof, ProveReplay, Request, SecondConnection, SelfTest, SendProof, Sockets,
-        VerdictPrograms, encode,
+        OwnNamespaces, Owns, PrepareProof, ProveReplay, Request, SecondConnection, SelfTest, SendProof, SkipTrials,
+        Sockets, VerdictPrograms, encode,
     },
     shared::{Shared, lock},
     trials::Place,
     verdicts::Verdicts,
 };
 use crate::{
+    confinement::child,
     confinement::{process::bound, syscalls},
     firewall::{denies, files::Root, inventory},
-    kernel::{ask_kernel_half, cgroup, netns_cookie, symbols::Functions},
+    kernel::{ask_ebpf_side, cgroup, netns_cookie, symbols::Functions},
     model::{Connect, Preflight, Share},
     patience,
     probe::calibrate::{
@@ -242,6 +243,10 @@ impl Server {
             Request::ProveReplay(_) => encode::<ProveReplay>(&copy::prove().map_err(told)),
             Request::IsAHelper(is) => encode::<IsAHelper>(&netns::is_a_helper(is.pid)),
             Request::BeginPreflight(begin) => encode::<BeginPreflight>(&self.preflight(&begin.asked).map_err(told)),
+            Request::SkipTrials(_) => {
+                child::end_trials();
+                encode::<SkipTrials>(&())
+            }
             Request::EndPreflight(_) => encode::<EndPreflight>(&self.preflights.finished().map_err(told)),
             Request::AnswerProgram(_) => {
                 encode::<AnswerProgram>(&self.answers.take(std::mem::take(&mut self.received)).map_err(told))
@@ -249,7 +254,7 @@ impl Server {
             Request::ArmAnswers(arm) => encode::<ArmAnswers>(&self.answers.arm(arm.time).map_err(told)),
             Request::NetnsCookies(_) => {
                 let map = std::mem::take(&mut self.received).pop().context("the map did not come along");
-                encode::<NetnsCookies>(&map.and_then(ask_kernel_half).map_err(told))
+                encode::<NetnsCookies>(&map.and_then(ask_ebpf_side).map_err(told))
             }
             Request::VerdictPrograms(_) => {
                 encode::<VerdictPrograms>(&self.verdicts.take(std::mem::take(&mut self.received)).map_err(told))

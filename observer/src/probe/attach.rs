@@ -14,7 +14,7 @@ use observer_ebpf::abi::{KernelFilter, Owner, map, program};
 use zerocopy::IntoBytes;
 
 use super::{
-    HOOKS, HookState, Totals, Way,
+    Attachment, HOOKS, HookState, Totals,
     hooks::{CONNECT, Hook, PROCESSES},
     memory, totals,
 };
@@ -33,7 +33,7 @@ pub(super) const AVOID: &str = "OBSERVER_AVOID";
 pub(super) const RULES: &str = "rules";
 
 /// Environment variable with what is to be seen in two ways (`verdicts`): rules where they give their verdicts too, although
-/// they are told where packets are freed. For a new kernel; it costs passing packets something.
+/// they are reported where packets are freed. For a new kernel; it costs passing packets something.
 pub(super) const COMPARE: &str = "OBSERVER_COMPARE";
 
 /// Whether a way is not to be tried.
@@ -103,7 +103,7 @@ impl AttachError {
 pub struct Probes {
     pub(super) ebpf: Ebpf,
     links: Vec<Box<dyn Any + Send>>,
-    /// What stays until the end: what is told by then may still be asked about, by sockets that are made for it.
+    /// What stays until the end: what is reported by then may still be asked about, by sockets that are made for it.
     lasting: Vec<Box<dyn Any + Send>>,
     counters: PerCpuArray<MapData, u64>,
     /// What became of each hook.
@@ -121,7 +121,7 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Attaches everything, or nothing. `log_level` is how much the BPF half may say (an `aya_log` level, 0 for nothing);
+    /// Attaches everything, or nothing. `log_level` is how much the eBPF side may say (an `aya_log` level, 0 for nothing);
     /// what `filter` leaves out is only counted.
     pub fn attach(log_level: u8, filter: &KernelFilter) -> Result<Self, AttachError> {
         check_privilege()?;
@@ -212,48 +212,48 @@ impl Probes {
         Ok(())
     }
 
-    fn attach_program(&mut self, name: &str, way: Way, symbol: &str, types: &AyaBtf) -> anyhow::Result<()> {
+    fn attach_program(&mut self, name: &str, way: Attachment, symbol: &str, types: &AyaBtf) -> anyhow::Result<()> {
         match way {
-            Way::Kprobe(_) => self.may_probe()?,
+            Attachment::Kprobe(_) => self.may_probe()?,
             // Without it nothing can be observed.
-            Way::RawTracepoint if panics_on_warnings() => self.may_probe()?,
+            Attachment::RawTracepoint if panics_on_warnings() => self.may_probe()?,
             _ => {}
         }
         let program = self.ebpf.program_mut(name).with_context(|| format!("the BPF object has no program `{name}`"))?;
         let link: Box<dyn Any + Send> = match way {
-            Way::Kprobe(function) => {
+            Attachment::Kprobe(function) => {
                 let program: &mut KProbe = program.try_into()?;
                 program.load()?;
                 let id = program.attach(function, 0)?;
                 Box::new(program.take_link(id)?)
             }
-            Way::BtfTracepoint => {
+            Attachment::BtfTracepoint => {
                 let program: &mut BtfTracePoint = program.try_into()?;
                 program.load(symbol, types)?;
                 let id = program.attach()?;
                 Box::new(program.take_link(id)?)
             }
-            Way::RawTracepoint => {
+            Attachment::RawTracepoint => {
                 let program: &mut RawTracePoint = program.try_into()?;
                 program.load()?;
                 let id = program.attach(symbol)?;
                 Box::new(program.take_link(id)?)
             }
-            Way::Cgroup => {
+            Attachment::Cgroup => {
                 let root = cgroup::open()?;
                 let program: &mut CgroupSock = program.try_into()?;
                 program.load()?;
                 let id = program.attach(root, CgroupAttachMode::Single)?;
                 Box::new(program.take_link(id)?)
             }
-            Way::SockOps => {
+            Attachment::SockOps => {
                 let root = cgroup::open()?;
                 let program: &mut SockOps = program.try_into()?;
                 program.load()?;
                 let id = program.attach(root, CgroupAttachMode::Single)?;
                 Box::new(program.take_link(id)?)
             }
-            Way::Iterator => {
+            Attachment::Iterator => {
                 let program: &mut Iter = program.try_into()?;
                 program.load(symbol.trim_start_matches("iter/"), types)?;
                 let id = program.attach()?;
@@ -292,7 +292,7 @@ impl Probes {
         Ok(())
     }
 
-    /// What the BPF half says for diagnosis; once, and only when a log level was given.
+    /// What the eBPF side says for diagnosis; once, and only when a log level was given.
     pub fn take_log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
         EbpfLogger::init(&mut self.ebpf).ok()
     }

@@ -4,7 +4,7 @@ use observer_ebpf::abi::program;
 
 /// A way to attach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Attachment {
     /// Tracepoint with typed arguments (`tp_btf`).
     BtfTracepoint,
     /// Raw tracepoint, arguments as plain numbers.
@@ -19,7 +19,7 @@ pub enum Way {
     Iterator,
 }
 
-impl Way {
+impl Attachment {
     /// Name as operators of BPF know it.
     pub fn name(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ pub struct Hook {
     /// Kernel symbol or attach point.
     pub symbol: &'static str,
     /// Programs that can serve it, best first, each with its way and the first Linux that takes it.
-    pub programs: &'static [(&'static str, Way, &'static str)],
+    pub programs: &'static [(&'static str, Attachment, &'static str)],
     /// Without a required hook nothing is attached at all.
     pub required: bool,
     /// What it is for.
@@ -62,7 +62,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "fork",
         symbol: "sched_process_fork",
-        programs: &[(program::FORK, Way::BtfTracepoint, "5.5")],
+        programs: &[(program::FORK, Attachment::BtfTracepoint, "5.5")],
         required: false,
         purpose: "knows every process's parents",
         without: "parents of processes that ended are not known",
@@ -70,7 +70,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "exec",
         symbol: "sched_process_exec",
-        programs: &[(program::EXEC, Way::BtfTracepoint, "5.5")],
+        programs: &[(program::EXEC, Attachment::BtfTracepoint, "5.5")],
         required: false,
         purpose: "knows every process's executable and arguments",
         without: "processes that live some milliseconds have neither executable nor arguments",
@@ -78,7 +78,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "exit",
         symbol: "sched_process_exit",
-        programs: &[(program::EXIT, Way::BtfTracepoint, "5.5")],
+        programs: &[(program::EXIT, Attachment::BtfTracepoint, "5.5")],
         required: false,
         purpose: "forgets processes some minutes after their end",
         without: "memory for processes that ended is given back late",
@@ -86,7 +86,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "cgroups",
         symbol: "cgroup_mkdir",
-        programs: &[(program::MKDIR, Way::BtfTracepoint, "5.5")],
+        programs: &[(program::MKDIR, Attachment::BtfTracepoint, "5.5")],
         required: false,
         purpose: "knows the names of cgroups that are gone when somebody asks",
         without: "short-lived units and containers stay without a name",
@@ -94,7 +94,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: CONNECT,
         symbol: "inet_sock_set_state",
-        programs: &[(program::STATE, Way::BtfTracepoint, "5.5")],
+        programs: &[(program::STATE, Attachment::BtfTracepoint, "5.5")],
         required: false,
         purpose: "binds a connecting socket to its process",
         without: "a connection is named by the process that created its socket",
@@ -102,7 +102,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "create",
         symbol: "cgroup/sock_create",
-        programs: &[(program::CREATE, Way::Cgroup, "5.7")],
+        programs: &[(program::CREATE, Attachment::Cgroup, "5.7")],
         required: false,
         purpose: "binds UDP, raw and ping sockets to their process",
         without: "short-lived senders of UDP and ICMP stay without a name",
@@ -110,7 +110,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "close",
         symbol: "cgroup/sock_release",
-        programs: &[(program::RELEASE, Way::Cgroup, "5.9")],
+        programs: &[(program::RELEASE, Attachment::Cgroup, "5.9")],
         required: false,
         purpose: "forgets closed sockets",
         without: "owners of closed sockets fill the owner map on a busy host",
@@ -118,7 +118,10 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "flows",
         symbol: "cgroup/sock_ops",
-        programs: &[(program::FLOW, Way::SockOps, "5.7"), (program::FLOW_KPROBE, Way::Kprobe("tcp_connect"), "4.1")],
+        programs: &[
+            (program::FLOW, Attachment::SockOps, "5.7"),
+            (program::FLOW_KPROBE, Attachment::Kprobe("tcp_connect"), "4.1"),
+        ],
         required: false,
         purpose: "knows the connections of containers, which the host forwards without their socket",
         without: "a forwarded connection is named only while its socket is open",
@@ -126,7 +129,7 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "seed",
         symbol: "iter/task_file",
-        programs: &[(program::SEED, Way::Iterator, "5.12")],
+        programs: &[(program::SEED, Attachment::Iterator, "5.12")],
         required: false,
         purpose: "finds the owners of sockets that are older than observer, and what hangs already",
         without: "a socket older than observer is looked up only when it is blocked, and what hangs already is not told",
@@ -134,7 +137,10 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "drops",
         symbol: "kfree_skb",
-        programs: &[(program::DROP_BTF, Way::BtfTracepoint, "5.5"), (program::DROP_RAW, Way::RawTracepoint, "4.17")],
+        programs: &[
+            (program::DROP_BTF, Attachment::BtfTracepoint, "5.5"),
+            (program::DROP_RAW, Attachment::RawTracepoint, "4.17"),
+        ],
         required: true,
         purpose: "sees every packet that is dropped, with the reason",
         without: "nothing can be observed",
@@ -147,7 +153,7 @@ pub struct HookState {
     /// Which one.
     pub hook: &'static Hook,
     /// The way it is attached, or why not (every way's error).
-    pub result: Result<Way, String>,
+    pub result: Result<Attachment, String>,
 }
 
 #[cfg(test)]
@@ -163,7 +169,7 @@ mod tests {
                 .programs
                 .iter()
                 .map(|(_, way, since)| match way {
-                    Way::Kprobe(function) => format!("kprobe on `{function}` ({since})"),
+                    Attachment::Kprobe(function) => format!("kprobe on `{function}` ({since})"),
                     way => format!("{} ({since})", way.name()),
                 })
                 .collect();

@@ -37,7 +37,7 @@ impl Tree {
     }
 }
 
-/// The destinations of which the kernel half tells when they are reached.
+/// The destinations of which the eBPF side tells when they are reached.
 pub struct Awaited {
     keys: HashMap<MapData, [u8; size_of::<AwaitedKey>()], [u8; size_of::<AwaitedValue>()]>,
     any: Array<MapData, u32>,
@@ -72,7 +72,7 @@ impl Probes {
         Ok(Awaited { keys: keys.try_into()?, any: any.try_into()?, number: 0 })
     }
 
-    /// Says of a process that runs already whether it belongs to a tree that is asked for. What the kernel half knows of its
+    /// Says of a process that runs already whether it belongs to a tree that is asked for. What the eBPF side knows of its
     /// number since then stands.
     pub fn place_in_tree(&mut self, pid: u32, start_ticks: u64, inside: bool) -> anyhow::Result<()> {
         let map = self.ebpf.map_mut(map::TREE).with_context(|| format!("the BPF object has no map {}", map::TREE))?;
@@ -134,7 +134,7 @@ impl Probes {
         is_avoided(RULES)
     }
 
-    /// By what the kernel half is told how to tell rules; once.
+    /// By what the eBPF side is told how to tell rules; once.
     pub fn take_rules(&mut self) -> anyhow::Result<RuleMaps> {
         let avoided = is_avoided(RULES).then(|| format!("not tried, because {AVOID} names it"));
         let mut take =

@@ -13,6 +13,6 @@ pub mod rules;
 pub mod totals;
 
 pub use attach::{AttachError, Probes, program_names};
-pub use hooks::{HOOKS, HookState, Way};
+pub use hooks::{Attachment, HOOKS, HookState};
 pub use maps::{Awaited, Tree};
 pub use totals::Totals;

@@ -1,4 +1,4 @@
-//! Whether the kernel half can tell what dropped a packet: where on the stack it must look is learnt ([`learn`]) from packets
+//! Whether the eBPF side can tell what dropped a packet: where on the stack it must look is learnt ([`learn`]) from packets
 //! that known rules and programs drop ([`proof`](crate::probe::calibrate::proof)), tried with them again, and believed only when every answer is
 //! right.
 
@@ -29,7 +29,7 @@ pub trait Proving {
     fn functions(&mut self, changes: u64) -> Result<Functions, String>;
     /// Makes the namespace; functions are looked up meanwhile, as by [`Self::functions`].
     fn prepare_proof(&mut self, changes: u64) -> Result<Prepared, Unproven>;
-    /// Has the kernel half asked for network namespaces' cookies, by this map of its, where the kernel does not tell them.
+    /// Has the eBPF side asked for network namespaces' cookies, by this map of its, where the kernel does not tell them.
     fn keep_netns_cookies(&mut self, map: OwnedFd) -> Result<(), String>;
     /// Keeps the programs that run where a verdict begins and ends.
     fn keep_verdict_programs(&mut self, programs: &[OwnedFd; 2]) -> Result<(), String>;
@@ -41,7 +41,7 @@ pub trait Proving {
     fn end_proof(&mut self);
 }
 
-/// The maps by which the kernel half is told what to look at.
+/// The maps by which the eBPF side is reported what to look at.
 pub struct RuleMaps {
     config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
     proofs: Array<MapData, [u64; PROOF_WORDS]>,
@@ -52,9 +52,9 @@ pub struct RuleMaps {
     programs: Result<[OwnedFd; 2], String>,
     /// Why it is not to be tried.
     avoided: Option<String>,
-    /// Verdicts are probed where rules are told otherwise, too.
+    /// Verdicts are probed where rules are reported otherwise, too.
     compares: bool,
-    /// What the kernel half was told last.
+    /// What the eBPF side was reported last.
     told: RuleConfig,
     functions: Functions,
     /// How often the kernel's modules have changed.
@@ -72,11 +72,11 @@ pub struct RuleMaps {
 pub struct Proof {
     /// Packets that were dropped.
     pub packets: usize,
-    /// Rules are told, by so many frames of the stack: by the place that frees, and by their depth. Or why not.
+    /// Rules are reported, by so many frames of the stack: by the place that frees, and by their depth. Or why not.
     pub rules: Result<usize, String>,
-    /// Functions on hooks are told; or why not.
+    /// Functions on hooks are reported; or why not.
     pub hooks: Result<(), String>,
-    /// Rules are told while the functions that give verdicts are probed; or why not. `None` where that was not tried: they are
+    /// Rules are reported while the functions that give verdicts are probed; or why not. `None` where that was not tried: they are
     /// told otherwise.
     pub verdicts: Option<Result<(), String>>,
 }
@@ -152,7 +152,7 @@ impl RuleMaps {
         self.knows_chains = prepared.knows_chains();
         let proof = self.learn_and_try(&prepared, prover);
         // Before the namespace is gone: its number may be another one's then.
-        let told = self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, Trial::Nothing);
+        let told = self.tell(RuleConfig { proof_netns: 0, wants_frames: 0, ..self.told }, CalibrationRun::Nothing);
         prover.end_proof();
         told?;
         proof
@@ -166,18 +166,22 @@ impl RuleMaps {
     /// Looks up where the kernel's functions are.
     pub fn find_functions(&mut self, prover: &mut impl Proving) -> Result<(), Unproven> {
         self.functions = prover.functions(self.changes).map_err(Unproven::Later)?;
-        self.tell(self.told, Trial::Nothing)
+        self.tell(self.told, CalibrationRun::Nothing)
     }
 
     fn learn_and_try(&mut self, prepared: &Prepared, prover: &mut impl Proving) -> Result<Proof, Unproven> {
         let config = RuleConfig { proof_netns: prepared.netns.into(), ..prepared.config() };
-        let frames =
-            self.round(RuleConfig { wants_frames: FRAMES_OF_FREE, ..config }, Trial::Nothing, prepared, prover)?;
+        let frames = self.round(
+            RuleConfig { wants_frames: FRAMES_OF_FREE, ..config },
+            CalibrationRun::Nothing,
+            prepared,
+            prover,
+        )?;
         let rules = self.learn_rules(&frames, config, prepared, prover)?;
         if let Ok(sites) = &rules {
             self.proven.clone_from(sites);
         }
-        // What is told already stays so, whatever becomes of the rest.
+        // What is reported already stays so, whatever becomes of the rest.
         let hooks = self.learn_hook(&frames, rules.is_ok(), config, prepared, prover);
         let hooks = if rules.is_ok() { hooks.unwrap_or_else(|error| Err(error.to_string())) } else { hooks? };
         if let Ok(site) = &hooks {
@@ -202,7 +206,7 @@ impl RuleMaps {
         }
     }
 
-    /// Where rules are, if all are told right.
+    /// Where rules are, if all are reported right.
     fn learn_rules(
         &mut self,
         frames: &[Seen],
@@ -222,14 +226,14 @@ impl RuleMaps {
             Err(why) => return Ok(Err(why)),
         };
         log::debug!("learnt of rules from the stack: {learnt:x?}");
-        let seen = self.round(config, Trial::Rules(&learnt), prepared, prover)?;
+        let seen = self.round(config, CalibrationRun::Rules(&learnt), prepared, prover)?;
         Ok(match seen.iter().find(|seen| seen.expected.rule().is_some_and(|expected| !is(seen.answer, expected))) {
             Some(wrong) => Err(wrong.complaint()),
             None => Ok(learnt),
         })
     }
 
-    /// Where the function on the hook is, if all are told right that no rule tells.
+    /// Where the function on the hook is, if all are reported right that no rule tells.
     fn learn_hook(
         &mut self,
         frames: &[Seen],
@@ -250,7 +254,7 @@ impl RuleMaps {
                 }
             };
             log::debug!("learnt of hooks from the stack: {learnt:x?}, if {before} of others come first");
-            let seen = self.round(config, Trial::Hook(learnt), prepared, prover)?;
+            let seen = self.round(config, CalibrationRun::Hook(learnt), prepared, prover)?;
             match seen.iter().filter(|seen| of_hook(seen)).find(|seen| !self.is_of_hook(seen)) {
                 Some(wrong) => why.replace(wrong.complaint()),
                 None => return Ok(Ok(learnt)),
@@ -290,14 +294,14 @@ impl RuleMaps {
     ) -> Result<Result<VerdictSite, String>, Unproven> {
         self.distance.set(0, 0, 0).map_err(other)?;
         let wants = RuleConfig { wants_frames: FRAMES_OF_VERDICT, ..config };
-        let seen = self.round(wants, Trial::Nothing, prepared, prover)?;
+        let seen = self.round(wants, CalibrationRun::Nothing, prepared, prover)?;
         let distance = self.distance.get(&0, 0).map_err(other)?;
         let learnt = match learn::verdict(&seen, &config, distance) {
             Ok(learnt) => learnt,
             Err(why) => return Ok(Err(why)),
         };
         log::debug!("learnt of verdicts from registers and stack: {learnt:x?}");
-        let seen = self.round(config, Trial::Verdict(learnt), prepared, prover)?;
+        let seen = self.round(config, CalibrationRun::Verdict(learnt), prepared, prover)?;
         let right = |seen: &&Seen| match seen.expected.rule() {
             // A policy is no rule's verdict, and a program's is nobody's.
             Some(RuleAnswer { rule: 0, .. }) | None => seen.given == 0,
@@ -309,7 +313,7 @@ impl RuleMaps {
         })
     }
 
-    /// Whether a packet is told by the function that dropped it.
+    /// Whether a packet is reported by the function that dropped it.
     fn is_of_hook(&self, seen: &Seen) -> bool {
         let answer = seen.answer;
         let fits = match seen.expected.by {
@@ -328,7 +332,7 @@ impl RuleMaps {
     fn round(
         &mut self,
         config: RuleConfig,
-        trial: Trial<'_>,
+        trial: CalibrationRun<'_>,
         prepared: &Prepared,
         prover: &mut impl Proving,
     ) -> Result<Vec<Seen>, Unproven> {
@@ -351,9 +355,9 @@ impl RuleMaps {
             .collect()
     }
 
-    /// Tells the kernel half what is proven, and what is to be tried.
-    fn tell(&mut self, mut config: RuleConfig, trial: Trial<'_>) -> Result<(), Unproven> {
-        let tried = if let Trial::Rules(sites) = trial { sites } else { &[] };
+    /// Tells the eBPF side what is proven, and what is to be tried.
+    fn tell(&mut self, mut config: RuleConfig, trial: CalibrationRun<'_>) -> Result<(), Unproven> {
+        let tried = if let CalibrationRun::Rules(sites) = trial { sites } else { &[] };
         config.proven = self.proven.len() as u64;
         config.sites = [RuleSite::default(); MAX_SITES];
         for (into, site) in config.sites.iter_mut().zip(self.proven.iter().chain(tried)) {
@@ -361,12 +365,12 @@ impl RuleMaps {
         }
         config.hook_proven = u64::from(self.hook.is_some());
         config.hook_site = match trial {
-            Trial::Hook(site) => self.hook.unwrap_or(site),
+            CalibrationRun::Hook(site) => self.hook.unwrap_or(site),
             _ => self.hook.unwrap_or_default(),
         };
         config.verdict_proven = u64::from(self.verdict.is_some());
         config.verdict_site = match trial {
-            Trial::Verdict(site) => self.verdict.unwrap_or(site),
+            CalibrationRun::Verdict(site) => self.verdict.unwrap_or(site),
             _ => self.verdict.unwrap_or_default(),
         };
         config.functions = [HookFunction::default(); MAX_FUNCTIONS];
@@ -388,7 +392,7 @@ impl RuleMaps {
 }
 
 /// An answer is what it had to be. Where the namespace's cookie could not be asked for so early, there must be one: without
-/// it nothing is told.
+/// it nothing is reported.
 fn is(answer: RuleAnswer, expected: RuleAnswer) -> bool {
     let is_unknown = expected.netns_cookie == 0;
     let netns_cookie = if is_unknown { 0 } else { answer.netns_cookie };
@@ -397,7 +401,7 @@ fn is(answer: RuleAnswer, expected: RuleAnswer) -> bool {
 
 /// What is to be tried, on the proof's packets alone.
 #[derive(Clone, Copy)]
-enum Trial<'a> {
+enum CalibrationRun<'a> {
     Nothing,
     Rules(&'a [RuleSite]),
     Hook(HookSite),

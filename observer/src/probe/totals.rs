@@ -1,4 +1,4 @@
-//! The kernel half's counters, and how many program runs the kernel skipped.
+//! The eBPF side's counters, and how many program runs the kernel skipped.
 
 use std::os::fd::AsRawFd;
 

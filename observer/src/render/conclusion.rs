@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 use super::{
     ecs::{self, Ecs},
     escape::escape,
-    fix::{about, as_root, blocks, place},
-    json,
+    fix::{about, blocks, place, rows},
+    json, text,
 };
 use crate::model::{Account, Agent, Attempt, Finished, Fix, Host, Restored, span};
 
@@ -40,12 +40,18 @@ pub struct Story {
     /// What would let it through.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "fix")]
     pub fix: Option<Fix>,
+    /// How its last connection ended, where that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
     /// That it worked again, in a sentence; absent where that was not seen, or it was blocked once more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored: Option<String>,
     /// When that was.
     #[serde(skip)]
     pub restored_at: Option<Timestamp>,
+    /// What `observer check` is asked for to find everything else that the sender will need.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
 }
 
 fn fix<S: Serializer>(fix: &Option<Fix>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -65,8 +71,10 @@ impl Story {
             last: attempt.end,
             incident: attempt.incident,
             fix: None,
+            ended: None,
             restored: None,
             restored_at: None,
+            profiles: attempt.profiles.clone(),
         }
     }
 
@@ -77,6 +85,7 @@ impl Story {
             to: "other destinations".to_owned(),
             by: format!("more than {number} different ones"),
             incident: uuid::Uuid::nil(),
+            profiles: Vec::new(),
             ..Self::new(attempt)
         }
     }
@@ -141,7 +150,7 @@ pub struct Conclusion {
     pub unknown: Vec<Story>,
     /// Denied to others meanwhile.
     pub outside: Vec<Story>,
-    /// Packets of the command's that nobody waits for.
+    /// The command's background packets.
     pub own_background: u64,
     /// Such packets of others.
     pub background: u64,
@@ -201,6 +210,17 @@ impl Conclusion {
         ]
     }
 
+    /// Profiles of what the command is or installs, each once.
+    fn profiles(&self) -> Vec<String> {
+        let mut profiles: Vec<String> = Vec::new();
+        for profile in self.inside.iter().flat_map(|story| &story.profiles) {
+            if !profiles.contains(profile) {
+                profiles.push(profile.clone());
+            }
+        }
+        profiles
+    }
+
     fn ended(&self) -> String {
         match &self.ended {
             Some(ended) => format!("The command {ended} after {}", span(ended.after)),
@@ -251,6 +271,9 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
         }
     }
     writeln!(writer, "  {}", conclusion.coverage().join(" · "))?;
+    if let Some(words) = text::next(&conclusion.profiles()) {
+        writeln!(writer, "  {:<10} {words}", "next")?;
+    }
     for degraded in &conclusion.account.degraded {
         writeln!(writer, "  degraded: {}: {} → {}", degraded.what, escape(&degraded.why), degraded.consequence)?;
     }
@@ -258,18 +281,16 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
 }
 
 fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
-    for Story { who, to, by, packets, fix, restored, .. } in stories.iter().take(MAX_SHOWN) {
-        writeln!(writer, "  {:<10} {} → {to} ×{packets}  {}", "blocked", escape(who), escape(by))?;
+    for Story { who, to, by, packets, fix, restored, ended, .. } in stories.iter().take(MAX_SHOWN) {
+        let ended = ended.as_ref().map(|ended| format!(", {ended}")).unwrap_or_default();
+        writeln!(writer, "  {:<10} {} → {to} ×{packets}{ended}  {}", "blocked", escape(who), escape(by))?;
         if let Some(restored) = restored {
             writeln!(writer, "    {:<8} {}", "works", escape(restored))?;
         }
         let Some(fix) = fix else { continue };
-        for (label, lines) in [("fix", &fix.commands), ("undo", &fix.undo)] {
-            for line in lines {
-                writeln!(writer, "    {label:<8} {}", escape(&as_root(line)))?;
-            }
+        for (label, text) in rows(fix, "fix") {
+            writeln!(writer, "    {label:<8} {text}")?;
         }
-        writeln!(writer, "    {:<8} {}", "", escape(&about(fix)))?;
     }
     let more = stories.len().saturating_sub(MAX_SHOWN);
     if more > 0 {
@@ -494,8 +515,10 @@ mod tests {
             last: Timestamp::UNIX_EPOCH,
             incident: uuid::Uuid::nil(),
             fix: None,
+            ended: None,
             restored: None,
             restored_at: None,
+            profiles: Vec::new(),
         }
     }
 

@@ -1,15 +1,19 @@
-//! What lets something through, in words and lines: the same wherever it is told.
+//! What lets something through, in words and lines: the same wherever it is reported.
 
 use std::{
     io::{self, Write},
     sync::OnceLock,
 };
 
+use anstyle::Style;
+
 use super::escape::escape;
 use crate::{
     confinement::programs,
     model::{Attempt, Fix, Lasts},
 };
+
+const STRONG: Style = Style::new().bold();
 
 /// A line for root's shell as the person at the terminal types it: behind `sudo` where observer itself was started so, or by
 /// somebody else than root.
@@ -86,9 +90,39 @@ pub(super) fn about(fix: &Fix) -> String {
     parts.join(" · ")
 }
 
+/// A fix on a screen: labels, and what stands behind them. The narrower one stands below.
+pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, String)> {
+    let commands = |label: &'static str, lines: &[String]| -> Vec<(&'static str, String)> {
+        let row = |(at, line): (usize, &String)| {
+            (if at == 0 { label } else { AND }, format!("{STRONG}{}{STRONG:#}", escape(&as_root(line))))
+        };
+        lines.iter().enumerate().map(row).collect()
+    };
+    let mut rows = commands(command, &fix.commands);
+    rows.extend(commands("undo", &fix.undo));
+    let words = about(fix);
+    if !words.is_empty() {
+        rows.push(("", escape(&words).into_owned()));
+    }
+    let Some(narrow) = &fix.narrow else { return rows };
+    rows.extend(commands("or", &narrow.commands));
+    rows.extend(commands("undo", &narrow.undo));
+    let opens = narrow.opens.iter().map(|opens| format!("allows {opens}"));
+    let words: Vec<String> = std::iter::once("tested too".to_owned()).chain(opens).chain(narrow.note.clone()).collect();
+    rows.push(("", escape(&words.join(" · ")).into_owned()));
+    rows
+}
+
+/// Label of a command that belongs to the one above.
+pub(super) const AND: &str = "and";
+
 /// Its commands in blocks for a shell, as Markdown.
 pub(super) fn blocks(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
-    for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)] {
+    let narrow = fix
+        .narrow
+        .iter()
+        .flat_map(|narrow| [("Or, for these addresses alone", &narrow.commands), ("To take that back", &narrow.undo)]);
+    for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)].into_iter().chain(narrow) {
         if lines.is_empty() {
             continue;
         }

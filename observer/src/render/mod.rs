@@ -9,6 +9,7 @@ pub mod escape;
 mod fix;
 pub mod json;
 pub mod overview;
+pub mod screen;
 pub mod steps;
 pub(crate) mod text;
 

@@ -3,15 +3,16 @@
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use jiff::Zoned;
+use jiff::{Timestamp, Zoned};
+use serde::Serialize;
 
-use super::{escape::escape, fix::as_root};
+use super::{ecs::Ecs, escape::escape, fix::as_root, json};
 use crate::{
     firewall::{
-        denies::{Denies, Deny},
+        denies::{Denies, Deny, Forwarded},
         inventory::Inventory,
     },
-    model::{Backend, Host, Statement},
+    model::{Agent, Backend, Host, Statement},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -21,10 +22,62 @@ const WARN: Style = AnsiColor::Yellow.on_default().bold();
 pub struct Standing {
     /// This host.
     pub host: Host,
+    /// This program.
+    pub agent: Agent,
     /// Front ends with rules, or why they are not known.
     pub firewalls: Result<Inventory, String>,
-    /// What can stop what goes out, or why it is not known.
+    /// What can block outbound traffic, or why it is not known.
     pub denies: Result<Denies, String>,
+}
+
+#[derive(Serialize)]
+struct State<'a> {
+    #[serde(rename = "@timestamp")]
+    timestamp: Timestamp,
+    ecs: Ecs,
+    agent: &'a Agent,
+    host: &'a Host,
+    event: Meta,
+    egress: Found<'a>,
+}
+
+#[derive(Serialize)]
+struct Meta {
+    kind: &'static str,
+    dataset: &'static str,
+    module: &'static str,
+}
+
+/// What is not known is absent, and why.
+#[derive(Serialize)]
+struct Found<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firewalls: Option<&'a Inventory>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firewalls_unknown: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outbound: Option<&'a Denies>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outbound_unknown: Option<&'a str>,
+}
+
+/// Host, firewalls and denies for a program: one object on one line, before those of what hangs and is blocked.
+pub fn json(writer: &mut impl Write, standing: &Standing) -> io::Result<()> {
+    let state = State {
+        timestamp: Timestamp::now(),
+        ecs: Ecs::default(),
+        agent: &standing.agent,
+        host: &standing.host,
+        event: Meta { kind: "state", dataset: "observer.status", module: "observer" },
+        egress: Found {
+            firewalls: standing.firewalls.as_ref().ok(),
+            firewalls_unknown: standing.firewalls.as_ref().err().map(String::as_str),
+            outbound: standing.denies.as_ref().ok(),
+            outbound_unknown: standing.denies.as_ref().err().map(String::as_str),
+        },
+    };
+    json::write_line(writer, &state)?;
+    writer.flush()
 }
 
 /// Host, firewalls, denies.
@@ -38,7 +91,7 @@ pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io
                 .active()
                 .map(|front_end| format!("{} ({})", front_end.name, escape(&front_end.evidence)))
                 .collect();
-            if active.is_empty() { "no rules in this namespace".to_owned() } else { active.join(", ") }
+            if active.is_empty() { "no rules in this network namespace".to_owned() } else { active.join(", ") }
         }
         Err(why) => format!("not known: {}", escape(why)),
     };
@@ -71,8 +124,8 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
         more => format!("{WARN}{more} rules block{WARN:#}"),
     };
     line(writer, "outbound", &format!("{default}, {rules}"))?;
-    for deny in &denies.denies {
-        line(writer, "", &described(deny))?;
+    for row in rows_of(denies) {
+        line(writer, "", &row)?;
     }
     let more = denies.total.saturating_sub(denies.denies.len());
     if more > 0 {
@@ -82,30 +135,61 @@ fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {
         let maps = if denies.maps == 1 { "1 verdict map".to_owned() } else { format!("{} verdict maps", denies.maps) };
         line(writer, "", &format!("{maps} may block too: see `nft list ruleset`"))?;
     }
+    let Forwarded { rules, policies, chains } = &denies.forwarded;
+    if rules + policies > 0 {
+        let parts = [(*rules, "rule", "rules"), (*policies, "policy", "policies")];
+        let parts = parts.iter().filter(|(count, ..)| *count > 0);
+        let parts: Vec<String> =
+            parts.map(|(count, one, more)| format!("{count} {}", if *count == 1 { one } else { more })).collect();
+        let words = format!("{} can block forwarded traffic ({})", parts.join(" and "), escape(&chains.join(", ")));
+        line(writer, "containers", &words)?;
+    }
     Ok(())
 }
 
-fn described(deny: &Deny) -> String {
-    let packets = match deny.packets {
-        Some(packets) => format!("  ×{packets} so far"),
-        None => String::new(),
+/// A row for each rule and policy: one for both families where a statement is of both, and says which.
+fn rows_of(denies: &Denies) -> Vec<String> {
+    let mut rows: Vec<(String, Vec<&str>, Option<u64>)> = Vec::new();
+    for deny in &denies.denies {
+        let words = described(deny);
+        let family = match deny.family.as_str() {
+            "ip" if deny.statement.is_some() => Some("IPv4"),
+            "ip6" if deny.statement.is_some() => Some("IPv6"),
+            _ => None,
+        };
+        match rows.iter_mut().find(|(of, ..)| family.is_some() && *of == words) {
+            Some((_, families, packets)) => {
+                families.extend(family);
+                *packets = packets.zip(deny.packets).map(|(one, other)| one + other).or(*packets).or(deny.packets);
+            }
+            None => rows.push((words, family.into_iter().collect(), deny.packets)),
+        }
+    }
+    let row = |(words, families, packets): (String, Vec<&str>, Option<u64>)| {
+        let families = if families.is_empty() { String::new() } else { format!(" ({})", families.join(", ")) };
+        let packets = packets.map(|packets| format!("  ×{packets} so far")).unwrap_or_default();
+        format!("{words}{families}{packets}")
     };
+    rows.into_iter().map(row).collect()
+}
+
+fn described(deny: &Deny) -> String {
     let hook = if deny.hook == "output" { String::new() } else { format!(" (hook {})", deny.hook) };
     if let Some(Statement { what, name, comment, note, .. }) = &deny.statement {
         let comment = comment.as_ref().map(|comment| format!(" # {}", escape(comment))).unwrap_or_default();
         let note = note.as_ref().map(|note| format!(" ({})", escape(note))).unwrap_or_default();
-        return format!("{} `{}`{comment}{note}: {}{packets}", escape(what), escape(name), deny.verdict);
+        return format!("{} `{}`{comment}{note}: {}", escape(what), escape(name), deny.verdict);
     }
     match (deny.handle, &deny.text) {
         (None, _) => format!("{}{hook}: policy {}", escape(&deny.place), deny.verdict),
         (Some(place), None) if deny.backend == Backend::IptablesLegacy => {
-            format!("{}{hook}: rule {place} of iptables-legacy: {}{packets}", escape(&deny.place), deny.verdict)
+            format!("{}{hook}: rule {place} of iptables-legacy: {}", escape(&deny.place), deny.verdict)
         }
         (Some(handle), None) => {
-            format!("{}{hook}: rule with handle {handle}: {}{packets}", escape(&deny.place), deny.verdict)
+            format!("{}{hook}: rule with handle {handle}: {}", escape(&deny.place), deny.verdict)
         }
         (Some(handle), Some(text)) => {
-            format!("{}{hook}: `{}` # handle {handle}{packets}", escape(&deny.place), escape(text))
+            format!("{}{hook}: `{}` # handle {handle}", escape(&deny.place), escape(text))
         }
     }
 }

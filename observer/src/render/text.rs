@@ -6,14 +6,15 @@ use std::{
 };
 
 use anstyle::{AnsiColor, Style};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
 use super::{
     escape::escape,
-    fix::{about, as_root, namespace, place as elsewhere},
+    fix::{as_root, namespace, place as elsewhere, rows},
 };
 use crate::model::{
-    Attempt, Background, Confirmation, Coverage, Fix, Process, Restored, RuleSource, RulesetChange, Sender, span,
+    Attempt, Background, Confirmation, Coverage, Fix, Outcome, Process, Restored, RuleSource, RulesetChange, Sender,
+    span,
 };
 
 const ALERT: Style = AnsiColor::Red.on_default().bold();
@@ -65,13 +66,22 @@ impl Text {
         if !place.is_empty() {
             line(writer, "in", &place)?;
         }
-        Ok(())
+        match next(&attempt.profiles) {
+            Some(words) => line(writer, "next", &words),
+            None => Ok(()),
+        }
     }
 
     /// `15:30:07 RULE     curl[2211] → 203.0.113.10:443/tcp: nft rule …`
     pub(crate) fn rule(&self, writer: &mut impl Write, at: Timestamp, attempt: &Attempt) -> io::Result<()> {
         let (time, finding) = (self.time(at), attempt.finding.as_deref().unwrap_or_default());
         writeln!(writer, "{time} {STRONG}RULE{STRONG:#}     {}: {}", who_and_where(attempt), escape(finding))
+    }
+
+    /// `15:32:21 ENDED    curl[2211] → 203.0.113.10:443/tcp: gave up after 2m14s`
+    pub(crate) fn outcome(&self, writer: &mut impl Write, attempt: &Attempt, outcome: Outcome) -> io::Result<()> {
+        let (time, how) = (self.time(attempt.end), outcome.sentence());
+        writeln!(writer, "{time} {STRONG}ENDED{STRONG:#}    {}: {how}", who_and_where(attempt))
     }
 
     /// `15:30:20 WORKS    curl[2300] → 203.0.113.10:443/tcp: a connection was established 12s after …`
@@ -83,60 +93,98 @@ impl Text {
     /// `15:30:08 FIX      curl[2211] → 203.0.113.10:443/tcp`, the commands, and what is known of them.
     pub(crate) fn fix(&self, writer: &mut impl Write, at: Timestamp, attempt: &Attempt, fix: &Fix) -> io::Result<()> {
         writeln!(writer, "{} {GOOD}FIX{GOOD:#}      {}", self.time(at), who_and_where(attempt))?;
-        for command in &fix.commands {
-            line(writer, "run", &format!("{STRONG}{}{STRONG:#}", escape(&as_root(command))))?;
+        for (label, text) in rows(fix, "run") {
+            line(writer, label, &text)?;
         }
-        for command in &fix.undo {
-            line(writer, "undo", &escape(&as_root(command)))?;
-        }
-        line(writer, "note", &escape(&about(fix)))
+        Ok(())
     }
 
-    /// `15:30:10 CHANGED  firewall rules, by nft[2301] ← sh: 1 rule added (…)`
+    /// ``15:30:10 CHANGED  ufw added `allow out 443/tcp`, by ufw[2301] ← sh``
     pub(crate) fn change(&self, writer: &mut impl Write, at: Timestamp, change: &RulesetChange) -> io::Result<()> {
         // Whoever ran the program that did it says more than that.
         let by: Vec<String> = match change.sender.ancestry.as_slice() {
-            [] => change.ruleset.changed_by.iter().map(|doer| format!("pid {}", doer.pid)).collect(),
+            [] => change.ruleset.changed_by.iter().map(|actor| format!("pid {}", actor.pid)).collect(),
             [first, parents @ ..] => std::iter::once(format!("{}[{}]", first.name, first.pid))
                 .chain(parents.iter().take(MAX_PARENTS).map(|parent| parent.name.clone()))
                 .collect(),
         };
-        let by = by.join(" ← ");
+        let by = if by.is_empty() { "an unknown process".to_owned() } else { by.join(" ← ") };
         let scope = if change.is_elsewhere {
-            format!(" of {}", namespace(change.netns, change.entering.as_deref()))
+            format!(" in {}", namespace(change.netns, change.entering.as_deref()))
         } else {
             String::new()
         };
-        writeln!(
-            writer,
-            "{} {STRONG}CHANGED{STRONG:#}  firewall rules{}, by {}{}",
-            self.time(at),
-            escape(&scope),
-            escape(if by.is_empty() { "somebody" } else { &by }),
-            escape(&change.ruleset.what())
-        )
+        let (time, what) = (self.time(at), change.ruleset.what());
+        let words = match change.ruleset.statements() {
+            Some(statements) => format!("{statements}{scope}, by {by}"),
+            None => format!("firewall rules{scope}, by {by}{what}"),
+        };
+        writeln!(writer, "{time} {STRONG}CHANGED{STRONG:#}  {}", escape(&words))
     }
 
-    /// `15:30:11 again    curl[2211] → 203.0.113.10:443/tcp  ×5`
-    pub(crate) fn again(
-        &self,
-        at: Timestamp,
-        (who, (others, are_more)): (&str, (usize, bool)),
-        to: &str,
-        packets: u64,
-    ) -> String {
-        let others = match (others, are_more) {
+    /// `15:30:11 again    curl[2211] → 203.0.113.10:443/tcp  ×5 over 31s`; in so many columns, with its count and its destination.
+    pub(crate) fn again(&self, again: &Again<'_>, width: Option<usize>) -> String {
+        let Again { at, who, others, to, packets, over, last, by } = again;
+        let others = match others {
             (0, _) => String::new(),
             (others, false) => format!(" and {others} more"),
             (others, true) => format!(" and at least {others} more"),
         };
-        format!("{} again    {}{others} → {to}  ×{packets}", self.time(at), escape(who))
+        let (who, to) = (escape(who), escape(to));
+        let name = who.split('[').next().unwrap_or_default();
+        let time = self.time(*at);
+        let word = if by.is_some() { "more " } else { "again" };
+        let by = by.map(|by| format!("  {}", escape(by))).unwrap_or_default();
+        let over = if over.as_secs() > 0 { format!(" over {}", span(over.unsigned_abs())) } else { String::new() };
+        // The time in front is that of the line, which may come later.
+        let since = if self.time(*last) == time { String::new() } else { format!(", last {}", self.time(*last)) };
+        let forms = [
+            format!("{time} {word}    {who}{others} → {to}  ×{packets}{over}{since}{by}"),
+            format!("{time} {word}    {who}{others} → {to}  ×{packets}{over}{since}"),
+            format!("{time} {word}  {name} → {to}  ×{packets}{over}"),
+            format!("{time} {word}  {name} → {to}  ×{packets}"),
+            format!("{word}  ×{packets}  → {to}"),
+        ];
+        let fits = |form: &&String| width.is_none_or(|width| textwrap::core::display_width(form) <= width);
+        forms.iter().find(fits).or(forms.last()).cloned().unwrap_or_default()
     }
+}
+
+/// What repeated.
+pub(crate) struct Again<'a> {
+    /// Time in front.
+    pub(crate) at: Timestamp,
+    /// The last sender.
+    pub(crate) who: &'a str,
+    /// How many other processes there were, and whether there may be more.
+    pub(crate) others: (usize, bool),
+    /// Where to.
+    pub(crate) to: &'a str,
+    /// Packets.
+    pub(crate) packets: u64,
+    /// From the first packet to the last.
+    pub(crate) over: SignedDuration,
+    /// The last packet.
+    pub(crate) last: Timestamp,
+    /// What stopped them, where these are several destinations.
+    pub(crate) by: Option<&'a str>,
+}
+
+/// `sudo observer check datadog apt  (all that it needs, in one answer)`; `None` where nothing is known of the sender.
+pub(crate) fn next(profiles: &[String]) -> Option<String> {
+    let command = as_root(&format!("observer check {}", profiles.join(" ")));
+    (!profiles.is_empty())
+        .then(|| format!("{STRONG}{}{STRONG:#}  finds everything else that it needs", escape(&command)))
 }
 
 /// A connection that hung when observer started.
 pub(crate) fn hanging(writer: &mut impl Write, attempt: &Attempt) -> io::Result<()> {
-    writeln!(writer, "{ALERT}HANGING NOW{ALERT:#}  {}", hangs(attempt))
+    writeln!(writer, "{ALERT}HANGING NOW{ALERT:#}  {}", hangs(attempt))?;
+    line(writer, "by", &escape(attempt.finding.as_deref().unwrap_or_default()))?;
+    match next(&attempt.profiles) {
+        Some(words) => line(writer, "next", &words),
+        None => Ok(()),
+    }
 }
 
 /// That there are more of them.
@@ -205,7 +253,7 @@ pub(crate) fn run_blocked(writer: &mut impl Write, who: &str, to: &str, by: &str
     writeln!(writer, "observer: {ALERT}BLOCKED{ALERT:#} {} → {to}: {}", escape(who), escape(by))
 }
 
-/// That there is more of it than is told now.
+/// That there is more of it than is reported now.
 pub(crate) fn run_more(writer: &mut impl Write) -> io::Result<()> {
     writeln!(writer, "observer: {ALERT}BLOCKED{ALERT:#} and more; the verdict lists all")
 }
@@ -231,20 +279,19 @@ fn who_and_where(attempt: &Attempt) -> String {
     format!("{} → {}", escape(&attempt.sender.words()), attempt.to())
 }
 
-/// `curl[2211] → 203.0.113.10:443/tcp since 41s, gives up in 1m33s at the latest: …`
+/// `curl[2211] → 203.0.113.10:443/tcp since 41s, gives up in 1m33s`
 fn hangs(attempt: &Attempt) -> String {
     let waits = attempt.wait.map(|wait| {
         let since = span(Duration::from_millis(wait.waited_ms));
         let end = wait
             .gives_up_ms
-            .map(|left| format!(", gives up in {} at the latest", span(Duration::from_millis(left))))
+            .map(|left| format!(", gives up in {}", span(Duration::from_millis(left))))
             .unwrap_or_default();
         format!(" since {since}{end}")
     });
-    let finding = attempt.finding.as_deref().unwrap_or_default();
     let scope = elsewhere(attempt).map(|words| format!(" {}", escape(&words))).unwrap_or_default();
     let who = attempt.sender.words();
-    format!("{}{scope} → {}{}: {finding}", escape(&who), attempt.to(), waits.unwrap_or_default())
+    format!("{}{scope} → {}{}", escape(&who), attempt.to(), waits.unwrap_or_default())
 }
 
 /// Command lines can be whole scripts.
@@ -359,6 +406,34 @@ mod tests {
         let text = written(&attempt);
         assert!(text.lines().next().unwrap().ends_with("in container web"), "{text}");
         assert!(text.ends_with("  in    container web aaaaaaaaaaaa\n"), "{text}");
+    }
+
+    #[test]
+    fn repeats_say_count_and_destination_at_any_width() {
+        let at = Timestamp::UNIX_EPOCH;
+        let again = Again {
+            at: at + SignedDuration::from_secs(60),
+            who: "curl[2211]",
+            others: (2, false),
+            to: "203.0.113.10:443/tcp",
+            packets: 5,
+            over: SignedDuration::from_secs(31),
+            last: at + SignedDuration::from_secs(59),
+            by: None,
+        };
+        let rows =
+            [None, Some(80), Some(60), Some(46), Some(20)].map(|width| Text::new(TimeZone::UTC).again(&again, width));
+        let whole = "00:01:00 again    curl[2211] and 2 more → 203.0.113.10:443/tcp  ×5 over 31s, last 00:00:59";
+        assert_eq!(
+            rows.each_ref().map(String::as_str),
+            [
+                whole,
+                "00:01:00 again  curl → 203.0.113.10:443/tcp  ×5 over 31s",
+                "00:01:00 again  curl → 203.0.113.10:443/tcp  ×5 over 31s",
+                "again  ×5  → 203.0.113.10:443/tcp",
+                "again  ×5  → 203.0.113.10:443/tcp",
+            ]
+        );
     }
 
     #[test]

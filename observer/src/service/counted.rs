@@ -1,4 +1,4 @@
-//! What a generation's counts add to what was told of its first packets.
+//! What a generation's counts add to what was reported of its first packets.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,8 @@ use crate::model::{Attempt, Share};
 /// First attempts of a generation that are kept as a pattern for what is counted beyond; the rest is made anew.
 const MAX_PATTERNS: usize = 4096;
 
-/// A first packet that was told.
-pub(super) struct Told {
+/// A first packet that was reported.
+pub(super) struct Reported {
     pub(super) bytes: u64,
     pub(super) said: Said,
     /// On whose account it was.
@@ -29,7 +29,7 @@ pub(super) enum Said {
 
 /// First packets of the even and the odd generation.
 #[derive(Default)]
-pub(super) struct Patterns([HashMap<DropKey, Told>; 2]);
+pub(super) struct Patterns([HashMap<DropKey, Reported>; 2]);
 
 impl Patterns {
     /// One more can be kept.
@@ -37,12 +37,12 @@ impl Patterns {
         self.0.iter().map(HashMap::len).sum::<usize>() < MAX_PATTERNS
     }
 
-    pub(super) fn keep(&mut self, epoch: u32, key: DropKey, told: Told) {
+    pub(super) fn keep(&mut self, epoch: u32, key: DropKey, told: Reported) {
         self.0[(epoch & 1) as usize].insert(key, told);
     }
 
     /// Those of a generation, which is over.
-    pub(super) fn take(&mut self, epoch: u32) -> HashMap<DropKey, Told> {
+    pub(super) fn take(&mut self, epoch: u32) -> HashMap<DropKey, Reported> {
         std::mem::take(&mut self.0[(epoch & 1) as usize])
     }
 }
@@ -66,8 +66,8 @@ mod tests {
     fn two_generations_are_kept_apart() {
         let mut patterns = Patterns::default();
         let key = DropKey::default();
-        patterns.keep(3, key, Told { bytes: 3, said: Said::Inbound, share: Share::Host });
-        patterns.keep(4, key, Told { bytes: 4, said: Said::Filtered, share: Share::Host });
+        patterns.keep(3, key, Reported { bytes: 3, said: Said::Inbound, share: Share::Host });
+        patterns.keep(4, key, Reported { bytes: 4, said: Said::Filtered, share: Share::Host });
         assert_eq!(patterns.take(3).get(&key).map(|told| told.bytes), Some(3));
         assert!(patterns.take(3).is_empty());
         assert_eq!(patterns.take(4).len(), 1);

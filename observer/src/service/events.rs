@@ -3,7 +3,7 @@
 //!
 //! Every packet is in the counts. A record carries the first packet of a key, which is a line of its own. When its epoch is swept,
 //! further packets of that key become one line that copies the first. A key whose record did not come
-//! through is told by what the key alone says.
+//! through is reported by what the key alone says.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,12 +22,12 @@ use observer_ebpf::abi::{Counted, DropKey, flag};
 use super::{
     BACKLOG,
     backlog::Backlog,
-    counted::{Patterns, Said, Told, is_by},
+    counted::{Patterns, Reported, Said, is_by},
     held::Waiting,
     ledger::{Flags, Ledger},
     lookups::{Await, Lookups},
     making::{Making, Stage},
-    teller::Teller,
+    writer::LineWriter,
 };
 use crate::{
     attribute::Attribution,
@@ -40,7 +40,7 @@ use crate::{
     },
     model::{Attempt, Degraded, Direction, Dropped, Hanging, Kind, RulesSeen, Share},
     patience,
-    privilege::Eyes,
+    privilege::HostQueries,
     sink::fan::Fan,
 };
 
@@ -49,11 +49,11 @@ const BATCH: usize = 4096;
 /// Senders whose accounts are remembered; and accounts of which it is told that they were crowded.
 const MAX_SENDERS: usize = 4096;
 const MAX_CROWDED: usize = 64;
-/// Lines of one account that may wait for what is looked up: what comes beyond is told with what is known at once.
+/// Lines of one account that may wait for what is looked up: what comes beyond is reported with what is known at once.
 const MAX_HELD_OF_ONE: usize = 256;
 /// How often what is pending is looked at.
 const IDLE: Duration = Duration::from_millis(250);
-/// How long a line waits for what is looked up for it; what comes later is told in a line of its own.
+/// How long a line waits for what is looked up for it; what comes later is reported in a line of its own.
 const HOLD: Duration = Duration::from_millis(120);
 /// Senders that are looked for are looked for again so often.
 const SEARCH: Duration = Duration::from_millis(4);
@@ -81,7 +81,7 @@ pub struct Rooms<E> {
     pub changes: Changes,
     /// As one story.
     pub incidents: Incidents,
-    /// Tells the kernel half which destinations to watch.
+    /// Tells the eBPF side which destinations to watch.
     pub tell: Await,
 }
 
@@ -108,7 +108,7 @@ pub(super) struct Consumer<E> {
     /// Packets that were counted without their destination, by account.
     crowded: BTreeMap<Share, u64>,
     counts: Counts,
-    teller: Teller,
+    writer: LineWriter,
     /// Follow-up lines may still come.
     news: Arc<AtomicBool>,
     /// A change of rules is to be reported yet.
@@ -149,11 +149,11 @@ fn sender(key: &DropKey) -> SentBy {
     (netns, key.uid, key.flags & flag::SOCKET != 0, key.direction)
 }
 
-impl<E: Eyes> Consumer<E> {
+impl<E: HostQueries> Consumer<E> {
     pub(super) fn new(
         rooms: Rooms<E>,
         counts: Counts,
-        teller: Teller,
+        writer: LineWriter,
         (news, changing): (Arc<AtomicBool>, Arc<AtomicBool>),
     ) -> Self {
         Self {
@@ -165,7 +165,7 @@ impl<E: Eyes> Consumer<E> {
             held_of: HashMap::new(),
             crowded: BTreeMap::new(),
             counts,
-            teller,
+            writer,
             news,
             changing,
             patterns: Patterns::default(),
@@ -239,7 +239,7 @@ impl<E: Eyes> Consumer<E> {
         true
     }
 
-    /// Has the first packet of a key wait for its turn. One for which there is no room is told by its count.
+    /// Has the first packet of a key wait for its turn. One for which there is no room is reported by its count.
     fn wait(&mut self, bytes: bytes::Bytes, flags: &Flags) {
         let Some((epoch, share)) = peek(&bytes) else {
             log::warn!("a record of {} bytes cannot be read", bytes.len());
@@ -267,20 +267,20 @@ impl<E: Eyes> Consumer<E> {
             Item::Modules => {
                 flags.modules.store(false, Ordering::Relaxed);
                 let nftables = flags.rules_anew.swap(false, Ordering::Relaxed);
-                self.rooms.explainer.modules_changed(nftables, self.rooms.attribution.eyes());
+                self.rooms.explainer.modules_changed(nftables, self.rooms.attribution.queries());
                 self.rooms.changes.again();
             }
             Item::Commits(commits) => {
                 let count = commits.len();
                 for (index, commit) in commits.into_iter().enumerate() {
-                    if !self.teller.is_over() && self.teller.filter.matches_change(commit.netns) {
+                    if !self.writer.is_over() && self.writer.filter.matches_change(commit.netns) {
                         self.rooms.incidents.ruleset_is_changing();
                         self.rooms.changes.change(commit, index + 1 == count, &mut self.rooms.attribution);
                     }
                 }
                 self.changing.store(self.rooms.changes.are_waiting(), Ordering::Release);
             }
-            Item::Deaf(netns) => self.rooms.changes.deaf(netns, self.rooms.attribution.eyes()),
+            Item::Deaf(netns) => self.rooms.changes.deaf(netns, self.rooms.attribution.queries()),
             // `go_on` takes them in.
             Item::Answers => {}
         }
@@ -299,9 +299,9 @@ impl<E: Eyes> Consumer<E> {
         self.rooms.attribution.catch_up();
         let until = Instant::now() + patience::here(LAST);
         let in_hurry = || flags.hurry.load(Ordering::Relaxed);
-        while !in_hurry() && !self.teller.is_over() && self.rules_may_come() && Instant::now() < until {
+        while !in_hurry() && !self.writer.is_over() && self.rules_may_come() && Instant::now() < until {
             std::thread::sleep(STEP);
-            self.rooms.attribution.eyes().take_answers();
+            self.rooms.attribution.queries().take_answers();
             self.tell_late(false);
         }
         self.tell_late(true);
@@ -318,11 +318,11 @@ impl<E: Eyes> Consumer<E> {
                 consequence: "that some blocked destinations work again is not reported".to_owned(),
             });
         }
-        self.teller.look();
+        self.writer.look();
         Consumed {
-            ledger: self.teller.ledger,
-            error: self.teller.error,
-            fan: self.teller.fan,
+            ledger: self.writer.ledger,
+            error: self.writer.error,
+            fan: self.writer.fan,
             degraded: self.degraded,
             rules: self.rooms.explainer.rules().summary(),
         }
@@ -344,18 +344,18 @@ impl<E: Eyes> Consumer<E> {
 
     /// Takes in answers, and tells in their order the lines for which everything has come, or that have waited long enough.
     fn go_on(&mut self, flags: &Flags) {
-        let mut any = self.rooms.attribution.eyes().take_answers();
+        let mut any = self.rooms.attribution.queries().take_answers();
         let now = Instant::now();
         let in_hurry = flags.hurry.load(Ordering::Relaxed);
         if self.searched.1 && now.duration_since(self.searched.0) >= SEARCH {
             self.searched = (now, self.held.any(Making::is_searching));
             any = true;
         }
-        let Self { held, rooms, teller, .. } = self;
-        held.answered(any, now, |making, is_last| making.look(rooms, &teller.filter, is_last));
+        let Self { held, rooms, writer, .. } = self;
+        held.answered(any, now, |making, is_last| making.look(rooms, &writer.filter, is_last));
         loop {
-            let Self { held, rooms, teller, .. } = self;
-            let look = |making: &mut Making, is_last| making.look(rooms, &teller.filter, is_last);
+            let Self { held, rooms, writer, .. } = self;
+            let look = |making: &mut Making, is_last| making.look(rooms, &writer.filter, is_last);
             let Some((making, is_told)) = held.next((now, in_hurry), look) else { break };
             if let Some(held) = self.held_of.get_mut(&making.share) {
                 *held -= 1;
@@ -381,15 +381,15 @@ impl<E: Eyes> Consumer<E> {
         }
     }
 
-    /// Reports a line that is complete, or counts it where it is not to be told.
+    /// Reports a line that is complete, or counts it where it is not to be reported.
     fn told(&mut self, making: Making, is_told: bool, in_hurry: bool) {
         let packets = making.packets();
         let Making { stage, first, share } = making;
         let said = match stage {
             // Its epoch's sweep counts the first packet of a key.
-            _ if is_told && (in_hurry || self.teller.is_over()) => {
+            _ if is_told && (in_hurry || self.writer.is_over()) => {
                 if first.is_none() {
-                    let ledger = &mut self.teller.ledger;
+                    let ledger = &mut self.writer.ledger;
                     *if in_hurry { &mut ledger.abandoned } else { &mut ledger.filtered } += packets;
                 }
                 return;
@@ -403,16 +403,16 @@ impl<E: Eyes> Consumer<E> {
                 Said::Attempt(pattern)
             }
             Stage::Filtered(_) => {
-                self.teller.ledger.filtered += packets;
+                self.writer.ledger.filtered += packets;
                 Said::Filtered
             }
             Stage::Sender(..) | Stage::Inbound(_) => {
-                self.teller.ledger.inbound += packets;
+                self.writer.ledger.inbound += packets;
                 Said::Inbound
             }
         };
         if let Some((key, epoch, bytes)) = first {
-            self.patterns.keep(epoch, key, Told { bytes, said, share });
+            self.patterns.keep(epoch, key, Reported { bytes, said, share });
         }
     }
 
@@ -426,7 +426,7 @@ impl<E: Eyes> Consumer<E> {
     fn begin(&mut self, dropped: Dropped, first: Option<(DropKey, u32, u64)>, share: Share) {
         let mut making = Making::new(dropped, first, share);
         let is_last = self.held_of.get(&share).is_some_and(|held| *held >= MAX_HELD_OF_ONE);
-        let looked = making.look(&mut self.rooms, &self.teller.filter, is_last);
+        let looked = making.look(&mut self.rooms, &self.writer.filter, is_last);
         if looked == Poll::Ready(false) || is_last {
             self.told(making, looked != Poll::Ready(false), false);
             return;
@@ -436,10 +436,10 @@ impl<E: Eyes> Consumer<E> {
         self.held.hold(making, looked, Instant::now() + patience::here(HOLD));
     }
 
-    /// True when something is to be told yet.
+    /// True when something is to be reported yet.
     fn pause(&mut self) -> bool {
-        self.teller.look();
-        if self.teller.error.is_some() {
+        self.writer.look();
+        if self.writer.error.is_some() {
             return false;
         }
         self.tell_late(false);
@@ -450,18 +450,18 @@ impl<E: Eyes> Consumer<E> {
         comes || self.rooms.incidents.is_waiting()
     }
 
-    /// A rule of what was told, or what is otherwise by a change, may still come.
+    /// A rule of what was reported, or what changed by a change, may still come.
     fn rules_may_come(&self) -> bool {
         self.rooms.incidents.rules_may_come() || self.rooms.changes.are_waiting()
     }
 
-    /// Tells what has become known of what was told, and changes of rules.
+    /// Tells what has become known of what was reported, and changes of rules.
     fn tell_late(&mut self, is_over: bool) {
         let now = Instant::now();
         while let Some((boot_ns, change)) = self.rooms.changes.changed(&mut self.rooms.attribution, is_over) {
-            let (at, id) = (self.rooms.attribution.wall(boot_ns), self.teller.id());
+            let (at, id) = (self.rooms.attribution.wall(boot_ns), self.writer.id());
             self.rooms.incidents.ruleset_changed(boot_ns, at, Some(id), &change);
-            self.teller.change(id, at, Kind::RulesetChanged(Box::new(change)));
+            self.writer.change(id, at, Kind::RulesetChanged(Box::new(change)));
         }
         let room = self.rooms.incidents.room_for_reached();
         for reached in self.rooms.attribution.take_reached().into_iter().take(room) {
@@ -470,11 +470,11 @@ impl<E: Eyes> Consumer<E> {
             self.rooms.incidents.reached(reached, sender, at, now);
         }
         let Rooms { attribution, explainer, incidents, changes, tell } = &mut self.rooms;
-        explainer.rules().refresh(attribution.eyes());
-        changes.progress(attribution.eyes());
+        explainer.rules().refresh(attribution.queries());
+        changes.progress(attribution.queries());
         let mut lookups = Lookups { attribution, explainer, tell };
         for News { at, kind } in incidents.news(&mut lookups, |netns| changes.is_changing(netns), now, is_over) {
-            self.teller.news(at, kind, None);
+            self.writer.news(at, kind, None);
         }
     }
 
@@ -483,14 +483,14 @@ impl<E: Eyes> Consumer<E> {
         let Rooms { attribution, explainer, incidents, .. } = &mut self.rooms;
         let (mut attempt, share) = explain::hanging::attempt(hanging, attribution);
         // What is filtered costs no look-up.
-        if !self.teller.filter.concerns(&attempt) {
+        if !self.writer.filter.concerns(&attempt) {
             return;
         }
         let stopped = explainer.stops(hanging, &mut attempt, share, attribution);
         let now = Instant::now();
         incidents.hanging(&mut attempt, stopped.as_ref(), share, now);
         let story = incidents.count(&attempt, share, now);
-        self.teller.news(attempt.end, Kind::Hanging(Box::new(attempt)), Some(story));
+        self.writer.news(attempt.end, Kind::Hanging(Box::new(attempt)), Some(story));
     }
 
     /// The first packet of a key.
@@ -503,7 +503,7 @@ impl<E: Eyes> Consumer<E> {
             }
         };
         // A record of a generation that was swept is covered by its counts.
-        if self.swept.is_some_and(|swept| is_by(first.epoch, swept)) || self.teller.is_over() {
+        if self.swept.is_some_and(|swept| is_by(first.epoch, swept)) || self.writer.is_over() {
             return;
         }
         if self.senders.len() >= MAX_SENDERS {
@@ -553,11 +553,11 @@ impl<E: Eyes> Consumer<E> {
 
     fn beyond(&mut self, key: &DropKey, counted: &Counted, said: Option<Said>, share: Share, flags: &Flags) {
         if flags.hurry.load(Ordering::Relaxed) {
-            self.teller.ledger.abandoned += counted.packets;
+            self.writer.ledger.abandoned += counted.packets;
             return;
         }
-        if self.teller.is_over() {
-            self.teller.ledger.filtered += counted.packets;
+        if self.writer.is_over() {
+            self.writer.ledger.filtered += counted.packets;
             return;
         }
         let dropped = match said {
@@ -570,22 +570,22 @@ impl<E: Eyes> Consumer<E> {
                 // A coarse key has no destination: neither its direction nor the filter can be decided.
                 Ok(dropped)
                     if dropped.coarse
-                        && (dropped.direction == Direction::Unrouted || !self.teller.filter.in_kernel_wholly()) =>
+                        && (dropped.direction == Direction::Unrouted || !self.writer.filter.in_kernel_wholly()) =>
                 {
                     let elsewhere = self
-                        .teller
+                        .writer
                         .filter
                         .netns
                         .is_some_and(|wanted| dropped.netns != wanted && dropped.origin_netns != Some(wanted));
                     let into =
-                        if elsewhere { &mut self.teller.ledger.filtered } else { &mut self.teller.ledger.undecided };
+                        if elsewhere { &mut self.writer.ledger.filtered } else { &mut self.writer.ledger.undecided };
                     *into += counted.packets;
                     return;
                 }
                 Ok(dropped) => dropped,
                 Err(error) => {
                     log::warn!("{error}");
-                    self.teller.ledger.decode += counted.packets;
+                    self.writer.ledger.decode += counted.packets;
                     return;
                 }
             },
@@ -593,7 +593,7 @@ impl<E: Eyes> Consumer<E> {
         self.begin(dropped, None, share);
     }
 
-    /// Tells what was counted beyond a packet that was told, in its words.
+    /// Tells what was counted beyond a packet that was reported, in its words.
     fn again(&mut self, (pattern, share): (Attempt, Share), key: &DropKey, counted: &Counted) {
         let Rooms { attribution, explainer, incidents, tell, .. } = &mut self.rooms;
         let attempt = attribution.again(pattern, key, counted);
@@ -606,8 +606,8 @@ impl<E: Eyes> Consumer<E> {
 
     /// Tells of packets that were stopped.
     fn tell(&mut self, attempt: Box<Attempt>, share: Share) {
-        let Self { teller, rooms, .. } = self;
-        teller.packets(attempt, |attempt| rooms.incidents.count(attempt, share, Instant::now()));
+        let Self { writer, rooms, .. } = self;
+        writer.packets(attempt, |attempt| rooms.incidents.count(attempt, share, Instant::now()));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Lines that wait for what is looked up for them. They are told in the order in which they began: when all has come, or when their
+//! Lines that wait for what is looked up for them. They are reported in the order in which they began: when all has come, or when their
 //! time is over.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Lines that wait at most: with more of them the eldest is told at once.
+/// Lines that wait at most: with more of them the eldest is reported at once.
 const MAX_HELD: usize = 2048;
 /// More of them than these are looked at again no more often than this.
 const FEW: usize = 64;
@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(20);
 struct Held<T> {
     line: T,
     until: Instant,
-    /// Everything has come: whether it is to be told.
+    /// Everything has come: whether it is to be reported.
     is_ready: Option<bool>,
 }
 
@@ -55,7 +55,7 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// The first line, if everything has come for it or its time is over; and whether it is to be told.
+    /// The first line, if everything has come for it or its time is over; and whether it is to be reported.
     pub(super) fn next(
         &mut self,
         (now, in_hurry): (Instant, bool),

@@ -34,6 +34,6 @@ pub(super) struct Ledger {
     pub(super) inbound: u64,
     /// Given up at the end, because the output did not take them in time.
     pub(super) abandoned: u64,
-    /// Counted together for want of room, so that it is not known whether they were to be told.
+    /// Counted together for want of room, so that it is not known whether they were to be reported.
     pub(super) undecided: u64,
 }

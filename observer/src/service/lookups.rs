@@ -1,4 +1,4 @@
-//! What incidents ask, answered by the helper and the kernel half.
+//! What incidents ask, answered by the helper and the eBPF side.
 
 use std::{sync::Arc, task::Poll, time::Duration};
 
@@ -10,12 +10,12 @@ use crate::{
     incident::Lookup,
     model::{Attempt, Decision, Remedy, Share, Stopped, WantedRule},
     privilege::{
-        Eyes,
+        HostQueries,
         protocol::{ArmAnswers, FixOf},
     },
 };
 
-/// Tells the kernel half that a destination is waited for from now on, or not any more.
+/// Tells the eBPF side that a destination is waited for from now on, or not any more.
 pub type Await = Box<dyn FnMut(&AwaitedKey, bool) -> Result<(), String> + Send>;
 
 /// Everything that answers.
@@ -25,14 +25,14 @@ pub(super) struct Lookups<'a, E> {
     pub(super) tell: &'a mut Await,
 }
 
-impl<E: Eyes> Lookup for Lookups<'_, E> {
+impl<E: HostQueries> Lookup for Lookups<'_, E> {
     fn rule(&mut self, share: Share, wanted: &WantedRule, is_last: bool) -> Poll<Option<Arc<Decision>>> {
-        let mut asking = Asking { eyes: self.attribution.eyes(), share, is_last };
+        let mut asking = Asking { queries: self.attribution.queries(), share, is_last };
         self.explainer.again(wanted, &mut asking)
     }
 
     fn fix(&mut self, share: Share, stopped: &Stopped, is_urgent: bool) -> Poll<Result<Remedy, String>> {
-        self.attribution.eyes().poll(share, FixOf { stopped: stopped.clone(), is_urgent })
+        self.attribution.queries().poll(share, FixOf { stopped: stopped.clone(), is_urgent })
     }
 
     fn await_destination(&mut self, key: &AwaitedKey, is_awaited: bool) -> Result<(), String> {
@@ -40,7 +40,7 @@ impl<E: Eyes> Lookup for Lookups<'_, E> {
     }
 
     fn await_answers(&mut self, time: Duration) {
-        let armed = self.attribution.eyes().ask(ArmAnswers { time });
+        let armed = self.attribution.queries().ask(ArmAnswers { time });
         if let Err(why) = armed.unwrap_or_else(|error| Err(error.to_string())) {
             log::debug!("answers to datagrams are not seen: {why}");
         }

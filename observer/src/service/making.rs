@@ -9,7 +9,7 @@ use crate::{
     attribute::Search,
     explain::Begun,
     model::{Dropped, Filter, Share},
-    privilege::Eyes,
+    privilege::HostQueries,
 };
 
 /// How far it is.
@@ -53,8 +53,8 @@ impl Making {
         }
     }
 
-    /// Looks as far as can be known now, with `is_last` for the last time: whether it is to be told, once that is known.
-    pub(super) fn look<E: Eyes>(&mut self, rooms: &mut Rooms<E>, filter: &Filter, is_last: bool) -> Poll<bool> {
+    /// Looks as far as can be known now, with `is_last` for the last time: whether it is to be reported, once that is known.
+    pub(super) fn look<E: HostQueries>(&mut self, rooms: &mut Rooms<E>, filter: &Filter, is_last: bool) -> Poll<bool> {
         if let Stage::Sender(dropped, search) = &mut self.stage {
             let attempt = ready!(rooms.attribution.attempt(dropped, search, is_last));
             self.stage = match attempt {
@@ -65,7 +65,7 @@ impl Making {
                     let begun = Begun::new(attempt, (**dropped).clone(), share);
                     if begun.is_by_rules() {
                         let (netns, share) = begun.netns();
-                        rooms.changes.adopt(netns, share, rooms.attribution.eyes());
+                        rooms.changes.adopt(netns, share, rooms.attribution.queries());
                     }
                     Stage::Explained(Box::new(begun))
                 }

@@ -2,7 +2,7 @@
 //!
 //! The runtime's only thread empties the ring into a bounded queue and has the counts swept; one more thread ([`events`]) takes from the
 //! queue and does everything that may wait but writing, for which each sink has a thread. The counts are the ledger: what
-//! does not fit into ring or queue is told by its count. The end is always the same: detach, wait for running programs,
+//! does not fit into ring or queue is reported by its count. The end is always the same: detach, wait for running programs,
 //! empty the ring, let the queue run dry, sweep what is left, write the account.
 
 mod backlog;
@@ -14,7 +14,7 @@ mod listen;
 mod lookups;
 mod making;
 pub mod modules;
-mod teller;
+mod writer;
 
 use std::{
     io,
@@ -41,7 +41,7 @@ pub use self::events::Rooms;
 use self::{
     events::{Consumed, Consumer},
     ledger::{Flags, Ledger},
-    teller::Teller,
+    writer::LineWriter,
 };
 use crate::{
     intake::{
@@ -49,7 +49,7 @@ use crate::{
         ring::{Item, Reader},
     },
     model::{Account, Coverage, Degraded, Filter, Hanging, Kind, Line, Lost},
-    privilege::{Eyes, Listening, Wake},
+    privilege::{HostQueries, Listening, Wake},
     probe::{Probes, Totals},
     sink::{
         fan::{Failed, Fan, Outlet, Progress},
@@ -102,19 +102,21 @@ pub struct Run<E> {
     pub rooms: Rooms<E>,
     /// Where they go.
     pub outlets: Vec<Outlet>,
-    /// Set while news of what was told may still come.
+    /// Set while news of what was reported may still come.
     pub news: Arc<AtomicBool>,
-    /// Which are told.
+    /// Set while a change of rules is to be reported yet.
+    pub changing: Arc<AtomicBool>,
+    /// Which are reported.
     pub filter: Filter,
     /// When to stop.
     pub limits: Limits,
     /// What is known to work worse than it could.
     pub degraded: Vec<Degraded>,
-    /// Connections that hang already, to be told first.
+    /// Connections that hang already, to be reported first.
     pub hanging: Vec<Hanging>,
 }
 
-impl<E: Eyes + Send + 'static> Run<E> {
+impl<E: HostQueries + Send + 'static> Run<E> {
     /// Runs until `until` is done, a limit is reached or the output is gone. `ready` is called once everything is being
     /// observed; `until` is polled inside the runtime. Must not be called inside a runtime.
     pub fn run(self, ready: impl FnOnce() -> Result<()>, until: impl Future<Output = Result<()>>) -> Result<Ended>
@@ -142,7 +144,7 @@ impl<E: Eyes + Send + 'static> Run<E> {
             }
         };
         let wake: Wake = Arc::new(wake);
-        if let Err(error) = self.rooms.attribution.eyes().begin_polling(Arc::clone(&wake)) {
+        if let Err(error) = self.rooms.attribution.queries().begin_polling(Arc::clone(&wake)) {
             log::error!("{error}");
         }
         let filling = watch_readable(self.filling).context("cannot watch the ring of processes")?;
@@ -159,8 +161,8 @@ impl<E: Eyes + Send + 'static> Run<E> {
         let fan = Fan::start(self.outlets, &wake).context("cannot start a thread")?;
         let progress = fan.progress();
         let run = self.rooms.attribution.identity().run_id();
-        let teller = Teller::new(fan, self.filter, self.limits, run, stop);
-        let consumer = Consumer::new(self.rooms, counts, teller, self.news);
+        let writer = LineWriter::new(fan, self.filter, self.limits, run, stop);
+        let consumer = Consumer::new(self.rooms, counts, writer, (self.news, self.changing));
         let (finished, done) = oneshot::channel();
         let consumer = {
             let hanging = std::mem::take(&mut self.hanging);
@@ -367,7 +369,7 @@ async fn nudge(mut filling: AsyncFd<OwnedFd>, queue: SyncSender<Item>, flags: Ar
     }
 }
 
-/// Passes on what the BPF half says.
+/// Passes on what the eBPF side says.
 fn kernel_log(log: aya_log::EbpfLogger<&'static dyn log::Log>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let Ok(mut log) = watch_readable(log) else { return };

@@ -2,9 +2,11 @@
 //! bounded queue ([`fan`]).
 
 pub mod fan;
+mod groups;
 pub mod jsonl;
 pub mod live;
 pub mod notice;
+pub mod ordered;
 mod repeats;
 pub mod run;
 pub mod terminal;

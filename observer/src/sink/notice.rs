@@ -13,7 +13,10 @@ use std::{
 
 use anstream::{AutoStream, ColorChoice, StripStream};
 
-use crate::render::escape::escape;
+use crate::render::{
+    escape::escape,
+    screen::{self, Screen},
+};
 
 /// Only errors are said.
 static IS_QUIET: AtomicBool = AtomicBool::new(false);
@@ -23,17 +26,25 @@ pub fn set_quiet(is_quiet: bool) {
     IS_QUIET.store(is_quiet, Ordering::Relaxed);
 }
 
+/// Notices are not wanted.
+pub fn is_quiet() -> bool {
+    IS_QUIET.load(Ordering::Relaxed)
+}
+
 /// Says a notice: what is good to know, and no error.
 pub fn note(line: &str) {
-    if !IS_QUIET.load(Ordering::Relaxed) {
+    if !is_quiet() {
         say(line);
     }
 }
 
 /// Says one line, or one with a hint below. Nobody may listen any more.
 pub fn say(line: &str) {
-    let lines: String = line.lines().map(|line| format!("{}\n", escape(line))).collect();
-    let _ = io::stderr().write_all(lines.as_bytes());
+    let mut lines = Screen::new(Vec::new(), screen::stderr_width);
+    for line in line.lines() {
+        let _ = writeln!(lines, "{}", escape(line));
+    }
+    let _ = io::stderr().write_all(lines.unbroken());
 }
 
 /// The same where something else may hold stderr up, such as a pipe that nobody reads: waits for it no longer than this.
@@ -51,10 +62,11 @@ pub fn say_within(line: &str, time: Duration) {
 }
 
 /// Stderr for what is written in pieces and flushed by lines; without styles where they are not wanted.
-pub fn stderr() -> Box<dyn Write + Send> {
+pub fn stderr() -> Screen<Box<dyn Write + Send>> {
     let buffered: Box<dyn Write + Send> = Box::new(BufWriter::new(io::stderr()));
-    match AutoStream::choice(&io::stderr()) {
+    let styled = match AutoStream::choice(&io::stderr()) {
         ColorChoice::Never => Box::new(StripStream::new(buffered)),
         _ => buffered,
-    }
+    };
+    Screen::new(styled, screen::stderr_width)
 }

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::{incident::Snapshot, model::Attempt};
 
-/// Repeats of a story are told at most this often.
+/// Repeats of a story are reported at most this often.
 const QUIET: Duration = Duration::from_secs(5);
-/// Stories whose repeats are told; of more, those that have nothing to tell are forgotten first.
+/// Stories whose repeats are reported; of more, those that have nothing to tell are forgotten first.
 const MAX_STORIES: usize = 4096;
 
 /// A story as a terminal has shown it.
@@ -22,38 +22,62 @@ pub(super) struct Row {
     pub(super) who: String,
     /// How many other processes there were, and whether there may be more.
     pub(super) others: (usize, bool),
-    /// Where to.
+    /// Where to, or how many destinations.
     pub(super) to: String,
     /// Packets that were shown.
     pub(super) packets: u64,
+    /// The first one.
+    pub(super) first: Timestamp,
     /// The last one.
     pub(super) last: Timestamp,
+    /// What stopped them, where these are destinations of which none is shown whole.
+    pub(super) by: Option<String>,
 }
 
-struct Told {
+struct Shown {
     row: Row,
     when: Instant,
-    /// More has happened since it was told.
+    /// More has happened since it was reported.
     is_due: bool,
     is_repeated: bool,
 }
 
 /// All of them, by the ids of their stories.
 #[derive(Default)]
-pub(super) struct Repeats(HashMap<Uuid, Told>);
+pub(super) struct Repeats(HashMap<Uuid, Shown>);
 
 impl Repeats {
-    /// Takes in what is shown; true when it is to be told whole, because its story was not told yet.
+    /// Takes in what is shown; true when it is to be reported whole, because its story was not told yet.
     pub(super) fn take(&mut self, attempt: &Attempt, story: Snapshot, now: Instant) -> bool {
-        let mut row = Row {
-            who: attempt.sender.words(),
-            others: (story.others, story.are_more),
-            to: attempt.to(),
-            packets: attempt.packets,
-            last: attempt.end,
+        self.add(story.story, row(attempt, story), now)
+    }
+
+    /// Takes in what is not shown whole, as one of so many destinations of a group.
+    pub(super) fn fold(
+        &mut self,
+        attempt: &Attempt,
+        story: Snapshot,
+        (group, destinations): (Uuid, usize),
+        now: Instant,
+    ) {
+        let more = if destinations == 1 {
+            "1 more destination".to_owned()
+        } else {
+            format!("{destinations} more destinations")
         };
-        if let Some(told) = self.0.get_mut(&story.story) {
+        let row = Row { to: more, by: attempt.finding.clone(), ..row(attempt, story) };
+        if self.add(group, row, now)
+            && let Some(told) = self.0.get_mut(&group)
+        {
+            (told.is_due, told.is_repeated) = (true, true);
+        }
+    }
+
+    /// True where it is new.
+    fn add(&mut self, id: Uuid, mut row: Row, now: Instant) -> bool {
+        if let Some(told) = self.0.get_mut(&id) {
             row.packets += told.row.packets;
+            row.first = row.first.min(told.row.first);
             told.row = row;
             (told.is_due, told.is_repeated) = (true, true);
             return false;
@@ -62,13 +86,13 @@ impl Repeats {
             let eldest = self.0.iter().min_by_key(|(_, told)| (told.is_due, told.row.last)).map(|(id, _)| *id);
             eldest.map(|eldest| self.0.remove(&eldest));
         }
-        self.0.insert(story.story, Told { row, when: now, is_due: false, is_repeated: false });
+        self.0.insert(id, Shown { row, when: now, is_due: false, is_repeated: false });
         true
     }
 
     /// Repeats that have waited long enough; all of them at the end.
     pub(super) fn due(&mut self, now: Instant, all: bool) -> Vec<Row> {
-        let is_due = |told: &&mut Told| told.is_due && (all || now.duration_since(told.when) >= QUIET);
+        let is_due = |told: &&mut Shown| told.is_due && (all || now.duration_since(told.when) >= QUIET);
         let due = self.0.values_mut().filter(is_due);
         let mut due: Vec<Row> = due
             .map(|told| {
@@ -94,9 +118,21 @@ impl Repeats {
         standing
     }
 
-    /// Repeats are still to be told.
+    /// Repeats are still to be reported.
     pub(super) fn are_waiting(&self) -> bool {
         self.0.values().any(|told| told.is_due)
+    }
+}
+
+fn row(attempt: &Attempt, story: Snapshot) -> Row {
+    Row {
+        who: attempt.sender.words(),
+        others: (story.others, story.are_more),
+        to: attempt.to(),
+        packets: attempt.packets,
+        first: attempt.start,
+        last: attempt.end,
+        by: None,
     }
 }
 

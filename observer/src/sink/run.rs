@@ -38,7 +38,7 @@ pub struct Findings {
 
 /// Stories that are announced while the command runs.
 const MAX_ANNOUNCED: usize = 20;
-/// Stories that are told one by one.
+/// Stories that are reported one by one.
 const MAX_STORIES: usize = 10_000;
 
 /// What was denied to somebody, by stories: the same incident of another user or namespace is another's business.
@@ -53,7 +53,7 @@ impl Stories {
     fn take(&mut self, attempt: &Attempt) -> bool {
         let is_full = self.list.len() >= MAX_STORIES;
         let story = incident::story(attempt);
-        // One for all that is too much to be told one by one.
+        // One for all that is too much to be reported one by one.
         let key = if is_full && !self.places.contains_key(&story) { Uuid::nil() } else { story };
         let is_new = !self.places.contains_key(&key);
         let place = *self.places.entry(key).or_insert_with(|| {
@@ -64,7 +64,7 @@ impl Stories {
         is_new && !key.is_nil()
     }
 
-    /// The story of what was told before.
+    /// The story of what was reported before.
     fn of(&mut self, attempt: &Attempt) -> Option<&mut Story> {
         self.list.get_mut(*self.places.get(&incident::story(attempt))?)
     }
@@ -105,7 +105,7 @@ pub struct Subject {
 
 /// Writes to `W`, which strips styles where there is no terminal. Nothing that cannot be written ends it: the command goes
 /// on.
-pub struct Verdict<W> {
+pub struct VerdictSink<W> {
     writer: W,
     subject: Subject,
     findings: Arc<Findings>,
@@ -118,7 +118,7 @@ pub struct Verdict<W> {
     queues: u64,
 }
 
-impl<W: Write + Send> Verdict<W> {
+impl<W: Write + Send> VerdictSink<W> {
     /// For a command that is about to run.
     pub fn new(writer: W, subject: Subject, findings: Arc<Findings>) -> Self {
         Self {
@@ -174,7 +174,7 @@ impl<W: Write + Send> Verdict<W> {
     }
 }
 
-impl<W: Write + Send> Sink for Verdict<W> {
+impl<W: Write + Send> Sink for VerdictSink<W> {
     fn take(&mut self, line: &Line, _: Option<Snapshot>) -> io::Result<()> {
         match &line.kind {
             Kind::Blocked(attempt) => self.blocked(attempt),
@@ -190,6 +190,9 @@ impl<W: Write + Send> Sink for Verdict<W> {
                     let _ = text::run_fix(&mut self.writer, fix);
                     let _ = self.writer.flush();
                 }
+            }
+            Kind::Outcome(attempt, outcome) => {
+                self.stories(attempt).for_each(|story| story.ended = Some(outcome.sentence()));
             }
             Kind::Restored(attempt, restored) => {
                 // For others it may work while it does not for the command.
@@ -246,11 +249,11 @@ impl<W: Write + Send> Sink for Verdict<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Account, By, Restored, Sender};
+    use crate::model::{Account, Restored, RestoredBy, Sender};
 
     const COMMAND: u32 = 7;
 
-    fn verdict() -> Verdict<Vec<u8>> {
+    fn verdict() -> VerdictSink<Vec<u8>> {
         let subject = Subject {
             pid: COMMAND,
             command: vec!["curl".to_owned()],
@@ -258,21 +261,21 @@ mod tests {
             report: None,
             reporter: Reporter::example(),
         };
-        Verdict::new(Vec::new(), subject, Arc::default())
+        VerdictSink::new(Vec::new(), subject, Arc::default())
     }
 
     fn line(kind: Kind) -> Line {
         Line { id: None, sequence: Some(1), at: jiff::Timestamp::UNIX_EPOCH, kind }
     }
 
-    fn text(mut verdict: Verdict<Vec<u8>>) -> String {
+    fn text(mut verdict: VerdictSink<Vec<u8>>) -> String {
         let at = jiff::Timestamp::UNIX_EPOCH;
         let coverage = Coverage { start: at, end: at, account: Account::default() };
         verdict.finish(&line(Kind::Summary(Box::new(coverage.clone()))), &coverage).unwrap();
         String::from_utf8(anstream::adapter::strip_bytes(&verdict.writer).into_vec()).unwrap()
     }
 
-    fn blocked(verdict: &mut Verdict<Vec<u8>>, attempt: &Attempt, packets: u64) {
+    fn blocked(verdict: &mut VerdictSink<Vec<u8>>, attempt: &Attempt, packets: u64) {
         let attempt = Attempt { packets, ..attempt.clone() };
         verdict.take(&line(Kind::Blocked(Box::new(attempt))), Some(Snapshot::example(1))).unwrap();
     }
@@ -311,11 +314,11 @@ mod tests {
     fn that_it_works_for_others_says_nothing_of_the_command() {
         let restored = Box::new(Restored {
             after_ms: 1,
-            by: By::Connection,
+            by: RestoredBy::Connection,
             last_blocked: jiff::Timestamp::UNIX_EPOCH,
             change: None,
         });
-        let works = |verdict: &mut Verdict<Vec<u8>>, pid| {
+        let works = |verdict: &mut VerdictSink<Vec<u8>>, pid| {
             let attempt = Attempt { sender: Sender::example("/usr/bin/curl", pid), ..Attempt::example() };
             let kind = Kind::Restored(Box::new(attempt), restored.clone());
             verdict.take(&line(kind), None).unwrap();

@@ -1,69 +1,89 @@
 //! Lines for a person: one block a story, repeats in short, background folded into the closing lines.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::{self, Write},
     time::{Duration, Instant},
 };
 
-use jiff::tz::TimeZone;
+use jiff::{Timestamp, tz::TimeZone};
 
 use super::{
     Sink,
+    groups::Groups,
     live::{Live, MAX_ROWS},
     repeats::{Repeats, Row},
     top::Top,
 };
 use crate::{
-    incident::Snapshot,
-    model::{Attempt, Background, Coverage, Difference, Kind, Line, RulesetChange},
-    render::text::{self, Text},
+    incident::{self, Snapshot},
+    model::{Attempt, Background, Coverage, Kind, Line, RulesetChange},
+    render::{
+        screen::Screen,
+        text::{self, Again, Text},
+    },
 };
 
-/// What is told in place is told at most this often.
+/// What is reported in place is reported at most this often.
 const REDRAW: Duration = Duration::from_millis(200);
 /// So often it is looked whether repeats have waited long enough.
 const LOOK: Duration = Duration::from_millis(250);
 /// Senders and destinations that are named at the end.
 const MOST: usize = 3;
-/// Changes of rules by the same program within this time are told as one.
-const BURST: Duration = Duration::from_secs(1);
+/// Of changes in a row the last one is shown, which says what they made: it is waited for this long.
+const BURST: Duration = Duration::from_secs(2);
+/// Fixes that are remembered, not to be shown twice.
+const MAX_FIXES: usize = 64;
 /// Hanging connections that are shown.
 const MAX_HANGING: usize = 20;
 
 /// Writes to `W`, which strips styles where there is no terminal.
 pub struct Terminal<W> {
-    writer: W,
+    writer: Screen<W>,
     text: Text,
     repeats: Repeats,
-    /// Stories that were told.
+    groups: Groups,
+    /// The time of the last line.
+    now: Timestamp,
+    /// Stories that were reported.
     stories: u64,
-    with_background: bool,
+    with_all: bool,
     background: BTreeMap<Background, u64>,
     /// Packets that full queues lost.
     dropped: u64,
-    /// Repeats are told in place, and the time when that was last done.
+    /// Repeats are reported in place, and the time when that was last done.
     live: Option<Live>,
     drawn: Option<Instant>,
     /// Packets that were blocked, by who sent them and where to.
     senders: Top,
     destinations: Top,
-    /// Connections that hang and were shown, and those that were not; and when the last of these was told.
+    /// Connections that hang and were shown, and those that were not; and when the last of these was reported.
     hanging: (usize, usize),
     hung: Option<Instant>,
-    /// Parent of who changed rules last, and when that was.
-    changed: Option<(Option<u32>, Instant)>,
+    /// Commands of fixes that were shown.
+    fixes: VecDeque<Vec<String>>,
+    /// A change of rules that may not be the last one in a row.
+    pending: Option<Pending>,
+}
+
+/// A change of rules that is to be shown.
+struct Pending {
+    at: Timestamp,
+    change: Box<RulesetChange>,
+    since: Instant,
 }
 
 impl<W: Write + Send> Terminal<W> {
-    /// `with_background` shows what nobody waits for like everything else; with `live` repeats are told in place.
-    pub fn new(writer: W, zone: TimeZone, with_background: bool, live: Option<Live>) -> Self {
+    /// `with_all` shows background traffic and every destination like everything else; with `live` repeats are reported in place.
+    pub fn new(writer: Screen<W>, zone: TimeZone, with_all: bool, live: Option<Live>) -> Self {
         Self {
             writer,
             text: Text::new(zone),
             repeats: Repeats::default(),
+            groups: Groups::default(),
+            now: Timestamp::UNIX_EPOCH,
             stories: 0,
-            with_background,
+            with_all,
             background: BTreeMap::new(),
             dropped: 0,
             live,
@@ -72,14 +92,15 @@ impl<W: Write + Send> Terminal<W> {
             destinations: Top::default(),
             hanging: (0, 0),
             hung: None,
-            changed: None,
+            fixes: VecDeque::new(),
+            pending: None,
         }
     }
 
-    /// Takes away what is told in place; it is drawn again below what is written now.
+    /// Takes away what is reported in place; it is drawn again below what is written now.
     fn make_room(&mut self) -> io::Result<()> {
         if let Some(live) = &mut self.live {
-            live.erase(&mut self.writer)?;
+            live.erase(self.writer.unbroken())?;
             self.drawn = None;
         }
         Ok(())
@@ -90,7 +111,7 @@ impl<W: Write + Send> Terminal<W> {
         if is_lost {
             self.dropped += attempt.packets;
         }
-        if !line.is_event(self.with_background) {
+        if !line.is_event(self.with_all) {
             if let Some(kind) = attempt.background.filter(|_| !is_lost) {
                 *self.background.entry(kind).or_default() += attempt.packets;
             }
@@ -98,12 +119,22 @@ impl<W: Write + Send> Terminal<W> {
         }
         self.senders.add(&text::name(&attempt.sender), attempt.packets);
         self.destinations.add(&attempt.to(), attempt.packets);
-        if story.is_none_or(|story| self.repeats.take(attempt, story, Instant::now())) {
+        let now = Instant::now();
+        let folded = story.filter(|_| !self.with_all && !is_lost).and_then(|of| self.groups.fold(attempt, of.story));
+        if let Some((story, folded)) = story.zip(folded) {
+            self.stories += u64::from(folded.is_new);
+            self.repeats.fold(attempt, story, (folded.group, folded.destinations), now);
+        } else if story.is_none_or(|story| self.repeats.take(attempt, story, now)) {
             self.stories += 1;
             self.make_room()?;
             self.text.block(&mut self.writer, attempt, is_lost)?;
         }
         Ok(())
+    }
+
+    /// News of what is not shown whole is not shown either.
+    fn is_folded(&self, attempt: &Attempt) -> bool {
+        self.groups.is_folded(incident::story(attempt))
     }
 
     fn hangs(&mut self, attempt: &Attempt) -> io::Result<()> {
@@ -123,26 +154,43 @@ impl<W: Write + Send> Terminal<W> {
         if more > 0 { text::more_hang(&mut self.writer, more) } else { Ok(()) }
     }
 
-    fn change(&mut self, line: &Line, change: &RulesetChange) -> io::Result<()> {
-        // A program that makes many changes, or has others make them as ufw does, is told once, and then what came of them.
-        let by = change.sender.ancestry.get(1).map(|parent| parent.pid);
-        let again = self.changed.as_ref().is_some_and(|(before, when)| *before == by && when.elapsed() < BURST);
-        self.changed = Some((by, Instant::now()));
-        let is_news = change.ruleset.difference.as_ref().is_some_and(Difference::is_any);
-        if again && !is_news {
-            return Ok(());
+    /// Of several changes in a row the last one says what they made.
+    fn change(&mut self, at: Timestamp, change: &RulesetChange) -> io::Result<()> {
+        if self.pending.as_ref().is_some_and(|pending| pending.change.netns != change.netns) {
+            self.tell_change()?;
         }
-        self.make_room()?;
-        self.text.change(&mut self.writer, line.at, change)
+        self.pending = Some(Pending { at, change: Box::new(change.clone()), since: Instant::now() });
+        if change.ruleset.difference.is_some() { self.tell_change() } else { Ok(()) }
     }
 
-    fn row(&self, Row { who, others, to, packets, last }: &Row) -> String {
-        self.text.again(*last, (who, *others), to, *packets)
+    /// Shows the change that waits.
+    fn tell_change(&mut self) -> io::Result<()> {
+        let Some(Pending { at, change, .. }) = self.pending.take() else { return Ok(()) };
+        self.make_room()?;
+        self.text.change(&mut self.writer, at, &change)
+    }
+
+    /// In place it has the time of its last packet, and as a line of its own that of the line before it.
+    fn row(&self, row: &Row, is_line: bool, width: Option<usize>) -> String {
+        let at = if is_line { self.now } else { row.last };
+        let Row { who, others, to, packets, first, last, by } = row;
+        let again = Again {
+            at,
+            who,
+            others: *others,
+            to,
+            packets: *packets,
+            over: last.duration_since(*first),
+            last: *last,
+            by: by.as_deref(),
+        };
+        self.text.again(&again, width)
     }
 
     fn tell_repeats(&mut self, all: bool) -> io::Result<()> {
         for row in self.repeats.due(Instant::now(), all) {
-            writeln!(self.writer, "{}", self.row(&row))?;
+            let row = self.row(&row, true, None);
+            writeln!(self.writer, "{row}")?;
         }
         Ok(())
     }
@@ -153,9 +201,11 @@ impl<W: Write + Send> Terminal<W> {
         if !changed || self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
             return Ok(());
         }
-        let rows: Vec<String> = self.repeats.standing(MAX_ROWS).iter().map(|row| self.row(row)).collect();
+        let width = self.writer.width();
+        let standing = self.repeats.standing(MAX_ROWS);
+        let rows: Vec<String> = standing.iter().map(|row| self.row(row, false, width)).collect();
         if let Some(live) = &mut self.live {
-            live.draw(&mut self.writer, &rows)?;
+            live.draw(self.writer.unbroken(), &rows)?;
             self.drawn = Some(Instant::now());
         }
         Ok(())
@@ -164,30 +214,54 @@ impl<W: Write + Send> Terminal<W> {
 
 impl<W: Write + Send> Sink for Terminal<W> {
     fn take(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
+        self.now = self.now.max(line.at);
+        if !matches!(line.kind, Kind::RulesetChanged(_)) {
+            self.tell_change()?;
+        }
         match &line.kind {
             Kind::Blocked(attempt) | Kind::Dropped(attempt) => self.stopped(line, attempt, story),
             Kind::Hanging(attempt) => self.hangs(attempt),
             Kind::Rule(attempt) => {
-                if attempt.background.is_some() && !self.with_background {
+                if !self.with_all && (attempt.background.is_some() || self.is_folded(attempt)) {
                     return Ok(());
                 }
                 self.make_room()?;
                 self.text.rule(&mut self.writer, line.at, attempt)
             }
             Kind::Fix(attempt, fix) => {
+                // The same commands stand above already, for another destination or after another change.
+                if !self.with_all && self.fixes.contains(&fix.commands) {
+                    return Ok(());
+                }
+                self.fixes.push_back(fix.commands.clone());
+                if self.fixes.len() > MAX_FIXES {
+                    self.fixes.pop_front();
+                }
                 self.make_room()?;
                 self.text.fix(&mut self.writer, line.at, attempt, fix)
             }
+            Kind::Outcome(attempt, outcome) => {
+                if !self.with_all && (attempt.background.is_some() || self.is_folded(attempt)) {
+                    return Ok(());
+                }
+                self.make_room()?;
+                self.text.outcome(&mut self.writer, attempt, *outcome)
+            }
             Kind::Restored(attempt, restored) => {
+                // What is blocked again may need its fix again.
+                self.fixes.clear();
                 self.make_room()?;
                 self.text.restored(&mut self.writer, attempt, restored)
             }
-            Kind::RulesetChanged(change) => self.change(line, change),
+            Kind::RulesetChanged(change) => self.change(line.at, change),
             Kind::Summary(_) => Ok(()),
         }
     }
 
     fn tick(&mut self) -> io::Result<Option<Duration>> {
+        if self.pending.as_ref().is_some_and(|pending| pending.since.elapsed() > BURST) {
+            self.tell_change()?;
+        }
         // They are looked at one after the other, before anything else.
         let hang_all = self.hung.is_none_or(|hung| hung.elapsed() >= LOOK);
         if hang_all {
@@ -199,16 +273,18 @@ impl<W: Write + Send> Sink for Terminal<W> {
             self.tell_repeats(false)?;
         }
         self.writer.flush()?;
-        Ok((self.repeats.are_waiting() || !hang_all).then_some(LOOK))
+        Ok((self.repeats.are_waiting() || !hang_all || self.pending.is_some()).then_some(LOOK))
     }
 
     fn finish(&mut self, _: &Line, coverage: &Coverage) -> io::Result<()> {
         self.more_hang()?;
-        // What was told in place becomes lines that stay.
+        self.tell_change()?;
+        // What was reported in place becomes lines that stay.
         if self.live.is_some() {
             self.make_room()?;
             for row in self.repeats.standing(usize::MAX).into_iter().rev() {
-                writeln!(self.writer, "{}", self.row(&row))?;
+                let row = self.row(&row, true, None);
+                writeln!(self.writer, "{row}")?;
             }
         }
         self.tell_repeats(true)?;
@@ -232,22 +308,22 @@ mod tests {
     use crate::model::{Account, Cause};
 
     fn line(kind: Kind) -> Line {
-        Line { id: None, sequence: Some(1), at: jiff::Timestamp::UNIX_EPOCH, kind }
+        Line { id: None, sequence: Some(1), at: Timestamp::UNIX_EPOCH, kind }
     }
 
     fn coverage() -> Coverage {
-        let at = jiff::Timestamp::UNIX_EPOCH;
+        let at = Timestamp::UNIX_EPOCH;
         Coverage { start: at, end: at, account: Account { seen: 9, reported: 9, ..Account::default() } }
     }
 
     fn told(lines: &[(Kind, Option<Snapshot>)], with_background: bool) -> String {
-        let mut terminal = Terminal::new(Vec::new(), TimeZone::UTC, with_background, None);
+        let mut terminal = Terminal::new(Screen::new(Vec::new(), || None), TimeZone::UTC, with_background, None);
         for (kind, story) in lines {
             terminal.take(&line(kind.clone()), *story).unwrap();
         }
         let end = line(Kind::Summary(Box::new(coverage())));
         terminal.finish(&end, &coverage()).unwrap();
-        let plain = anstream::adapter::strip_bytes(&terminal.writer).into_vec();
+        let plain = anstream::adapter::strip_bytes(terminal.writer.unbroken()).into_vec();
         String::from_utf8(plain).unwrap()
     }
 

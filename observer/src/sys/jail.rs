@@ -138,7 +138,7 @@ unsafe fn enter(jail: &Jail) -> io::Result<()> {
         if let Some(landlock) = &jail.landlock {
             check(libc::syscall(libc::SYS_landlock_restrict_self, landlock.as_raw_fd(), 0) as libc::c_int)?;
         }
-        // Nothing of what the caller had open; the pipe that tells of a failure is closed by the execution too.
+        // Nothing of what the caller had open; the pipe that reports a failure is closed by the execution too.
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
         for filter in &jail.filters {
             let program =
@@ -161,7 +161,7 @@ unsafe fn enter(jail: &Jail) -> io::Result<()> {
     }
 }
 
-/// The process outside: waits for the one inside, and ends as it did. It keeps nothing but the pipe that tells of its own end.
+/// The process outside: waits for the one inside, and ends as it did. It keeps nothing but the pipe that reports its own end.
 ///
 /// # Safety
 /// As [`enter`].
@@ -217,7 +217,7 @@ unsafe fn show(from: &CStr, to: &CStr) -> io::Result<()> {
     /// `struct mount_attr`: what is set, what is cleared, propagation, a user namespace.
     const CHANGE: [u64; 4] = [ATTRIBUTES, 0, 0, 0];
     let (from, to, none) = (from.as_ptr(), to.as_ptr(), ptr::null());
-    // SAFETY: both paths end with a zero, and the kernel reads as many bytes of the attributes as it is told.
+    // SAFETY: both paths end with a zero, and the kernel reads as many bytes of the attributes as it is reported.
     unsafe {
         check(libc::mount(from, to, none, libc::MS_BIND | libc::MS_REC, ptr::null()))?;
         let size = size_of_val(&CHANGE);

@@ -142,7 +142,7 @@ pub fn replace_xtable(
 
 /// Address of a packet that leaves by an interface at its link layer, for a packet socket.
 pub fn link_address(index: u32, ethertype: u16, address: [u8; 6]) -> io::Result<socket2::SockAddr> {
-    // SAFETY: what is written is a whole `sockaddr_ll`, which fits, and its length is told.
+    // SAFETY: what is written is a whole `sockaddr_ll`, which fits, and its length is reported.
     unsafe {
         socket2::SockAddr::try_init(|storage, length| {
             let link = storage.cast::<libc::sockaddr_ll>();
@@ -220,7 +220,7 @@ pub fn socket_in_cgroup(
                 order.made = failed();
                 return 0;
             }
-            // Of this child alone; whether it is so is told by a second call.
+            // Of this child alone; whether it is so is reported by a second call.
             libc::syscall(libc::SYS_setfsgid, order.gid);
             libc::syscall(libc::SYS_setfsuid, order.uid);
             let is_user = libc::syscall(libc::SYS_setfsgid, order.gid) as u32 == order.gid
@@ -251,7 +251,7 @@ pub fn socket_in_cgroup(
         }
     });
     // SAFETY: the stack is the child's alone, and lives until it has ended, as the order does: this thread waits for that in the
-    // call itself (`CLONE_VFORK`). The kernel writes the child's number where it is told, before the child runs.
+    // call itself (`CLONE_VFORK`). The kernel writes the child's number where it is reported, before the child runs.
     let started = unsafe {
         libc::clone(
             child,
@@ -354,7 +354,7 @@ pub fn cgroup_programs(cgroup: BorrowedFd<'_>, hook: bpf_attach_type, all: bool)
     let mut ids = [0u32; MAX];
     // SAFETY: all zeros are what the kernel takes for not given.
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes at most as many ids as it is told, and their number; both live as long as the call.
+    // SAFETY: the kernel writes at most as many ids as it is reported, and their number; both live as long as the call.
     let number = unsafe {
         attributes.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
         attributes.query.attach_type = hook as u32;
@@ -375,7 +375,7 @@ pub fn tcp_round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
     // SAFETY: all zeros are a valid value of numbers.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most as many bytes as it is told, into a value that lives as long as the call.
+    // SAFETY: the kernel writes at most as many bytes as it is reported, into a value that lives as long as the call.
     let status = unsafe {
         libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
     };

@@ -201,7 +201,7 @@ impl Built {
             lock.lock().context("cannot wait for target/vm/lock")?;
         }
         let scenarios = build::test_program("scenarios")?;
-        let testbed = build::kernel_half()?.with_file_name("testbed-bpf");
+        let testbed = build::ebpf_side()?.with_file_name("testbed-bpf");
         let aside = |path: &Path| -> Result<String> {
             let name = path.file_name().context("a program without a name")?;
             let (copy, fresh) = (folder.join(name), folder.join("fresh"));
@@ -232,7 +232,7 @@ impl Built {
     }
 
     /// Runs a machine to its end. Where its kernel broke, what is left runs in another one, once: an emulated processor can break
-    /// a kernel too. What the first one said stays in what is told.
+    /// a kernel too. What the first one said stays in what is reported.
     fn to_the_end(&self, kernel: &Kernel, unpacked: &Unpacked, only: &[String]) -> Result<Vec<Ended>> {
         let run = |only: &[String]| {
             machine::run(kernel, unpacked, &initramfs::make(unpacked, &self.job(kernel, unpacked, only)?)?)
@@ -288,7 +288,7 @@ impl Built {
 }
 
 /// The program is asked what it finds, which includes that everything is loaded and that a dropped packet is seen; told as
-/// one test is told. The outside's root is at /host. busybox's modprobe knows no soft dependencies: the first is nf_tables' own.
+/// one test is reported. The outside's root is at /host. busybox's modprobe knows no soft dependencies: the first is nf_tables' own.
 fn load(program: &Path, modules: &Path) -> String {
     let inside = |path: &Path| quote(&format!("/host{}", path.display()));
     format!(

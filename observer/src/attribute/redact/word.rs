@@ -129,7 +129,7 @@ fn parts(text: &str, depth: usize) -> String {
     whole
 }
 
-/// What can be told without words: addresses, and names with values.
+/// What can be reported without words: addresses, and names with values.
 fn flat(text: &str) -> String {
     let text = address::urls(text);
     scan::mask(&address::driver(&text).unwrap_or(text))

@@ -24,7 +24,7 @@ use self::{
     sender::sender,
     wanted::{entries, is_own_netns, keep_blocked, resolvers, targets},
 };
-use super::{Exit, did_you_mean, exit::UsageError, written};
+use super::{Exit, did_you_mean, exit::UsageError, progress::Progress, written};
 use crate::{
     attribute::host::Identity,
     check::{
@@ -38,6 +38,7 @@ use crate::{
     probe::attach::check_privilege,
     render::{
         check::{self as render, Answer, Kept},
+        screen::{self, Screen},
         steps,
     },
     sink::notice::note,
@@ -147,7 +148,9 @@ fn resolved(text: &str) -> Result<(String, IpAddr), String> {
 pub(super) fn run(args: &Args) -> Result<Exit> {
     let known = profiles::Profiles::read(&args.profiles)
         .map_err(|error| usage(&format!("{error:#}"), "mend the file, or name another folder with --profiles"))?;
-    let mut stdout = BufWriter::new(anstream::AutoStream::auto(io::stdout()));
+    let is_text = matches!(args.output, Format::Human) && args.steps.is_none();
+    let width = if is_text { screen::stdout_width } else { screen::unlimited };
+    let mut stdout = Screen::new(BufWriter::new(anstream::AutoStream::auto(io::stdout())), width);
     if args.list {
         return written(render::list(&mut stdout, &known)).map(|()| Exit::Done);
     }
@@ -214,7 +217,15 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         after: after.clone(),
         finds_fix: !args.no_fix && after.is_none(),
     };
-    let mut answer = helper.preflight(&asked)?.map_err(anyhow::Error::msg)?;
+    let mut progress = Progress::new(if asked.finds_fix {
+        "testing the rules and a fix in a private copy (Ctrl-C skips the fix)"
+    } else {
+        "testing the rules in a private copy"
+    })
+    .context("cannot listen for signals")?;
+    let answer = helper.preflight(&asked, |elapsed| progress.goes_on(elapsed) && asked.finds_fix)?;
+    drop(progress);
+    let mut answer = answer.map_err(anyhow::Error::msg)?;
     let what = match (&args.after, args.ruleset.as_ref().or(args.diff.as_ref())) {
         (Some(command), _) => Some(command.clone()),
         (None, path) => path.map(|path| path.display().to_string()),

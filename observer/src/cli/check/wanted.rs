@@ -131,7 +131,7 @@ pub(super) fn resolvers(asked: &[Target]) -> Vec<Target> {
     entries.into_iter().filter_map(target).collect()
 }
 
-/// Of what nobody asked about only what is blocked is told.
+/// Of what nobody asked about only what is blocked is reported.
 pub(super) fn keep_blocked(targets: &mut Vec<Target>, answer: &mut Preflighted, asked_for: usize) {
     let is_told: Vec<bool> = (0..targets.len())
         .map(|index| {

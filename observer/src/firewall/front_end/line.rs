@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::firewall::nft::{Rule, Verdict};
+use crate::firewall::nft::{Rule, RuleVerdict};
 
 /// What a rule does, as far as its line in a file of iptables' says it too.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,10 +19,10 @@ pub(super) enum Does<'a> {
 impl<'a> Does<'a> {
     pub(super) fn of(rule: &'a Rule) -> Self {
         rule.verdicts.first().map_or(Self::Else, |verdict| match verdict {
-            Verdict::Drop => Self::Drops,
-            Verdict::Reject => Self::Rejects,
-            Verdict::Chain(chain) => Self::Leads(chain),
-            Verdict::Map | Verdict::Translate(_) => Self::Else,
+            RuleVerdict::Drop => Self::Drops,
+            RuleVerdict::Reject => Self::Rejects,
+            RuleVerdict::Chain(chain) => Self::Leads(chain),
+            RuleVerdict::Map | RuleVerdict::Translate(_) => Self::Else,
         })
     }
 

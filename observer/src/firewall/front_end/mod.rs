@@ -154,7 +154,7 @@ pub trait FrontEnd: Sync {
         Ok(None)
     }
 
-    /// Kernel modules that a change by it may load; an error where that cannot be told.
+    /// Kernel modules that a change by it may load; an error where that cannot be reported.
     fn modules(&self, _change: &ProposedChange) -> Result<BTreeSet<String>> {
         Ok(BTreeSet::new())
     }
@@ -165,7 +165,7 @@ pub trait FrontEnd: Sync {
     }
 }
 
-/// The front end whose words a rule is told in; of a rule without such words the one whose tables these are.
+/// The front end whose words a rule is reported in; of a rule without such words the one whose tables these are.
 pub fn of(rule: &NamedRule) -> &'static dyn FrontEnd {
     let named = |name: &str| ALL.iter().find(|front_end| front_end.name() == name);
     match (rule.statement.as_ref().and_then(|statement| named(&statement.ruleset)), rule.backend) {

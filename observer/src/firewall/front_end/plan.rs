@@ -48,9 +48,9 @@ impl Target {
     /// What is to be known of a rule for addresses.
     pub(super) fn of_addresses(&self) -> String {
         let words = if self.is_by_name {
-            "it holds as long as the name has these addresses"
+            "opened by address: breaks when the name's addresses change"
         } else {
-            "where a name led to this address, it holds as long as that does"
+            "opened by address: breaks if a name led here and its address changes"
         };
         words.to_owned()
     }

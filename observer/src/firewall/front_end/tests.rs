@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     firewall::{
         netfilter::family,
-        nft::{Chain, Rule, Verdict},
+        nft::{Chain, Rule, RuleVerdict},
     },
     model::{Entrance, Jump},
 };
@@ -49,7 +49,7 @@ fn told(table: &str, chain: &str, text: &str, others: &[&str]) -> NamedRule {
         table: table.to_owned(),
         chain: chain.to_owned(),
         handle: 9,
-        verdicts: vec![Verdict::Drop],
+        verdicts: vec![RuleVerdict::Drop],
         packets: None,
     };
     let named = rule(table, chain, text);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     netfilter::{self, family},
-    nft::{Chain, Rule, Verdict},
+    nft::{Chain, Rule, RuleVerdict},
 };
 use crate::{confinement::reader::Question, sys};
 
@@ -74,7 +74,7 @@ pub const LAYOUTS: [Layout; 2] = [
     },
 ];
 
-/// What the kernel tells of a table beside its rules.
+/// What the kernel reports a table beside its rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     /// Bits of the hooks that it hangs on.
@@ -336,9 +336,9 @@ impl Table {
                 chain: chain.name.clone(),
                 handle: place,
                 verdicts: match &entry.does {
-                    Does::Drops => vec![Verdict::Drop],
-                    Does::Extension(name) if name == REJECT => vec![Verdict::Reject],
-                    Does::Leads(to) | Does::GoesTo(to) => name_at(*to).map(Verdict::Chain).into_iter().collect(),
+                    Does::Drops => vec![RuleVerdict::Drop],
+                    Does::Extension(name) if name == REJECT => vec![RuleVerdict::Reject],
+                    Does::Leads(to) | Does::GoesTo(to) => name_at(*to).map(RuleVerdict::Chain).into_iter().collect(),
                     _ => Vec::new(),
                 },
                 packets: Some(entry.packets),
@@ -359,7 +359,7 @@ fn priority(table: &str) -> Option<i32> {
 pub const REJECT: &str = "REJECT";
 
 impl Table {
-    /// The same with every REJECT made a DROP: nobody is to be told. Both targets are equally long.
+    /// The same with every REJECT made a DROP: nobody is to be reported. Both targets are equally long.
     pub fn silent(&self) -> Result<Vec<u8>> {
         let mut block = self.rules()?;
         for entry in self.entries()? {

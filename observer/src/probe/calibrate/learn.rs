@@ -1,4 +1,4 @@
-//! Where on the stack the kernel half must look for what dropped a packet: at one and the same word for every packet of a proof.
+//! Where on the stack the eBPF side must look for what dropped a packet: at one and the same word for every packet of a proof.
 //! Pure.
 
 use std::fmt;
@@ -17,14 +17,14 @@ const ARGUMENTS: usize = 4;
 /// Bit of a rule's first word that marks the end of its chain.
 const IS_LAST: u64 = 1;
 
-/// What the kernel half said of one packet.
+/// What the eBPF side said of one packet.
 #[derive(Clone, Debug)]
 pub(in crate::probe) struct Seen {
     /// What it had to be.
     pub(in crate::probe) expected: Expected,
     /// Address that freed it.
     pub(in crate::probe) location: u64,
-    /// What the sites gave that it was told of.
+    /// What the sites gave that it was reported of.
     pub(in crate::probe) answer: RuleAnswer,
     /// Rule that gave the verdict, as [`RuleProof::given`] has it.
     pub(in crate::probe) given: u64,
@@ -42,7 +42,7 @@ impl fmt::Display for By {
 }
 
 impl Expected {
-    /// What the kernel half must say of a packet that nftables drops.
+    /// What the eBPF side must say of a packet that nftables drops.
     pub(in crate::probe) fn rule(&self) -> Option<RuleAnswer> {
         match self.by {
             By::Rule { table, chain, rule } => {
@@ -64,7 +64,7 @@ impl Seen {
     pub(in crate::probe) fn complaint(&self) -> String {
         let Self { expected, answer, given, .. } = self;
         format!(
-            "of a packet that {} dropped the kernel half said chain {:x}, rule {}, by verdict {given}",
+            "of a packet that {} dropped the eBPF side said chain {:x}, rule {}, by verdict {given}",
             expected.by, answer.chain, answer.rule
         )
     }

@@ -1,4 +1,4 @@
-//! Packets that known rules and programs drop, in a network namespace made for them: what the kernel half says of them proves
+//! Packets that known rules and programs drop, in a network namespace made for them: what the eBPF side says of them proves
 //! whether it can tell what dropped a packet. This half runs in the helper.
 
 use std::{
@@ -140,7 +140,7 @@ pub struct Prepared {
     handle: Option<(u32, u32)>,
     /// What is known of hooks' lists.
     hooks: Hooks,
-    /// What is known of how verdicts are given: offsets and words, in the order of the kernel half's fields.
+    /// What is known of how verdicts are given: offsets and words, in the order of the eBPF side's fields.
     verdict: Option<[u32; 6]>,
     /// What must come out.
     pub expected: Vec<Expected>,
@@ -152,7 +152,7 @@ impl Prepared {
         self.offsets.is_some()
     }
 
-    /// What the kernel half is to know, with nothing learnt.
+    /// What the eBPF side is to know, with nothing learnt.
     pub fn config(&self) -> RuleConfig {
         let (chain_table, chain_handle, table_handle) = self.offsets.unwrap_or_default();
         let [packet_skb, registers, stack_pointer, rule_head, handle_bit, handle_mask] =

@@ -17,7 +17,7 @@ use crate::render::escape::escape;
 /// What an earlier answer said of each destination.
 pub struct Kept(BTreeMap<String, BTreeSet<String>>);
 
-/// What is otherwise than in an earlier answer.
+/// What differs from an earlier answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// `install.example.com:443/tcp v4`
@@ -72,7 +72,7 @@ impl Kept {
         Ok(Self(by_place(lines.into_iter())))
     }
 
-    /// What is otherwise now, of what was asked both times; an error where that is nothing.
+    /// What changed now, of what was asked both times; an error where that is nothing.
     pub fn compare(&self, answer: &Answer) -> anyhow::Result<Vec<Difference>> {
         const ALLOWED: &str = "allowed";
         let now = Timestamp::now();
@@ -98,7 +98,7 @@ impl Kept {
     }
 }
 
-/// What is otherwise, for a person.
+/// What changed, for a person.
 pub fn changes(writer: &mut impl Write, changes: &[Difference]) -> io::Result<()> {
     for Difference { place, was, is, is_worse } in changes {
         let (style, word) = if *is_worse { (ALERT, "worse") } else { (STRONG, "otherwise") };

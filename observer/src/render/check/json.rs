@@ -77,7 +77,7 @@ struct Checked<'a> {
     /// What became of a real connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     live: Option<&'a Live>,
-    /// It cannot be told, or there is no way.
+    /// It cannot be reported, or there is no way.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
 }

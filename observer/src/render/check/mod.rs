@@ -10,7 +10,8 @@ use jiff::Timestamp;
 
 use super::{
     escape::escape,
-    fix::{about, as_root, blocks},
+    fix::{about, blocks, rows},
+    screen::{self, Screen},
 };
 use crate::{
     attribute::host::Identity,
@@ -29,7 +30,7 @@ const GOOD: Style = AnsiColor::Green.on_default();
 const STRONG: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
-/// Everything that is told.
+/// Everything that is reported.
 pub struct Answer {
     /// This host.
     pub identity: Identity,
@@ -47,7 +48,7 @@ pub struct Answer {
     pub live: Vec<Vec<Live>>,
     /// The command or the file that was tried.
     pub after: Option<String>,
-    /// Only what changes by it is told.
+    /// Only what changes by it is reported.
     pub only_changes: bool,
     /// Names that were looked up.
     pub look_ups: usize,
@@ -104,7 +105,7 @@ impl Answer {
         }
     }
 
-    /// What stops it, in a few words each. Of a rule that was told before, its name is enough.
+    /// What stops it, in a few words each. Of a rule that was reported before, its name is enough.
     fn why(&self, fates: &[Fate], told: &mut Vec<usize>) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         let is_alone = stands(fates) == Stands::Unreachable;
@@ -131,7 +132,7 @@ impl Answer {
         all
     }
 
-    /// What became of real connections, by family where several differ; and where that is otherwise than what the rules say.
+    /// What became of real connections, by family where several differ; and where that differs than what the rules say.
     fn live(&self, index: usize, target: &Target, fates: &[Fate]) -> Vec<String> {
         let Some(all) = self.live.get(index) else { return Vec::new() };
         let mut parts: Vec<(String, Vec<&str>)> = Vec::new();
@@ -196,7 +197,7 @@ impl Answer {
         stands(&self.answer, self.fates(), index) == stands(&self.answer, &self.answer.fates, index)
     }
 
-    /// Destinations that are told, and what becomes of them.
+    /// Destinations that are reported, and what becomes of them.
     fn told(&self) -> impl Iterator<Item = (usize, &Target, &[Fate])> {
         let all = self.targets.iter().zip(self.fates()).enumerate();
         let all = all.map(|(index, (target, fates))| (index, target, fates.as_slice()));
@@ -241,7 +242,7 @@ impl Answer {
     }
 }
 
-/// `ufw rule 1 ``deny out 443/tcp```; without its words where it was told.
+/// `ufw rule 1 ``deny out 443/tcp```; without its words where it was reported.
 fn short(rule: &NamedRule, is_told: bool) -> String {
     match (&rule.statement, rule.verdict) {
         (Some(statement), _) if is_told && statement.number.is_some() => statement.what.clone(),
@@ -279,7 +280,7 @@ fn unknown_to_all(targets: &[Target]) -> Option<(usize, &str)> {
     (!rest.is_empty() && rest.iter().all(|why| *why == first)).then_some((rest.len() + 1, first))
 }
 
-/// What is told of an entry beside its destination and verdict.
+/// What is reported of an entry beside its destination and verdict.
 fn remarks(target: &Target, says_unknown: bool) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(probe) = &target.entry.probe {
@@ -321,38 +322,93 @@ pub fn list(writer: &mut impl Write, profiles: &Profiles) -> io::Result<()> {
     writer.flush()
 }
 
+/// One destination on a screen.
+struct Row {
+    phase: String,
+    place: String,
+    purpose: String,
+    style: Style,
+    verdict: String,
+    rest: String,
+}
+
+/// Columns beside those that are always there, the most important first.
+const COLUMNS: [fn(&Row) -> &String; 2] = [|row| &row.phase, |row| &row.purpose];
+/// So many columns are left for what stops a destination, else it stands below the others.
+const MIN_REST: usize = 24;
+/// A column is at most this wide; what is longer moves the rest of its row.
+const MAX_COLUMN: usize = 60;
+
+/// Rows as a table. In too few columns the purpose is left out, then the phase; then what stops a destination stands below it.
+fn table(writer: &mut Screen<impl Write>, rows: &[Row]) -> io::Result<()> {
+    use textwrap::core::display_width;
+    let wide = |of: fn(&Row) -> &String| {
+        rows.iter().map(|row| display_width(&escape(of(row)))).max().unwrap_or(0).min(MAX_COLUMN)
+    };
+    let gap = |wide: usize| if wide == 0 { 0 } else { wide + 2 };
+    let [phase, purpose] = COLUMNS;
+    let (place, verdict) = (wide(|row| &row.place), wide(|row| &row.verdict));
+    let (least, need) = (gap(place) + gap(verdict), wide(|row| &row.rest).min(MIN_REST));
+    let fits = |more: usize| writer.width().is_none_or(|width| least + more <= width);
+    let shown_phase = if fits(gap(wide(phase)) + need) { wide(phase) } else { 0 };
+    let beside = gap(shown_phase) + gap(wide(purpose)) + need;
+    let shown_purpose = if shown_phase == wide(phase) && fits(beside) { wide(purpose) } else { 0 };
+    let is_beside = fits(gap(shown_phase) + need);
+    let padded = |text: &str, wide: usize| {
+        let text = escape(text);
+        let pad = wide.saturating_sub(display_width(&text)) + 2;
+        format!("{text}{}", " ".repeat(pad))
+    };
+    for row in rows {
+        let mut head = String::new();
+        if shown_phase > 0 {
+            head.push_str(&padded(&row.phase, shown_phase));
+        }
+        head.push_str(&padded(&row.place, place));
+        if shown_purpose > 0 {
+            head.push_str(&padded(&row.purpose, shown_purpose));
+        }
+        let (style, rest) = (row.style, escape(&row.rest));
+        let word = padded(&row.verdict, if rest.is_empty() { 0 } else { verdict });
+        let indent = display_width(&head) + display_width(&word);
+        if rest.is_empty() || is_beside {
+            let width = writer.width();
+            write!(writer.unbroken(), "{head}{style}{}{style:#}", word.trim_end())?;
+            let pad = " ".repeat(word.len() - word.trim_end().len());
+            let words = screen::under(&rest, width, indent);
+            writeln!(writer.unbroken(), "{}{words}", if rest.is_empty() { "" } else { &pad })?;
+        } else {
+            writeln!(writer, "{head}{style}{}{style:#}", word.trim_end())?;
+            writeln!(writer, "    {rest}")?;
+        }
+    }
+    Ok(())
+}
+
 /// For a person.
-pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
-    let width =
-        |of: fn(&Target) -> String| answer.targets.iter().map(|target| of(target).chars().count()).max().unwrap_or(0);
-    let (wide, wide_purpose) = (width(place).min(60), width(|target| purpose(target).1).min(40));
+pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()> {
     if let Some(command) = &answer.after {
         writeln!(writer, "{DIM}in a private copy, after{DIM:#} {STRONG}{}{STRONG:#}", escape(command))?;
     }
     let (unknown, mut told) = (unknown_to_all(&answer.targets), Vec::new());
+    let mut rows = Vec::new();
     for (index, target, fates) in answer.told() {
-        let (stands, words) = answer.verdict(target, fates);
+        let (stands, verdict) = answer.verdict(target, fates);
         let style = match stands {
             Stands::Blocked => ALERT,
             Stands::Allowed => GOOD,
             Stands::Unreachable | Stands::Unknown => STRONG,
         };
         let (phase, purpose) = purpose(target);
-        let phase = if phase.is_empty() { String::new() } else { format!("{phase:<8} ") };
-        let purpose = if wide_purpose == 0 { String::new() } else { format!("  {:<wide_purpose$}", escape(&purpose)) };
         let mut rest = answer.why(fates, &mut told);
         rest.extend(remarks(target, unknown.is_none()));
         rest.extend(answer.live(index, target, fates));
         if let Some(before) = answer.answer.fates.get(index).filter(|_| answer.only_changes) {
             rest.push(format!("now {}", answer.verdict(target, before).1));
         }
-        writeln!(
-            writer,
-            "{phase}{:<wide$}{purpose}  {style}{words:<13}{style:#}  {}",
-            escape(&place(target)),
-            escape(&rest.join(" · "))
-        )?;
+        rows.push(Row { phase, place: place(target), purpose, style, verdict, rest: rest.join(" · ") });
     }
+    table(writer, &rows)?;
     writeln!(writer, "{STRONG}{}{STRONG:#}", answer.sentence())?;
     match &answer.answer.after {
         Some(Tried::Is(after)) => {
@@ -378,17 +434,12 @@ pub fn human(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
 }
 
 fn write_fix(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
-    for (label, lines) in [("fix", &fix.commands), ("undo", &fix.undo)] {
-        for line in lines {
-            writeln!(writer, "  {label:<8} {STRONG}{}{STRONG:#}", escape(&as_root(line)))?;
-        }
+    // Which addresses it was tested for stands above.
+    let told = Fix { verified_for: Vec::new(), ..fix.clone() };
+    for (label, text) in rows(&told, "fix") {
+        writeln!(writer, "  {label:<8} {text}")?;
     }
-    let mut told = fix.clone();
-    if told.verified {
-        told.verified_for.clear();
-    }
-    let words = about(&told);
-    writeln!(writer, "  {:<8} {}", "", escape(&words))
+    Ok(())
 }
 
 /// For a ticket.

@@ -279,6 +279,8 @@ struct Egress<'a> {
     entering: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin_netns: Option<u32>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    profiles: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     socket_inode: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -379,6 +381,12 @@ fn meta(line: &Line) -> Meta {
             reason: Some(change.ruleset.sentence()),
             ..meta
         },
+        Kind::Outcome(attempt, outcome) => Meta {
+            r#type: &["connection", "end"],
+            outcome: Some("failure"),
+            reason: Some(outcome.sentence()),
+            ..of_an_attempt(&meta, attempt)
+        },
         Kind::Restored(attempt, restored) => Meta {
             r#type: &["connection", "allowed"],
             outcome: Some("success"),
@@ -430,6 +438,10 @@ fn details(line: &Line) -> Details<'_> {
             Details::Attempt(Box::new(egress(attempt, None, None)))
         }
         Kind::Fix(attempt, fix) => Details::Attempt(Box::new(egress(attempt, Some(Fix::from(&**fix)), None))),
+        Kind::Outcome(attempt, crate::model::Outcome { waited_ms }) => {
+            let outcome = Outcome { waited_ms: *waited_ms, gives_up_ms: None, left: None };
+            Details::Attempt(Box::new(Egress { outcome: Some(outcome), ..egress(attempt, None, None) }))
+        }
         Kind::Restored(attempt, restored) => Details::Attempt(Box::new(egress(attempt, None, Some(restored)))),
     }
 }
@@ -472,6 +484,7 @@ fn egress<'a>(attempt: &'a Attempt, fix: Option<Fix<'a>>, restored: Option<&'a R
         netns: attempt.netns,
         entering: attempt.entering.as_deref(),
         origin_netns: attempt.origin_netns,
+        profiles: &attempt.profiles,
         socket_inode: attempt.socket_inode,
         ancestry: ancestry(&sender.ancestry),
     }

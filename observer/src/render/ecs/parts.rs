@@ -18,7 +18,7 @@ pub(super) struct Decider<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     untaken: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    process: Option<Doer<'a>>,
+    process: Option<Actor<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connections: Option<Connections>,
 }
@@ -31,7 +31,7 @@ struct Program<'a> {
 }
 
 #[derive(Serialize)]
-struct Doer<'a> {
+struct Actor<'a> {
     pid: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
@@ -53,7 +53,7 @@ impl<'a> From<&'a model::Decider> for Decider<'a> {
             module: module.as_deref(),
             program: program.as_ref().map(|program| Program { id: program.id, name: program.name.as_deref() }),
             untaken: *untaken,
-            process: process.as_ref().map(Doer::from),
+            process: process.as_ref().map(Actor::from),
             connections: connections.map(|model::Connections { entries, limit, insert_failed }| Connections {
                 entries,
                 limit,
@@ -63,9 +63,9 @@ impl<'a> From<&'a model::Decider> for Decider<'a> {
     }
 }
 
-impl<'a> From<&'a model::Doer> for Doer<'a> {
-    fn from(doer: &'a model::Doer) -> Self {
-        Self { pid: doer.pid, name: doer.name.as_deref() }
+impl<'a> From<&'a model::Actor> for Actor<'a> {
+    fn from(actor: &'a model::Actor) -> Self {
+        Self { pid: actor.pid, name: actor.name.as_deref() }
     }
 }
 
@@ -91,12 +91,36 @@ pub(crate) struct Fix<'a> {
     unverified: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    narrow: Option<NarrowFix<'a>>,
+}
+
+/// `egress.fix.narrow`
+#[derive(Serialize)]
+struct NarrowFix<'a> {
+    commands: &'a [String],
+    undo: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opens: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
 }
 
 impl<'a> From<&'a model::Fix> for Fix<'a> {
     fn from(fix: &'a model::Fix) -> Self {
-        let model::Fix { commands, undo, scope, opens, lasts, verified, verified_for, undo_verified, unverified, note } =
-            fix;
+        let model::Fix {
+            commands,
+            undo,
+            scope,
+            opens,
+            lasts,
+            verified,
+            verified_for,
+            undo_verified,
+            unverified,
+            note,
+            narrow,
+        } = fix;
         Self {
             commands,
             undo,
@@ -108,6 +132,12 @@ impl<'a> From<&'a model::Fix> for Fix<'a> {
             undo_verified: *undo_verified,
             unverified: unverified.as_deref(),
             note: note.as_deref(),
+            narrow: narrow.as_ref().map(|model::NarrowFix { commands, undo, opens, note }| NarrowFix {
+                commands,
+                undo,
+                opens: opens.as_deref(),
+                note: note.as_deref(),
+            }),
         }
     }
 }
@@ -119,7 +149,7 @@ pub(super) struct Ruleset<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     generation: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    changed_by: Option<Doer<'a>>,
+    changed_by: Option<Actor<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     difference: Option<Difference<'a>>,
 }
@@ -136,15 +166,17 @@ struct Difference<'a> {
     removed: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     policies: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    statements: &'a [String],
 }
 
 impl<'a> From<&'a model::ChangedRuleset> for Ruleset<'a> {
     fn from(ruleset: &'a model::ChangedRuleset) -> Self {
-        let model::ChangedRuleset { backend, generation, changed_by, difference } = ruleset;
+        let model::ChangedRuleset { backend, generation, changed_by, changes: _, difference } = ruleset;
         Self {
             backend: *backend,
             generation: *generation,
-            changed_by: changed_by.as_ref().map(Doer::from),
+            changed_by: changed_by.as_ref().map(Actor::from),
             difference: difference.as_ref().map(|difference| Difference {
                 since: difference.since,
                 generation: difference.generation,
@@ -153,6 +185,7 @@ impl<'a> From<&'a model::ChangedRuleset> for Ruleset<'a> {
                 added: &difference.added,
                 removed: &difference.removed,
                 policies: &difference.policies,
+                statements: &difference.statements,
             }),
         }
     }

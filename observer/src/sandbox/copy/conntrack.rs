@@ -36,14 +36,14 @@ pub enum Connection {
     /// It is in no table: the packet begins one.
     New,
     /// Its entry.
-    Entry(Entry),
+    ConntrackEntry(ConntrackEntry),
     /// It has one, and its addresses are translated: that is not copied.
     Translated,
 }
 
 /// An entry of the table, as the kernel wrote it.
 #[derive(Clone, Debug)]
-pub struct Entry(Body);
+pub struct ConntrackEntry(Body);
 
 /// The kernel can be asked without loading anything into it.
 fn is_there() -> bool {
@@ -60,7 +60,7 @@ pub(super) fn of(whole: &Whole) -> Connection {
         Some(Ok(Some(entry))) if entry.attributes.number(STATUS).is_none_or(|status| status & TRANSLATED != 0) => {
             Connection::Translated
         }
-        Some(Ok(Some(entry))) => Connection::Entry(Entry(entry)),
+        Some(Ok(Some(entry))) => Connection::ConntrackEntry(ConntrackEntry(entry)),
         Some(Ok(None)) => Connection::New,
         Some(Err(error)) => {
             log::debug!("the table of connections was not read: {error:#}");
@@ -126,7 +126,7 @@ pub(super) fn enter(whole: &Whole, connection: &Connection) -> Result<()> {
     let own = question(whole).context("connections of that kind are not known")?;
     // It may have none.
     netlink.each([Message { kind: DELETE, flags: 0, body: &own }])?;
-    if let Connection::Entry(Entry(entry)) = connection {
+    if let Connection::ConntrackEntry(ConntrackEntry(entry)) = connection {
         let body = entry.with(entry.attributes.only(&COPIED));
         let refused = netlink.each([Message { kind: NEW, flags: CREATE, body: &body }])?;
         ensure!(refused.is_empty(), "the packet's connection could not be copied");

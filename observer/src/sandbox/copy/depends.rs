@@ -84,16 +84,16 @@ const CERTAIN_XTABLES: [&str; 13] = [
 const STATE: [&str; 3] = ["conntrack", "state", "connmark"];
 /// Of those, what looks at more of a packet than addresses, ports and flags.
 const HEADER_XTABLES: [&str; 9] = ["length", "ttl", "hl", "tos", "dscp", "tcpmss", "ipv6header", "hbh", "frag"];
-/// Targets of iptables' after which nothing is otherwise.
+/// Targets of iptables' after which nothing differs.
 const GOING_ON: [&str; 3] = ["LOG", "NFLOG", "TRACE"];
 /// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: elements come and go.
 const CHANGING: u32 = 16 | 32;
 const ACCEPT: u32 = 1;
 
 /// Family, table and name of a chain or set.
-type Key = (u8, String, String);
+type SetKey = (u8, String, String);
 
-fn key(body: &Body, name: u16) -> Option<Key> {
+fn key(body: &Body, name: u16) -> Option<SetKey> {
     Some((*body.fixed.first()?, body.attributes.text(TABLE)?, body.attributes.text(name)?))
 }
 
@@ -131,7 +131,7 @@ impl Judged {
     }
 }
 
-fn judge(rule: &Body, of: &Key, changing: &HashSet<Key>, way: Way) -> Judged {
+fn judge(rule: &Body, of: &SetKey, changing: &HashSet<SetKey>, way: Way) -> Judged {
     let mut judged = Judged::default();
     for expression in rule.attributes.list(RULE_EXPRESSIONS).lists() {
         let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
@@ -264,28 +264,29 @@ fn is_the_same(payload: &Attributes) -> bool {
 
 /// What decides on a way by more than the packet, the addresses and the interfaces.
 pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) -> Depends {
-    let mut by_chain: HashMap<Key, Vec<&Body>> = HashMap::new();
+    let mut by_chain: HashMap<SetKey, Vec<&Body>> = HashMap::new();
     for rule in rules {
         if let Some(key) = key(rule, RULE_CHAIN) {
             by_chain.entry(key).or_default().push(rule);
         }
     }
     let changes = |set: &&Body| set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & CHANGING != 0);
-    let changing: HashSet<Key> = sets.iter().filter(changes).filter_map(|set| key(set, SET_NAME)).collect();
+    let changing: HashSet<SetKey> = sets.iter().filter(changes).filter_map(|set| key(set, SET_NAME)).collect();
     let on_the_way = |chain: &&Body| {
         let (Some(family), Some(number)) = (chain.fixed.first(), chain.attributes.list(4).number(1)) else {
             return false;
         };
         hook::name(*family, number).is_some_and(|name| way.hooks().contains(&name))
     };
-    let mut waiting: Vec<Key> = chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
-    let mut seen: HashSet<Key> = waiting.iter().cloned().collect();
+    let mut waiting: Vec<SetKey> =
+        chains.iter().filter(on_the_way).filter_map(|chain| key(chain, CHAIN_NAME)).collect();
+    let mut seen: HashSet<SetKey> = waiting.iter().cloned().collect();
     let mut found = Depends::on(waiting.len());
     while let Some(chain) = waiting.pop() {
         for rule in by_chain.get(&chain).into_iter().flatten() {
             let judged = judge(rule, &chain, &changing, way);
             found.translates |= judged.translates;
-            let mut next: Vec<Key> = judged.to.iter().map(|to| (chain.0, chain.1.clone(), to.clone())).collect();
+            let mut next: Vec<SetKey> = judged.to.iter().map(|to| (chain.0, chain.1.clone(), to.clone())).collect();
             if judged.looks_up {
                 // Where a map leads is not followed: it may be anywhere in its table.
                 next.extend(by_chain.keys().filter(|other| (other.0, &other.1) == (chain.0, &chain.1)).cloned());

@@ -10,9 +10,9 @@ use super::{
 use crate::firewall::netfilter::family;
 use crate::kernel::netlink::Attributes;
 
-/// By what a rule decides, beside the packet, the addresses and the interfaces.
+/// DoubtReason what a rule decides, beside the packet, the addresses and the interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum By {
+enum DoubtReason {
     /// A rate, a set that changes by itself, a time of day.
     Anything,
     /// A connection's state.
@@ -28,7 +28,7 @@ enum By {
 /// A rule that decides by more than the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Doubt {
-    by: By,
+    by: DoubtReason,
     words: String,
     /// Family of its table and what it is made of, where that is known.
     rule: Option<(u8, Attributes)>,
@@ -72,12 +72,12 @@ impl Depends {
         if !judged.decides {
             return;
         }
-        let state = if judged.accepts { By::AcceptedState } else { By::State };
+        let state = if judged.accepts { DoubtReason::AcceptedState } else { DoubtReason::State };
         let all = [
-            judged.uncertain.map(|what| (By::Anything, told(&what))),
+            judged.uncertain.map(|what| (DoubtReason::Anything, told(&what))),
             judged.by_state.then(|| (state, told("a connection's state"))),
-            judged.by_header.then(|| (By::Header, told("a field of the packet"))),
-            judged.by_cgroup.then(|| (By::Cgroup, told("a cgroup"))),
+            judged.by_header.then(|| (DoubtReason::Header, told("a field of the packet"))),
+            judged.by_cgroup.then(|| (DoubtReason::Cgroup, told("a cgroup"))),
         ];
         for (by, words) in all.into_iter().flatten() {
             let known = self.doubts.iter().filter(|doubt| doubt.by == by).count();
@@ -91,7 +91,7 @@ impl Depends {
 
     /// Something that could not be looked at.
     pub(super) fn unknown(what: &str) -> Self {
-        let doubt = Doubt { by: By::Anything, words: what.to_owned(), rule: None };
+        let doubt = Doubt { by: DoubtReason::Anything, words: what.to_owned(), rule: None };
         Self { doubts: vec![doubt], chains: 0, translates: true }
     }
 
@@ -104,7 +104,7 @@ impl Depends {
 
     /// Something asks for a cgroup.
     pub(super) fn asks_for_cgroups(&self) -> bool {
-        self.doubts.iter().any(|doubt| doubt.by == By::Cgroup)
+        self.doubts.iter().any(|doubt| doubt.by == DoubtReason::Cgroup)
     }
 
     /// What matters to a packet: rules that it cannot match do not.
@@ -112,15 +112,16 @@ impl Depends {
         let matters = |doubt: &&Doubt| {
             doubt.rule.as_ref().is_none_or(|(family, rule)| may_match(*family, rule, whole, self.translates))
         };
-        let first = |by: By| {
+        let first = |by: DoubtReason| {
             let mut all = self.doubts.iter().filter(|doubt| doubt.by == by);
             all.find(matters).map(|doubt| doubt.words.clone())
         };
         Doubts {
-            always: first(By::Anything),
-            by_state: first(By::State).or_else(|| first(By::AcceptedState).filter(|_| self.chains > 1)),
-            by_cgroup: first(By::Cgroup),
-            by_header: first(By::Header),
+            always: first(DoubtReason::Anything),
+            by_state: first(DoubtReason::State)
+                .or_else(|| first(DoubtReason::AcceptedState).filter(|_| self.chains > 1)),
+            by_cgroup: first(DoubtReason::Cgroup),
+            by_header: first(DoubtReason::Header),
         }
     }
 }

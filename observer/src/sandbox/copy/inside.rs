@@ -14,7 +14,7 @@ use super::{
     legacy,
     packet::Whole,
     ruleset::{self, PASSED, Place, TRACE, TRACER},
-    send::{self, Owner},
+    send::{self, SocketOwner},
     stage::{Copied, Order},
 };
 use crate::kernel::netlink::{Body, Netlink};
@@ -124,7 +124,7 @@ impl Inside {
         // The socket stays open until the packet is followed to its end.
         let _socket = match order.packet.origin {
             Origin::Socket { uid, gid, mark, .. } => {
-                let socket = send::socket(whole, Owner { uid, gid, mark }, order.cgroup.as_ref())?;
+                let socket = send::socket(whole, SocketOwner { uid, gid, mark }, order.cgroup.as_ref())?;
                 send::by_socket(whole, &socket, through)?;
                 Some(socket)
             }
@@ -151,7 +151,7 @@ impl Inside {
 
     /// The interface by which it was to leave is the one that is wanted, where that is known.
     fn left_by(&self, way: &[Body], wanted: Option<(&str, u32)>) -> bool {
-        // Where it came from has no way out yet; what is told last is where it was led to.
+        // Where it came from has no way out yet; what is reported last is where it was led to.
         let seen = way.iter().rev().find_map(|body| body.attributes.number(12));
         match (wanted, seen) {
             (Some((_, index)), Some(seen)) => index == seen,

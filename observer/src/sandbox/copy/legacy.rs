@@ -22,7 +22,7 @@ const ORDER: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 /// Targets that do something to the whole host, wherever they are: an audit log, a timer, a light.
 const OF_THE_HOST: [&str; 3] = ["AUDIT", "IDLETIMER", "LED"];
 
-/// Why nothing is told, this time.
+/// Why nothing is reported, this time.
 #[derive(Debug, thiserror::Error)]
 #[error("other packets went through the copy, too")]
 pub(super) struct Crossed;

@@ -21,6 +21,6 @@ pub use super::copy::ruleset::LISTED;
 pub use super::copy::send::connecting;
 pub use super::copy::shape::Shape;
 pub use super::copy::stage::{
-    Building, Copied, Order, Stage, Version, around, ask, logs_everywhere, own_namespace, take, version,
+    Building, Copied, Order, Sandbox, Version, around, ask, logs_everywhere, own_namespace, take, version,
 };
 pub use super::copy::surroundings::SURROUNDINGS;

@@ -96,7 +96,7 @@ fn list(limit: usize) -> Result<Listed> {
     let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
     netlink.limit(limit);
     let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
-    // Others have no part in what goes out by IP.
+    // Others have no part in outbound traffic by IP.
     let families = [family::INET, family::IPV4, family::IPV6, family::NETDEV];
     let mut dump = |kind: u16, body: &Body| {
         let mut all = netlink.dump(SUBSYSTEM << 8 | kind, body)?;

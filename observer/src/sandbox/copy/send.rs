@@ -32,7 +32,7 @@ type Kind = (Domain, Type, Option<Protocol>);
 
 /// What rules see of a sender.
 #[derive(Clone, Copy)]
-pub(super) struct Owner {
+pub(super) struct SocketOwner {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mark: u32,
@@ -40,13 +40,13 @@ pub(super) struct Owner {
 
 /// A socket whose file that user opens, in the calling thread's namespace; and in a cgroup by its open `cgroup.procs`, where one
 /// is given.
-pub(super) fn socket(whole: &Whole, owner: Owner, cgroup: Option<&File>) -> Result<Socket> {
+pub(super) fn socket(whole: &Whole, owner: SocketOwner, cgroup: Option<&File>) -> Result<Socket> {
     let domain = if whole.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     socket_of((domain, Type::RAW, Some(Protocol::from(RAW))), owner, cgroup)
 }
 
 /// The same of any kind.
-pub(super) fn socket_of(kind: Kind, owner: Owner, cgroup: Option<&File>) -> Result<Socket> {
+pub(super) fn socket_of(kind: Kind, owner: SocketOwner, cgroup: Option<&File>) -> Result<Socket> {
     let socket = match cgroup {
         Some(procs) => {
             let (domain, of, protocol) = kind;
@@ -63,7 +63,7 @@ pub(super) fn socket_of(kind: Kind, owner: Owner, cgroup: Option<&File>) -> Resu
     Ok(socket)
 }
 
-fn plain_socket((domain, of, protocol): Kind, owner: Owner) -> Result<Socket> {
+fn plain_socket((domain, of, protocol): Kind, owner: SocketOwner) -> Result<Socket> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     let before = (setfsgid(gid), setfsuid(uid));
     let is_user = setfsgid(gid) == gid && setfsuid(uid) == uid;
@@ -79,7 +79,7 @@ fn plain_socket((domain, of, protocol): Kind, owner: Owner) -> Result<Socket> {
 pub fn connecting(to: SocketAddr, is_tcp: bool, user: (u32, u32), cgroup: Option<&File>) -> Result<io::Result<Socket>> {
     let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
-    let socket = socket_of((domain, kind, None), Owner { uid: user.0, gid: user.1, mark: 0 }, cgroup)?;
+    let socket = socket_of((domain, kind, None), SocketOwner { uid: user.0, gid: user.1, mark: 0 }, cgroup)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Ok(Err(error)),
         _ => Ok(Ok(socket)),

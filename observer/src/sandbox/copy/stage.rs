@@ -207,7 +207,7 @@ struct Made {
 }
 
 impl Building {
-    /// Begins to make one of what arrives, by a thread that nobody waits for. `hide` is told the inode number of its namespace before
+    /// Begins to make one of what arrives, by a detached thread. `hide` is told the inode number of its namespace before
     /// there is anything in it; what it returns is dropped when nothing is done there any more. `logs`: see [`logs_everywhere`].
     pub fn begin<H>(
         copied: Receiver<Result<Copied>>,
@@ -261,9 +261,9 @@ impl Building {
     }
 
     /// The stage, if it is there by then; itself if it is not.
-    pub fn until(self, deadline: Instant) -> std::result::Result<Result<Stage>, Self> {
+    pub fn until(self, deadline: Instant) -> std::result::Result<Result<Sandbox>, Self> {
         match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(made) => Ok(made.map(|Made { took, version, legacy, out, through }| Stage {
+            Ok(made) => Ok(made.map(|Made { took, version, legacy, out, through }| Sandbox {
                 took,
                 version,
                 legacy,
@@ -280,7 +280,7 @@ impl Building {
 }
 
 /// A private namespace with a copy of another one's rules. It is gone with its thread, when this is.
-pub struct Stage {
+pub struct Sandbox {
     /// How long it took to make.
     pub took: Duration,
     /// The rules that were copied.
@@ -294,9 +294,9 @@ pub struct Stage {
     answers: Receiver<Answer>,
 }
 
-impl Stage {
+impl Sandbox {
     /// What drops this packet there, `None` when it passes; and why that is no proof of itself: something decides by more than
-    /// the packet. An error where it cannot be told.
+    /// the packet. An error where it cannot be reported.
     pub fn replay(&self, order: Order) -> Result<(Option<End>, Option<String>)> {
         let whole = Whole::of(&order.packet)?;
         let is_cut = whole.bytes.len() < order.packet.length as usize;

@@ -57,7 +57,7 @@ const SETTINGS_OF_LINKS: [(&str, &str); 7] = [
     ("ipv6", "disable_ipv6"),
     ("ipv6", "forwarding"),
 ];
-/// What is otherwise in every copy: a packet's checksum was not computed yet when it was dropped, its connection's window is not
+/// What changed in every copy: a packet's checksum was not computed yet when it was dropped, its connection's window is not
 /// known, and nobody is to be asked for anything.
 const OWN_SETTINGS: [(&str, &str); 4] = [
     ("netfilter/nf_conntrack_checksum", "0"),
@@ -142,7 +142,7 @@ fn setting(place: &str) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/sys/net/{place}")).ok()?.trim().to_owned())
 }
 
-/// Sets it, where it is otherwise.
+/// Sets it, where it differs.
 fn set(place: &str, value: &str) -> Result<()> {
     if setting(place).is_some_and(|now| now != value) {
         fs::write(format!("/proc/sys/net/{place}"), value)

@@ -6,7 +6,10 @@ mod staging;
 mod trial;
 mod view;
 
-use std::{fs::File, net::IpAddr};
+use std::{
+    fs::File,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -17,7 +20,7 @@ pub use super::fix::view::View;
 
 use crate::{
     firewall::front_end::{self, Known, MARK, Plan, Target, plans},
-    model::{Backend, Fix, Lasts, NamedRule, Origin, Packet},
+    model::{Backend, Fix, Lasts, NamedRule, NarrowFix, Origin, Packet, Scope},
 };
 
 /// Rules that are dealt with one by one.
@@ -62,11 +65,9 @@ pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
 pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) -> Result<Fix>) -> Option<Fix> {
     let (packet, rule) = asked.first()?;
     let front_end = front_end::of(rule);
-    let planned = match plans(rule, &asked.target(packet)?, known) {
-        Ok(planned) => planned,
-        Err(advice) => return advice.map(advised),
-    };
-    let first = planned.into_iter().next()?;
+    if let Err(advice) = plans(rule, &asked.target(packet)?, known) {
+        return advice.map(advised);
+    }
     let tried = enter(Box::new(|mut trial| {
         let packets: Vec<&Packet> = asked.packets.iter().map(|(packet, _)| packet).collect();
         trial.prepare(front_end, &[rule], &packets)?;
@@ -74,8 +75,41 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
     }));
     Some(match tried {
         Ok(fix) => fix,
-        Err(error) => Fix { unverified: Some(format!("{error:#}")), ..whole(std::slice::from_ref(&first)) },
+        Err(error) => Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known) },
     })
+}
+
+/// The best plan for every rule and port that stops anything, where none could be tried.
+fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
+    let (mut steps, mut uncovered): (Vec<Plan>, Vec<String>) = (Vec::new(), Vec::new());
+    for (packet, rule) in asked.packets.iter().filter_map(|(packet, rule)| Some((packet, rule.as_ref()?))) {
+        let planned = asked.target(packet).and_then(|target| plans(rule, &target, known).ok());
+        match planned.and_then(|planned| planned.into_iter().next()) {
+            Some(plan) if steps.iter().any(|step| step.commands == plan.commands) => {}
+            Some(plan) if steps.len() < MAX_STEPS => steps.push(plan),
+            _ => {
+                let to = packet
+                    .to()
+                    .map(|(transport, address, port)| format!("{}/{transport}", SocketAddr::new(address, port)));
+                uncovered.extend(to.filter(|to| !uncovered.contains(to)));
+            }
+        }
+    }
+    let fix = whole(&steps);
+    if uncovered.is_empty() {
+        return fix;
+    }
+    let rest = format!("no command is known for {}", some(&uncovered));
+    let note = fix.note.map_or(rest.clone(), |note| format!("{note}; {rest}"));
+    Fix { note: Some(note), ..fix }
+}
+
+/// The first of many, in words.
+fn some(all: &[String]) -> String {
+    const MOST: usize = 3;
+    let more = all.len().saturating_sub(MOST);
+    let named = all.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    if more == 0 { named } else { format!("{named} and {more} more") }
 }
 
 /// No command does it; this does.
@@ -105,23 +139,19 @@ fn whole(plans: &[Plan]) -> Fix {
         undo_verified: None,
         unverified: None,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
+        narrow: None,
     }
 }
 
-/// Runs what is planned in the copy until every packet passes, then takes it back.
+/// Addresses for which a narrower fix is looked for; for more of them it would be a list that nobody reads.
+const MAX_NARROW: usize = 2;
+
+/// Runs what is planned in the copy until every packet passes, then takes it back; and the same for the addresses alone.
 fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
-    let (shape, content) = (trial.shape()?, trial.content()?);
+    let content = trial.content()?;
     let before = stops(asked, &mut trial.look()?)?;
     if let Some(words) = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial) {
         bail!("{words}");
-    }
-    let mut steps: Vec<Step> = Vec::new();
-    let mut blocked = before.clone();
-    while let Some(index) = blocked.iter().position(Option::is_some) {
-        ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
-        let (step, after) = step(asked, known, trial, (index, &blocked))?;
-        steps.push(step);
-        blocked = after;
     }
     let stopped = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
     let mut addresses: Vec<IpAddr> = Vec::new();
@@ -130,24 +160,62 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
             addresses.push(address);
         }
     }
+    let (plans, is_restored) = walked(asked, known, trial, &before, |_| true)?;
+    // A rule that has observer's own mark already may be somebody's trap: the undo would find that one, and take it away.
+    let marked = |plans: &[Plan]| {
+        let words = plans.iter().flat_map(|plan| &plan.undo).flat_map(|line| line.split(['"', ' ']));
+        words.filter(|word| word.starts_with(MARK)).find(|mark| content.mentions(mark)).map(str::to_owned)
+    };
+    if let Some(mark) = marked(&plans) {
+        let why = format!("a rule has the mark `{mark}` already, by which the exception would be found again");
+        return Ok(Fix { unverified: Some(why), ..whole(&[]) });
+    }
+    let opens_more = plans.iter().any(|plan| plan.scope > Scope::Address);
+    let narrow = if opens_more && is_restored && addresses.len() <= MAX_NARROW {
+        let tried = walked(asked, known, trial, &before, |plan| plan.scope == Scope::Address);
+        tried.inspect_err(|why| log::debug!("no narrower fix: {why:#}")).ok()
+    } else {
+        None
+    };
+    let narrow = narrow.filter(|(plans, is_restored)| *is_restored && marked(plans).is_none()).map(|(plans, _)| {
+        let Fix { commands, undo, opens, note, .. } = whole(&plans);
+        NarrowFix { commands, undo, opens, note }
+    });
+    Ok(Fix { verified: true, verified_for: addresses, undo_verified: Some(is_restored), narrow, ..whole(&plans) })
+}
+
+/// Runs such plans until every packet passes, and takes them back: the plans for the host, and whether everything is then as it was.
+fn walked(
+    asked: &Asked<'_>,
+    known: &Known,
+    trial: &Trial,
+    before: &[Option<NamedRule>],
+    is_wanted: impl Fn(&Plan) -> bool,
+) -> Result<(Vec<Plan>, bool)> {
+    let shape = trial.shape()?;
+    let mut steps: Vec<Step> = Vec::new();
+    let mut blocked = before.to_vec();
+    let mut walk = || -> Result<()> {
+        while let Some(index) = blocked.iter().position(Option::is_some) {
+            ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
+            let (step, after) = step(asked, known, trial, (index, &blocked), &is_wanted)?;
+            steps.push(step);
+            blocked = after;
+        }
+        Ok(())
+    };
+    let walked = walk();
     // What takes it back is worth as much only if it does.
     let undone = steps.iter().rev().flat_map(|step| &step.here.undo).try_for_each(|line| trial.run(line));
-    let restored = undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|after| {
-        after.iter().zip(&before).all(|(after, before)| match (after, before) {
+    walked?;
+    let is_restored = undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|after| {
+        after.iter().zip(before).all(|(after, before)| match (after, before) {
             (Some(after), Some(before)) => is_same(after, before),
             (after, before) => after.is_none() && before.is_none(),
         })
     });
-    let restored = restored && trial.shape().is_ok_and(|now| now == shape);
-    let plans: Vec<Plan> = steps.into_iter().map(|step| step.there).collect();
-    // A rule that has observer's own mark already may be somebody's trap: the undo would find that one, and take it away.
-    let words = plans.iter().flat_map(|plan| &plan.undo).flat_map(|line| line.split(['"', ' ']));
-    let mark = words.filter(|word| word.starts_with(MARK)).find(|mark| content.mentions(mark));
-    if let Some(mark) = mark {
-        let why = format!("a rule has the mark `{mark}` already, by which the exception would be found again");
-        return Ok(Fix { unverified: Some(why), ..whole(&[]) });
-    }
-    Ok(Fix { verified: true, verified_for: addresses, undo_verified: Some(restored), ..whole(&plans) })
+    let is_restored = is_restored && trial.shape().is_ok_and(|now| now == shape);
+    Ok((steps.into_iter().map(|step| step.there).collect(), is_restored))
 }
 
 /// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.
@@ -156,6 +224,7 @@ fn step(
     known: &Known,
     trial: &Trial,
     (index, blocked): (usize, &[Option<NamedRule>]),
+    is_wanted: impl Fn(&Plan) -> bool,
 ) -> Result<(Step, Vec<Option<NamedRule>>)> {
     let (packet, rule) =
         asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
@@ -168,7 +237,7 @@ fn step(
     })?;
     let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
     let mut why = None;
-    for (here, there) in here.into_iter().zip(there) {
+    for (here, there) in here.into_iter().zip(there).filter(|(here, _)| is_wanted(here)) {
         let done = here.commands.iter().try_for_each(|line| trial.run(line));
         let after = done.and_then(|()| stops(asked, &mut trial.look()?));
         match after {
@@ -192,7 +261,7 @@ fn step(
     bail!("{}", why.context("no command is known")?)
 }
 
-/// What stops each packet; an error where that cannot be told.
+/// What stops each packet; an error where that cannot be reported.
 fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Vec<Option<NamedRule>>> {
     asked.packets.iter().map(|(packet, _)| view.judge(packet, asked.cgroup)).collect()
 }
@@ -222,7 +291,8 @@ pub fn differs<'a>(
 
 /// It is the same statement, whatever number it has now; or the same rule of the copy.
 fn is_same(one: &NamedRule, other: &NamedRule) -> bool {
-    let words = |rule: &NamedRule| rule.statement.as_ref().map(|of| (of.ruleset.clone(), of.name.clone()));
+    let words =
+        |rule: &NamedRule| rule.statement.as_ref().map(|of| (of.ruleset.clone(), of.name.clone(), of.comment.clone()));
     match (words(one), words(other)) {
         (Some(one), Some(other)) => one == other,
         _ => {
@@ -239,4 +309,48 @@ fn is_that(rule: &NamedRule, on_the_host: &NamedRule, trial: &Trial) -> bool {
         && (&rule.family, &rule.table, &rule.chain, rule.position)
             == (&on_the_host.family, &on_the_host.table, &on_the_host.chain, on_the_host.position);
     is_in_place || trial.on_the_host(rule).is_ok_and(|rule| is_same(&rule, on_the_host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Statement;
+
+    fn stopped(to: &str) -> (Packet, Option<NamedRule>) {
+        let origin = Origin::Socket { uid: 0, gid: 0, mark: 0, cgroup: None };
+        let statement = Statement {
+            ruleset: "ufw".to_owned(),
+            what: "ufw's default policy".to_owned(),
+            name: "default deny outgoing".to_owned(),
+            number: None,
+            comment: None,
+            note: None,
+        };
+        let rule = NamedRule { statement: Some(statement), ..NamedRule::example("policy drop") };
+        let packet = Packet::syn("192.0.2.1:40000".parse().unwrap(), to.parse().unwrap(), origin);
+        (packet.unwrap(), Some(rule))
+    }
+
+    #[test]
+    fn what_was_not_tried_is_planned_for_every_port() {
+        let packets = [stopped("203.0.113.1:443"), stopped("203.0.113.2:443"), stopped("203.0.113.3:80")];
+        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None };
+        let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
+        assert_eq!(fix.commands, ["ufw allow out 443/tcp", "ufw allow out 80/tcp"]);
+        assert_eq!(fix.undo, ["ufw delete allow out 80/tcp", "ufw delete allow out 443/tcp"]);
+        assert_eq!((fix.verified, fix.unverified.as_deref()), (false, Some("no copy")));
+    }
+
+    #[test]
+    fn what_no_command_is_known_for_is_said() {
+        let (packet, rule) = stopped("203.0.113.3:80");
+        let in_a_file =
+            Statement { name: "-A ufw-before-output -j DROP".to_owned(), ..rule.clone().unwrap().statement.unwrap() };
+        let other = NamedRule { statement: Some(in_a_file), ..rule.unwrap() };
+        let packets = [stopped("203.0.113.1:443"), (packet, Some(other))];
+        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None };
+        let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
+        assert_eq!(fix.commands, ["ufw allow out 443/tcp"]);
+        assert_eq!(fix.note.as_deref(), Some("no command is known for 203.0.113.3:80/tcp"));
+    }
 }

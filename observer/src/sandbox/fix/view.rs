@@ -12,7 +12,7 @@ use super::Hide;
 use crate::{
     firewall::{files::Root, ruleset::Ruleset},
     model::{End, NamedRule, Packet, WantedRule},
-    sandbox::copy::{Building, Connection, Copied, Order, Stage},
+    sandbox::copy::{Building, Connection, Copied, Order, Sandbox},
 };
 
 /// A copy of the rules, and their texts, are waited for so long.
@@ -22,7 +22,7 @@ const OWN: &str = " observer_replay ";
 
 /// The rules of a namespace at one time: those of the host, or of a copy in which something was tried.
 pub struct View {
-    stage: Stage,
+    stage: Sandbox,
     ruleset: Option<Ruleset>,
     /// Below it are the front ends' files.
     root: Root,
@@ -47,25 +47,18 @@ impl View {
         Ok(Self { stage, ruleset, root, patience })
     }
 
-    /// What is otherwise than in an earlier one, in rules that came and rules that went.
+    /// What differs from an earlier one, in rules that came and rules that went.
     pub fn difference(&mut self, earlier: &mut Self) -> (Vec<String>, Vec<String>) {
         let (Some(now), Some(before)) = (&mut self.ruleset, &mut earlier.ruleset) else { return Default::default() };
-        let difference = now.difference(before, Instant::now() + self.patience);
-        let (mut added, mut removed) = (difference.added, difference.removed);
-        // What was only made anew is the same.
-        added.retain(|rule| match removed.iter().position(|gone| gone == rule) {
-            Some(place) => {
-                removed.swap_remove(place);
-                false
-            }
-            None => true,
-        });
+        // Front ends' files are the copy's own business.
+        let difference = now.difference(before, Instant::now() + self.patience, &mut Vec::new);
+        let (mut added, removed) = (difference.added, difference.removed);
         let own = |words: &String| !words.contains(OWN);
         added.extend(difference.policies.into_iter().map(|policy| format!("policy of {policy}")));
         (added.into_iter().filter(own).collect(), removed.into_iter().filter(own).collect())
     }
 
-    /// What stops a packet; an error where that cannot be told.
+    /// What stops a packet; an error where that cannot be reported.
     pub fn judge(&mut self, packet: &Packet, cgroup: Option<&File>) -> Result<Option<NamedRule>> {
         let cgroup = match cgroup.filter(|_| self.stage.asks_for_cgroups()) {
             Some(cgroup) => Some(cgroup.try_clone()?),

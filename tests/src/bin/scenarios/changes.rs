@@ -1,4 +1,4 @@
-//! Changes of rules: who made them, and what is otherwise since.
+//! Changes of rules: who made them, and what changed since.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ pub(crate) const ALL: &[Scenario] = &[
 const BEFORE: &str = "table inet t { chain o { type filter hook output priority 0; udp dport 77 drop\n} }";
 const AFTER: &str = "add rule inet t o udp dport 78 drop\nadd chain inet t o { policy drop; }\n";
 
-/// So many changes were told, and no other.
+/// So many changes were reported, and no other.
 fn told(report: &Report, count: usize) -> Result<()> {
     ensure!(report.changes.len() == count, "{count} changes: {:?}", report.changes);
     Ok(())
@@ -41,7 +41,7 @@ fn who_and_what() -> Result<Outcome> {
     anyhow::bail!("three times it was not told what is otherwise")
 }
 
-/// False where the rules were not read in time, as on a busy machine: what is otherwise is not told then.
+/// False where the rules were not read in time, as on a busy machine: what changed is not told then.
 fn changed() -> Result<bool> {
     let lab = Lab::new()?;
     let observer = Observer::watch(&lab.client)?;
@@ -91,7 +91,7 @@ fn changed() -> Result<bool> {
     Ok(true)
 }
 
-/// Waits until so many changes in a namespace were told: what is heard is told some milliseconds later, with what follows at
+/// Waits until so many changes in a namespace were reported: what is heard is reported some milliseconds later, with what follows at
 /// once.
 fn heard(observer: &Observer, namespace: &Namespace, count: usize) -> Result<()> {
     let netns = format!("\"netns\":{}", namespace.inode()?);
@@ -129,7 +129,7 @@ fn in_words() -> Result<Outcome> {
     ensure!(status.success(), "{status}: {stderr}");
     let text = String::from_utf8(stdout)?;
     let line = text.lines().find(|line| line.contains("CHANGED")).with_context(|| format!("not told: {text}"))?;
-    let scope = format!("firewall rules of network namespace {} of pid ", lab.client.inode()?);
+    let scope = format!("firewall rules in network namespace {} of pid ", lab.client.inode()?);
     ensure!(line.contains(&scope) && line.contains(", by nft[") && line.contains("] ← scenarios ← "), "{line}");
     Ok(Outcome::Passed)
 }

@@ -219,7 +219,7 @@ fn bridge_prerouting() -> Result<Outcome> {
     let report = observer.stop()?;
     check(&report, &clients, &[("/egress/owner", json!("flow"))])?;
     for event in report.foreground() {
-        // Where the bridge's own netfilter calls the hook, it cannot be told from the device's.
+        // Where the bridge's own netfilter calls the hook, it cannot be reported from the device's.
         let hook = &event["egress"]["hook"];
         ensure!(hook == "prerouting" || hook.is_null(), "{event}");
     }
@@ -484,7 +484,7 @@ fn inbound() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// An application asks for one address, a rule turns it to another, a second rule drops it there: the first is told.
+/// An application asks for one address, a rule turns it to another, a second rule drops it there: the first is reported.
 fn redirected() -> Result<Outcome> {
     let lab = harness::lab::Lab::new()?;
     lab.client.nft(

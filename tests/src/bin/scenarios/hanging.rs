@@ -78,7 +78,12 @@ fn stopped_or_unanswered() -> Result<Outcome> {
         if stopped && slowness() == 1 {
             // Before another SYN is sent: the copy tells at once.
             ensure!(rule["position"] == 1 && rule["source"] == "replay" && rule["table"] == "t", "{event}");
-            ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.ends_with("(by replay)")), "{event}");
+            ensure!(
+                event["event"]["reason"]
+                    .as_str()
+                    .is_some_and(|reason| reason.ends_with("(by replay of the current rules)")),
+                "{event}"
+            );
         }
         ensure!(stopped || rule.is_null(), "{event}");
         let waited = event["egress"]["outcome"]["waited_ms"].as_u64().context("waited_ms")?;
@@ -134,7 +139,7 @@ fn screen() -> Result<Outcome> {
     let first = text.lines().next().unwrap_or_default();
     ensure!(first.starts_with("HANGING NOW") && first.contains(&format!("python3[{}]", client.id())), "{text}");
     ensure!(first.contains(&format!("{FAR_V4}:443/tcp since ")) && first.contains(", gives up in "), "{text}");
-    ensure!(first.contains("did not leave this namespace"), "{text}");
+    ensure!(first.contains("since") && text.contains("never left this host"), "{text}");
     ensure!(text.contains("BLOCKED"), "{text}");
     Ok(Outcome::Passed)
 }

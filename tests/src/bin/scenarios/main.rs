@@ -81,7 +81,7 @@ fn at_its_time<T>(is_alone: bool, run: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Scenarios whose time is told at the end.
+/// Scenarios whose time is reported at the end.
 const SLOWEST: usize = 20;
 
 /// How long each scenario took, without what it waited for others.

@@ -61,7 +61,7 @@ fn denies() -> Result<Outcome> {
 fn nothing() -> Result<Outcome> {
     let lab = Lab::new()?;
     let text = screen(&lab)?;
-    for wanted in ["firewalls  no rules in this namespace", "outbound   default allow, no rule blocks"] {
+    for wanted in ["firewalls  no rules in this network namespace", "outbound   default allow, no rule blocks"] {
         ensure!(text.contains(wanted), "`{wanted}` is missing: {text}");
     }
     Ok(Outcome::Passed)

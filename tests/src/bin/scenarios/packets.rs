@@ -139,7 +139,7 @@ fn vlan_frames() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A hundred thousand packets: what is told and what is lost add up to the firewall's own counter.
+/// A hundred thousand packets: what is reported and what is lost add up to the firewall's own counter.
 fn flood() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client

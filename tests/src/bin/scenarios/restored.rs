@@ -25,6 +25,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("answers_to_datagrams", answers),
     ("in_words", in_words),
     ("by_run", by_run),
+    ("given_up", given_up),
 ];
 
 const NOBODY: &str = "65534";
@@ -80,7 +81,7 @@ fn check(report: &Report, restored: &Value, pid: u32, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// Its change of rules is one that was told, and the words say so.
+/// Its change of rules is one that was reported, and the words say so.
 fn after_nft(report: &Report, restored: &Value) -> Result<()> {
     let change = &restored["egress"]["restored"]["change"];
     let told = report.changes.iter().find(|told| told["event"]["id"] == change["id"]).context("no such change")?;
@@ -277,7 +278,7 @@ fn in_words() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// The command that hung gets through, and ends at once: that is told before the end.
+/// The command that hung gets through, and ends at once: that is reported before the end.
 fn by_run() -> Result<Outcome> {
     let lab = Lab::new()?;
     let _server = lab.web_server(443)?;
@@ -299,5 +300,37 @@ fn by_run() -> Result<Outcome> {
     let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
     let story = report["egress"]["blocked"].get(0).context("nothing was blocked")?;
     ensure!(story["restored"].as_str().is_some_and(|restored| line.contains(restored)), "{story}");
+    Ok(Outcome::Passed)
+}
+
+/// A connection that its application gives up is reported under its incident, with how long it waited; one that is refused is not.
+fn given_up() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    lab.client.nft(&chain("output", "tcp dport 80 reject with tcp reset;"))?;
+    let observer = Observer::watch(&lab.client)?;
+    for address in [FAR_V4, FAR_V6] {
+        observer.tells(|| traffic::run(&lab.client, &["tcp", address, "443", "1.5"]))?;
+    }
+    observer.tells(|| traffic::run(&lab.client, &["tcp", FAR_V4, "80", "1.5"]))?;
+    wait_for("outcomes", || Ok((observer.so_far().matches("\"egress-outcome\"").count() >= 2).then_some(())))?;
+    let report = observer.stop()?;
+    ensure!(report.outcomes.len() == 2, "{:?}", report.outcomes);
+    for (outcome, address) in report.outcomes.iter().zip([FAR_V4, FAR_V6]) {
+        expect(
+            outcome,
+            &[
+                ("/destination/ip", json!(address)),
+                ("/destination/port", json!(443)),
+                ("/egress/count", json!(0)),
+                ("/event/outcome", json!("failure")),
+            ],
+        )?;
+        let waited = outcome["egress"]["outcome"]["waited_ms"].as_u64().context("how long")?;
+        ensure!(waited >= 1400, "{outcome}");
+        let incident = &outcome["egress"]["incident"];
+        let blocked = report.events.iter().find(|event| event["egress"]["incident"] == *incident);
+        let blocked = blocked.with_context(|| format!("nothing was blocked under its incident: {outcome}"))?;
+        ensure!(blocked["process"]["pid"] == outcome["process"]["pid"], "{outcome}");
+    }
     Ok(Outcome::Passed)
 }

@@ -1,4 +1,4 @@
-//! Floods: what is told sums up to what the firewall counted, to the packet.
+//! Floods: what is reported sums up to what the firewall counted, to the packet.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -47,7 +47,7 @@ fn client(lab: &Lab, words: &[&str]) -> Result<u32> {
     Ok(pid)
 }
 
-/// Everything is told, and the sum is the firewall's.
+/// Everything is reported, and the sum is the firewall's.
 fn exact(lab: &Lab, report: &Report, at_least: u64) -> Result<()> {
     let counted = lab.client.counted()?;
     ensure!(counted >= at_least, "only {counted} were dropped");
@@ -146,7 +146,7 @@ fn unrouted() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What was asked for is told, also where it was counted together.
+/// What was asked for is reported, also where it was counted together.
 fn too_many_under_a_filter() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(RULES)?;
@@ -267,7 +267,7 @@ fn filtered() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What is told of repeats is what the first said, without what only that had.
+/// What is reported of repeats is what the first said, without what only that had.
 fn words() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(RULES)?;

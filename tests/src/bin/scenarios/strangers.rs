@@ -175,7 +175,7 @@ fn named_programs() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Two observers replay and try fixes at the same time, and neither tells of what the other one sends in its copies.
+/// Two observers replay and try fixes at the same time, and neither reports what the other one sends in its copies.
 fn second() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(DROP)?;

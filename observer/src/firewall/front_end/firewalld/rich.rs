@@ -124,7 +124,7 @@ mod tests {
         use crate::{
             firewall::{
                 netfilter::family,
-                nft::{self, Verdict},
+                nft::{self, RuleVerdict},
             },
             model::{Backend, Entrance, NamedRule},
         };
@@ -133,7 +133,7 @@ mod tests {
             table: "firewalld".to_owned(),
             chain: "filter_OUT_policy_p_deny".to_owned(),
             handle: 1,
-            verdicts: vec![Verdict::Drop],
+            verdicts: vec![RuleVerdict::Drop],
             packets: None,
         };
         let named = NamedRule {

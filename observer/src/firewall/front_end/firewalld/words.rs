@@ -32,7 +32,7 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
         PANIC_TABLE => Some(whole("firewalld's panic mode".to_owned(), PANIC_ON.to_owned())),
         TABLE => {
             let text = place.text()?;
-            let Some(owner) = Owner::of(&named.chain) else {
+            let Some(owner) = RuleOwner::of(&named.chain) else {
                 return Some(whole(format!("firewalld's chain {}", named.chain), text));
             };
             let what = format!("firewalld {} {}", owner.kind, owner.name);
@@ -79,14 +79,14 @@ fn service(root: &Root, name: &str) -> Option<Vec<(String, String)>> {
 
 /// Whose chain it is.
 #[derive(Debug, PartialEq, Eq)]
-struct Owner<'a> {
+struct RuleOwner<'a> {
     kind: &'static str,
     folder: &'static str,
     name: &'a str,
     part: Option<&'a str>,
 }
 
-impl<'a> Owner<'a> {
+impl<'a> RuleOwner<'a> {
     /// `filter_OUT_policy_NAME_deny`, `filter_FWD_ZONE_deny`.
     fn of(chain: &'a str) -> Option<Self> {
         let rest = ["filter_OUT_", "filter_FWD_", "filter_FWDO_", "filter_FWDI_"]
@@ -103,7 +103,7 @@ impl<'a> Owner<'a> {
 
 /// The policy whose chain it is.
 pub(super) fn policy(chain: &str) -> Option<&str> {
-    Owner::of(chain).filter(|owner| owner.kind == "policy").map(|owner| owner.name)
+    RuleOwner::of(chain).filter(|owner| owner.kind == "policy").map(|owner| owner.name)
 }
 
 fn target(text: &str) -> &'static str {
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn chains_are_a_policys_or_a_zones() {
-        let of = |chain| Owner::of(chain).map(|owner| (owner.kind, owner.name, owner.part));
+        let of = |chain| RuleOwner::of(chain).map(|owner| (owner.kind, owner.name, owner.part));
         assert_eq!(of("filter_OUT_policy_block_it_deny"), Some(("policy", "block_it", Some("deny"))));
         assert_eq!(of("filter_OUT_policy_hostout"), Some(("policy", "hostout", None)));
         assert_eq!(of("filter_FWD_public_post"), Some(("zone", "public", Some("post"))));

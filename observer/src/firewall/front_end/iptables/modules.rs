@@ -22,17 +22,17 @@ const OF_XTABLES: [(&str, &str); 13] = [
     ("ttl", "xt_hl"),
 ];
 
-/// By which tables an `iptables` works.
+/// ModuleSource which tables an `iptables` works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+enum ModuleSource {
     Legacy,
-    /// By nftables.
+    /// ModuleSource nftables.
     Nft,
-    /// By nftables, which itself looks at ports: since iptables 1.8.8.
+    /// ModuleSource nftables, which itself looks at ports: since iptables 1.8.8.
     NewNft,
 }
 
-impl By {
+impl ModuleSource {
     /// Of a program by its name; `plain` is what `iptables` says of itself.
     fn of(program: &str, plain: Option<&Version>) -> Self {
         let is_legacy = plain.is_some_and(|version| version.backend == Backend::IptablesLegacy);
@@ -54,10 +54,10 @@ pub(in crate::firewall::front_end) fn of_change(change: &ProposedChange) -> BTre
 
 fn of_command(words: &[String]) -> BTreeSet<String> {
     let program = words.first().map(String::as_str).unwrap_or_default();
-    let by = By::of(program, Version::read().as_ref());
+    let by = ModuleSource::of(program, Version::read().as_ref());
     let words = whole(words.iter().map(String::as_str));
     let mut all = asked(&words, by);
-    if by == By::Legacy && !words.iter().any(|word| matches!(word.as_str(), "-t" | "--table")) {
+    if by == ModuleSource::Legacy && !words.iter().any(|word| matches!(word.as_str(), "-t" | "--table")) {
         all.extend(["iptable_filter", "ip6table_filter"].map(str::to_owned));
     }
     all
@@ -65,7 +65,7 @@ fn of_command(words: &[String]) -> BTreeSet<String> {
 
 /// What lines of `iptables-save` ask for.
 pub(in crate::firewall::front_end) fn of_lines(text: &str) -> BTreeSet<String> {
-    let by = By::of("", Version::read().as_ref());
+    let by = ModuleSource::of("", Version::read().as_ref());
     let mut all = BTreeSet::new();
     for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
         let table = line.strip_prefix('*').map(|table| ["-t", table.trim()]);
@@ -91,8 +91,8 @@ fn whole<'a>(words: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// What words of one rule ask for.
-fn asked(words: &[String], by: By) -> BTreeSet<String> {
-    let by_legacy = by == By::Legacy;
+fn asked(words: &[String], by: ModuleSource) -> BTreeSet<String> {
+    let by_legacy = by == ModuleSource::Legacy;
     const BUILT_IN: [&str; 4] = ["ACCEPT", "DROP", "RETURN", "QUEUE"];
     let mut all = BTreeSet::new();
     for pair in words.windows(2) {
@@ -105,7 +105,7 @@ fn asked(words: &[String], by: By) -> BTreeSet<String> {
             }
             // nftables itself keeps it.
             ["-m" | "--match", "comment"] if !by_legacy => {}
-            [_, "tcp" | "udp"] if by == By::NewNft => {}
+            [_, "tcp" | "udp"] if by == ModuleSource::NewNft => {}
             // A protocol brings its match along.
             ["-p" | "--protocol" | "--proto", "icmp" | "icmpv6" | "ipv6-icmp" | "all"] => {}
             ["-p" | "--protocol" | "--proto" | "-m" | "--match" | "-j" | "--jump" | "-g" | "--goto", name]
@@ -134,17 +134,17 @@ mod tests {
     fn what_lines_of_iptables_ask_for() {
         let of = |line: &str, by| asked(&whole(line.split(' ')), by).into_iter().collect::<Vec<_>>();
         let line = "iptables -A OUTPUT -p tcp -m tcp --dport 443 -m comment --comment x -j DROP";
-        assert_eq!(of(line, By::Nft), ["nft_compat", "xt_tcpudp"]);
-        assert!(of(line, By::NewNft).is_empty());
-        assert!(of(line, By::Legacy).contains(&"xt_comment".to_owned()));
-        assert_eq!(of("iptables -t nat -L", By::Legacy), ["ip6table_nat", "iptable_nat"]);
-        assert_eq!(of("iptables -t nat -L", By::Nft), ["nft_chain_nat"]);
+        assert_eq!(of(line, ModuleSource::Nft), ["nft_compat", "xt_tcpudp"]);
+        assert!(of(line, ModuleSource::NewNft).is_empty());
+        assert!(of(line, ModuleSource::Legacy).contains(&"xt_comment".to_owned()));
+        assert_eq!(of("iptables -t nat -L", ModuleSource::Legacy), ["ip6table_nat", "iptable_nat"]);
+        assert_eq!(of("iptables -t nat -L", ModuleSource::Nft), ["nft_chain_nat"]);
         let says = |version: &str| Version::of(&format!("iptables v{version} (nf_tables)"));
-        assert_eq!(By::of("iptables", Some(&says("1.8.9"))), By::NewNft);
-        assert_eq!(By::of("iptables-nft", Some(&says("1.8.7"))), By::Nft);
-        assert_eq!(By::of("iptables-legacy", Some(&says("1.8.11"))), By::Legacy);
-        assert_eq!(of("-A o -p udp --dport 53", By::Legacy), ["xt_tcpudp"]);
-        assert_eq!(of("-A o -jLOG", By::Legacy), of("-A o --jump=LOG", By::Legacy));
-        assert!(of("-A o -j REJECT", By::Legacy).contains(&"ipt_REJECT".to_owned()));
+        assert_eq!(ModuleSource::of("iptables", Some(&says("1.8.9"))), ModuleSource::NewNft);
+        assert_eq!(ModuleSource::of("iptables-nft", Some(&says("1.8.7"))), ModuleSource::Nft);
+        assert_eq!(ModuleSource::of("iptables-legacy", Some(&says("1.8.11"))), ModuleSource::Legacy);
+        assert_eq!(of("-A o -p udp --dport 53", ModuleSource::Legacy), ["xt_tcpudp"]);
+        assert_eq!(of("-A o -jLOG", ModuleSource::Legacy), of("-A o --jump=LOG", ModuleSource::Legacy));
+        assert!(of("-A o -j REJECT", ModuleSource::Legacy).contains(&"ipt_REJECT".to_owned()));
     }
 }

@@ -73,7 +73,7 @@ fn of_text(text: &str) -> Result<BTreeSet<String>> {
         if !module.ends_with('_') {
             all.insert((*module).to_owned());
         }
-        // A table of both has what is told of each.
+        // A table of both has what is reported of each.
         let ends = families.iter().filter(|_| module.ends_with('_'));
         all.extend(ends.map(|ending| format!("{module}{ending}")));
         if families.contains(&"inet") && *word == "fib" && module.ends_with('_') {

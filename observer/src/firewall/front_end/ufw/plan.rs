@@ -24,7 +24,7 @@ struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    /// Of a statement about what goes out, or is forwarded.
+    /// Of a statement about outbound traffic, or is forwarded.
     fn of(name: &'a str, is_forwarded: bool) -> Option<Self> {
         let rest = if is_forwarded { name.strip_prefix("route ")? } else { name };
         let (action, rest) = rest.split_once(' ')?;
@@ -70,7 +70,7 @@ fn ufw(target: &Target, place: &str) -> String {
     format!("ufw {route}{place}")
 }
 
-/// What allows the port everywhere, as ufw is told, and as it writes it.
+/// What allows the port everywhere, as ufw is reported, and as it writes it.
 fn port(target: &Target) -> String {
     if target.is_forwarded {
         format!("allow proto {} to any port {}", target.transport, target.port)
@@ -111,7 +111,7 @@ fn of_statement(
     target: &Target,
     entries: &Entries,
 ) -> Vec<Plan> {
-    let lost = statement.comment.as_ref().map(|_| "ufw forgets the comment of the rule that it changes".to_owned());
+    let (comment, lost) = comment(statement);
     // Positions are IPv4's; what is for IPv6 alone can only be put first.
     let number = statement.number.filter(|_| rule.family == "ip");
     let place = number.map_or_else(|| "prepend".to_owned(), |number| format!("insert {number}"));
@@ -126,7 +126,7 @@ fn of_statement(
 
     if is_the_port {
         let commands = vec![format!("ufw allow out {}", target.port())];
-        let undo = vec![format!("ufw {}", words.command(false))];
+        let undo = vec![format!("ufw {}{comment}", words.command(false))];
         plans.push(plan(Scope::Port, target.opens_port(), commands, undo, lost.clone()));
     }
     // One about the same must go first: it would be changed where it stands, or the new one be skipped.
@@ -156,7 +156,7 @@ fn of_statement(
             Some(target.of_addresses()),
         )
     };
-    let deleted = deletion(statement, target, number, entries, lost);
+    let deleted = deletion(statement, target, number, entries, (&comment, lost));
     if is_bound {
         plans.extend(deleted);
         plans.extend([by_port, by_address]);
@@ -170,13 +170,32 @@ fn of_statement(
     plans
 }
 
+/// The comment of a statement behind a command that makes that statement again, and what is to be known of it.
+fn comment(statement: &Statement) -> (String, Option<String>) {
+    const MAX: usize = 120;
+    // Quotes keep it one word for every shell.
+    let is_plain = |text: &&String| {
+        text.len() <= MAX
+            && text
+                .chars()
+                .all(|character| character == ' ' || character.is_ascii_graphic() && !"'\\!`$\"".contains(character))
+    };
+    match &statement.comment {
+        None => (String::new(), None),
+        Some(text) if is_plain(&text) => {
+            (format!(" comment '{text}'"), Some("the undo restores the rule's comment".to_owned()))
+        }
+        Some(_) => (String::new(), Some("ufw forgets the comment of the rule that it changes".to_owned())),
+    }
+}
+
 /// Takes the statement itself away.
 fn deletion(
     statement: &Statement,
     target: &Target,
     number: Option<u32>,
     entries: &Entries,
-    lost: Option<String>,
+    (comment, lost): (&str, Option<String>),
 ) -> Option<Plan> {
     let rest: Vec<&str> = statement.name.split(' ').collect();
     if !rest.iter().all(|word| plain(word).is_some()) {
@@ -194,7 +213,7 @@ fn deletion(
         Scope::Rule,
         format!("all that `{}` stopped", statement.name),
         vec![format!("{}{own}", ufw(target, "delete"))],
-        vec![format!("{again}{own}")],
+        vec![format!("{again}{own}{comment}")],
         lost,
     ))
 }

@@ -11,7 +11,7 @@ use crate::{
         files::Root,
         front_end::Place,
         netfilter::family,
-        nft::{Chain, Rule, Verdict},
+        nft::{Chain, Rule, RuleVerdict},
     },
     model::{Backend, Entrance, NamedRule, Statement},
 };
@@ -53,7 +53,7 @@ const USER: &str = "*filter
 COMMIT
 ";
 
-fn rule(verdict: Option<Verdict>) -> Rule {
+fn rule(verdict: Option<RuleVerdict>) -> Rule {
     Rule {
         family: family::IPV4,
         table: "filter".to_owned(),
@@ -66,8 +66,8 @@ fn rule(verdict: Option<Verdict>) -> Rule {
 
 /// The rules in force, as ufw made them.
 fn in_force() -> Vec<Rule> {
-    let mut rules: Vec<Rule> = (0..8).map(|_| rule(Some(Verdict::Drop))).collect();
-    rules[3] = rule(Some(Verdict::Chain("ufw-user-logging-output".to_owned())));
+    let mut rules: Vec<Rule> = (0..8).map(|_| rule(Some(RuleVerdict::Drop))).collect();
+    rules[3] = rule(Some(RuleVerdict::Chain("ufw-user-logging-output".to_owned())));
     rules
 }
 
@@ -146,10 +146,10 @@ fn files_that_say_otherwise_are_not_believed() {
         assert!(told.note.is_some_and(|note| note.contains("changed without ufw")));
     };
     let mut one_more = in_force();
-    one_more.insert(0, rule(Some(Verdict::Drop)));
+    one_more.insert(0, rule(Some(RuleVerdict::Drop)));
     differs(&one_more, "tcp dport 443 counter drop");
     let mut another = in_force();
-    another[4] = rule(Some(Verdict::Reject));
+    another[4] = rule(Some(RuleVerdict::Reject));
     differs(&another, "tcp dport 443 counter drop");
     differs(&in_force(), "tcp dport 80 counter drop");
 }

@@ -183,7 +183,7 @@ fn proxies() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// It is told beside what was asked, with its rule and one fix; and not when it is not blocked.
+/// It is reported beside what was asked, with its rule and one fix; and not when it is not blocked.
 fn resolver() -> Result<Outcome> {
     for rule in ["udp dport 53 drop", "udp dport 54 drop"] {
         let lab = Lab::new()?;

@@ -105,7 +105,7 @@ fn users() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What ufw makes of a command is not what one thinks; and one that it does not understand is told in its own words.
+/// What ufw makes of a command is not what one thinks; and one that it does not understand is reported in its own words.
 fn after() -> Result<Outcome> {
     let mut lab = Lab::new()?;
     front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;
@@ -195,7 +195,7 @@ fn names() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What was typed wrongly is told with what is right.
+/// What was typed wrongly is reported with what is right.
 fn mistakes() -> Result<Outcome> {
     let lab = Lab::new()?;
     for (args, words) in [

@@ -119,7 +119,7 @@ pub(super) fn rules() -> Result<Outcome> {
 const UNIT: &str = "[Service]\nExecStart=/bin/sleep 600\nUser=nobody\nIPAddressDeny=any\nIPAddressAllow=2001:db8:1::/48\n\
                     NetworkNamespacePath=";
 
-/// A unit as its manager tells of it, before it runs and while it does.
+/// A unit as its manager reports it, before it runs and while it does.
 pub(super) fn units() -> Result<Outcome> {
     if let Some(skipped) = without_a_machine() {
         return Ok(skipped);

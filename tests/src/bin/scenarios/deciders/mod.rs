@@ -32,7 +32,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("selinux_forbids_to_send", modules::selinux),
 ];
 
-/// Functions on hooks are told where nftables leaves it to the hooks' walker to free a packet, or where a BPF netfilter
+/// Functions on hooks are reported where nftables leaves it to the hooks' walker to free a packet, or where a BPF netfilter
 /// program can be had for the proof.
 fn not_told(report: &Report) -> Result<Option<Outcome>> {
     let rules = &report.account["rules"];
@@ -272,7 +272,7 @@ fn full() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Where only the hook's function is seen, its base chain is told, and of several the right one.
+/// Where only the hook's function is seen, its base chain is reported, and of several the right one.
 fn chain() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft(

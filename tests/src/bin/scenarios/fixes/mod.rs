@@ -50,7 +50,7 @@ fn tries(client: &Namespace, (transport, address, port): To<'_>) -> Result<Strin
     Ok(traffic::run(client, args)?.said)
 }
 
-/// The fix that is told of this destination, which is tried until then.
+/// The fix that is reported of this destination, which is tried until then.
 pub(crate) fn told(observer: &Observer, client: &Namespace, to: To<'_>) -> Result<Value> {
     let deadline = Instant::now() + 3 * patience();
     loop {

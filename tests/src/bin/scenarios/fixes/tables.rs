@@ -160,7 +160,7 @@ pub(super) fn hostile() -> Result<Outcome> {
     let netns = lab.client.path().display().to_string();
     let observer = Observer::start(["watch", "-o", "json", "--netns", &netns].map(str::to_owned))?;
     observer.tells(|| super::tries(&lab.client, ("udp", FAR_V4, 7000)))?;
-    // What is looked for later is told later.
+    // What is looked for later is reported later.
     told(&observer, &lab.client, ("udp", FAR_V4, 7001))?;
     let report = observer.stop()?;
     for event in &report.fixes {

@@ -85,7 +85,7 @@ pub(crate) fn with_firewalld(host: &mut Namespace, options: &[&[&str]]) -> Resul
     Ok([daemon, bus])
 }
 
-/// Every packet's rule is told at once where it is freed; elsewhere these words are the same.
+/// Every packet's rule is reported at once where it is freed; elsewhere these words are the same.
 fn one_by_one() -> Option<Outcome> {
     let live = kernel::is_at_least(6, 7);
     (!live).then(|| Outcome::Skipped("on this kernel not every packet's rule is told".to_owned()))
@@ -102,14 +102,14 @@ fn shell_words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Sends one packet, which is dropped, and waits until that is told with its rule: where its text takes a while, that comes
+/// Sends one packet, which is dropped, and waits until that is reported with its rule: where its text takes a while, that comes
 /// in a line of its own.
 fn knock(observer: &Observer, client: &Namespace, to: (&str, &str, u16)) -> Result<()> {
     send(observer, client, to)?;
     hear(observer, to)
 }
 
-/// Waits until a rule is told of this destination.
+/// Waits until a rule is reported of this destination.
 fn hear(observer: &Observer, to: (&str, &str, u16)) -> Result<()> {
     wait_for(&format!("the rule of {to:?}"), || {
         let told = observer.so_far();
@@ -137,7 +137,7 @@ fn event<'a>(report: &'a Report, to: (&str, &str, u16)) -> Result<&'a Value> {
     named.or_else(|| all.next()).with_context(|| format!("nothing of {to:?}: {:?}", report.events))
 }
 
-/// Where only a copy of the rules names one, the first packet may come before there is a copy: until its rule is told.
+/// Where only a copy of the rules names one, the first packet may come before there is a copy: until its rule is reported.
 fn knock_until_named(observer: &Observer, client: &Namespace, to: (&str, &str, u16)) -> Result<()> {
     let is_told = |event: &Value| is_of(event, to) && !event["rule"].is_null();
     observer.tells_until("the rule", || send(observer, client, to), is_told).map(drop)

@@ -91,7 +91,7 @@ const CASES: [Case; 12] = [
     },
 ];
 
-/// Each statement is told as ufw writes it, under the number that ufw gives it; whatever ufw's iptables is.
+/// Each statement is reported as ufw writes it, under the number that ufw gives it; whatever ufw's iptables is.
 pub(super) fn rules(by_legacy: bool) -> Result<Outcome> {
     if let Some(skipped) = one_by_one() {
         return Ok(skipped);
@@ -277,7 +277,7 @@ pub(super) fn on_screen() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A file system whose program never answers stands where ufw's files were: the rule is told without them, and nothing waits. Others
+/// A file system whose program never answers stands where ufw's files were: the rule is reported without them, and nothing waits. Others
 /// keep their front end's words, however many reads hang.
 pub(super) fn hanging_files() -> Result<Outcome> {
     const MOUNT: &str = "import ctypes, os, sys, time

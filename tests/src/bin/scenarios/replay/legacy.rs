@@ -198,7 +198,7 @@ pub(super) fn shapes() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A rate is no proof, and neither is what was told of another ruleset.
+/// A rate is no proof, and neither is what was reported of another ruleset.
 pub(super) fn by_rate() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft("table inet t {}")?;
@@ -223,7 +223,7 @@ pub(super) fn by_rate() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Neither `iptables-legacy-save` nor anything else is there to be asked: the place is told, and no text.
+/// Neither `iptables-legacy-save` nor anything else is there to be asked: the place is reported, and no text.
 pub(super) fn without_programs() -> Result<Outcome> {
     let lab = Lab::new()?;
     lab.client.nft("table inet t {}")?;

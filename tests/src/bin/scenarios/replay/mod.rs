@@ -66,7 +66,7 @@ fn impossible(report: &Report) -> Option<Outcome> {
     (!possible).then(|| Outcome::Skipped(format!("rules are not seen here: {}", rules["why"])))
 }
 
-/// Sends until the copy's opinion is told: it may take longer to make than a line waits for it.
+/// Sends until the copy's opinion is reported: it may take longer to make than a line waits for it.
 fn confirmed(observer: &Observer, port: u16, send: impl Fn() -> Result<()>) -> Result<()> {
     let is_of = |event: &Value| event["destination"]["port"] == port && settled(&event["egress"]["rule"]);
     observer.tells_until("the copy's opinion", send, is_of).map(drop)
@@ -229,7 +229,7 @@ fn elements() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// So many routes are not copied: the rule is told by what was seen, and nothing is said to be confirmed.
+/// So many routes are not copied: the rule is reported by what was seen, and nothing is said to be confirmed.
 fn unbuilt() -> Result<Outcome> {
     let lab = Lab::new()?;
     let routes: Vec<String> =

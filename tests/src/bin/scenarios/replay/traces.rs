@@ -30,7 +30,7 @@ fn namespaces() -> Result<BTreeSet<u64>> {
     Ok(found)
 }
 
-/// All namespaces are watched, and of the copy nothing is told; the host's rules, interfaces and namespaces are as before.
+/// All namespaces are watched, and of the copy nothing is reported; the host's rules, interfaces and namespaces are as before.
 pub(super) fn none() -> Result<Outcome> {
     let lab = Lab::new()?;
     // Whatever is sent in the copy is dropped there too, the kernel's own among it.
@@ -147,7 +147,7 @@ fn standing_of_host() -> Result<Vec<String>> {
             .collect();
         format!("{all:?}")
     };
-    // What is otherwise in every copy.
+    // What changed in every copy.
     let set = ["netfilter/nf_conntrack_checksum", "netfilter/nf_conntrack_tcp_be_liberal", "ipv6/conf/all/accept_ra"]
         .map(|place| fs::read_to_string(format!("/proc/sys/net/{place}")).unwrap_or_default());
     Ok(vec![

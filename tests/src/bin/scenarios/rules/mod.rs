@@ -66,7 +66,7 @@ fn doctors_word() -> Result<Value> {
     checks.iter().find(|check| check["name"] == "rules").cloned().context("no check of rules")
 }
 
-/// How rules are to be told.
+/// How rules are to be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     /// As this kernel allows.
@@ -75,13 +75,13 @@ enum Asked {
     Both,
 }
 
-/// How rules are told on this kernel.
+/// How rules are reported on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
     /// Where the packet is freed: each and every one.
     Freed,
     /// Where the verdict is given, which is looked at once something was blocked. A policy gives none: of what it drops the
-    /// chain is told.
+    /// chain is reported.
     Given,
     /// Where the packet is freed, and once something was blocked also where the verdict is given.
     Both,
@@ -90,7 +90,7 @@ enum How {
 /// Port of the packet that was blocked first.
 const FIRST: u16 = 9;
 
-/// Why it cannot be told so here.
+/// Why it cannot be reported so here.
 fn impossible(asked: Asked) -> Result<Option<Outcome>> {
     if asked == Asked::AsUsual {
         return not_live();
@@ -119,7 +119,7 @@ fn watch(namespace: &Namespace, asked: Asked) -> Result<(Observer, How)> {
     Ok((observer, how))
 }
 
-/// Learns how rules are told, and has something blocked first where that takes it.
+/// Learns how rules are reported, and has something blocked first where that takes it.
 fn primed(observer: &Observer, namespace: &Namespace, asked: Asked) -> Result<How> {
     let how = match (observer.ready.contains("second packet"), asked) {
         (true, _) => How::Given,
@@ -376,7 +376,7 @@ fn check(event: &Value, hit: &Place, verdict: &str, how: How) -> Result<()> {
     }
     let text = rule["text"].as_str().with_context(|| format!("no text: {event}"))?;
     ensure!(event["rule"]["id"].is_string(), "{event}");
-    // Whatever iptables wrote is told in its own words.
+    // Whatever iptables wrote is reported in its own words.
     match event["rule"]["ruleset"].as_str() {
         Some("iptables") => ensure!(hit.chain != "hit" && event["rule"]["name"].is_string(), "{event}"),
         _ => ensure!(event["rule"]["ruleset"] == "nftables" && event["rule"]["name"] == text, "{event}"),

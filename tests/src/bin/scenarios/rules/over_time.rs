@@ -62,7 +62,7 @@ pub(super) fn flood(asked: Asked) -> Result<Outcome> {
 }
 
 /// While packets are dropped the ruleset is replaced again and again, each time with other handles and another order: a rule
-/// that is told is the one that dropped, or none is.
+/// that is reported is the one that dropped, or none is.
 pub(super) fn replaced(asked: Asked) -> Result<Outcome> {
     if let Some(skipped) = impossible(asked)? {
         return Ok(skipped);
@@ -189,7 +189,7 @@ pub(super) fn gone() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Where `nft` takes its time, place and handle are told at once, and the text in a line of its own: of the same incident.
+/// Where `nft` takes its time, place and handle are reported at once, and the text in a line of its own: of the same incident.
 pub(super) fn late() -> Result<Outcome> {
     if let Some(skipped) = not_live()? {
         return Ok(skipped);
@@ -229,7 +229,7 @@ pub(super) fn late() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// What is blocked is told without waiting for it, and its rule in a line of its own: of the same incident, under which what
+/// What is blocked is reported without waiting for it, and its rule in a line of its own: of the same incident, under which what
 /// comes later is told too.
 pub(super) fn long_ruleset() -> Result<Outcome> {
     if let Some(skipped) = not_live()? {

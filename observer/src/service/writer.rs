@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Hands lines to the sinks, and ends observing when that is over.
-pub(super) struct Teller {
+pub(super) struct LineWriter {
     pub(super) fan: Fan,
     pub(super) filter: Filter,
     pub(super) ledger: Ledger,
@@ -25,13 +25,13 @@ pub(super) struct Teller {
     run: Uuid,
     /// Ids that were given.
     ids: u64,
-    /// Lines that were told.
+    /// Lines that were reported.
     lines: u64,
     /// Lines that count towards `--count`.
     shown: u64,
 }
 
-impl Teller {
+impl LineWriter {
     /// `run` is the name space of lines' ids.
     pub(super) fn new(fan: Fan, filter: Filter, limits: Limits, run: Uuid, stop: oneshot::Sender<()>) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Teller {
         }
     }
 
-    /// Nothing more is told.
+    /// Nothing more is reported.
     pub(super) fn is_over(&self) -> bool {
         self.error.is_some() || self.limits.count.is_some_and(|count| self.shown >= count)
     }
@@ -147,55 +147,55 @@ mod tests {
         }
     }
 
-    fn teller(filter: Filter, count: Option<u64>) -> (Teller, Receiver<Line>, oneshot::Receiver<()>) {
+    fn writer(filter: Filter, count: Option<u64>) -> (LineWriter, Receiver<Line>, oneshot::Receiver<()>) {
         let (sender, lines) = channel();
         let outlet = Outlet { name: "the output", sink: Box::new(Told(sender)), is_needed: true };
         let fan = Fan::start(vec![outlet], &(Arc::new(|| ()) as _)).unwrap();
         let (stop, stopped) = oneshot::channel();
         let limits = Limits { count, counts: |line| line.is_event(false) };
-        (Teller::new(fan, filter, limits, Uuid::nil(), stop), lines, stopped)
+        (LineWriter::new(fan, filter, limits, Uuid::nil(), stop), lines, stopped)
     }
 
-    fn packets(teller: &mut Teller, attempt: Attempt) {
-        teller.packets(Box::new(attempt), |_| Snapshot::example(1));
+    fn packets(writer: &mut LineWriter, attempt: Attempt) {
+        writer.packets(Box::new(attempt), |_| Snapshot::example(1));
     }
 
     #[test]
     fn what_is_filtered_is_counted_and_not_told() {
         let filter = Filter { causes: vec![Cause::Nat], ..Filter::default() };
-        let (mut teller, lines, _stopped) = teller(filter, None);
-        teller.packets(Box::new(Attempt { packets: 3, ..Attempt::example() }), |_| panic!("it is no part of a story"));
-        packets(&mut teller, Attempt { packets: 2, cause: Some(Cause::Nat), ..Attempt::example() });
-        assert_eq!((teller.ledger.filtered, teller.ledger.reported), (3, 2));
+        let (mut writer, lines, _stopped) = writer(filter, None);
+        writer.packets(Box::new(Attempt { packets: 3, ..Attempt::example() }), |_| panic!("it is no part of a story"));
+        packets(&mut writer, Attempt { packets: 2, cause: Some(Cause::Nat), ..Attempt::example() });
+        assert_eq!((writer.ledger.filtered, writer.ledger.reported), (3, 2));
         let line = lines.recv().unwrap();
         assert_eq!((line.sequence, line.action()), (Some(1), Action::EgressBlocked));
     }
 
     #[test]
     fn it_ends_after_so_many_events() {
-        let (mut teller, lines, mut stopped) = teller(Filter::default(), Some(2));
-        packets(&mut teller, Attempt { cause: Some(Cause::Queue), ..Attempt::example() });
-        packets(&mut teller, Attempt::example());
-        assert!(!teller.is_over() && stopped.try_recv().is_err());
-        packets(&mut teller, Attempt::example());
-        assert!(teller.is_over() && stopped.try_recv().is_ok());
-        teller.news(Timestamp::UNIX_EPOCH, Kind::Rule(Box::new(Attempt::example())), None);
-        teller.change(Uuid::nil(), Timestamp::UNIX_EPOCH, Kind::Rule(Box::new(Attempt::example())));
-        drop(teller);
+        let (mut writer, lines, mut stopped) = writer(Filter::default(), Some(2));
+        packets(&mut writer, Attempt { cause: Some(Cause::Queue), ..Attempt::example() });
+        packets(&mut writer, Attempt::example());
+        assert!(!writer.is_over() && stopped.try_recv().is_err());
+        packets(&mut writer, Attempt::example());
+        assert!(writer.is_over() && stopped.try_recv().is_ok());
+        writer.news(Timestamp::UNIX_EPOCH, Kind::Rule(Box::new(Attempt::example())), None);
+        writer.change(Uuid::nil(), Timestamp::UNIX_EPOCH, Kind::Rule(Box::new(Attempt::example())));
+        drop(writer);
         let told: Vec<Action> = lines.iter().map(|line| line.action()).collect();
         assert_eq!(told, [Action::EgressDropped, Action::EgressBlocked, Action::EgressBlocked]);
     }
 
     #[test]
     fn a_sink_that_fails_ends_it() {
-        let (mut teller, lines, mut stopped) = teller(Filter::default(), None);
+        let (mut writer, lines, mut stopped) = writer(Filter::default(), None);
         drop(lines);
-        packets(&mut teller, Attempt::example());
+        packets(&mut writer, Attempt::example());
         let begun = std::time::Instant::now();
-        while !teller.is_over() {
+        while !writer.is_over() {
             assert!(begun.elapsed() < Duration::from_secs(60), "nobody noticed");
-            teller.look();
+            writer.look();
         }
-        assert!(stopped.try_recv().is_ok() && teller.error.is_some());
+        assert!(stopped.try_recv().is_ok() && writer.error.is_some());
     }
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{model::Share, probe::rules::Proving};
 
 /// Whoever sees what this process may not.
-pub trait Eyes: Proving {
+pub trait HostQueries: Proving {
     /// Asks, and waits for the answer: for what is known at once.
     fn ask<Q: Question>(&mut self, question: Q) -> Result<Q::Answer, HelperError>;
 
@@ -20,7 +20,7 @@ pub trait Eyes: Proving {
     /// The same for what listening to a namespace's rules takes.
     fn poll_listen(&mut self, share: Share, netns: u32) -> Poll<Result<Listening, String>>;
 
-    /// From now on questions that nobody waits for are sent; `wake` is called when an answer has come.
+    /// From now on asynchronous questions are sent; `wake` is called when an answer has come.
     fn begin_polling(&mut self, wake: Wake) -> Result<(), HelperError>;
 
     /// Takes in answers that have come; true when there are any.

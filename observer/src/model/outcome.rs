@@ -1,0 +1,22 @@
+//! What the application saw of a connection that was blocked.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::span;
+
+/// `egress.outcome`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Outcome {
+    /// Milliseconds from its beginning to its end.
+    pub waited_ms: u64,
+}
+
+impl Outcome {
+    /// `gave up after 2m14s`
+    pub fn sentence(self) -> String {
+        format!("gave up after {}", span(Duration::from_millis(self.waited_ms)))
+    }
+}
