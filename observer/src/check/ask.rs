@@ -42,10 +42,22 @@ pub fn destination(word: &str) -> Result<Entry, AskError> {
     let unwrapped = |host: &str| {
         host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).map_or_else(|| host.to_owned(), str::to_owned)
     };
-    // Of an IPv6 address without brackets the last part is the port, where the rest is an address too.
+    let number = |port: &str| port.parse::<u16>().ok().filter(|port| *port != 0);
     let (host, port) = match place.rsplit_once(':') {
+        // An IPv6 address without brackets may end in a port, or not.
+        Some((host, port))
+            if place.parse::<IpAddr>().is_ok() && host.parse::<IpAddr>().is_ok() && number(port).is_some() =>
+        {
+            return Err(wrong(
+                "may be an address, or an address with a port; write [2001:db8::1]:443 or [2001:db8::1:443]",
+            ));
+        }
+        Some(_) if place.parse::<IpAddr>().is_ok() => (place.to_owned(), Some(HTTPS)),
         Some((host, port)) if bare(&unwrapped(host)) => {
-            (unwrapped(host), port.parse().ok().or_else(|| services::port(port).ok()).filter(|port| *port != 0))
+            if port.bytes().any(|byte| byte.is_ascii_alphabetic()) && services::port(port).is_err() {
+                return Err(wrong("names a service that is not known; write the port's number"));
+            }
+            (unwrapped(host), number(port).or_else(|| services::port(port).ok()).filter(|port| *port != 0))
         }
         _ if bare(&unwrapped(place)) => (unwrapped(place), Some(HTTPS)),
         Some((host, _)) if host.contains(':') => {
@@ -104,7 +116,8 @@ mod tests {
         assert_eq!(of("trace.agent.datadoghq.com.:443"), is("trace.agent.datadoghq.com", 443, "tcp"));
         assert_eq!(of("0.pool.ntp.org:123/udp"), is("0.pool.ntp.org", 123, "udp"));
         assert_eq!(of("[2001:db8::1]:443/tcp"), is("2001:db8::1", 443, "tcp"));
-        assert_eq!(of("2001:db8::1:443"), is("2001:db8::1", 443, "tcp"), "the last part is the port");
+        assert_eq!(of("2001:db8::8:800:200c"), is("2001:db8::8:800:200c", 443, "tcp"));
+        assert_eq!(of("2001:db8::1:ssh"), is("2001:db8::1", 22, "tcp"));
         assert_eq!(of("203.0.113.0/24:443"), is("203.0.113.0/24", 443, "tcp"));
         assert_eq!(of("203.0.113.0/24:53/udp"), is("203.0.113.0/24", 53, "udp"));
         assert_eq!(of("example.com"), is("example.com", 443, "tcp"));
@@ -124,6 +137,8 @@ mod tests {
             "[2001:db8::1]:x",
             "example.com:0",
             "example.com:99999",
+            "example.com:htps",
+            "2001:db8::1:443",
             "example.com:",
             ":443",
             "a b:443",

@@ -23,7 +23,13 @@ use tokio::{
     sync::Notify,
 };
 
-use super::{Exit, LAST_WORDS, exit::UsageError, filters, session::Session, watch::anything_lost};
+use super::{
+    Exit, LAST_WORDS,
+    exit::UsageError,
+    filters,
+    session::{Session, is_own_netns},
+    watch::anything_lost,
+};
 use crate::{
     attribute::redact,
     explain::rules::Allowed,
@@ -139,6 +145,9 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
         finds_fixes: !args.no_fix && !args.no_replay,
         first: Some(launcher.pid()),
     };
+    if netns.is_some() && !is_own_netns(netns) {
+        note("observer: the command runs in this network namespace, and only another one is watched (--netns)");
+    }
     let mut session = Session::attach(helper, filter, allowed, verbose)?;
     let ready = session.ready_line();
     let tree = session.tree()?;

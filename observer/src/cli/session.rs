@@ -272,6 +272,11 @@ fn place_in_tree(probes: &mut Probes, all: &[Facts], wanted: &[u32]) -> Result<(
     Ok(())
 }
 
+/// It is the network namespace that observer itself is in; `None` stands for that too.
+pub(super) fn is_own_netns(netns: Option<u32>) -> bool {
+    netns.is_none_or(|netns| own_netns() == Some(netns))
+}
+
 /// Inode number of the network namespace that observer itself is in.
 fn own_netns() -> Option<u32> {
     let number = std::fs::metadata("/proc/self/ns/net").ok()?.ino();

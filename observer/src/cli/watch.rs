@@ -106,9 +106,12 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            // The terminal is gone, and what was observed is not lost.
+            _ = hangup.recv() => {}
             () = after(args.duration) => {}
         }
         Ok(())

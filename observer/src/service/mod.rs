@@ -53,7 +53,7 @@ use crate::{
     probe::{Probes, Totals},
     sink::{
         fan::{Failed, Fan, Outlet, Progress},
-        notice::say_within,
+        notice::{self, say_within},
     },
     sys::watch_readable,
 };
@@ -282,7 +282,9 @@ impl Patience {
                 (false, true) => self.flags.hurry.store(true, Ordering::Relaxed),
                 (false, false) if drains == 1 => {
                     // Signals are to be heard meanwhile.
-                    say_within("observer: reporting what was queued; a second signal stops that", Duration::ZERO);
+                    if !notice::is_quiet() {
+                        say_within("observer: reporting what was queued; a second signal stops that", Duration::ZERO);
+                    }
                 }
                 (false, false) => {}
             }

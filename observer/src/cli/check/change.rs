@@ -20,8 +20,8 @@ pub(super) fn after(command: &str) -> Result<Vec<String>> {
     match words.first() {
         Some(program) if front_end::of_command(program).is_some() => Ok(words),
         Some(program) => Err(usage(
-            &format!("`{program}` is no command of a firewall that can be tried"),
-            "ufw, firewall-cmd, nft, iptables and ip6tables are",
+            &format!("`{program}` cannot be tried"),
+            "use a ufw, firewall-cmd, nft, iptables or ip6tables command",
         )),
         None => Err(usage("there is no command in `--after`", "write --after 'ufw allow out 443/tcp'")),
     }

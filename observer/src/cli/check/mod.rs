@@ -22,9 +22,9 @@ use self::{
     change::{after, proposed},
     live::{has_failed, tried},
     sender::sender,
-    wanted::{entries, is_own_netns, keep_blocked, resolvers, targets},
+    wanted::{entries, keep_blocked, resolvers, targets},
 };
-use super::{Exit, did_you_mean, exit::UsageError, progress::Progress, written};
+use super::{Exit, did_you_mean, exit::UsageError, progress::Progress, session::is_own_netns, written};
 use crate::{
     attribute::host::Identity,
     check::{
@@ -241,6 +241,9 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     let live = if args.live { tried(&mut helper, &sender, &targets)? } else { Vec::new() };
     // Addresses that stand for any are nobody's.
     if let Some(fix) = &mut answer.fix {
+        if fix.verified_for.iter().any(|address| ANY.contains(address)) {
+            fix.narrow = None;
+        }
         fix.verified_for.retain(|address| !ANY.contains(address));
     }
     let is_stopped = is_stopped(&answer) || live.iter().any(|tried| has_failed(tried));

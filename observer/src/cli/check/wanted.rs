@@ -1,6 +1,6 @@
 //! What is to be reached, and by which addresses.
 
-use std::{net::IpAddr, os::unix::fs::MetadataExt, path::Path};
+use std::{net::IpAddr, path::Path};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -19,6 +19,14 @@ pub(super) const NOT_LOOKED_UP: &str = "names are not looked up (--no-dns)";
 /// What was asked for, in the order of the words; without any what this host depends on.
 pub(super) fn entries(args: &Args, known: &profiles::Profiles, shell: Option<&Proxies>) -> Result<Vec<Entry>> {
     let values: Values = args.set.iter().cloned().collect();
+    let has_profile =
+        args.wanted.iter().any(|word| !ask::is_destination(word) && !host::SOURCES.contains(&word.as_str()));
+    if let Some((name, _)) = args.set.first().filter(|_| !has_profile) {
+        return Err(usage(
+            &format!("`--set {name}=` is for a profile, and none is named"),
+            "name one, as in `observer check datadog --set site=datadoghq.eu`",
+        ));
+    }
     let mut entries = Vec::new();
     if args.wanted.is_empty() && args.steps.is_none() {
         let (all, unread) = host::dependencies(Path::new("/"), known, shell);
@@ -109,12 +117,6 @@ pub(super) fn targets(args: &Args, entries: Vec<Entry>) -> Result<(Vec<Target>, 
         Target { entry, addresses, known }
     });
     Ok((targets.collect(), look_ups))
-}
-
-/// What is asked is asked where observer itself looks up names.
-pub(super) fn is_own_netns(netns: Option<u32>) -> bool {
-    let own = std::fs::metadata("/proc/self/ns/net").map(|own| own.ino());
-    netns.is_none_or(|netns| own.is_ok_and(|own| own == u64::from(netns)))
 }
 
 /// The resolvers of this host, but for those that were asked about.

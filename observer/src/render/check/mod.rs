@@ -2,6 +2,7 @@
 
 mod compare;
 mod json;
+mod table;
 
 use std::io::{self, Write};
 
@@ -11,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     escape::escape,
     fix::{about, blocks, rows},
-    screen::{self, Screen},
+    screen::Screen,
 };
 use crate::{
     attribute::host::Identity,
@@ -109,18 +110,24 @@ impl Answer {
     fn why(&self, fates: &[Fate], told: &mut Vec<usize>) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         let is_alone = stands(fates) == Stands::Unreachable;
+        let (before, last) = (told.clone(), told.last().copied());
         for fate in fates {
             let words = match fate {
                 Fate::Passes => continue,
                 // Where one family has no way, the other is what counts.
                 Fate::NoRoute { is_decided: false, .. } if !is_alone => continue,
                 Fate::Stopped(rule) => {
-                    let is_told = told.contains(rule);
+                    let known = match (before.contains(rule), last == Some(*rule)) {
+                        (_, true) => Reported::Last,
+                        (true, false) => Reported::Before,
+                        (false, false) => Reported::Never,
+                    };
                     told.push(*rule);
-                    self.answer.rules.get(*rule).map_or_else(String::new, |rule| short(rule, is_told))
+                    self.answer.rules.get(*rule).map_or_else(String::new, |rule| short(rule, known))
                 }
                 Fate::Denied { why, rule, .. } => {
-                    let behind = rule.and_then(|rule| self.answer.rules.get(rule)).map(|rule| short(rule, false));
+                    let behind =
+                        rule.and_then(|rule| self.answer.rules.get(rule)).map(|rule| short(rule, Reported::Never));
                     behind.map_or_else(|| why.clone(), |behind| format!("{why}, and {behind}"))
                 }
                 Fate::NoRoute { why, .. } | Fate::Unknown(why) => why.clone(),
@@ -189,7 +196,7 @@ impl Answer {
         ) -> Vec<(Option<String>, Option<&'a Fate>)> {
             let of = |fate: &'a Fate| match fate {
                 // The places of rules differ.
-                Fate::Stopped(rule) => (answer.rules.get(*rule).map(|rule| short(rule, false)), None),
+                Fate::Stopped(rule) => (answer.rules.get(*rule).map(|rule| short(rule, Reported::Never)), None),
                 other => (None, Some(other)),
             };
             fates.get(index).into_iter().flatten().map(of).collect()
@@ -233,8 +240,11 @@ impl Answer {
             (None, None, Some(user)) => format!(", for user {user}"),
             (None, None, None) => String::new(),
         };
+        let has_tried = |live: &Live| live.has_connected() || matches!(live.failed, Some(Step::Connect | Step::Answer));
         let sent = if self.live.is_empty() {
             "nothing was sent to these destinations"
+        } else if !self.live.iter().flatten().any(has_tried) {
+            "--live sent nothing: no destination has an address that can be tried"
         } else {
             "then real connections were made, as asked by --live"
         };
@@ -242,10 +252,20 @@ impl Answer {
     }
 }
 
-/// `ufw rule 1 ``deny out 443/tcp```; without its words where it was reported.
-fn short(rule: &NamedRule, is_told: bool) -> String {
+/// Whether a rule stands above already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reported {
+    Never,
+    Before,
+    /// In the row above.
+    Last,
+}
+
+/// `ufw rule 1 ``deny out 443/tcp```; without its words where it stands above.
+fn short(rule: &NamedRule, known: Reported) -> String {
     match (&rule.statement, rule.verdict) {
-        (Some(statement), _) if is_told && statement.number.is_some() => statement.what.clone(),
+        (Some(statement), _) if known != Reported::Never && statement.number.is_some() => statement.what.clone(),
+        _ if known == Reported::Last => "the same".to_owned(),
         (Some(statement), _) => format!("{} `{}`", statement.what, statement.name),
         (None, verdict) => {
             let place = format!("{} {} {}", rule.family, rule.table, rule.chain);
@@ -284,7 +304,10 @@ fn unknown_to_all(targets: &[Target]) -> Option<(usize, &str)> {
 fn remarks(target: &Target, says_unknown: bool) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some(probe) = &target.entry.probe {
-        remarks.push(format!("by {probe}"));
+        remarks.push(format!("tested as {probe}"));
+    }
+    if target.entry.host.parse::<ipnet::IpNet>().is_ok() && target.addresses.len() > 1 {
+        remarks.push("only its first and last address were tested".to_owned());
     }
     if let Known::Any(why) = &target.known
         && says_unknown
@@ -322,69 +345,6 @@ pub fn list(writer: &mut impl Write, profiles: &Profiles) -> io::Result<()> {
     writer.flush()
 }
 
-/// One destination on a screen.
-struct Row {
-    phase: String,
-    place: String,
-    purpose: String,
-    style: Style,
-    verdict: String,
-    rest: String,
-}
-
-/// Columns beside those that are always there, the most important first.
-const COLUMNS: [fn(&Row) -> &String; 2] = [|row| &row.phase, |row| &row.purpose];
-/// So many columns are left for what stops a destination, else it stands below the others.
-const MIN_REST: usize = 24;
-/// A column is at most this wide; what is longer moves the rest of its row.
-const MAX_COLUMN: usize = 60;
-
-/// Rows as a table. In too few columns the purpose is left out, then the phase; then what stops a destination stands below it.
-fn table(writer: &mut Screen<impl Write>, rows: &[Row]) -> io::Result<()> {
-    use textwrap::core::display_width;
-    let wide = |of: fn(&Row) -> &String| {
-        rows.iter().map(|row| display_width(&escape(of(row)))).max().unwrap_or(0).min(MAX_COLUMN)
-    };
-    let gap = |wide: usize| if wide == 0 { 0 } else { wide + 2 };
-    let [phase, purpose] = COLUMNS;
-    let (place, verdict) = (wide(|row| &row.place), wide(|row| &row.verdict));
-    let (least, need) = (gap(place) + gap(verdict), wide(|row| &row.rest).min(MIN_REST));
-    let fits = |more: usize| writer.width().is_none_or(|width| least + more <= width);
-    let shown_phase = if fits(gap(wide(phase)) + need) { wide(phase) } else { 0 };
-    let beside = gap(shown_phase) + gap(wide(purpose)) + need;
-    let shown_purpose = if shown_phase == wide(phase) && fits(beside) { wide(purpose) } else { 0 };
-    let is_beside = fits(gap(shown_phase) + need);
-    let padded = |text: &str, wide: usize| {
-        let text = escape(text);
-        let pad = wide.saturating_sub(display_width(&text)) + 2;
-        format!("{text}{}", " ".repeat(pad))
-    };
-    for row in rows {
-        let mut head = String::new();
-        if shown_phase > 0 {
-            head.push_str(&padded(&row.phase, shown_phase));
-        }
-        head.push_str(&padded(&row.place, place));
-        if shown_purpose > 0 {
-            head.push_str(&padded(&row.purpose, shown_purpose));
-        }
-        let (style, rest) = (row.style, escape(&row.rest));
-        let word = padded(&row.verdict, if rest.is_empty() { 0 } else { verdict });
-        let indent = display_width(&head) + display_width(&word);
-        if rest.is_empty() || is_beside {
-            let width = writer.width();
-            write!(writer.unbroken(), "{head}{style}{}{style:#}", word.trim_end())?;
-            let pad = " ".repeat(word.len() - word.trim_end().len());
-            let words = screen::under(&rest, width, indent);
-            writeln!(writer.unbroken(), "{}{words}", if rest.is_empty() { "" } else { &pad })?;
-        } else {
-            writeln!(writer, "{head}{style}{}{style:#}", word.trim_end())?;
-            writeln!(writer, "    {rest}")?;
-        }
-    }
-    Ok(())
-}
-
 /// For a person.
 pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()> {
     if let Some(command) = &answer.after {
@@ -406,9 +366,9 @@ pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()>
         if let Some(before) = answer.answer.fates.get(index).filter(|_| answer.only_changes) {
             rest.push(format!("now {}", answer.verdict(target, before).1));
         }
-        rows.push(Row { phase, place: place(target), purpose, style, verdict, rest: rest.join(" · ") });
+        rows.push(table::Row { phase, place: place(target), purpose, style, verdict, rest: rest.join(" · ") });
     }
-    table(writer, &rows)?;
+    table::write(writer, &rows)?;
     writeln!(writer, "{STRONG}{}{STRONG:#}", answer.sentence())?;
     match &answer.answer.after {
         Some(Tried::Is(after)) => {

@@ -42,7 +42,13 @@ impl Asked<'_> {
         let (transport, _, port) = packet.to()?;
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
         let all = self.packets.iter().filter_map(|(packet, _)| packet.to());
-        let addresses = all.filter(|to| (to.0, to.2) == (transport, port)).map(|to| to.1).collect();
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for (_, address, _) in all.filter(|to| (to.0, to.2) == (transport, port)) {
+            // Names may share an address.
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
         Some(Target { transport, port, addresses, is_by_name: self.is_by_name, is_forwarded })
     }
 
@@ -277,16 +283,31 @@ pub fn differs<'a>(
             (Some(here), Some(there)) => is_that(here, there, trial),
             (here, there) => here.is_none() && there.is_none(),
         };
-        let now = || here.as_ref().map_or_else(|| "it passes".to_owned(), NamedRule::sentence);
-        let has_files = there.or(here.as_ref()).is_some_and(|rule| front_end::of(rule).has_files());
-        match (is_that, has_files) {
-            (true, _) => None,
-            (false, true) => {
-                Some(format!("the rules in force are not those of the front end's files: loaded from these, {}", now()))
+        let rule = there.or(here.as_ref());
+        let of_files = rule.map(front_end::of).filter(|front_end| front_end.has_files()).map(front_end::FrontEnd::name);
+        match (is_that, of_files, here) {
+            (true, ..) => None,
+            (false, Some(name), None) => {
+                Some(format!("the live rules differ from {name}'s files, which already allow this; {}", reload(name)))
             }
-            (false, false) => Some(format!("in the copy {}", now())),
+            (false, Some(name), Some(here)) => Some(format!(
+                "the live rules differ from {name}'s files, by which {}; {}",
+                here.sentence(),
+                reload(name)
+            )),
+            (false, None, None) => Some("in the copy it passes".to_owned()),
+            (false, None, Some(here)) => Some(format!("in the copy {}", here.sentence())),
         }
     })
+}
+
+/// What has a front end load its files.
+fn reload(name: &str) -> &'static str {
+    match name {
+        "ufw" => "`ufw reload` loads them where ufw is enabled",
+        "firewalld" => "`firewall-cmd --reload` loads them",
+        _ => "reload them",
+    }
 }
 
 /// It is the same statement, whatever number it has now; or the same rule of the copy.

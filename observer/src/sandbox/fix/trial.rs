@@ -106,7 +106,7 @@ impl Trial {
         match before.otherwise(&self.shape()?, packets) {
             None => Ok(()),
             Some(what) => {
-                bail!("the rules in force are not those that the front end makes of its files: {what} is otherwise")
+                bail!("the live rules differ from the front end's files: {what} differs")
             }
         }
     }

@@ -24,6 +24,7 @@ mod replay;
 mod restored;
 mod rules;
 mod run;
+mod screens;
 mod shares;
 mod storms;
 mod strangers;
@@ -111,7 +112,7 @@ type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 fn main() {
     // A caller that ignores Ctrl-C, such as a shell for what it runs in the background, must not make observer ignore it.
     harness::listen_to_interrupts();
-    let groups: [(&str, &[Scenario]); 28] = [
+    let groups: [(&str, &[Scenario]); 29] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
@@ -135,6 +136,7 @@ fn main() {
         ("shares", shares::ALL),
         ("cli", cli::ALL),
         ("terminal", terminal::ALL),
+        ("screens", screens::ALL),
         ("doctor", doctor::ALL),
         ("privileges", privileges::ALL),
         ("strangers", strangers::ALL),

@@ -47,7 +47,9 @@ impl<'a> Words<'a> {
 pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     let Some(statement) = &rule.statement else { return Ok(Vec::new()) };
     if statement.note.is_some() {
-        return Err(Some("ufw's files and the rules in force are not the same: `ufw reload` makes them so".to_owned()));
+        return Err(Some(
+            "the live rules differ from ufw's files: `ufw reload` loads the files where ufw is enabled".to_owned(),
+        ));
     }
     if statement.name.starts_with("default ") {
         return Ok(by_default(target));

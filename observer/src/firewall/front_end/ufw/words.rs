@@ -76,7 +76,7 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
     // It is in ufw's chain, and not as ufw's files have it.
     let number = named.position.map(|position| format!(", rule {position}")).unwrap_or_default();
     let note = if seen_file {
-        "the rules in force are not those of ufw's files: changed without ufw, or not reloaded"
+        "the live rules differ from ufw's files: changed without ufw, or not reloaded"
     } else {
         "ufw's files are not to be read"
     };

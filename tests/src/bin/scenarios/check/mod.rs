@@ -204,7 +204,7 @@ fn mistakes() -> Result<Outcome> {
         (&["wazuh"], "needs the manager"),
         (&["datadog", "--set", "site=example.com"], "is no site of profile datadog"),
         (&["datadog", "--set", "color=red"], "has no variable `color`"),
-        (&["203.0.113.10:443", "--after", "rm -rf /"], "is no command of a firewall"),
+        (&["203.0.113.10:443", "--after", "rm -rf /"], "cannot be tried"),
         (&["203.0.113.10:443", "--as", "nobody-at-all"], "there is no user"),
         (&["203.0.113.10:443", "--after", "nft insert rule inet t o handle 999 accept"], "no rule with handle 999"),
     ] {

@@ -194,7 +194,7 @@ pub(super) fn without() -> Result<Outcome> {
     observer.stop()?;
     expect(&event, &[("/egress/fix/verified", json!(false))])?;
     let fix = event["egress"]["fix"].to_string();
-    ensure!(fix.contains("files and the rules in force are not the same"), "{fix}");
+    ensure!(fix.contains("the live rules differ from ufw's files"), "{fix}");
     // From outside nothing is printed that root could paste: it would run that mount namespace's programs.
     lab.client.run("ufw", &["deny", "out", "7001/udp"])?;
     let observer = Observer::watch_with_fixes(&lab.client)?;

@@ -1,7 +1,7 @@
 //! Rules of iptables-legacy, which nothing but the copy's counters name.
 
 use anyhow::{Context, Result, ensure};
-use harness::{lab::Lab, namespace::Namespace, observer::Observer, slowness};
+use harness::{lab::Lab, namespace::Namespace, observer::Observer, sample};
 use serde_json::{Value, json};
 
 use crate::{
@@ -168,8 +168,7 @@ pub(super) fn shapes() -> Result<Outcome> {
     let observer = Observer::watch(&lab.client)?;
     let mut wanted = Vec::new();
     // An emulated machine takes seconds for each.
-    let step = if slowness() > 1 { 4 } else { 1 };
-    for (shape, port) in SHAPES.iter().step_by(step).zip(FIRST_PORT..) {
+    for (shape, port) in SHAPES.iter().step_by(sample()).zip(FIRST_PORT..) {
         for program in ["iptables-legacy", "ip6tables-legacy"] {
             for table in ["raw", "mangle", "filter"] {
                 lab.client.run(program, &["-t", table, "-F"])?;
