@@ -228,7 +228,9 @@ impl Session {
             filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")),
         );
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
-        parts.push(format!("{} sockets were already open{hanging}", probes.seeded));
+        let open =
+            if probes.seeded == 1 { "1 socket was".to_owned() } else { format!("{} sockets were", probes.seeded) };
+        parts.push(format!("{open} already open{hanging}"));
         let rules = match (self.rules.are_live(), self.rules.are_probed()) {
             (true, _) => "rules: live",
             (false, true) => "rules: live from a block's second packet on",

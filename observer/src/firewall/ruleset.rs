@@ -40,9 +40,14 @@ pub struct Ruleset {
     /// Rules by the handles of their table and their own.
     by_handle: HashMap<(u64, u64), usize>,
     listing: Option<Pending>,
+    /// Statements of rules that were asked about, by the handles of table and rule: what is gone tomorrow is in no file then.
+    named: HashMap<(u64, u64), Statement>,
     /// Bytes of what was read.
     bytes: u64,
 }
+
+/// Statements that are remembered.
+const MAX_NAMED: usize = 256;
 
 /// A ruleset of the host's own has no more bytes, nor has its text.
 pub const MAX_BYTES: u64 = 64 << 20;
@@ -72,7 +77,7 @@ impl Ruleset {
                 Some(((*handles.get(&(rule.family, rule.table.as_str()))?, rule.handle), index))
             })
             .collect();
-        Self { generation: 0, by_handle, tables, chains, rules, listing: None, bytes: 0 }
+        Self { generation: 0, by_handle, tables, chains, rules, listing: None, named: HashMap::new(), bytes: 0 }
     }
 
     /// A verdict may come out of a map.
@@ -125,6 +130,10 @@ impl Ruleset {
             named.ruleset_sha256 = (listing.generation == Some(self.generation)).then(|| listing.sha256.clone());
         }
         named.statement = roots.and_then(|roots| self.statement(wanted, &named, roots));
+        let statement = named.statement.clone().filter(|statement| statement.note.is_none());
+        if let Some(statement) = statement.filter(|_| self.named.len() < MAX_NAMED) {
+            self.named.insert((wanted.table, wanted.rule), statement);
+        }
         Some(named)
     }
 
@@ -255,7 +264,9 @@ impl Ruleset {
             hook: None,
             v6: None,
         };
-        let statement = self.statement(&wanted, &named, roots).filter(|of| of.ruleset != front_end::NFTABLES)?;
+        let known = self.named.get(&(table.handle, rule.handle)).cloned();
+        let statement = known.or_else(|| self.statement(&wanted, &named, roots));
+        let statement = statement.filter(|of| of.ruleset != front_end::NFTABLES)?;
         Some(format!("{} {verb} `{}`", statement.ruleset, statement.name))
     }
 

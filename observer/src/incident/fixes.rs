@@ -29,6 +29,7 @@ const MAX_ASKED: usize = 4096;
 /// What has the same fix.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct FixKind {
+    netns: u32,
     netns_cookie: u64,
     rule: Uuid,
     transport: &'static str,
@@ -86,7 +87,7 @@ impl Fixes {
         let Some(((netns, name), packet)) = known else { return };
         let Some((transport, address, port)) = packet.to() else { return };
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
-        let key = FixKind { netns_cookie, rule: name.id, transport, port, v6: address.is_ipv6(), is_forwarded };
+        let key = FixKind { netns, netns_cookie, rule: name.id, transport, port, v6: address.is_ipv6(), is_forwarded };
         let is_known = self.asked.get(&key, now).is_some_and(|asked| now.duration_since(*asked) <= AGAIN);
         let is_first = self.first.is_some_and(|pid| attempt.sender.descends_from(pid));
         let of_the_share = self.waiting.iter().filter(|waiting| waiting.share == share).count();
@@ -110,9 +111,11 @@ impl Fixes {
         self.waiting.insert(place, Waiting { attempt, is_first, share, stopped, since: None, next: None });
     }
 
-    /// Rules have changed: whoever is stopped now is stopped in spite of that.
-    pub(super) fn anew(&mut self) {
-        self.asked.clear();
+    /// Rules of a namespace have changed. What was stopped before may pass now, and whatever is stopped from now on is stopped in spite
+    /// of the change.
+    pub(super) fn anew(&mut self, netns: u32) {
+        self.asked.retain(|key| key.netns != netns);
+        self.waiting.retain(|waiting| waiting.stopped.netns != netns);
     }
 
     /// What was blocked works again: nobody needs its fix.

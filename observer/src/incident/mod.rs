@@ -259,9 +259,9 @@ impl Incidents {
         self.awaited.changed(boot_ns, at, id, change);
     }
 
-    /// Rules are being changed: what is blocked later is blocked by the new ones.
-    pub fn ruleset_is_changing(&mut self) {
-        self.fixes.anew();
+    /// Rules of a namespace are being changed: what is blocked later is blocked by the new ones.
+    pub fn ruleset_is_changing(&mut self, netns: u32) {
+        self.fixes.anew(netns);
     }
 
     /// So many more connections can be taken.

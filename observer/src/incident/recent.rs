@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// RestoredBy `K`, at most so many, for so long after each was used last.
+/// By `K`, at most so many, for so long after each was used last.
 pub(super) struct Recent<K, V> {
     entries: HashMap<K, CacheEntry<V>>,
     /// Keys in the order in which they were used.
@@ -62,9 +62,10 @@ impl<K: Hash + Eq + Clone, V> Recent<K, V> {
         &mut entry.value
     }
 
-    pub(super) fn clear(&mut self) {
-        self.entries.clear();
-        self.order.clear();
+    /// Forgets what has another key than these.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(&K) -> bool) {
+        self.entries.retain(|key, _| is_kept(key));
+        self.order.retain(|_, key| is_kept(key));
     }
 
     #[cfg(test)]
@@ -123,7 +124,7 @@ mod tests {
         assert!(recent.get(&1, now + AGE).is_some(), "used in time");
         assert!(recent.get(&2, now + AGE + AGE / 2).is_none());
         assert!(recent.get(&1, now + AGE + AGE / 2).is_some());
-        recent.clear();
+        recent.retain(|_| false);
         assert!(recent.get(&1, now + AGE + AGE / 2).is_none());
     }
 }

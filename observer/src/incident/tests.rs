@@ -261,9 +261,15 @@ fn one_fix_is_looked_for_for_a_rule_and_a_port() {
     assert!(!incidents.is_waiting());
     take(&mut incidents, &sight, &mut table);
     assert!(!incidents.is_waiting(), "asked once");
-    incidents.ruleset_is_changing();
+    incidents.ruleset_is_changing(2);
+    take(&mut incidents, &sight, &mut table);
+    assert!(!incidents.is_waiting(), "another namespace's rules have changed");
+    incidents.ruleset_is_changing(1);
     take(&mut incidents, &sight, &mut table);
     assert!(incidents.is_waiting(), "rules have changed, and it is stopped still");
+    incidents.ruleset_is_changing(1);
+    assert!(!incidents.is_waiting(), "it may pass now");
+    take(&mut incidents, &sight, &mut table);
     assert_eq!(table.asked.len(), 1);
 }
 

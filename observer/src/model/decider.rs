@@ -112,7 +112,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// RestoredBy the function's name in the kernel's source.
+    /// By the function's name in the kernel's source.
     pub fn of(function: &str) -> Self {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| function.starts_with(prefix));
         if begins(&["nft_do_chain", "nf_route_table_"]) {

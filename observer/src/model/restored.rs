@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::span;
 
-/// RestoredBy what it is known.
+/// By what it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 #[serde(rename_all = "lowercase")]
@@ -25,7 +25,7 @@ pub enum RestoredBy {
 pub struct Restored {
     /// Milliseconds from the first packet that was blocked to the connection.
     pub after_ms: u64,
-    /// RestoredBy what it is known.
+    /// By what it is known.
     pub by: RestoredBy,
     /// The last packet that was blocked.
     #[cfg_attr(test, proptest(strategy = "super::arbitrary::time()"))]

@@ -274,7 +274,7 @@ impl<E: HostQueries> Consumer<E> {
                 let count = commits.len();
                 for (index, commit) in commits.into_iter().enumerate() {
                     if !self.writer.is_over() && self.writer.filter.matches_change(commit.netns) {
-                        self.rooms.incidents.ruleset_is_changing();
+                        self.rooms.incidents.ruleset_is_changing(commit.netns);
                         self.rooms.changes.change(commit, index + 1 == count, &mut self.rooms.attribution);
                     }
                 }

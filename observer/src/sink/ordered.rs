@@ -14,7 +14,7 @@ use std::{
 use super::Sink;
 use crate::{
     incident::Snapshot,
-    model::{Coverage, Line},
+    model::{Coverage, Kind, Line},
 };
 
 /// Every line waits so long: a change is heard a moment after what it causes may be seen.
@@ -52,11 +52,23 @@ impl<S: Sink> Ordered<S> {
             if !has_waited && !is_over && self.waiting.len() <= MAX_WAITING {
                 break;
             }
-            if let Some(Waiting { line, story, .. }) = self.waiting.pop_front() {
+            if let Some(Waiting { line, story, .. }) = self.waiting.pop_front()
+                && !self.is_outdone(&line)
+            {
                 self.inner.take(&line, story)?;
             }
         }
         Ok(())
+    }
+}
+
+impl<S> Ordered<S> {
+    /// A change of rules without its result, behind which the next change of the same namespace waits: that one has the result of both.
+    fn is_outdone(&self, line: &Line) -> bool {
+        let Kind::RulesetChanged(change) = &line.kind else { return false };
+        let is_next =
+            |other: &Waiting| matches!(&other.line.kind, Kind::RulesetChanged(next) if next.netns == change.netns);
+        change.ruleset.difference.is_none() && self.waiting.iter().any(is_next)
     }
 }
 
@@ -86,7 +98,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::model::{Account, Attempt, Kind};
+    use crate::model::{Account, Attempt, Backend, ChangedRuleset, Difference, RulesetChange, Sender};
 
     #[derive(Default)]
     struct Seen(Vec<i64>);
@@ -124,6 +136,24 @@ mod tests {
         changing.store(false, Ordering::Release);
         ordered.pass_on(now + WINDOW, false).unwrap();
         assert_eq!(ordered.inner.0, [1, 2, 3]);
+    }
+
+    #[test]
+    fn of_changes_in_a_row_the_one_with_their_result_goes_on() {
+        let change = |second, difference: Option<Difference>| {
+            let ruleset =
+                ChangedRuleset { backend: Backend::Nft, generation: None, changed_by: None, changes: 1, difference };
+            let change =
+                RulesetChange { netns: 1, entering: None, is_elsewhere: false, ruleset, sender: Sender::default() };
+            Line { kind: Kind::RulesetChanged(Box::new(change)), ..line(second) }
+        };
+        let mut ordered = Ordered::new(Seen::default(), Arc::new(AtomicBool::new(false)));
+        for told in [change(1, None), line(2), change(3, None), change(4, Some(Difference::default())), change(5, None)]
+        {
+            ordered.take(&told, None).unwrap();
+        }
+        ordered.pass_on(Instant::now() + WINDOW, false).unwrap();
+        assert_eq!(ordered.inner.0, [2, 4, 5]);
     }
 
     #[test]

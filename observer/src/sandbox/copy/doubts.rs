@@ -10,7 +10,7 @@ use super::{
 use crate::firewall::netfilter::family;
 use crate::kernel::netlink::Attributes;
 
-/// DoubtReason what a rule decides, beside the packet, the addresses and the interfaces.
+/// By what a rule decides, beside the packet, the addresses and the interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum DoubtReason {
     /// A rate, a set that changes by itself, a time of day.

@@ -41,7 +41,10 @@ pub(super) fn make(tables: &[Table], logs: bool) -> Result<()> {
         !has(&OF_THE_HOST)?,
         "a rule of iptables-legacy writes to the audit log, or sets a timer or light of the host's"
     );
-    ensure!(!(logs && has(&["LOG"])?), "what is sent in a copy could be logged (net.netfilter.nf_log_all_netns)");
+    ensure!(
+        !(logs && has(&["LOG"])?),
+        "a replay could write to the kernel log (net.netfilter.nf_log_all_netns is on, or not visible here)"
+    );
     tables.iter().try_for_each(replace)
 }
 

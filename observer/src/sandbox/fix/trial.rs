@@ -92,7 +92,7 @@ impl Trial {
         // A copy's rules are made without those that log, and a front end brings them back.
         ensure!(
             !front_end.has_files() || !self.logs,
-            "what is tried in a copy could be logged (net.netfilter.nf_log_all_netns)"
+            "a trial could write to the kernel log (net.netfilter.nf_log_all_netns is on, or not visible here)"
         );
         modules::need(front_end)?;
         if !front_end.has_files() {

@@ -9,7 +9,7 @@ use std::{
     os::unix::process::CommandExt,
     process::{Child, ExitCode, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -25,8 +25,10 @@ use nix::{
 use package_host::PackageHost;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// How long the operator of the demo looks at a hanging installer.
+/// How long the operator of the demo looks at a hanging installer, and waits for a fix.
 const PATIENCE: Duration = Duration::from_secs(12);
+/// How often the installer is tried: under a firewall that denies everything each fix uncovers the next block.
+const ROUNDS: usize = 8;
 
 const INSTALLER: &str = include_str!("../../../fixtures/demo/installer.sh");
 
@@ -36,8 +38,6 @@ struct Variant {
     title: &'static str,
     /// What the administrator once typed.
     rules: &'static [&'static str],
-    /// What lets the installer through, typed by the operator who has read observer's answer.
-    remedy: &'static [&'static str],
 }
 
 const VARIANTS: [Variant; 2] = [
@@ -45,13 +45,11 @@ const VARIANTS: [Variant; 2] = [
         name: "deny-443",
         title: "ufw denies port 443 outbound; everything else may leave",
         rules: &["ufw default allow outgoing", "ufw deny out 443/tcp"],
-        remedy: &["ufw delete deny out 443/tcp"],
     },
     Variant {
         name: "default-deny",
         title: "ufw lets nothing out that is not allowed: name look-ups and port 80 die too",
         rules: &["ufw default deny outgoing"],
-        remedy: &["ufw allow out 53", "ufw allow out 80/tcp", "ufw allow out 443/tcp"],
     },
 ];
 
@@ -99,31 +97,42 @@ fn play(variant: &Variant, stop: &AtomicBool) -> Result<()> {
     lab.client.run("ufw", &["--force", "enable"])?;
 
     say("in a second terminal: observer watch");
-    let watching = Watching::start(&lab)?;
-    say("the vendor's installer, as root:");
-    let mut installer = Installer::start(&lab)?;
-    let ended = installer.wait(PATIENCE, stop)?;
-    match ended {
-        Some(true) => bail!("the installer got through a firewall that should have stopped it"),
-        Some(false) => say("the installer gave up. What observer said above is the reason."),
-        None => say(&format!(
-            "the installer has been hanging for {} s without a word; observer has said why. Ctrl-C.",
-            PATIENCE.as_secs()
-        )),
+    let mut watching = Watching::start(&lab)?;
+    for round in 0..ROUNDS {
+        say("the vendor's installer, as root:");
+        let mut installer = Installer::start(&lab)?;
+        let begun = Instant::now();
+        // Who reads what observer prints need not wait until the installer gives up.
+        let ended = installer.wait(PATIENCE * 2, stop, || watching.has_news())?;
+        if stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match ended {
+            Some(true) if round > 0 => return watching.stop(),
+            Some(true) => bail!("the installer got through a firewall that should have stopped it"),
+            Some(false) => say("the installer gave up. What observer said above is the reason."),
+            None => say(&format!(
+                "the installer has been hanging for {} s without a word; observer has said why. Ctrl-C.",
+                begun.elapsed().as_secs()
+            )),
+        }
+        let commands = watching.commands()?;
+        drop(installer);
+        say("the operator types what observer printed:");
+        for command in &commands {
+            operator(&lab, command)?;
+        }
     }
-    drop(installer);
-    if stop.load(Ordering::Relaxed) {
-        return Ok(());
-    }
+    bail!("the installer does not get through after {ROUNDS} rounds")
+}
 
-    say("the operator acts on what observer said:");
-    for command in variant.remedy {
-        administrator(&lab, command)?;
-    }
-    let mut installer = Installer::start(&lab)?;
-    let ended = installer.wait(PATIENCE * 2, stop)?;
-    ensure!(ended == Some(true) || stop.load(Ordering::Relaxed), "the installer does not get through");
-    watching.stop()
+/// Runs a line as it was printed, in the shell of the demo's host: from its mount namespace, as observer itself.
+fn operator(lab: &Lab, line: &str) -> Result<()> {
+    say(&format!("# {line}"));
+    let mounts = format!("--mount=/proc/{}/ns/mnt", lab.client.pid());
+    let status = std::process::Command::new("nsenter").arg(mounts).args(["sh", "-c", line]).status()?;
+    ensure!(status.success(), "`{line}` ended with {status}");
+    Ok(())
 }
 
 fn administrator(lab: &Lab, command: &str) -> Result<()> {
@@ -150,7 +159,27 @@ fn relay(label: &'static str, from: impl Read + Send + 'static, wanted: &'static
 }
 
 /// `observer watch` on the client's namespace; this demo's own traffic is all it is shown.
-struct Watching(Child);
+struct Watching {
+    child: Child,
+    /// Commands of fixes that it has printed, and how many of them were typed.
+    printed: Arc<Mutex<Vec<String>>>,
+    typed: usize,
+}
+
+/// Copies what observer prints, and keeps the commands of fixes: what stands behind `run`, and behind `and` below that.
+fn relay_fixes(from: impl Read + Send + 'static, printed: Arc<Mutex<Vec<String>>>) {
+    thread::spawn(move || {
+        let mut is_fix = false;
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            println!("observer  │ {line}");
+            let command = line.strip_prefix("  run   ").or_else(|| line.strip_prefix("  and   ").filter(|_| is_fix));
+            is_fix = command.is_some();
+            if let (Some(command), Ok(mut printed)) = (command, printed.lock()) {
+                printed.push(command.to_owned());
+            }
+        }
+    });
+}
 
 impl Watching {
     fn start(lab: &Lab) -> Result<Self> {
@@ -160,18 +189,39 @@ impl Watching {
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start observer")?;
         let ready = Arc::new(AtomicBool::new(false));
-        relay("observer ", child.stdout.take().context("no stdout")?, "\0", Arc::new(AtomicBool::new(false)));
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        relay_fixes(child.stdout.take().context("no stdout")?, Arc::clone(&printed));
         relay("observer ", child.stderr.take().context("no stderr")?, "observer: ready", Arc::clone(&ready));
         wait_for("observer", || {
             ensure!(child.try_wait()?.is_none(), "observer ended before it was ready");
             Ok(ready.load(Ordering::Relaxed).then_some(()))
         })?;
-        Ok(Self(child))
+        Ok(Self { child, printed, typed: 0 })
+    }
+
+    /// It has printed a command that was not typed.
+    fn has_news(&self) -> bool {
+        self.printed.lock().is_ok_and(|printed| printed.len() > self.typed)
+    }
+
+    /// Commands that were not typed, waited for.
+    fn commands(&mut self) -> Result<Vec<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.has_news() {
+            ensure!(Instant::now() < deadline, "observer has printed no fix");
+            thread::sleep(Duration::from_millis(50));
+        }
+        // What belongs to it stands below.
+        thread::sleep(Duration::from_millis(200));
+        let printed = self.printed.lock().map_err(|_| anyhow::anyhow!("the reader failed"))?;
+        let new = printed[self.typed..].to_vec();
+        self.typed = printed.len();
+        Ok(new)
     }
 
     fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.0.id().try_into()?), Signal::SIGINT)?;
-        let status = self.0.wait()?;
+        kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT)?;
+        let status = self.child.wait()?;
         ensure!(status.success(), "observer ended with {status}");
         Ok(())
     }
@@ -179,10 +229,10 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        if let Ok(pid) = self.0.id().try_into() {
+        if let Ok(pid) = self.child.id().try_into() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        let _ = self.0.wait();
+        let _ = self.child.wait();
     }
 }
 
@@ -206,10 +256,10 @@ impl Installer {
         Ok(Self(child))
     }
 
-    /// Whether it ended well; `None` when it still runs after so long, or the demo was interrupted.
-    fn wait(&mut self, patience: Duration, stop: &AtomicBool) -> Result<Option<bool>> {
+    /// Whether it ended well; `None` when it still runs after so long, when enough is known, or the demo was interrupted.
+    fn wait(&mut self, patience: Duration, stop: &AtomicBool, is_enough: impl Fn() -> bool) -> Result<Option<bool>> {
         let deadline = Instant::now() + patience;
-        while Instant::now() < deadline && !stop.load(Ordering::Relaxed) {
+        while Instant::now() < deadline && !stop.load(Ordering::Relaxed) && !is_enough() {
             if let Some(status) = self.0.try_wait()? {
                 return Ok(Some(status.success()));
             }

@@ -55,8 +55,8 @@ fn play(variant: &str, who: &str, destination: &str) -> Result<Outcome> {
     let blocked = position("BLOCKED")?;
     ensure!(text[blocked..].lines().next().is_some_and(|line| line.contains(who)), "{who} is not named in:\n{text}");
     ensure!(text[blocked..].lines().nth(1).is_some_and(|line| line.contains(destination)), "{text}");
-    ensure!(blocked < position("the operator acts")?, "told too late:\n{text}");
-    ensure!(position("the operator acts")? < position("datadog-agent 7.50.3 is installed")?, "{text}");
+    ensure!(blocked < position("the operator types")?, "told too late:\n{text}");
+    ensure!(position("the operator types")? < position("datadog-agent 7.50.3 is installed")?, "{text}");
     let after = host(&temporary)?;
     ensure!(before == after, "the host changed:\n{before}\n---\n{after}");
     Ok(Outcome::Passed)

@@ -22,13 +22,13 @@ const OF_XTABLES: [(&str, &str); 13] = [
     ("ttl", "xt_hl"),
 ];
 
-/// ModuleSource which tables an `iptables` works.
+/// By which tables an `iptables` works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ModuleSource {
     Legacy,
-    /// ModuleSource nftables.
+    /// By nftables.
     Nft,
-    /// ModuleSource nftables, which itself looks at ports: since iptables 1.8.8.
+    /// By nftables, which itself looks at ports: since iptables 1.8.8.
     NewNft,
 }
 
