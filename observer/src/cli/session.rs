@@ -181,7 +181,7 @@ impl Session {
             Box::new(move |key: &_, is_awaited| awaited.set(key, is_awaited).map_err(|error| format!("{error:#}")));
         let rooms = Rooms {
             attribution: Attribution::new(self.identity, reasons, owners, redact),
-            explainer: Explainer::new(self.rules, hints),
+            explainer: Explainer::new(self.rules, Box::new(move |sender| hints.of(sender))),
             changes: self.changes,
             incidents: Incidents::new(self.allowed.finds_fixes, self.allowed.first),
             tell,

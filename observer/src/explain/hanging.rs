@@ -24,7 +24,7 @@ impl Explainer {
         share: Share,
         attribution: &mut Attribution<E>,
     ) -> Option<Stopped> {
-        attempt.profiles = self.hints.of(&attempt.sender);
+        attempt.profiles = (self.needs)(&attempt.sender);
         // Only of what the kernel says that something here stopped it.
         if hanging.left != Some(false) {
             return None;

@@ -22,10 +22,9 @@ use self::{
 };
 use crate::{
     attribute::{Asking, Attribution},
-    check::hints::Hints,
     model::{
         Actor, Attempt, Cause, Confirmation, Decider, Decision, Dropped, EgressRule, NamedRule, NetnsPlace, Origin,
-        Packet, Purpose, RuleSource, Share, WantedRule,
+        Packet, Purpose, RuleSource, Sender, Share, WantedRule,
     },
     privilege::HostQueries,
 };
@@ -108,13 +107,16 @@ impl Sight {
 /// Finds what stopped attempts.
 pub struct Explainer {
     rules: Rules,
-    hints: Hints,
+    needs: Needs,
 }
 
+/// What `observer check` is to be asked for to find everything else that a sender will need.
+pub type Needs = Box<dyn Fn(&Sender) -> Vec<String> + Send>;
+
 impl Explainer {
-    /// By rules that are seen live, and copies.
-    pub fn new(rules: Rules, hints: Hints) -> Self {
-        Self { rules, hints }
+    /// By rules that are seen live, and copies; `needs` knows agents, installers and package managers.
+    pub fn new(rules: Rules, needs: Needs) -> Self {
+        Self { rules, needs }
     }
 
     /// Rules that were asked about.
@@ -183,7 +185,7 @@ impl Explainer {
             attempt.rule = Some(as_told(rule, &dropped, &opinion));
         }
         if attempt.background.is_none() {
-            attempt.profiles = self.hints.of(&attempt.sender);
+            attempt.profiles = (self.needs)(&attempt.sender);
         }
         let uid = dropped.socket.and_then(|socket| socket.uid);
         let cookie = dropped.rule.map_or(0, |answer| answer.netns_cookie);

@@ -6,7 +6,7 @@
 //! through is reported by what the key alone says.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -17,12 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use observer_ebpf::abi::{Counted, DropKey, flag};
+use observer_ebpf::abi::{Counted, DropKey};
 
 use super::{
-    BACKLOG,
     backlog::Backlog,
-    counted::{Patterns, Reported, Said, is_by},
+    epochs::{Beyond, Epochs, Reported, Said, is_by},
     held::Waiting,
     ledger::{Flags, Ledger},
     lookups::{Await, Lookups},
@@ -46,9 +45,6 @@ use crate::{
 
 /// Items that are taken from the queue between two that are worked off.
 const BATCH: usize = 4096;
-/// Senders whose accounts are remembered; and accounts of which it is told that they were crowded.
-const MAX_SENDERS: usize = 4096;
-const MAX_CROWDED: usize = 64;
 /// Lines of one account that may wait for what is looked up: what comes beyond is reported with what is known at once.
 const MAX_HELD_OF_ONE: usize = 256;
 /// How often what is pending is looked at.
@@ -90,38 +86,25 @@ enum Work {
     /// The first packet of a key in this generation, on this account.
     First { bytes: bytes::Bytes, epoch: u32, share: Share },
     /// What was counted beyond it, and what was said of it.
-    Beyond(Box<(DropKey, Counted, Option<Said>, Share)>),
+    Beyond(Box<Beyond>),
 }
 
 /// The slower half.
 pub(super) struct Consumer<E> {
     rooms: Rooms<E>,
     backlog: Backlog<Work>,
-    /// First packets in it, by generation.
-    firsts: BTreeMap<u32, usize>,
-    /// What is left of the last sweep in it.
-    beyond: usize,
-    /// Accounts of senders.
-    senders: HashMap<SentBy, Share>,
     /// Lines that wait, by account.
     held_of: HashMap<Share, usize>,
-    /// Packets that were counted without their destination, by account.
-    crowded: BTreeMap<Share, u64>,
-    counts: Counts,
+    epochs: Epochs,
     writer: LineWriter,
     /// Follow-up lines may still come.
     news: Arc<AtomicBool>,
     /// A change of rules is to be reported yet.
     changing: Arc<AtomicBool>,
-    patterns: Patterns,
-    /// The last generation that was swept.
-    swept: Option<u32>,
     /// Lines that wait.
     held: Waiting<Making>,
     /// When it was looked for senders last, and whether any is still looked for.
     searched: (Instant, bool),
-    /// Generations that are to be swept once no first packet of theirs is held any more.
-    sweeps: VecDeque<u32>,
     degraded: Vec<Degraded>,
 }
 
@@ -141,14 +124,6 @@ fn in_turn<T>(all: &[T], share: impl Fn(&T) -> Share) -> Vec<&T> {
     ordered.into_iter().map(|(.., one)| one).collect()
 }
 
-/// What of a key tells on whose account it is: network namespace, user, whether there is a socket, and direction.
-type SentBy = (u32, u32, bool, u8);
-
-fn sender(key: &DropKey) -> SentBy {
-    let netns = if key.origin_netns == 0 { key.netns } else { key.origin_netns };
-    (netns, key.uid, key.flags & flag::SOCKET != 0, key.direction)
-}
-
 impl<E: HostQueries> Consumer<E> {
     pub(super) fn new(
         rooms: Rooms<E>,
@@ -159,20 +134,13 @@ impl<E: HostQueries> Consumer<E> {
         Self {
             rooms,
             backlog: Backlog::new(),
-            firsts: BTreeMap::new(),
-            beyond: 0,
-            senders: HashMap::new(),
             held_of: HashMap::new(),
-            crowded: BTreeMap::new(),
-            counts,
+            epochs: Epochs::new(counts),
             writer,
             news,
             changing,
-            patterns: Patterns::default(),
-            swept: None,
             held: Waiting::new(),
             searched: (Instant::now(), false),
-            sweeps: VecDeque::new(),
             degraded: Vec::new(),
         }
     }
@@ -199,7 +167,7 @@ impl<E: HostQueries> Consumer<E> {
             // An idle host costs nothing: without anything to tell there is nothing to wake up for.
             let next = match self.held.due(asked) {
                 Some(due) => queue.recv_timeout(due.min(if self.searched.1 { SEARCH } else { IDLE })),
-                None if waiting || !self.sweeps.is_empty() => queue.recv_timeout(IDLE),
+                None if waiting || self.epochs.are_waiting() => queue.recv_timeout(IDLE),
                 None => queue.recv().map_err(Into::into),
             };
             match next {
@@ -217,12 +185,7 @@ impl<E: HostQueries> Consumer<E> {
         flags.taken.fetch_add(1, Ordering::Relaxed);
         match work {
             Work::First { bytes, epoch, share } => {
-                if let Some(left) = self.firsts.get_mut(&epoch) {
-                    *left -= 1;
-                    if *left == 0 {
-                        self.firsts.remove(&epoch);
-                    }
-                }
+                self.epochs.first_taken(epoch);
                 if !flags.hurry.load(Ordering::Relaxed) {
                     self.first(bytes, share);
                 }
@@ -230,8 +193,7 @@ impl<E: HostQueries> Consumer<E> {
             Work::Beyond(beyond) => {
                 let (key, counted, said, share) = *beyond;
                 self.beyond(&key, &counted, said, share, flags);
-                self.beyond -= 1;
-                if self.beyond == 0 {
+                if self.epochs.beyond_taken() {
                     flags.sweeping.busy.store(false, Ordering::Release);
                 }
             }
@@ -245,11 +207,10 @@ impl<E: HostQueries> Consumer<E> {
             log::warn!("a record of {} bytes cannot be read", bytes.len());
             return;
         };
-        if self.firsts.values().sum::<usize>() >= BACKLOG {
+        if !self.epochs.first_waits(epoch) {
             flags.sweeping.crowded_out.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        *self.firsts.entry(epoch).or_default() += 1;
         self.backlog.push(share, Work::First { bytes, epoch, share });
     }
 
@@ -259,7 +220,7 @@ impl<E: HostQueries> Consumer<E> {
         match item {
             Item::Drop(_) | Item::Modules | Item::Commits(_) | Item::Deaf(_) if in_hurry => {}
             Item::Drop(bytes) => self.wait(bytes, flags),
-            Item::Sweep(epoch) => self.sweeps.push_back(epoch),
+            Item::Sweep(epoch) => self.epochs.is_over(epoch),
             Item::Processes => {
                 flags.nudged.store(false, Ordering::Relaxed);
                 self.rooms.attribution.catch_up();
@@ -290,8 +251,7 @@ impl<E: HostQueries> Consumer<E> {
     fn finish(mut self, flags: &Flags) -> Consumed {
         // Nothing counts any more. Both epochs may still hold counts; the older one comes first.
         self.settle(flags);
-        let next = self.swept.map_or(0, |swept| swept.wrapping_add(1));
-        for epoch in [next, next.wrapping_add(1)] {
+        for epoch in self.epochs.last() {
             self.sweep(epoch);
             self.settle(flags);
         }
@@ -306,11 +266,7 @@ impl<E: HostQueries> Consumer<E> {
         }
         self.tell_late(true);
         self.degraded.extend(self.rooms.attribution.degraded());
-        self.degraded.extend(self.crowded.iter().map(|(share, packets)| Degraded {
-            what: "share".to_owned(),
-            why: format!("the table of counts had no room left for {share}, which sent to very many destinations or beside others that did"),
-            consequence: format!("{packets} of its packets were counted without their destination"),
-        }));
+        self.degraded.extend(self.epochs.degraded());
         if let Some(why) = self.rooms.incidents.failure() {
             self.degraded.push(Degraded {
                 what: "restored".to_owned(),
@@ -335,7 +291,7 @@ impl<E: HostQueries> Consumer<E> {
             if self.work(flags) {
                 continue;
             }
-            if self.held.is_empty() && self.sweeps.is_empty() {
+            if self.held.is_empty() && !self.epochs.are_waiting() {
                 return;
             }
             std::thread::sleep(STEP);
@@ -365,17 +321,12 @@ impl<E: HostQueries> Consumer<E> {
             }
             self.told(making, is_told, in_hurry);
         }
-        // A first packet that waits or is held has not left its pattern yet.
-        while let Some(epoch) = self.sweeps.front().copied() {
-            if self.firsts.keys().any(|of| is_by(*of, epoch))
-                || self.held.any(|making: &Making| making.first.is_some_and(|(_, of, _)| is_by(of, epoch)))
-            {
-                break;
-            }
-            self.sweeps.pop_front();
+        loop {
+            let held = |epoch| self.held.any(|making: &Making| making.first.is_some_and(|(_, of, _)| is_by(of, epoch)));
+            let Some(epoch) = self.epochs.next(held) else { break };
             let found = self.sweep(epoch);
             flags.sweeping.found.store(found, Ordering::Release);
-            if self.beyond == 0 {
+            if self.epochs.is_done() {
                 flags.sweeping.busy.store(false, Ordering::Release);
             }
         }
@@ -397,7 +348,7 @@ impl<E: HostQueries> Consumer<E> {
             Stage::Explained(begun) => {
                 let (mut attempt, sight) = self.rooms.explainer.conclude(*begun, &mut self.rooms.attribution);
                 self.enter(&mut attempt, &sight);
-                let is_kept = first.is_some() && self.patterns.have_room();
+                let is_kept = first.is_some() && self.epochs.has_room();
                 let pattern = is_kept.then(|| Box::new(((*attempt).clone(), sight.share)));
                 self.tell(attempt, sight.share);
                 Said::Attempt(pattern)
@@ -412,7 +363,7 @@ impl<E: HostQueries> Consumer<E> {
             }
         };
         if let Some((key, epoch, bytes)) = first {
-            self.patterns.keep(epoch, key, Reported { bytes, said, share });
+            self.epochs.keep(epoch, key, Reported { bytes, said, share });
         }
     }
 
@@ -503,22 +454,17 @@ impl<E: HostQueries> Consumer<E> {
             }
         };
         // A record of a generation that was swept is covered by its counts.
-        if self.swept.is_some_and(|swept| is_by(first.epoch, swept)) || self.writer.is_over() {
+        if self.epochs.is_swept(first.epoch) || self.writer.is_over() {
             return;
         }
-        if self.senders.len() >= MAX_SENDERS {
-            self.senders.clear();
-        }
-        self.senders.insert(sender(&first.key), share);
+        self.epochs.is_of(&first.key, share);
         let bytes = first.dropped.bytes;
         self.begin(first.dropped, Some((first.key, first.epoch, bytes)), share);
     }
 
     /// Has what was counted in a generation beyond the first packets wait for its turn; returns how many keys there were.
     fn sweep(&mut self, epoch: u32) -> u64 {
-        let mut told = self.patterns.take(epoch);
-        self.swept = Some(epoch);
-        let (swept, error) = self.counts.sweep(epoch);
+        let (beyond, found, error) = self.epochs.sweep(epoch);
         if let Some(error) = error {
             log::error!("{error:#}");
             self.degraded.push(Degraded {
@@ -527,26 +473,8 @@ impl<E: HostQueries> Consumer<E> {
                 consequence: "some packets are counted late, and some may be missing from the sum".to_owned(),
             });
         }
-        let found = swept.len() as u64;
-        for (key, mut counted) in swept {
-            let first = told.remove(&key);
-            let known = first.as_ref().map(|first| first.share).or_else(|| self.senders.get(&sender(&key)).copied());
-            let share = known.unwrap_or(Share::Namespace(sender(&key).0));
-            if let Some(share) = known.filter(|_| key.flags & flag::COARSE != 0) {
-                let share = if matches!(share, Share::Forwarded(_)) { Share::Forwarded(0) } else { share };
-                if self.crowded.len() < MAX_CROWDED || self.crowded.contains_key(&share) {
-                    *self.crowded.entry(share).or_default() += counted.packets;
-                }
-            }
-            if let Some(first) = &first {
-                counted.packets -= 1;
-                counted.bytes -= first.bytes;
-            }
-            if counted.packets > 0 {
-                self.beyond += 1;
-                let said = first.map(|first| first.said);
-                self.backlog.push(share, Work::Beyond(Box::new((key, counted, said, share))));
-            }
+        for counted in beyond {
+            self.backlog.push(counted.3, Work::Beyond(Box::new(counted)));
         }
         found
     }

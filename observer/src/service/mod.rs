@@ -6,7 +6,7 @@
 //! empty the ring, let the queue run dry, sweep what is left, write the account.
 
 mod backlog;
-mod counted;
+mod epochs;
 mod events;
 mod held;
 mod ledger;

@@ -69,9 +69,10 @@ impl Groups {
 
 /// The same program, user and namespace, stopped by the same statement.
 fn group(attempt: &Attempt) -> Uuid {
-    let user = attempt.sender.user.as_ref().map(|user| user.id);
+    let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
+    let user = number(attempt.sender.user.as_ref().map(|user| user.id));
     let by = attempt.rule_name.as_ref().map(|name| name.id.to_string()).or_else(|| attempt.finding.clone());
-    let parts = [text::name(&attempt.sender), format!("{user:?} {:?}", attempt.netns), by.unwrap_or_default()];
+    let parts = [text::name(&attempt.sender), user, number(attempt.netns), by.unwrap_or_default()];
     Uuid::new_v5(&GROUPS, parts.join("\0").as_bytes())
 }
 

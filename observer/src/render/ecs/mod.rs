@@ -308,7 +308,7 @@ struct ChangeEgress<'a> {
 #[serde(untagged)]
 enum Details<'a> {
     Attempt(Box<Egress<'a>>),
-    Change(ChangeEgress<'a>),
+    Change(Box<ChangeEgress<'a>>),
     Account(&'a Account),
 }
 
@@ -425,7 +425,7 @@ fn of_an_attempt(meta: &Meta, attempt: &Attempt) -> Meta {
 fn details(line: &Line) -> Details<'_> {
     match &line.kind {
         Kind::Summary(coverage) => Details::Account(&coverage.account),
-        Kind::RulesetChanged(change) => Details::Change(ChangeEgress {
+        Kind::RulesetChanged(change) => Details::Change(Box::new(ChangeEgress {
             schema: SCHEMA,
             netns: change.netns,
             entering: change.entering.as_deref(),
@@ -433,7 +433,7 @@ fn details(line: &Line) -> Details<'_> {
             unit: change.sender.unit.as_deref(),
             cgroup: change.sender.cgroup.as_deref(),
             ancestry: ancestry(&change.sender.ancestry),
-        }),
+        })),
         Kind::Blocked(attempt) | Kind::Dropped(attempt) | Kind::Hanging(attempt) | Kind::Rule(attempt) => {
             Details::Attempt(Box::new(egress(attempt, None, None)))
         }
