@@ -25,8 +25,10 @@ pub struct AwaitedKey {
 #[cfg_attr(feature = "user", derive(FromBytes, Immutable, IntoBytes, KnownLayout))]
 #[repr(C)]
 pub struct AwaitedValue {
-    /// When, nanoseconds of `CLOCK_BOOTTIME`.
+    /// When a connection or a datagram was reported, nanoseconds of `CLOCK_BOOTTIME`.
     pub told_ns: u64,
+    /// When the end of one was, likewise.
+    pub ended_ns: u64,
     /// Process id of the socket's owner; 0 where that is not known.
     pub pid: u32,
     /// Zero.
@@ -37,4 +39,4 @@ pub struct AwaitedValue {
 pub const MAX_AWAITED: usize = 1024;
 
 const _: () = assert!(size_of::<AwaitedKey>() == 24);
-const _: () = assert!(size_of::<AwaitedValue>() == 16);
+const _: () = assert!(size_of::<AwaitedValue>() == 24);

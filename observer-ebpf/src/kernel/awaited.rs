@@ -106,10 +106,15 @@ fn tell(sk: u64, skb: u64, is_end: bool) {
     let now = boot_ns();
     // SAFETY: the pointer is to a live map value; of two that write at the same time one is reported more.
     unsafe {
-        if (*value).told_ns != 0 && (*value).pid == pid && now.wrapping_sub((*value).told_ns) < QUIET_NS {
+        let told = if is_end { (*value).ended_ns } else { (*value).told_ns };
+        if told != 0 && (*value).pid == pid && now.wrapping_sub(told) < QUIET_NS {
             return;
         }
-        (*value).told_ns = now;
+        if is_end {
+            (*value).ended_ns = now;
+        } else {
+            (*value).told_ns = now;
+        }
         (*value).pid = pid;
     }
     if let Some(owner) = owner {

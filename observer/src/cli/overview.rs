@@ -26,7 +26,7 @@ use crate::{
         overview::{self, Standing},
         screen::{self, Screen},
     },
-    service::{Ended, Limits},
+    service::{Ended, LATE, Limits},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, ordered::Ordered, terminal::Terminal},
 };
 
@@ -71,7 +71,7 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
         }
     };
     let outlets = vec![Outlet { name: "the output", sink, is_needed: true }];
-    let limits = Limits { count: None, counts: |_| false };
+    let limits = Limits { count: None, counts: |_| false, late: LATE / 4 };
     let run = session.confined(outlets, limits, true, &[]);
     let news = Arc::clone(&run.news);
     let until = async {

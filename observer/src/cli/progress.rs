@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::{SigId, consts::SIGINT, flag, low_level};
 
 use crate::sink::notice;
@@ -29,17 +29,20 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `words` say what is being done.
-    pub(super) fn new(words: &'static str) -> io::Result<Self> {
-        let skipped = Arc::new(AtomicBool::new(false));
+    /// `words` say what is being done. Where nothing of it can be skipped the first Ctrl-C ends the program.
+    pub(super) fn new(words: &'static str, can_skip: bool) -> io::Result<Self> {
+        let skipped = Arc::new(AtomicBool::new(!can_skip));
         // In this order: what the first signal sets ends the program at the second one.
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, Arc::clone(&skipped))?;
         let handler = Some(flag::register(SIGINT, Arc::clone(&skipped))?);
         let target = if notice::is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        Ok(Self { bar: ProgressBar::with_draw_target(None, target), words, is_shown: false, skipped, handler })
+        let style =
+            ProgressStyle::with_template("{spinner} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+        Ok(Self { bar, words, is_shown: false, skipped, handler })
     }
 
-    /// It has taken so long; true when it is to be skipped.
+    /// It has taken so long; true when it was skipped, or cannot be.
     pub(super) fn goes_on(&mut self, elapsed: Duration) -> bool {
         if elapsed >= SOON {
             if !self.is_shown {

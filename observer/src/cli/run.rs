@@ -37,7 +37,7 @@ use crate::{
     model::Filter,
     privilege::{Helper, proc},
     probe::Tree,
-    service::{Ended, Limits},
+    service::{Ended, LATE, Limits},
     sink::{
         fan::{Failed, Outlet},
         jsonl::JsonLines,
@@ -146,7 +146,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
         first: Some(launcher.pid()),
     };
     if netns.is_some() && !is_own_netns(netns) {
-        note("observer: the command runs in this network namespace, and only another one is watched (--netns)");
+        note("observer: --netns limits what is watched; the command itself starts in this network namespace");
     }
     let mut session = Session::attach(helper, filter, allowed, verbose)?;
     let ready = session.ready_line();
@@ -170,7 +170,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), report, reporter };
     let verdict = VerdictSink::new(notice::stderr(), subject, Arc::clone(&findings));
     outlets.push(Outlet { name: "the verdict", sink: Box::new(verdict), is_needed: false });
-    let limits = Limits { count: None, counts: |_| false };
+    let limits = Limits { count: None, counts: |_| false, late: LATE };
     // The command may be another user's, and signals are passed on to it.
     let mut run = session.confined(outlets, limits, !args.no_redact, &[Capability::CAP_KILL]);
     let news = Arc::clone(&run.news);

@@ -15,7 +15,7 @@ use crate::{
     model::{Account, Degraded},
     privilege::Helper,
     render::screen::{self, Screen},
-    service::{Ended, Limits},
+    service::{Ended, LATE, Limits},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, live::Live, notice::note, ordered::Ordered, terminal::Terminal},
 };
 
@@ -95,6 +95,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     }
     let limits = Limits {
         count: args.count,
+        late: LATE,
         counts: match (args.output, args.all) {
             (Format::Json, _) => |_| true,
             (Format::Human, true) => |line| line.is_event(true),
@@ -103,15 +104,17 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     };
     let outlets = vec![Outlet { name: "the output", sink, is_needed: true }];
     let run = session.confined(outlets, limits, !args.no_redact, &[]);
+    let ignores_hangups = ignores(libc::SIGHUP);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+        // Under `nohup` it goes on.
         let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             // The terminal is gone, and what was observed is not lost.
-            _ = hangup.recv() => {}
+            _ = hangup.recv(), if !ignores_hangups => {}
             () = after(args.duration) => {}
         }
         Ok(())
@@ -131,6 +134,14 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
              output has stopped; continue it, or write to a file"
         ),
     }
+}
+
+/// The caller has this process ignore a signal.
+fn ignores(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (signal - 1)) != 0
 }
 
 /// Waits, or for ever.

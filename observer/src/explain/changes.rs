@@ -15,6 +15,8 @@ use crate::{
     privilege::{HostQueries, Listening, protocol::Differ},
 };
 
+/// Namespaces whose last compared ruleset is remembered.
+const MAX_COMPARED: usize = 256;
 /// Namespaces that are listened to at the same time.
 const MAX_NAMESPACES: usize = 64;
 /// The same on one account.
@@ -43,14 +45,32 @@ pub struct Changes {
     heard: HashMap<u32, Heard>,
     begun: UnboundedSender<Listening>,
     changing: VecDeque<Changing>,
-    /// Changes of a namespace since the last comparison: how many, and when the first was heard.
-    bursts: HashMap<u32, (u32, Instant)>,
+    /// Changes of a namespace since the last comparison.
+    bursts: HashMap<u32, Burst>,
+    /// Number of the ruleset that was compared last, by namespace.
+    compared: HashMap<u32, u32>,
+}
+
+/// Changes in a row.
+struct Burst {
+    changes: u32,
+    /// When the first was heard.
+    first: Instant,
+    /// Whoever made them; and whether somebody else made some.
+    author: Option<u32>,
+    has_others: bool,
 }
 
 impl Changes {
     /// Hands over what listening takes to whoever does it.
     pub fn new(begun: UnboundedSender<Listening>) -> Self {
-        Self { heard: HashMap::new(), begun, changing: VecDeque::new(), bursts: HashMap::new() }
+        Self {
+            heard: HashMap::new(),
+            begun,
+            changing: VecDeque::new(),
+            bursts: HashMap::new(),
+            compared: HashMap::new(),
+        }
     }
 
     /// A namespace is listened to from now on.
@@ -115,12 +135,17 @@ impl Changes {
         let sender = attribution.actor(commit.by.as_ref(), commit.boot_ns);
         let share = attribution.share(commit.netns, 0, None);
         // What changed is reported with the last one.
-        for earlier in self.changing.iter_mut().filter(|earlier| earlier.commit.netns == commit.netns) {
+        let is_earlier = |earlier: &&mut Changing| earlier.commit.netns == commit.netns && !earlier.is_asked;
+        for earlier in self.changing.iter_mut().filter(is_earlier) {
             earlier.is_last = false;
         }
-        let now = Instant::now();
-        self.bursts.entry(commit.netns).or_insert((0, now)).0 += 1;
-        self.changing.push_back(Changing { commit, sender, share, is_last, since: now, difference: None });
+        let (now, author) = (Instant::now(), sender.author());
+        let new = || Burst { changes: 0, first: now, author, has_others: false };
+        let burst = self.bursts.entry(commit.netns).or_insert_with(new);
+        burst.changes += 1;
+        burst.has_others |= burst.author != author;
+        let difference = None;
+        self.changing.push_back(Changing { commit, sender, share, is_last, is_asked: false, since: now, difference });
     }
 
     /// Some are to be reported.
@@ -128,9 +153,10 @@ impl Changes {
         !self.changing.is_empty()
     }
 
-    /// Some change of a namespace's rules waits to be reported.
-    pub(crate) fn is_changing(&self, netns: u32) -> bool {
-        self.changing.iter().any(|changing| changing.commit.netns == netns)
+    /// A change of a namespace's rules from before this time, nanoseconds of `CLOCK_BOOTTIME`, waits to be reported.
+    pub(crate) fn is_changing(&self, netns: u32, boot_ns: u64) -> bool {
+        let waits = |changing: &Changing| changing.commit.netns == netns && changing.commit.boot_ns <= boot_ns;
+        self.changing.iter().any(waits)
     }
 
     /// The next change that can be reported, and when it was heard, nanoseconds of `CLOCK_BOOTTIME`; with `is_over` whatever is known
@@ -144,11 +170,18 @@ impl Changes {
             (0..self.changing.len()).find_map(|at| self.compared(at, attribution, is_over))?;
         let Changing { commit, sender, is_last, .. } = self.changing.remove(at)?;
         let burst = if is_last { self.bursts.remove(&commit.netns) } else { None };
+        if let Some(difference) = &difference {
+            if self.compared.len() >= MAX_COMPARED {
+                self.compared.clear();
+            }
+            self.compared.insert(commit.netns, difference.generation);
+        }
         let ruleset = ChangedRuleset {
             backend: Backend::Nft,
             generation: commit.generation,
             changed_by: commit.by,
-            changes: burst.map_or(1, |(changes, _)| changes),
+            // What others made is not this one's doing.
+            changes: burst.filter(|burst| !burst.has_others).map_or(1, |burst| burst.changes),
             difference,
         };
         let change = RulesetChange {
@@ -170,7 +203,7 @@ impl Changes {
     ) -> Option<(usize, NetnsPlace, Option<Difference>)> {
         let changing = &mut self.changing[at];
         let waited = changing.since.elapsed();
-        let is_long = self.bursts.get(&changing.commit.netns).is_some_and(|(_, first)| first.elapsed() > BURST);
+        let is_long = self.bursts.get(&changing.commit.netns).is_some_and(|burst| burst.first.elapsed() > BURST);
         if changing.is_last && waited < patience::here(QUIET) && !is_over && !is_long {
             return None;
         }
@@ -179,7 +212,9 @@ impl Changes {
         let (queries, places) = attribution.queries_and_places();
         let mut asking = Asking { queries, share: changing.share, is_last };
         // Both questions go out at once.
-        let difference = changing.is_last.then(|| asking.poll(Differ { netns, generation }));
+        let since = self.compared.get(&netns).copied();
+        changing.is_asked |= changing.is_last;
+        let difference = changing.is_last.then(|| asking.poll(Differ { netns, generation, since }));
         let Poll::Ready(place) = places.of(netns, 0, &mut asking) else {
             // What has come is not given away.
             if let Some(Poll::Ready(difference)) = difference {
@@ -207,6 +242,8 @@ struct Changing {
     share: Share,
     /// The last one of several: what changed is reported with it.
     is_last: bool,
+    /// What changed was asked for: a later change does not take its place any more.
+    is_asked: bool,
     since: Instant,
     /// What changed, once it has come.
     difference: Option<Result<Option<Difference>, String>>,

@@ -181,7 +181,7 @@ fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
                                 waiting.push(to);
                             }
                         }
-                        RuleVerdict::Map => found.maps += 1,
+                        RuleVerdict::Map => found.maps += usize::from(hook != FORWARD),
                         // It lets pass what it can translate.
                         RuleVerdict::Translate(_) => {}
                     }

@@ -173,10 +173,12 @@ impl Ruleset {
         deadline: Instant,
         roots: &mut dyn FnMut() -> Vec<Root>,
     ) -> Difference {
-        let mut new: Vec<(usize, String)> = self.told(self.missing_in(earlier), deadline);
-        let mut gone: Vec<(usize, String)> = earlier.told(earlier.missing_in(self), deadline);
-        // A rule that was made again as it was is the same rule.
-        if new.len().max(gone.len()) <= MAX_COMPARED {
+        let (new, gone) = (self.missing_in(earlier), earlier.missing_in(self));
+        let (mut rules_added, mut rules_removed, mut remade) = (new.len(), gone.len(), 0);
+        let (mut new, mut gone) = if new.len().max(gone.len()) <= MAX_COMPARED {
+            let mut new = self.told(new, deadline);
+            let mut gone = earlier.told(gone, deadline);
+            // A rule that was made again with the same words is no new one.
             new.retain(|(_, text)| match gone.iter().position(|(_, other)| other == text) {
                 Some(same) => {
                     gone.remove(same);
@@ -184,13 +186,19 @@ impl Ruleset {
                 }
                 None => true,
             });
-        }
-        let (rules_added, rules_removed) = (new.len(), gone.len());
+            remade = rules_added - new.len();
+            (rules_added, rules_removed) = (new.len(), gone.len());
+            (new, gone)
+        } else {
+            let first = |all: Vec<usize>| all.into_iter().take(MAX_TOLD).collect();
+            (self.told(first(new), deadline), earlier.told(first(gone), deadline))
+        };
         new.truncate(MAX_TOLD);
         gone.truncate(MAX_TOLD);
-        let mut statements: Vec<String> = Vec::new();
+        let (mut statements, mut stated): (Vec<String>, usize) = (Vec::new(), 0);
         for (ruleset, rules, verb) in [(&*self, &new, "added"), (&*earlier, &gone, "removed")] {
             for words in rules.iter().filter_map(|(index, _)| ruleset.in_words(*index, verb, roots)) {
+                stated += 1;
                 if !statements.contains(&words) {
                     statements.push(words);
                 }
@@ -233,6 +241,8 @@ impl Ruleset {
             rules_added,
             rules_removed,
             statements,
+            stated,
+            remade,
         }
     }
 
@@ -266,8 +276,18 @@ impl Ruleset {
         };
         let known = self.named.get(&(table.handle, rule.handle)).cloned();
         let statement = known.or_else(|| self.statement(&wanted, &named, roots));
-        let statement = statement.filter(|of| of.ruleset != front_end::NFTABLES)?;
-        Some(format!("{} {verb} `{}`", statement.ruleset, statement.name))
+        // What front ends' files do not have is not their statement.
+        let statement = statement.filter(|of| of.ruleset != front_end::NFTABLES && of.note.is_none())?;
+        let Statement { ruleset, name, .. } = statement;
+        Some(if ruleset == front_end::IPTABLES {
+            // A line of iptables' has its place in front.
+            let program = if rule.family == family::IPV6 { "ip6tables" } else { "iptables" };
+            let table = if rule.table == "filter" { String::new() } else { format!("-t {} ", rule.table) };
+            let name = name.trim_start_matches("-A ").trim_start_matches(&rule.chain).trim_start();
+            format!("{program} {verb} `{table}-A {} {name}`", rule.chain)
+        } else {
+            format!("{ruleset} {verb} `{name}`")
+        })
     }
 
     /// Rules that another snapshot does not have.

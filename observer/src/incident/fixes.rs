@@ -44,6 +44,8 @@ struct Waiting {
     is_first: bool,
     share: Share,
     stopped: Stopped,
+    /// Rules have changed since: only a fix that was tested under them counts.
+    is_outdated: bool,
     /// When it was asked first.
     since: Option<Instant>,
     /// Not asked again before.
@@ -108,14 +110,17 @@ impl Fixes {
         let stopped = Stopped { netns, netns_cookie, rule: rule.clone(), packet: packet.clone(), is_by_name: false };
         let place = self.waiting.iter().position(is_behind).unwrap_or(self.waiting.len());
         let attempt = Box::new(attempt.clone());
-        self.waiting.insert(place, Waiting { attempt, is_first, share, stopped, since: None, next: None });
+        self.waiting
+            .insert(place, Waiting { attempt, is_first, share, stopped, is_outdated: false, since: None, next: None });
     }
 
-    /// Rules of a namespace have changed. What was stopped before may pass now, and whatever is stopped from now on is stopped in spite
-    /// of the change.
+    /// Rules of a namespace have changed. Whatever is stopped from now on is stopped in spite of the change, and is asked for anew; what was
+    /// stopped before may pass now.
     pub(super) fn anew(&mut self, netns: u32) {
         self.asked.retain(|key| key.netns != netns);
-        self.waiting.retain(|waiting| waiting.stopped.netns != netns);
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.stopped.netns == netns) {
+            waiting.is_outdated = true;
+        }
     }
 
     /// What was blocked works again: nobody needs its fix.
@@ -125,8 +130,17 @@ impl Fixes {
     }
 
     /// The next one that is known, and of which attempt.
-    pub(super) fn take_known(&mut self, lookup: &mut impl Lookup, now: Instant) -> Option<(Box<Attempt>, Box<Fix>)> {
+    pub(super) fn take_known(
+        &mut self,
+        lookup: &mut impl Lookup,
+        now: Instant,
+        is_arriving: impl Fn(&Attempt) -> bool,
+    ) -> Option<(Box<Attempt>, Box<Fix>)> {
         while let Some(waiting) = self.waiting.front_mut() {
+            // Whether it works again is known in a moment, and its fix would come too late then.
+            if is_arriving(&waiting.attempt) {
+                return None;
+            }
             let is_over = now.duration_since(*waiting.since.get_or_insert(now)) > patience::here(PATIENCE);
             if !is_over && waiting.next.is_some_and(|next| now < next) {
                 return None;
@@ -138,6 +152,7 @@ impl Fixes {
                     return None;
                 }
                 Poll::Pending | Poll::Ready(Ok(Remedy::NotYet | Remedy::None)) => {}
+                Poll::Ready(Ok(Remedy::Is(fix))) if waiting.is_outdated && !fix.verified => {}
                 Poll::Ready(Ok(Remedy::Is(fix))) => {
                     return self.waiting.pop_front().map(|waiting| (waiting.attempt, fix));
                 }

@@ -279,7 +279,7 @@ impl Incidents {
     pub fn news(
         &mut self,
         lookup: &mut impl Lookup,
-        is_changing: impl Fn(u32) -> bool,
+        is_changing: impl Fn(u32, u64) -> bool,
         now: Instant,
         is_over: bool,
     ) -> Vec<News> {
@@ -302,8 +302,7 @@ impl Incidents {
             self.fixes.give_up(&attempt);
             news.push(News { at: attempt.end, kind: Kind::Restored(attempt, Box::new(restored)) });
         }
-        // A fix of what works again by now would come too late: whether it does is known in a moment.
-        let fix = if self.awaited.are_waiting() { None } else { self.fixes.take_known(lookup, now) };
+        let fix = self.fixes.take_known(lookup, now, |attempt| self.awaited.is_arriving(attempt));
         if let Some((attempt, fix)) = fix {
             let kind = Kind::Fix(Box::new(attempt.without_packets()), fix);
             news.push(News { at: Timestamp::now(), kind });

@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 use observer_ebpf::{
-    abi::{AwaitedKey, MAX_AWAITED},
+    abi::{AwaitedKey, MAX_AWAITED, OwnerSource},
     logic::packet::protocol,
 };
 use uuid::Uuid;
@@ -195,18 +195,28 @@ impl Awaited {
         let key = key_of(reached.remote.ip(), reached.remote.port(), reached.netns, reached.protocol);
         let who = Who { gid: reached.gid, source: Some(reached.local.ip()), ..Who::from(&sender) };
         let mut stories = self.blocked.get(&key).into_iter().flatten();
-        let is_it = |story: &&Blocked| story.first_ns < reached.boot_ns && is_same(&story.attempt, story.gid, &who);
+        let owner = reached.owner.filter(|owner| owner.bound_ns.is_some_and(|bound_ns| bound_ns != 0));
+        // Of a connection that began before observer the beginning is not known.
+        let began = owner.filter(|owner| owner.source != OwnerSource::Seed).and_then(|owner| owner.bound_ns);
+        let is_it = |story: &&Blocked| {
+            story.first_ns < reached.boot_ns
+                // Some packet of this very connection was blocked.
+                && began.is_none_or(|began| story.last_ns >= began)
+                && is_same(&story.attempt, story.gid, &who)
+        };
         let Some(story) = stories.find(is_it) else { return };
-        let began = reached.owner.and_then(|owner| owner.bound_ns).filter(|bound_ns| *bound_ns != 0);
-        let waited_ms = milliseconds(reached.boot_ns.saturating_sub(began.unwrap_or(story.first_ns)));
+        let waited_ms = began.map(|began| milliseconds(reached.boot_ns.saturating_sub(began)));
         // What fails at once is a reject, or the application's own decision.
-        if waited_ms < LONG_MS || self.ended.len() >= MAX_REACHED {
+        let least = milliseconds(reached.boot_ns - story.first_ns);
+        if waited_ms.unwrap_or(least) < LONG_MS || self.ended.len() >= MAX_REACHED {
             return;
         }
         let mut attempt = story.attempt.clone();
-        attempt.start = at - Duration::from_millis(waited_ms);
+        attempt.start = waited_ms.map_or(story.first, |waited| at - Duration::from_millis(waited));
         attempt.end = at;
-        attempt.source = Some(FlowEnd { ip: reached.local.ip(), port: Some(reached.local.port()), nat: None });
+        // The port is given back before the state changes.
+        let port = Some(reached.local.port()).filter(|port| *port != 0);
+        attempt.source = Some(FlowEnd { ip: reached.local.ip(), port, nat: None });
         attempt.sender = sender;
         attempt.socket_inode = None;
         self.ended.push((Box::new(attempt.without_packets()), Outcome { waited_ms }));
@@ -215,6 +225,13 @@ impl Awaited {
     /// Connections that ended without an answer, since the last time.
     pub(super) fn take_ended(&mut self) -> Vec<(Box<Attempt>, Outcome)> {
         std::mem::take(&mut self.ended)
+    }
+
+    /// A connection to the same destination is to be reported yet.
+    pub(super) fn is_arriving(&self, attempt: &Attempt) -> bool {
+        let to = attempt.destination.map(|end| (end.ip, end.port));
+        let of = |arrival: &Arrival| (arrival.reached.remote.ip(), Some(arrival.reached.remote.port()));
+        to.is_some_and(|to| self.reached.iter().any(|arrival| of(arrival) == to))
     }
 
     /// So many more can be taken.
@@ -231,14 +248,15 @@ impl Awaited {
     /// not waited for any more.
     pub(super) fn next(
         &mut self,
-        is_changing: impl Fn(u32) -> bool,
+        is_changing: impl Fn(u32, u64) -> bool,
         (lookup, now): (&mut impl Lookup, Instant),
         is_over: bool,
     ) -> Option<(Box<Attempt>, Restored)> {
         loop {
             let arrival = self.reached.front()?;
             // A change of those rules that came before may wait to be reported, or not be heard yet.
-            let waits = now.duration_since(arrival.since) < HEARD || is_changing(arrival.reached.netns);
+            let waits = now.duration_since(arrival.since) < HEARD
+                || is_changing(arrival.reached.netns, arrival.reached.boot_ns);
             if waits && !is_over {
                 return None;
             }

@@ -61,7 +61,8 @@ impl Restored {
             Some(change) => {
                 format!("; {} before, {}", span(Duration::from_millis(change.before_ms)), change.reason)
             }
-            None => "; no change of rules was heard in between".to_owned(),
+            // None was heard, which is no proof that there was none.
+            None => String::new(),
         };
         let what = match self.by {
             RestoredBy::Connection => "a connection was established",

@@ -39,8 +39,12 @@ pub struct Difference {
     pub removed: Vec<String>,
     /// Chains whose policy is another one, and which.
     pub policies: Vec<String>,
-    /// New rules in their front end's words, each once: ``ufw added `allow out 443/tcp` ``.
+    /// Rules that are new or gone in their front end's words, each once: ``ufw added `allow out 443/tcp` ``.
     pub statements: Vec<String>,
+    /// How many rules these are of.
+    pub stated: usize,
+    /// Rules that were made again with the same words, perhaps in another place.
+    pub remade: usize,
 }
 
 /// A change of firewall rules, as it is reported.
@@ -134,7 +138,14 @@ impl Difference {
         if !self.statements.is_empty() {
             parts.extend(self.statements.iter().take(MOST).cloned());
             let more = self.statements.len().saturating_sub(MOST);
-            parts.extend((more > 0).then(|| format!("and {more} more")));
+            parts.extend((more > 0).then(|| format!("{more} more statements")));
+            let others = (self.rules_added + self.rules_removed).saturating_sub(self.stated);
+            parts.extend(match others {
+                0 => None,
+                1 => Some("1 other rule changed".to_owned()),
+                others => Some(format!("{others} other rules changed")),
+            });
+            parts.extend(self.policies.iter().map(|policy| format!("policy of {policy}")));
             return parts.join(", ");
         }
         for (count, what, first) in
@@ -149,7 +160,13 @@ impl Difference {
             }
         }
         parts.extend(self.policies.iter().map(|policy| format!("policy of {policy}")));
-        if parts.is_empty() { "no rule or policy differs".to_owned() } else { parts.join(", ") }
+        match (parts.is_empty(), self.remade) {
+            (false, _) => parts.join(", "),
+            (true, 0) => "no rule or policy differs".to_owned(),
+            (true, remade) => {
+                format!("no new rule or policy; {remade} rules were made again, perhaps in another order")
+            }
+        }
     }
 }
 
@@ -185,8 +202,17 @@ mod tests {
         ruleset.generation = Some(5);
         assert!(ruleset.sentence().starts_with("nft (pid 7) changed the firewall rules; with earlier changes: "));
         let statements = vec!["ufw added `allow out 443/tcp`".to_owned()];
-        ruleset.difference = Some(Difference { since: 3, generation: 5, statements, ..Difference::default() });
+        let added =
+            Difference { since: 3, generation: 5, statements, stated: 2, rules_added: 2, ..Difference::default() };
+        ruleset.difference = Some(added.clone());
         ruleset.changes = 2;
         assert_eq!(ruleset.sentence(), "nft (pid 7) changed the firewall rules: ufw added `allow out 443/tcp`");
+        let policies = vec!["ip filter OUTPUT: accept → drop".to_owned()];
+        ruleset.difference = Some(Difference { rules_added: 3, policies, ..added });
+        assert!(ruleset.sentence().ends_with(
+            "ufw added `allow out 443/tcp`, 1 other rule changed, policy of ip filter OUTPUT: accept → drop"
+        ));
+        ruleset.difference = Some(Difference { since: 3, generation: 5, remade: 4, ..Difference::default() });
+        assert!(ruleset.sentence().ends_with("4 rules were made again, perhaps in another order"));
     }
 }

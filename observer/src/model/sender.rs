@@ -45,6 +45,11 @@ impl Sender {
         self.ancestry.iter().any(|ancestor| ancestor.pid == pid)
     }
 
+    /// Whoever had a program change rules, as ufw does by many of iptables'; else that program.
+    pub fn author(&self) -> Option<u32> {
+        self.ancestry.get(1).or(self.ancestry.first()).map(|ancestor| ancestor.pid)
+    }
+
     /// `curl[2211]`, or what is known instead. Not escaped: that is the renderer's business.
     pub fn words(&self) -> String {
         if self.known == Some(OwnerKnown::Kernel) {

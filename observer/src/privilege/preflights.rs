@@ -19,7 +19,7 @@ use super::{
 use crate::{
     confinement::child,
     firewall::front_end::{self, Known},
-    model::{After, Fate, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, ProposedChange, Tried},
+    model::{After, Fate, Fix, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, ProposedChange, Tried},
     sandbox::fix::{self, Asked, Trial},
 };
 
@@ -67,6 +67,8 @@ impl Preflights {
 type Spot = (usize, usize);
 
 fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules: bool) -> Result<Preflighted> {
+    // What is skipped while the rules are judged is skipped too.
+    let began = child::trials();
     let (wishes, uid) = (asked.wishes.clone(), asked.user.0);
     let ways = place.inside(move || {
         Ok(wishes
@@ -148,16 +150,19 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: procs.as_ref() };
         let front_end = front_end::of(stopped_by);
         let own_files = home.as_ref().ok().map(|home| netns::has_own_files(home, front_end));
-        let fix =
-            fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, child::trials(), attempt));
+        let fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, began, attempt));
+        let is_skipped = child::trials() != began;
+        let fix = fix.map(|fix| match fix.unverified {
+            Some(_) if is_skipped => Fix { unverified: Some("the test was skipped".to_owned()), ..fix },
+            _ => fix,
+        });
         answer.fix = fix.map(|fix| place.placed(fix, front_end, own_files));
     }
     if let Some(change) = &asked.after {
         let fates = answer.fates.clone();
         let rules = &mut answer.rules;
-        let after = home.and_then(|home| {
-            place.tried(home, child::trials(), |trial| after(change, (&told, &all), procs.as_ref(), trial))
-        });
+        let after =
+            home.and_then(|home| place.tried(home, began, |trial| after(change, (&told, &all), procs.as_ref(), trial)));
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {

@@ -207,13 +207,15 @@ questions! {
         /// Its inode number.
         netns: u32,
     } => Result<(), String>;
-    /// What changed in the rules of a network namespace than when they were read last; nothing when they were not read before,
-    /// or not of late.
+    /// What differs in the rules of a network namespace from an earlier ruleset; nothing when they were not read before, or not of
+    /// late.
     Differ {
         /// Its inode number.
         netns: u32,
         /// The ruleset's number after the change: an answer to an earlier question is none to this one.
         generation: Option<u32>,
+        /// Number of the earlier ruleset: that of the last difference; without one the first that was read.
+        since: Option<u32>,
     } => Result<Option<Difference>, String>;
     /// Where the kernel's functions are that the eBPF side must know.
     FunctionsNow {

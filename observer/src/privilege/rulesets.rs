@@ -66,8 +66,8 @@ struct Space {
     rulesets: VecDeque<Ruleset>,
     /// Nobody waited until it was read.
     reading: Option<Reading>,
-    /// Generation of the ruleset that changes are compared with: of the first one, then of the last answer.
-    compared: Option<u32>,
+    /// Generation of the first ruleset that was read.
+    first: Option<u32>,
     /// No change is looked at before.
     compared_until: Instant,
     /// When the last reading began.
@@ -158,7 +158,7 @@ impl Rulesets {
                 space: Mutex::new(Space {
                     rulesets: VecDeque::new(),
                     reading: None,
-                    compared: None,
+                    first: None,
                     compared_until: now,
                     began: now,
                     rests_until: now,
@@ -215,8 +215,9 @@ impl Rulesets {
         self.all().values().any(|slot| slot.has_maps.load(Ordering::Relaxed))
     }
 
-    /// What differs from the ruleset of the last answer, where somebody asked about that namespace of late.
-    pub(super) fn difference(&self, number: u32) -> Result<Option<Difference>> {
+    /// What differs from the ruleset with the number `since`, else from the first one that was read; where somebody asked about that
+    /// namespace of late.
+    pub(super) fn difference(&self, number: u32, since: Option<u32>) -> Result<Option<Difference>> {
         let cookie = netns::inside(Some(number), netns_cookie)??;
         let slot = self.all().get(&cookie).cloned();
         let is_warm = |slot: &Arc<Slot>| slot.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < WARM;
@@ -234,14 +235,13 @@ impl Rulesets {
         space.refresh(number, cookie, false, deadline)?;
         slot.weigh(&space);
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
-        let told = space.compared;
-        space.compared = space.rulesets.front().map(Ruleset::generation);
+        let Some(since) = since.or(space.first) else { return Ok(None) };
         let mut kept = space.rulesets.iter_mut();
-        let Some(newest) = kept.next().filter(|newest| Some(newest.generation()) != told) else { return Ok(None) };
-        // A question may have had later ones read: what is compared is the one of the last answer, or the eldest that is left.
+        let Some(newest) = kept.next().filter(|newest| newest.generation() != since) else { return Ok(None) };
+        // A question may have had later ones read. Where it is not kept any more, the eldest that is left stands for it.
         let mut earlier = None;
         for ruleset in kept {
-            let is_it = Some(ruleset.generation()) == told;
+            let is_it = ruleset.generation() == since;
             earlier = Some(ruleset);
             if is_it {
                 break;
@@ -249,7 +249,8 @@ impl Rulesets {
         }
         let mut roots = || netns::roots(number);
         let texts = Instant::now() + patience::here(COMPARING / 2);
-        Ok(earlier.map(|earlier| newest.difference(earlier, texts, &mut roots)))
+        let difference = earlier.map(|earlier| newest.difference(earlier, texts, &mut roots));
+        Ok(difference.map(|difference| Difference { since, ..difference }))
     }
 }
 
@@ -311,7 +312,7 @@ impl Space {
             if took > SLOW && is_asked {
                 self.rests_until = Instant::now() + took * SHARE;
             }
-            self.compared = self.compared.or(Some(ruleset.generation()));
+            self.first = self.first.or(Some(ruleset.generation()));
             self.rulesets.push_front(ruleset);
         }
         let older = |kept: &VecDeque<Ruleset>| kept.iter().skip(1).map(Ruleset::rules).sum::<usize>();

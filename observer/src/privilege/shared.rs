@@ -72,7 +72,9 @@ impl Shared {
                 let begun = listening::begin(listen.netns).map(|both| descriptors.extend(both));
                 encode::<Listen>(&begun.map_err(told))
             }
-            Request::Differ(differ) => encode::<Differ>(&self.rulesets.difference(differ.netns).map_err(told)),
+            Request::Differ(differ) => {
+                encode::<Differ>(&self.rulesets.difference(differ.netns, differ.since).map_err(told))
+            }
             // Reading rules would load it.
             Request::Resend(_) if !self.knows_nftables() => encode::<Resend>(&Err("nftables is not loaded".to_owned())),
             Request::Resend(resend) => {

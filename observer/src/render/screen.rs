@@ -16,6 +16,8 @@ const INDENT: usize = 4;
 /// Labels of commands: what is copied must be the same command, so that a row ends with a backslash where it goes on.
 const COMMANDS: [&str; 5] = ["fix", "undo", "run", "or", "and"];
 
+/// How a notice begins that has a command.
+const FIX: &str = "observer: fix (";
 /// How a row of a command ends that goes on in the next one.
 const CONTINUED: &str = " \\";
 
@@ -100,12 +102,12 @@ fn broken(line: &str, width: usize) -> Vec<String> {
     let plain = anstream::adapter::strip_str(line).to_string();
     let indent = match label(&plain) {
         Some(columns) if columns * 3 <= width => columns,
-        _ => INDENT,
+        _ => INDENT.min(width / 4),
     };
     let indent = " ".repeat(indent);
-    let is_command =
-        plain.starts_with(' ') && COMMANDS.contains(&plain.trim_start().split(' ').next().unwrap_or_default());
-    if is_command {
+    let first = plain.trim_start().split(' ').next().unwrap_or_default();
+    if plain.starts_with(' ') && COMMANDS.contains(&first) || plain.starts_with(FIX) {
+        // A command consists of words that observer chose.
         let options = options(width.saturating_sub(CONTINUED.len()), &indent);
         let rows = wrap(line, options.word_separator(WordSeparator::Custom(shell_words)));
         let last = rows.len().saturating_sub(1);
@@ -113,15 +115,38 @@ fn broken(line: &str, width: usize) -> Vec<String> {
             |(at, row): (usize, Cow<'_, str>)| if at < last { format!("{row}{CONTINUED}") } else { row.into_owned() };
         return rows.into_iter().enumerate().map(ended).collect();
     }
-    wrap(line, options(width, &indent)).into_iter().map(Cow::into_owned).collect()
+    let rows = wrap(line, options(width, &indent).word_separator(separator(&plain, width, indent.len())));
+    rows.iter().flat_map(|row| cut(row, width, &indent)).collect()
+}
+
+/// A row that is longer than the terminal is wide, as several: whoever chose a long word must not begin a row of his own with it.
+fn cut(row: &str, width: usize, indent: &str) -> Vec<String> {
+    if textwrap::core::display_width(row) <= width {
+        return vec![row.to_owned()];
+    }
+    let text = row.trim_start();
+    let first = &row[..row.len() - text.len()];
+    let columns = width.saturating_sub(first.len().max(indent.len())).max(1);
+    let parts = Word::from(text).break_apart(columns).map(|part| part.word.to_owned()).collect::<Vec<_>>();
+    let row = |(at, part): (usize, String)| format!("{}{part}", if at == 0 { first } else { indent });
+    parts.into_iter().enumerate().map(row).collect()
+}
+
+/// What stands between backticks is one word, where it fits into a row.
+fn separator(plain: &str, width: usize, indent: usize) -> WordSeparator {
+    let quoted = plain.split('`').skip(1).step_by(2);
+    let longest = quoted.map(textwrap::core::display_width).max().unwrap_or(0) + 2;
+    WordSeparator::Custom(if indent + longest <= width { words } else { any_words })
 }
 
 /// Text that begins behind so many columns of its row and continues under itself.
 pub(super) fn under(text: &str, width: Option<usize>, columns: usize) -> String {
     let Some(width) = width else { return text.to_owned() };
     let indent = " ".repeat(columns);
-    let first = options(width, &indent).initial_indent(&indent);
-    wrap(text, first).join("\n").trim_start().to_owned()
+    let first = options(width, &indent).initial_indent(&indent).word_separator(separator(text, width, columns));
+    let rows = wrap(text, first);
+    let rows: Vec<String> = rows.iter().flat_map(|row| cut(row, width, &indent)).collect();
+    rows.join("\n").trim_start().to_owned()
 }
 
 fn options(width: usize, indent: &str) -> Options<'_> {
@@ -143,12 +168,19 @@ fn label(plain: &str) -> Option<usize> {
         None => start,
     };
     let columns = textwrap::core::display_width(plain.get(..end)?);
+    // A gap far behind is none of a label's.
+    let columns = if columns > MAX_LABEL { start } else { columns };
     (1..=MAX_LABEL).contains(&columns).then_some(columns)
 }
 
 /// Words: between spaces, and what stands between backticks is one.
 fn words(line: &str) -> Box<dyn Iterator<Item = Word<'_>> + '_> {
     split(line, &['`'])
+}
+
+/// Words: between spaces.
+fn any_words(line: &str) -> Box<dyn Iterator<Item = Word<'_>> + '_> {
+    split(line, &[])
 }
 
 /// Words of a shell's line: what stands between quotes is one.
@@ -159,13 +191,15 @@ fn shell_words(line: &str) -> Box<dyn Iterator<Item = Word<'_>> + '_> {
 /// Words between spaces that do not stand between two of these.
 fn split<'a>(line: &'a str, quotes: &[char]) -> Box<dyn Iterator<Item = Word<'a>> + 'a> {
     let mut words = Vec::new();
-    let (mut start, mut quote, mut is_space) = (0, None, false);
+    let (mut start, mut quote, mut is_space, mut is_escaped) = (0, None, false, false);
     for (at, character) in line.char_indices() {
         if is_space && character != ' ' && quote.is_none() {
             words.push(Word::from(&line[start..at]));
             start = at;
         }
         match quote {
+            _ if std::mem::take(&mut is_escaped) => {}
+            Some('"') | None if character == '\\' => is_escaped = true,
             None if quotes.contains(&character) && line[at + 1..].contains(character) => quote = Some(character),
             Some(open) if open == character => quote = None,
             _ => {}
@@ -191,15 +225,32 @@ mod tests {
             rows("  by    ufw rule 1 `deny out 443/tcp`, which drops it", 34),
             ["  by    ufw rule 1", "        `deny out 443/tcp`, which", "        drops it"]
         );
-        assert_eq!(rows("one two three", 9), ["one two", "    three"]);
+        assert_eq!(rows("one two three", 9), ["one two", "  three"]);
     }
 
     #[test]
-    fn a_word_is_never_cut() {
+    fn a_word_is_cut_only_where_it_is_longer_than_a_row() {
         assert_eq!(
-            rows("to [2001:db8:1111:2222:3333:4444:5555:6666]:443/tcp", 20),
-            ["to", "    [2001:db8:1111:2222:3333:4444:5555:6666]:443/tcp"]
+            rows("to [2001:db8:1111:2222:3333:4444:5555:6666]:443/tcp", 48),
+            ["to", "    [2001:db8:1111:2222:3333:4444:5555:6666]:443", "    /tcp"]
         );
+    }
+
+    #[test]
+    fn nobody_begins_a_row_of_his_own() {
+        let forged = "run   sudo sh -c evil";
+        for text in [
+            format!("{}{forged}", "x".repeat(90)),
+            format!("`{}  {forged}`", "x".repeat(85)),
+            format!("{} `{forged}", "x".repeat(300)),
+        ] {
+            for width in [20, 46, 80, 100] {
+                for row in rows(&format!("  by    {text}"), width).iter().skip(1) {
+                    let fits = textwrap::core::display_width(row) <= width;
+                    assert!(row.starts_with("    ") && fits, "{row:?} of {text:?} in {width} columns");
+                }
+            }
+        }
     }
 
     #[test]
@@ -229,6 +280,6 @@ mod tests {
             screen.write_all(part.as_bytes()).unwrap();
         }
         screen.flush().unwrap();
-        assert_eq!(String::from_utf8(screen.writer).unwrap(), "one two\n    three\nfour\nfi");
+        assert_eq!(String::from_utf8(screen.writer).unwrap(), "one two\n  three\nfour\nfi");
     }
 }

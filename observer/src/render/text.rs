@@ -131,7 +131,7 @@ impl Text {
             (others, true) => format!(" and at least {others} more"),
         };
         let (who, to) = (escape(who), escape(to));
-        let name = who.split('[').next().unwrap_or_default();
+        let name = who.rsplit_once('[').map_or(&*who, |(name, _)| name);
         let time = self.time(*at);
         let word = if by.is_some() { "more " } else { "again" };
         let by = by.map(|by| format!("  {}", escape(by))).unwrap_or_default();
@@ -189,7 +189,7 @@ pub(crate) fn hanging(writer: &mut impl Write, attempt: &Attempt) -> io::Result<
 
 /// That there are more of them.
 pub(crate) fn more_hang(writer: &mut impl Write, more: usize) -> io::Result<()> {
-    writeln!(writer, "  and {more} more hang (-o json shows all)")
+    writeln!(writer, "  {more} more hang (-o json shows all)")
 }
 
 /// `most from  curl ×5, others ×2`

@@ -53,8 +53,6 @@ const IDLE: Duration = Duration::from_millis(250);
 const HOLD: Duration = Duration::from_millis(120);
 /// Senders that are looked for are looked for again so often.
 const SEARCH: Duration = Duration::from_millis(4);
-/// How long late rules are waited for at the end.
-const LAST: Duration = Duration::from_secs(2);
 /// Time between two looks while waiting.
 const STEP: Duration = Duration::from_millis(5);
 
@@ -97,6 +95,8 @@ pub(super) struct Consumer<E> {
     held_of: HashMap<Share, usize>,
     epochs: Epochs,
     writer: LineWriter,
+    /// How long late rules are waited for at the end.
+    late: Duration,
     /// Follow-up lines may still come.
     news: Arc<AtomicBool>,
     /// A change of rules is to be reported yet.
@@ -128,7 +128,7 @@ impl<E: HostQueries> Consumer<E> {
     pub(super) fn new(
         rooms: Rooms<E>,
         counts: Counts,
-        writer: LineWriter,
+        (writer, late): (LineWriter, Duration),
         (news, changing): (Arc<AtomicBool>, Arc<AtomicBool>),
     ) -> Self {
         Self {
@@ -137,6 +137,7 @@ impl<E: HostQueries> Consumer<E> {
             held_of: HashMap::new(),
             epochs: Epochs::new(counts),
             writer,
+            late,
             news,
             changing,
             held: Waiting::new(),
@@ -257,7 +258,7 @@ impl<E: HostQueries> Consumer<E> {
         }
         // Changes of rules that came before have been heard.
         self.rooms.attribution.catch_up();
-        let until = Instant::now() + patience::here(LAST);
+        let until = Instant::now() + patience::here(self.late);
         let in_hurry = || flags.hurry.load(Ordering::Relaxed);
         while !in_hurry() && !self.writer.is_over() && self.rules_may_come() && Instant::now() < until {
             std::thread::sleep(STEP);
@@ -424,7 +425,9 @@ impl<E: HostQueries> Consumer<E> {
         explainer.rules().refresh(attribution.queries());
         changes.progress(attribution.queries());
         let mut lookups = Lookups { attribution, explainer, tell };
-        for News { at, kind } in incidents.news(&mut lookups, |netns| changes.is_changing(netns), now, is_over) {
+        for News { at, kind } in
+            incidents.news(&mut lookups, |netns, boot_ns| changes.is_changing(netns, boot_ns), now, is_over)
+        {
             self.writer.news(at, kind, None);
         }
     }

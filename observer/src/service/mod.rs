@@ -75,7 +75,12 @@ pub struct Limits {
     pub count: Option<u64>,
     /// Which lines count.
     pub counts: fn(&Line) -> bool,
+    /// How long rules that are being read are waited for at the end.
+    pub late: Duration,
 }
+
+/// The usual time for [`Limits::late`].
+pub const LATE: Duration = Duration::from_secs(2);
 
 /// How it ended.
 #[derive(Debug)]
@@ -162,7 +167,7 @@ impl<E: HostQueries + Send + 'static> Run<E> {
         let progress = fan.progress();
         let run = self.rooms.attribution.identity().run_id();
         let writer = LineWriter::new(fan, self.filter, self.limits, run, stop);
-        let consumer = Consumer::new(self.rooms, counts, writer, (self.news, self.changing));
+        let consumer = Consumer::new(self.rooms, counts, (writer, self.limits.late), (self.news, self.changing));
         let (finished, done) = oneshot::channel();
         let consumer = {
             let hanging = std::mem::take(&mut self.hanging);

@@ -152,7 +152,7 @@ mod tests {
         let outlet = Outlet { name: "the output", sink: Box::new(Told(sender)), is_needed: true };
         let fan = Fan::start(vec![outlet], &(Arc::new(|| ()) as _)).unwrap();
         let (stop, stopped) = oneshot::channel();
-        let limits = Limits { count, counts: |line| line.is_event(false) };
+        let limits = Limits { count, counts: |line| line.is_event(false), late: Duration::ZERO };
         (LineWriter::new(fan, filter, limits, Uuid::nil(), stop), lines, stopped)
     }
 

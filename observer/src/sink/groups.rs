@@ -10,7 +10,7 @@ use crate::{model::Attempt, render::text};
 const WHOLE: usize = 3;
 /// Groups that are remembered; of more, all are begun anew.
 const MAX_GROUPS: usize = 1024;
-/// Destinations and stories of a group that are told apart.
+/// Destinations and stories of all groups that are told apart.
 const MAX_MEMBERS: usize = 20_000;
 /// Name space of groups' ids.
 const GROUPS: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2067_726f_7570_2069);
@@ -27,6 +27,8 @@ pub(super) struct Groups {
     all: HashMap<Uuid, Group>,
     /// Stories that are not shown whole.
     folded: HashSet<Uuid>,
+    /// Destinations of all groups.
+    members: usize,
 }
 
 /// A story that is not shown whole.
@@ -45,6 +47,7 @@ impl Groups {
         let id = group(attempt);
         if self.all.len() >= MAX_GROUPS && !self.all.contains_key(&id) {
             self.all.clear();
+            self.members = 0;
         }
         if self.folded.len() >= MAX_MEMBERS {
             self.folded.clear();
@@ -52,13 +55,22 @@ impl Groups {
         let group = self.all.entry(id).or_default();
         if group.shown.len() < WHOLE || group.shown.contains(&story) {
             group.shown.insert(story);
+            self.folded.remove(&story);
             return None;
         }
         let is_new = self.folded.insert(story);
-        if group.destinations.len() < MAX_MEMBERS {
-            group.destinations.insert(attempt.to());
+        if self.members < MAX_MEMBERS && group.destinations.insert(attempt.to()) {
+            self.members += 1;
         }
         Some(Folded { group: id, destinations: group.destinations.len(), is_new })
+    }
+
+    /// A story is over: what comes is another one, and shown whole.
+    pub(super) fn forget(&mut self, story: Uuid) {
+        self.folded.remove(&story);
+        for group in self.all.values_mut() {
+            group.shown.remove(&story);
+        }
     }
 
     /// A story is not shown whole, so that its follow-ups are not either.

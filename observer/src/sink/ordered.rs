@@ -66,8 +66,10 @@ impl<S> Ordered<S> {
     /// A change of rules without its result, behind which the next change of the same namespace waits: that one has the result of both.
     fn is_outdone(&self, line: &Line) -> bool {
         let Kind::RulesetChanged(change) = &line.kind else { return false };
-        let is_next =
-            |other: &Waiting| matches!(&other.line.kind, Kind::RulesetChanged(next) if next.netns == change.netns);
+        let is_next = |other: &Waiting| {
+            matches!(&other.line.kind, Kind::RulesetChanged(next)
+            if next.netns == change.netns && next.sender.author() == change.sender.author())
+        };
         change.ruleset.difference.is_none() && self.waiting.iter().any(is_next)
     }
 }

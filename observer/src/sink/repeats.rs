@@ -30,6 +30,8 @@ pub(super) struct Row {
     pub(super) first: Timestamp,
     /// The last one.
     pub(super) last: Timestamp,
+    /// Whose they are: a user's id.
+    pub(super) user: Option<u32>,
     /// What stopped them, where these are destinations of which none is shown whole.
     pub(super) by: Option<String>,
 }
@@ -40,6 +42,8 @@ struct Shown {
     /// More has happened since it was reported.
     is_due: bool,
     is_repeated: bool,
+    /// It is shown in place, and not in a line of its own.
+    is_in_place: bool,
 }
 
 /// All of them, by the ids of their stories.
@@ -86,8 +90,13 @@ impl Repeats {
             let eldest = self.0.iter().min_by_key(|(_, told)| (told.is_due, told.row.last)).map(|(id, _)| *id);
             eldest.map(|eldest| self.0.remove(&eldest));
         }
-        self.0.insert(id, Shown { row, when: now, is_due: false, is_repeated: false });
+        self.0.insert(id, Shown { row, when: now, is_due: false, is_repeated: false, is_in_place: false });
         true
+    }
+
+    /// The story is over: what comes is another one. Its repeats, where any were not reported for good.
+    pub(super) fn forget(&mut self, story: Uuid) -> Option<Row> {
+        self.0.remove(&story).filter(|told| told.is_repeated && (told.is_due || told.is_in_place)).map(|told| told.row)
     }
 
     /// Repeats that have waited long enough; all of them at the end.
@@ -109,12 +118,24 @@ impl Repeats {
         let repeated = self.0.values_mut().filter(|told| told.is_repeated);
         let mut standing: Vec<Row> = repeated
             .map(|told| {
-                told.is_due = false;
+                (told.is_due, told.is_in_place) = (false, true);
                 told.row.clone()
             })
             .collect();
         standing.sort_by_key(|row| std::cmp::Reverse(row.last));
-        standing.truncate(number);
+        if standing.len() > number {
+            // Those of each user in turn: nobody's many push another's off the screen.
+            let mut turns: HashMap<Option<u32>, usize> = HashMap::new();
+            let mut turn = |row: &Row| {
+                let turn = turns.entry(row.user).or_default();
+                *turn += 1;
+                *turn
+            };
+            let mut ordered: Vec<(usize, Row)> = standing.into_iter().map(|row| (turn(&row), row)).collect();
+            ordered.sort_by_key(|(turn, _)| *turn);
+            standing = ordered.into_iter().take(number).map(|(_, row)| row).collect();
+            standing.sort_by_key(|row| std::cmp::Reverse(row.last));
+        }
         standing
     }
 
@@ -132,6 +153,7 @@ fn row(attempt: &Attempt, story: Snapshot) -> Row {
         packets: attempt.packets,
         first: attempt.start,
         last: attempt.end,
+        user: attempt.sender.user.as_ref().map(|user| user.id),
         by: None,
     }
 }
@@ -169,6 +191,25 @@ mod tests {
         }
         assert_eq!(repeats.due(now, true).len(), 3);
         assert_eq!(repeats.standing(2).len(), 2);
+    }
+
+    #[test]
+    fn nobodys_many_push_anothers_off_the_screen() {
+        let mut repeats = Repeats::default();
+        let now = Instant::now();
+        let user = |id| Some(crate::model::User { id, name: None, effective: None });
+        let mut all: Vec<(u128, u32)> = vec![(1, 0)];
+        all.extend((2..20).map(|story| (story, 1000)));
+        for (story, id) in all {
+            let mut attempt =
+                Attempt { end: Timestamp::from_second(i64::try_from(story).unwrap()).unwrap(), ..Attempt::example() };
+            attempt.sender.user = user(id);
+            for _ in 0..2 {
+                repeats.take(&attempt, Snapshot::example(story), now);
+            }
+        }
+        let shown = repeats.standing(8);
+        assert_eq!((shown.len(), shown.iter().filter(|row| row.user == Some(0)).count()), (8, 1));
     }
 
     #[test]

@@ -192,7 +192,15 @@ impl<W: Write + Send> Sink for VerdictSink<W> {
                 }
             }
             Kind::Outcome(attempt, outcome) => {
-                self.stories(attempt).for_each(|story| story.ended = Some(outcome.sentence()));
+                // The same destination may hang for others still.
+                let lists = if attempt.sender.descends_from(self.subject.pid) {
+                    [Some(&mut self.inside), None]
+                } else {
+                    [Some(&mut self.unknown), Some(&mut self.outside)]
+                };
+                for story in lists.into_iter().flatten().filter_map(|stories| stories.of(attempt)) {
+                    story.ended = Some(outcome.sentence());
+                }
             }
             Kind::Restored(attempt, restored) => {
                 // For others it may work while it does not for the command.

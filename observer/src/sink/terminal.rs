@@ -1,12 +1,13 @@
 //! Lines for a person: one block a story, repeats in short, background folded into the closing lines.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     io::{self, Write},
     time::{Duration, Instant},
 };
 
 use jiff::{Timestamp, tz::TimeZone};
+use uuid::Uuid;
 
 use super::{
     Sink,
@@ -34,6 +35,8 @@ const MOST: usize = 3;
 const BURST: Duration = Duration::from_secs(2);
 /// Fixes that are remembered, not to be shown twice.
 const MAX_FIXES: usize = 64;
+/// Stories whose ends are shown.
+const MAX_ENDED: usize = 4096;
 /// Hanging connections that are shown.
 const MAX_HANGING: usize = 20;
 
@@ -60,8 +63,10 @@ pub struct Terminal<W> {
     /// Connections that hang and were shown, and those that were not; and when the last of these was reported.
     hanging: (usize, usize),
     hung: Option<Instant>,
-    /// Commands of fixes that were shown.
+    /// Tested commands of fixes that were shown.
     fixes: VecDeque<Vec<String>>,
+    /// Stories of which the end of a connection was shown.
+    ended: HashSet<Uuid>,
     /// A change of rules that may not be the last one in a row.
     pending: Option<Pending>,
 }
@@ -93,6 +98,7 @@ impl<W: Write + Send> Terminal<W> {
             hanging: (0, 0),
             hung: None,
             fixes: VecDeque::new(),
+            ended: HashSet::new(),
             pending: None,
         }
     }
@@ -156,7 +162,11 @@ impl<W: Write + Send> Terminal<W> {
 
     /// Of several changes in a row the last one says what they made.
     fn change(&mut self, at: Timestamp, change: &RulesetChange) -> io::Result<()> {
-        if self.pending.as_ref().is_some_and(|pending| pending.change.netns != change.netns) {
+        let is_anothers = |pending: &Pending| {
+            let of = |change: &RulesetChange| (change.netns, change.sender.author());
+            of(&pending.change) != of(change)
+        };
+        if self.pending.as_ref().is_some_and(is_anothers) {
             self.tell_change()?;
         }
         self.pending = Some(Pending { at, change: Box::new(change.clone()), since: Instant::now() });
@@ -173,7 +183,7 @@ impl<W: Write + Send> Terminal<W> {
     /// In place it has the time of its last packet, and as a line of its own that of the line before it.
     fn row(&self, row: &Row, is_line: bool, width: Option<usize>) -> String {
         let at = if is_line { self.now } else { row.last };
-        let Row { who, others, to, packets, first, last, by } = row;
+        let Row { who, others, to, packets, first, last, by, .. } = row;
         let again = Again {
             at,
             who,
@@ -233,7 +243,9 @@ impl<W: Write + Send> Sink for Terminal<W> {
                 if !self.with_all && self.fixes.contains(&fix.commands) {
                     return Ok(());
                 }
-                self.fixes.push_back(fix.commands.clone());
+                if fix.verified {
+                    self.fixes.push_back(fix.commands.clone());
+                }
                 if self.fixes.len() > MAX_FIXES {
                     self.fixes.pop_front();
                 }
@@ -241,16 +253,25 @@ impl<W: Write + Send> Sink for Terminal<W> {
                 self.text.fix(&mut self.writer, line.at, attempt, fix)
             }
             Kind::Outcome(attempt, outcome) => {
-                if !self.with_all && (attempt.background.is_some() || self.is_folded(attempt)) {
+                // Whoever tries every few seconds ends as often: once is enough until it works.
+                let is_known = self.ended.len() >= MAX_ENDED || !self.ended.insert(incident::story(attempt));
+                if !self.with_all && (is_known || attempt.background.is_some() || self.is_folded(attempt)) {
                     return Ok(());
                 }
                 self.make_room()?;
                 self.text.outcome(&mut self.writer, attempt, *outcome)
             }
             Kind::Restored(attempt, restored) => {
-                // What is blocked again may need its fix again.
+                // What is blocked again is a block of its own, which may need its fix again.
                 self.fixes.clear();
+                let story = incident::story(attempt);
+                self.groups.forget(story);
+                self.ended.remove(&story);
                 self.make_room()?;
+                if let Some(row) = self.repeats.forget(story) {
+                    let row = self.row(&row, true, None);
+                    writeln!(self.writer, "{row}")?;
+                }
                 self.text.restored(&mut self.writer, attempt, restored)
             }
             Kind::RulesetChanged(change) => self.change(line.at, change),
@@ -362,7 +383,7 @@ mod tests {
         let hanging = (Kind::Hanging(Box::new(Attempt::example())), Some(Snapshot::example(1)));
         let text = told(&vec![hanging; MAX_HANGING + 5], false);
         assert_eq!(text.matches("HANGING NOW").count(), MAX_HANGING);
-        assert_eq!(text.matches("and 5 more hang").count(), 1, "{text}");
+        assert_eq!(text.matches("5 more hang").count(), 1, "{text}");
     }
 
     #[test]

@@ -217,12 +217,12 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         after: after.clone(),
         finds_fix: !args.no_fix && after.is_none(),
     };
-    let mut progress = Progress::new(if asked.finds_fix {
-        "testing the rules and a fix in a private copy (Ctrl-C skips the fix)"
+    let words = if asked.finds_fix {
+        "testing the rules, and a fix in a private copy (Ctrl-C skips the fix)"
     } else {
         "testing the rules in a private copy"
-    })
-    .context("cannot listen for signals")?;
+    };
+    let mut progress = Progress::new(words, asked.finds_fix).context("cannot listen for signals")?;
     let answer = helper.preflight(&asked, |elapsed| progress.goes_on(elapsed) && asked.finds_fix)?;
     drop(progress);
     let mut answer = answer.map_err(anyhow::Error::msg)?;

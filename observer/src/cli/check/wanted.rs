@@ -73,6 +73,9 @@ pub(super) fn entries(args: &Args, known: &profiles::Profiles, shell: Option<&Pr
 
 /// What to write instead of a name that no profile has.
 pub(super) fn no_profile(error: &anyhow::Error, name: &str, known: &profiles::Profiles) -> anyhow::Error {
+    if name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return usage(&format!("`{name}` is a port without a destination"), &format!("write HOST:{name}, as one word"));
+    }
     let nearest = did_you_mean(name, known.names());
     let more = "`observer check --list` shows the profiles; a destination is written HOST:PORT";
     usage(&format!("{error:#}"), &if nearest.is_empty() { more.to_owned() } else { format!("{nearest} {more}") })

@@ -215,14 +215,20 @@ impl Answer {
         self.fates().iter().filter(|fates| stands(fates) == which).count()
     }
 
-    /// `13 of 16 blocked`
+    /// `13 of 16 blocked`; after a command also how many of them were before.
     fn sentence(&self) -> String {
         let (blocked, all) = (self.count(Stands::Blocked), self.targets.len());
-        let still = if matches!(self.answer.after, Some(Tried::Is(_))) && blocked > 0 { "STILL " } else { "" };
+        let is_after = matches!(self.answer.after, Some(Tried::Is(_)));
+        let was = |index: usize| self.answer.fates.get(index).is_some_and(|fates| stands(fates) == Stands::Blocked);
+        let is = self.fates().iter().enumerate().filter(|(_, fates)| stands(fates) == Stands::Blocked);
+        let still = is.filter(|(index, _)| was(*index)).count();
         match (blocked, self.count(Stands::Unknown)) {
             (0, 0) => format!("none of {all} blocked"),
             (0, unknown) => format!("none of {all} blocked as far as is known; {unknown} not known"),
-            (blocked, _) => format!("{blocked} of {all} {still}blocked"),
+            (blocked, _) if !is_after => format!("{blocked} of {all} blocked"),
+            (blocked, _) if still == blocked => format!("{blocked} of {all} STILL blocked"),
+            (blocked, _) if still == 0 => format!("{blocked} of {all} newly blocked"),
+            (blocked, _) => format!("{still} of {all} STILL blocked, {} newly blocked", blocked - still),
         }
     }
 

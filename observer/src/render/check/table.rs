@@ -15,6 +15,8 @@ use crate::render::{
 const MIN_REST: usize = 24;
 /// A column is at most this wide.
 const MAX_COLUMN: usize = 60;
+/// What stops a destination takes so many rows beside the others.
+const MOST_ROWS: usize = 2;
 /// One row of so many may be too long for its column.
 const MOST_LONG: usize = 4;
 
@@ -85,7 +87,11 @@ pub(super) fn write(writer: &mut Screen<impl Write>, rows: &[Row]) -> io::Result
     let columns = Columns::of(rows, width);
     for row in rows {
         let longest = row.rest.split(' ').map(display_width).max().unwrap_or(0);
-        let is_cut = width.is_some_and(|width| columns.before_the_rest() + longest > width);
+        let is_cut = width.is_some_and(|width| {
+            let left = width.saturating_sub(columns.before_the_rest());
+            // Beside the others it would be a tower.
+            longest > left || display_width(&row.rest) > MOST_ROWS * left
+        });
         let is_long = width.is_some() && display_width(&escape(&row.place)) + 2 > columns.place;
         if !columns.is_table || is_cut || is_long { below(writer, row)? } else { beside(writer, row, &columns)? }
     }

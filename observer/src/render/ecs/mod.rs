@@ -211,7 +211,8 @@ struct AncestorProcess<'a> {
 /// `egress.outcome`: what the application sees.
 #[derive(Serialize)]
 struct Outcome {
-    waited_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waited_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gives_up_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -465,7 +466,7 @@ fn egress<'a>(attempt: &'a Attempt, fix: Option<Fix<'a>>, restored: Option<&'a R
         nothing_left: attempt.nothing_left,
         attempts: attempt.wait.map(|wait| wait.attempts),
         outcome: attempt.wait.map(|wait| Outcome {
-            waited_ms: wait.waited_ms,
+            waited_ms: Some(wait.waited_ms),
             gives_up_ms: wait.gives_up_ms,
             left: wait.left,
         }),

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -114,8 +114,18 @@ pub fn take(limit: usize) -> Result<Copied> {
 
 /// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
 pub fn logs_everywhere() -> bool {
-    // Only the first namespace has the switch, which this thread may be in: where it is not to be seen it may be on.
-    fs::read_to_string("/proc/sys/net/netfilter/nf_log_all_netns").map_or(true, |on| on.trim() != "0")
+    const SWITCH: &str = "/proc/sys/net/netfilter/nf_log_all_netns";
+    // Only the first network namespace has the switch: where this is another one, the first process may live there.
+    let of_the_first = || {
+        let namespace = File::open("/proc/1/ns/net").ok()?;
+        let read = thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).ok()?;
+            fs::read_to_string(SWITCH).ok()
+        });
+        read.join().ok().flatten()
+    };
+    // Where it is not to be seen it may be on.
+    fs::read_to_string(SWITCH).ok().or_else(of_the_first).is_none_or(|on| on.trim() != "0")
 }
 
 impl Copied {

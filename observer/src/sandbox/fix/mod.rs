@@ -88,12 +88,14 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
 /// The best plan for every rule and port that stops anything, where none could be tried.
 fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
     let (mut steps, mut uncovered): (Vec<Plan>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut has_more = false;
     for (packet, rule) in asked.packets.iter().filter_map(|(packet, rule)| Some((packet, rule.as_ref()?))) {
         let planned = asked.target(packet).and_then(|target| plans(rule, &target, known).ok());
         match planned.and_then(|planned| planned.into_iter().next()) {
             Some(plan) if steps.iter().any(|step| step.commands == plan.commands) => {}
             Some(plan) if steps.len() < MAX_STEPS => steps.push(plan),
-            _ => {
+            Some(_) => has_more = true,
+            None => {
                 let to = packet
                     .to()
                     .map(|(transport, address, port)| format!("{}/{transport}", SocketAddr::new(address, port)));
@@ -102,12 +104,10 @@ fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
         }
     }
     let fix = whole(&steps);
-    if uncovered.is_empty() {
-        return fix;
-    }
-    let rest = format!("no command is known for {}", some(&uncovered));
-    let note = fix.note.map_or(rest.clone(), |note| format!("{note}; {rest}"));
-    Fix { note: Some(note), ..fix }
+    let rest = (!uncovered.is_empty()).then(|| format!("no command is known for {}", some(&uncovered)));
+    let more = has_more.then(|| format!("more than {MAX_STEPS} commands are needed"));
+    let notes: Vec<String> = fix.note.clone().into_iter().chain(rest).chain(more).collect();
+    Fix { note: (!notes.is_empty()).then(|| notes.join("; ")), ..fix }
 }
 
 /// The first of many, in words.
@@ -178,7 +178,11 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     }
     let opens_more = plans.iter().any(|plan| plan.scope > Scope::Address);
     let narrow = if opens_more && is_restored && addresses.len() <= MAX_NARROW {
-        let tried = walked(asked, known, trial, &before, |plan| plan.scope == Scope::Address);
+        // For what is stopped alone.
+        let all = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
+        let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet.clone(), rule.clone())).unzip();
+        let stopped = Asked { packets: &packets, ..*asked };
+        let tried = walked(&stopped, known, trial, &before, |plan| plan.scope == Scope::Address);
         tried.inspect_err(|why| log::debug!("no narrower fix: {why:#}")).ok()
     } else {
         None

@@ -18,7 +18,7 @@ use crate::{
 /// A copy of the rules, and their texts, are waited for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The table of a copy's own.
-const OWN: &str = " observer_replay ";
+pub(super) const OWN: &str = " observer_replay ";
 
 /// The rules of a namespace at one time: those of the host, or of a copy in which something was tried.
 pub struct View {
@@ -52,10 +52,15 @@ impl View {
         let (Some(now), Some(before)) = (&mut self.ruleset, &mut earlier.ruleset) else { return Default::default() };
         // Front ends' files are the copy's own business.
         let difference = now.difference(before, Instant::now() + self.patience, &mut Vec::new);
-        let (mut added, removed) = (difference.added, difference.removed);
         let own = |words: &String| !words.contains(OWN);
+        let shown = |rules: Vec<String>, all: usize| -> Vec<String> {
+            let more = all.saturating_sub(rules.len());
+            let more = (more > 0).then(|| format!("and {more} more rules"));
+            rules.into_iter().filter(own).chain(more).collect()
+        };
+        let mut added = shown(difference.added, difference.rules_added);
         added.extend(difference.policies.into_iter().map(|policy| format!("policy of {policy}")));
-        (added.into_iter().filter(own).collect(), removed.into_iter().filter(own).collect())
+        (added, shown(difference.removed, difference.rules_removed))
     }
 
     /// What stops a packet; an error where that cannot be reported.

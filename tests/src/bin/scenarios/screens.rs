@@ -188,7 +188,7 @@ fn errors() -> Result<Outcome> {
         &["wach"],
         &["-o", "json", "watch"],
         &["watch", "--port", "htps"],
-        &["watch", "--dst", "example.com"],
+        &["watch", "--dst", "nothing.invalid"],
         &["watch", "--user", "nobody-here"],
         &["watch", "--cause", "netfliter"],
         &["watch", "--action", "egress-block"],

@@ -30,7 +30,7 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
                 let line = format!("{new} {matches} accept comment {tag}");
                 // A rule is deleted by its handle, which it gets when it is made.
                 let undo = format!(
-                    "nft delete rule {place} handle $(nft -a list chain {place} | sed -nE 's/.*comment \"{tag}\" # handle ([0-9]+)$/\\1/p' | head -n 1)"
+                    "nft delete rule {place} handle $(nft -a list chain {place} | grep 'comment \"{tag}\" # handle' | grep -oE '[0-9]+$' | head -n 1)"
                 );
                 (line, undo)
             })

@@ -62,7 +62,7 @@ pub(super) fn parse(text: &str, chain: &str) -> (Vec<Tuple>, Vec<Line>) {
 /// `deny tcp 443 0.0.0.0/0 any 0.0.0.0/0 out comment=…`; before the direction there may be two application profiles.
 fn tuple_of(text: &str) -> Option<Tuple> {
     let (text, comment) = match text.split_once(" comment=") {
-        Some((text, comment)) => (text, of_hexadecimal(comment.trim())),
+        Some((text, comment)) => (text, of_hexadecimal(comment.trim()).map(shortened)),
         None => (text, None),
     };
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -96,6 +96,12 @@ fn tuple_of(text: &str) -> Option<Tuple> {
         interface_out: interface("out_"),
         comment,
     })
+}
+
+/// A comment may be as long as its writer likes.
+fn shortened(comment: String) -> String {
+    const MAX: usize = 160;
+    if comment.chars().count() <= MAX { comment } else { comment.chars().take(MAX).chain(['…']).collect() }
 }
 
 pub(super) fn of_hexadecimal(text: &str) -> Option<String> {
