@@ -36,7 +36,7 @@ pub mod program {
 
 /// Maps.
 pub mod map {
-    /// Hash whose keys, each an [`AwaitedKey`](super::AwaitedKey), are the destinations of which it is reported when they are reached.
+    /// Hash whose keys, each an [`AwaitedKey`](super::AwaitedKey), are the destinations whose connections are reported.
     pub const AWAITED: &str = "AWAITED";
     /// Array whose only slot is not 0 while there are any.
     pub const AWAITING: &str = "AWAITING";

@@ -123,7 +123,7 @@ pub struct HookFunction {
     pub kind: u64,
 }
 
-/// [`HookFunction`]s that are reported of.
+/// [`HookFunction`]s at most.
 pub const MAX_FUNCTIONS: usize = 16;
 
 /// Instructions of a function of the kernel.

@@ -1,5 +1,5 @@
 //! Destinations that were blocked, and that work again: the eBPF side reports a connection that is established to one of them,
-//! and of a datagram that comes from there.
+//! one that is given up, and a datagram that comes from there.
 //!
 //! It is the same story only where the same program reaches the destination for the same user, in the same unit and container,
 //! from the same namespace: for others it may never have been blocked.

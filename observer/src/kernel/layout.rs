@@ -40,7 +40,7 @@ pub struct Kernel {
     /// Numbers for the eBPF side.
     pub layout: Layout,
     /// Probes may use maps whose room is made as it is needed (since Linux 6.1). Before, the kernel takes them too, but with a
-    /// warning in its log, or a panic where it was reported so.
+    /// warning in its log, or a panic where it is set so.
     pub grows_maps: bool,
     /// Names of the drop reasons, without their prefix.
     pub reasons: Reasons,

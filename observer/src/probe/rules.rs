@@ -41,7 +41,7 @@ pub trait Proving {
     fn end_proof(&mut self);
 }
 
-/// The maps by which the eBPF side is reported what to look at.
+/// The maps that say what the eBPF side looks at.
 pub struct RuleMaps {
     config: Array<MapData, [u64; RULE_CONFIG_WORDS]>,
     proofs: Array<MapData, [u64; PROOF_WORDS]>,
@@ -54,7 +54,7 @@ pub struct RuleMaps {
     avoided: Option<String>,
     /// Verdicts are probed where rules are reported otherwise, too.
     compares: bool,
-    /// What the eBPF side was reported last.
+    /// What these said last.
     told: RuleConfig,
     functions: Functions,
     /// How often the kernel's modules have changed.

@@ -74,7 +74,7 @@ pub const LAYOUTS: [Layout; 2] = [
     },
 ];
 
-/// What the kernel reports a table beside its rules.
+/// What the kernel says of a table beside its rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     /// Bits of the hooks that it hangs on.
@@ -359,7 +359,7 @@ fn priority(table: &str) -> Option<i32> {
 pub const REJECT: &str = "REJECT";
 
 impl Table {
-    /// The same with every REJECT made a DROP: nobody is to be reported. Both targets are equally long.
+    /// The same with every REJECT made a DROP: nobody is to get an answer. Both targets are equally long.
     pub fn silent(&self) -> Result<Vec<u8>> {
         let mut block = self.rules()?;
         for entry in self.entries()? {

@@ -24,7 +24,7 @@ pub(in crate::probe) struct Seen {
     pub(in crate::probe) expected: Expected,
     /// Address that freed it.
     pub(in crate::probe) location: u64,
-    /// What the sites gave that it was reported of.
+    /// What the sites gave that were known.
     pub(in crate::probe) answer: RuleAnswer,
     /// Rule that gave the verdict, as [`RuleProof::given`] has it.
     pub(in crate::probe) given: u64,

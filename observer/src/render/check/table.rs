@@ -101,13 +101,16 @@ pub(super) fn write(writer: &mut Screen<impl Write>, rows: &[Row]) -> io::Result
 /// What stops it stands below, where it does not fit beside.
 fn below(writer: &mut Screen<impl Write>, row: &Row) -> io::Result<()> {
     let Row { place, style, verdict, rest, .. } = row;
-    let (head, rest) = (format!("{}  {style}{verdict}{style:#}", escape(place)), escape(rest));
-    if rest.is_empty() {
-        return writeln!(writer, "{head}");
-    }
-    let whole = display_width(&head) + 2 + display_width(&rest);
-    let gap = if writer.width().is_none_or(|width| whole <= width) { "  " } else { "\n    " };
-    writeln!(writer, "{head}{gap}{rest}")
+    let (place, rest) = (escape(place), escape(rest));
+    let head = display_width(&place) + 2 + display_width(verdict);
+    let fits = |columns: usize| writer.width().is_none_or(|width| columns <= width);
+    let (first, second) = match rest.is_empty() {
+        _ if !fits(head) => ("\n    ", "  "),
+        false if !fits(head + 2 + display_width(&rest)) => ("  ", "\n    "),
+        _ => ("  ", "  "),
+    };
+    let rest = if rest.is_empty() { String::new() } else { format!("{second}{rest}") };
+    writeln!(writer, "{place}{first}{style}{verdict}{style:#}{rest}")
 }
 
 fn beside(writer: &mut Screen<impl Write>, row: &Row, columns: &Columns) -> io::Result<()> {

@@ -219,7 +219,7 @@ fn bridge_prerouting() -> Result<Outcome> {
     let report = observer.stop()?;
     check(&report, &clients, &[("/egress/owner", json!("flow"))])?;
     for event in report.foreground() {
-        // Where the bridge's own netfilter calls the hook, it cannot be reported from the device's.
+        // Where the bridge's own netfilter calls the hook, it cannot be told from the device's.
         let hook = &event["egress"]["hook"];
         ensure!(hook == "prerouting" || hook.is_null(), "{event}");
     }

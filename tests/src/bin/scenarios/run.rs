@@ -189,7 +189,7 @@ fn on_block() -> Result<Outcome> {
         finish(&mut run(&lab, &["--fail-on-block", "--", "curl", "-m", "1", &format!("https://{FAR_V4}/")]))?;
     ensure!(status == Some(1), "{status:?}: {said}");
     // The command would wait for minutes, and what it started for an hour.
-    // A daemon and a child that will not be reported belong to that.
+    // A daemon and a child that ignores signals belong to that.
     let marker = format!("marker-{}", lab.client.pid());
     let deaf = format!("trap : TERM; for i in $(seq 400); do sleep 0.2; done; : {marker}");
     let script = format!(

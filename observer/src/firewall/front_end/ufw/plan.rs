@@ -72,7 +72,7 @@ fn ufw(target: &Target, place: &str) -> String {
     format!("ufw {route}{place}")
 }
 
-/// What allows the port everywhere, as ufw is reported, and as it writes it.
+/// What allows the port everywhere, as it is typed, and as ufw writes it.
 fn port(target: &Target) -> String {
     if target.is_forwarded {
         format!("allow proto {} to any port {}", target.transport, target.port)

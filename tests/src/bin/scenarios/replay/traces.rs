@@ -147,7 +147,7 @@ fn standing_of_host() -> Result<Vec<String>> {
             .collect();
         format!("{all:?}")
     };
-    // What changed in every copy.
+    // What every copy sets.
     let set = ["netfilter/nf_conntrack_checksum", "netfilter/nf_conntrack_tcp_be_liberal", "ipv6/conf/all/accept_ra"]
         .map(|place| fs::read_to_string(format!("/proc/sys/net/{place}")).unwrap_or_default());
     Ok(vec![
