@@ -94,7 +94,7 @@ impl Live {
 }
 
 /// What is to be tried.
-pub struct Trial {
+pub struct ConnectionTest {
     /// A socket that is being connected since then.
     pub socket: OwnedFd,
     /// See `socket`.
@@ -108,7 +108,9 @@ pub struct Trial {
 }
 
 /// Follows all of them at once, by number. Must be called outside any runtime.
-pub fn follow<K: Copy + Eq + std::hash::Hash + Send + 'static>(trials: Vec<(K, Trial)>) -> Result<HashMap<K, Live>> {
+pub fn follow<K: Copy + Eq + std::hash::Hash + Send + 'static>(
+    trials: Vec<(K, ConnectionTest)>,
+) -> Result<HashMap<K, Live>> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let tls = Arc::new(config()?);
@@ -139,7 +141,7 @@ fn config() -> Result<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-async fn one(trial: Trial, tls: Arc<ClientConfig>) -> Live {
+async fn one(trial: ConnectionTest, tls: Arc<ClientConfig>) -> Live {
     let done = match trial.transport {
         "tcp" => connection(trial, tls).await,
         _ => datagram(trial).await,
@@ -151,7 +153,7 @@ fn whole(took: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn connection(trial: Trial, tls: Arc<ClientConfig>) -> io::Result<Live> {
+async fn connection(trial: ConnectionTest, tls: Arc<ClientConfig>) -> io::Result<Live> {
     let stream = TcpStream::from_std(PlainTcp::from(trial.socket))?;
     match timeout(PATIENCE, stream.writable()).await {
         Err(_) => return Ok(Live::failed(Step::Connect, format!("nothing came back in {} s", PATIENCE.as_secs()))),
@@ -186,7 +188,7 @@ async fn connection(trial: Trial, tls: Arc<ClientConfig>) -> io::Result<Live> {
     Ok(live)
 }
 
-async fn datagram(trial: Trial) -> io::Result<Live> {
+async fn datagram(trial: ConnectionTest) -> io::Result<Live> {
     let socket = UdpSocket::from_std(PlainUdp::from(trial.socket))?;
     let question = match trial.port {
         DNS => {

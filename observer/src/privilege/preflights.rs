@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     netns,
     programs::{Answer, Cgroup},
-    routes::{self, Wanted, Way},
+    routes::{self, Route, Wanted},
     trials::Place,
 };
 use crate::{
@@ -85,7 +85,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let mut of = Vec::new();
         for (at, (address, way)) in wish.addresses.iter().zip(ways).enumerate() {
             of.push(match way {
-                Ok(Way { source, interface }) => {
+                Ok(Route { source, interface }) => {
                     let (from, to) = (SocketAddr::new(source, FROM), SocketAddr::new(*address, wish.port));
                     let origin = Origin::Socket { uid: asked.user.0, gid: asked.user.1, mark: 0, cgroup: None };
                     let packet = match wish.transport.as_str() {

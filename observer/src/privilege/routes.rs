@@ -13,7 +13,7 @@ use observer_ebpf::logic::packet::protocol;
 
 /// A way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct Route {
     /// The address from which it would be sent.
     pub(super) source: IpAddr,
     /// The interface by which it would leave, where that is known.
@@ -33,7 +33,7 @@ pub(super) struct Wanted {
 }
 
 /// The way for it.
-pub(super) fn of(wanted: Wanted) -> Result<Way, Stopped> {
+pub(super) fn of(wanted: Wanted) -> Result<Route, Stopped> {
     if matches!(wanted.to, IpAddr::V6(to) if to.is_unicast_link_local()) {
         return Err((false, "an address of a link needs its interface, which is not known".to_owned()));
     }
@@ -47,13 +47,13 @@ pub(super) fn of(wanted: Wanted) -> Result<Way, Stopped> {
     match (connected, asked(wanted)) {
         (Err(error), _) if is_off(&error) => Err(words(&error)),
         (_, Ok(Asked { error: Some(number), .. })) => Err(words(&io::Error::from_raw_os_error(number))),
-        (Ok(source), Ok(asked)) => Ok(Way { source: asked.source.unwrap_or(source), interface: asked.interface }),
+        (Ok(source), Ok(asked)) => Ok(Route { source: asked.source.unwrap_or(source), interface: asked.interface }),
         (Err(error), Ok(Asked { source: Some(source), interface, .. })) if is_no_route(&error) => {
-            Ok(Way { source, interface })
+            Ok(Route { source, interface })
         }
         (Ok(source), Err(why)) => {
             log::debug!("the kernel was not asked for a route: {why:#}");
-            Ok(Way { source, interface: None })
+            Ok(Route { source, interface: None })
         }
         (Err(error), _) => Err(words(&error)),
     }

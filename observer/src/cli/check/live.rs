@@ -13,7 +13,7 @@ use super::{sender::Sender, wanted::NOT_LOOKED_UP};
 use crate::{
     check::{
         Known, Target,
-        live::{self, Live, Step, Trial},
+        live::{self, ConnectionTest, Live, Step},
     },
     model::Connect,
     privilege::Helper,
@@ -49,7 +49,7 @@ pub(super) fn tried(helper: &mut Helper, sender: &Sender, targets: &[Target]) ->
                 Ok(socket) => {
                     // What a proxy speaks first is not known.
                     let name = (name.parse::<IpAddr>().is_err() && !entry.is_proxy).then(|| name.clone());
-                    let trial = Trial { socket, since, transport: entry.transport, port: entry.port, name };
+                    let trial = ConnectionTest { socket, since, transport: entry.transport, port: entry.port, name };
                     trials.push(((index, at), trial));
                     Live::default()
                 }

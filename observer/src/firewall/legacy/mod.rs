@@ -123,7 +123,7 @@ pub enum Does {
 
 /// An entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LegacyEntry {
     /// Where it begins.
     pub at: usize,
     /// Where the next one does.
@@ -216,7 +216,7 @@ impl Table {
     }
 
     /// Its entries, in order.
-    pub fn entries(&self) -> Result<Vec<Entry>> {
+    pub fn entries(&self) -> Result<Vec<LegacyEntry>> {
         let mut entries = Vec::new();
         let mut at = 0;
         while at < self.block.len() {
@@ -227,7 +227,7 @@ impl Table {
         Ok(entries)
     }
 
-    fn entry(&self, at: usize) -> Option<Entry> {
+    fn entry(&self, at: usize) -> Option<LegacyEntry> {
         let layout = self.layout;
         let half = |at: usize| Some(usize::from(u16::from_ne_bytes(self.block.get(at..at + 2)?.try_into().ok()?)));
         let target = at + half(at + layout.target_offset)?;
@@ -260,7 +260,7 @@ impl Table {
         };
         let packets =
             u64::from_ne_bytes(self.block.get(at + layout.counters..at + layout.counters + 8)?.try_into().ok()?);
-        Some(Entry { at, next, target, matches, does, packets })
+        Some(LegacyEntry { at, next, target, matches, does, packets })
     }
 
     /// Name of a match or target.
@@ -269,7 +269,7 @@ impl Table {
     }
 
     /// Its chains, as they stand there.
-    pub fn chains(&self, entries: &[Entry]) -> Vec<LegacyChain> {
+    pub fn chains(&self, entries: &[LegacyEntry]) -> Vec<LegacyChain> {
         let index = |offset: u32| entries.binary_search_by_key(&(offset as usize), |entry| entry.at).ok();
         let built_in = BUILT_IN.iter().enumerate().filter_map(|(hook, name)| {
             let rules = (self.info.valid_hooks >> hook & 1 != 0)

@@ -8,21 +8,21 @@ use super::{
     ruleset::{CHAIN_NAME, DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE},
 };
 use crate::firewall::{
-    legacy::{Does, Entry},
+    legacy::{Does, LegacyEntry},
     netfilter::hook,
 };
 use crate::kernel::netlink::{Attributes, Body};
 
 /// Which way a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Passage {
     /// A socket of this namespace sends it.
     Out,
     /// It came in, and goes on.
     Through,
 }
 
-impl Way {
+impl Passage {
     /// Hooks on it.
     pub(super) fn hooks(self) -> &'static [&'static str] {
         match self {
@@ -119,10 +119,10 @@ pub(super) struct Judged {
 
 impl Judged {
     /// A match of iptables', by name.
-    fn xtables(&mut self, name: &str, way: Way) {
+    fn xtables(&mut self, name: &str, way: Passage) {
         match name {
-            "cgroup" if way == Way::Out => self.by_cgroup = true,
-            "mark" if way == Way::Out => {}
+            "cgroup" if way == Passage::Out => self.by_cgroup = true,
+            "mark" if way == Passage::Out => {}
             name if HEADER_XTABLES.contains(&name) => self.by_header = true,
             name if STATE.contains(&name) => self.by_state = true,
             name if CERTAIN_XTABLES.contains(&name) => {}
@@ -131,7 +131,7 @@ impl Judged {
     }
 }
 
-fn judge(rule: &Body, of: &SetKey, changing: &HashSet<SetKey>, way: Way) -> Judged {
+fn judge(rule: &Body, of: &SetKey, changing: &HashSet<SetKey>, way: Passage) -> Judged {
     let mut judged = Judged::default();
     for expression in rule.attributes.list(RULE_EXPRESSIONS).lists() {
         let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
@@ -152,7 +152,7 @@ fn judge(rule: &Body, of: &SetKey, changing: &HashSet<SetKey>, way: Way) -> Judg
                 judged.by_header = true;
                 None
             }
-            "meta" if data.number(2) == Some(META_MARK) && way == Way::Out => None,
+            "meta" if data.number(2) == Some(META_MARK) && way == Passage::Out => None,
             "meta" => data.number(2).filter(|key| !CERTAIN_META.contains(key)).map(|key| format!("meta key {key}")),
             // Something is written into the packet.
             "payload" if data.get(5).is_some() => {
@@ -177,7 +177,7 @@ fn judge(rule: &Body, of: &SetKey, changing: &HashSet<SetKey>, way: Way) -> Judg
                 judged.by_state = true;
                 None
             }
-            "socket" if data.number(SOCKET_KEY) == Some(CGROUP) && way == Way::Out => {
+            "socket" if data.number(SOCKET_KEY) == Some(CGROUP) && way == Passage::Out => {
                 judged.by_cgroup = true;
                 None
             }
@@ -263,7 +263,7 @@ fn is_the_same(payload: &Attributes) -> bool {
 }
 
 /// What decides on a way by more than the packet, the addresses and the interfaces.
-pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) -> Depends {
+pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Passage) -> Depends {
     let mut by_chain: HashMap<SetKey, Vec<&Body>> = HashMap::new();
     for rule in rules {
         if let Some(key) = key(rule, RULE_CHAIN) {
@@ -300,7 +300,7 @@ pub(super) fn depends(chains: &[Body], sets: &[Body], rules: &[Body], way: Way) 
 
 impl Depends {
     /// One more rule of iptables-legacy, of that table, which was asked on the way.
-    pub(super) fn add_legacy(&mut self, table: &str, entry: &Entry, way: Way) {
+    pub(super) fn add_legacy(&mut self, table: &str, entry: &LegacyEntry, way: Passage) {
         let keeps = |name: &str| ["REJECT", "MARK", "CONNMARK"].contains(&name) || GOING_ON.contains(&name);
         self.translates |= matches!(&entry.does, Does::Extension(name) if !keeps(name));
         let going_on = matches!(&entry.does, Does::Extension(name) if GOING_ON.contains(&name.as_str()));

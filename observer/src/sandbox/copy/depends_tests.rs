@@ -76,7 +76,7 @@ impl Depends {
 }
 
 fn of(rules: &[Body]) -> Depends {
-    depends(&[chain("o")], &[], rules, Way::Out)
+    depends(&[chain("o")], &[], rules, Passage::Out)
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_mark_and_a_cgroup_are_a_sockets() {
         let (mut hook, mut base) = (Attributes::default(), chain("o"));
         hook.set(1, 2u32.to_be_bytes().to_vec());
         base.attributes.set_list(4, &hook);
-        depends(&[base], &[], rules, Way::Through)
+        depends(&[base], &[], rules, Passage::Through)
     };
     let mark = [rule("o", &[("meta", &[(2, 3)])], DROP)];
     assert_eq!(of(&mark), nothing());
@@ -149,7 +149,7 @@ fn a_mark_and_a_cgroup_are_a_sockets() {
 
 #[test]
 fn legacy_rules_are_judged_by_their_matches() {
-    let entry = |matches: &[&str], does: Does| Entry {
+    let entry = |matches: &[&str], does: Does| LegacyEntry {
         at: 0,
         next: 0,
         target: 0,
@@ -159,7 +159,7 @@ fn legacy_rules_are_judged_by_their_matches() {
     };
     let of = |entry| {
         let mut found = Depends::default();
-        found.add_legacy("filter", &entry, Way::Out);
+        found.add_legacy("filter", &entry, Passage::Out);
         found
     };
     assert_eq!(of(entry(&["tcp", "owner"], Does::Drops)), Depends::default());
@@ -218,5 +218,5 @@ fn rules_that_a_packet_cannot_match_do_not_matter_to_it() {
     let packet = Whole::of(&datagram(53)).unwrap();
     assert!(may_match(family::INET, &of, &packet, true), "its port may be another one by then");
     let translating = [rule("o", &[("redir", &[])], None), rule("o", &[("limit", &[])], DROP)];
-    assert!(depends(&[chain("o")], &[], &translating, Way::Out).translates);
+    assert!(depends(&[chain("o")], &[], &translating, Passage::Out).translates);
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     conntrack,
-    depends::Way,
+    depends::Passage,
     doubts::Depends,
     legacy,
     packet::Whole,
@@ -95,8 +95,8 @@ impl Inside {
         ensure!(self.left_by(&heard, leaves), "the packet leaves by another interface in the copy");
         let nft = self.end(copied, &heard)?;
         let way = match packet.origin {
-            Origin::Socket { .. } => Way::Out,
-            Origin::Interface { .. } => Way::Through,
+            Origin::Socket { .. } => Passage::Out,
+            Origin::Interface { .. } => Passage::Through,
         };
         let now = legacy::count(&copied.legacy)?;
         let ended = counted.ended(&now, &copied.legacy, whole.family(), way);

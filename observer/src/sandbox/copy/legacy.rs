@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{depends, doubts::Depends};
 use crate::{
-    firewall::legacy::{self, Does, Entry, LegacyChain, NAME_BYTES, REJECT, Spot, Table},
+    firewall::legacy::{self, Does, LegacyChain, LegacyEntry, NAME_BYTES, REJECT, Spot, Table},
     model::Verdict,
     sys,
 };
@@ -33,8 +33,9 @@ pub(super) type Ended = (usize, Spot);
 /// Makes the tables in the namespace of the calling thread. `logs`: a log's target would write there too.
 pub(super) fn make(tables: &[Table], logs: bool) -> Result<()> {
     let has = |names: &[&str]| -> Result<bool> {
-        let is_one = |entry: &Entry| matches!(&entry.does, Does::Extension(name) if names.contains(&name.as_str()));
-        let all: Vec<Vec<Entry>> = tables.iter().map(Table::entries).collect::<Result<_>>()?;
+        let is_one =
+            |entry: &LegacyEntry| matches!(&entry.does, Does::Extension(name) if names.contains(&name.as_str()));
+        let all: Vec<Vec<LegacyEntry>> = tables.iter().map(Table::entries).collect::<Result<_>>()?;
         Ok(all.iter().flatten().any(is_one))
     };
     ensure!(
@@ -86,7 +87,7 @@ impl Counted {
         now: &Self,
         tables: &[Table],
         family: u8,
-        way_out: depends::Way,
+        way_out: depends::Passage,
     ) -> Result<(Option<Ended>, Depends)> {
         let mut asked = Depends::on(tables.iter().filter(|table| table.layout.family == family).count());
         let mut ways = Vec::new();
@@ -94,7 +95,7 @@ impl Counted {
             let (before, after) = self.0.get(index).zip(now.0.get(index)).context("a table was not counted")?;
             let matched = after.iter().zip(before).map(|(after, before)| after.saturating_sub(*before)).collect();
             let entries = table.entries()?;
-            ways.push(Way { index, table, chains: table.chains(&entries), entries, matched, visited: 0 });
+            ways.push(TableWalk { index, table, chains: table.chains(&entries), entries, matched, visited: 0 });
         }
         ways.sort_by_key(|way| ORDER.iter().position(|name| *name == way.table.name));
         let mut ended = None;
@@ -117,17 +118,17 @@ impl Counted {
 }
 
 /// A table, and what matched in it.
-struct Way<'a> {
+struct TableWalk<'a> {
     index: usize,
     table: &'a Table,
-    entries: Vec<Entry>,
+    entries: Vec<LegacyEntry>,
     chains: Vec<LegacyChain>,
     matched: Vec<u64>,
     /// Matches that were followed.
     visited: u64,
 }
 
-impl Way<'_> {
+impl TableWalk<'_> {
     /// Follows what matched from a built-in chain on: where it ended, `None` where it was let pass, or never came there; and the
     /// rules that were asked.
     fn through(&mut self, hook: &str) -> Result<(Option<Ended>, Vec<usize>)> {

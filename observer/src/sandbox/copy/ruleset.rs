@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    depends::{Way, depends},
+    depends::{Passage, depends},
     doubts::Depends,
 };
 use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
@@ -114,7 +114,8 @@ fn list(limit: usize) -> Result<Listed> {
         elements.extend(dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?);
     }
     ensure!(nft::generation()? == generation, "the ruleset changed while it was read");
-    let (out, through) = (depends(&chains, &sets, &rules, Way::Out), depends(&chains, &sets, &rules, Way::Through));
+    let (out, through) =
+        (depends(&chains, &sets, &rules, Passage::Out), depends(&chains, &sets, &rules, Passage::Through));
     Ok(Listed { generation, tables, chains, sets, elements, objects, flowtables, rules, out, through })
 }
 

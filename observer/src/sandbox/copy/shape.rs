@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    depends::Way,
+    depends::Passage,
     ruleset::{CHAIN_HOOK, CHAIN_NAME, DATA, Listed, NAME, RULE_CHAIN, SET_NAME, TABLE, silent},
 };
 use crate::kernel::netlink::Body;
@@ -98,7 +98,7 @@ impl Shape {
         let ways: BTreeSet<(bool, bool)> =
             packets.iter().map(|packet| (is_v6(&packet), matches!(packet.origin, Origin::Interface { .. }))).collect();
         ways.into_iter().find_map(|(v6, is_forwarded)| {
-            let way = if is_forwarded { Way::Through } else { Way::Out };
+            let way = if is_forwarded { Passage::Through } else { Passage::Out };
             let mut all = self.met(v6, way);
             all.extend(other.met(v6, way));
             all.into_iter().find(|spot| self.0.get(spot) != other.0.get(spot)).map(|spot| spot.to_string())
@@ -106,7 +106,7 @@ impl Shape {
     }
 
     /// Chains that a packet may meet, and named sets beside.
-    fn met(&self, v6: bool, way: Way) -> BTreeSet<Spot> {
+    fn met(&self, v6: bool, way: Passage) -> BTreeSet<Spot> {
         let not = if v6 { family::IPV4 } else { family::IPV6 };
         let is_base = |(spot, part): &(&Spot, &Part)| {
             let name = part.hook.and_then(|number| hook::name(spot.family, number));

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     firewall::{
         files::Root,
-        legacy::{ChainText, Entry, Saved, Table, tables},
+        legacy::{ChainText, LegacyEntry, Saved, Table, tables},
         netfilter::{DROP, family},
         nft,
     },
@@ -349,7 +349,7 @@ impl Sandbox {
 
     /// It is to be sent from its sender's cgroup.
     pub fn asks_for_cgroups(&self) -> bool {
-        let has_cgroup = |entry: &Entry| entry.matches.iter().any(|name| name == "cgroup");
+        let has_cgroup = |entry: &LegacyEntry| entry.matches.iter().any(|name| name == "cgroup");
         self.out.asks_for_cgroups()
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
