@@ -1,6 +1,6 @@
 //! Which rule dropped the packet: read from the frame of `nft_do_chain`, which is still on the stack when it frees a packet.
 //! Nothing is searched for: at each place that frees, the frame lies at the same distance, and where in it the rule is was
-//! learnt from packets that known rules drop. What is no rule is reported by the function on the hook, from the frame of
+//! learnt from packets that known rules drop. Other causes are named by the function on the hook, from the frame of
 //! `nf_hook_slow`, likewise.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;

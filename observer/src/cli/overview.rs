@@ -19,7 +19,7 @@ use crate::{
     attribute::host::Identity,
     explain::rules::Allowed,
     incident::Snapshot,
-    model::{Coverage, Filter, Line, Reporter},
+    model::{Coverage, Filter, Line},
     privilege::Helper,
     probe::attach::check_privilege,
     render::{
@@ -42,10 +42,8 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
         return Err(exit::with_hint(&error));
     }
     let mut helper = Helper::start()?;
-    let Reporter { agent, host } = Identity::read().reporter;
     let standing = Standing {
-        host,
-        agent,
+        reporter: Identity::read().reporter,
         firewalls: helper.firewalls(None).map_err(|error| error.to_string()).and_then(|firewalls| firewalls),
         denies: helper.denies().map_err(|error| error.to_string()).and_then(|denies| denies),
     };

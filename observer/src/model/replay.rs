@@ -178,7 +178,7 @@ pub struct ReplayCounts {
     pub disagreed: u64,
     /// No rule was seen, and the copy named it.
     pub named: u64,
-    /// No rule was seen, and the copy's answer is no proof, or it lets the packet pass: none is reported.
+    /// No rule was seen, and the copy's answer is uncertain, or it lets the packet pass: none is reported.
     pub unsure: u64,
     /// There was no copy, or the packet could not be sent through it.
     pub unable: u64,

@@ -325,7 +325,7 @@ pub struct RulesSeen {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// What is no rule is reported by its function on the hook.
+    /// Causes other than rules are named by their function on the hook.
     pub hooks: bool,
     /// Rules are reported from the second packet of a block on: what gives verdicts is probed while something is being blocked.
     pub verdicts: bool,

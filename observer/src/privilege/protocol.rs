@@ -275,7 +275,7 @@ questions! {
     } => Result<(), String>;
     /// What came of that: asked again until it is known.
     EndPreflight {} => Result<Option<Preflighted>, String>;
-    /// End the programs that are being tried: nobody waits for a fix any more.
+    /// End the programs of trials: the caller skipped the fix.
     SkipTrials {} => ();
     /// Keep a program, whose descriptor comes with this, for [`struct@ArmAnswers`].
     AnswerProgram {} => Result<(), String>;

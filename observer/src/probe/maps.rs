@@ -134,7 +134,7 @@ impl Probes {
         is_avoided(RULES)
     }
 
-    /// By what the eBPF side is told how to tell rules; once.
+    /// The map that says where the eBPF side finds rules; once.
     pub fn take_rules(&mut self) -> anyhow::Result<RuleMaps> {
         let avoided = is_avoided(RULES).then(|| format!("not tried, because {AVOID} names it"));
         let mut take =

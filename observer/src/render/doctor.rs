@@ -3,13 +3,15 @@
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{ecs::Ecs, escape::escape, json};
+use super::{
+    escape::escape,
+    json::{self, State},
+};
 use crate::{
     attribute::host::Identity,
-    model::{Agent, Check, Diagnosis, Host, Status},
+    model::{Check, Diagnosis, Status},
 };
 
 fn style(status: Status) -> Style {
@@ -67,25 +69,6 @@ pub fn markdown(writer: &mut impl Write, diagnosis: &Diagnosis) -> io::Result<()
 }
 
 #[derive(Serialize)]
-struct State<'a> {
-    #[serde(rename = "@timestamp")]
-    timestamp: Timestamp,
-    ecs: Ecs,
-    agent: &'a Agent,
-    host: &'a Host,
-    event: StateMeta,
-    egress: StateEgress<'a>,
-}
-
-#[derive(Serialize)]
-struct StateMeta {
-    kind: &'static str,
-    dataset: &'static str,
-    module: &'static str,
-    reason: String,
-}
-
-#[derive(Serialize)]
 struct StateEgress<'a> {
     observable: bool,
     #[serde(flatten)]
@@ -94,15 +77,9 @@ struct StateEgress<'a> {
 
 /// For a program: one object on one line.
 pub fn json(writer: &mut impl Write, diagnosis: &Diagnosis) -> io::Result<()> {
-    let identity = Identity::read();
-    let state = State {
-        timestamp: Timestamp::now(),
-        ecs: Ecs::default(),
-        agent: &identity.reporter.agent,
-        host: &identity.reporter.host,
-        event: StateMeta { kind: "state", dataset: "observer.doctor", module: "observer", reason: diagnosis.verdict() },
-        egress: StateEgress { observable: diagnosis.worst() < Status::Failed, diagnosis },
-    };
+    let reporter = Identity::read().reporter;
+    let egress = StateEgress { observable: diagnosis.worst() < Status::Failed, diagnosis };
+    let state = State::new(&reporter, "observer.doctor", Some(diagnosis.verdict()), egress);
     json::write_line(writer, &state)?;
     writer.flush()
 }

@@ -2,13 +2,45 @@
 
 use std::io::{self, Write};
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{
     Serializer,
     ser::{CompactFormatter, Formatter},
 };
 
-use super::escape::must_escape;
+use super::{ecs::Ecs, escape::must_escape};
+use crate::model::{Agent, Host, Reporter};
+
+/// How something stands, as one object: not an event.
+#[derive(Serialize)]
+pub(super) struct State<'a, T> {
+    #[serde(rename = "@timestamp")]
+    timestamp: Timestamp,
+    ecs: Ecs,
+    agent: &'a Agent,
+    host: &'a Host,
+    event: Meta,
+    egress: T,
+}
+
+#[derive(Serialize)]
+struct Meta {
+    kind: &'static str,
+    dataset: &'static str,
+    module: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl<'a, T> State<'a, T> {
+    /// As it is now, of `observer.doctor` or the like.
+    pub(super) fn new(reporter: &'a Reporter, dataset: &'static str, reason: Option<String>, egress: T) -> Self {
+        let Reporter { agent, host, .. } = reporter;
+        let event = Meta { kind: "state", dataset, module: "observer", reason };
+        Self { timestamp: Timestamp::now(), ecs: Ecs::default(), agent, host, event, egress }
+    }
+}
 
 /// One value and a newline. Characters that could harm a terminal are written as `\uXXXX`: the same JSON to a program,
 /// harmless to a person who looks at it.

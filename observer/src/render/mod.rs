@@ -8,6 +8,7 @@ pub(crate) mod ecs;
 pub mod escape;
 mod fix;
 pub mod json;
+mod markdown;
 pub mod overview;
 pub mod screen;
 pub mod steps;

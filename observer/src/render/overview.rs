@@ -3,16 +3,20 @@
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use jiff::{Timestamp, Zoned};
+use jiff::Zoned;
 use serde::Serialize;
 
-use super::{ecs::Ecs, escape::escape, fix::as_root, json};
+use super::{
+    escape::escape,
+    fix::as_root,
+    json::{self, State},
+};
 use crate::{
     firewall::{
         denies::{Denies, Deny, Forwarded},
         inventory::Inventory,
     },
-    model::{Agent, Backend, Host, Statement},
+    model::{Backend, Reporter, Statement},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -20,32 +24,12 @@ const WARN: Style = AnsiColor::Yellow.on_default().bold();
 
 /// What is so without anything happening.
 pub struct Standing {
-    /// This host.
-    pub host: Host,
-    /// This program.
-    pub agent: Agent,
+    /// This host, and this program.
+    pub reporter: Reporter,
     /// Front ends with rules, or why they are not known.
     pub firewalls: Result<Inventory, String>,
     /// What can block outbound traffic, or why it is not known.
     pub denies: Result<Denies, String>,
-}
-
-#[derive(Serialize)]
-struct State<'a> {
-    #[serde(rename = "@timestamp")]
-    timestamp: Timestamp,
-    ecs: Ecs,
-    agent: &'a Agent,
-    host: &'a Host,
-    event: Meta,
-    egress: Found<'a>,
-}
-
-#[derive(Serialize)]
-struct Meta {
-    kind: &'static str,
-    dataset: &'static str,
-    module: &'static str,
 }
 
 /// What is not known is absent, and why.
@@ -63,26 +47,20 @@ struct Found<'a> {
 
 /// Host, firewalls and denies for a program: one object on one line, before those of what hangs and is blocked.
 pub fn json(writer: &mut impl Write, standing: &Standing) -> io::Result<()> {
-    let state = State {
-        timestamp: Timestamp::now(),
-        ecs: Ecs::default(),
-        agent: &standing.agent,
-        host: &standing.host,
-        event: Meta { kind: "state", dataset: "observer.status", module: "observer" },
-        egress: Found {
-            firewalls: standing.firewalls.as_ref().ok(),
-            firewalls_unknown: standing.firewalls.as_ref().err().map(String::as_str),
-            outbound: standing.denies.as_ref().ok(),
-            outbound_unknown: standing.denies.as_ref().err().map(String::as_str),
-        },
+    let egress = Found {
+        firewalls: standing.firewalls.as_ref().ok(),
+        firewalls_unknown: standing.firewalls.as_ref().err().map(String::as_str),
+        outbound: standing.denies.as_ref().ok(),
+        outbound_unknown: standing.denies.as_ref().err().map(String::as_str),
     };
+    let state = State::new(&standing.reporter, "observer.status", None, egress);
     json::write_line(writer, &state)?;
     writer.flush()
 }
 
 /// Host, firewalls, denies.
 pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io::Result<()> {
-    let host = standing.host.name.as_deref().map(|name| format!(" on {}", escape(name))).unwrap_or_default();
+    let host = standing.reporter.host.name.as_deref().map(|name| format!(" on {}", escape(name))).unwrap_or_default();
     let time = now.strftime("%H:%M:%S %Z (UTC%:z)");
     writeln!(writer, "{STRONG}observer {}{STRONG:#}{host} · {time}", env!("CARGO_PKG_VERSION"))?;
     let firewalls = match &standing.firewalls {

@@ -56,7 +56,7 @@ impl<W: Write> Screen<W> {
         Self { writer, width, line: Vec::new() }
     }
 
-    /// What it writes to, for what is no line.
+    /// The writer below, for cursor movements and for rows that are broken already.
     pub fn unbroken(&mut self) -> &mut W {
         &mut self.writer
     }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::{
     escape::escape,
     fix::{about, blocks, rows},
+    markdown::cell,
     screen::Screen,
 };
 use crate::{
@@ -410,7 +411,6 @@ fn write_fix(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
 
 /// For a ticket.
 pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
-    let cell = super::conclusion::cell;
     writeln!(writer, "# {}\n", cell(&answer.sentence()))?;
     if let Some(name) = &answer.identity.reporter.host.name {
         writeln!(
