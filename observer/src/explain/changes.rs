@@ -144,8 +144,16 @@ impl Changes {
         let burst = self.bursts.entry(commit.netns).or_insert_with(new);
         burst.changes += 1;
         burst.has_others |= burst.author != author;
-        let difference = None;
-        self.changing.push_back(Changing { commit, sender, share, is_last, is_asked: false, since: now, difference });
+        self.changing.push_back(Changing {
+            commit,
+            sender,
+            share,
+            is_last,
+            is_asked: false,
+            burst: None,
+            since: now,
+            difference: None,
+        });
     }
 
     /// Some are to be reported.
@@ -168,11 +176,13 @@ impl Changes {
     ) -> Option<(u64, RulesetChange)> {
         let (at, place, difference) =
             (0..self.changing.len()).find_map(|at| self.compared(at, attribution, is_over))?;
-        let Changing { commit, sender, is_last, .. } = self.changing.remove(at)?;
-        let burst = if is_last { self.bursts.remove(&commit.netns) } else { None };
+        let Changing { commit, sender, is_last, burst, .. } = self.changing.remove(at)?;
+        let burst = burst.or_else(|| if is_last { self.bursts.remove(&commit.netns) } else { None });
         if let Some(difference) = &difference {
-            if self.compared.len() >= MAX_COMPARED {
-                self.compared.clear();
+            if self.compared.len() >= MAX_COMPARED
+                && let Some(other) = self.compared.keys().copied().find(|netns| !self.heard.contains_key(netns))
+            {
+                self.compared.remove(&other);
             }
             self.compared.insert(commit.netns, difference.generation);
         }
@@ -213,7 +223,11 @@ impl Changes {
         let mut asking = Asking { queries, share: changing.share, is_last };
         // Both questions go out at once.
         let since = self.compared.get(&netns).copied();
-        changing.is_asked |= changing.is_last;
+        if changing.is_last && !changing.is_asked {
+            changing.is_asked = true;
+            // What comes from now on is another burst.
+            changing.burst = self.bursts.remove(&netns);
+        }
         let difference = changing.is_last.then(|| asking.poll(Differ { netns, generation, since }));
         let Poll::Ready(place) = places.of(netns, 0, &mut asking) else {
             // What has come is not given away.
@@ -244,6 +258,8 @@ struct Changing {
     is_last: bool,
     /// What changed was asked for: a later change does not take its place any more.
     is_asked: bool,
+    /// The changes that it is the last one of, once that was asked.
+    burst: Option<Burst>,
     since: Instant,
     /// What changed, once it has come.
     difference: Option<Result<Option<Difference>, String>>,

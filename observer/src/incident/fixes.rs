@@ -21,6 +21,8 @@ const MAX_WAITING_OF_A_SHARE: usize = 16;
 const OFTEN: Duration = Duration::from_millis(100);
 /// How long that may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A connection to the same destination keeps a fix waiting for so long at most.
+const DEFERRED: Duration = Duration::from_secs(1);
 /// A rule that is in force again, or that another change did not remedy, is looked at anew after this time.
 const AGAIN: Duration = Duration::from_secs(600);
 /// Rules that are remembered.
@@ -39,6 +41,7 @@ struct FixKind {
 }
 
 struct Waiting {
+    key: FixKind,
     attempt: Box<Attempt>,
     /// The sender belongs to the tree that goes before others.
     is_first: bool,
@@ -46,6 +49,8 @@ struct Waiting {
     stopped: Stopped,
     /// Rules have changed since: only a fix that was tested under them counts.
     is_outdated: bool,
+    /// Since when a connection to the same destination keeps it waiting.
+    deferred: Option<Instant>,
     /// When it was asked first.
     since: Option<Instant>,
     /// Not asked again before.
@@ -96,6 +101,24 @@ impl Fixes {
         if is_known || share != Share::Host && of_the_share >= MAX_WAITING_OF_A_SHARE {
             return;
         }
+        let stopped = Stopped { netns, netns_cookie, rule: rule.clone(), packet: packet.clone(), is_by_name: false };
+        // What waits from before a change is asked for as it is now.
+        if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.key == key && waiting.share == share) {
+            *self.asked.get_or_insert(&key, now, || now) = now;
+            let attempt = Box::new(attempt.clone());
+            *same = Waiting {
+                key,
+                attempt,
+                is_first,
+                share,
+                stopped,
+                is_outdated: false,
+                deferred: None,
+                since: None,
+                next: None,
+            };
+            return;
+        }
         // Whoever runs the command goes before all others, and root before its users.
         let rank = |is_first: bool, share: Share| (!is_first, share != Share::Host);
         let is_behind = |other: &Waiting| rank(other.is_first, other.share) > rank(is_first, share);
@@ -107,11 +130,20 @@ impl Fixes {
             }
         }
         *self.asked.get_or_insert(&key, now, || now) = now;
-        let stopped = Stopped { netns, netns_cookie, rule: rule.clone(), packet: packet.clone(), is_by_name: false };
         let place = self.waiting.iter().position(is_behind).unwrap_or(self.waiting.len());
         let attempt = Box::new(attempt.clone());
-        self.waiting
-            .insert(place, Waiting { attempt, is_first, share, stopped, is_outdated: false, since: None, next: None });
+        let waiting = Waiting {
+            key,
+            attempt,
+            is_first,
+            share,
+            stopped,
+            is_outdated: false,
+            deferred: None,
+            since: None,
+            next: None,
+        };
+        self.waiting.insert(place, waiting);
     }
 
     /// Rules of a namespace have changed. Whatever is stopped from now on is stopped in spite of the change, and is asked for anew; what was
@@ -124,9 +156,8 @@ impl Fixes {
     }
 
     /// What was blocked works again: nobody needs its fix.
-    pub(super) fn give_up(&mut self, attempt: &Attempt) {
-        let works = super::story(attempt);
-        self.waiting.retain(|waiting| super::story(&waiting.attempt) != works);
+    pub(super) fn give_up(&mut self, story: Uuid) {
+        self.waiting.retain(|waiting| super::story(&waiting.attempt) != story);
     }
 
     /// The next one that is known, and of which attempt.
@@ -136,10 +167,14 @@ impl Fixes {
         now: Instant,
         is_arriving: impl Fn(&Attempt) -> bool,
     ) -> Option<(Box<Attempt>, Box<Fix>)> {
-        while let Some(waiting) = self.waiting.front_mut() {
+        let mut place = 0;
+        while let Some(waiting) = self.waiting.get_mut(place) {
             // Whether it works again is known in a moment, and its fix would come too late then.
-            if is_arriving(&waiting.attempt) {
-                return None;
+            let is_held = is_arriving(&waiting.attempt)
+                && now.duration_since(*waiting.deferred.get_or_insert(now)) < patience::here(DEFERRED);
+            if is_held {
+                place += 1;
+                continue;
             }
             let is_over = now.duration_since(*waiting.since.get_or_insert(now)) > patience::here(PATIENCE);
             if !is_over && waiting.next.is_some_and(|next| now < next) {
@@ -154,11 +189,11 @@ impl Fixes {
                 Poll::Pending | Poll::Ready(Ok(Remedy::NotYet | Remedy::None)) => {}
                 Poll::Ready(Ok(Remedy::Is(fix))) if waiting.is_outdated && !fix.verified => {}
                 Poll::Ready(Ok(Remedy::Is(fix))) => {
-                    return self.waiting.pop_front().map(|waiting| (waiting.attempt, fix));
+                    return self.waiting.remove(place).map(|waiting| (waiting.attempt, fix));
                 }
                 Poll::Ready(Err(why)) => log::debug!("no fix was looked for: {why}"),
             }
-            self.waiting.pop_front();
+            self.waiting.remove(place);
         }
         None
     }

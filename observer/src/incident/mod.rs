@@ -70,6 +70,13 @@ pub struct Snapshot {
     pub are_more: bool,
 }
 
+impl Snapshot {
+    /// Of news, which counts nobody.
+    pub fn of(story: Uuid) -> Self {
+        Self { story, others: 0, are_more: false }
+    }
+}
+
 #[cfg(test)]
 impl Snapshot {
     /// The only process of a story with this number.
@@ -107,6 +114,8 @@ pub struct News {
     pub at: Timestamp,
     /// What.
     pub kind: Kind,
+    /// The story that it is of, where that is not the attempt's own: who reached a destination is known better than who was blocked.
+    pub story: Option<Uuid>,
 }
 
 /// Those of each account: whoever causes many makes room among its own.
@@ -295,17 +304,18 @@ impl Incidents {
             }
             news.push(self.name(attempt, &decision, share, now));
         }
-        for (attempt, outcome) in self.awaited.take_ended() {
-            news.push(News { at: attempt.end, kind: Kind::Outcome(attempt, outcome) });
+        for (attempt, outcome, story) in self.awaited.take_ended() {
+            news.push(News { at: attempt.end, kind: Kind::Outcome(attempt, outcome), story: Some(story) });
         }
-        while let Some((attempt, restored)) = self.awaited.next(&is_changing, (lookup, now), is_over) {
-            self.fixes.give_up(&attempt);
-            news.push(News { at: attempt.end, kind: Kind::Restored(attempt, Box::new(restored)) });
+        while let Some((attempt, restored, story)) = self.awaited.next(&is_changing, (lookup, now), is_over) {
+            self.fixes.give_up(story);
+            let at = attempt.end;
+            news.push(News { at, kind: Kind::Restored(attempt, Box::new(restored)), story: Some(story) });
         }
         let fix = self.fixes.take_known(lookup, now, |attempt| self.awaited.is_arriving(attempt));
         if let Some((attempt, fix)) = fix {
             let kind = Kind::Fix(Box::new(attempt.without_packets()), fix);
-            news.push(News { at: Timestamp::now(), kind });
+            news.push(News { at: Timestamp::now(), kind, story: None });
         }
         news
     }
@@ -322,7 +332,7 @@ impl Incidents {
         if let Some((words, incident)) = words.zip(self.table.of(share, now).get(&attempt.incident, now)) {
             incident.identity.name(words);
         }
-        News { at: Timestamp::now(), kind: Kind::Rule(Box::new(attempt.without_packets())) }
+        News { at: Timestamp::now(), kind: Kind::Rule(Box::new(attempt.without_packets())), story: None }
     }
 
     /// Something is asked for yet, or is to be reported: [`Self::news`] is to be called from time to time.

@@ -85,7 +85,7 @@ pub(super) struct Awaited {
     changes: HashMap<u32, VecDeque<Changed>>,
     reached: VecDeque<Arrival>,
     /// Connections that ended without an answer, and are to be reported.
-    ended: Vec<(Box<Attempt>, Outcome)>,
+    ended: Vec<(Box<Attempt>, Outcome, Uuid)>,
     /// Those that were reported last.
     over: VecDeque<Over>,
     /// When datagrams were waited for last.
@@ -211,7 +211,7 @@ impl Awaited {
         if waited_ms.unwrap_or(least) < LONG_MS || self.ended.len() >= MAX_REACHED {
             return;
         }
-        let mut attempt = story.attempt.clone();
+        let (mut attempt, of) = (story.attempt.clone(), super::story(&story.attempt));
         attempt.start = waited_ms.map_or(story.first, |waited| at - Duration::from_millis(waited));
         attempt.end = at;
         // The port is given back before the state changes.
@@ -219,19 +219,22 @@ impl Awaited {
         attempt.source = Some(FlowEnd { ip: reached.local.ip(), port, nat: None });
         attempt.sender = sender;
         attempt.socket_inode = None;
-        self.ended.push((Box::new(attempt.without_packets()), Outcome { waited_ms }));
+        self.ended.push((Box::new(attempt.without_packets()), Outcome { waited_ms }, of));
     }
 
-    /// Connections that ended without an answer, since the last time.
-    pub(super) fn take_ended(&mut self) -> Vec<(Box<Attempt>, Outcome)> {
+    /// Connections that ended without an answer, since the last time, and of which stories.
+    pub(super) fn take_ended(&mut self) -> Vec<(Box<Attempt>, Outcome, Uuid)> {
         std::mem::take(&mut self.ended)
     }
 
-    /// A connection to the same destination is to be reported yet.
+    /// A connection from the same namespace to the same destination is to be reported yet.
     pub(super) fn is_arriving(&self, attempt: &Attempt) -> bool {
-        let to = attempt.destination.map(|end| (end.ip, end.port));
-        let of = |arrival: &Arrival| (arrival.reached.remote.ip(), Some(arrival.reached.remote.port()));
-        to.is_some_and(|to| self.reached.iter().any(|arrival| of(arrival) == to))
+        let is_it = |Arrival { reached, .. }: &Arrival| {
+            let to = Some((reached.remote.ip(), Some(reached.remote.port())));
+            let home = attempt.origin_netns.or(attempt.netns);
+            to == attempt.destination.map(|end| (end.ip, end.port)) && home == Some(reached.netns)
+        };
+        self.reached.iter().any(is_it)
     }
 
     /// So many more can be taken.
@@ -251,7 +254,7 @@ impl Awaited {
         is_changing: impl Fn(u32, u64) -> bool,
         (lookup, now): (&mut impl Lookup, Instant),
         is_over: bool,
-    ) -> Option<(Box<Attempt>, Restored)> {
+    ) -> Option<(Box<Attempt>, Restored, Uuid)> {
         loop {
             let arrival = self.reached.front()?;
             // A change of those rules that came before may wait to be reported, or not be heard yet.
@@ -262,7 +265,9 @@ impl Awaited {
             }
             let arrival = self.reached.pop_front()?;
             if let Some(blocked) = self.take(&arrival, lookup) {
-                return Some(self.works(blocked, arrival));
+                let story = super::story(&blocked.attempt);
+                let (attempt, restored) = self.works(blocked, arrival);
+                return Some((attempt, restored, story));
             }
         }
     }

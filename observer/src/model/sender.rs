@@ -47,7 +47,8 @@ impl Sender {
 
     /// Whoever had a program change rules, as ufw does by many of iptables'; else that program.
     pub fn author(&self) -> Option<u32> {
-        self.ancestry.get(1).or(self.ancestry.first()).map(|ancestor| ancestor.pid)
+        let parent = self.ancestry.get(1).filter(|parent| parent.pid != 1);
+        parent.or(self.ancestry.first()).map(|ancestor| ancestor.pid)
     }
 
     /// `curl[2211]`, or what is known instead. Not escaped: that is the renderer's business.

@@ -36,6 +36,9 @@ const MAX_NAMESPACES: usize = 256;
 const MAX_KEPT: usize = 8;
 const MAX_OLDER_RULES: usize = 50_000;
 
+/// Numbers of rulesets that differences were given up to, and are remembered.
+const MAX_ANSWERED: usize = 8;
+
 /// Rulesets about which somebody asked within this time are read at every change.
 const WARM: Duration = Duration::from_secs(600);
 
@@ -66,8 +69,8 @@ struct Space {
     rulesets: VecDeque<Ruleset>,
     /// Nobody waited until it was read.
     reading: Option<Reading>,
-    /// Generation of the first ruleset that was read.
-    first: Option<u32>,
+    /// Numbers of the ruleset that was read first, and of those that differences were given up to: the last ones.
+    answered: VecDeque<u32>,
     /// No change is looked at before.
     compared_until: Instant,
     /// When the last reading began.
@@ -158,7 +161,7 @@ impl Rulesets {
                 space: Mutex::new(Space {
                     rulesets: VecDeque::new(),
                     reading: None,
-                    first: None,
+                    answered: VecDeque::new(),
                     compared_until: now,
                     began: now,
                     rests_until: now,
@@ -235,7 +238,9 @@ impl Rulesets {
         space.refresh(number, cookie, false, deadline)?;
         slot.weigh(&space);
         space.compared_until = Instant::now() + began.elapsed().saturating_sub(QUICK) * COMPARED_SHARE;
-        let Some(since) = since.or(space.first) else { return Ok(None) };
+        // A number that was never answered is of another namespace, which had the same inode number before.
+        let since = since.filter(|since| space.answered.contains(since)).or(space.answered.front().copied());
+        let Some(since) = since else { return Ok(None) };
         let mut kept = space.rulesets.iter_mut();
         let Some(newest) = kept.next().filter(|newest| newest.generation() != since) else { return Ok(None) };
         // A question may have had later ones read. Where it is not kept any more, the eldest that is left stands for it.
@@ -250,7 +255,13 @@ impl Rulesets {
         let mut roots = || netns::roots(number);
         let texts = Instant::now() + patience::here(COMPARING / 2);
         let difference = earlier.map(|earlier| newest.difference(earlier, texts, &mut roots));
-        Ok(difference.map(|difference| Difference { since, ..difference }))
+        if let Some(difference) = &difference {
+            if space.answered.len() >= MAX_ANSWERED {
+                space.answered.pop_front();
+            }
+            space.answered.push_back(difference.generation);
+        }
+        Ok(difference)
     }
 }
 
@@ -312,12 +323,21 @@ impl Space {
             if took > SLOW && is_asked {
                 self.rests_until = Instant::now() + took * SHARE;
             }
-            self.first = self.first.or(Some(ruleset.generation()));
+            if self.answered.is_empty() {
+                self.answered.push_back(ruleset.generation());
+            }
             self.rulesets.push_front(ruleset);
         }
         let older = |kept: &VecDeque<Ruleset>| kept.iter().skip(1).map(Ruleset::rules).sum::<usize>();
         while self.rulesets.len() > MAX_KEPT || self.rulesets.len() > 1 && older(&self.rulesets) > MAX_OLDER_RULES {
-            self.rulesets.pop_back();
+            // The one that the next difference is asked for since stays, where there is room for another.
+            let pinned = self.answered.back().copied();
+            let is_other = |ruleset: &Ruleset| Some(ruleset.generation()) != pinned;
+            let eldest = self.rulesets.iter().skip(1).rposition(is_other).map(|place| place + 1);
+            match eldest.filter(|_| self.rulesets.len() > 2) {
+                Some(eldest) => drop(self.rulesets.remove(eldest)),
+                None => drop(self.rulesets.pop_back()),
+            }
         }
         Ok(Ok(()))
     }

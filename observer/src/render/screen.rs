@@ -12,7 +12,7 @@ use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm, core::Word, 
 /// A label is at most this wide; behind it the text of its lines continues.
 const MAX_LABEL: usize = 20;
 /// Columns by which a line continues that has no label, or for which the terminal is too narrow.
-const INDENT: usize = 4;
+const INDENT: usize = 6;
 /// Labels of commands: what is copied must be the same command, so that a row ends with a backslash where it goes on.
 const COMMANDS: [&str; 5] = ["fix", "undo", "run", "or", "and"];
 

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     attribute::Attribution,
     explain::{self, Explainer, Sight, changes::Changes, finding},
-    incident::{Incidents, News},
+    incident::{Incidents, News, Snapshot},
     intake::{
         counts::Counts,
         decode::{decode, of_key, peek},
@@ -425,10 +425,10 @@ impl<E: HostQueries> Consumer<E> {
         explainer.rules().refresh(attribution.queries());
         changes.progress(attribution.queries());
         let mut lookups = Lookups { attribution, explainer, tell };
-        for News { at, kind } in
+        for News { at, kind, story } in
             incidents.news(&mut lookups, |netns, boot_ns| changes.is_changing(netns, boot_ns), now, is_over)
         {
-            self.writer.news(at, kind, None);
+            self.writer.news(at, kind, story.map(Snapshot::of));
         }
     }
 

@@ -1,6 +1,9 @@
 //! Many destinations that the same program is denied by the same rule: a few are shown whole, the rest as one line.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use uuid::Uuid;
 
@@ -10,7 +13,9 @@ use crate::{model::Attempt, render::text};
 const WHOLE: usize = 3;
 /// Groups that are remembered; of more, all are begun anew.
 const MAX_GROUPS: usize = 1024;
-/// Destinations and stories of all groups that are told apart.
+/// Destinations of a group that are counted.
+const MAX_DESTINATIONS: usize = 4096;
+/// Stories that are not shown whole and are remembered.
 const MAX_MEMBERS: usize = 20_000;
 /// Name space of groups' ids.
 const GROUPS: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2067_726f_7570_2069);
@@ -18,7 +23,8 @@ const GROUPS: Uuid = Uuid::from_u128(0x6f62_7365_7276_6572_2067_726f_7570_2069);
 #[derive(Default)]
 struct Group {
     shown: HashSet<Uuid>,
-    destinations: HashSet<String>,
+    /// Hashes of where to.
+    destinations: HashSet<u64>,
 }
 
 /// All of them, by their ids.
@@ -27,8 +33,6 @@ pub(super) struct Groups {
     all: HashMap<Uuid, Group>,
     /// Stories that are not shown whole.
     folded: HashSet<Uuid>,
-    /// Destinations of all groups.
-    members: usize,
 }
 
 /// A story that is not shown whole.
@@ -47,20 +51,21 @@ impl Groups {
         let id = group(attempt);
         if self.all.len() >= MAX_GROUPS && !self.all.contains_key(&id) {
             self.all.clear();
-            self.members = 0;
         }
         if self.folded.len() >= MAX_MEMBERS {
             self.folded.clear();
         }
         let group = self.all.entry(id).or_default();
-        if group.shown.len() < WHOLE || group.shown.contains(&story) {
+        let was_folded = self.folded.contains(&story);
+        if !was_folded && (group.shown.len() < WHOLE || group.shown.contains(&story)) {
             group.shown.insert(story);
-            self.folded.remove(&story);
             return None;
         }
         let is_new = self.folded.insert(story);
-        if self.members < MAX_MEMBERS && group.destinations.insert(attempt.to()) {
-            self.members += 1;
+        if group.destinations.len() < MAX_DESTINATIONS {
+            let mut hasher = DefaultHasher::new();
+            attempt.to().hash(&mut hasher);
+            group.destinations.insert(hasher.finish());
         }
         Some(Folded { group: id, destinations: group.destinations.len(), is_new })
     }

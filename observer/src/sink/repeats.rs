@@ -132,7 +132,7 @@ impl Repeats {
                 *turn
             };
             let mut ordered: Vec<(usize, Row)> = standing.into_iter().map(|row| (turn(&row), row)).collect();
-            ordered.sort_by_key(|(turn, _)| *turn);
+            ordered.sort_by_key(|(turn, row)| (*turn, row.user != Some(0)));
             standing = ordered.into_iter().take(number).map(|(_, row)| row).collect();
             standing.sort_by_key(|row| std::cmp::Reverse(row.last));
         }

@@ -1,7 +1,7 @@
 //! Lines for a person: one block a story, repeats in short, background folded into the closing lines.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     io::{self, Write},
     time::{Duration, Instant},
 };
@@ -63,10 +63,12 @@ pub struct Terminal<W> {
     /// Connections that hang and were shown, and those that were not; and when the last of these was reported.
     hanging: (usize, usize),
     hung: Option<Instant>,
-    /// Tested commands of fixes that were shown.
-    fixes: VecDeque<Vec<String>>,
+    /// Commands of fixes that were shown, and whether they were tested.
+    fixes: VecDeque<(Vec<String>, bool)>,
     /// Stories of which the end of a connection was shown.
     ended: HashSet<Uuid>,
+    /// Stories that were shown to work again, and when: what was blocked before is counted late.
+    works: HashMap<Uuid, Timestamp>,
     /// A change of rules that may not be the last one in a row.
     pending: Option<Pending>,
 }
@@ -99,6 +101,7 @@ impl<W: Write + Send> Terminal<W> {
             hung: None,
             fixes: VecDeque::new(),
             ended: HashSet::new(),
+            works: HashMap::new(),
             pending: None,
         }
     }
@@ -125,6 +128,10 @@ impl<W: Write + Send> Terminal<W> {
         }
         self.senders.add(&text::name(&attempt.sender), attempt.packets);
         self.destinations.add(&attempt.to(), attempt.packets);
+        let is_late = |of: &Snapshot| self.works.get(&of.story).is_some_and(|works| attempt.end <= *works);
+        if story.as_ref().is_some_and(is_late) {
+            return Ok(());
+        }
         let now = Instant::now();
         let folded = story.filter(|_| !self.with_all && !is_lost).and_then(|of| self.groups.fold(attempt, of.story));
         if let Some((story, folded)) = story.zip(folded) {
@@ -240,12 +247,11 @@ impl<W: Write + Send> Sink for Terminal<W> {
             }
             Kind::Fix(attempt, fix) => {
                 // The same commands stand above already, for another destination or after another change.
-                if !self.with_all && self.fixes.contains(&fix.commands) {
+                let known = (fix.commands.clone(), fix.verified);
+                if !self.with_all && !fix.commands.is_empty() && self.fixes.contains(&known) {
                     return Ok(());
                 }
-                if fix.verified {
-                    self.fixes.push_back(fix.commands.clone());
-                }
+                self.fixes.push_back(known);
                 if self.fixes.len() > MAX_FIXES {
                     self.fixes.pop_front();
                 }
@@ -253,9 +259,15 @@ impl<W: Write + Send> Sink for Terminal<W> {
                 self.text.fix(&mut self.writer, line.at, attempt, fix)
             }
             Kind::Outcome(attempt, outcome) => {
+                let story = story.map_or_else(|| incident::story(attempt), |of| of.story);
+                if !self.with_all && (attempt.background.is_some() || self.groups.is_folded(story)) {
+                    return Ok(());
+                }
+                if self.ended.len() >= MAX_ENDED {
+                    self.ended.clear();
+                }
                 // Whoever tries every few seconds ends as often: once is enough until it works.
-                let is_known = self.ended.len() >= MAX_ENDED || !self.ended.insert(incident::story(attempt));
-                if !self.with_all && (is_known || attempt.background.is_some() || self.is_folded(attempt)) {
+                if !self.ended.insert(story) && !self.with_all {
                     return Ok(());
                 }
                 self.make_room()?;
@@ -264,7 +276,11 @@ impl<W: Write + Send> Sink for Terminal<W> {
             Kind::Restored(attempt, restored) => {
                 // What is blocked again is a block of its own, which may need its fix again.
                 self.fixes.clear();
-                let story = incident::story(attempt);
+                let story = story.map_or_else(|| incident::story(attempt), |of| of.story);
+                if self.works.len() >= MAX_ENDED {
+                    self.works.clear();
+                }
+                self.works.insert(story, attempt.end);
                 self.groups.forget(story);
                 self.ended.remove(&story);
                 self.make_room()?;
@@ -326,7 +342,7 @@ impl<W: Write + Send> Sink for Terminal<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Account, Cause};
+    use crate::model::{Account, Cause, Restored, RestoredBy};
 
     fn line(kind: Kind) -> Line {
         Line { id: None, sequence: Some(1), at: Timestamp::UNIX_EPOCH, kind }
@@ -358,6 +374,24 @@ mod tests {
         assert_eq!(text.matches("BLOCKED").count(), 1);
         assert!(text.contains("00:00:00 again    curl[7] → 203.0.113.10:443/tcp  ×9\n"), "{text}");
         assert!(text.ends_with("9 packets blocked, 1 incident · lost 0\n"), "{text}");
+    }
+
+    #[test]
+    fn a_block_after_it_works_is_shown_whole() {
+        let restored =
+            Restored { after_ms: 1, by: RestoredBy::Connection, last_blocked: Timestamp::UNIX_EPOCH, change: None };
+        let at = Timestamp::UNIX_EPOCH + Duration::from_secs(5);
+        let works = Attempt { end: at, ..Attempt::example() };
+        let works = Kind::Restored(Box::new(works), Box::new(restored));
+        let late = blocked(2);
+        let again = Attempt { end: at + Duration::from_secs(1), ..Attempt::example() };
+        let again = Kind::Blocked(Box::new(again));
+        let story = Some(Snapshot::example(1));
+        let text = told(&[blocked(1), blocked(3), (works, story), late, (again, story)], false);
+        let words: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+        let shown: Vec<&&str> = words.iter().filter(|word| ["BLOCKED", "again", "WORKS"].contains(word)).collect();
+        assert_eq!(shown, [&"BLOCKED", &"again", &"WORKS", &"BLOCKED"], "{text}");
+        assert!(text.contains("×4") && text.contains("2 incidents"), "{text}");
     }
 
     #[test]

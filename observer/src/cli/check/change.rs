@@ -17,7 +17,13 @@ const MAX_RULESET: usize = 96 << 10;
 pub(super) fn after(command: &str) -> Result<Vec<String>> {
     let words = shlex::split(command).unwrap_or_default();
     let words: Vec<String> = words.into_iter().skip_while(|word| word == "sudo").collect();
-    if let Some(word) = words.iter().find(|word| ["&&", "||", ";", "|", "&"].contains(&word.as_str())) {
+    // Some of these are words of nft's own.
+    let operators = if words.first().is_some_and(|program| program == "nft") {
+        &["&&", "||"][..]
+    } else {
+        &["&&", "||", ";", "|", "&"]
+    };
+    if let Some(word) = words.iter().find(|word| operators.contains(&word.as_str())) {
         return Err(usage(
             &format!("`--after` runs one command and no shell, and `{word}` is for a shell"),
             "test several changes as a file, with --ruleset",

@@ -118,7 +118,9 @@ pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
 /// A word that no shell and no front end takes for anything else, and that is no option.
 pub(super) fn plain(word: &str) -> Option<&str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/,-+".contains(&byte);
-    (!word.is_empty() && !word.starts_with('-') && word.bytes().all(is_plain)).then_some(word)
+    // A longer one would not fit into a row of a terminal.
+    const MAX: usize = 64;
+    ((1..=MAX).contains(&word.len()) && !word.starts_with('-') && word.bytes().all(is_plain)).then_some(word)
 }
 
 #[cfg(test)]

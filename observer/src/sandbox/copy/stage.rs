@@ -118,11 +118,11 @@ pub fn logs_everywhere() -> bool {
     // Only the first network namespace has the switch: where this is another one, the first process may live there.
     let of_the_first = || {
         let namespace = File::open("/proc/1/ns/net").ok()?;
-        let read = thread::spawn(move || {
+        let read = thread::Builder::new().spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET).ok()?;
             fs::read_to_string(SWITCH).ok()
         });
-        read.join().ok().flatten()
+        read.ok()?.join().ok().flatten()
     };
     // Where it is not to be seen it may be on.
     fs::read_to_string(SWITCH).ok().or_else(of_the_first).is_none_or(|on| on.trim() != "0")
