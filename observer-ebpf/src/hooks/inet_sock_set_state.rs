@@ -21,26 +21,26 @@ pub fn own_sock_state(context: BtfTracePointContext) -> i32 {
     let sk: u64 = context.arg(0);
     let before: u64 = context.arg(1);
     let state: u64 = context.arg(2);
+    let is_end = state as u32 == sock::CLOSE;
+    // One call for both: the verifier walks through it at every place from which it is called.
+    if before as u32 == sock::SYN_SENT && (is_end || state as u32 == sock::ESTABLISHED) {
+        awaited::decided(sk, is_end);
+    }
     match state as u32 {
-        sock::ESTABLISHED if before as u32 == sock::SYN_SENT => awaited::established(sk),
-        // What the kernel connects by a thread of its own is nobody's, or a part of somebody's that cannot be reported here.
+        // What the kernel connects by a thread of its own is nobody's, or a part of somebody's that cannot be told here.
         sock::SYN_SENT if task::is_kernel_thread() => {}
         sock::SYN_SENT => {
             let netns = sock::netns::<Direct>(sk);
             connecting(sock::traced_cookie(sk as *mut u8), netns);
         }
-        sock::CLOSE if before as u32 == sock::SYN_SENT => {
-            // By its owner, who is forgotten then.
-            awaited::given_up(sk);
-            owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0));
-        }
+        // After its end was reported: by its owner, who is forgotten here.
         sock::CLOSE => owner::retire(Direct::field(sk, field!(sk_cookie)).unwrap_or(0)),
         _ => {}
     }
     0
 }
 
-/// A function of its own: what is put together here must not lie on the stack where [`awaited::established`] runs.
+/// A function of its own: what is put together here must not lie on the stack where [`awaited::decided`] runs.
 #[inline(never)]
 fn connecting(cookie: u64, netns: u32) {
     owner::bind(cookie, task::current(), netns, OwnerSource::Connect);

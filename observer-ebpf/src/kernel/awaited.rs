@@ -46,19 +46,11 @@ fn is_any() -> bool {
     AWAITING.get(0).is_some_and(|any| *any != 0)
 }
 
-/// The connection of this socket has its answer.
+/// The connection of this socket has its answer, or ends without one.
 #[inline(always)]
-pub fn established(sk: u64) {
+pub fn decided(sk: u64, is_end: bool) {
     if is_any() {
-        tell(sk, 0, false);
-    }
-}
-
-/// The connection of this socket ends without an answer.
-#[inline(always)]
-pub fn given_up(sk: u64) {
-    if is_any() {
-        tell(sk, 0, true);
+        tell(sk, 0, is_end);
     }
 }
 

@@ -325,8 +325,13 @@ impl Incidents {
         // Where a later packet gave the rule, how it is known stays.
         let told = attempt.rule.take();
         finding::enter(&mut attempt, decision);
-        if told.as_ref().is_some_and(|told| told.text.is_some()) {
-            attempt.rule = told;
+        match (told, &mut attempt.rule) {
+            (Some(told), _) if told.text.is_some() => attempt.rule = Some(told),
+            // Of the same rule only its text is new.
+            (Some(told), Some(rule)) if told.handle == rule.handle => {
+                (rule.source, rule.confirmed_by, rule.replay) = (told.source, told.confirmed_by, told.replay);
+            }
+            _ => {}
         }
         let words = decision.rule.as_ref().and_then(NamedRule::words);
         if let Some((words, incident)) = words.zip(self.table.of(share, now).get(&attempt.incident, now)) {

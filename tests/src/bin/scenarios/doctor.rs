@@ -114,7 +114,7 @@ const BUDGET: [(&str, u32); 12] = [
     ("proc_exec", 20_000),
     ("proc_exit", 2_000),
     ("proc_mkdir", 2_000),
-    ("own_sock_state", 10_000),
+    ("own_sock_state", 30_000),
     ("own_sock_create", 5_000),
     ("own_sock_close", 5_000),
     ("flow_sock_ops", 2_000),
