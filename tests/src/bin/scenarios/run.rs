@@ -189,11 +189,11 @@ fn on_block() -> Result<Outcome> {
         finish(&mut run(&lab, &["--fail-on-block", "--", "curl", "-m", "1", &format!("https://{FAR_V4}/")]))?;
     ensure!(status == Some(1), "{status:?}: {said}");
     // The command would wait for minutes, and what it started for an hour.
-    // A daemon and a child that ignores signals belong to that.
+    // A daemon and a child that ignores signals belong to that. The shell must not end before its own signal comes.
     let marker = format!("marker-{}", lab.client.pid());
     let deaf = format!("trap : TERM; for i in $(seq 400); do sleep 0.2; done; : {marker}");
     let script = format!(
-        "(setsid sh -c '{deaf}' >/dev/null 2>&1 &); sh -c '{deaf}' & sleep 0.2; curl -sS https://{FAR_V4}/; exit 0"
+        "(setsid sh -c '{deaf}' >/dev/null 2>&1 &); sh -c '{deaf}' & sleep 0.2; curl -sS https://{FAR_V4}/; sleep 20; exit 0"
     );
     let (status, _, said) = finish(&mut run(&lab, &["--stop-on-block", "-c", &script]))?;
     ensure!(status == Some(1) && said.contains("was ended by SIGTERM"), "{status:?}: {said}");
