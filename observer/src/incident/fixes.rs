@@ -57,6 +57,13 @@ struct Waiting {
     next: Option<Instant>,
 }
 
+impl Waiting {
+    fn new(key: FixKind, attempt: &Attempt, (is_first, share): (bool, Share), stopped: Stopped) -> Self {
+        let attempt = Box::new(attempt.clone());
+        Self { key, attempt, is_first, share, stopped, is_outdated: false, deferred: None, since: None, next: None }
+    }
+}
+
 /// All of them, the eldest first.
 pub(super) struct Fixes {
     are_wanted: bool,
@@ -105,18 +112,7 @@ impl Fixes {
         // What waits from before a change is asked for as it is now.
         if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.key == key && waiting.share == share) {
             *self.asked.get_or_insert(&key, now, || now) = now;
-            let attempt = Box::new(attempt.clone());
-            *same = Waiting {
-                key,
-                attempt,
-                is_first,
-                share,
-                stopped,
-                is_outdated: false,
-                deferred: None,
-                since: None,
-                next: None,
-            };
+            *same = Waiting::new(key, attempt, (is_first, share), stopped);
             return;
         }
         // Whoever runs the command goes before all others, and root before its users.
@@ -131,18 +127,7 @@ impl Fixes {
         }
         *self.asked.get_or_insert(&key, now, || now) = now;
         let place = self.waiting.iter().position(is_behind).unwrap_or(self.waiting.len());
-        let attempt = Box::new(attempt.clone());
-        let waiting = Waiting {
-            key,
-            attempt,
-            is_first,
-            share,
-            stopped,
-            is_outdated: false,
-            deferred: None,
-            since: None,
-            next: None,
-        };
+        let waiting = Waiting::new(key, attempt, (is_first, share), stopped);
         self.waiting.insert(place, waiting);
     }
 

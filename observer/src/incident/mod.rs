@@ -25,7 +25,8 @@ use self::{fixes::Fixes, identity::Identity, late::Late, recent::Recent, restore
 use crate::{
     explain::{Sight, finding},
     model::{
-        Attempt, Cause, Decision, Kind, NamedRule, Reached, Remedy, RulesetChange, Sender, Share, Stopped, WantedRule,
+        Attempt, Cause, Decision, EgressRule, Kind, NamedRule, Reached, Remedy, RulesetChange, Sender, Share, Stopped,
+        WantedRule,
     },
 };
 
@@ -325,10 +326,11 @@ impl Incidents {
         // Where a later packet gave the rule, how it is known stays.
         let told = attempt.rule.take();
         finding::enter(&mut attempt, decision);
+        let is_at = |rule: &EgressRule| (rule.family.clone(), rule.table.clone(), rule.chain.clone(), rule.handle);
         match (told, &mut attempt.rule) {
             (Some(told), _) if told.text.is_some() => attempt.rule = Some(told),
             // Of the same rule only its text is new.
-            (Some(told), Some(rule)) if told.handle == rule.handle => {
+            (Some(told), Some(rule)) if told.handle.is_some() && is_at(&told) == is_at(rule) => {
                 (rule.source, rule.confirmed_by, rule.replay) = (told.source, told.confirmed_by, told.replay);
             }
             _ => {}

@@ -61,7 +61,7 @@ impl Restored {
             Some(change) => {
                 format!("; {} before, {}", span(Duration::from_millis(change.before_ms)), change.reason)
             }
-            // None was heard, which is no proof that there was none.
+            // No change was received, and one may have been missed.
             None => String::new(),
         };
         let what = match self.by {

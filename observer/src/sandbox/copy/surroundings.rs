@@ -57,7 +57,7 @@ const SETTINGS_OF_LINKS: [(&str, &str); 7] = [
     ("ipv6", "disable_ipv6"),
     ("ipv6", "forwarding"),
 ];
-/// What every copy has otherwise than the host: a packet's checksum was not computed yet when it was dropped, its connection's window is not
+/// What differs from the host in every copy: a packet's checksum was not computed yet when it was dropped, its connection's window is not
 /// known, and nobody is to be asked for anything.
 const OWN_SETTINGS: [(&str, &str); 4] = [
     ("netfilter/nf_conntrack_checksum", "0"),
