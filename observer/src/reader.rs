@@ -9,8 +9,8 @@ use crate::{
 };
 
 /// All questions.
-const QUESTIONS: [&dyn Answering; 6] =
-    [&NOTHING, &nft::CHAINS, &nft::RULESET, &legacy::TABLES, &copy::LISTED, &copy::SURROUNDINGS];
+const QUESTIONS: [&dyn Answering; 7] =
+    [&NOTHING, &nft::CHAINS, &nft::RULESET, &legacy::TABLES, &copy::LISTED, &copy::IPSETS, &copy::SURROUNDINGS];
 
 /// Answers one of them, where this process was started for that; `None` where it is any other.
 pub fn main() -> Option<ExitCode> {

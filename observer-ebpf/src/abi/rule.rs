@@ -17,7 +17,7 @@ pub const FRAME_WORDS: usize = 128;
 /// Packets of a proof, told apart by their UDP destination port: `1` up to here.
 pub const MAX_PROOFS: usize = 16;
 /// Network namespaces of observer's own that packets are replayed in.
-pub const MAX_OWN: usize = 64;
+pub const MAX_OWN: usize = 512;
 /// Places at which nftables frees what it drops, that can be learnt.
 pub const MAX_SITES: usize = 8;
 /// A word that a [`RuleSite`] does not have.

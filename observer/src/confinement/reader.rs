@@ -18,6 +18,8 @@ pub const NAME: &str = "observer-reader";
 const LIMIT: Duration = Duration::from_secs(10);
 /// Of an answer so many bytes are taken.
 const MAX_BYTES: u64 = 96 << 20;
+/// Exit status of a program that SIGKILL ended, as its first process tells it.
+const KILLED: i32 = 137;
 
 /// A question about the network namespace of whoever answers it, with what it takes beside, and its answer's type.
 pub struct Question<A> {
@@ -47,6 +49,11 @@ impl<A: Serialize + DeserializeOwned> Question<A> {
         let ended = Confined::of_our_own([NAME, self.name, &number.to_string()], limit)?.run(false, most)?;
         let bytes = ended.said.len() as u64;
         ensure!(bytes < most, "the rules are too long to be read");
+        // The limits of its time and memory end it so.
+        ensure!(
+            ended.status.code() != Some(KILLED),
+            "the rules take more time or memory to read than observer takes for them"
+        );
         ensure!(ended.status.success(), "the process that reads rules failed ({})", ended.status);
         let answer: Result<A, String> = postcard::from_bytes(&ended.said).context("rules could not be read")?;
         answer.map(|answer| (answer, bytes)).map_err(anyhow::Error::msg)

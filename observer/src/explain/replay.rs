@@ -240,7 +240,13 @@ impl Replays {
         if hanging.is_bound || !self.may_replay {
             return None;
         }
-        let origin = Origin::Socket { uid: hanging.uid, gid: hanging.gid?, mark: hanging.mark, cgroup: None };
+        let origin = Origin::Socket {
+            uid: hanging.uid,
+            gid: hanging.gid?,
+            mark: hanging.mark,
+            groups: Vec::new(),
+            cgroup: None,
+        };
         let packet = Packet::syn(hanging.local, hanging.remote, origin)?;
         let asked = Resend { netns: hanging.netns, packet: packet.clone(), waits: true };
         let replay = loop {
@@ -382,7 +388,13 @@ fn packet(dropped: &Dropped, enters_cgroups: bool) -> Option<(Alike, Packet)> {
     let origin = match (dropped.direction, dropped.hook) {
         (Direction::Local, Some(Hook::Output | Hook::Postrouting | Hook::Egress)) => {
             let (uid, gid) = (*opened_by)?;
-            Origin::Socket { uid, gid, mark: *mark, cgroup: dropped.socket?.cgroup.filter(|_| enters_cgroups) }
+            Origin::Socket {
+                uid,
+                gid,
+                groups: Vec::new(),
+                mark: *mark,
+                cgroup: dropped.socket?.cgroup.filter(|_| enters_cgroups),
+            }
         }
         (Direction::Forward | Direction::Unrouted, hook) if hook != Some(Hook::Ingress) => {
             Origin::Interface { index: (*arrived_by)? }

@@ -13,7 +13,7 @@ const RULE: u64 = 3;
 
 /// A SYN of a local socket that a rule at the output hook dropped, seen live where `rule` is known.
 fn dropped(rule: u64) -> Dropped {
-    let origin = Origin::Socket { uid: 0, gid: 0, mark: 0, cgroup: None };
+    let origin = Origin::Socket { uid: 0, gid: 0, groups: Vec::new(), mark: 0, cgroup: None };
     let packet = Packet::syn("10.0.0.1:40000".parse().unwrap(), "203.0.113.10:443".parse().unwrap(), origin).unwrap();
     let example = Dropped::example();
     Dropped {

@@ -52,12 +52,18 @@ pub mod hook {
     /// `NF_NETDEV_EGRESS`
     pub const NETDEV_EGRESS: u32 = 1;
 
-    /// A hook on a packet's way out, as lines name it; `None` for others.
+    /// `NF_ARP_IN`
+    pub const ARP_IN: u32 = 0;
+    /// `NF_ARP_OUT`
+    pub const ARP_OUT: u32 = 1;
+
+    /// A hook on a packet's way, as lines name it; `None` for others.
     pub fn name(of: u8, number: u32) -> Option<&'static str> {
         match (of, number) {
             (family::NETDEV, NETDEV_INGRESS) | (family::INET, INET_INGRESS) => Some("ingress"),
             (family::NETDEV, NETDEV_EGRESS) => Some("egress"),
             (family::INET | family::IPV4 | family::IPV6, PRE_ROUTING) => Some("prerouting"),
+            (family::INET | family::IPV4 | family::IPV6, LOCAL_IN) => Some("input"),
             (family::INET | family::IPV4 | family::IPV6, FORWARD) => Some("forward"),
             (family::INET | family::IPV4 | family::IPV6, LOCAL_OUT) => Some("output"),
             (family::INET | family::IPV4 | family::IPV6, POST_ROUTING) => Some("postrouting"),

@@ -227,7 +227,7 @@ fn a_rule_that_a_later_packet_names_is_told_for_the_first_ones() {
 }
 
 fn packet() -> Packet {
-    let origin = Origin::Socket { uid: 0, gid: 0, mark: 0, cgroup: None };
+    let origin = Origin::Socket { uid: 0, gid: 0, groups: Vec::new(), mark: 0, cgroup: None };
     Packet::syn("10.0.0.1:40000".parse().unwrap(), "203.0.113.10:443".parse().unwrap(), origin).unwrap()
 }
 
@@ -243,6 +243,9 @@ fn fix() -> Fix {
         undo_verified: None,
         unverified: None,
         note: None,
+        place: None,
+        probes: Vec::new(),
+        opened: None,
         narrow: None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
@@ -28,11 +29,16 @@ pub(crate) const CREATE: u16 = 0x400;
 pub(crate) const APPEND: u16 = 0x800;
 /// Bits of an attribute's type that are not its number.
 const NESTED: u16 = 0x8000;
+const NETWORK_ORDER: u16 = 0x4000;
 const NUMBER: u16 = 0x3fff;
 /// Whatever is longer is not copied: it is held several times over.
 const MAX_LISTED: usize = 32 << 20;
 /// Room for what comes at once.
 const BUFFER: usize = 1 << 20;
+/// The same of single messages.
+const SMALL_BUFFER: usize = 32 << 10;
+/// Of what comes of itself no more is read at once.
+const MAX_AT_ONCE: usize = 16_384;
 /// What comes of itself is listened to no longer, however much it is.
 const LISTENING: Duration = Duration::from_millis(200);
 /// The kernel answers at once.
@@ -62,7 +68,9 @@ impl Attributes {
         let whole = NlasIterator::new(bytes).collect::<Result<Vec<NlaBuffer<&[u8]>>, _>>();
         let one = |nla: &NlaBuffer<&[u8]>| Attribute {
             // The buffer takes the marks off.
-            kind: nla.kind() | if nla.nested_flag() { NESTED } else { 0 },
+            kind: nla.kind()
+                | if nla.nested_flag() { NESTED } else { 0 }
+                | if nla.network_byte_order_flag() { NETWORK_ORDER } else { 0 },
             value: nla.value().to_vec(),
         };
         Self(whole.iter().flatten().map(one).collect())
@@ -113,9 +121,32 @@ impl Attributes {
         self.0.push(Attribute { kind: number | NESTED, value: list.bytes() });
     }
 
+    /// The same where it stands already, in its place.
+    pub(crate) fn put_list(&mut self, number: u16, list: &Self) {
+        if let Some(own) = self.0.iter_mut().find(|attribute| attribute.kind & NUMBER == number) {
+            own.value = list.bytes();
+        }
+    }
+
+    /// It is marked as a list.
+    pub(crate) fn is_list(&self, number: u16) -> bool {
+        self.0.iter().any(|attribute| attribute.kind & NUMBER == number && attribute.kind & NESTED != 0)
+    }
+
+    /// The same with the mark that its values are in network byte order.
+    pub(crate) fn in_network_order(&self) -> Self {
+        let marked = |attribute: &Attribute| Attribute { kind: attribute.kind | NETWORK_ORDER, ..attribute.clone() };
+        Self(self.0.iter().map(marked).collect())
+    }
+
     /// A list of lists.
     pub(crate) fn elements(lists: &[Self]) -> Self {
-        Self(lists.iter().map(|list| Attribute { kind: 1 | NESTED, value: list.bytes() }).collect())
+        Self::lists_of(1, lists)
+    }
+
+    /// The same, each with that number.
+    pub(crate) fn lists_of(number: u16, lists: &[Self]) -> Self {
+        Self(lists.iter().map(|list| Attribute { kind: number | NESTED, value: list.bytes() }).collect())
     }
 
     /// Those texts of a list of names that are wanted, and whatever else there is.
@@ -176,6 +207,12 @@ pub(crate) struct Netlink {
     room: Cell<usize>,
 }
 
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// A message on its way.
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
@@ -228,9 +265,19 @@ impl Netlink {
     }
 
     /// Messages of one datagram: their types and bodies, an error's number in place of the body.
-    fn receive(&self, mut each: impl FnMut(u16, &[u8]) -> Result<()>) -> Result<bool> {
-        let mut buffer = bytes::BytesMut::with_capacity(BUFFER);
-        match self.socket.recv(&mut buffer, 0) {
+    fn receive(&self, each: impl FnMut(u16, &[u8]) -> Result<()>) -> Result<bool> {
+        self.received(0, each)
+    }
+
+    /// The same of what is there.
+    fn receive_now(&self, each: impl FnMut(u16, &[u8]) -> Result<()>) -> Result<bool> {
+        self.received(libc::MSG_DONTWAIT, each)
+    }
+
+    fn received(&self, flags: i32, mut each: impl FnMut(u16, &[u8]) -> Result<()>) -> Result<bool> {
+        // Only lists come in large parts.
+        let mut buffer = bytes::BytesMut::with_capacity(if flags == 0 { BUFFER } else { SMALL_BUFFER });
+        match self.socket.recv(&mut buffer, flags) {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error).context("cannot read from netlink"),
@@ -332,8 +379,16 @@ impl Netlink {
         Ok(refused)
     }
 
-    /// Sends all of them as one: everything is done, or nothing.
-    pub(crate) fn batch(&mut self, begin: &Message<'_>, messages: &[Message<'_>], end: &Message<'_>) -> Result<()> {
+    /// Sends all of them as one: everything is done, or nothing; then the messages that the kernel refuses, by their place, with
+    /// its error. Of what follows from another refusal there may be more.
+    pub(crate) fn batch(
+        &mut self,
+        begin: &Message<'_>,
+        messages: &[Message<'_>],
+        end: &Message<'_>,
+    ) -> Result<Vec<(usize, i32)>> {
+        // An error then does not come with the whole message.
+        let _ = self.socket.set_cap_ack(true);
         let mut bytes = self.message(begin, 0);
         let first = self.sequence + 1;
         // The last one is answered when all is done; an end of batches is only by newer kernels.
@@ -342,33 +397,48 @@ impl Netlink {
         }
         bytes.extend(self.message(end, 0));
         self.socket.send(&bytes, 0).context("cannot send by netlink")?;
-        let mut answered = false;
-        while !answered {
-            let came = self.receive(|kind, bytes| {
-                if kind != NLMSG_ERROR {
-                    return Ok(());
-                }
-                answered = true;
-                if error(bytes) == 0 {
-                    return Ok(());
-                }
+        let (mut answered, mut refused) = (false, Vec::new());
+        let mut one = |kind: u16, bytes: &[u8]| {
+            if kind != NLMSG_ERROR {
+                return Ok(());
+            }
+            answered = true;
+            if error(bytes) != 0 {
                 let sequence = bytes.get(12..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes);
-                let message = messages.get(sequence.wrapping_sub(first) as usize);
-                let kind = message.map_or("unknown".to_owned(), |message| message.kind.to_string());
-                Err(std::io::Error::from_raw_os_error(error(bytes)))
-                    .with_context(|| format!("the kernel refuses a message of the copy (type {kind})"))
-            })?;
-            ensure!(came, "the kernel does not answer");
-        }
-        Ok(())
+                let index = sequence.wrapping_sub(first) as usize;
+                ensure!(index < messages.len(), "the kernel refuses a batch of messages");
+                refused.push((index, error(bytes)));
+            }
+            Ok(())
+        };
+        ensure!(self.receive(&mut one)?, "the kernel does not answer");
+        // All answers are there when the first one is.
+        while self.receive_now(&mut one)? {}
+        ensure!(answered, "the kernel does not answer");
+        Ok(refused)
     }
 
     /// Throws away what came before.
     pub(crate) fn drain(&self) {
         let mut buffer = bytes::BytesMut::with_capacity(BUFFER);
-        while self.socket.recv(&mut buffer, libc::MSG_DONTWAIT).is_ok() {
+        let mut count = 0;
+        while count < MAX_AT_ONCE && self.socket.recv(&mut buffer, libc::MSG_DONTWAIT).is_ok() {
             buffer.clear();
+            count += 1;
         }
+    }
+
+    /// What has come of itself so far.
+    pub(crate) fn came(&self) -> Result<Vec<(u16, Body)>> {
+        let mut all = Vec::new();
+        let fixed = self.fixed;
+        while all.len() < MAX_AT_ONCE
+            && self.receive_now(|kind, bytes| {
+                all.push((kind, parse(bytes, fixed)));
+                Ok(())
+            })?
+        {}
+        Ok(all)
     }
 
     /// What comes of itself until nothing does for a while, or `enough` says so.

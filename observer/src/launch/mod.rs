@@ -59,6 +59,11 @@ impl User {
         self.group.as_raw()
     }
 
+    /// Numbers of all its groups.
+    pub fn groups(&self) -> Vec<u32> {
+        self.groups.iter().map(|group| group.as_raw()).collect()
+    }
+
     /// By name or number; `None` when there is none. Asks `getent` and `id`, which know users of directories too: the C
     /// library's own look-up wants shared libraries, which a static program does not have.
     pub fn find(text: &str) -> Result<Option<Self>> {

@@ -57,8 +57,59 @@ pub struct Fix {
     pub unverified: Option<String>,
     /// What is to be known of it.
     pub note: Option<String>,
+    /// Where the commands are to be run, where no words before them lead there.
+    pub place: Option<String>,
+    /// What was tried beside, before and after the commands: other destinations, ports and users, and what comes from outside.
+    pub probes: Vec<Probe>,
+    /// Those of them that were closed before, and were open afterwards; `None` where none were made.
+    pub opened: Option<Vec<Probe>>,
     /// The same for the addresses alone that were asked about, where the commands open more. It was tried like them.
     pub narrow: Option<NarrowFix>,
+}
+
+/// Which way a probe goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeDirection {
+    /// From this host.
+    Egress,
+    /// To this host.
+    Ingress,
+    /// Through this host.
+    Forward,
+}
+
+/// A conversation that was tried beside what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub struct Probe {
+    /// Which way it goes.
+    pub direction: ProbeDirection,
+    /// `tcp` or `udp`.
+    pub transport: String,
+    /// Destination port.
+    pub port: u16,
+    /// Destination address.
+    pub address: IpAddr,
+    /// User number of its sender, where that is one of this host's.
+    pub user: Option<u32>,
+    /// Interface by which it comes, where it comes from outside.
+    pub interface: Option<String>,
+}
+
+impl Probe {
+    /// `443/tcp to 198.51.100.77`, `inbound 443/tcp by eth0`.
+    pub fn words(&self) -> String {
+        let Self { transport, port, address, user, interface, .. } = self;
+        let by = interface.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
+        match (self.direction, user) {
+            (ProbeDirection::Ingress, _) => format!("inbound {port}/{transport}{by}"),
+            (ProbeDirection::Forward, _) => format!("forwarded {port}/{transport} to {address}{by}"),
+            (ProbeDirection::Egress, Some(user)) => format!("{port}/{transport} to {address} for user {user}"),
+            (ProbeDirection::Egress, None) => format!("{port}/{transport} to {address}"),
+        }
+    }
 }
 
 /// What lets packets to single addresses through, beside a fix that opens more.
@@ -83,6 +134,11 @@ impl Fix {
             *line = format!("{words} {}", line.replace("$(", &format!("$({words} ")));
         }
         self
+    }
+
+    /// The same, to be run at a place that no words before a command lead to.
+    pub fn at(self, place: String) -> Self {
+        Self { place: Some(place), ..self }
     }
 
     /// No command that can be typed as it is: what is to be done, and where, is said in the note.

@@ -18,6 +18,7 @@ mod host;
 mod line;
 mod names;
 mod outcome;
+mod packet_kind;
 mod place;
 mod preflight;
 mod process;
@@ -37,13 +38,14 @@ pub use command::Finished;
 pub use decider::{Actor, BpfProgram, Connections, Decider, Decision, Purpose};
 pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket};
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_protocol};
-pub use fix::{Fix, Lasts, NarrowFix, Remedy, Scope, Stopped};
+pub use fix::{Fix, Lasts, NarrowFix, Probe, ProbeDirection, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use host::{Agent, Host, HostBoot, Reporter};
 pub use line::{Coverage, Kind, Line};
 pub use names::{Action, Cause, Family, Hook};
 pub use outcome::Outcome;
+pub use packet_kind::PacketKind;
 pub use place::NetnsPlace;
 pub use preflight::{
     AddressLists, After, Change as ProposedChange, Connect, Fate, Later, Preflight, Preflighted, Programs, Tried, Wish,

@@ -89,6 +89,8 @@ pub struct Preflight {
     pub netns: Option<u32>,
     /// User and group that would send.
     pub user: (u32, u32),
+    /// The user's other groups.
+    pub groups: Vec<u32>,
     /// Path of the sender's cgroup in the unified hierarchy; without one, observer's own.
     pub cgroup: Option<String>,
     /// It is a unit's, which does not run: nobody can be asked as it.
@@ -101,6 +103,8 @@ pub struct Preflight {
     pub after: Option<Change>,
     /// What lets through what is stopped is looked for.
     pub finds_fix: bool,
+    /// What was not tried by then is not known: seconds.
+    pub limit: u64,
 }
 
 /// A real connection that is to be begun.
@@ -110,6 +114,8 @@ pub struct Connect {
     pub netns: Option<u32>,
     /// User and group that would send.
     pub user: (u32, u32),
+    /// The user's other groups.
+    pub groups: Vec<u32>,
     /// Path of the sender's cgroup; without one, observer's own.
     pub cgroup: Option<String>,
     /// It is TCP's, and not a socket for datagrams.
@@ -121,8 +127,10 @@ pub struct Connect {
 /// What becomes of a packet to one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fate {
-    /// Nothing here stops it.
+    /// Nothing here stops it: the conversation completes.
     Passes,
+    /// Nothing here stops its first packet, and more could not be tried, for this reason.
+    FirstPasses(String),
     /// A rule does: its place among those of the answer.
     Stopped(usize),
     /// A route does: it is there to stop packets.
@@ -146,6 +154,11 @@ pub enum Fate {
 }
 
 impl Fate {
+    /// Nothing here stops it, as far as was tried.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Passes | Self::FirstPasses(_))
+    }
+
     /// Something on this host decides that it does not leave.
     pub fn is_blocked(&self) -> bool {
         matches!(self, Self::Stopped(_) | Self::Denied { .. } | Self::NoRoute { is_decided: true, .. })

@@ -56,6 +56,14 @@ impl Packet {
         Some((transport, address, port?))
     }
 
+    /// What a datagram carries, as far as it was captured.
+    pub fn payload(&self) -> Option<Vec<u8>> {
+        match LaxSlicedPacket::from_ip(&self.bytes).ok()?.transport? {
+            TransportSlice::Udp(slice) => Some(slice.payload().to_vec()),
+            _ => None,
+        }
+    }
+
     /// It is TCP's first of a connection.
     pub fn begins(&self) -> bool {
         let sliced = LaxSlicedPacket::from_ip(&self.bytes).ok().and_then(|sliced| sliced.transport);
@@ -116,6 +124,8 @@ pub enum Origin {
         uid: u32,
         /// See `uid`.
         gid: u32,
+        /// The user's other groups, as far as they are known.
+        groups: Vec<u32>,
         /// Its mark.
         mark: u32,
         /// Id of its cgroup, where it may be sent from there.

@@ -1,9 +1,11 @@
 //! The rule or policy that dropped a packet.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{names::Hook, replay::ReplayCounts};
+use super::{names::Hook, packet_kind::PacketKind, replay::ReplayCounts};
 
 /// What it does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +99,12 @@ pub struct NamedRule {
     pub translates: Option<Translation>,
     /// Where an exception from it belongs.
     pub entrance: Entrance,
+    /// Which packet of a conversation it stopped, where that was not the first one.
+    pub packet: Option<PacketKind>,
+    /// It is no rule that drops: it sends the packet to that address of this host, where nobody listens.
+    pub leads_to: Option<SocketAddr>,
+    /// Where the packet went as the rule saw it: an earlier one had sent it to another address or port.
+    pub translated: Option<SocketAddr>,
 }
 
 /// Where an exception from a rule belongs, so that it holds for packets of the same hook alone.
@@ -273,31 +281,35 @@ impl NamedRule {
             Some(Verdict::Reject) => "rejected",
             None => "dropped or rejected",
         };
+        let done = match self.leads_to {
+            Some(to) => format!("sends it to {to} on this host, where nothing listens"),
+            None => format!("{did} {}", self.packet.map_or("it", PacketKind::words)),
+        };
         if let Some(Statement { what, name, comment, note, .. }) = &self.statement {
             let end = if self.is_policy() { ": no rule accepts it" } else { "" };
             let note = note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
             let comment = comment.as_ref().map(|comment| format!(", “{comment}”,")).unwrap_or_default();
-            return format!("{what} `{name}`{comment} {did} it{end}{note}");
+            return format!("{what} `{name}`{comment} {done}{end}{note}");
         }
         let place = format!("{} {} {}", self.family, self.table, self.chain);
         match (self.handle, &self.text) {
             (None, text) if self.backend == Backend::IptablesLegacy => match (self.position, text) {
                 (Some(position), text) => {
                     let text = text.as_ref().map(|text| format!(" `{text}`")).unwrap_or_default();
-                    format!("iptables-legacy rule{text} at place {position} of {place} {did} it")
+                    format!("iptables-legacy rule{text} at place {position} of {place} {done}")
                 }
                 (None, Some(_)) => {
-                    format!("the policy of iptables-legacy's chain {place} {did} it: no rule accepts it")
+                    format!("the policy of iptables-legacy's chain {place} {done}: no rule accepts it")
                 }
                 (None, None) => format!(
-                    "a rule or policy of iptables-legacy, table {} from chain {} on, {did} it",
+                    "a rule or policy of iptables-legacy, table {} from chain {} on, {done}",
                     self.table, self.chain
                 ),
             },
-            (None, None) => format!("a rule or the policy of chain {place}, or of one that it leads to, {did} it"),
-            (None, Some(_)) => format!("the policy of chain {place} {did} it: no rule accepts it"),
-            (Some(handle), Some(text)) => format!("nft rule `{text}` in {place} (handle {handle}) {did} it"),
-            (Some(handle), None) => format!("nft rule with handle {handle} in {place} {did} it"),
+            (None, None) => format!("a rule or the policy of chain {place}, or of one that it leads to, {done}"),
+            (None, Some(_)) => format!("the policy of chain {place} {done}: no rule accepts it"),
+            (Some(handle), Some(text)) => format!("nft rule `{text}` in {place} (handle {handle}) {done}"),
+            (Some(handle), None) => format!("nft rule with handle {handle} in {place} {done}"),
         }
     }
 }
@@ -368,6 +380,9 @@ impl NamedRule {
             statement: None,
             translates: None,
             entrance: Entrance::Own,
+            packet: None,
+            leads_to: None,
+            translated: None,
         }
     }
 }

@@ -117,6 +117,9 @@ fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>
         statement: None,
         translates: None,
         entrance: Entrance::Own,
+        packet: None,
+        leads_to: None,
+        translated: None,
     }))
 }
 

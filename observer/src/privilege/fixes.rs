@@ -121,7 +121,13 @@ fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receive
         let known = home.as_ref().map(Known::read).unwrap_or_default();
         let stopped_by = stopped.rule.clone();
         let packets = [(stopped.packet, Some(stopped.rule))];
-        let asked = Asked { packets: &packets, is_by_name: stopped.is_by_name, cgroup: cgroup.as_ref() };
+        let asked = Asked {
+            packets: &packets,
+            is_by_name: stopped.is_by_name,
+            cgroup: cgroup.as_ref(),
+            is_later: false,
+            began,
+        };
         let front_end = front_end::of(&stopped_by);
         let own_files = home.as_ref().ok().map(|home| netns::has_own_files(home, front_end));
         let fix = fix::find(&asked, &known, |attempt| place.tried(home?, began, attempt));

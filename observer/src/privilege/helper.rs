@@ -44,6 +44,8 @@ use crate::{
 /// An answer that takes longer is given up. Walking /proc on a large host takes milliseconds; a process that hangs in the
 /// kernel can hold up whoever reads its command line.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What must end by a time ends a little later.
+const GRACE: Duration = Duration::from_secs(10);
 /// What goes on is asked about so often.
 const STEP: Duration = Duration::from_millis(10);
 /// So many helpers are started at most, and none sooner than this after another.
@@ -255,13 +257,18 @@ impl Helper {
             return Ok(Err(why));
         }
         let (began, mut has_skipped) = (Instant::now(), false);
+        let limit = patience::here(Duration::from_secs(asked.limit));
         loop {
+            if began.elapsed() > limit + GRACE {
+                let seconds = asked.limit;
+                return Ok(Err(format!("there was no answer within {seconds} s; --timeout gives it more time")));
+            }
             match self.wait_for(EndPreflight {})? {
                 Ok(None) => std::thread::sleep(STEP),
                 Ok(Some(answer)) => return Ok(Ok(answer)),
                 Err(why) => return Ok(Err(why)),
             }
-            if is_skipped(began.elapsed()) && !has_skipped {
+            if (is_skipped(began.elapsed()) || began.elapsed() > limit) && !has_skipped {
                 has_skipped = true;
                 self.wait_for(SkipTrials {})?;
             }

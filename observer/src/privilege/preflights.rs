@@ -6,9 +6,10 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     netns,
@@ -20,7 +21,8 @@ use crate::{
     confinement::child,
     firewall::front_end::{self, Known},
     model::{After, Fate, Fix, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, ProposedChange, Tried},
-    sandbox::fix::{self, Asked, Trial},
+    patience,
+    sandbox::fix::{self, Asked, Judged, Trial},
 };
 
 /// The port that a packet is said to come from: one of those that a kernel gives.
@@ -63,12 +65,19 @@ impl Preflights {
     }
 }
 
+/// Does it, unless that time is over.
+fn within<T>((until, seconds): (Instant, u64), work: impl FnOnce() -> Result<T>) -> Result<T> {
+    ensure!(Instant::now() < until, "it was not tried within {seconds} s; --timeout gives it more time");
+    work()
+}
+
 /// Where a packet stands among what was asked: the wish, and the address.
 type Spot = (usize, usize);
 
 fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules: bool) -> Result<Preflighted> {
     // What is skipped while the rules are judged is skipped too.
     let began = child::trials();
+    let until = (Instant::now() + patience::here(Duration::from_secs(asked.limit)), asked.limit);
     let (wishes, uid) = (asked.wishes.clone(), asked.user.0);
     let ways = place.inside(move || {
         Ok(wishes
@@ -87,7 +96,13 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
             of.push(match way {
                 Ok(Route { source, interface }) => {
                     let (from, to) = (SocketAddr::new(source, FROM), SocketAddr::new(*address, wish.port));
-                    let origin = Origin::Socket { uid: asked.user.0, gid: asked.user.1, mark: 0, cgroup: None };
+                    let origin = Origin::Socket {
+                        uid: asked.user.0,
+                        gid: asked.user.1,
+                        groups: asked.groups.clone(),
+                        mark: 0,
+                        cgroup: None,
+                    };
                     let packet = match wish.transport.as_str() {
                         "tcp" => Packet::syn(from, to, origin),
                         _ => Packet::datagram(from, to, origin),
@@ -129,8 +144,10 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     // Rules may ask for it.
     let is_there = |cgroup: &&Cgroup| !cgroup.is_own && asked.later.is_none();
     let procs = cgroup.filter(is_there).map(Cgroup::procs).transpose()?;
-    let judged: Vec<Result<Option<NamedRule>>> =
-        packets.iter().map(|(_, packet)| view.judge(packet, procs.as_ref())).collect();
+    let judged: Vec<Result<Judged>> = packets
+        .iter()
+        .map(|(_, packet)| within(until, || view.judge(packet, (procs.as_ref(), asked.later.is_some()))))
+        .collect();
     drop(view);
     set(&mut answer.fates, &mut answer.rules, &packets, &judged);
     programs.enter(&mut answer.fates);
@@ -140,19 +157,25 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         .into_iter()
         .zip(judged)
         .filter(|((spot, _), _)| !programs.0.contains_key(spot))
-        .filter_map(|((spot, packet), judged)| Some((spot, packet, judged.ok()?)))
+        .filter_map(|((spot, packet), judged)| Some((spot, packet, judged.ok()?.rule)))
         .collect();
     let stopped_by = told.iter().find_map(|(_, _, rule)| rule.as_ref());
     if let Some(stopped_by) = stopped_by.filter(|_| asked.finds_fix) {
         let known = home.as_ref().map(Known::read).unwrap_or_default();
         let all: Vec<(Packet, Option<NamedRule>)> =
             told.iter().map(|(_, packet, rule)| (packet.clone(), rule.clone())).collect();
-        let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: procs.as_ref() };
+        let is_later = asked.later.is_some();
+        let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: procs.as_ref(), is_later, began };
         let front_end = front_end::of(stopped_by);
         let own_files = home.as_ref().ok().map(|home| netns::has_own_files(home, front_end));
         let fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, began, attempt));
         let is_skipped = child::trials() != began;
         let fix = fix.map(|fix| match fix.unverified {
+            Some(_) if is_skipped && Instant::now() >= until.0 => {
+                let seconds = until.1;
+                let why = format!("it was not tested within {seconds} s; --timeout gives it more time");
+                Fix { unverified: Some(why), ..fix }
+            }
             Some(_) if is_skipped => Fix { unverified: Some("the test was skipped".to_owned()), ..fix },
             _ => fix,
         });
@@ -161,8 +184,11 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     if let Some(change) = &asked.after {
         let fates = answer.fates.clone();
         let rules = &mut answer.rules;
-        let after =
-            home.and_then(|home| place.tried(home, began, |trial| after(change, (&told, &all), procs.as_ref(), trial)));
+        let after = home.and_then(|home| {
+            place.tried(home, began, |trial| {
+                after(change, (&told, &all), (procs.as_ref(), asked.later.is_some()), trial)
+            })
+        });
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {
@@ -235,17 +261,13 @@ fn said_by_programs(
 }
 
 /// Enters what became of packets.
-fn set(
-    fates: &mut [Vec<Fate>],
-    rules: &mut Vec<NamedRule>,
-    packets: &[(Spot, Packet)],
-    judged: &[Result<Option<NamedRule>>],
-) {
+fn set(fates: &mut [Vec<Fate>], rules: &mut Vec<NamedRule>, packets: &[(Spot, Packet)], judged: &[Result<Judged>]) {
     let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     for (((wish, at), _), judged) in packets.iter().zip(judged) {
         fates[*wish][*at] = match judged {
-            Ok(None) => Fate::Passes,
-            Ok(Some(rule)) => {
+            Ok(Judged { rule: None, only_first: None }) => Fate::Passes,
+            Ok(Judged { rule: None, only_first: Some(why) }) => Fate::FirstPasses(why.clone()),
+            Ok(Judged { rule: Some(rule), .. }) => {
                 let key = postcard::to_stdvec(rule).unwrap_or_default();
                 let place = *places.entry(key).or_insert_with(|| {
                     rules.iter().position(|known| known == rule).unwrap_or_else(|| {
@@ -263,13 +285,13 @@ fn set(
 /// A packet, and what stops it now.
 type JudgedPacket = (Spot, Packet, Option<NamedRule>);
 /// What the command makes of packets, and which rules it makes and takes away.
-type Made = (Vec<Result<Option<NamedRule>>>, Vec<String>, Vec<String>);
+type Made = (Vec<Result<Judged>>, Vec<String>, Vec<String>);
 
 /// Runs the command in the copy; the inner error is what it says where it fails.
 fn after(
     change: &ProposedChange,
     (told, all): (&[JudgedPacket], &[(Spot, Packet)]),
-    cgroup: Option<&File>,
+    sender: (Option<&File>, bool),
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {
     let front_end = front_end::of_change(change).context("it is no front end's change")?;
@@ -279,7 +301,7 @@ fn after(
     trial.prepare(front_end, &rules, &packets)?;
     let mut before = trial.look()?;
     let here: Vec<Option<NamedRule>> =
-        told.iter().map(|(_, packet, _)| before.judge(packet, cgroup)).collect::<Result<_>>()?;
+        told.iter().map(|(_, packet, _)| Ok(before.judge(packet, sender)?.rule)).collect::<Result<_>>()?;
     if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
         bail!("{words}");
     }
@@ -287,7 +309,7 @@ fn after(
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;
-    let judged = all.iter().map(|(_, packet)| view.judge(packet, cgroup)).collect();
+    let judged = all.iter().map(|(_, packet)| view.judge(packet, sender)).collect();
     let (added, removed) = view.difference(&mut before);
     Ok(Ok((judged, added, removed)))
 }

@@ -83,6 +83,8 @@ pub(super) struct Replays {
     /// Names the namespaces of which nothing is seen.
     own: Mutex<Option<Own>>,
     slots: Mutex<Slots>,
+    /// Held by every copy as long as its thread lives.
+    copies: Arc<()>,
     /// A namespace that is copied without being asked about, and when.
     prepared: Mutex<Option<(u32, Instant)>>,
 }
@@ -227,13 +229,18 @@ impl Replays {
     ) -> Result<Copy> {
         let own = self.own()?;
         // Whoever lives in a copy that was let go may still be at work.
-        ensure!(Arc::strong_count(&own) < 2 * MAX_COPIES, "earlier copies have not ended yet");
+        ensure!(Arc::strong_count(&self.copies) < 2 * MAX_COPIES, "earlier copies have not ended yet");
+        let copy = Arc::clone(&self.copies);
         let since_ns = boot_ns();
         let copied = netns::begin(number, move || {
             ensure!(netns_cookie()? == cookie, "the namespace is gone, and its number another one's");
             copy::take(limit)
         })?;
-        let building = Building::begin(copied, copy::logs_everywhere(), move |netns| Hidden::new(own, netns))?;
+        let hide = Arc::new(move |netns| {
+            let _lives = &copy;
+            Ok(Box::new(Hidden::new(Arc::clone(&own), netns)?) as Box<dyn Send>)
+        });
+        let building = Building::begin(copied, (copy::logs_everywhere(), false), hide)?;
         let now = Instant::now();
         let before = old.and_then(|old| match &old.state {
             State::Ready(stage) => Some((stage.version.clone(), old.since_ns)),

@@ -192,8 +192,8 @@ impl Server {
         }
         let cgroup = self.sender(wanted.cgroup.as_deref()).map_err(told)?;
         let procs = cgroup.filter(|cgroup| !cgroup.is_own).map(|cgroup| cgroup.procs()).transpose().map_err(told)?;
-        let (to, is_tcp, user) = (wanted.to, wanted.is_tcp, wanted.user);
-        let begin = move || copy::connecting(to, is_tcp, user, procs.as_ref());
+        let (to, is_tcp, (uid, gid), groups) = (wanted.to, wanted.is_tcp, wanted.user, wanted.groups.clone());
+        let begin = move || copy::connecting(to, is_tcp, (uid, gid, &groups), procs.as_ref());
         let socket = netns::inside(wanted.netns, begin).and_then(|begun| begun).map_err(told)?;
         let socket = socket.map_err(|error| (error.raw_os_error(), error.to_string()))?;
         self.descriptors.push(socket.into());

@@ -14,8 +14,8 @@ use crate::{
     model::Fix,
     patience,
     sandbox::{
-        copy::{self, Copied},
-        fix::{Files, Hide, Trial, View},
+        copy::{self, Copied, Hide},
+        fix::{Files, Trial, View},
     },
 };
 
@@ -68,6 +68,10 @@ impl Place {
             return fix;
         }
         match (front_end.has_files(), own_files, netns::entering(self.number)) {
+            // Its programs are the host's own, and its files are not: whoever manages these rules runs it there.
+            (true, Some(true), _) if fix.verified => {
+                fix.at("the mount namespace from which these rules are managed, with files of its own".to_owned())
+            }
             // It would run in a mount namespace whose programs may be anybody's: nothing that root could paste is printed.
             (true, None | Some(true), _) => {
                 fix.into_note("by whoever manages these rules, with the files of their own mount namespace")

@@ -98,7 +98,9 @@ pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, Strin
         };
         lines.iter().enumerate().map(row).collect()
     };
-    let mut rows = commands(command, &fix.commands);
+    let mut rows: Vec<(&'static str, String)> =
+        fix.place.iter().map(|place| ("where", format!("in {}", escape(place)))).collect();
+    rows.extend(commands(command, &fix.commands));
     rows.extend(commands("undo", &fix.undo));
     let words = about(fix);
     if !words.is_empty() {
@@ -122,6 +124,9 @@ pub(super) fn blocks(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
         .narrow
         .iter()
         .flat_map(|narrow| [("Or, for these addresses alone", &narrow.commands), ("To take that back", &narrow.undo)]);
+    if let Some(place) = &fix.place {
+        writeln!(writer, "\nThey are run in {}.", escape(place))?;
+    }
     for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)].into_iter().chain(narrow) {
         if lines.is_empty() {
             continue;

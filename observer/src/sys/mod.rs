@@ -196,8 +196,19 @@ struct SocketOrder {
     protocol: i32,
     uid: u32,
     gid: u32,
+    groups: *const u32,
+    group_count: usize,
     /// A descriptor, or an error's number below zero.
     made: i32,
+}
+
+/// Gives the calling thread these groups beside its own; other threads keep theirs.
+pub fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: the kernel reads as many numbers as there are.
+    match unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has a socket made by a child that is in the cgroup of `procs`, an open `cgroup.procs`, while it does nothing else: the socket
@@ -206,7 +217,7 @@ struct SocketOrder {
 pub fn socket_in_cgroup(
     procs: BorrowedFd<'_>,
     [domain, kind, protocol]: [i32; 3],
-    (uid, gid): (u32, u32),
+    (uid, gid, groups): (u32, u32, &[u32]),
     limit: Duration,
 ) -> io::Result<OwnedFd> {
     const STACK: usize = 64 * 1024;
@@ -217,6 +228,10 @@ pub fn socket_in_cgroup(
             let order = &mut *order.cast::<SocketOrder>();
             let failed = || -*libc::__errno_location();
             if libc::write(order.procs, b"0".as_ptr().cast(), 1) != 1 {
+                order.made = failed();
+                return 0;
+            }
+            if libc::syscall(libc::SYS_setgroups, order.group_count, order.groups) != 0 {
                 order.made = failed();
                 return 0;
             }
@@ -237,7 +252,9 @@ pub fn socket_in_cgroup(
         0
     }
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
-    let mut order = SocketOrder { procs: procs.as_raw_fd(), domain, kind, protocol, uid, gid, made: -libc::ECANCELED };
+    let (group_count, groups) = (groups.len(), groups.as_ptr());
+    let (procs, made) = (procs.as_raw_fd(), -libc::ECANCELED);
+    let mut order = SocketOrder { procs, domain, kind, protocol, uid, gid, groups, group_count, made };
     let pid = Arc::new(AtomicI32::new(0));
     let (done, waits) = mpsc::channel::<()>();
     let watched = Arc::clone(&pid);

@@ -38,6 +38,7 @@ pub(super) fn tried(helper: &mut Helper, sender: &Sender, targets: &[Target]) ->
         let mut of = Vec::new();
         for (at, address) in target.addresses.iter().enumerate() {
             let wanted = Connect {
+                groups: sender.groups.clone(),
                 netns: sender.netns,
                 user: sender.user,
                 cgroup: sender.cgroup.clone(),

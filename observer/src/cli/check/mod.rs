@@ -10,6 +10,7 @@ use std::{
     io::{self, BufWriter},
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -114,6 +115,11 @@ pub(super) struct Args {
     /// Do not look for a fix
     #[arg(long)]
     no_fix: bool,
+    /// Give up what was not tried after so long
+    ///
+    /// It is reported as not known.
+    #[arg(long, value_name = "DURATION", value_parser = super::duration, default_value = "60s")]
+    timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -203,6 +209,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     let asked = Preflight {
         netns: sender.netns,
         user: sender.user,
+        groups: sender.groups.clone(),
         cgroup: sender.cgroup.clone(),
         later: sender.later.clone(),
         wishes: targets
@@ -216,6 +223,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         are_by_name: targets.iter().any(|target| target.known != Known::Given),
         after: after.clone(),
         finds_fix: !args.no_fix && after.is_none(),
+        limit: args.timeout.as_secs().max(1),
     };
     let words = if asked.finds_fix {
         "testing the rules, and a fix in a private copy (Ctrl-C skips the fix)"

@@ -14,6 +14,8 @@ use crate::{
 pub(super) struct Sender {
     /// User and group.
     pub(super) user: (u32, u32),
+    /// The user's other groups.
+    pub(super) groups: Vec<u32>,
     /// The user's name, where that is not root.
     pub(super) name: Option<String>,
     pub(super) unit: Option<String>,
@@ -61,12 +63,12 @@ pub(super) fn sender(args: &Args) -> Result<Sender> {
 
 fn plain(args: &Args, user: Option<&str>) -> Result<Sender> {
     let name = args.user.as_deref().or(user);
-    let user = match name {
+    let (user, groups) = match name {
         Some(text) => User::find(text)?
-            .map(|user| (user.uid(), user.gid()))
+            .map(|user| ((user.uid(), user.gid()), user.groups()))
             .ok_or_else(|| usage(&format!("there is no user `{text}`"), "`getent passwd` lists them"))?,
-        None => (0, 0),
+        None => ((0, 0), Vec::new()),
     };
     let netns = args.netns.as_deref().map(filters::namespace).transpose()?.flatten();
-    Ok(Sender { user, name: name.map(str::to_owned), netns, ..Sender::default() })
+    Ok(Sender { user, groups, name: name.map(str::to_owned), netns, ..Sender::default() })
 }

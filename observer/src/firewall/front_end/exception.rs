@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::{Plan, Target, plan::plain};
-use crate::model::{Entrance, Lasts, NamedRule, Scope};
+use crate::model::{Entrance, Lasts, NamedRule, PacketKind, Scope};
 
 /// Where a rule's exception is put.
 #[derive(Clone, Copy)]
@@ -37,6 +37,57 @@ pub(super) fn of_family(rule: &NamedRule, target: &Target) -> Vec<IpAddr> {
         "ip6" => target.of_family(true),
         _ => target.addresses.clone(),
     }
+}
+
+/// Which packets an exception is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packets {
+    /// Those to the port.
+    Sent,
+    /// What comes back from there.
+    Answers,
+    /// By which IPv6 finds whoever is next on the way.
+    Neighbours,
+}
+
+impl Packets {
+    /// Of that kind a rule has stopped one; nothing where no exception is known for them.
+    pub(super) fn of(rule: &NamedRule) -> Option<Self> {
+        match rule.packet {
+            None | Some(PacketKind::Segment) => Some(Self::Sent),
+            Some(PacketKind::Answer) => Some(Self::Answers),
+            Some(PacketKind::Solicitation) => Some(Self::Neighbours),
+            Some(PacketKind::Arp | PacketKind::TooBig) => None,
+        }
+    }
+}
+
+/// An exception without which nothing is reached, whatever it is for.
+pub(super) fn needed(opens: &str, (commands, undo): (Vec<String>, Vec<String>)) -> Vec<Plan> {
+    let opens = opens.to_owned();
+    vec![Plan { commands, undo, scope: Scope::Address, opens, lasts: Lasts::Reload, note: None }]
+}
+
+/// What IPv6 is opened for then.
+pub(super) const OPENS_NEIGHBOURS: &str = "what IPv6 asks its neighbours";
+
+/// The same for what comes back: from the port, and from the addresses alone.
+pub(super) fn answers(
+    target: &Target,
+    addresses: &[IpAddr],
+    port: (Vec<String>, Vec<String>),
+    from: (Vec<String>, Vec<String>),
+) -> Vec<Plan> {
+    let plan = |(commands, undo): (Vec<String>, Vec<String>), scope, opens| Plan {
+        commands,
+        undo,
+        scope,
+        opens,
+        lasts: Lasts::Reload,
+        note: None,
+    };
+    let by_port = plan(port, Scope::Port, target.opens_answers(None));
+    vec![by_port, plan(from, Scope::Address, target.opens_answers(Some(addresses)))]
 }
 
 /// For the port, and for the addresses alone: the narrower first where the rule is about addresses itself.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::{ALL, iptables};
 use crate::{
     firewall::files::Root,
-    model::{Backend, Lasts, NamedRule, Scope},
+    model::{Backend, Lasts, NamedRule, PacketKind, Scope},
 };
 
 /// How the comments begin by which observer's own rules are found again.
@@ -53,6 +53,15 @@ impl Target {
             "opened by address: breaks if a name led here and its address changes"
         };
         words.to_owned()
+    }
+
+    /// What comes back from there.
+    pub(super) fn opens_answers(&self, addresses: Option<&[IpAddr]>) -> String {
+        let whom = addresses.map_or("every server".to_owned(), |addresses| {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            addresses.join(" and ")
+        });
+        format!("answers from {} of {whom} to connections that this host has begun", self.port())
     }
 
     /// Those of one family.
@@ -111,7 +120,14 @@ pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
                     which packets leave";
         return Err(Some(what.to_owned()));
     }
-    let plans = super::of(rule).plans(rule, target, known)?;
+    let front_end = super::of(rule);
+    // Only rules themselves can be about anything but what is sent.
+    let is_of_its_own = rule.packet.is_none_or(|packet| packet == PacketKind::Segment);
+    let by_rules = [iptables::NAME, super::IPTABLES_LEGACY, super::NFTABLES].contains(&front_end.name());
+    if rule.leads_to.is_some() || !is_of_its_own && !by_rules {
+        return Err(None);
+    }
+    let plans = front_end.plans(rule, target, known)?;
     if plans.is_empty() { Err(None) } else { Ok(plans) }
 }
 

@@ -26,6 +26,9 @@ fn rule(table: &str, chain: &str, text: &str) -> NamedRule {
         statement: None,
         translates: None,
         entrance: Entrance::Own,
+        packet: None,
+        leads_to: None,
+        translated: None,
     }
 }
 

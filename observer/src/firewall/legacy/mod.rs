@@ -2,7 +2,12 @@
 
 mod words;
 
-use std::{collections::HashMap, fs, net::UdpSocket, os::fd::AsFd};
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -261,6 +266,67 @@ impl Table {
         let packets =
             u64::from_ne_bytes(self.block.get(at + layout.counters..at + layout.counters + 8)?.try_into().ok()?);
         Some(LegacyEntry { at, next, target, matches, does, packets })
+    }
+
+    /// False where an entry is about other addresses or ports, or another protocol. An address of all zeros may be any, and so may
+    /// port 0.
+    pub fn may_match(&self, entry: &LegacyEntry, source: SocketAddr, destination: SocketAddr, protocol: u8) -> bool {
+        /// `IPT_INV_SRCIP`, `IPT_INV_DSTIP`, `IPT_INV_PROTO`; of IPv6 they are the same.
+        const NOT_SOURCE: u8 = 8;
+        const NOT_DESTINATION: u8 = 16;
+        const NOT_PROTOCOL: u8 = 64;
+        let head = self.block.get(entry.at..entry.at + self.layout.entry).unwrap_or_default();
+        let length = if self.layout.family == family::IPV4 { 4 } else { 16 };
+        // Both addresses, both masks, two interfaces with their masks; then the protocol.
+        let of_protocol = 4 * length + 64;
+        let inverse = head.get(self.layout.flags + 1).copied().unwrap_or(0);
+        let bytes = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let is_in = |address: IpAddr, at: usize| {
+            let (wanted, mask) = (head.get(at..at + length), head.get(at + 2 * length..at + 3 * length));
+            let (Some(wanted), Some(mask)) = (wanted, mask) else { return true };
+            bytes(address).iter().zip(wanted).zip(mask).all(|((own, wanted), mask)| own & mask == *wanted)
+        };
+        let fits = |address: IpAddr, at: usize, flag: u8| {
+            address.is_unspecified() || is_in(address, at) != (inverse & flag != 0)
+        };
+        let wanted = head.get(of_protocol..of_protocol + 2).and_then(|bytes| bytes.try_into().ok());
+        let wanted = wanted.map_or(0, u16::from_ne_bytes);
+        let is_it = wanted == 0 || (wanted == u16::from(protocol)) != (inverse & NOT_PROTOCOL != 0);
+        is_it
+            && fits(source.ip(), 0, NOT_SOURCE)
+            && fits(destination.ip(), length, NOT_DESTINATION)
+            && self.may_have_ports(entry, source.port(), destination.port())
+    }
+
+    /// The same by the matches of TCP and UDP alone.
+    fn may_have_ports(&self, entry: &LegacyEntry, source: u16, destination: u16) -> bool {
+        /// `XT_TCP_INV_SRCPT` and `XT_TCP_INV_DSTPT`; of UDP they are the same, at another place.
+        const NOT_SOURCE: u8 = 1;
+        const NOT_DESTINATION: u8 = 2;
+        let mut one = entry.at + self.layout.entry;
+        for name in &entry.matches {
+            let half = |at: usize| Some(u16::from_ne_bytes(self.block.get(at..at + 2)?.try_into().ok()?));
+            let (Some(bytes), data) = (half(one), one + EXTENSION_BYTES) else { return true };
+            let inverse = match name.as_str() {
+                "tcp" => self.block.get(data + 11),
+                "udp" => self.block.get(data + 8),
+                _ => None,
+            };
+            let ports = [half(data), half(data + 2), half(data + 4), half(data + 6)];
+            if let (Some(inverse), [Some(from), Some(to), Some(low), Some(high)]) = (inverse, ports) {
+                let fits = |port: u16, range: std::ops::RangeInclusive<u16>, flag: u8| {
+                    port == 0 || range.contains(&port) != (inverse & flag != 0)
+                };
+                if !fits(source, from..=to, NOT_SOURCE) || !fits(destination, low..=high, NOT_DESTINATION) {
+                    return false;
+                }
+            }
+            one += usize::from(bytes);
+        }
+        true
     }
 
     /// Name of a match or target.

@@ -97,6 +97,9 @@ impl Saved {
             statement: None,
             translates: None,
             entrance,
+            packet: None,
+            leads_to: None,
+            translated: None,
         })
     }
 }

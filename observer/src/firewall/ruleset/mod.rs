@@ -238,6 +238,9 @@ impl Ruleset {
             statement: None,
             translates: None,
             entrance: if table.is_owned { Entrance::Nowhere(OWNED.to_owned()) } else { Entrance::Own },
+            packet: None,
+            leads_to: None,
+            translated: None,
         }
     }
 

@@ -12,7 +12,8 @@ use super::Answer;
 use crate::{
     check::{Known, Target, live::Live},
     model::{
-        Action, Agent, Cause, EgressRule, Family, Fate, Host, NamedRule, Programs, RuleName, RuleSource, Tried, Verdict,
+        Action, Agent, Cause, EgressRule, Family, Fate, Host, NamedRule, PacketKind, Programs, RuleName, RuleSource,
+        Tried, Verdict,
     },
     render::{
         ecs::{Ecs, End, Fix, Meta, Network, SCHEMA},
@@ -51,6 +52,9 @@ struct Egress<'a> {
     unit: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cgroup: Option<&'a str>,
+    /// Which packet of the conversation was stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<PacketKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<EgressRule>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,6 +111,7 @@ pub(super) fn line<'a>(
     };
     let (action, outcome, why) = match fate {
         Fate::Passes => (Action::EgressAllowed, "success", None),
+        Fate::FirstPasses(why) => (Action::EgressAllowed, "success", Some(why.as_str())),
         Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
         Fate::NoRoute { is_decided: true, why } | Fate::Denied { why, .. } => {
             (Action::EgressBlocked, "success", Some(why.as_str()))
@@ -162,6 +167,7 @@ pub(super) fn line<'a>(
             place: answer.answer.entering.as_deref(),
             unit: answer.unit.as_deref(),
             cgroup: answer.cgroup.as_deref(),
+            packet: rule.and_then(|rule| rule.packet),
             rule: rule.map(|rule| EgressRule { source: RuleSource::Replay, ..rule.seen() }),
             fix: rule.and(answer.answer.fix.as_ref()).map(Fix::from),
             check: Checked {

@@ -71,7 +71,7 @@ fn stands(fates: &[Fate]) -> Stands {
         Stands::Blocked
     } else if any(|fate| matches!(fate, Fate::Unknown(_))) {
         Stands::Unknown
-    } else if any(|fate| *fate == Fate::Passes) {
+    } else if any(Fate::passes) {
         Stands::Allowed
     } else {
         Stands::Unreachable
@@ -115,6 +115,7 @@ impl Answer {
         for fate in fates {
             let words = match fate {
                 Fate::Passes => continue,
+                Fate::FirstPasses(why) => format!("only its first packet was tried: {why}"),
                 // Where one family has no way, the other is what counts.
                 Fate::NoRoute { is_decided: false, .. } if !is_alone => continue,
                 Fate::Stopped(rule) => {
@@ -153,7 +154,7 @@ impl Answer {
             let mut words = tried(live);
             if fate.is_blocked() && live.has_connected() {
                 words.push_str(", although that should be blocked: the rules have changed, or were read wrongly");
-            } else if *fate == Fate::Passes && matches!(live.failed, Some(Step::Connect | Step::Answer)) {
+            } else if fate.passes() && matches!(live.failed, Some(Step::Connect | Step::Answer)) {
                 words.push_str(", and no rule here stops it");
             }
             let family = if address.is_ipv4() { "v4" } else { "v6" };
@@ -171,7 +172,7 @@ impl Answer {
     fn verdict(&self, target: &Target, fates: &[Fate]) -> (Stands, String) {
         let stands = stands(fates);
         let of = |is: fn(&Fate) -> bool| families(target, fates, is);
-        let passes = of(|fate| *fate == Fate::Passes);
+        let passes = of(Fate::passes);
         let words = match stands {
             Stands::Allowed => format!("allowed {passes}"),
             Stands::Blocked => {
@@ -270,6 +271,16 @@ enum Reported {
 
 /// `ufw rule 1 ``deny out 443/tcp```; without its words where it stands above.
 fn short(rule: &NamedRule, known: Reported) -> String {
+    let words = named(rule, known);
+    match (rule.packet, rule.leads_to) {
+        (_, Some(to)) => format!("{words} sends it to {to} on this host, where nothing listens"),
+        (Some(packet), None) => format!("{words} stops {}", packet.words()),
+        (None, None) => words,
+    }
+}
+
+/// The same without what it stops.
+fn named(rule: &NamedRule, known: Reported) -> String {
     match (&rule.statement, rule.verdict) {
         (Some(statement), _) if known != Reported::Never && statement.number.is_some() => statement.what.clone(),
         _ if known == Reported::Last => "the same".to_owned(),

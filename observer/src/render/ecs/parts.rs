@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::model::{self, Backend, Lasts, Scope};
+use crate::model::{self, Backend, Lasts, ProbeDirection, Scope};
 
 /// `egress.decided_by`
 #[derive(Serialize)]
@@ -92,7 +92,41 @@ pub(crate) struct Fix<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    probes: Vec<Probe<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opened: Option<Vec<Probe<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     narrow: Option<NarrowFix<'a>>,
+}
+
+/// An item of `egress.fix.probes` and `egress.fix.opened`
+#[derive(Serialize)]
+struct Probe<'a> {
+    direction: ProbeDirection,
+    protocol: &'a str,
+    port: u16,
+    address: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interface: Option<&'a str>,
+}
+
+impl<'a> From<&'a model::Probe> for Probe<'a> {
+    fn from(probe: &'a model::Probe) -> Self {
+        let model::Probe { direction, transport, port, address, user, interface } = probe;
+        Self {
+            direction: *direction,
+            protocol: transport,
+            port: *port,
+            address: *address,
+            // As `user.id` is.
+            user: user.map(|user| user.to_string()),
+            interface: interface.as_deref(),
+        }
+    }
 }
 
 /// `egress.fix.narrow`
@@ -119,6 +153,9 @@ impl<'a> From<&'a model::Fix> for Fix<'a> {
             undo_verified,
             unverified,
             note,
+            place,
+            probes,
+            opened,
             narrow,
         } = fix;
         Self {
@@ -132,6 +169,9 @@ impl<'a> From<&'a model::Fix> for Fix<'a> {
             undo_verified: *undo_verified,
             unverified: unverified.as_deref(),
             note: note.as_deref(),
+            place: place.as_deref(),
+            probes: probes.iter().map(Probe::from).collect(),
+            opened: opened.as_ref().map(|opened| opened.iter().map(Probe::from).collect()),
             narrow: narrow.as_ref().map(|model::NarrowFix { commands, undo, opens, note }| NarrowFix {
                 commands,
                 undo,

@@ -28,8 +28,8 @@ pub enum Said {
 pub fn ask(packet: &Packet, cgroup: Option<&File>) -> Result<Said> {
     let whole = Whole::of(packet)?;
     let (transport, address, port) = packet.to().context("the packet has no ports")?;
-    let Origin::Socket { uid, gid, mark, .. } = packet.origin else { return Ok(Said::Passes) };
-    let owner = SocketOwner { uid, gid, mark };
+    let Origin::Socket { uid, gid, groups, mark, .. } = &packet.origin else { return Ok(Said::Passes) };
+    let owner = SocketOwner { uid: *uid, gid: *gid, groups, mark: *mark };
     let is_tcp = transport == "tcp";
     let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
     let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -82,7 +82,7 @@ fn peer(socket: &Socket, is_v6: bool) -> Option<SocketAddr> {
 }
 
 /// A datagram of a socket that is not connected has a hook of its own.
-fn unconnected(whole: &Whole, to: SocketAddr, owner: SocketOwner, cgroup: Option<&File>) -> Result<Said> {
+fn unconnected(whole: &Whole, to: SocketAddr, owner: SocketOwner<'_>, cgroup: Option<&File>) -> Result<Said> {
     let domain = if whole.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let socket = send::socket_of((domain, Type::DGRAM, None), owner, cgroup)?;
     let sent = socket.send_to(&[0], &to.into());

@@ -46,7 +46,7 @@ pub enum Connection {
 pub struct ConntrackEntry(Body);
 
 /// The kernel can be asked without loading anything into it.
-fn is_there() -> bool {
+pub(super) fn is_there() -> bool {
     static BUILT_IN: OnceLock<bool> = OnceLock::new();
     Path::new("/sys/module/nf_conntrack_netlink").exists()
         || *BUILT_IN.get_or_init(|| Btf::of_kernel().is_ok_and(|btf| btf.has_struct("ctnetlink_filter")))

@@ -1,13 +1,24 @@
 //! A copy of iptables-legacy's tables: given back to the kernel as it gave them out, and a packet's way through them, by their
 //! counters.
 
-use std::os::fd::AsFd;
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{depends, doubts::Depends};
+use super::{
+    lab::Following,
+    marks::{self, Mark},
+    packet::Whole,
+    passage::Passage,
+};
 use crate::{
-    firewall::legacy::{self, Does, LegacyChain, LegacyEntry, NAME_BYTES, REJECT, Spot, Table},
+    firewall::{
+        legacy::{self, Does, LegacyChain, LegacyEntry, NAME_BYTES, REJECT, Spot, Table},
+        netfilter::family,
+    },
     model::Verdict,
     sys,
 };
@@ -80,16 +91,40 @@ pub(super) fn count(tables: &[Table]) -> Result<Counted> {
 }
 
 impl Counted {
-    /// Where the one packet of that family that was counted since ended, and what decides there by more than the packet; `None`
-    /// when every table let it pass.
+    /// Where the one packet that was counted since ended, and the marks on its way; `None` when every table let it pass.
     pub(super) fn ended(
         &self,
         now: &Self,
         tables: &[Table],
-        family: u8,
-        way_out: depends::Passage,
-    ) -> Result<(Option<Ended>, Depends)> {
-        let mut asked = Depends::on(tables.iter().filter(|table| table.layout.family == family).count());
+        whole: &Whole,
+        passage: Passage,
+    ) -> Result<(Option<Ended>, Vec<Mark>)> {
+        let mut asked: Vec<Mark> = Vec::new();
+        let mut ways = self.walks(now, tables, whole.family())?;
+        let mut ended = None;
+        for hook in passage.hooks() {
+            for way in &mut ways {
+                if ended.is_none() {
+                    let (end, entries) = way.through(&hook.to_uppercase())?;
+                    ended = end;
+                    for index in entries {
+                        let entry = &way.entries[index];
+                        // One that has matched was asked for everything, and one whose addresses are others' for nothing.
+                        let may = |from, to| way.table.may_match(entry, from, to, whole.protocol);
+                        if way.matched.get(index) != Some(&0) || may(whole.from(), whole.to()) {
+                            asked.extend(marks::of_legacy(&way.table.name, entry));
+                        }
+                    }
+                }
+            }
+        }
+        // Somebody else's packet may have matched where this one did not.
+        let alone = ways.iter().all(|way| way.matched.iter().sum::<u64>() == way.visited);
+        ensure!(alone, Crossed);
+        Ok((ended, asked))
+    }
+
+    fn walks<'a>(&self, now: &Self, tables: &'a [Table], family: u8) -> Result<Vec<TableWalk<'a>>> {
         let mut ways = Vec::new();
         for (index, table) in tables.iter().enumerate().filter(|(_, table)| table.layout.family == family) {
             let (before, after) = self.0.get(index).zip(now.0.get(index)).context("a table was not counted")?;
@@ -98,22 +133,58 @@ impl Counted {
             ways.push(TableWalk { index, table, chains: table.chains(&entries), entries, matched, visited: 0 });
         }
         ways.sort_by_key(|way| ORDER.iter().position(|name| *name == way.table.name));
-        let mut ended = None;
-        for hook in way_out.hooks() {
-            for way in &mut ways {
-                if ended.is_none() {
-                    let (end, entries) = way.through(&hook.to_uppercase())?;
-                    ended = end;
-                    entries
-                        .into_iter()
-                        .for_each(|index| asked.add_legacy(&way.table.name, &way.entries[index], way_out));
+        Ok(ways)
+    }
+
+    /// Where a packet of a conversation was dropped since, and on which way: several packets were counted.
+    pub(super) fn stopped(&self, now: &Self, tables: &[Table], v6: bool) -> Result<Option<(usize, Spot, Passage)>> {
+        let family = if v6 { family::IPV6 } else { family::IPV4 };
+        for way in self.walks(now, tables, family)? {
+            let drops = |(index, entry): &(usize, &LegacyEntry)| {
+                let is_reject = matches!(&entry.does, Does::Extension(name) if name == REJECT);
+                (entry.does == Does::Drops || is_reject) && way.matched.get(*index).is_some_and(|times| *times > 0)
+            };
+            let Some((index, entry)) = way.entries.iter().enumerate().find(drops) else { continue };
+            let verdict = if entry.does == Does::Drops { Verdict::Drop } else { Verdict::Reject };
+            let chain = way.chain_of(index).context("a rule of no chain")?;
+            let position = chain.rules.contains(&index).then(|| index - chain.rules.start + 1);
+            let path = way.path_to(chain)?;
+            let passage = match path.first().map(String::as_str) {
+                Some("OUTPUT" | "POSTROUTING") => Passage::Out,
+                Some("INPUT" | "PREROUTING") => Passage::In,
+                _ => Passage::Through,
+            };
+            return Ok(Some((way.index, Spot { chain: chain.name.clone(), position, path, verdict }, passage)));
+        }
+        Ok(None)
+    }
+
+    /// The marks that packets of a conversation may have met: in every chain that they came to, up to the last rule that matched one
+    /// of them.
+    pub(super) fn met(&self, now: &Self, tables: &[Table], following: &Following<'_>) -> Result<Vec<Mark>> {
+        let (talk, own_port) = (following.talk, following.own_port);
+        let family = if talk.to.is_ipv6() { family::IPV6 } else { family::IPV4 };
+        let mut met = Vec::new();
+        for way in self.walks(now, tables, family)? {
+            let matched = |index: usize| way.matched.get(index).is_some_and(|times| *times > 0);
+            for chain in way.chains.iter() {
+                let range = chain.rules.start..=chain.rules.end;
+                let Some(last) = range.clone().rev().find(|index| matched(*index)) else { continue };
+                for index in chain.rules.start..=last {
+                    let Some(entry) = way.entries.get(index) else { continue };
+                    let any: IpAddr = if talk.to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+                    let (any, to) = (SocketAddr::new(any, own_port), talk.to);
+                    // Where rules have sent it.
+                    let beyond = following.exit.to;
+                    let may = |from, to| way.table.may_match(entry, from, to, talk.protocol());
+                    // Its own address is whatever rules make of it: only the other end's is known.
+                    if matched(index) || may(any, to) || may(to, any) || may(any, beyond) || may(beyond, any) {
+                        met.extend(marks::of_legacy(&way.table.name, entry));
+                    }
                 }
             }
         }
-        // Somebody else's packet may have matched where this one did not.
-        let alone = ways.iter().all(|way| way.matched.iter().sum::<u64>() == way.visited);
-        ensure!(alone, Crossed);
-        Ok((ended, asked))
+        Ok(met)
     }
 }
 
@@ -188,6 +259,22 @@ impl TableWalk<'_> {
                 Does::Begins(_) => bail!("a chain has no end"),
             };
         }
+    }
+
+    /// Chains by which packets came to one, from a built-in one on.
+    fn path_to(&self, chain: &LegacyChain) -> Result<Vec<String>> {
+        let mut path = vec![chain.clone()];
+        while let Some(first) = path.first().filter(|first| first.hook.is_none()).cloned() {
+            ensure!(path.len() <= self.chains.len(), "rules lead in circles");
+            let start = self.entries.get(first.rules.start).context("a chain has no end")?.at;
+            let leads = |(index, entry): &(usize, &LegacyEntry)| {
+                matches!(entry.does, Does::Leads(to) | Does::GoesTo(to) if to == start)
+                    && self.matched.get(*index).is_some_and(|times| *times > 0)
+            };
+            let (index, _) = self.entries.iter().enumerate().find(leads).context("nothing leads to a chain")?;
+            path.insert(0, self.chain_of(index).context("a rule of no chain")?.clone());
+        }
+        Ok(path.into_iter().map(|chain| chain.name).collect())
     }
 
     /// The chain whose rule, or policy, it is.

@@ -3,24 +3,32 @@
 
 pub mod cgroup;
 mod conntrack;
-mod depends;
-mod doubts;
 mod inside;
+mod ipset;
+mod lab;
 mod legacy;
+mod listeners;
+mod marks;
 mod packet;
+mod passage;
 mod proof;
+mod remake;
 mod ruleset;
 mod send;
 mod shape;
 mod stage;
 pub mod surroundings;
+mod trace;
 
 pub use super::copy::conntrack::Connection;
+pub use super::copy::ipset::IPSETS;
+pub(crate) use super::copy::lab::{Caller, Held, Stop, Talk};
+pub(crate) use super::copy::listeners::Transport;
 pub use super::copy::proof::prove;
 pub use super::copy::ruleset::LISTED;
 pub use super::copy::send::connecting;
 pub use super::copy::shape::Shape;
 pub use super::copy::stage::{
-    Building, Copied, Order, Sandbox, Version, around, ask, logs_everywhere, own_namespace, take, version,
+    Building, Copied, Hide, Kept, Order, Sandbox, Version, around, ask, logs_everywhere, own_namespace, take, version,
 };
 pub use super::copy::surroundings::SURROUNDINGS;

@@ -1,11 +1,10 @@
 //! The packet as it was sent: whole, with the addresses that its sender gave it. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpHeaders, IpNumber, LaxIpPayloadSlice, PacketBuilder};
 
-use crate::kernel::netlink::Attributes;
 use crate::{
     firewall::netfilter::family,
     model::{Ends, Origin, Packet},
@@ -33,31 +32,6 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    /// What nftables reads there is an address, a port or the protocol in this family.
-    pub(super) fn has(&self, payload: &Attributes) -> bool {
-        let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
-            return false;
-        };
-        let end = offset.saturating_add(length);
-        match (base, self.destination) {
-            (1, IpAddr::V4(_)) => (offset, length) == (9, 1) || offset >= 12 && end <= 20,
-            (1, IpAddr::V6(_)) => (offset, length) == (6, 1) || offset >= 8 && end <= 40,
-            (2, _) => true,
-            _ => false,
-        }
-    }
-
-    /// Bytes of a header, as nftables numbers them: 1 is IP's, 2 that of what it carries.
-    pub(super) fn field(&self, base: u32, offset: u32, length: u32) -> Option<&[u8]> {
-        let from = match base {
-            1 => 0,
-            2 => self.transport,
-            _ => return None,
-        };
-        let at = from.checked_add(usize::try_from(offset).ok()?)?;
-        self.bytes.get(at..at.checked_add(usize::try_from(length).ok()?)?)
-    }
-
     /// Of a packet as it was dropped.
     pub(super) fn of(packet: &Packet) -> Result<Self> {
         let (mut headers, payload) = IpHeaders::from_slice_lax(&packet.bytes)
@@ -105,6 +79,22 @@ impl Whole {
         if self.destination.is_ipv4() { family::IPV4 } else { family::IPV6 }
     }
 
+    /// Address and port of its sender; port 0 where it has none.
+    pub(super) fn from(&self) -> SocketAddr {
+        SocketAddr::new(self.source, self.port(0))
+    }
+
+    /// The same of its destination.
+    pub(super) fn to(&self) -> SocketAddr {
+        SocketAddr::new(self.destination, self.port(2))
+    }
+
+    fn port(&self, at: usize) -> u16 {
+        let has_ports = [IpNumber::TCP, IpNumber::UDP].contains(&IpNumber(self.protocol));
+        let bytes = self.transport().get(at..at + 2).filter(|_| has_ports);
+        bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_be_bytes)
+    }
+
     /// The header of what it carries.
     pub(super) fn transport(&self) -> &[u8] {
         self.bytes.get(self.transport..).unwrap_or_default()
@@ -149,7 +139,7 @@ pub(super) fn datagram(port: u16) -> Packet {
     // Into memory nothing fails.
     let _ = PacketBuilder::ipv4(HERE, HERE, 64).udp(FROM, port).write(&mut bytes, b"observer replay");
     let length = bytes.len() as u32;
-    let origin = Origin::Socket { uid: 0, gid: 0, mark: 0, cgroup: None };
+    let origin = Origin::Socket { uid: 0, gid: 0, groups: Vec::new(), mark: 0, cgroup: None };
     Packet { bytes, length, sent: None, origin, interface: None, is_made: false }
 }
 

@@ -1,7 +1,7 @@
 //! Whether this kernel can replay: a packet that a known rule drops must end at that rule in a copy.
 
 use std::{
-    sync::mpsc::channel,
+    sync::{Arc, mpsc::channel},
     thread,
     time::{Duration, Instant},
 };
@@ -43,7 +43,7 @@ pub fn prove() -> Result<Duration> {
         });
         let _ = send.send(copy);
     });
-    let building = Building::begin(copied, logs_everywhere(), |_| Ok(()))?;
+    let building = Building::begin(copied, (logs_everywhere(), false), Arc::new(|_| Ok(Box::new(()))))?;
     let made = building.until(Instant::now() + PATIENCE).ok().context("the copy was not there in time")?;
     let took = Instant::now();
     let stage = made?;

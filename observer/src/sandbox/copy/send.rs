@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, getgroups, setfsgid, setfsuid};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{
@@ -32,26 +32,27 @@ type Kind = (Domain, Type, Option<Protocol>);
 
 /// What rules see of a sender.
 #[derive(Clone, Copy)]
-pub(super) struct SocketOwner {
+pub(super) struct SocketOwner<'a> {
     pub(super) uid: u32,
     pub(super) gid: u32,
+    pub(super) groups: &'a [u32],
     pub(super) mark: u32,
 }
 
 /// A socket whose file that user opens, in the calling thread's namespace; and in a cgroup by its open `cgroup.procs`, where one
 /// is given.
-pub(super) fn socket(whole: &Whole, owner: SocketOwner, cgroup: Option<&File>) -> Result<Socket> {
+pub(super) fn socket(whole: &Whole, owner: SocketOwner<'_>, cgroup: Option<&File>) -> Result<Socket> {
     let domain = if whole.destination.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     socket_of((domain, Type::RAW, Some(Protocol::from(RAW))), owner, cgroup)
 }
 
 /// The same of any kind.
-pub(super) fn socket_of(kind: Kind, owner: SocketOwner, cgroup: Option<&File>) -> Result<Socket> {
+pub(super) fn socket_of(kind: Kind, owner: SocketOwner<'_>, cgroup: Option<&File>) -> Result<Socket> {
     let socket = match cgroup {
         Some(procs) => {
             let (domain, of, protocol) = kind;
             let kind = [domain.into(), of.into(), protocol.map_or(0, Into::into)];
-            let made = sys::socket_in_cgroup(procs.as_fd(), kind, (owner.uid, owner.gid), IN_CGROUP);
+            let made = sys::socket_in_cgroup(procs.as_fd(), kind, (owner.uid, owner.gid, owner.groups), IN_CGROUP);
             made.context("no socket could be made in the sender's cgroup")?.into()
         }
         None => plain_socket(kind, owner)?,
@@ -63,23 +64,32 @@ pub(super) fn socket_of(kind: Kind, owner: SocketOwner, cgroup: Option<&File>) -
     Ok(socket)
 }
 
-fn plain_socket((domain, of, protocol): Kind, owner: SocketOwner) -> Result<Socket> {
+fn plain_socket((domain, of, protocol): Kind, owner: SocketOwner<'_>) -> Result<Socket> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    let groups = getgroups().context("this thread's groups are not known")?;
+    // Of this thread alone, as the others are.
+    sys::set_groups(owner.groups).context("not allowed to send as another user's groups")?;
     let before = (setfsgid(gid), setfsuid(uid));
     let is_user = setfsgid(gid) == gid && setfsuid(uid) == uid;
     let made = is_user.then(|| Socket::new(domain, of, protocol));
     setfsuid(before.1);
     setfsgid(before.0);
+    sys::set_groups(&groups.iter().map(|group| group.as_raw()).collect::<Vec<_>>())?;
     made.with_context(|| format!("not allowed to send as user {} and group {}", owner.uid, owner.gid))?
         .context("cannot make a socket")
 }
 
 /// A real connection, or a socket for datagrams, that is begun as that user and in that cgroup; it goes on by itself. The inner
 /// error is what the kernel says to whoever connects; the outer one says why nobody did.
-pub fn connecting(to: SocketAddr, is_tcp: bool, user: (u32, u32), cgroup: Option<&File>) -> Result<io::Result<Socket>> {
+pub fn connecting(
+    to: SocketAddr,
+    is_tcp: bool,
+    (uid, gid, groups): (u32, u32, &[u32]),
+    cgroup: Option<&File>,
+) -> Result<io::Result<Socket>> {
     let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
-    let socket = socket_of((domain, kind, None), SocketOwner { uid: user.0, gid: user.1, mark: 0 }, cgroup)?;
+    let socket = socket_of((domain, kind, None), SocketOwner { uid, gid, groups, mark: 0 }, cgroup)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Ok(Err(error)),
         _ => Ok(Ok(socket)),

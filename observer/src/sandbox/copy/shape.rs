@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    depends::Passage,
-    ruleset::{CHAIN_HOOK, CHAIN_NAME, DATA, Listed, NAME, RULE_CHAIN, SET_NAME, TABLE, silent},
+    passage::Passage,
+    remake::given_expressions,
+    ruleset::{CHAIN_HOOK, CHAIN_NAME, DATA, Listed, NAME, RULE_CHAIN, SET_NAME, TABLE},
 };
 use crate::kernel::netlink::Body;
 use crate::{
@@ -101,6 +102,9 @@ impl Shape {
             let way = if is_forwarded { Passage::Through } else { Passage::Out };
             let mut all = self.met(v6, way);
             all.extend(other.met(v6, way));
+            // What comes back is part of what is tried.
+            all.extend(self.met(v6, way.back()));
+            all.extend(other.met(v6, way.back()));
             all.into_iter().find(|spot| self.0.get(spot) != other.0.get(spot)).map(|spot| spot.to_string())
         })
     }
@@ -167,7 +171,7 @@ fn rule_bytes(
     leads_anywhere: &mut bool,
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for expression in silent(&rule.attributes) {
+    for expression in given_expressions(&rule.attributes) {
         let (kind, mut data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
         match kind.as_str() {
             "counter" => continue,

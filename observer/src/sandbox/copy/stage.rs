@@ -13,19 +13,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use sha2::{Digest, Sha256};
 
 use super::{
     conntrack::{self, Connection},
-    doubts::Depends,
     inside::{Ended, Inside},
+    ipset::{self, IpSets},
+    lab::{Caller, Held, Lab, Talk},
     legacy,
+    listeners::Transport,
+    marks::{Mark, Reason},
     packet::Whole,
-    ruleset::{self, LISTED, Listed},
+    remake::{Made, Purpose},
+    ruleset::{self, CopiedRule, LISTED, Listed},
     shape::Shape,
-    surroundings::{SURROUNDINGS, Surroundings},
+    surroundings::{Peers, SURROUNDINGS, Surroundings},
 };
 use crate::{
     firewall::{
@@ -35,10 +39,13 @@ use crate::{
         nft,
     },
     model::{End, NamedRule, Origin, Packet, Statement},
+    patience,
 };
 
-/// Nothing that is asked of a stage takes longer.
-const LIMIT: Duration = Duration::from_secs(1);
+/// No packet that is sent in a stage takes longer, with the second copy that is made for the first one, and no conversation.
+const LIMIT_OF_TALKS: Duration = Duration::from_secs(8);
+/// Keeps a namespace from being observed, by its inode number, as long as what it returns lives.
+pub type Hide = Arc<dyn Fn(u32) -> Result<Box<dyn Send>> + Send + Sync>;
 /// Bytes of the tables of iptables-legacy that are copied.
 const MAX_LEGACY: usize = 16 << 20;
 /// Texts of iptables-legacy's rules are waited for so long.
@@ -52,6 +59,7 @@ pub struct Copied {
     pub(super) legacy: Vec<Table>,
     /// The text of the tables of iptables-legacy.
     pub(super) saved: Saved,
+    pub(super) sets: Arc<IpSets>,
     pub(super) around: Arc<Surroundings>,
 }
 
@@ -98,7 +106,7 @@ pub struct Around(Surroundings);
 impl Around {
     /// Makes the same in the namespace of the calling thread.
     pub fn make(&self) -> Result<()> {
-        self.0.make().map(drop)
+        self.0.make(Peers::Here).map(drop)
     }
 }
 
@@ -109,7 +117,8 @@ pub fn take(limit: usize) -> Result<Copied> {
     let bytes: usize = legacy.iter().map(|table| table.block.len()).sum();
     ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
     let saved = Saved::begin(&legacy);
-    Ok(Copied { rules, legacy, saved, around: Arc::new(SURROUNDINGS.ask(0)?) })
+    let sets = Arc::new(ipset::of_here(limit)?);
+    Ok(Copied { rules, legacy, saved, sets, around: Arc::new(SURROUNDINGS.ask(0)?) })
 }
 
 /// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
@@ -129,25 +138,31 @@ pub fn logs_everywhere() -> bool {
 }
 
 impl Copied {
-    /// Makes the same in the namespace of the calling thread, with everything traced. The inner error says what could not be set.
-    pub(super) fn make(&self, logs: bool) -> Result<Result<()>> {
-        let set = self.around.make()?;
-        // Without rules nothing else is needed.
-        self.rules.make(|name| self.around.has(name))?;
+    /// Makes the same in the namespace of the calling thread. The inner error says what could not be set.
+    pub(super) fn make(&self, purpose: Purpose, peers: Peers<'_>, logs: bool) -> Result<(Made, Result<()>)> {
+        let set = self.around.make(peers)?;
+        // Rules and tables name sets by their places among all.
+        let gaps = self.sets.make()?;
+        let made = self.rules.make(purpose, &self.around.names(), self.around.has_other_types())?;
         legacy::make(&self.legacy, logs)?;
-        Ok(set)
+        gaps.close()?;
+        Ok((made, set))
     }
 
-    /// Makes the same likewise; rules of the copy by family, table and handle, and their handles in the original.
-    pub fn make_anew(&self, logs: bool) -> Result<HashMap<(String, String, u64), u64>> {
-        self.make(logs)??;
+    /// Makes the same for whoever changes it; rules of the copy by family, table and handle, and their handles in the original.
+    pub fn make_anew(&self, logs: bool) -> Result<(Kept, Handles)> {
+        let (made, set) = self.make(Purpose::Trial, Peers::Here, logs)?;
+        set?;
+        // What is left out here would be missing in whatever is made of it.
+        ensure!(made.is_whole(), "rules of it cannot be copied, and nothing is tried without them");
         let originals = self.rules.handles();
-        let places = ruleset::own_places()?.into_iter();
-        let named = |(own, place): ((u8, String, u64), ruleset::Place)| {
-            let original = *originals.get(&place)?;
-            Some(((family::name(own.0).to_owned(), own.1, own.2), original))
+        let rules = ruleset::own_rules(&made.slots)?.into_iter();
+        let named = |(own, rule): ((u8, String, u64), CopiedRule)| {
+            let CopiedRule::Of(place) = rule else { return None };
+            Some(((family::name(own.0).to_owned(), own.1, own.2), *originals.get(&place)?))
         };
-        Ok(places.filter_map(named).collect())
+        let handles = rules.filter_map(named).collect();
+        Ok((Kept { _made: made }, handles))
     }
 
     /// What the rules do, whatever they are numbered.
@@ -171,13 +186,22 @@ impl Copied {
     pub fn again(&self) -> Result<Self> {
         let (rules, legacy) = (LISTED.ask(usize::MAX)?, tables()?);
         let saved = Saved::begin(&legacy);
-        Ok(Self { rules, legacy, saved, around: Arc::clone(&self.around) })
+        // Another program may have changed them, too.
+        let sets = if self.sets.is_empty() { Arc::clone(&self.sets) } else { Arc::new(ipset::of_here(usize::MAX)?) };
+        Ok(Self { rules, legacy, saved, sets, around: Arc::clone(&self.around) })
     }
 
     /// A rule has these bytes somewhere, in a comment for example.
     pub fn mentions(&self, words: &str) -> bool {
         let in_legacy = |table: &Table| memchr::memmem::find(&table.block, words.as_bytes()).is_some();
         self.rules.mentions(words) || self.legacy.iter().any(in_legacy)
+    }
+
+    /// Something in it asks for the sender's cgroup.
+    fn asks_for_cgroups(&self) -> bool {
+        let has_cgroup = |entry: &LegacyEntry| entry.matches.iter().any(|name| name == "cgroup");
+        self.rules.asks_for_cgroups()
+            || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 
     /// Which rules were copied.
@@ -196,40 +220,134 @@ pub struct Order {
     pub cgroup: Option<File>,
 }
 
+/// Handles in the original by family, table and handle in a copy.
+pub type Handles = HashMap<(String, String, u64), u64>;
+
+/// What a copy needs as long as it is used.
+pub struct Kept {
+    _made: Made,
+}
+
+/// What is done in a stage.
+enum Task {
+    Packet(Box<Order>),
+    Talk(Box<Talk>),
+}
+
+/// What came of it.
+enum Done {
+    Packet(Ended),
+    Talk(Held, Vec<Mark>),
+}
+
 /// With its number; and what became of it.
-type Numbered = (u64, Order);
-type Answer = (u64, Result<Ended>);
+type Numbered = (u64, Task);
+type Answer = (u64, Result<Done>);
 
 /// A stage that is being made.
 pub struct Building {
-    made: Receiver<Result<Made>>,
+    made: Receiver<Result<KnownOfIt>>,
     orders: Sender<Numbered>,
     answers: Receiver<Answer>,
 }
 
 /// What is known of a stage once it was made.
-struct Made {
+struct KnownOfIt {
     took: Duration,
     version: Version,
     legacy: Vec<Table>,
-    out: Depends,
-    through: Depends,
+    asks_for_cgroups: bool,
+    around: Arc<Surroundings>,
+    only_packets: Option<String>,
+}
+
+/// What the thread in a stage has.
+struct Stage {
+    hide: Hide,
+    logs: bool,
+    lab: Option<Lab>,
+    /// Why there is none, where there should be one.
+    why: Option<String>,
+    /// For single packets; beside a lab it has a namespace of its own.
+    inside: Option<Inside>,
+    namespaces: Option<(File, File, Box<dyn Send>)>,
+}
+
+impl Stage {
+    fn new(copied: &Copied, talks: bool, logs: bool, hide: Hide) -> Result<Self> {
+        let lab = talks.then(|| Lab::new(copied, logs, &*hide));
+        let (lab, why) = match lab {
+            None => (None, None),
+            Some(Ok(lab)) => (Some(lab), None),
+            Some(Err(error)) => {
+                log::debug!("no conversations are held: {error:#}");
+                (None, Some(format!("{error:#}")))
+            }
+        };
+        let mut stage = Self { hide, logs, lab, why, inside: None, namespaces: None };
+        if stage.lab.is_none() {
+            // What was half made is left behind.
+            if stage.why.is_some() {
+                let hidden = (stage.hide)(own_namespace()?)?;
+                let own = || File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace");
+                stage.namespaces = Some((own()?, own()?, hidden));
+            }
+            stage.inside = Some(Inside::new(copied, logs)?);
+        }
+        Ok(stage)
+    }
+
+    fn carry_out(&mut self, copied: &mut Copied, task: &Task) -> Result<Done> {
+        match task {
+            Task::Talk(talk) => {
+                let lab = self.lab.as_ref().context("no conversations are held here")?;
+                lab.hold(copied, talk).map(|(held, marks)| Done::Talk(held, marks))
+            }
+            Task::Packet(order) if self.lab.is_none() => {
+                self.inside.as_ref().context("no packets are sent here")?.send(copied, order).map(Done::Packet)
+            }
+            Task::Packet(order) => {
+                let own = || File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace");
+                let (lab, packets, _) = match self.namespaces.take() {
+                    Some(namespaces) => self.namespaces.insert(namespaces),
+                    None => {
+                        let home = own()?;
+                        let made = || anyhow::Ok(((self.hide)(own_namespace()?)?, own()?));
+                        match made() {
+                            Ok((hidden, namespace)) => self.namespaces.insert((home, namespace, hidden)),
+                            Err(error) => {
+                                setns(&home, CloneFlags::CLONE_NEWNET).context("cannot return to the copy")?;
+                                return Err(error);
+                            }
+                        }
+                    }
+                };
+                setns(&*packets, CloneFlags::CLONE_NEWNET).context("cannot enter the copy")?;
+                let mut send = || -> Result<Ended> {
+                    if self.inside.is_none() {
+                        self.inside = Some(Inside::new(copied, self.logs)?);
+                    }
+                    self.inside.as_ref().context("no packets are sent here")?.send(copied, order)
+                };
+                let sent = send();
+                setns(&*lab, CloneFlags::CLONE_NEWNET).context("cannot return to the copy")?;
+                sent.map(Done::Packet)
+            }
+        }
+    }
 }
 
 impl Building {
-    /// Begins to make one of what arrives, by a detached thread. `hide` is told the inode number of its namespace before
-    /// there is anything in it; what it returns is dropped when nothing is done there any more. `logs`: see [`logs_everywhere`].
-    pub fn begin<H>(
-        copied: Receiver<Result<Copied>>,
-        logs: bool,
-        hide: impl FnOnce(u32) -> Result<H> + Send + 'static,
-    ) -> Result<Self> {
+    /// Begins to make one of what arrives, by a detached thread: for single packets, or for conversations, too (`talks`). `hide`
+    /// is told the inode number of each of its namespaces before there is anything in it; what it returns is dropped when
+    /// nothing is done there any more. `logs`: see [`logs_everywhere`].
+    pub fn begin(copied: Receiver<Result<Copied>>, (logs, talks): (bool, bool), hide: Hide) -> Result<Self> {
         let began = Instant::now();
         let (orders, ordered) = channel::<Numbered>();
         let (answer, answers) = channel();
         let (ready, made) = channel();
         thread::Builder::new().name(THREAD.to_owned()).spawn(move || {
-            let _hidden = match own_namespace().and_then(hide) {
+            let _hidden = match own_namespace().and_then(|number| hide(number)) {
                 Ok(hidden) => hidden,
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -237,20 +355,22 @@ impl Building {
                 }
             };
             let copied = copied.recv().context("the thread in the network namespace failed").and_then(|copied| copied);
-            let inside = copied.and_then(|mut copied| {
-                let (out, through) = (copied.rules.out.clone(), copied.rules.through.clone());
-                let inside = Inside::new(&copied, logs)?;
-                let known = Made {
+            let stage = copied.and_then(|mut copied| {
+                let stage = Stage::new(&copied, talks, logs, hide)?;
+                let known = KnownOfIt {
                     took: began.elapsed(),
                     version: copied.version()?,
                     legacy: copied.legacy.clone(),
-                    out,
-                    through,
+                    asks_for_cgroups: copied.asks_for_cgroups(),
+                    around: Arc::clone(&copied.around),
+                    only_packets: stage.why.clone(),
                 };
-                copied.rules.shrink();
-                Ok((inside, copied, known))
+                if !talks {
+                    copied.rules.shrink();
+                }
+                Ok((stage, copied, known))
             });
-            let (inside, mut copied, known) = match inside {
+            let (mut stage, mut copied, known) = match stage {
                 Ok(made) => made,
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -260,9 +380,9 @@ impl Building {
             if ready.send(Ok(known)).is_err() {
                 return;
             }
-            while let Ok((number, order)) = ordered.recv() {
-                let end = inside.send(&mut copied, &order);
-                if answer.send((number, end)).is_err() {
+            while let Ok((number, task)) = ordered.recv() {
+                let done = stage.carry_out(&mut copied, &task);
+                if answer.send((number, done)).is_err() {
                     return;
                 }
             }
@@ -273,16 +393,19 @@ impl Building {
     /// The stage, if it is there by then; itself if it is not.
     pub fn until(self, deadline: Instant) -> std::result::Result<Result<Sandbox>, Self> {
         match self.made.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(made) => Ok(made.map(|Made { took, version, legacy, out, through }| Sandbox {
-                took,
-                version,
-                legacy,
-                out,
-                through,
-                sent: Cell::new(0),
-                orders: self.orders,
-                answers: self.answers,
-            })),
+            Ok(made) => {
+                Ok(made.map(|KnownOfIt { took, version, legacy, asks_for_cgroups, around, only_packets }| Sandbox {
+                    took,
+                    version,
+                    legacy,
+                    asks_for_cgroups,
+                    around,
+                    only_packets,
+                    sent: Cell::new(0),
+                    orders: self.orders,
+                    answers: self.answers,
+                }))
+            }
             Err(RecvTimeoutError::Disconnected) => Ok(Err(anyhow::anyhow!("the copy's thread failed"))),
             Err(RecvTimeoutError::Timeout) => Err(self),
         }
@@ -296,8 +419,9 @@ pub struct Sandbox {
     /// The rules that were copied.
     pub version: Version,
     legacy: Vec<Table>,
-    out: Depends,
-    through: Depends,
+    asks_for_cgroups: bool,
+    around: Arc<Surroundings>,
+    only_packets: Option<String>,
     /// Number of the last order.
     sent: Cell<u64>,
     orders: Sender<Numbered>,
@@ -311,31 +435,56 @@ impl Sandbox {
         let whole = Whole::of(&order.packet)?;
         let is_cut = whole.bytes.len() < order.packet.length as usize;
         let is_known = whole.begins() || !matches!(order.connection, Connection::Unknown);
-        let (is_in_cgroup, is_there) = (order.cgroup.is_some(), !order.packet.is_made);
-        let rules = match order.packet.origin {
-            Origin::Socket { .. } => self.out.clone(),
-            Origin::Interface { .. } => self.through.clone(),
+        let (is_in_cgroup, is_made) = (order.cgroup.is_some(), order.packet.is_made);
+        let is_forwarded = matches!(order.packet.origin, Origin::Interface { .. });
+        let Done::Packet((end, marks)) = self.done(Task::Packet(Box::new(order)), patience::here(LIMIT_OF_TALKS))?
+        else {
+            bail!("the copy's thread has done something else");
         };
-        let (end, of_legacy) = self.send(order)?;
-        let depends = rules.and(of_legacy);
-        let doubts = depends.of(&whole);
-        let by_state = doubts.by_state.filter(|_| !is_known);
+        let matters = |mark: &&Mark| match mark.reason {
+            Reason::Anything => true,
+            Reason::State => !is_known,
+            Reason::Cgroup => !is_in_cgroup,
+            Reason::Header | Reason::Length | Reason::Content => is_made,
+            Reason::Forwarded => is_forwarded,
+            Reason::Socket => !is_made,
+        };
         let by_length = is_cut.then(|| "it is longer than what is sent again".to_owned());
-        let by_cgroup = doubts.by_cgroup.filter(|_| !is_in_cgroup);
-        let by_header = doubts.by_header.filter(|_| !is_there);
-        // Of a packet that was seen to be dropped it is known by whom.
-        let both = !is_there && !self.legacy.is_empty() && depends.chains > self.legacy.len();
-        let by_both = both.then(|| "both kinds of iptables decide, in an order that is not known".to_owned());
-        Ok((end, by_length.or(doubts.always).or(by_state).or(by_cgroup).or(by_header).or(by_both)))
+        Ok((end, by_length.or(marks.iter().find(matters).map(|mark| mark.words.clone()))))
     }
 
-    fn send(&self, order: Order) -> Result<Ended> {
+    /// What becomes of a conversation there; and why that is no proof, likewise. `is_made`: nobody has begun one like it, so its
+    /// sender is what it is said to be; `is_later`: but for its cgroup, which is not there yet.
+    pub(crate) fn hold(&self, talk: Talk, (is_made, is_later): (bool, bool)) -> Result<(Held, Option<String>)> {
+        // What an application would say is not known, and a datagram is as long as that.
+        let is_datagram = talk.transport == Transport::Udp;
+        let (is_in_cgroup, is_forwarded) = match &talk.from {
+            Caller::Here { cgroup, .. } => (cgroup.is_some() || is_made && !is_later, false),
+            Caller::Behind { .. } => (false, true),
+        };
+        let limit = patience::here(LIMIT_OF_TALKS);
+        let Done::Talk(held, marks) = self.done(Task::Talk(Box::new(talk)), limit)? else {
+            bail!("the copy's thread has done something else");
+        };
+        let matters = |mark: &&Mark| match mark.reason {
+            Reason::Anything => true,
+            Reason::Cgroup => !is_in_cgroup,
+            Reason::Forwarded => is_forwarded,
+            Reason::Socket => !is_made,
+            Reason::Length => is_made && is_datagram,
+            Reason::Content => is_made,
+            Reason::State | Reason::Header => false,
+        };
+        Ok((held, marks.iter().find(matters).map(|mark| mark.words.clone())))
+    }
+
+    fn done(&self, task: Task, limit: Duration) -> Result<Done> {
         let number = self.sent.get() + 1;
         self.sent.set(number);
-        self.orders.send((number, order)).context("the copy's thread has ended")?;
+        self.orders.send((number, task)).context("the copy's thread has ended")?;
         loop {
             // One that came too late is an earlier packet's.
-            let (of, answer) = self.answers.recv_timeout(LIMIT).context("the copy's thread does not answer")?;
+            let (of, answer) = self.answers.recv_timeout(limit).context("the copy's thread does not answer")?;
             if of == number {
                 return answer;
             }
@@ -347,11 +496,19 @@ impl Sandbox {
         self.legacy.iter().find(|table| table.has(named))?.statement(named, roots)
     }
 
+    /// Why no conversations are held in it; nothing where they are.
+    pub(crate) fn only_packets(&self) -> Option<&str> {
+        self.only_packets.as_deref()
+    }
+
+    /// What is around the rules.
+    pub(crate) fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
     /// It is to be sent from its sender's cgroup.
     pub fn asks_for_cgroups(&self) -> bool {
-        let has_cgroup = |entry: &LegacyEntry| entry.matches.iter().any(|name| name == "cgroup");
-        self.out.asks_for_cgroups()
-            || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
+        self.asks_for_cgroups
     }
 }
 
@@ -386,7 +543,7 @@ mod tests {
             };
             let _ = send.send(read());
         });
-        let stage = Building::begin(receive, logs_everywhere(), |_| Ok(()))
+        let stage = Building::begin(receive, (logs_everywhere(), false), Arc::new(|_| Ok(Box::new(()))))
             .unwrap()
             .until(Instant::now() + Duration::from_secs(10))
             .map_err(|_| anyhow::anyhow!("slow"))??;

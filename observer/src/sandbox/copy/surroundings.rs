@@ -1,29 +1,50 @@
 //! What a packet's way depends on beside the rules: interfaces of the same names and numbers, addresses, routes, and what the
 //! kernel was set to.
 
-use std::{collections::HashMap, fs};
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd},
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::{
+    lab::World,
+    listeners::{self, Listener, Transport},
+};
 use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
-use crate::{confinement::reader::Question, kernel::btf::Btf};
+use crate::{confinement::reader::Question, kernel::btf::Btf, patience};
 
 /// `NETLINK_ROUTE`
-const PROTOCOL: isize = 0;
+pub(super) const PROTOCOL: isize = 0;
 /// `RTM_NEW…`; what asks for it is two more.
 const LINK: Kind = Kind { new: 16, fixed: 16 };
 const ADDRESS: Kind = Kind { new: 20, fixed: 8 };
 const ROUTE: Kind = Kind { new: 24, fixed: 12 };
 const RULE: Kind = Kind { new: 32, fixed: 12 };
+const NEIGHBOUR: Kind = Kind { new: 28, fixed: 12 };
+/// `NUD_VALID` but for `NUD_NOARP`: whoever has such a state needs not be asked for.
+const VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
+/// `NUD_PERMANENT`
+const PERMANENT: u16 = 0x80;
 
 /// `IFLA_*`
 const ADDRESS_OF_LINK: u16 = 1;
 const IFNAME: u16 = 3;
 const MTU: u16 = 4;
 const MASTER: u16 = 10;
+const GROUP: u16 = 27;
+const NAMESPACE: u16 = 28;
 const LINKINFO: u16 = 18;
 const LOOPBACK: u32 = 1;
+/// `ARPHRD_ETHER`
+const ETHERNET: u16 = 1;
 /// `IFF_UP`, and `IFF_NOARP`: whoever is next on the way need not be asked for.
 const UP: u32 = 1;
 const UNASKED: u32 = 0x80;
@@ -66,6 +87,14 @@ const OWN_SETTINGS: [(&str, &str); 4] = [
     ("ipv6/conf/default/router_solicitations", "0"),
 ];
 
+/// And where a conversation is held.
+const OWN_OF_CONVERSATIONS: [(&str, &str); 4] = [
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv4/ip_unprivileged_port_start", "0"),
+    ("ipv4/tcp_fin_timeout", "1"),
+];
+
 #[derive(Clone, Copy)]
 struct Kind {
     new: u16,
@@ -78,17 +107,35 @@ struct Link {
     index: u32,
     name: String,
     mtu: Option<Vec<u8>>,
+    group: Option<Vec<u8>>,
+    /// Whoever is next on the way is not asked for: a tunnel.
+    is_unasked: bool,
+}
+
+/// Where the other ends of a copy's interfaces are.
+#[derive(Clone, Copy)]
+pub(super) enum Peers<'a> {
+    /// Beside them; nobody is asked who has an address.
+    Here,
+    /// In these namespaces, by the numbers of the interfaces.
+    Behind(&'a HashMap<u32, Rc<World>>),
 }
 
 /// All of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surroundings {
     links: Vec<Link>,
+    /// Any of them is of another type than those of a copy, such as a tunnel.
+    has_other_types: bool,
     /// Interfaces that belong to another, a bridge or a bond, by their numbers, and that one's.
     parts: HashMap<u32, u32>,
     addresses: Vec<Body>,
     routes: Vec<Body>,
     rules: Vec<Body>,
+    /// Neighbours that are known, whom nobody asks for.
+    neighbours: Vec<Body>,
+    /// Ports on which somebody listens here.
+    listeners: Vec<Listener>,
     /// Places below `/proc/sys/net`, and what is there.
     settings: Vec<(String, String)>,
 }
@@ -108,6 +155,8 @@ fn list() -> Result<Surroundings> {
             index: number(4)?,
             name: body.attributes.text(IFNAME)?,
             mtu: body.attributes.get(MTU).map(<[u8]>::to_vec),
+            group: body.attributes.get(GROUP).map(<[u8]>::to_vec),
+            is_unasked: number(8)? & UNASKED != 0,
         };
         // What belongs to a bridge or a bond has no routes of its own.
         let is_part = body.attributes.get(MASTER).is_some();
@@ -120,6 +169,8 @@ fn list() -> Result<Surroundings> {
     let native = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
     let part = |body: &Body| Some((native(body.fixed.get(4..8)?)?, native(body.attributes.get(MASTER)?)?));
     let parts = all.iter().filter_map(part).collect();
+    let of_type = |body: &Body| body.fixed.get(2..4).and_then(|of| of.try_into().ok()).map_or(0, u16::from_ne_bytes);
+    let has_other_types = all.iter().filter(|body| link(body).is_some()).any(|body| of_type(body) != ETHERNET);
     ensure!(links.len() <= MAX_LINKS, "there are more than {MAX_LINKS} interfaces");
     let made = |route: &Body| {
         let byte = |at: usize| route.fixed.get(at).copied().unwrap_or(0);
@@ -134,7 +185,13 @@ fn list() -> Result<Surroundings> {
     let settings = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain(of_links);
     let settings = settings.filter_map(|place| Some((setting(&place)?, place))).map(|(value, place)| (place, value));
     let settings = settings.collect();
-    Ok(Surroundings { links, parts, addresses: dump(ADDRESS)?, routes, rules: dump(RULE)?, settings })
+    let is_known = |body: &Body| {
+        let state = body.fixed.get(8..10).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_ne_bytes);
+        state & VALID != 0
+    };
+    let neighbours = dump(NEIGHBOUR)?.into_iter().filter(is_known).take(MAX_ROUTES).collect();
+    let (addresses, rules, listeners) = (dump(ADDRESS)?, dump(RULE)?, listeners::here());
+    Ok(Surroundings { links, has_other_types, parts, addresses, routes, rules, neighbours, listeners, settings })
 }
 
 /// A setting in the namespace of the calling thread; `None` where the kernel does not have it.
@@ -143,7 +200,7 @@ fn setting(place: &str) -> Option<String> {
 }
 
 /// Sets it, where it differs.
-fn set(place: &str, value: &str) -> Result<()> {
+pub(super) fn set(place: &str, value: &str) -> Result<()> {
     if setting(place).is_some_and(|now| now != value) {
         fs::write(format!("/proc/sys/net/{place}"), value)
             .with_context(|| format!("cannot set {place} in the copy"))?;
@@ -151,9 +208,27 @@ fn set(place: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
+/// Name of the other end of an interface's copy.
+pub(super) fn peer_name(index: u32) -> String {
+    format!("peer{index}")
+}
+
 /// Number of the other end of an interface's copy.
 pub(super) fn peer_of(index: u32) -> u32 {
     index + PEERS
+}
+
+/// The same of its other end.
+pub(super) fn far_address_of(index: u32) -> [u8; 6] {
+    let [a, b, c, d] = index.to_be_bytes();
+    [2, 1, a, b, c, d]
+}
+
+fn address_of_bytes(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
 }
 
 /// Address at its link layer of an interface's copy.
@@ -163,12 +238,15 @@ pub(super) fn address_of(index: u32) -> [u8; 6] {
     [2, 0, a, b, c, d]
 }
 
+/// The kind of interfaces whose other ends are somewhere.
+pub(crate) const TWO_ENDED: &str = "veth";
+
 /// A kind of interface for which nothing is loaded into the kernel.
 pub fn kind() -> Result<&'static str> {
     let is_loaded = |module: &str| Btf::of_module(module).is_ok();
     let in_kernel = |of: &str| Btf::of_kernel().is_ok_and(|btf| btf.has_struct(of));
     if in_kernel("veth_priv") || is_loaded("veth") {
-        Ok("veth")
+        Ok(TWO_ENDED)
     } else if is_loaded("dummy") {
         Ok("dummy")
     } else {
@@ -185,26 +263,107 @@ impl Surroundings {
         self.links.iter().find(|link| link.name == name).map(|link| link.index)
     }
 
-    /// It is there.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.index(name).is_some()
-    }
-
     /// Where what came in by an interface comes in here: there, or by what that belongs to.
-    pub(super) fn entrance(&self, index: u32) -> Option<u32> {
+    pub(crate) fn entrance(&self, index: u32) -> Option<u32> {
         let index = self.parts.get(&index).copied().unwrap_or(index);
         self.links.iter().any(|link| link.index == index).then_some(index)
     }
 
+    /// Names of the interfaces, but for the loopback.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.links.iter().map(|link| link.name.clone()).collect()
+    }
+
+    /// Any of them is of another type than its copy.
+    pub(super) fn has_other_types(&self) -> bool {
+        self.has_other_types
+    }
+
+    /// Numbers of the interfaces, but for the loopback.
+    pub(super) fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.links.iter().map(|link| link.index)
+    }
+
+    /// Name of an interface.
+    pub(crate) fn name(&self, index: u32) -> Option<&str> {
+        self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
+    }
+
+    /// Somebody listens on that port, at that address or at all.
+    pub(super) fn listens(&self, transport: Transport, to: SocketAddr) -> bool {
+        self.listeners.iter().any(|listener| listener.hears(transport, to))
+    }
+
+    /// Addresses of an interface, each with the length of its network.
+    pub(super) fn addresses(&self, index: u32) -> Vec<(IpAddr, u8)> {
+        let is_of = |body: &&Body| body.fixed.get(4..8) == Some(&index.to_ne_bytes()[..]);
+        let of = |body: &Body| {
+            // Of a link between two ends the other one stands there.
+            let bytes = body.attributes.get(2).or_else(|| body.attributes.get(1))?;
+            Some((address_of_bytes(bytes)?, *body.fixed.get(1)?))
+        };
+        self.addresses.iter().filter(is_of).filter_map(of).collect()
+    }
+
+    /// All its own addresses.
+    pub(super) fn own(&self) -> impl Iterator<Item = IpAddr> {
+        self.indexes().flat_map(|index| self.addresses(index)).map(|(address, _)| address)
+    }
+
+    /// Interfaces with an address of that family: their numbers, an own address, and one that a neighbour may have.
+    pub(crate) fn neighbours(&self, v6: bool) -> Vec<(u32, IpAddr, IpAddr)> {
+        let of = |index: u32| {
+            let own = self.addresses(index);
+            let is_own = |address: IpAddr| own.iter().any(|(own, _)| *own == address);
+            own.iter().find_map(|(address, length)| match address {
+                IpAddr::V4(address) if !v6 && *length < 31 => {
+                    let net = ipnet::Ipv4Net::new(*address, *length).ok()?;
+                    let near = net.hosts().take(8).map(IpAddr::from).find(|near| !is_own(*near));
+                    // The first addresses are routers' most often, whom rules may trust.
+                    let far = net.hosts().nth(68).map(IpAddr::from).filter(|far| !is_own(*far));
+                    Some((index, (*address).into(), far.or(near)?))
+                }
+                IpAddr::V6(address) if v6 && *length < 127 && !address.is_unicast_link_local() => {
+                    let near = std::net::Ipv6Addr::from(u128::from(*address) ^ 0x4d00);
+                    let net = ipnet::Ipv6Net::new(*address, *length).ok()?;
+                    (net.contains(&near) && !is_own(near.into())).then(|| (index, (*address).into(), near.into()))
+                }
+                _ => None,
+            })
+        };
+        self.indexes().filter_map(of).collect()
+    }
+
+    /// It forwards packets of that family.
+    pub(crate) fn forwards(&self, v6: bool) -> bool {
+        let place = if v6 { "ipv6/conf/all/forwarding" } else { "ipv4/ip_forward" };
+        self.settings.iter().any(|(of, value)| of == place && value == "1")
+    }
+
     /// Makes the same in the namespace of the calling thread. The inner error says what could not be set, in a container whose
     /// `/proc/sys` is only to be read.
-    pub(super) fn make(&self) -> Result<Result<()>> {
+    pub(super) fn make(&self, peers: Peers<'_>) -> Result<Result<()>> {
         let kind = if self.links.is_empty() { "" } else { kind()? };
+        ensure!(
+            kind != "dummy" || matches!(peers, Peers::Here),
+            "there are no interfaces at hand with two ends (veth)"
+        );
+        if let Peers::Behind(_) = peers {
+            // No address is looked for twice, and whoever sends may use every port.
+            for (place, value) in OWN_OF_CONVERSATIONS {
+                set(place, value)?;
+            }
+        }
         let mut links: Vec<(u16, Body)> = vec![(0, raised(LOOPBACK, UP))];
         for link in &self.links {
-            links.push((CREATE, new_link(link, kind)));
-            links.push((0, raised(link.index, UP | UNASKED)));
-            if kind == "veth" {
+            let world = match peers {
+                Peers::Here => None,
+                Peers::Behind(worlds) => worlds.get(&link.index),
+            };
+            links.push((CREATE, new_link(link, kind, world.map(|world| world.descriptor()))));
+            let is_unasked = link.is_unasked || matches!(peers, Peers::Here);
+            links.push((0, raised(link.index, UP | if is_unasked { UNASKED } else { 0 })));
+            if kind == "veth" && matches!(peers, Peers::Here) {
                 links.push((0, raised(peer_of(link.index), UP | UNASKED)));
             }
         }
@@ -226,6 +385,50 @@ impl Surroundings {
             all(ROUTE, &self.routes.iter().map(route).collect::<Vec<_>>())?;
         }
         all(RULE, &self.rules.iter().map(|body| (CREATE, body.clone())).collect::<Vec<_>>())?;
+        if let Peers::Behind(worlds) = peers {
+            for link in &self.links {
+                if let Some(world) = worlds.get(&link.index) {
+                    let mtu = link.mtu.as_deref().and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+                    world.raise(link.index, link.is_unasked, mtu)?;
+                }
+            }
+            // The kernel lets packets through some time after both ends are up.
+            settle()?;
+            for index in self.indexes() {
+                for (address, _) in self.addresses(index) {
+                    arrived(address, index)?;
+                }
+            }
+            let mut settled: Vec<*const World> = Vec::new();
+            for world in worlds.values() {
+                if !settled.contains(&Rc::as_ptr(world)) {
+                    settled.push(Rc::as_ptr(world));
+                    world.inside(settle)?;
+                }
+            }
+            let neighbour = |body: &Body| {
+                let index = u32::from_ne_bytes(body.fixed.get(4..8)?.try_into().ok()?);
+                let mut body = body.clone();
+                body.fixed[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
+                let mut attributes = body.attributes.only(&[1]);
+                attributes.set(2, far_address_of(index).to_vec());
+                worlds.contains_key(&index).then(|| (CREATE, body.with(attributes)))
+            };
+            all(NEIGHBOUR, &self.neighbours.iter().filter_map(neighbour).collect::<Vec<_>>())?;
+            // Whom this namespace knows knows it, too.
+            for index in self.indexes() {
+                let of = |body: &&Body| body.fixed.get(4..8) == Some(&index.to_ne_bytes()[..]);
+                let knows = |v6: bool| {
+                    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+                    self.neighbours.iter().filter(of).any(|body| body.fixed.first() == Some(&family))
+                };
+                let known: Vec<IpAddr> =
+                    self.addresses(index).into_iter().map(|(own, _)| own).filter(|own| knows(own.is_ipv6())).collect();
+                if let Some(world) = worlds.get(&index) {
+                    known.into_iter().try_for_each(|own| world.leads(index, own))?;
+                }
+            }
+        }
         Ok(own.and_then(|()| self.settings.iter().try_for_each(|(place, value)| set(place, value))))
     }
 }
@@ -235,6 +438,51 @@ fn all(kind: Kind, bodies: &[(u16, Body)]) -> Result<usize> {
     let messages = bodies.iter().map(|(flags, body)| Message { kind: kind.new, flags: *flags, body });
     let refused = Netlink::open(PROTOCOL, kind.fixed)?.each(messages)?;
     Ok(refused.into_iter().filter(|(_, error)| *error != libc::EEXIST).count())
+}
+
+/// Waits until every interface of the calling thread's namespace lets packets through.
+fn settle() -> Result<()> {
+    /// `IFLA_OPERSTATE`, and of that `IF_OPER_UNKNOWN` and `IF_OPER_UP`.
+    const STATE: u16 = 16;
+    const THROUGH: [u8; 2] = [0, 6];
+    const STEP: Duration = Duration::from_millis(1);
+    const LIMIT: Duration = Duration::from_secs(2);
+    let until = Instant::now() + patience::here(LIMIT);
+    let zeros = vec![0; LINK.fixed];
+    loop {
+        let links = Netlink::open(PROTOCOL, LINK.fixed)?.dump(LINK.new + 2, &Body::new(&zeros))?;
+        let is_up =
+            |body: &Body| body.attributes.get(STATE).and_then(<[u8]>::first).is_none_or(|of| THROUGH.contains(of));
+        let flags = |body: &Body| body.fixed.get(8..12).and_then(|of| of.try_into().ok()).map_or(0, u32::from_ne_bytes);
+        if links.iter().filter(|body| flags(body) & UP != 0).all(is_up) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "interfaces of the copy do not come up");
+        thread::sleep(STEP);
+    }
+}
+
+/// Waits until an address of the calling thread's namespace is its own: of IPv6 the kernel makes it so a moment later.
+pub(super) fn arrived(address: IpAddr, index: u32) -> Result<()> {
+    const STEP: Duration = Duration::from_micros(200);
+    const LIMIT: Duration = Duration::from_secs(1);
+    /// `RTN_LOCAL`
+    const LOCAL: u8 = 2;
+    let IpAddr::V6(v6) = address else { return Ok(()) };
+    let mut question = Body::new(&[libc::AF_INET6 as u8, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    question.attributes.set(1, v6.octets().to_vec());
+    if v6.is_unicast_link_local() {
+        question.attributes.set(4, index.to_ne_bytes().to_vec());
+    }
+    let until = Instant::now() + patience::here(LIMIT);
+    loop {
+        let route = Netlink::open(PROTOCOL, ROUTE.fixed)?.get(ROUTE.new + 2, &question);
+        if route.is_ok_and(|route| route.is_some_and(|route| route.fixed.get(7) == Some(&LOCAL))) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{address} is not there in the copy");
+        thread::sleep(STEP);
+    }
 }
 
 /// A `struct ifinfomsg`.
@@ -250,13 +498,19 @@ fn raised(index: u32, flags: u32) -> Body {
     Body::new(&header(index, flags))
 }
 
-fn new_link(link: &Link, kind: &str) -> Body {
+fn new_link(link: &Link, kind: &str, world: Option<BorrowedFd<'_>>) -> Body {
     let text = |text: &str| [text.as_bytes(), b"\0"].concat();
     let mut info = Attributes::default();
     info.set(1, kind.as_bytes().to_vec());
     if kind == "veth" {
         let mut peer = Attributes::default();
-        peer.set(IFNAME, text(&format!("peer{}", link.index)));
+        peer.set(IFNAME, text(&peer_name(link.index)));
+        if let Some(world) = world {
+            peer.set(NAMESPACE, world.as_raw_fd().to_ne_bytes().to_vec());
+            // A tunnel's packets have no address of the next on the way: each end takes them for its own.
+            let address = if link.is_unasked { address_of(link.index) } else { far_address_of(link.index) };
+            peer.set(ADDRESS_OF_LINK, address.to_vec());
+        }
         let mut data = Attributes::default();
         data.set(1, [header(peer_of(link.index), 0), peer.bytes()].concat());
         info.set_list(2, &data);
@@ -265,6 +519,9 @@ fn new_link(link: &Link, kind: &str) -> Body {
     body.attributes.set(IFNAME, text(&link.name));
     if let Some(mtu) = &link.mtu {
         body.attributes.set(MTU, mtu.clone());
+    }
+    if let Some(group) = &link.group {
+        body.attributes.set(GROUP, group.clone());
     }
     body.attributes.set(ADDRESS_OF_LINK, address_of(link.index).to_vec());
     body.attributes.set_list(LINKINFO, &info);

@@ -2,6 +2,7 @@
 //! private copy of the namespace and of the front end's files. Nothing is ever done to the host itself.
 
 mod modules;
+mod probes;
 mod staging;
 mod trial;
 mod view;
@@ -15,13 +16,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use super::fix::modules::loads_nothing;
 pub use super::fix::staging::Files;
-pub use super::fix::trial::{Hide, Trial};
-pub use super::fix::view::View;
+pub use super::fix::trial::Trial;
+pub use super::fix::view::{Judged, View};
 
 use crate::{
+    confinement::child,
     firewall::front_end::{self, Known, MARK, Plan, Target, plans},
-    model::{Backend, Fix, Lasts, NamedRule, NarrowFix, Origin, Packet, Scope},
+    model::{Backend, Fix, Lasts, NamedRule, NarrowFix, Origin, Packet, Probe, ProbeDirection, Scope},
 };
+
+use self::probes::{Outcomes, Probes};
 
 /// Rules that are dealt with one by one.
 const MAX_STEPS: usize = 32;
@@ -34,14 +38,23 @@ pub struct Asked<'a> {
     pub is_by_name: bool,
     /// The sender's cgroup, where it may be sent from there.
     pub cgroup: Option<&'a File>,
+    /// The sender does not run yet, and its cgroup is not there.
+    pub is_later: bool,
+    /// How often trials had been ended when this was asked ([`child::trials`]).
+    pub began: u64,
 }
 
 impl Asked<'_> {
-    /// What is to get through where this packet is stopped: all addresses of its port.
-    fn target(&self, packet: &Packet) -> Option<Target> {
-        let (transport, _, port) = packet.to()?;
+    /// What is to get through where this packet is stopped by that rule: all addresses of its port that are stopped.
+    fn target(&self, packet: &Packet, rule: &NamedRule) -> Option<Target> {
+        let (transport, address, port) = packet.to()?;
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
-        let all = self.packets.iter().filter_map(|(packet, _)| packet.to());
+        if let Some(to) = rule.translated {
+            let addresses = vec![to.ip()];
+            return Some(Target { transport, port: to.port(), addresses, is_by_name: false, is_forwarded });
+        }
+        let stopped = self.packets.iter().filter(|(_, rule)| rule.is_some());
+        let all = stopped.filter_map(|(packet, _)| packet.to()).chain([(transport, address, port)]);
         let mut addresses: Vec<IpAddr> = Vec::new();
         for (_, address, _) in all.filter(|to| (to.0, to.2) == (transport, port)) {
             // Names may share an address.
@@ -50,6 +63,27 @@ impl Asked<'_> {
             }
         }
         Some(Target { transport, port, addresses, is_by_name: self.is_by_name, is_forwarded })
+    }
+
+    /// It was not skipped meanwhile.
+    fn goes_on(&self) -> Result<()> {
+        ensure!(child::trials() == self.began, "the test was skipped");
+        Ok(())
+    }
+
+    /// What is stopped, by port: `443/tcp to 203.0.113.10`.
+    fn stopped(&self) -> Vec<String> {
+        let mut all: Vec<(String, Vec<String>)> = Vec::new();
+        let stopped = self.packets.iter().filter(|(_, rule)| rule.is_some());
+        for (transport, address, port) in stopped.filter_map(|(packet, _)| packet.to()) {
+            let (port, address) = (format!("{port}/{transport}"), address.to_string());
+            match all.iter_mut().find(|(of, _)| *of == port) {
+                Some((_, addresses)) if !addresses.contains(&address) => addresses.push(address),
+                Some(_) => {}
+                None => all.push((port, vec![address])),
+            }
+        }
+        all.into_iter().map(|(port, addresses)| format!("{port} to {}", some(&addresses))).collect()
     }
 
     /// The first that is stopped, and by what.
@@ -71,7 +105,7 @@ pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
 pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) -> Result<Fix>) -> Option<Fix> {
     let (packet, rule) = asked.first()?;
     let front_end = front_end::of(rule);
-    if let Err(advice) = plans(rule, &asked.target(packet)?, known) {
+    if let Err(advice) = plans(rule, &asked.target(packet, rule)?, known) {
         return advice.map(advised);
     }
     let tried = enter(Box::new(|mut trial| {
@@ -90,7 +124,7 @@ fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
     let (mut steps, mut uncovered): (Vec<Plan>, Vec<String>) = (Vec::new(), Vec::new());
     let mut has_more = false;
     for (packet, rule) in asked.packets.iter().filter_map(|(packet, rule)| Some((packet, rule.as_ref()?))) {
-        let planned = asked.target(packet).and_then(|target| plans(rule, &target, known).ok());
+        let planned = asked.target(packet, rule).and_then(|target| plans(rule, &target, known).ok());
         match planned.and_then(|planned| planned.into_iter().next()) {
             Some(plan) if steps.iter().any(|step| step.commands == plan.commands) => {}
             Some(plan) if steps.len() < MAX_STEPS => steps.push(plan),
@@ -145,6 +179,9 @@ fn whole(plans: &[Plan]) -> Fix {
         undo_verified: None,
         unverified: None,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
+        place: None,
+        probes: Vec::new(),
+        opened: None,
         narrow: None,
     }
 }
@@ -155,7 +192,8 @@ const MAX_NARROW: usize = 2;
 /// Runs what is planned in the copy until every packet passes, then takes it back; and the same for the addresses alone.
 fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let content = trial.content()?;
-    let before = stops(asked, &mut trial.look()?)?;
+    let mut view = trial.look()?;
+    let before = stops(asked, &mut view)?;
     if let Some(words) = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial) {
         bail!("{words}");
     }
@@ -166,7 +204,10 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
             addresses.push(address);
         }
     }
-    let (plans, is_restored) = walked(asked, known, trial, &before, |_| true)?;
+    let probes = Probes::of(asked, &view);
+    let closed = probes.tried(&mut view, asked, None)?;
+    drop(view);
+    let Walk { plans, is_restored, outcomes } = walked(asked, known, trial, &before, (&probes, &closed), |_| true)?;
     // A rule that has observer's own mark already may be somebody's trap: the undo would find that one, and take it away.
     let marked = |plans: &[Plan]| {
         let words = plans.iter().flat_map(|plan| &plan.undo).flat_map(|line| line.split(['"', ' ']));
@@ -182,16 +223,58 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
         let all = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
         let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet.clone(), rule.clone())).unzip();
         let stopped = Asked { packets: &packets, ..*asked };
-        let tried = walked(&stopped, known, trial, &before, |plan| plan.scope == Scope::Address);
+        let tried = walked(&stopped, known, trial, &before, (&probes, &closed), |plan| plan.scope == Scope::Address);
         tried.inspect_err(|why| log::debug!("no narrower fix: {why:#}")).ok()
     } else {
         None
     };
-    let narrow = narrow.filter(|(plans, is_restored)| *is_restored && marked(plans).is_none()).map(|(plans, _)| {
-        let Fix { commands, undo, opens, note, .. } = whole(&plans);
+    let narrow = narrow.filter(|walk| walk.is_restored && marked(&walk.plans).is_none()).map(|walk| {
+        let Fix { commands, undo, opens, note, .. } = whole(&walk.plans);
+        let opens = opens.map(|opens| measured(opens, asked, &probes, &closed, &walk.outcomes));
         NarrowFix { commands, undo, opens, note }
     });
-    Ok(Fix { verified: true, verified_for: addresses, undo_verified: Some(is_restored), narrow, ..whole(&plans) })
+    let fix = whole(&plans);
+    Ok(Fix {
+        opens: fix.opens.map(|opens| measured(opens, asked, &probes, &closed, &outcomes)),
+        verified: true,
+        verified_for: addresses,
+        undo_verified: Some(is_restored),
+        probes: probes.known(&closed, &outcomes),
+        opened: (!probes.known(&closed, &outcomes).is_empty()).then(|| probes.opened(&closed, &outcomes)),
+        narrow,
+        ..fix
+    })
+}
+
+/// What a change opens, in words: what its plan says of it, or, where nothing beside what was asked for was opened, that.
+fn measured(opens: String, asked: &Asked<'_>, probes: &Probes, before: &Outcomes, after: &Outcomes) -> String {
+    let (opened, known) = (probes.opened(before, after), probes.known(before, after));
+    // That others may send there, too, is what these words mean.
+    let beside: Vec<String> =
+        opened.iter().filter(|probe| probe.direction != ProbeDirection::Egress).map(Probe::words).collect();
+    match (known.len(), opened.is_empty(), beside.as_slice()) {
+        (0, ..) => opens,
+        (all, true, _) => {
+            let them = if all == 1 {
+                "the probe beside it stays".to_owned()
+            } else {
+                format!("all {all} probes beside it stay")
+            };
+            format!("{} ({them} as before)", asked.stopped().join("; "))
+        }
+        (_, false, []) => opens,
+        (_, false, beside) => format!("{opens}; also {}", beside.join(", ")),
+    }
+}
+
+/// What came of plans.
+struct Walk {
+    /// The plans for the host.
+    plans: Vec<Plan>,
+    /// Everything is as it was once they are taken back.
+    is_restored: bool,
+    /// What became of probes while they were in force.
+    outcomes: Outcomes,
 }
 
 /// Runs such plans until every packet passes, and takes them back: the plans for the host, and whether everything is then as it was.
@@ -200,17 +283,19 @@ fn walked(
     known: &Known,
     trial: &Trial,
     before: &[Option<NamedRule>],
+    (probes, closed): (&Probes, &Outcomes),
     is_wanted: impl Fn(&Plan) -> bool,
-) -> Result<(Vec<Plan>, bool)> {
+) -> Result<Walk> {
     let shape = trial.shape()?;
+    let mut outcomes = closed.clone();
     let mut steps: Vec<Step> = Vec::new();
     let mut blocked = before.to_vec();
     let mut walk = || -> Result<()> {
         while let Some(index) = blocked.iter().position(Option::is_some) {
             ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
-            let (step, after) = step(asked, known, trial, (index, &blocked), &is_wanted)?;
+            let (step, after, now) = step(asked, known, trial, (index, &blocked), (probes, closed), &is_wanted)?;
             steps.push(step);
-            blocked = after;
+            (blocked, outcomes) = (after, now);
         }
         Ok(())
     };
@@ -225,7 +310,7 @@ fn walked(
         })
     });
     let is_restored = is_restored && trial.shape().is_ok_and(|now| now == shape);
-    Ok((steps.into_iter().map(|step| step.there).collect(), is_restored))
+    Ok(Walk { plans: steps.into_iter().map(|step| step.there).collect(), is_restored, outcomes })
 }
 
 /// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.
@@ -234,12 +319,13 @@ fn step(
     known: &Known,
     trial: &Trial,
     (index, blocked): (usize, &[Option<NamedRule>]),
+    (probes, closed): (&Probes, &Outcomes),
     is_wanted: impl Fn(&Plan) -> bool,
-) -> Result<(Step, Vec<Option<NamedRule>>)> {
+) -> Result<(Step, Vec<Option<NamedRule>>, Outcomes)> {
     let (packet, rule) =
         asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
     ensure!(trial.is_for(front_end::of(rule)), "{}: it is another front end's", rule.sentence());
-    let target = asked.target(&packet.0).context("it has no port")?;
+    let target = asked.target(&packet.0, rule).context("it has no port")?;
     let shape = trial.shape()?;
     let here = plans(rule, &target, known).map_err(|advice| {
         let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
@@ -247,12 +333,30 @@ fn step(
     })?;
     let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
     let mut why = None;
+    // Of what was sent elsewhere nobody has asked for every destination of that port.
+    let is_by_address = rule.translated.is_some() && here.iter().any(|plan| plan.scope == Scope::Address);
+    let is_wanted = |plan: &Plan| is_wanted(plan) && (!is_by_address || plan.scope == Scope::Address);
     for (here, there) in here.into_iter().zip(there).filter(|(here, _)| is_wanted(here)) {
         let done = here.commands.iter().try_for_each(|line| trial.run(line));
-        let after = done.and_then(|()| stops(asked, &mut trial.look()?));
+        let after = done.and_then(|()| {
+            let mut view = trial.look()?;
+            let after = stops(asked, &mut view)?;
+            Ok((after, probes.tried(&mut view, asked, Some(closed))?))
+        });
         match after {
-            Ok(after) if !after.get(index).and_then(Option::as_ref).is_some_and(|now| is_same(now, rule)) => {
-                return Ok((Step { here, there }, after));
+            Ok((after, now)) if !after.get(index).and_then(Option::as_ref).is_some_and(|now| is_same(now, rule)) => {
+                // Nobody who wants to send has asked to be sent to.
+                let is_unwanted = |probe: &Probe| match probe.direction {
+                    ProbeDirection::Ingress => true,
+                    ProbeDirection::Forward => !target.is_forwarded,
+                    ProbeDirection::Egress => false,
+                };
+                let mut maybe = probes.opened(closed, &now);
+                maybe.extend(probes.lost(closed, &now));
+                let Some(unwanted) = maybe.into_iter().find(is_unwanted) else {
+                    return Ok((Step { here, there }, after, now));
+                };
+                why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));
             }
             Ok(_) => why = Some(format!("after `{}` it is still stopped by the same rule", here.commands.join("; "))),
             Err(error) => why = Some(format!("{error:#}")),
@@ -273,7 +377,11 @@ fn step(
 
 /// What stops each packet; an error where that cannot be reported.
 fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Vec<Option<NamedRule>>> {
-    asked.packets.iter().map(|(packet, _)| view.judge(packet, asked.cgroup)).collect()
+    let one = |(packet, _): &(Packet, Option<NamedRule>)| {
+        asked.goes_on()?;
+        Ok(view.judge(packet, (asked.cgroup, asked.is_later))?.rule)
+    };
+    asked.packets.iter().map(one).collect()
 }
 
 /// What stops packets in the copy, before anything was changed there, where that is not what stops them on the host; in words.
@@ -314,8 +422,11 @@ fn reload(name: &str) -> &'static str {
     }
 }
 
-/// It is the same statement, whatever number it has now; or the same rule of the copy.
+/// It is the same statement, whatever number it has now, or the same rule of the copy; and it stops the same packet.
 fn is_same(one: &NamedRule, other: &NamedRule) -> bool {
+    if one.packet != other.packet || one.leads_to != other.leads_to {
+        return false;
+    }
     let words =
         |rule: &NamedRule| rule.statement.as_ref().map(|of| (of.ruleset.clone(), of.name.clone(), of.comment.clone()));
     match (words(one), words(other)) {
@@ -342,7 +453,7 @@ mod tests {
     use crate::model::Statement;
 
     fn stopped(to: &str) -> (Packet, Option<NamedRule>) {
-        let origin = Origin::Socket { uid: 0, gid: 0, mark: 0, cgroup: None };
+        let origin = Origin::Socket { uid: 0, gid: 0, groups: Vec::new(), mark: 0, cgroup: None };
         let statement = Statement {
             ruleset: "ufw".to_owned(),
             what: "ufw's default policy".to_owned(),
@@ -359,7 +470,7 @@ mod tests {
     #[test]
     fn what_was_not_tried_is_planned_for_every_port() {
         let packets = [stopped("203.0.113.1:443"), stopped("203.0.113.2:443"), stopped("203.0.113.3:80")];
-        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None };
+        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, began: 0 };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp", "ufw allow out 80/tcp"]);
         assert_eq!(fix.undo, ["ufw delete allow out 80/tcp", "ufw delete allow out 443/tcp"]);
@@ -373,7 +484,7 @@ mod tests {
             Statement { name: "-A ufw-before-output -j DROP".to_owned(), ..rule.clone().unwrap().statement.unwrap() };
         let other = NamedRule { statement: Some(in_a_file), ..rule.unwrap() };
         let packets = [stopped("203.0.113.1:443"), (packet, Some(other))];
-        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None };
+        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, began: 0 };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp"]);
         assert_eq!(fix.note.as_deref(), Some("no command is known for 203.0.113.3:80/tcp"));

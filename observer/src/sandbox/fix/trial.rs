@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     fs,
     process::Child,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +24,7 @@ use crate::{
         ruleset::{MAX_BYTES, Ruleset},
     },
     model::{Backend, Entrance, NamedRule, Packet, ProposedChange},
-    sandbox::copy::{Copied, Shape},
+    sandbox::copy::{Copied, Hide, Kept, Shape},
 };
 
 /// What a command may use of a processor.
@@ -36,12 +35,12 @@ const START: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(50);
 /// What is kept of what a command says.
 const MAX_SAID: u64 = 64 << 10;
-/// Hides a namespace, by its inode number, as long as what it returns lives.
-pub type Hide = Arc<dyn Fn(u32) -> Result<Box<dyn Send>> + Send + Sync>;
 
 /// The copy, in the calling thread.
 pub struct Trial {
     copied: Copied,
+    /// What the copy needs as long as it is used.
+    _kept: Kept,
     staging: Staging,
     /// How often trials had been ended before.
     began: u64,
@@ -67,9 +66,10 @@ impl Trial {
         (logs, patience, began): (bool, u32, u64),
     ) -> Result<Self> {
         let staging = Staging::make(files)?;
-        let handles = copied.make_anew(logs)?;
+        let (kept, handles) = copied.make_anew(logs)?;
         Ok(Self {
             copied,
+            _kept: kept,
             staging,
             began,
             hide,

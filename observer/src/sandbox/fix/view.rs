@@ -2,23 +2,32 @@
 
 use std::{
     fs::File,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::Hide;
 use crate::{
     firewall::{files::Root, ruleset::Ruleset},
-    model::{End, NamedRule, Packet, WantedRule},
-    sandbox::copy::{Building, Connection, Copied, Order, Sandbox},
+    model::{End, NamedRule, Origin, Packet, WantedRule},
+    sandbox::copy::{Building, Caller, Connection, Copied, Held, Hide, Order, Sandbox, Stop, Talk, Transport},
 };
 
 /// A copy of the rules, and their texts, are waited for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The table of a copy's own.
 pub(super) const OWN: &str = " observer_replay ";
+
+/// What becomes of a packet, or of the conversation that it begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// What stops it.
+    pub rule: Option<NamedRule>,
+    /// Only the packet itself was tried, for this reason.
+    pub only_first: Option<String>,
+}
 
 /// The rules of a namespace at one time: those of the host, or of a copy in which something was tried.
 pub struct View {
@@ -40,8 +49,7 @@ impl View {
     ) -> Result<Self> {
         let (send, receive) = channel();
         let _ = send.send(Ok(copied));
-        let hide = Arc::clone(hide);
-        let building = Building::begin(receive, logs, move |netns| hide(netns))?;
+        let building = Building::begin(receive, (logs, true), Arc::clone(hide))?;
         let patience = PATIENCE * patience;
         let stage = building.until(Instant::now() + patience).ok().context("the copy was not there in time")??;
         Ok(Self { stage, ruleset, root, patience })
@@ -63,25 +71,70 @@ impl View {
         (added, shown(difference.removed, difference.rules_removed))
     }
 
-    /// What stops a packet; an error where that cannot be reported.
-    pub fn judge(&mut self, packet: &Packet, cgroup: Option<&File>) -> Result<Option<NamedRule>> {
+    /// What stops a packet, or the conversation that it begins; an error where that cannot be reported. The sender is in that cgroup,
+    /// or will be in one that is not there yet.
+    pub fn judge(&mut self, packet: &Packet, (cgroup, is_later): (Option<&File>, bool)) -> Result<Judged> {
         let cgroup = match cgroup.filter(|_| self.stage.asks_for_cgroups()) {
             Some(cgroup) => Some(cgroup.try_clone()?),
             None => None,
         };
-        let order = Order { packet: packet.clone(), connection: Connection::New, cgroup };
-        let (end, doubt) = self.stage.replay(order)?;
+        let mut only_first = self.stage.only_packets().map(str::to_owned);
+        let (stop, doubt) = match talk(packet, cgroup.as_ref(), |index| self.entrance(index))? {
+            Some(talk) if only_first.is_none() => match self.stage.hold(talk, (packet.is_made, is_later))? {
+                (Held::Completed, doubt) => (None, doubt),
+                (Held::Stopped(stop), doubt) => (Some(*stop), doubt),
+            },
+            of => {
+                if of.is_none() {
+                    only_first = Some("it is not of a kind by which conversations are held here".to_owned());
+                }
+                let order = Order { packet: packet.clone(), connection: Connection::New, cgroup };
+                let (end, doubt) = self.stage.replay(order)?;
+                (end.map(|end| Stop { end, packet: None, leads_to: None, translated: None }), doubt)
+            }
+        };
         if let Some(doubt) = doubt {
             bail!("the rules decide by more than the packet: {doubt}");
         }
+        Ok(Judged { rule: stop.map(|stop| self.named(stop)).transpose()?, only_first })
+    }
+
+    /// What becomes of a conversation that nobody has asked for.
+    pub(super) fn hold(&self, talk: Talk, is_later: bool) -> Result<Held> {
+        let (held, doubt) = self.stage.hold(talk, (true, is_later))?;
+        ensure!(doubt.is_none(), "the rules decide by more than the packet");
+        Ok(held)
+    }
+
+    /// Interfaces with an address of that family: their numbers, an own address, and one that a neighbour may have.
+    pub(super) fn links(&self, v6: bool) -> Vec<(u32, IpAddr, IpAddr)> {
+        self.stage.around().neighbours(v6)
+    }
+
+    /// Name of an interface.
+    pub(super) fn link(&self, index: u32) -> Option<String> {
+        self.stage.around().name(index).map(str::to_owned)
+    }
+
+    /// Where what came in by an interface comes in.
+    pub(super) fn entrance(&self, index: u32) -> Option<u32> {
+        self.stage.around().entrance(index)
+    }
+
+    /// It forwards packets of that family.
+    pub(super) fn forwards(&self, v6: bool) -> bool {
+        self.stage.around().forwards(v6)
+    }
+
+    /// The rule that stopped it, by name.
+    fn named(&mut self, Stop { end, packet, leads_to, translated }: Stop) -> Result<NamedRule> {
         let mut roots = || vec![self.root.again()];
-        Ok(match end {
-            None => None,
-            Some(End::Legacy(mut rule)) => {
+        let rule = match end {
+            End::Legacy(mut rule) => {
                 rule.statement = self.stage.statement(&rule, &mut roots);
-                Some(*rule)
+                *rule
             }
-            Some(End::Nft(end)) => {
+            End::Nft(end) => {
                 let wanted = WantedRule {
                     netns: 0,
                     netns_cookie: 0,
@@ -94,8 +147,50 @@ impl View {
                 };
                 let ruleset = self.ruleset.as_mut().context("the copy has no rules")?;
                 let rule = ruleset.named(&wanted, Instant::now() + self.patience, Some(&mut roots));
-                Some(rule.context("a rule stops it that is not there")?)
+                // Where several ways lead to it, the packet's own is known.
+                let rule = rule.context("a rule stops it that is not there")?;
+                NamedRule { path: end.path, ..rule }
             }
-        })
+        };
+        let translates = rule.translates.filter(|_| leads_to.is_none());
+        Ok(NamedRule { packet, leads_to, translated, translates, ..rule })
     }
+}
+
+/// The conversation that a packet begins; nothing of one that begins none.
+fn talk(packet: &Packet, cgroup: Option<&File>, entrance: impl Fn(u32) -> Option<u32>) -> Result<Option<Talk>> {
+    /// Ports from here on are given to who asks for none.
+    const GIVEN: u16 = 32_768;
+    let (Some((transport, address, port)), Some(source)) = (packet.to(), packet.from()) else { return Ok(None) };
+    let transport = match transport {
+        "tcp" if packet.begins() => Transport::Tcp,
+        // From a server's port to one that was given: it is an answer.
+        "udp" if source.1 >= GIVEN || port < GIVEN => Transport::Udp,
+        _ => return Ok(None),
+    };
+    let is_many = match address {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    };
+    if is_many {
+        return Ok(None);
+    }
+    let source = SocketAddr::new(source.0, source.1);
+    let from = match &packet.origin {
+        Origin::Socket { uid, gid, groups, mark, .. } => Caller::Here {
+            uid: *uid,
+            gid: *gid,
+            groups: groups.clone(),
+            mark: *mark,
+            cgroup: cgroup.map(File::try_clone).transpose()?,
+            // What is made up has the address that its route gives.
+            source: Some(source),
+        },
+        Origin::Interface { index } => {
+            let index = entrance(*index).context("the interface by which it came is not in the copy")?;
+            Caller::Behind { index, source }
+        }
+    };
+    let payload = packet.payload().unwrap_or_default();
+    Ok(Some(Talk { transport, to: SocketAddr::new(address, port), from, payload, is_probe: false }))
 }

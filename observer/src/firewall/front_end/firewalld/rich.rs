@@ -150,6 +150,9 @@ mod tests {
             statement: None,
             translates: None,
             entrance: Entrance::Own,
+            packet: None,
+            leads_to: None,
+            translated: None,
         };
         let place =
             Place { named: &named, base: "filter_OUTPUT", rules: &[&in_force], all: &[], chains: &[], saved: None };

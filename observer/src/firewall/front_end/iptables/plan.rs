@@ -3,7 +3,7 @@
 use crate::{
     firewall::front_end::{
         Known, Plan, Plans, Target,
-        exception::{Insertion, both, of_family},
+        exception::{Insertion, OPENS_NEIGHBOURS, Packets, answers, both, needed, of_family},
     },
     model::{Backend, NamedRule},
 };
@@ -38,8 +38,24 @@ pub(in crate::firewall::front_end) fn exception(
             all.map(|matches| format!("{of} -D {chain} {matches} -j ACCEPT")).collect(),
         )
     };
-    let dport = format!("-p {} --dport {}", target.transport, target.port);
     let addresses = of_family(rule, target);
+    match Packets::of(rule) {
+        None => return Vec::new(),
+        Some(Packets::Sent) => {}
+        Some(Packets::Answers) => {
+            const BEGUN_HERE: &str = "-m conntrack --ctstate ESTABLISHED";
+            let sport = format!("-p {} --sport {} {BEGUN_HERE}", target.transport, target.port);
+            let from: Vec<String> = addresses.iter().map(|address| format!("-s {address} {sport}")).collect();
+            return answers(target, &addresses, lines(&[sport]), lines(&from));
+        }
+        Some(Packets::Neighbours) => {
+            // Both ends ask, and both answer.
+            let kinds = ["neighbour-solicitation", "neighbour-advertisement"]
+                .map(|kind| format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind}"));
+            return needed(OPENS_NEIGHBOURS, lines(&kinds));
+        }
+    }
+    let dport = format!("-p {} --dport {}", target.transport, target.port);
     let to: Vec<String> = addresses.iter().map(|address| format!("-d {address} {dport}")).collect();
     both(rule, target, &addresses, lines(&[dport]), lines(&to))
 }

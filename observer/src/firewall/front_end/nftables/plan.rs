@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     firewall::front_end::{
         MARK, Plans, Target,
-        exception::{Insertion, both, of_family},
+        exception::{Insertion, OPENS_NEIGHBOURS, Packets, answers, both, needed, of_family},
     },
     model::NamedRule,
 };
@@ -36,8 +36,23 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
             })
             .unzip()
     };
-    let dport = format!("{} dport {}", target.transport, target.port);
     let addresses = of_family(rule, target);
+    match Packets::of(rule) {
+        None => return Ok(Vec::new()),
+        Some(Packets::Sent) => {}
+        Some(Packets::Answers) => {
+            let sport = format!("{} sport {} ct state established", target.transport, target.port);
+            let from =
+                |address: &IpAddr| format!("{} saddr {address} {sport}", if address.is_ipv6() { "ip6" } else { "ip" });
+            let from = lines(&addresses.iter().map(from).collect::<Vec<_>>());
+            return Ok(answers(target, &addresses, lines(std::slice::from_ref(&sport)), from));
+        }
+        Some(Packets::Neighbours) => {
+            let kinds = ["nd-neighbor-solicit", "nd-neighbor-advert"].map(|kind| format!("icmpv6 type {kind}"));
+            return Ok(needed(OPENS_NEIGHBOURS, lines(&kinds)));
+        }
+    }
+    let dport = format!("{} dport {}", target.transport, target.port);
     let to = |address: &IpAddr| format!("{} daddr {address} {dport}", if address.is_ipv6() { "ip6" } else { "ip" });
     let ports = lines(std::slice::from_ref(&dport));
     let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());

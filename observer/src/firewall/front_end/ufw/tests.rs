@@ -86,6 +86,9 @@ fn told(rules: &[Rule], chain: &str, position: Option<usize>, text: &str, root: 
         statement: None,
         translates: None,
         entrance: Entrance::Own,
+        packet: None,
+        leads_to: None,
+        translated: None,
     };
     let chains = ["OUTPUT", "ufw-user-output"].map(|name| Chain {
         family: family::IPV4,

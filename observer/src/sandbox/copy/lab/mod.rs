@@ -1,0 +1,392 @@
+//! A conversation in a copy: whoever would send really sends, somebody behind the interface really answers, and the kernel itself says
+//! whether they understand each other. A packet of it that is stopped is named by its trace.
+
+mod course;
+mod following;
+mod route;
+mod world;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use etherparse::IpNumber;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use self::course::{Course, Server, bound};
+pub(super) use self::following::Following;
+pub(super) use self::world::World;
+use super::{
+    inside::PATIENCE,
+    legacy,
+    listeners::Transport,
+    marks::{Mark, Reason},
+    passage::Passage,
+    remake::{Made, Purpose},
+    send::{self, SocketOwner},
+    stage::Copied,
+    surroundings::{Peers, Surroundings},
+    trace::Tracer,
+};
+use crate::{
+    model::{End, PacketKind},
+    patience,
+};
+
+/// A conversation takes milliseconds; nothing is known of one of which nothing is heard for so long.
+const LIMIT: Duration = Duration::from_millis(900);
+/// The same of one that nobody asked for: it is not known then.
+const LIMIT_OF_PROBES: Duration = Duration::from_millis(200);
+/// Counters of iptables-legacy are looked at so often: they are all that says of a packet that it was stopped there.
+const STEP: Duration = Duration::from_millis(4);
+/// A conversation that goes on has ended by then.
+const SOON: Duration = Duration::from_millis(20);
+/// Interfaces of a copy with a namespace of its own behind each; what is behind the others is one namespace.
+const WORLDS: usize = 12;
+/// A conversation has some twenty packets.
+const MAX_PACKETS: usize = 512;
+/// Translations that follow each other.
+const MAX_HOPS: usize = 4;
+
+/// What is said, by whom, to whom.
+pub struct Talk {
+    /// By which protocol.
+    pub(crate) transport: Transport,
+    /// Where to, as its sender asks for it.
+    pub(crate) to: SocketAddr,
+    /// Who begins it.
+    pub(crate) from: Caller,
+    /// What a datagram carries.
+    pub(crate) payload: Vec<u8>,
+    /// It is one of many: of one that comes to nothing nobody waits to hear.
+    pub(crate) is_probe: bool,
+}
+
+/// Who begins a conversation.
+pub(crate) enum Caller {
+    /// A socket of the copied namespace.
+    Here {
+        /// User and group with which its file was opened, and the user's other groups.
+        uid: u32,
+        /// See `uid`.
+        gid: u32,
+        /// See `uid`.
+        groups: Vec<u32>,
+        /// Its mark.
+        mark: u32,
+        /// The open `cgroup.procs` of its cgroup, where that matters.
+        cgroup: Option<File>,
+        /// Its own address and port, where they are given.
+        source: Option<SocketAddr>,
+    },
+    /// Somebody behind an interface, who sends by this namespace or to it.
+    Behind {
+        /// Number of the interface.
+        index: u32,
+        /// Its address and port; port 0 for any.
+        source: SocketAddr,
+    },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// Everything was said and heard.
+    Completed,
+    /// A packet of it was stopped.
+    Stopped(Box<Stop>),
+}
+
+/// A packet that was stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// What stopped it.
+    pub(crate) end: End,
+    /// Which packet it was, where it was not the first.
+    pub(crate) packet: Option<PacketKind>,
+    /// It was sent there, to this host itself, where nobody listens.
+    pub(crate) leads_to: Option<SocketAddr>,
+    /// Where it went as the rule saw it, where that is another address or port.
+    pub(crate) translated: Option<SocketAddr>,
+}
+
+/// A copy in which conversations are held, with what is behind its interfaces; the calling thread lives in it.
+pub(super) struct Lab {
+    worlds: HashMap<u32, Rc<World>>,
+    tracer: Tracer,
+    made: Made,
+}
+
+/// Where the other end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Exit {
+    /// Number of the interface; 1 is this namespace itself.
+    index: u32,
+    gateway: Option<IpAddr>,
+    /// Who it is there, after all translations.
+    pub(super) to: SocketAddr,
+}
+
+const LOOPBACK: u32 = 1;
+
+impl Lab {
+    /// Makes the copy in the calling thread's namespace. `hide` keeps namespaces from being observed.
+    pub(super) fn new(copied: &Copied, logs: bool, hide: &dyn Fn(u32) -> Result<Box<dyn Send>>) -> Result<Self> {
+        let mut worlds: HashMap<u32, Rc<World>> = HashMap::new();
+        let mut last = None;
+        for (number, index) in copied.around.indexes().enumerate() {
+            let world = match last.clone().filter(|_| number >= WORLDS) {
+                Some(world) => world,
+                None => Rc::new(World::make(hide)?),
+            };
+            last = Some(Rc::clone(&world));
+            worlds.insert(index, world);
+        }
+        let (made, set) = copied.make(Purpose::Conversation, Peers::Behind(&worlds), logs)?;
+        set.context("what the namespace is set to cannot be copied")?;
+        let tracer = Tracer::new(&copied.rules, &made, LIMIT)?;
+        Ok(Self { worlds, tracer, made })
+    }
+
+    /// Holds a conversation; what came of it, and the marks that its packets met.
+    pub(super) fn hold(&self, copied: &mut Copied, talk: &Talk) -> Result<(Held, Vec<Mark>)> {
+        match self.held(copied, talk) {
+            // On a busy machine a packet may have been lost on its way between namespaces.
+            Err(error) if !talk.is_probe && error.downcast_ref::<NothingCame>().is_some() => self.held(copied, talk),
+            held => held,
+        }
+    }
+
+    fn held(&self, copied: &mut Copied, talk: &Talk) -> Result<(Held, Vec<Mark>)> {
+        let mut exit = self.route(&copied.around, talk)?;
+        for _ in 0..MAX_HOPS {
+            let mut heard = match self.once(copied, talk, exit)? {
+                Once::Elsewhere(next) => {
+                    exit = next;
+                    continue;
+                }
+                Once::Over(heard) => heard,
+            };
+            let passage = talk.passage();
+            for passage in [passage, passage.back()] {
+                heard.marks.extend(self.made.missing_on(passage, if talk.to.is_ipv4() { 2 } else { 10 }));
+            }
+            return Ok((heard.held, heard.marks));
+        }
+        bail!("the rules send it around in circles")
+    }
+
+    /// Where a route leads.
+    fn route(&self, around: &Surroundings, talk: &Talk) -> Result<Exit> {
+        if let Caller::Behind { index, .. } = talk.from {
+            ensure!(self.worlds.contains_key(&index), "the interface by which it comes is not in the copy");
+        }
+        let route = route::of(talk)?;
+        let exit = Exit { index: route.0, gateway: route.1, to: talk.to };
+        ensure!(exit.index == LOOPBACK || self.worlds.contains_key(&exit.index), "{}", missing(around, exit.index));
+        Ok(exit)
+    }
+
+    /// Makes whoever is at the other end.
+    fn answer(&self, talk: &Talk, exit: Exit) -> Result<Server> {
+        if exit.index == LOOPBACK {
+            return Server::open(talk.transport, exit.to, None);
+        }
+        let world = self.worlds.get(&exit.index).context("an interface that is not in the copy")?;
+        for address in exit.gateway.into_iter().chain([exit.to.ip()]) {
+            world.take(exit.index, address)?;
+        }
+        if let Caller::Behind { source, .. } = talk.from {
+            // Its answers come back by this namespace.
+            world.leads(exit.index, source.ip())?;
+        }
+        world.inside(|| Server::open(talk.transport, exit.to, Some(&World::name(exit.index))))
+    }
+
+    /// Makes whoever begins.
+    fn caller(&self, talk: &Talk) -> Result<Socket> {
+        let domain = if talk.to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let (kind, protocol) = match talk.transport {
+            Transport::Tcp => (Type::STREAM, Protocol::TCP),
+            Transport::Udp => (Type::DGRAM, Protocol::UDP),
+        };
+        let kind = (domain, kind, Some(protocol));
+        match &talk.from {
+            Caller::Here { uid, gid, groups, mark, cgroup, source } => {
+                let owner = SocketOwner { uid: *uid, gid: *gid, groups, mark: *mark };
+                let socket = send::socket_of(kind, owner, cgroup.as_ref())?;
+                if let Some(source) = source {
+                    bound(&socket, *source).context("the copy does not have the sender's address")?;
+                }
+                Ok(socket)
+            }
+            Caller::Behind { index, source } => {
+                let world = self.worlds.get(index).context("an interface that is not in the copy")?;
+                world.take(*index, source.ip())?;
+                world.leads(*index, talk.to.ip())?;
+                world.inside(|| {
+                    let socket = Socket::new(kind.0, kind.1, kind.2).context("cannot make a socket")?;
+                    socket.set_nonblocking(true)?;
+                    socket.bind_device(Some(World::name(*index).as_bytes()))?;
+                    bound(&socket, *source).context("nobody can be there")?;
+                    Ok(socket)
+                })
+            }
+        }
+    }
+
+    fn once(&self, copied: &mut Copied, talk: &Talk, exit: Exit) -> Result<Once> {
+        // What was sent by rules to this host itself comes to somebody, or to nobody.
+        let is_sent_here = exit.index == LOOPBACK && exit.to != talk.to;
+        let is_heard = !is_sent_here || copied.around.listens(talk.transport, exit.to);
+        let server = if is_heard { Some(self.answer(talk, exit)?) } else { None };
+        let counted = legacy::count(&copied.legacy)?;
+        self.tracer.socket.drain();
+        let caller = self.caller(talk)?;
+        let mut following = Following { talk, exit, own_port: 0, packets: Vec::new(), left_from: None };
+        let mut course = Course::begin(talk, caller, server)?;
+        following.own_port = course.own_port();
+        let until = Instant::now() + patience::here(if talk.is_probe { LIMIT_OF_PROBES } else { LIMIT });
+        let begun = Instant::now();
+        let mut counted_at = begun;
+        let mut led: Vec<IpAddr> = copied.around.own().collect();
+        loop {
+            following.hear(self.tracer.socket.came()?);
+            ensure!(following.packets.len() < MAX_PACKETS, "the rules send packets in circles");
+            if let Some((packet, body)) = following.stopped() {
+                let way = self.tracer.follow(&copied.rules, body)?;
+                let end = way.end.context("a packet was stopped by a rule that is not known")?;
+                let translated = following.destination(body).filter(|to| packet.is_none() && *to != talk.to);
+                let stop = Stop { end: End::Nft(end), packet, leads_to: None, translated };
+                return self.over(copied, &following, Held::Stopped(Box::new(stop)), &counted);
+            }
+            if let Some(next) = following.elsewhere(&self.worlds)?
+                && next != exit
+            {
+                // By whichever port of this host it is sent, nobody is there.
+                let is_nowhere = |exit: Exit| exit.index == LOOPBACK && !copied.around.listens(talk.transport, exit.to);
+                if !(is_sent_here && is_nowhere(exit) && is_nowhere(next)) {
+                    return Ok(Once::Elsewhere(next));
+                }
+            }
+            if let Some(source) = following.leaves_as().filter(|source| !led.contains(source)) {
+                // Whatever it was translated to leads back here.
+                led.push(source);
+                if let Some(world) = self.worlds.get(&exit.index) {
+                    world.leads(exit.index, source)?;
+                }
+            }
+            let moved = course.go_on();
+            if let Ok(true) = moved {
+                following.hear(self.tracer.socket.came()?);
+                return self.over(copied, &following, Held::Completed, &counted);
+            }
+            let refused = moved.err();
+            if refused.is_some() {
+                // What was refused by a rule was told of before whoever sent it came to know.
+                following.hear(self.tracer.socket.came()?);
+                if following.stopped().is_some() {
+                    continue;
+                }
+            }
+            let is_late = Instant::now() > until || refused.is_some();
+            // Other packets are counted, too, such as those by which the copy joins groups: only what stands still was stopped.
+            let stands_still = begun.elapsed() > patience::here(SOON);
+            if !copied.legacy.is_empty() && (is_late || stands_still && counted_at.elapsed() > STEP) {
+                counted_at = Instant::now();
+                let now = legacy::count(&copied.legacy)?;
+                if let Some((table, spot, passage)) = counted.stopped(&now, &copied.legacy, talk.to.is_ipv6())? {
+                    let packet = following.kind_at(passage);
+                    let table = copied.legacy.get(table).context("a table that is not there")?;
+                    let named = copied.saved.named(table, spot, Instant::now() + PATIENCE)?;
+                    let stop = Stop { end: End::Legacy(Box::new(named)), packet, leads_to: None, translated: None };
+                    return self.over(copied, &following, Held::Stopped(Box::new(stop)), &counted);
+                }
+            }
+            if let (Some(_), true) = (&refused, is_sent_here && !is_heard) {
+                let way = following.first_way(&self.tracer, copied)?;
+                let by =
+                    way.translated_by.with_context(|| format!("it is sent to {}, where nobody listens", exit.to))?;
+                let stop = Stop { end: End::Nft(by), packet: None, leads_to: Some(exit.to), translated: None };
+                return self.over(copied, &following, Held::Stopped(Box::new(stop)), &counted);
+            }
+            if let Some(error) = refused {
+                return Err(error).context("the conversation failed in the copy");
+            }
+            if is_late {
+                // What asks for a neighbour from beyond is the last that may have been in vain.
+                if let Some((packet, body)) = following.stopped_beside() {
+                    let way = self.tracer.follow(&copied.rules, body)?;
+                    let end = way.end.context("a packet was stopped by a rule that is not known")?;
+                    let stop = Stop { end: End::Nft(end), packet, leads_to: None, translated: None };
+                    return self.over(copied, &following, Held::Stopped(Box::new(stop)), &counted);
+                }
+                let Once::Over(over) = self.over(copied, &following, Held::Completed, &counted)? else {
+                    return Err(NothingCame.into());
+                };
+                // Somebody else may have it.
+                let of_it = over.marks.iter().find(|mark| mark.reason == Reason::Anything);
+                match of_it {
+                    Some(mark) => bail!("the rules decide by more than the packet: {}", mark.words),
+                    None => return Err(NothingCame.into()),
+                }
+            }
+            course.wait(&self.tracer.socket, if copied.legacy.is_empty() { until } else { Instant::now() + STEP })?;
+        }
+    }
+
+    /// What is known then: the marks of every packet of it.
+    fn over(&self, copied: &Copied, following: &Following<'_>, held: Held, counted: &legacy::Counted) -> Result<Once> {
+        let mut marks: Vec<Mark> = Vec::new();
+        for packet in following.packets.iter().filter(|packet| following.kind(packet).is_some()) {
+            marks.extend(self.tracer.follow(&copied.rules, &packet.told)?.marks);
+        }
+        if !copied.legacy.is_empty() {
+            let now = legacy::count(&copied.legacy)?;
+            marks.extend(counted.met(&now, &copied.legacy, following)?);
+        }
+        Ok(Once::Over(Over { held, marks }))
+    }
+}
+
+/// A packet was lost, and nothing tells where.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing came of the conversation in the copy, and no rule stopped a packet of it")]
+struct NothingCame;
+
+enum Once {
+    /// Rules or marks send it elsewhere.
+    Elsewhere(Exit),
+    Over(Over),
+}
+
+struct Over {
+    held: Held,
+    marks: Vec<Mark>,
+}
+
+fn missing(around: &Surroundings, index: u32) -> String {
+    let name = around.name(index).map_or_else(|| format!("number {index}"), str::to_owned);
+    format!("interface {name}, by which it leaves, is not in the copy")
+}
+
+impl Talk {
+    fn passage(&self) -> Passage {
+        match self.from {
+            Caller::Here { .. } => Passage::Out,
+            Caller::Behind { .. } => Passage::Through,
+        }
+    }
+
+    pub(super) fn protocol(&self) -> u8 {
+        match self.transport {
+            Transport::Tcp => IpNumber::TCP.0,
+            Transport::Udp => IpNumber::UDP.0,
+        }
+    }
+}
