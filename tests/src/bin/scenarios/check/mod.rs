@@ -1,5 +1,6 @@
 //! `observer check`: what it says of destinations is what a real client experiences there.
 
+pub(crate) mod conversations;
 mod live;
 mod rulesets;
 mod senders;
@@ -21,6 +22,10 @@ pub(crate) const ALL: &[Scenario] = &[
     ("nft_rulesets_as_a_client_finds_them", rulesets::nft_rulesets),
     ("iptables_rulesets_as_a_client_finds_them", rulesets::iptables_rulesets),
     ("front_ends_as_a_client_finds_them", rulesets::ufw_rulesets),
+    ("conversations_by_nft", conversations::by_nft),
+    ("conversations_by_iptables", conversations::by_iptables),
+    ("conversations_by_sets_of_ipset", conversations::by_ipset),
+    ("which_packet_of_a_conversation", conversations::packets),
     ("routes_are_part_of_the_answer", rulesets::routes),
     ("rules_of_routing_are_part_of_it", rulesets::routing_rules),
     ("users_are_told_apart", users),
@@ -43,21 +48,21 @@ pub(crate) const ALL: &[Scenario] = &[
     live::ALL[2],
 ];
 
-fn check(netns: &Namespace, args: &[&str]) -> Result<Output> {
+pub(crate) fn check(netns: &Namespace, args: &[&str]) -> Result<Output> {
     let mut command = command_among_mounts_of(netns);
     command.args(["check", "--netns"]).arg(netns.path()).args(args);
     Ok(command.stdin(Stdio::null()).output()?)
 }
 
 /// Lines of `-o json`.
-fn lines(output: &Output) -> Result<Vec<Value>> {
+pub(crate) fn lines(output: &Output) -> Result<Vec<Value>> {
     let text = String::from_utf8_lossy(&output.stdout);
     let lines: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
     ensure!(!text.is_empty(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     lines.with_context(|| format!("{}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
-fn word((transport, address, port): (&str, &str, u16)) -> String {
+pub(crate) fn word((transport, address, port): (&str, &str, u16)) -> String {
     let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
     format!("{address}:{port}/{transport}")
 }

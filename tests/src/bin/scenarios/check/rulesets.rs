@@ -138,11 +138,13 @@ pub(super) fn ufw_rulesets() -> Result<Outcome> {
         if statements.iter().any(|statement| statement.starts_with("limit")) {
             let output = check(
                 &lab.client,
-                &["--no-fix", "-o", "json", &word(("tcp", FAR_V4, 443)), &word(("udp", FAR_V4, 53))],
+                &["--no-fix", "-o", "json", "10.9.0.2:443", &word(("udp", FAR_V4, 53)), &word(("tcp", FAR_V4, 443))],
             )?;
             let told = lines(&output)?;
             expect(&told[0], &[("/event/action", json!("egress-unknown"))])?;
             expect(&told[1], &[("/event/action", json!("egress-blocked"))])?;
+            // What is rejected before does not come there.
+            expect(&told[2], &[("/event/action", json!("egress-blocked"))])?;
             continue;
         }
         agrees(&lab, &format!("{statements:?}"))?;

@@ -1,6 +1,7 @@
 //! What lets a blocked packet through: the printed commands are run by a real shell, the same client gets through, and the undo
 //! brings the block back.
 
+mod conversations;
 mod firewalld;
 mod tables;
 mod ufw;
@@ -35,6 +36,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("iptables_legacy_rules", || tables::iptables(true)),
     ("chains_of_docker", tables::docker),
     ("chains_that_two_hooks_lead_to", tables::shared),
+    ("of_both_directions", conversations::of_both_directions),
+    ("no_more_than_asked", conversations::no_more_than_asked),
+    ("where_rules_send_it", conversations::where_it_is_sent),
     ("hostile_names", tables::hostile),
     ("a_command_that_hangs_shows_its_fix", tables::by_run),
 ];

@@ -179,6 +179,7 @@ pub(super) fn shared() -> Result<Outcome> {
     let lab = Lab::new()?;
     for rule in [
         "-N droplog",
+        "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
         "-A INPUT -i eth0 -j droplog",
         "-A OUTPUT -p udp -j ACCEPT",
         "-A OUTPUT -j droplog",
@@ -206,7 +207,7 @@ pub(super) fn shared() -> Result<Outcome> {
     lab.client.run("iptables-nft", &["-F"])?;
     // The same in nft's words.
     lab.client.nft(
-        "table inet t { chain droplog { counter drop }\nchain i { type filter hook input priority 0; iif eth0 jump droplog }\n\
+        "table inet t { chain droplog { counter drop }\nchain i { type filter hook input priority 0; ct state established accept; iif eth0 jump droplog }\n\
          chain o { type filter hook output priority 0; udp dport 1 drop\ntcp dport 443 jump droplog } }",
     )?;
     let event = fix(to)?;

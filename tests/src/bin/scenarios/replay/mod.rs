@@ -179,7 +179,7 @@ fn by_priority() -> Result<Outcome> {
     let rule = &event["egress"]["rule"];
     ensure!(rule["confirmed_by"].is_null() && rule["source"] == "probe", "{event}");
     let said = rule["replay"].as_str().with_context(|| format!("nothing is said: {event}"))?;
-    ensure!(said.contains("lets it pass") && said.contains("meta key 2 in chain o"), "{said}");
+    ensure!(said.contains("lets it pass") && said.contains("meta priority in chain o"), "{said}");
     Ok(Outcome::Passed)
 }
 

@@ -1,0 +1,260 @@
+//! Conversations: `check` allows what a real client can hold a conversation with, and nothing else, over many rulesets.
+
+use std::{io::Read, process::Stdio};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, FAR_V6, Lab, Server},
+    namespace::Namespace,
+    traffic,
+};
+use serde_json::Value;
+
+use super::{check, lines, word};
+use crate::Outcome;
+
+/// Another address of the server.
+pub(crate) const OTHER_V4: &str = "203.0.113.77";
+/// Where the client goes: protocol, address, port.
+const DESTINATIONS: [(&str, &str, u16); 7] = [
+    ("tcp", FAR_V4, 443),
+    ("tcp", FAR_V6, 443),
+    ("tcp", FAR_V4, 80),
+    ("tcp", FAR_V6, 80),
+    ("udp", FAR_V4, 53),
+    ("udp", FAR_V6, 53),
+    ("tcp", OTHER_V4, 443),
+];
+
+/// A server that answers on these ports, in that namespace.
+pub(crate) fn echo(namespace: &Namespace, ports: &[&str]) -> Result<Server> {
+    let mut command = traffic::command(namespace, &[&["echo"], ports].concat())?;
+    let mut child = command.stderr(Stdio::null()).spawn().context("cannot start the server")?;
+    let mut up = [0; 2];
+    child.stdout.as_mut().context("no output")?.read_exact(&mut up)?;
+    Ok(Server(child))
+}
+
+/// A lab whose server answers on ports 53, 80 and 443.
+pub(crate) fn talking() -> Result<(Lab, Server)> {
+    let lab = Lab::new()?;
+    lab.server.ip(&[&format!("addr add {OTHER_V4}/32 dev lo")])?;
+    let server = echo(&lab.server, &["53", "80", "443"])?;
+    Ok((lab, server))
+}
+
+/// So many seconds, longer where the machine is slower.
+pub(crate) fn seconds(number: f64) -> String {
+    (number * f64::from(harness::slowness())).to_string()
+}
+
+/// What a real client finds at each of these.
+pub(crate) fn found(client: &Namespace, destinations: &[(&str, &str, u16)]) -> Result<Vec<String>> {
+    let ports: Vec<String> = destinations.iter().map(|(_, _, port)| port.to_string()).collect();
+    let seconds = seconds(0.8);
+    let mut args = vec!["converse", seconds.as_str()];
+    for ((transport, address, _), port) in destinations.iter().zip(&ports) {
+        args.extend([*transport, *address, port.as_str()]);
+    }
+    let said = traffic::run(client, &args)?.said;
+    Ok(said.split(' ').map(str::to_owned).collect())
+}
+
+/// What is said of each destination is what the client finds; what is said, by destination.
+pub(crate) fn agrees(client: &Namespace, destinations: &[(&str, &str, u16)], ruleset: &str) -> Result<Vec<Value>> {
+    let words: Vec<String> = destinations.iter().map(|to| word(*to)).collect();
+    let args: Vec<&str> = ["--no-fix", "-o", "json"].into_iter().chain(words.iter().map(String::as_str)).collect();
+    let told = lines(&check(client, &args)?)?;
+    let found = found(client, destinations)?;
+    for (((to, found), event), word) in destinations.iter().zip(&found).zip(&told).zip(&words) {
+        let action = event["event"]["action"].as_str().unwrap_or_default();
+        let wanted = if found == "ok" { "egress-allowed" } else { "egress-blocked" };
+        ensure!(action == wanted, "{ruleset}: {word} {to:?}: the client finds {found}, check says {event}");
+        ensure!(event["egress"]["rule"].is_object() == (found != "ok"), "{ruleset}: {event}");
+    }
+    Ok(told)
+}
+
+/// `inet` chains of rules for what is sent and what comes in.
+fn inet(output: &str, input: &str) -> String {
+    format!(
+        "table inet t {{\n counter c {{\n }}\n chain x {{\n ip daddr 203.0.113.77 drop\n }}\n chain o {{\n type filter hook output priority 0; {output}\n }}\n \
+         chain i {{\n type filter hook input priority 0; {input}\n }}\n}}\n"
+    )
+}
+
+const BACK: &str = "policy drop; iif lo accept; ct state established,related accept; \
+                    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept;";
+
+/// nftables: each statement that was, or could be, taken for a doubt; and what only a conversation shows.
+pub(super) fn by_nft() -> Result<Outcome> {
+    let rulesets = [
+        inet("", "policy drop; iif lo accept"),
+        inet("policy drop; tcp dport 443 accept; udp dport 53 accept", BACK),
+        inet("tcp dport 80 tcp flags & fin == fin drop", ""),
+        inet("meta l4proto tcp meta length > 1000 drop", ""),
+        inet("", "tcp sport 443 tcp flags & (syn | ack) == (syn | ack) drop; udp sport 53 drop"),
+        inet("tcp flags & syn == syn tcp option maxseg size set 1300; tcp dport 80 drop", BACK),
+        inet("tcp dport 443 counter name \"c\" reject", BACK),
+        inet("meta skuid 65534 limit rate 1/hour drop; tcp dport 80 drop", ""),
+        inet("tcp dport 443 reject; tcp dport 443 limit rate 1/hour accept", ""),
+        inet("limit rate 1/hour log prefix \"x\"; ip daddr 203.0.113.77 drop", ""),
+        inet("meta time > \"2020-01-01 00:00:00\" tcp dport 80 drop", ""),
+        inet("fib daddr type local accept; fib daddr . oif type unicast tcp dport 80 drop", ""),
+        inet("ip ttl 64 tcp dport 443 drop; ip6 hoplimit 64 udp dport 53 drop", ""),
+        inet("meta cgroup 77 drop; meta priority 5 drop; udp dport 53 drop", ""),
+        inet("ip daddr . tcp dport { 203.0.113.10 . 443, 203.0.113.77 . 80 } drop", ""),
+        inet("tcp dport vmap { 80 : drop, 443 : goto x }", ""),
+        inet("jump { udp dport 53 drop; }", ""),
+        "table inet t {\n set s {\n type ipv4_addr; flags interval,timeout; timeout 1h; elements = { 203.0.113.0/26, \
+             198.51.100.0/24 timeout 5m }\n }\n chain o {\n type filter hook output priority 0; ip daddr @s drop\n }\n}\n"
+            .to_owned(),
+        "table inet t {\n set s {\n type ipv4_addr; flags timeout; elements = { 203.0.113.77 timeout 1h }\n }\n \
+         chain o {\n type filter hook output priority 0; ip daddr @s tcp dport 443 drop\n }\n}\n"
+            .to_owned(),
+        format!(
+            "{}table inet r {{\n chain o {{\n type filter hook output priority raw; tcp dport 80 notrack\n }}\n}}\n",
+            inet("", BACK)
+        ),
+        format!(
+            "{}table ip n {{\n chain p {{\n type nat hook postrouting priority srcnat; ip saddr 172.17.0.0/16 masquerade\n }}\n}}\n",
+            inet("tcp dport 80 drop", BACK)
+        ),
+        format!(
+            "{}table ip n {{\n chain p {{\n type nat hook postrouting priority srcnat; oifname \"eth0\" masquerade\n }}\n}}\n",
+            inet("udp dport 53 drop", BACK)
+        ),
+        format!(
+            "{}table ip n {{\n chain o {{\n type nat hook output priority -100; ip daddr 203.0.113.77 tcp dport 443 dnat to \
+             203.0.113.10:80\n }}\n}}\n",
+            inet("", BACK)
+        ),
+        format!(
+            "{}table ip n {{\n chain o {{\n type nat hook output priority -100; ip daddr 203.0.113.77 tcp dport 443 dnat to \
+             203.0.113.10:80\n }}\n}}\n",
+            inet("tcp dport 80 drop", BACK)
+        ),
+        "table inet n {\n chain o {\n type nat hook output priority -100; tcp dport 80 redirect to :9\n }\n}\n".to_owned(),
+        "table inet n {\n chain o {\n type nat hook output priority -100; tcp dport 80 redirect to :7777\n }\n}\n".to_owned(),
+        format!(
+            "{}table inet m {{\n chain o {{\n type route hook output priority mangle; tcp dport 443 meta mark set 7\n }}\n}}\n",
+            inet("meta mark 7 drop", "")
+        ),
+        "table ip d {\n chain o {\n type filter hook output priority 0; udp dport 53 dup to 10.9.0.2 device \"eth0\"; tcp dport \
+         80 drop\n }\n}\n"
+            .to_owned(),
+        "table netdev n {\n chain i {\n type filter hook ingress device \"eth0\" priority 0; ip saddr 203.0.113.77 drop\n }\n}\n"
+            .to_owned(),
+        "table arp a {\n chain o {\n type filter hook output priority 0; arp operation request drop\n }\n}\n".to_owned(),
+    ];
+    for ruleset in rulesets {
+        let (lab, _server) = talking()?;
+        let _proxy = echo(&lab.client, &["7777"])?;
+        lab.client.nft(&ruleset).with_context(|| ruleset.clone())?;
+        agrees(&lab.client, &DESTINATIONS, &ruleset)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Both kinds of iptables.
+pub(super) fn by_iptables() -> Result<Outcome> {
+    let back = "-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+    let rulesets: Vec<String> = vec![
+        "*filter\n:INPUT DROP\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n".to_owned(),
+        format!("*filter\n:INPUT DROP\n:OUTPUT DROP\n{back}-A OUTPUT -p tcp -m multiport --dports 80,443 -j ACCEPT\nCOMMIT\n"),
+        format!(
+            "*filter\n:INPUT DROP\n:droplog -\n{back}-A INPUT -j droplog\n-A OUTPUT -p tcp --dport 80 -j ACCEPT\n-A OUTPUT -o eth0 \
+             -j droplog\n-A droplog -m limit --limit 10/min -j LOG\n-A droplog -j DROP\nCOMMIT\n"
+        ),
+        "*filter\n-A OUTPUT -p tcp --dport 80 -j REJECT\nCOMMIT\n*mangle\n-A POSTROUTING -o eth0 -p tcp --tcp-flags SYN,RST SYN -j \
+         TCPMSS --clamp-mss-to-pmtu\n-A OUTPUT -p tcp --dport 443 -j DSCP --set-dscp 0x10\nCOMMIT\n"
+            .to_owned(),
+        "*filter\n-A OUTPUT -p udp --dport 53 -j DROP\nCOMMIT\n*nat\n-A POSTROUTING -o docker0 -j MASQUERADE\nCOMMIT\n".to_owned(),
+        format!("*filter\n{back}-A INPUT -m conntrack --ctstate INVALID -j DROP\n-A OUTPUT -p tcp --dport 443 -j DROP\nCOMMIT\n"),
+        "*filter\n-A OUTPUT -p tcp -m length --length 1000:65535 -j DROP\nCOMMIT\n".to_owned(),
+        "*filter\n-A OUTPUT -p tcp --dport 22 -m recent --name ssh --set\n-A OUTPUT -p tcp --dport 22 -m recent --name ssh --update \
+         --seconds 60 --hitcount 3 -j DROP\n-A OUTPUT -p tcp --dport 80 -j DROP\nCOMMIT\n"
+            .to_owned(),
+        "*filter\n-A OUTPUT -m time --timestart 00:00:00 --timestop 23:59:59 -p tcp --dport 80 -j DROP\nCOMMIT\n".to_owned(),
+        "*filter\n-A OUTPUT -p tcp --tcp-flags FIN FIN -j DROP\nCOMMIT\n".to_owned(),
+        "*nat\n-A OUTPUT -p tcp --dport 443 -j REDIRECT --to-ports 7777\nCOMMIT\n".to_owned(),
+    ];
+    for kind in ["nft", "legacy"] {
+        for ruleset in &rulesets {
+            let (lab, _server) = talking()?;
+            let _proxy = echo(&lab.client, &["7777"])?;
+            // Legacy tables alone are followed by nftables' help.
+            lab.client.nft("table inet t {\n}\n")?;
+            for program in ["iptables", "ip6tables"] {
+                lab.client.feed(&format!("{program}-{kind}-restore"), &["--noflush"], ruleset)?;
+            }
+            agrees(&lab.client, &DESTINATIONS, &format!("{kind}: {ruleset}"))?;
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Sets of ipset, which rules name by their places: also where an earlier one is gone.
+pub(super) fn by_ipset() -> Result<Outcome> {
+    for kind in ["nft", "legacy"] {
+        let (lab, _server) = talking()?;
+        lab.client.nft("table inet t {\n}\n")?;
+        let sets = "create gone hash:ip\ncreate nets hash:net\ncreate also-gone hash:ip\ncreate pairs hash:ip,port timeout \
+                    600\ncreate six hash:net family inet6\ncreate list list:set size 8\nadd nets 203.0.113.0/26\nadd nets \
+                    203.0.113.10 nomatch\nadd pairs 203.0.113.77,tcp:443\nadd six 2001:db8:1::/64\nadd list nets\n";
+        lab.client.feed("ipset", &["restore"], sets)?;
+        lab.client.run("ipset", &["destroy", "gone"])?;
+        lab.client.run("ipset", &["destroy", "also-gone"])?;
+        for rule in [
+            "-A OUTPUT -m set --match-set pairs dst,dst -j DROP",
+            "-A OUTPUT -p udp -m set ! --match-set list dst -j DROP",
+        ] {
+            lab.client.run(&format!("iptables-{kind}"), &rule.split(' ').collect::<Vec<_>>())?;
+        }
+        let six = "-A OUTPUT -p tcp --dport 80 -m set --match-set six dst -j REJECT";
+        lab.client.run(&format!("ip6tables-{kind}"), &six.split(' ').collect::<Vec<_>>())?;
+        agrees(&lab.client, &DESTINATIONS, kind)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Which packet of a conversation is stopped, in both families; where its neighbour is not known, it is asked for.
+pub(super) fn packets() -> Result<Outcome> {
+    let (four, six) = (("tcp", FAR_V4, 443), ("tcp", FAR_V6, 443));
+    for (ruleset, to, packet, rule) in [
+        (inet("icmpv6 type nd-neighbor-solicit drop", ""), six, "solicitation", "icmpv6 type nd-neighbor-solicit drop"),
+        (inet("", "icmpv6 type nd-neighbor-advert drop"), six, "solicitation", "icmpv6 type nd-neighbor-advert drop"),
+        (
+            "table arp a {\n chain o {\n type filter hook output priority 0; arp operation request drop\n }\n}\n"
+                .to_owned(),
+            four,
+            "arp",
+            "arp operation request drop",
+        ),
+        (
+            "table arp a {\n chain i {\n type filter hook input priority 0; arp operation reply drop\n }\n}\n"
+                .to_owned(),
+            four,
+            "arp",
+            "arp operation reply drop",
+        ),
+        (inet("", "tcp sport 443 drop"), four, "answer", "tcp sport 443 drop"),
+        (inet("", "tcp sport 443 drop"), six, "answer", "tcp sport 443 drop"),
+        (inet("meta length > 1000 drop", ""), four, "segment", "meta length > 1000 drop"),
+        (inet("meta length > 1000 drop", ""), six, "segment", "meta length > 1000 drop"),
+    ] {
+        let (lab, _server) = talking()?;
+        for interface in [("client", &lab.client), ("server", &lab.server)].map(|(_, namespace)| namespace) {
+            interface.run("ip", &["neigh", "flush", "dev", "eth0", "nud", "permanent"])?;
+            interface.run("ip", &["-6", "neigh", "flush", "dev", "eth0", "nud", "permanent"])?;
+        }
+        lab.client.nft(&ruleset)?;
+        // Asked again, now that the client has tried: it knows no more.
+        for _ in 0..if packet == "answer" { 1 } else { 2 } {
+            let told = agrees(&lab.client, &[to], &ruleset)?;
+            let egress = &told[0]["egress"];
+            ensure!(egress["packet"] == packet && egress["rule"]["text"] == rule, "{ruleset}: {}", told[0]);
+        }
+    }
+    Ok(Outcome::Passed)
+}

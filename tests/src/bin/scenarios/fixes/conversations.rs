@@ -1,0 +1,192 @@
+//! Proven fixes: run by a shell a client holds a conversation, and what they open is what they say.
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, FAR_V6, Lab},
+    namespace::Namespace,
+    traffic,
+};
+use serde_json::Value;
+
+use super::{To, lines};
+use crate::{
+    Outcome,
+    check::{
+        check,
+        conversations::{echo, found, seconds},
+        lines as told, word,
+    },
+    front_ends, without_trials,
+};
+
+/// Other destinations outside.
+const OUTSIDE: [&str; 2] = ["198.51.100.77/32", "2001:db8:ffff::4d/128"];
+const PORTS: [&str; 6] = ["53", "54", "80", "81", "443", "444"];
+
+/// How rules are loaded.
+enum By {
+    Nft(&'static str),
+    /// Both families by `iptables-restore` of that kind.
+    Iptables(&'static str, &'static str),
+    Ufw(&'static [&'static str]),
+}
+
+/// What a real client finds at a probe.
+fn probed(lab: &Lab, probe: &Value) -> Result<bool> {
+    let text = |name: &str| probe[name].as_str().with_context(|| format!("no {name}: {probe}"));
+    let port = probe["port"].to_string();
+    let seconds = seconds(0.7);
+    let args = ["converse", &seconds, text("protocol")?, text("address")?, &port];
+    let client = match text("direction")? {
+        "ingress" => traffic::command(&lab.server, &args)?,
+        "egress" => as_user(&lab.client, text("user")?, &args)?,
+        other => anyhow::bail!("no lab for {other}"),
+    };
+    let mut client = client;
+    Ok(traffic::finish(client.spawn()?)?.said == "ok")
+}
+
+/// The client as another user, without any groups.
+fn as_user(namespace: &Namespace, user: &str, args: &[&str]) -> Result<std::process::Command> {
+    let mut command = namespace.command("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "/usr/bin/python3", "-IS", "-"]).args(args);
+    command.stdin(traffic::script()?).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    Ok(command)
+}
+
+/// A client that cannot hold these conversations can once the fix was run, and cannot once it was taken back; and what else is open
+/// meanwhile is what the fix says.
+fn proves(by: &By, all: &[To<'_>]) -> Result<Value> {
+    let mut lab = Lab::new()?;
+    for address in OUTSIDE.iter().chain(&["203.0.113.77/32"]) {
+        lab.server.ip(&[&format!("addr add {address} dev lo")])?;
+    }
+    let _servers = [echo(&lab.server, &PORTS)?, echo(&lab.client, &PORTS)?];
+    match by {
+        By::Nft(ruleset) => lab.client.nft(ruleset)?,
+        By::Iptables(kind, ruleset) => {
+            lab.client.nft("table inet t {\n}\n")?;
+            for program in ["iptables", "ip6tables"] {
+                lab.client.feed(&format!("{program}-{kind}-restore"), &["--noflush"], ruleset)?;
+            }
+        }
+        By::Ufw(statements) => front_ends::with_ufw(&mut lab.client, statements)?,
+    }
+    let before = found(&lab.client, all)?;
+    let words: Vec<String> = all.iter().map(|to| word(*to)).collect();
+    let args: Vec<&str> = ["-o", "json"].into_iter().chain(words.iter().map(String::as_str)).collect();
+    let answer = told(&check(&lab.client, &args)?)?;
+    for (found, event) in before.iter().zip(&answer) {
+        let wanted = if found == "ok" { "egress-allowed" } else { "egress-blocked" };
+        ensure!(event["event"]["action"] == wanted, "the client finds {found}: {event}");
+    }
+    let event = answer.iter().find(|event| event["egress"]["fix"].is_object()).context("no fix")?.clone();
+    let fix = &event["egress"]["fix"];
+    ensure!(fix["verified"] == true && fix["undo_verified"] == true, "{event}");
+    let probes = fix["probes"].as_array().context("no probes")?.clone();
+    let closed: Vec<bool> = probes.iter().map(|probe| probed(&lab, probe)).collect::<Result<_>>()?;
+    for line in lines(&event, "commands") {
+        lab.client.run("sh", &["-c", &line])?;
+    }
+    let after = found(&lab.client, all)?;
+    ensure!(after.iter().all(|found| found == "ok"), "{fix}: the client finds {after:?}");
+    let open: Vec<bool> = probes.iter().map(|probe| probed(&lab, probe)).collect::<Result<_>>()?;
+    let is_opened = |(closed, open): (&bool, &bool)| !*closed && *open;
+    let opened: Vec<&Value> = probes
+        .iter()
+        .zip(closed.iter().zip(&open))
+        .filter(|(_, both)| is_opened(*both))
+        .map(|(probe, _)| probe)
+        .collect();
+    let said: Vec<&Value> = fix["opened"].as_array().context("no list of what it opens")?.iter().collect();
+    ensure!(opened == said, "real clients found opened {opened:?}: {fix}");
+    for line in lines(&event, "undo") {
+        lab.client.run("sh", &["-c", &line])?;
+    }
+    let again = found(&lab.client, all)?;
+    ensure!(again == before, "after the undo the client finds {again:?}, and found {before:?}: {fix}");
+    Ok(event)
+}
+
+/// Chains that both directions lead to, in which no exception belongs.
+const DROPLOG: &str = "*filter\n:droplog -\n-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j \
+    ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -i eth0 -j droplog\n-A OUTPUT -o lo -j ACCEPT\n-A OUTPUT -p tcp \
+    -m tcp --dport 80 -j ACCEPT\n-A OUTPUT -o eth0 -j droplog\n-A droplog -m limit --limit 10/min -j LOG\n-A droplog -j \
+    DROP\nCOMMIT\n";
+/// Nothing but SSH in both directions: what comes back needs a rule, too.
+const LOCKED: &str = "*filter\n:INPUT DROP\n:OUTPUT DROP\n-A INPUT -i lo -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\n-A INPUT -p tcp --dport \
+    22 -j ACCEPT\n-A OUTPUT -p tcp --sport 22 -j ACCEPT\nCOMMIT\n";
+
+pub(super) fn of_both_directions() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    for kind in ["nft", "legacy"] {
+        for (ruleset, all) in
+            [(DROPLOG, &[("tcp", FAR_V4, 443)][..]), (LOCKED, &[("tcp", FAR_V4, 443), ("tcp", FAR_V6, 443)])]
+        {
+            proves(&By::Iptables(kind, ruleset), all).with_context(|| format!("{kind}: {all:?}: {ruleset}"))?;
+        }
+    }
+    for (ruleset, to) in [
+        (
+            "table inet t {\n chain both {\n counter drop\n }\n chain i {\n type filter hook input priority 0; iif lo accept; ct state \
+             established accept; jump both\n }\n chain o {\n type filter hook output priority 0; oif lo accept; tcp dport 80 accept; \
+             jump both\n }\n}\n",
+            ("tcp", FAR_V4, 443),
+        ),
+        (
+            "table inet t {\n chain i {\n type filter hook input priority 0; policy drop; iif lo accept\n }\n chain o {\n type filter \
+             hook output priority 0; policy drop; oif lo accept\n }\n}\n",
+            ("tcp", FAR_V6, 443),
+        ),
+    ] {
+        proves(&By::Nft(ruleset), &[to]).with_context(|| format!("{to:?}: {ruleset}"))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// What was allowed already is not opened once more, and what is for one user not for all.
+pub(super) fn no_more_than_asked() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let event = proves(
+        &By::Nft(
+            "table ip t {\n chain o {\n type filter hook output priority 0; ip daddr { 203.0.113.10, 203.0.113.12 } drop\n }\n}\n",
+        ),
+        &[("tcp", FAR_V4, 443), ("tcp", "203.0.113.77", 443)],
+    )?;
+    let commands = lines(&event, "commands");
+    ensure!(!commands.iter().any(|line| line.contains("203.0.113.77")), "{commands:?}");
+    let opens = event["egress"]["fix"]["opens"].as_str().unwrap_or_default();
+    ensure!(opens.contains("443/tcp"), "{event}");
+    // A rule that is about its user alone: others are where they were.
+    let event = proves(
+        &By::Nft(
+            "table ip t {\n chain o {\n type filter hook output priority 0; meta skuid 0 ip daddr 203.0.113.10 drop\n }\n}\n",
+        ),
+        &[("tcp", FAR_V4, 443)],
+    )?;
+    let opens = event["egress"]["fix"]["opens"].as_str().unwrap_or_default();
+    ensure!(opens == "443/tcp to 203.0.113.10 (all 4 probes beside it stay as before)", "{event}");
+    proves(&By::Ufw(&["default deny outgoing", "allow out 53"]), &[("tcp", FAR_V4, 443), ("tcp", FAR_V6, 80)])?;
+    Ok(Outcome::Passed)
+}
+
+/// What rules send elsewhere is opened there.
+pub(super) fn where_it_is_sent() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let event = proves(
+        &By::Nft(
+            "table ip n {\n chain o {\n type nat hook output priority -100; ip daddr 203.0.113.77 tcp dport 443 dnat to \
+             203.0.113.10:80\n }\n}\ntable inet t {\n chain o {\n type filter hook output priority 0; tcp dport 80 drop\n }\n}\n",
+        ),
+        &[("tcp", "203.0.113.77", 443)],
+    )?;
+    let commands = lines(&event, "commands");
+    ensure!(commands.len() == 1 && commands[0].contains("ip daddr 203.0.113.10 tcp dport 80 accept"), "{commands:?}");
+    Ok(Outcome::Passed)
+}
