@@ -11,7 +11,7 @@ use harness::{
 use serde_json::Value;
 
 use super::{check, lines, word};
-use crate::Outcome;
+use crate::{Outcome, front_ends};
 
 /// Another address of the server.
 pub(crate) const OTHER_V4: &str = "203.0.113.77";
@@ -214,6 +214,57 @@ pub(super) fn by_ipset() -> Result<Outcome> {
         let six = "-A OUTPUT -p tcp --dport 80 -m set --match-set six dst -j REJECT";
         lab.client.run(&format!("ip6tables-{kind}"), &six.split(' ').collect::<Vec<_>>())?;
         agrees(&lab.client, &DESTINATIONS, kind)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Docker beside ufw.
+const DOCKER: &str = "*nat\n:DOCKER -\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n-A OUTPUT ! -d 127.0.0.0/8 -m addrtype \
+    --dst-type LOCAL -j DOCKER\n-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n-A DOCKER -i docker0 -j \
+    RETURN\nCOMMIT\n*filter\n:DOCKER -\n:DOCKER-USER -\n:DOCKER-FORWARD -\n:DOCKER-CT -\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j \
+    DOCKER-FORWARD\n-A DOCKER-FORWARD -j DOCKER-CT\n-A DOCKER-FORWARD -i docker0 -j ACCEPT\n-A DOCKER-CT -o docker0 -m conntrack \
+    --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n";
+/// Services of Kubernetes, one with an endpoint and one without.
+const KUBE_PROXY: &str = "*nat\n:KUBE-SERVICES -\n:KUBE-POSTROUTING -\n:KUBE-MARK-MASQ -\n:KUBE-SVC-ONE -\n:KUBE-SEP-ONE -\n-A OUTPUT \
+    -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\n-A KUBE-SERVICES -d \
+    203.0.113.77/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-ONE\n-A KUBE-SVC-ONE ! -s 10.244.0.0/16 -d 203.0.113.77/32 -p tcp -m tcp \
+    --dport 443 -j KUBE-MARK-MASQ\n-A KUBE-SVC-ONE -j KUBE-SEP-ONE\n-A KUBE-SEP-ONE -p tcp -m tcp -j DNAT --to-destination \
+    203.0.113.10:80\n-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j \
+    RETURN\n-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0\n-A KUBE-POSTROUTING -j MASQUERADE \
+    --random-fully\nCOMMIT\n*filter\n:KUBE-SERVICES -\n:KUBE-FIREWALL -\n-A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES\n-A \
+    OUTPUT -j KUBE-FIREWALL\n-A KUBE-SERVICES -d 203.0.113.10/32 -p udp -m udp --dport 53 -m comment --comment \"x/dns has no \
+    endpoints\" -j REJECT --reject-with icmp-port-unreachable\n-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! \
+    --ctstate RELATED,ESTABLISHED,DNAT -j DROP\nCOMMIT\n";
+/// A host endpoint of Calico's.
+const CALICO: &str = "*filter\n:cali-OUTPUT -\n:cali-to-host-endpoint -\n:cali-th-eth0 -\n:cali-po-allow-web -\n-A OUTPUT -m comment \
+    --comment \"cali:one\" -j cali-OUTPUT\n-A cali-OUTPUT -m mark --mark 0x10000/0x10000 -j ACCEPT\n-A cali-OUTPUT -j MARK \
+    --set-xmark 0x0/0xf0000\n-A cali-OUTPUT -m conntrack ! --ctstate DNAT -j cali-to-host-endpoint\n-A cali-OUTPUT -m mark --mark \
+    0x10000/0x10000 -j ACCEPT\n-A cali-to-host-endpoint -o eth0 -g cali-th-eth0\n-A cali-th-eth0 -m conntrack --ctstate \
+    RELATED,ESTABLISHED -j ACCEPT\n-A cali-th-eth0 -m conntrack --ctstate INVALID -j DROP\n-A cali-th-eth0 -j MARK --set-xmark \
+    0x0/0x10000\n-A cali-th-eth0 -j cali-po-allow-web\n-A cali-th-eth0 -m mark --mark 0x10000/0x10000 -j RETURN\n-A cali-th-eth0 -j \
+    DROP\n-A cali-po-allow-web -p tcp -m multiport --dports 80,8080 -j MARK --set-xmark 0x10000/0x10000\nCOMMIT\n";
+/// The sandbox of an agent that writes code: lists of addresses, and nothing else.
+const SANDBOX: &str = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n-A INPUT -p udp -m udp --sport 53 -j ACCEPT\n-A INPUT -p tcp -m \
+    tcp --sport 22 -m state --state ESTABLISHED -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n-A INPUT -s 10.9.0.0/24 -j ACCEPT\n-A INPUT -m \
+    state --state RELATED,ESTABLISHED -j ACCEPT\n-A OUTPUT -p udp -m udp --dport 53 -j ACCEPT\n-A OUTPUT -p tcp -m tcp --dport 22 \
+    -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\n-A OUTPUT -d 10.9.0.0/24 -j ACCEPT\n-A OUTPUT -m state --state RELATED,ESTABLISHED -j \
+    ACCEPT\n-A OUTPUT -m set --match-set allowed-static dst -j ACCEPT\n-A OUTPUT -m set --match-set allowed-dynamic dst -j \
+    ACCEPT\n-A OUTPUT -j REJECT --reject-with icmp-admin-prohibited\nCOMMIT\n";
+
+/// Rulesets as other programs write them.
+pub(super) fn of_other_programs() -> Result<Outcome> {
+    for ruleset in [DOCKER, KUBE_PROXY, CALICO, SANDBOX] {
+        let (mut lab, _server) = talking()?;
+        if ruleset == DOCKER {
+            front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp", "reject out 53"])?;
+        }
+        if ruleset == SANDBOX {
+            let sets = "create allowed-static hash:net\ncreate allowed-dynamic hash:ip timeout 600\nadd allowed-static \
+                        203.0.113.64/26\nadd allowed-dynamic 198.51.100.1 timeout 500\n";
+            lab.client.feed("ipset", &["restore"], sets)?;
+        }
+        lab.client.feed("iptables-nft-restore", &["--noflush"], ruleset)?;
+        agrees(&lab.client, &DESTINATIONS, ruleset)?;
     }
     Ok(Outcome::Passed)
 }

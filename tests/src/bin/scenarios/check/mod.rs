@@ -25,6 +25,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("conversations_by_nft", conversations::by_nft),
     ("conversations_by_iptables", conversations::by_iptables),
     ("conversations_by_sets_of_ipset", conversations::by_ipset),
+    ("rulesets_of_other_programs", conversations::of_other_programs),
     ("which_packet_of_a_conversation", conversations::packets),
     ("routes_are_part_of_the_answer", rulesets::routes),
     ("rules_of_routing_are_part_of_it", rulesets::routing_rules),
