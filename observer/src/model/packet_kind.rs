@@ -24,7 +24,7 @@ impl PacketKind {
     pub fn words(self) -> &'static str {
         match self {
             Self::Solicitation => "the neighbour solicitation for it",
-            Self::Arp => "the ARP request for it",
+            Self::Arp => "the ARP exchange for it",
             Self::Answer => "the answer to it",
             Self::Segment => "a later packet of its connection",
             Self::TooBig => "the ICMP packet that tells its sender the length that fits",

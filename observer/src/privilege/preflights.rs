@@ -186,7 +186,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let rules = &mut answer.rules;
         let after = home.and_then(|home| {
             place.tried(home, began, |trial| {
-                after(change, (&told, &all), (procs.as_ref(), asked.later.is_some()), trial)
+                after(change, (&told, &all), ((procs.as_ref(), asked.later.is_some()), until), trial)
             })
         });
         answer.after = Some(match after {
@@ -291,7 +291,7 @@ type Made = (Vec<Result<Judged>>, Vec<String>, Vec<String>);
 fn after(
     change: &ProposedChange,
     (told, all): (&[JudgedPacket], &[(Spot, Packet)]),
-    sender: (Option<&File>, bool),
+    (sender, until): ((Option<&File>, bool), (Instant, u64)),
     mut trial: Trial,
 ) -> Result<Result<Made, String>> {
     let front_end = front_end::of_change(change).context("it is no front end's change")?;
@@ -300,8 +300,10 @@ fn after(
     fix::loads_nothing(change)?;
     trial.prepare(front_end, &rules, &packets)?;
     let mut before = trial.look()?;
-    let here: Vec<Option<NamedRule>> =
-        told.iter().map(|(_, packet, _)| Ok(before.judge(packet, sender)?.rule)).collect::<Result<_>>()?;
+    let here: Vec<Option<NamedRule>> = told
+        .iter()
+        .map(|(_, packet, _)| Ok(within(until, || before.judge(packet, sender))?.rule))
+        .collect::<Result<_>>()?;
     if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
         bail!("{words}");
     }
@@ -309,7 +311,7 @@ fn after(
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;
-    let judged = all.iter().map(|(_, packet)| view.judge(packet, sender)).collect();
+    let judged = all.iter().map(|(_, packet)| within(until, || view.judge(packet, sender))).collect();
     let (added, removed) = view.difference(&mut before);
     Ok(Ok((judged, added, removed)))
 }

@@ -41,8 +41,7 @@ pub(super) struct Inside {
 impl Inside {
     /// `logs`: what a rule of iptables-legacy logs here would be logged.
     pub(super) fn new(copied: &Copied, logs: bool) -> Result<Self> {
-        let purpose = Purpose::Packet { states: true };
-        let (made, set) = copied.make(purpose, Peers::Here, logs)?;
+        let (made, set) = copied.make(Purpose::Packet, Peers::Here, logs)?;
         let tracer = Tracer::new(&copied.rules, &made, QUIET)?;
         let set = set.map_err(|error| format!("{error:#}"));
         Ok(Self { set, tracer, made, at_interfaces: copied.rules.has_egress() })

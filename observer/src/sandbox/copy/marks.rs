@@ -236,8 +236,10 @@ pub(super) fn beside(
                 all.push(expression.clone());
                 continue;
             }
+            // Whatever it writes, and wherever: what comes behind it may read that.
             _ => {
                 is_whole = false;
+                loaded.clear();
                 continue;
             }
         };
@@ -522,6 +524,13 @@ mod tests {
         let random = expression("meta", &[(1, 8), (2, 24)]);
         let all = [random, same.clone(), user.clone(), same.clone(), by_xtables("match", "tcp"), drop()];
         assert_eq!(asked(&all, Reason::Anything), ["meta", "cmp", "match"]);
+        // The same register, read before and behind it.
+        let port = expression("payload", &[(1, 8), (2, 2), (3, 2), (4, 2)]);
+        let all = [port, same.clone(), expression("numgen", &[(1, 8)]), same.clone(), drop()];
+        assert_eq!(
+            (of(&all), asked(&all, Reason::Anything)),
+            (vec![Reason::Anything], vec!["payload".into(), "cmp".into()])
+        );
         // What only logs decides nothing.
         assert_eq!(of(&[rate, expression("log", &[])]), []);
         assert_eq!(of(&[by_xtables("match", "recent"), by_xtables("target", "LOG")]), []);

@@ -52,10 +52,7 @@ const ATTEMPTS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// One packet is sent again as it was.
-    Packet {
-        /// What its connection is may not be known.
-        states: bool,
-    },
+    Packet,
     /// A conversation is held.
     Conversation,
     /// The programs of front ends change it.
@@ -251,7 +248,7 @@ impl Listed {
             add(Part::Set(key(elements, SET_NAME)), GETSETELEM, CREATE, elements.with(attributes));
         }
         let wanted = match purpose {
-            Purpose::Packet { states } => Some(marks::Wanted { headers: true, states, types: has_other_types }),
+            Purpose::Packet => Some(marks::Wanted { headers: true, states: true, types: has_other_types }),
             Purpose::Conversation => Some(marks::Wanted { headers: false, states: false, types: has_other_types }),
             Purpose::Trial => None,
         };
@@ -413,7 +410,7 @@ fn tracing(purpose: Purpose, links: &[String]) -> Vec<(u16, u16, Body)> {
     const CHAINS: [(&str, u32, i32); 3] =
         [(IN, hook::PRE_ROUTING, i32::MIN), (OUT, hook::LOCAL_OUT, i32::MIN), (PASSED, hook::POST_ROUTING, i32::MAX)];
     let mut messages = vec![table(family::INET)];
-    if matches!(purpose, Purpose::Packet { .. }) {
+    if purpose == Purpose::Packet {
         messages.push(chain(family::INET, "here", (hook::LOCAL_IN, i32::MIN, None), Some(DROP)));
     }
     for (name, on, priority) in CHAINS {

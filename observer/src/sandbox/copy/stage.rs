@@ -42,7 +42,7 @@ use crate::{
     patience,
 };
 
-/// No packet that is sent in a stage takes longer, with the second copy that is made for the first one, and no conversation.
+/// Nothing that a stage is asked takes longer: neither a conversation nor one packet, even if a second copy is made for it first.
 const LIMIT_OF_TALKS: Duration = Duration::from_secs(8);
 /// Keeps a namespace from being observed, by its inode number, as long as what it returns lives.
 pub type Hide = Arc<dyn Fn(u32) -> Result<Box<dyn Send>> + Send + Sync>;
@@ -472,7 +472,8 @@ impl Sandbox {
             Reason::Forwarded => is_forwarded,
             Reason::Socket => !is_made,
             Reason::Length => is_made && is_datagram,
-            Reason::Content => is_made,
+            // By TCP something else is said than what its sender would say.
+            Reason::Content => is_made || !is_datagram,
             Reason::State | Reason::Header => false,
         };
         Ok((held, marks.iter().find(matters).map(|mark| mark.words.clone())))

@@ -305,6 +305,17 @@ impl Surroundings {
         self.addresses.iter().filter(is_of).filter_map(of).collect()
     }
 
+    /// It is the broadcast address of one of its networks.
+    pub(crate) fn is_broadcast(&self, to: IpAddr) -> bool {
+        let is_it = |(own, length): (IpAddr, u8)| match (own, to) {
+            (IpAddr::V4(own), IpAddr::V4(to)) if length < 31 => {
+                ipnet::Ipv4Net::new(own, length).is_ok_and(|net| net.broadcast() == to)
+            }
+            _ => false,
+        };
+        self.indexes().flat_map(|index| self.addresses(index)).any(is_it)
+    }
+
     /// All its own addresses.
     pub(super) fn own(&self) -> impl Iterator<Item = IpAddr> {
         self.indexes().flat_map(|index| self.addresses(index)).map(|(address, _)| address)

@@ -71,21 +71,6 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// What is stopped, by port: `443/tcp to 203.0.113.10`.
-    fn stopped(&self) -> Vec<String> {
-        let mut all: Vec<(String, Vec<String>)> = Vec::new();
-        let stopped = self.packets.iter().filter(|(_, rule)| rule.is_some());
-        for (transport, address, port) in stopped.filter_map(|(packet, _)| packet.to()) {
-            let (port, address) = (format!("{port}/{transport}"), address.to_string());
-            match all.iter_mut().find(|(of, _)| *of == port) {
-                Some((_, addresses)) if !addresses.contains(&address) => addresses.push(address),
-                Some(_) => {}
-                None => all.push((port, vec![address])),
-            }
-        }
-        all.into_iter().map(|(port, addresses)| format!("{port} to {}", some(&addresses))).collect()
-    }
-
     /// The first that is stopped, and by what.
     fn first(&self) -> Option<(&Packet, &NamedRule)> {
         self.packets.iter().find_map(|(packet, rule)| Some((packet, rule.as_ref()?)))
@@ -230,12 +215,12 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     };
     let narrow = narrow.filter(|walk| walk.is_restored && marked(&walk.plans).is_none()).map(|walk| {
         let Fix { commands, undo, opens, note, .. } = whole(&walk.plans);
-        let opens = opens.map(|opens| measured(opens, asked, &probes, &closed, &walk.outcomes));
+        let opens = opens.map(|opens| measured(opens, &probes, &closed, &walk.outcomes));
         NarrowFix { commands, undo, opens, note }
     });
     let fix = whole(&plans);
     Ok(Fix {
-        opens: fix.opens.map(|opens| measured(opens, asked, &probes, &closed, &outcomes)),
+        opens: fix.opens.map(|opens| measured(opens, &probes, &closed, &outcomes)),
         verified: true,
         verified_for: addresses,
         undo_verified: Some(is_restored),
@@ -246,22 +231,16 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     })
 }
 
-/// What a change opens, in words: what its plan says of it, or, where nothing beside what was asked for was opened, that.
-fn measured(opens: String, asked: &Asked<'_>, probes: &Probes, before: &Outcomes, after: &Outcomes) -> String {
-    let (opened, known) = (probes.opened(before, after), probes.known(before, after));
+/// What a change opens, in words: what its plan says of it, and what probes say.
+fn measured(opens: String, probes: &Probes, before: &Outcomes, after: &Outcomes) -> String {
+    let (opened, known) = (probes.opened(before, after), probes.known(before, after).len());
     // That others may send there, too, is what these words mean.
     let beside: Vec<String> =
         opened.iter().filter(|probe| probe.direction != ProbeDirection::Egress).map(Probe::words).collect();
-    match (known.len(), opened.is_empty(), beside.as_slice()) {
+    match (known, opened.is_empty(), beside.as_slice()) {
         (0, ..) => opens,
-        (all, true, _) => {
-            let them = if all == 1 {
-                "the probe beside it stays".to_owned()
-            } else {
-                format!("all {all} probes beside it stay")
-            };
-            format!("{} ({them} as before)", asked.stopped().join("; "))
-        }
+        (1, true, _) => format!("{opens}; the probe beside it did not open"),
+        (all, true, _) => format!("{opens}; none of {all} probes beside it opened"),
         (_, false, []) => opens,
         (_, false, beside) => format!("{opens}; also {}", beside.join(", ")),
     }
@@ -351,9 +330,7 @@ fn step(
                     ProbeDirection::Forward => !target.is_forwarded,
                     ProbeDirection::Egress => false,
                 };
-                let mut maybe = probes.opened(closed, &now);
-                maybe.extend(probes.lost(closed, &now));
-                let Some(unwanted) = maybe.into_iter().find(is_unwanted) else {
+                let Some(unwanted) = probes.maybe_opened(closed, &now).into_iter().find(is_unwanted) else {
                     return Ok((Step { here, there }, after, now));
                 };
                 why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));

@@ -131,12 +131,14 @@ impl Probes {
         }
     }
 
-    /// What becomes of each of them now. What comes from outside and was closed before is tried with more patience.
+    /// What becomes of each of them now. What comes from outside and was not open before is tried with more
+    /// patience.
     pub(super) fn tried(&self, view: &mut View, asked: &Asked<'_>, before: Option<&Outcomes>) -> Result<Outcomes> {
         let one = |(at, (probe, template)): (usize, &(Probe, Template))| {
             asked.goes_on()?;
-            let was_closed = before.is_some_and(|before| before.0.get(at) == Some(&Outcome::Closed));
-            let is_patient = was_closed && probe.direction != Direction::Egress;
+            // What comes from outside must be known.
+            let was_open = before.is_some_and(|before| before.0.get(at) == Some(&Outcome::Open));
+            let is_patient = !was_open && probe.direction != Direction::Egress;
             let held = template
                 .held(view, asked, false)
                 .or_else(|error| if is_patient { template.held(view, asked, true) } else { Err(error) });
@@ -152,25 +154,31 @@ impl Probes {
         Ok(Outcomes(self.0.iter().enumerate().map(one).collect::<Result<_>>()?))
     }
 
-    /// Those that were closed, and of which it is not known what they are now.
-    pub(super) fn lost(&self, before: &Outcomes, after: &Outcomes) -> Vec<Probe> {
+    /// Those of which these are the outcomes before and after.
+    fn those(&self, before: &Outcomes, after: &Outcomes, wanted: impl Fn(Outcome, Outcome) -> bool) -> Vec<Probe> {
         let all = self.0.iter().zip(before.0.iter().zip(&after.0));
-        let is_lost = |(before, after): (&Outcome, &Outcome)| (*before, *after) == (Outcome::Closed, Outcome::Unknown);
-        all.filter(|(_, both)| is_lost(*both)).map(|((probe, _), _)| probe.clone()).collect()
+        let all = all.filter(|(_, (before, after))| wanted(**before, **after));
+        all.map(|((probe, _), _)| probe.clone()).collect()
     }
 
     /// Those that were closed, and are open now.
     pub(super) fn opened(&self, before: &Outcomes, after: &Outcomes) -> Vec<Probe> {
-        let is_opened = |(before, after): (&Outcome, &Outcome)| *before == Outcome::Closed && *after == Outcome::Open;
-        let all = self.0.iter().zip(before.0.iter().zip(&after.0));
-        all.filter(|(_, (before, after))| is_opened((before, after))).map(|((probe, _), _)| probe.clone()).collect()
+        self.those(before, after, |before, after| (before, after) == (Outcome::Closed, Outcome::Open))
+    }
+
+    /// Those that may have been closed, and may be open now.
+    pub(super) fn maybe_opened(&self, before: &Outcomes, after: &Outcomes) -> Vec<Probe> {
+        self.those(before, after, |before, after| {
+            matches!(
+                (before, after),
+                (Outcome::Closed, Outcome::Open | Outcome::Unknown) | (Outcome::Unknown, Outcome::Open)
+            )
+        })
     }
 
     /// Those of which it is known what became of them.
     pub(super) fn known(&self, before: &Outcomes, after: &Outcomes) -> Vec<Probe> {
-        let all = self.0.iter().zip(before.0.iter().zip(&after.0));
-        let is_known = |(before, after): (&Outcome, &Outcome)| ![before, after].contains(&&Outcome::Unknown);
-        all.filter(|(_, (before, after))| is_known((before, after))).map(|((probe, _), _)| probe.clone()).collect()
+        self.those(before, after, |before, after| ![before, after].contains(&Outcome::Unknown))
     }
 }
 
@@ -187,7 +195,7 @@ impl Template {
                 gid: *gid,
                 groups: groups.clone(),
                 mark: *mark,
-                cgroup: asked.cgroup.map(File::try_clone).transpose()?,
+                cgroup: asked.cgroup.filter(|_| view.asks_for_cgroups()).map(File::try_clone).transpose()?,
                 source: None,
             },
             From::Behind { index, source } => Caller::Behind { index: *index, source: *source },

@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     View, modules,
     staging::{self, Files, Staging},
-    view::OWN,
 };
 use crate::{
     confinement::child::{Confined, Ended, Group},
@@ -175,7 +174,7 @@ impl Trial {
     fn run_words(&self, words: &[String]) -> Result<()> {
         let (program, args) = words.split_first().context("no command")?;
         let Ended { said, status } = self.program(program)?.args(args).run(true, MAX_SAID)?;
-        let said = without_own_table(String::from_utf8_lossy(&said).trim());
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
         log::debug!("{words:?}: {status}, {said}");
         ensure!(status.success(), "{}", if said.is_empty() { status.to_string() } else { said });
         // The status of some says nothing of it.
@@ -244,12 +243,4 @@ impl Drop for Trial {
             let _ = daemon.wait();
         }
     }
-}
-/// nft suggests the table that the copy has for its own purpose; on the host there is none of that name.
-fn without_own_table(said: &str) -> String {
-    let line = |line: &str| match line.find("; did you mean") {
-        Some(at) if line.contains(OWN.trim()) => line.get(..at).unwrap_or(line).to_owned(),
-        _ => line.to_owned(),
-    };
-    said.lines().map(line).collect::<Vec<_>>().join("\n")
 }

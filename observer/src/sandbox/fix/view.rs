@@ -17,8 +17,6 @@ use crate::{
 
 /// A copy of the rules, and their texts, are waited for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The table of a copy's own.
-pub(super) const OWN: &str = " observer_replay ";
 
 /// What becomes of a packet, or of the conversation that it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,11 +58,10 @@ impl View {
         let (Some(now), Some(before)) = (&mut self.ruleset, &mut earlier.ruleset) else { return Default::default() };
         // Front ends' files are the copy's own business.
         let difference = now.difference(before, Instant::now() + self.patience, &mut Vec::new);
-        let own = |words: &String| !words.contains(OWN);
         let shown = |rules: Vec<String>, all: usize| -> Vec<String> {
             let more = all.saturating_sub(rules.len());
             let more = (more > 0).then(|| format!("and {more} more rules"));
-            rules.into_iter().filter(own).chain(more).collect()
+            rules.into_iter().chain(more).collect()
         };
         let mut added = shown(difference.added, difference.rules_added);
         added.extend(difference.policies.into_iter().map(|policy| format!("policy of {policy}")));
@@ -78,8 +75,9 @@ impl View {
             Some(cgroup) => Some(cgroup.try_clone()?),
             None => None,
         };
+        let is_broadcast = packet.to().is_some_and(|(_, to, _)| self.stage.around().is_broadcast(to));
         let mut only_first = self.stage.only_packets().map(str::to_owned);
-        let (stop, doubt) = match talk(packet, cgroup.as_ref(), |index| self.entrance(index))? {
+        let (stop, doubt) = match talk(packet, cgroup.as_ref(), (|index| self.entrance(index), is_broadcast))? {
             Some(talk) if only_first.is_none() => match self.stage.hold(talk, (packet.is_made, is_later))? {
                 (Held::Completed, doubt) => (None, doubt),
                 (Held::Stopped(stop), doubt) => (Some(*stop), doubt),
@@ -109,6 +107,11 @@ impl View {
     /// Interfaces with an address of that family: their numbers, an own address, and one that a neighbour may have.
     pub(super) fn links(&self, v6: bool) -> Vec<(u32, IpAddr, IpAddr)> {
         self.stage.around().neighbours(v6)
+    }
+
+    /// Rules ask for the sender's cgroup.
+    pub(super) fn asks_for_cgroups(&self) -> bool {
+        self.stage.asks_for_cgroups()
     }
 
     /// Name of an interface.
@@ -158,9 +161,15 @@ impl View {
 }
 
 /// The conversation that a packet begins; nothing of one that begins none.
-fn talk(packet: &Packet, cgroup: Option<&File>, entrance: impl Fn(u32) -> Option<u32>) -> Result<Option<Talk>> {
+fn talk(
+    packet: &Packet,
+    cgroup: Option<&File>,
+    (entrance, is_broadcast): (impl Fn(u32) -> Option<u32>, bool),
+) -> Result<Option<Talk>> {
     /// Ports from here on are given to who asks for none.
     const GIVEN: u16 = 32_768;
+    /// No interface takes more at once.
+    const MAX_PAYLOAD: usize = 1232;
     let (Some((transport, address, port)), Some(source)) = (packet.to(), packet.from()) else { return Ok(None) };
     let transport = match transport {
         "tcp" if packet.begins() => Transport::Tcp,
@@ -172,7 +181,7 @@ fn talk(packet: &Packet, cgroup: Option<&File>, entrance: impl Fn(u32) -> Option
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_multicast(),
     };
-    if is_many {
+    if is_many || is_broadcast {
         return Ok(None);
     }
     let source = SocketAddr::new(source.0, source.1);
@@ -191,6 +200,9 @@ fn talk(packet: &Packet, cgroup: Option<&File>, entrance: impl Fn(u32) -> Option
             Caller::Behind { index, source }
         }
     };
-    let payload = packet.payload().unwrap_or_default();
+    let mut payload = packet.payload().unwrap_or_default();
+    // What was not captured is as long.
+    let missing = (packet.length as usize).saturating_sub(packet.bytes.len());
+    payload.resize((payload.len() + missing).min(MAX_PAYLOAD), 0);
     Ok(Some(Talk { transport, to: SocketAddr::new(address, port), from, payload, is_probe: false }))
 }

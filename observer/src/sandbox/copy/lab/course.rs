@@ -120,6 +120,11 @@ impl<'a> Course<'a> {
         Ok(course)
     }
 
+    /// How much was said and heard on both sides.
+    pub(super) fn progress(&self) -> usize {
+        self.said + self.heard + self.answered + self.got
+    }
+
     pub(super) fn own_port(&self) -> u16 {
         self.caller.local_addr().ok().and_then(|address| address.as_socket()).map_or(0, |address| address.port())
     }

@@ -79,6 +79,11 @@ impl Following<'_> {
         }
     }
 
+    /// Its first packet was told of.
+    pub(super) fn has_begun(&self) -> bool {
+        self.packets.iter().any(|seen| self.kind(seen) == Some(Part::First))
+    }
+
     /// What a packet is to the conversation; nothing where it is none of it.
     pub(super) fn kind(&self, seen: &Seen) -> Option<Part> {
         const REQUEST: u8 = 1;

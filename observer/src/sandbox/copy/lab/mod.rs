@@ -44,9 +44,9 @@ const LIMIT: Duration = Duration::from_millis(900);
 const LIMIT_OF_PROBES: Duration = Duration::from_millis(200);
 /// Counters of iptables-legacy are looked at so often: they are all that says of a packet that it was stopped there.
 const STEP: Duration = Duration::from_millis(4);
-/// A conversation that goes on has ended by then.
+/// A conversation in which nothing happens for so long has come to its end.
 const SOON: Duration = Duration::from_millis(20);
-/// Interfaces of a copy with a namespace of its own behind each; what is behind the others is one namespace.
+/// Namespaces behind interfaces: each has its own, and all that are left share the last one.
 const WORLDS: usize = 12;
 /// A conversation has some twenty packets.
 const MAX_PACKETS: usize = 512;
@@ -229,6 +229,10 @@ impl Lab {
                 let world = self.worlds.get(index).context("an interface that is not in the copy")?;
                 world.take(*index, source.ip())?;
                 world.leads(*index, talk.to.ip())?;
+                // Whoever is behind a router there is answered by that.
+                if let Some(router) = route::gateway_of(*source, *index)? {
+                    world.take(*index, router)?;
+                }
                 world.inside(|| {
                     let socket = Socket::new(kind.0, kind.1, kind.2).context("cannot make a socket")?;
                     socket.set_nonblocking(true)?;
@@ -252,8 +256,8 @@ impl Lab {
         let mut course = Course::begin(talk, caller, server)?;
         following.own_port = course.own_port();
         let until = Instant::now() + patience::here(if talk.is_probe { LIMIT_OF_PROBES } else { LIMIT });
-        let begun = Instant::now();
-        let mut counted_at = begun;
+        let (mut last, mut moved_at) = ((0, 0), Instant::now());
+        let mut counted_at = moved_at;
         let mut led: Vec<IpAddr> = copied.around.own().collect();
         loop {
             following.hear(self.tracer.socket.came()?);
@@ -284,6 +288,8 @@ impl Lab {
             let moved = course.go_on();
             if let Ok(true) = moved {
                 following.hear(self.tracer.socket.came()?);
+                // Where both ends are behind one interface it may not have come here at all.
+                ensure!(following.has_begun(), "the conversation does not come to this namespace in the copy");
                 return self.over(copied, &following, Held::Completed, &counted);
             }
             let refused = moved.err();
@@ -296,7 +302,11 @@ impl Lab {
             }
             let is_late = Instant::now() > until || refused.is_some();
             // Other packets are counted, too, such as those by which the copy joins groups: only what stands still was stopped.
-            let stands_still = begun.elapsed() > patience::here(SOON);
+            let now = (following.packets.len(), course.progress());
+            if now != last {
+                (last, moved_at) = (now, Instant::now());
+            }
+            let stands_still = moved_at.elapsed() > patience::here(SOON);
             if !copied.legacy.is_empty() && (is_late || stands_still && counted_at.elapsed() > STEP) {
                 counted_at = Instant::now();
                 let now = legacy::count(&copied.legacy)?;

@@ -36,7 +36,9 @@ const USUAL_MTU: u32 = 1500;
 const LOOPBACK: u32 = 1;
 
 /// Nothing there decides: it takes what comes, from wherever, and answers for every address that it has.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 16] = [
+    ("ipv4/conf/all/accept_local", "1"),
+    ("ipv4/conf/default/accept_local", "1"),
     ("ipv4/ip_forward", "0"),
     ("ipv6/conf/all/forwarding", "0"),
     ("ipv4/conf/all/proxy_arp", "0"),
