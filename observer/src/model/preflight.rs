@@ -103,6 +103,8 @@ pub struct Preflight {
     pub after: Option<Change>,
     /// What lets through what is stopped is looked for.
     pub finds_fix: bool,
+    /// So is what lets single addresses through, beside what opens more.
+    pub finds_narrow: bool,
     /// What was not tried by then is not known: seconds.
     pub limit: u64,
 }

@@ -165,7 +165,14 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let all: Vec<(Packet, Option<NamedRule>)> =
             told.iter().map(|(_, packet, rule)| (packet.clone(), rule.clone())).collect();
         let is_later = asked.later.is_some();
-        let wanted = Asked { packets: &all, is_by_name: asked.are_by_name, cgroup: procs.as_ref(), is_later, began };
+        let wanted = Asked {
+            packets: &all,
+            is_by_name: asked.are_by_name,
+            cgroup: procs.as_ref(),
+            is_later,
+            finds_narrow: asked.finds_narrow,
+            began,
+        };
         let front_end = front_end::of(stopped_by);
         let own_files = home.as_ref().ok().map(|home| netns::has_own_files(home, front_end));
         let fix = fix::find(&wanted, &known, |attempt| place.tried(netns::home(place.number)?, began, attempt));

@@ -223,6 +223,8 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         are_by_name: targets.iter().any(|target| target.known != Known::Given),
         after: after.clone(),
         finds_fix: !args.no_fix && after.is_none(),
+        // Addresses that stand for any are nobody's.
+        finds_narrow: targets.iter().all(|target| !matches!(target.known, Known::Any(_))),
         limit: args.timeout.as_secs().max(1),
     };
     let words = if asked.finds_fix {

@@ -40,6 +40,8 @@ pub struct Asked<'a> {
     pub cgroup: Option<&'a File>,
     /// The sender does not run yet, and its cgroup is not there.
     pub is_later: bool,
+    /// What lets single addresses through is looked for, too.
+    pub finds_narrow: bool,
     /// How often trials had been ended when this was asked ([`child::trials`]).
     pub began: u64,
 }
@@ -203,7 +205,7 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
         return Ok(Fix { unverified: Some(why), ..whole(&[]) });
     }
     let opens_more = plans.iter().any(|plan| plan.scope > Scope::Address);
-    let narrow = if opens_more && is_restored && addresses.len() <= MAX_NARROW {
+    let narrow = if asked.finds_narrow && opens_more && is_restored && addresses.len() <= MAX_NARROW {
         // For what is stopped alone.
         let all = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
         let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet.clone(), rule.clone())).unzip();
@@ -447,7 +449,8 @@ mod tests {
     #[test]
     fn what_was_not_tried_is_planned_for_every_port() {
         let packets = [stopped("203.0.113.1:443"), stopped("203.0.113.2:443"), stopped("203.0.113.3:80")];
-        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, began: 0 };
+        let asked =
+            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_narrow: true, began: 0 };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp", "ufw allow out 80/tcp"]);
         assert_eq!(fix.undo, ["ufw delete allow out 80/tcp", "ufw delete allow out 443/tcp"]);
@@ -461,7 +464,8 @@ mod tests {
             Statement { name: "-A ufw-before-output -j DROP".to_owned(), ..rule.clone().unwrap().statement.unwrap() };
         let other = NamedRule { statement: Some(in_a_file), ..rule.unwrap() };
         let packets = [stopped("203.0.113.1:443"), (packet, Some(other))];
-        let asked = Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, began: 0 };
+        let asked =
+            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_narrow: true, began: 0 };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp"]);
         assert_eq!(fix.note.as_deref(), Some("no command is known for 203.0.113.3:80/tcp"));
