@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    conntrack, legacy,
+    conntrack,
+    copied::Copied,
+    legacy,
     marks::{Mark, Reason},
     packet::Whole,
     passage::Passage,
     remake::{Made, Purpose},
     send::{self, SocketOwner},
-    stage::{Copied, Order},
+    stage::Order,
     surroundings::Peers,
     trace::{self, Tracer},
 };

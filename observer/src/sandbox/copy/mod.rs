@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 mod conntrack;
+mod copied;
 mod inside;
 mod ipset;
 mod lab;
@@ -21,6 +22,7 @@ pub mod surroundings;
 mod trace;
 
 pub use super::copy::conntrack::Connection;
+pub use super::copy::copied::{Copied, Kept, Version, around, ask, logs_everywhere, take, version};
 pub use super::copy::ipset::IPSETS;
 pub(crate) use super::copy::lab::{Caller, Held, Stop, Talk};
 pub(crate) use super::copy::listeners::Transport;
@@ -28,7 +30,5 @@ pub use super::copy::proof::prove;
 pub use super::copy::ruleset::LISTED;
 pub use super::copy::send::connecting;
 pub use super::copy::shape::Shape;
-pub use super::copy::stage::{
-    Building, Copied, Hide, Kept, Order, Sandbox, Version, around, ask, logs_everywhere, own_namespace, take, version,
-};
+pub use super::copy::stage::{Building, Hide, Order, Sandbox, own_namespace};
 pub use super::copy::surroundings::SURROUNDINGS;

@@ -14,9 +14,9 @@ use crate::{
     kernel::netlink::Body,
     model::PacketKind,
     sandbox::copy::{
+        copied::Copied,
         listeners::Transport,
         passage::Passage,
-        stage::Copied,
         trace::{self, Begins, Tracer, Way},
     },
 };

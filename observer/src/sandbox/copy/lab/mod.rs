@@ -22,6 +22,7 @@ use self::course::{Course, Server, bound};
 pub(super) use self::following::Following;
 pub(super) use self::world::World;
 use super::{
+    copied::Copied,
     inside::PATIENCE,
     legacy,
     listeners::Transport,
@@ -29,7 +30,6 @@ use super::{
     passage::Passage,
     remake::{Made, Purpose},
     send::{self, SocketOwner},
-    stage::Copied,
     surroundings::{Peers, Surroundings},
     trace::Tracer,
 };
