@@ -101,7 +101,7 @@ pub struct NamedRule {
     pub entrance: Entrance,
     /// Which packet of a conversation it stopped, where that was not the first one.
     pub packet: Option<PacketKind>,
-    /// It is no rule that drops: it sends the packet to that address of this host, where nobody listens.
+    /// The rule does not drop the packet: it sends it to this address of the host, where no program listens.
     pub leads_to: Option<SocketAddr>,
     /// Where the packet went as the rule saw it: an earlier one had sent it to another address or port.
     pub translated: Option<SocketAddr>,

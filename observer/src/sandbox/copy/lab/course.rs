@@ -145,7 +145,7 @@ impl<'a> Course<'a> {
         if let Some(Server::Udp(server)) = &self.server
             && let Some((_, from)) = ready(server.recv_from(&mut buffer))?
         {
-            // Whoever hears nothing of it may be told of a rule that stops it.
+            // If a rule stops the answer, the trace says so.
             let _ = server.send_to(b"observer", &from);
         }
         Ok(ready(self.caller.recv(&mut buffer))?.is_some())
@@ -207,7 +207,7 @@ impl<'a> Course<'a> {
         Ok(false)
     }
 
-    /// Waits until anything can be said or heard, or is told of, and no longer than until then.
+    /// Waits until a socket is ready or the trace has news, at most until that time.
     pub(super) fn wait(&self, told: &Netlink, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
         let time = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };

@@ -1,4 +1,4 @@
-//! The packets of a conversation, as nftables tells of them: what each is to it, and which of them was stopped.
+//! The packets of a conversation in nftables' trace: which part each has in it, and which one was stopped.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// A packet that was told of.
+/// A packet in the trace.
 pub(super) struct Seen {
     begins: Begins,
     /// Number of the interface by which it came.
@@ -43,7 +43,7 @@ pub(super) enum Part {
     Beside(PacketKind),
 }
 
-/// The packets of a conversation, as they are told of.
+/// The packets of a conversation, as the trace shows them.
 pub(in crate::sandbox::copy) struct Following<'a> {
     pub(in crate::sandbox::copy) talk: &'a Talk,
     pub(in crate::sandbox::copy) exit: Exit,
@@ -79,7 +79,7 @@ impl Following<'_> {
         }
     }
 
-    /// Its first packet was told of.
+    /// The trace has its first packet.
     pub(super) fn has_begun(&self) -> bool {
         self.packets.iter().any(|seen| self.kind(seen) == Some(Part::First))
     }
@@ -171,7 +171,7 @@ impl Following<'_> {
         matches!(self.talk.from, Caller::Behind { index, .. } if index == of)
     }
 
-    /// The first packet of it that was stopped, and what was told of it.
+    /// The first packet of it that was stopped, and its trace.
     pub(super) fn stopped(&self) -> Option<(Option<PacketKind>, &[Body])> {
         self.packets.iter().filter(|seen| seen.told.iter().any(trace::drops)).find_map(|seen| {
             match self.kind(seen)? {
@@ -214,7 +214,7 @@ impl Following<'_> {
         Ok(Some(Exit { index, gateway, to }))
     }
 
-    /// Where a packet goes, as the last that was told of it shows it.
+    /// Where a packet goes, by the last headers in its trace.
     pub(super) fn destination(&self, told: &[Body]) -> Option<SocketAddr> {
         let (network, transport) = told.iter().rev().find_map(trace::headers)?;
         let address = if self.talk.to.is_ipv4() {

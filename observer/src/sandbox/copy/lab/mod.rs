@@ -63,7 +63,7 @@ pub struct Talk {
     pub(crate) from: Caller,
     /// What a datagram carries.
     pub(crate) payload: Vec<u8>,
-    /// It is one of many: of one that comes to nothing nobody waits to hear.
+    /// It is one of many probes, which get less time.
     pub(crate) is_probe: bool,
 }
 
@@ -294,7 +294,7 @@ impl Lab {
             }
             let refused = moved.err();
             if refused.is_some() {
-                // What was refused by a rule was told of before whoever sent it came to know.
+                // The trace of a rejected packet comes before its sender gets the error.
                 following.hear(self.tracer.socket.came()?);
                 if following.stopped().is_some() {
                     continue;
