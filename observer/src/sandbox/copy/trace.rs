@@ -56,7 +56,7 @@ impl Tracer {
         Ok(Self { socket, rules, handles: listed.handles() })
     }
 
-    /// Follows what was told of one packet.
+    /// Follows the trace of one packet.
     pub(super) fn follow<'a>(&self, listed: &Listed, told: impl IntoIterator<Item = &'a Body>) -> Result<Way> {
         let mut way = Way::default();
         // Chains that are being walked, the base chain first, and whose they are.
@@ -91,7 +91,7 @@ impl Tracer {
                     way.end = Some(original(place)?);
                     return Ok(way);
                 }
-                // The end of a chain is told of like a rule, without one.
+                // The end of a chain has an entry like a rule's, without a handle.
                 (Some(RULE), Some(code)) if of.long(HANDLE).is_some() => {
                     match rule()? {
                         CopiedRule::Mark(mark) if !way.marks.contains(mark) => way.marks.push(mark.clone()),

@@ -29,7 +29,7 @@ const MAX_LINKS: usize = 4;
 enum Outcome {
     Open,
     Closed,
-    /// It could not be told.
+    /// The outcome is not known.
     Unknown,
 }
 

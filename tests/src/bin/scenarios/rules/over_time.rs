@@ -49,7 +49,7 @@ pub(super) fn flood(asked: Asked) -> Result<Outcome> {
             .context("no counter")?;
         for event in of_port(port) {
             let handle = &event["egress"]["rule"]["handle"];
-            // Not seen, or not read in time on a busy machine: then it is told later.
+            // Not seen, or not read in time on a busy machine: then a later line has it.
             let told_later = || of_port(port).any(|other| other["egress"]["rule"]["handle"] == place.handle);
             let unknown = handle.is_null() && (how == How::Given || slowness() > 1 || told_later());
             ensure!(unknown || *handle == place.handle, "{event}, not {place:?}");
