@@ -158,6 +158,10 @@ impl Lab {
         match self.held(copied, talk) {
             // On a busy machine a packet may have been lost on its way between namespaces.
             Err(error) if !talk.is_probe && error.downcast_ref::<NothingCame>().is_some() => self.held(copied, talk),
+            // A counter of iptables-legacy does not say whose packet it was, and IPv6 sends some of its own.
+            Ok((Held::Stopped(stop), _)) if talk.to.is_ipv6() && matches!(stop.end, End::Legacy(_)) => {
+                self.held(copied, talk)
+            }
             held => held,
         }
     }
