@@ -246,7 +246,7 @@ fn fix() -> Fix {
         place: None,
         probes: Vec::new(),
         opened: None,
-        narrow: None,
+        others: Vec::new(),
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Lasts {
     Permanent,
     /// Until the rules are loaded anew, at the latest at the next start of the host.
     Reload,
+    /// One hour, or until the rules are loaded anew.
+    Hour,
 }
 
 /// `egress.fix`
@@ -63,8 +65,9 @@ pub struct Fix {
     pub probes: Vec<Probe>,
     /// Those of them that were closed before, and were open afterwards; `None` where none were made.
     pub opened: Option<Vec<Probe>>,
-    /// The same for the addresses alone that were asked about, where the commands open more. It was tried like them.
-    pub narrow: Option<NarrowFix>,
+    /// Other commands that do it, too. They were tried likewise.
+    #[cfg_attr(test, proptest(strategy = "proptest::collection::vec(proptest::prelude::any::<OtherFix>(), 0..3)"))]
+    pub others: Vec<OtherFix>,
 }
 
 /// Which way a probe goes.
@@ -112,10 +115,24 @@ impl Probe {
     }
 }
 
-/// What lets packets to single addresses through, beside a fix that opens more.
+/// How other commands differ from those of a fix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
+pub enum Other {
+    /// They are for the addresses alone that were asked about, and the fix opens more.
+    Narrow,
+    /// They are for the port of every destination, and the fix is for addresses alone.
+    Broad,
+    /// They end by themselves after an hour.
+    Temporary,
+}
+
+/// Commands beside those of a fix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]
-pub struct NarrowFix {
+pub struct OtherFix {
+    /// How they differ.
+    pub other: Other,
     /// See [`Fix::commands`].
     pub commands: Vec<String>,
     /// See [`Fix::undo`].
@@ -129,8 +146,8 @@ pub struct NarrowFix {
 impl Fix {
     /// The same with these words before every command, such as `ip netns exec NAME`.
     pub fn with_prefix(mut self, words: &str) -> Self {
-        let narrow = self.narrow.iter_mut().flat_map(|narrow| narrow.commands.iter_mut().chain(&mut narrow.undo));
-        for line in self.commands.iter_mut().chain(&mut self.undo).chain(narrow) {
+        let others = self.others.iter_mut().flat_map(|other| other.commands.iter_mut().chain(&mut other.undo));
+        for line in self.commands.iter_mut().chain(&mut self.undo).chain(others) {
             *line = format!("{words} {}", line.replace("$(", &format!("$({words} ")));
         }
         self
@@ -145,7 +162,7 @@ impl Fix {
     pub fn into_note(mut self, place: &str) -> Self {
         let commands = std::mem::take(&mut self.commands);
         self.undo.clear();
-        self.narrow = None;
+        self.others.clear();
         (self.verified, self.undo_verified) = (false, None);
         self.verified_for.clear();
         let what =

@@ -38,7 +38,7 @@ pub use command::Finished;
 pub use decider::{Actor, BpfProgram, Connections, Decider, Decision, Purpose};
 pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket};
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_protocol};
-pub use fix::{Fix, Lasts, NarrowFix, Probe, ProbeDirection, Remedy, Scope, Stopped};
+pub use fix::{Fix, Lasts, Other, OtherFix, Probe, ProbeDirection, Remedy, Scope, Stopped};
 pub use flow::{Flow, Wanted};
 pub use hanging::Hanging;
 pub use host::{Agent, Host, HostBoot, Reporter};

@@ -104,7 +104,7 @@ pub struct Preflight {
     /// What lets through what is stopped is looked for.
     pub finds_fix: bool,
     /// So is what lets single addresses through, beside what opens more.
-    pub finds_narrow: bool,
+    pub finds_others: bool,
     /// What was not tried by then is not known: seconds.
     pub limit: u64,
 }

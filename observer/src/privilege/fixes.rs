@@ -126,7 +126,7 @@ fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receive
             is_by_name: stopped.is_by_name,
             cgroup: cgroup.as_ref(),
             is_later: false,
-            finds_narrow: true,
+            finds_others: true,
             began,
         };
         let front_end = front_end::of(&stopped_by);

@@ -170,7 +170,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
             is_by_name: asked.are_by_name,
             cgroup: procs.as_ref(),
             is_later,
-            finds_narrow: asked.finds_narrow,
+            finds_others: asked.finds_others,
             began,
         };
         let front_end = front_end::of(stopped_by);

@@ -10,7 +10,7 @@ use anstyle::Style;
 use super::escape::escape;
 use crate::{
     confinement::programs,
-    model::{Attempt, Fix, Lasts},
+    model::{Attempt, Fix, Lasts, Other},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -81,6 +81,7 @@ pub(super) fn about(fix: &Fix) -> String {
     parts.extend(match fix.lasts {
         Some(Lasts::Permanent) => Some("permanent".to_owned()),
         Some(Lasts::Reload) => Some("until the firewall reloads or the host reboots".to_owned()),
+        Some(Lasts::Hour) => Some("for one hour".to_owned()),
         None => None,
     });
     if fix.undo_verified == Some(false) {
@@ -90,7 +91,7 @@ pub(super) fn about(fix: &Fix) -> String {
     parts.join(" · ")
 }
 
-/// A fix on a screen: labels, and what stands behind them. The narrower one stands below.
+/// A fix on a screen: labels, and what stands behind them. Other commands stand below.
 pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, String)> {
     let commands = |label: &'static str, lines: &[String]| -> Vec<(&'static str, String)> {
         let row = |(at, line): (usize, &String)| {
@@ -106,12 +107,17 @@ pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, Strin
     if !words.is_empty() {
         rows.push(("", escape(&words).into_owned()));
     }
-    let Some(narrow) = &fix.narrow else { return rows };
-    rows.extend(commands("or", &narrow.commands));
-    rows.extend(commands("undo", &narrow.undo));
-    let opens = narrow.opens.iter().map(|opens| format!("allows {opens}"));
-    let words: Vec<String> = std::iter::once("tested too".to_owned()).chain(opens).chain(narrow.note.clone()).collect();
-    rows.push(("", escape(&words.join(" · ")).into_owned()));
+    for other in &fix.others {
+        rows.extend(commands("or", &other.commands));
+        // What ends by itself needs none.
+        if other.other != Other::Temporary {
+            rows.extend(commands("undo", &other.undo));
+        }
+        let hour = (other.other == Other::Temporary).then(|| "for one hour".to_owned());
+        let opens = other.opens.iter().map(|opens| format!("allows {opens}"));
+        let words = std::iter::once("tested too".to_owned()).chain(opens).chain(hour).chain(other.note.clone());
+        rows.push(("", escape(&words.collect::<Vec<_>>().join(" · ")).into_owned()));
+    }
     rows
 }
 
@@ -120,14 +126,18 @@ pub(super) const AND: &str = "and";
 
 /// Its commands in blocks for a shell, as Markdown.
 pub(super) fn blocks(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
-    let narrow = fix
-        .narrow
-        .iter()
-        .flat_map(|narrow| [("Or, for these addresses alone", &narrow.commands), ("To take that back", &narrow.undo)]);
+    let others = fix.others.iter().flat_map(|other| {
+        let title = match other.other {
+            Other::Narrow => "Or, for these addresses alone",
+            Other::Broad => "Or, for this port of every destination",
+            Other::Temporary => "Or, for one hour",
+        };
+        [(title, &other.commands), ("To take that back", &other.undo)]
+    });
     if let Some(place) = &fix.place {
         writeln!(writer, "\nThey are run in {}.", escape(place))?;
     }
-    for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)].into_iter().chain(narrow) {
+    for (title, lines) in [("Commands", &fix.commands), ("To take it back", &fix.undo)].into_iter().chain(others) {
         if lines.is_empty() {
             continue;
         }

@@ -34,7 +34,7 @@ use crate::{
     },
     confinement::process::confine,
     firewall::front_end::{self, Page},
-    model::{Fate, Preflight, Preflighted, ProposedChange, Tried, Wish},
+    model::{Fate, Other, Preflight, Preflighted, ProposedChange, Tried, Wish},
     privilege::Helper,
     probe::attach::check_privilege,
     render::{
@@ -224,7 +224,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         after: after.clone(),
         finds_fix: !args.no_fix && after.is_none(),
         // Addresses that stand for any are nobody's.
-        finds_narrow: targets.iter().all(|target| !matches!(target.known, Known::Any(_))),
+        finds_others: targets.iter().all(|target| !matches!(target.known, Known::Any(_))),
         limit: args.timeout.as_secs().max(1),
     };
     let words = if asked.finds_fix {
@@ -252,7 +252,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     // Addresses that stand for any are nobody's.
     if let Some(fix) = &mut answer.fix {
         if fix.verified_for.iter().any(|address| ANY.contains(address)) {
-            fix.narrow = None;
+            fix.others.retain(|other| other.other == Other::Broad);
         }
         fix.verified_for.retain(|address| !ANY.contains(address));
     }

@@ -90,9 +90,8 @@ pub(super) fn answers(
     vec![by_port, plan(from, Scope::Address, target.opens_answers(Some(addresses)))]
 }
 
-/// For the port, and for the addresses alone: the narrower first where the rule is about addresses itself.
+/// For the port, and for the addresses alone.
 pub(super) fn both(
-    rule: &NamedRule,
     target: &Target,
     addresses: &[IpAddr],
     port: (Vec<String>, Vec<String>),
@@ -108,8 +107,5 @@ pub(super) fn both(
     };
     let by_port = plan(port, Scope::Port, target.opens_port(), None);
     let by_address = plan(to, Scope::Address, target.opens_address(addresses), Some(target.of_addresses()));
-    let names_addresses = rule.words().is_some_and(|words| {
-        [" daddr", " saddr", "-d ", "-s ", "! -d", "! -s"].iter().any(|word| format!(" {words}").contains(word))
-    });
-    if names_addresses && !target.is_by_name { vec![by_address, by_port] } else { vec![by_port, by_address] }
+    vec![by_port, by_address]
 }

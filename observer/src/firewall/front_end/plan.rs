@@ -45,6 +45,15 @@ impl Target {
         format!("{} to {} alone", self.port(), addresses.join(" and "))
     }
 
+    /// How much is opened for what was asked: the addresses, or the port where they may be others tomorrow.
+    pub(super) fn opens(&self) -> (Scope, String) {
+        if self.is_by_name {
+            (Scope::Port, self.opens_port())
+        } else {
+            (Scope::Address, self.opens_address(&self.addresses))
+        }
+    }
+
     /// What is to be known of a rule for addresses.
     pub(super) fn of_addresses(&self) -> String {
         let words = if self.is_by_name {
@@ -127,8 +136,23 @@ pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     if rule.leads_to.is_some() || !is_of_its_own && !by_rules {
         return Err(None);
     }
-    let plans = front_end.plans(rule, target, known)?;
+    let mut plans = front_end.plans(rule, target, known)?;
+    // The narrowest first; but addresses may be others tomorrow, and a rule about the port is taken back by one.
+    let is_narrow_first = !target.is_by_name && !is_about_the_port(rule, target);
+    plans.sort_by_key(|plan| (plan.lasts == Lasts::Hour, is_narrow_first.then_some(plan.scope)));
     if plans.is_empty() { Err(None) } else { Ok(plans) }
+}
+
+/// A rule names the port, and no addresses.
+fn is_about_the_port(rule: &NamedRule, target: &Target) -> bool {
+    let words: Vec<&str> = rule.words().unwrap_or_default().split(' ').collect();
+    const ADDRESSES: [&str; 9] =
+        ["daddr", "saddr", "-d", "-s", "from", "to", "--match-set", "--dst-range", "--src-range"];
+    let names_addresses = words.windows(2).any(|pair| ADDRESSES.contains(&pair[0]) && pair[1] != "any")
+        || words.iter().any(|word| word.starts_with("address="));
+    let port = target.port.to_string();
+    let names_port = words.iter().any(|word| word.split(|sign: char| !sign.is_ascii_digit()).any(|part| part == port));
+    names_port && !names_addresses
 }
 
 /// A word that no shell and no front end takes for anything else, and that is no option.

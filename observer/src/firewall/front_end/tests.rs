@@ -8,7 +8,7 @@ use crate::{
         netfilter::family,
         nft::{Chain, Rule, RuleVerdict},
     },
-    model::{Entrance, Jump},
+    model::{Entrance, Jump, Lasts, Scope},
 };
 
 fn rule(table: &str, chain: &str, text: &str) -> NamedRule {
@@ -145,15 +145,38 @@ fn every_rule_has_commands_or_advice() {
 fn an_exception_is_put_in_front_of_the_rule_or_the_jump() {
     let commands = |rule: &NamedRule| plans(rule, &target(), &Known::default()).map(|plans| plans[0].commands.clone());
     let native = told("t", "o", "drop", &[]);
-    assert!(commands(&native).unwrap()[0].starts_with("nft insert rule ip t o handle 9 tcp dport 443 accept comment "));
+    let first = "nft insert rule ip t o handle 9 ip daddr 203.0.113.9 tcp dport 443 accept comment ";
+    assert!(commands(&native).unwrap()[0].starts_with(first));
     let jump = Jump { chain: "OUTPUT".to_owned(), handle: 4, position: 2 };
     let shared = NamedRule { entrance: Entrance::Before(jump), ..told("filter", "own", "-j DROP", &["OUTPUT"]) };
-    assert_eq!(commands(&shared).unwrap(), ["iptables-nft -I OUTPUT 2 -p tcp --dport 443 -j ACCEPT"]);
+    assert_eq!(commands(&shared).unwrap(), ["iptables-nft -I OUTPUT 2 -d 203.0.113.9 -p tcp --dport 443 -j ACCEPT"]);
     let docker = told("filter", "DOCKER", "-j DROP", &["OUTPUT"]);
-    assert_eq!(commands(&docker).unwrap(), ["iptables-nft -I DOCKER-USER 1 -p tcp --dport 443 -j ACCEPT"]);
+    assert_eq!(
+        commands(&docker).unwrap(),
+        ["iptables-nft -I DOCKER-USER 1 -d 203.0.113.9 -p tcp --dport 443 -j ACCEPT"]
+    );
     let nowhere = NamedRule { entrance: Entrance::Nowhere("no place".to_owned()), ..native.clone() };
     assert_eq!(commands(&nowhere), Err(Some("no place".to_owned())));
     assert_eq!(commands(&NamedRule { chain: "$(reboot)".to_owned(), ..native }), Err(None));
+}
+
+#[test]
+fn the_narrowest_is_first_where_the_rule_is_not_about_the_port() {
+    let scopes = |text: &str, is_by_name: bool| -> Vec<Scope> {
+        let plans = plans(&told("t", "o", text, &[]), &Target { is_by_name, ..target() }, &Known::default()).unwrap();
+        let (last, others) = plans.split_last().unwrap();
+        assert_eq!(last.lasts, Lasts::Hour);
+        assert!(others.iter().all(|plan| plan.lasts == Lasts::Reload));
+        others.iter().map(|plan| plan.scope).collect()
+    };
+    let (narrow, broad) = ([Scope::Address, Scope::Port], [Scope::Port, Scope::Address]);
+    for text in ["drop", "ip daddr 203.0.113.9 tcp dport 443 drop", "tcp dport 80 drop", "meta skuid 1000 drop"] {
+        assert_eq!(scopes(text, false), narrow, "{text}");
+        assert_eq!(scopes(text, true), broad, "{text}");
+    }
+    for text in ["tcp dport 443 drop", "tcp dport { 80, 443 } reject"] {
+        assert_eq!(scopes(text, false), broad, "{text}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::model::{self, Backend, Lasts, ProbeDirection, Scope};
+use crate::model::{self, Backend, Lasts, Other, ProbeDirection, Scope};
 
 /// `egress.decided_by`
 #[derive(Serialize)]
@@ -98,7 +98,11 @@ pub(crate) struct Fix<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     opened: Option<Vec<Probe<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    narrow: Option<NarrowFix<'a>>,
+    narrow: Option<OtherFix<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broad: Option<OtherFix<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temporary: Option<OtherFix<'a>>,
 }
 
 /// An item of `egress.fix.probes` and `egress.fix.opened`
@@ -129,9 +133,9 @@ impl<'a> From<&'a model::Probe> for Probe<'a> {
     }
 }
 
-/// `egress.fix.narrow`
+/// `egress.fix.narrow`, `egress.fix.broad`, `egress.fix.temporary`
 #[derive(Serialize)]
-struct NarrowFix<'a> {
+struct OtherFix<'a> {
     commands: &'a [String],
     undo: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,8 +160,9 @@ impl<'a> From<&'a model::Fix> for Fix<'a> {
             place,
             probes,
             opened,
-            narrow,
+            others,
         } = fix;
+        let other = |wanted: Other| others.iter().find(|other| other.other == wanted).map(OtherFix::from);
         Self {
             commands,
             undo,
@@ -172,13 +177,16 @@ impl<'a> From<&'a model::Fix> for Fix<'a> {
             place: place.as_deref(),
             probes: probes.iter().map(Probe::from).collect(),
             opened: opened.as_ref().map(|opened| opened.iter().map(Probe::from).collect()),
-            narrow: narrow.as_ref().map(|model::NarrowFix { commands, undo, opens, note }| NarrowFix {
-                commands,
-                undo,
-                opens: opens.as_deref(),
-                note: note.as_deref(),
-            }),
+            narrow: other(Other::Narrow),
+            broad: other(Other::Broad),
+            temporary: other(Other::Temporary),
         }
+    }
+}
+
+impl<'a> From<&'a model::OtherFix> for OtherFix<'a> {
+    fn from(model::OtherFix { other: _, commands, undo, opens, note }: &'a model::OtherFix) -> Self {
+        Self { commands, undo, opens: opens.as_deref(), note: note.as_deref() }
     }
 }
 

@@ -110,7 +110,8 @@ impl Listed {
 
     /// A rule has these bytes somewhere, in a comment for example.
     pub(super) fn mentions(&self, words: &str) -> bool {
-        self.rules.iter().any(|rule| memchr::memmem::find(&rule.attributes.bytes(), words.as_bytes()).is_some())
+        let mut all = self.rules.iter().chain(&self.sets);
+        all.any(|part| memchr::memmem::find(&part.attributes.bytes(), words.as_bytes()).is_some())
     }
 
     /// A rule asks for the sender's cgroup.

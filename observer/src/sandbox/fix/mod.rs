@@ -22,7 +22,7 @@ pub use super::fix::view::{Judged, View};
 use crate::{
     confinement::child,
     firewall::front_end::{self, Known, MARK, Plan, Target, plans},
-    model::{Backend, Fix, Lasts, NamedRule, NarrowFix, Origin, Packet, Probe, ProbeDirection, Scope},
+    model::{Backend, Fix, Lasts, NamedRule, Origin, Other, OtherFix, Packet, Probe, ProbeDirection, Scope},
 };
 
 use self::probes::{Outcomes, Probes};
@@ -40,8 +40,8 @@ pub struct Asked<'a> {
     pub cgroup: Option<&'a File>,
     /// The sender does not run yet, and its cgroup is not there.
     pub is_later: bool,
-    /// What lets single addresses through is looked for, too.
-    pub finds_narrow: bool,
+    /// Other commands are looked for, too: for single addresses, for the port, for an hour.
+    pub finds_others: bool,
     /// How often trials had been ended when this was asked ([`child::trials`]).
     pub began: u64,
 }
@@ -154,13 +154,15 @@ fn whole(plans: &[Plan]) -> Fix {
     }
     let mut notes: Vec<&str> = plans.iter().filter_map(|plan| plan.note.as_deref()).collect();
     notes.dedup();
-    let is_permanent = plans.iter().all(|plan| plan.lasts == Lasts::Permanent);
+    // As long as the one that ends first.
+    let lasts = [Lasts::Hour, Lasts::Reload, Lasts::Permanent];
+    let lasts = lasts.into_iter().find(|lasts| plans.iter().any(|plan| plan.lasts == *lasts));
     Fix {
         commands: plans.iter().flat_map(|plan| plan.commands.clone()).collect(),
         undo: plans.iter().rev().flat_map(|plan| plan.undo.clone()).collect(),
         scope: plans.iter().map(|plan| plan.scope).max(),
         opens: (!opens.is_empty()).then(|| opens.join("; ")),
-        lasts: (!plans.is_empty()).then_some(if is_permanent { Lasts::Permanent } else { Lasts::Reload }),
+        lasts,
         verified: false,
         verified_for: Vec::new(),
         undo_verified: None,
@@ -169,7 +171,7 @@ fn whole(plans: &[Plan]) -> Fix {
         place: None,
         probes: Vec::new(),
         opened: None,
-        narrow: None,
+        others: Vec::new(),
     }
 }
 
@@ -194,7 +196,7 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let probes = Probes::of(asked, &view);
     let closed = probes.tried(&mut view, asked, None)?;
     drop(view);
-    let Walk { plans, is_restored, outcomes } = walked(asked, known, trial, &before, (&probes, &closed), |_| true)?;
+    let Walk { plans, is_restored, outcomes } = walked(asked, known, trial, &before, (&probes, &closed), None)?;
     // A rule that has observer's own mark already may be somebody's trap: the undo would find that one, and take it away.
     let marked = |plans: &[Plan]| {
         let words = plans.iter().flat_map(|plan| &plan.undo).flat_map(|line| line.split(['"', ' ']));
@@ -205,21 +207,35 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
         return Ok(Fix { unverified: Some(why), ..whole(&[]) });
     }
     let opens_more = plans.iter().any(|plan| plan.scope > Scope::Address);
-    let narrow = if asked.finds_narrow && opens_more && is_restored && addresses.len() <= MAX_NARROW {
+    let mut others = Vec::new();
+    if asked.finds_others && is_restored && addresses.len() <= MAX_NARROW {
         // For what is stopped alone.
         let all = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
         let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet.clone(), rule.clone())).unzip();
         let stopped = Asked { packets: &packets, ..*asked };
-        let tried = walked(&stopped, known, trial, &before, (&probes, &closed), |plan| plan.scope == Scope::Address);
-        tried.inspect_err(|why| log::debug!("no narrower fix: {why:#}")).ok()
-    } else {
-        None
-    };
-    let narrow = narrow.filter(|walk| walk.is_restored && marked(&walk.plans).is_none()).map(|walk| {
-        let Fix { commands, undo, opens, note, .. } = whole(&walk.plans);
-        let opens = opens.map(|opens| measured(opens, &probes, &closed, &walk.outcomes));
-        NarrowFix { commands, undo, opens, note }
-    });
+        for other in [if opens_more { Other::Narrow } else { Other::Broad }, Other::Temporary] {
+            let is_planned = stopped.first().is_some_and(|(packet, rule)| {
+                let planned =
+                    stopped.target(packet, rule).and_then(|target| front_end::plans(rule, &target, known).ok());
+                planned.is_some_and(|planned| planned.iter().any(|plan| is_such(plan, other)))
+            });
+            if !is_planned {
+                continue;
+            }
+            let tried = walked(&stopped, known, trial, &before, (&probes, &closed), Some(other));
+            let walk = match tried {
+                Ok(walk) if walk.is_restored && marked(&walk.plans).is_none() => walk,
+                Ok(_) => break,
+                Err(why) => {
+                    log::debug!("not {other:?}: {why:#}");
+                    continue;
+                }
+            };
+            let Fix { commands, undo, opens, note, .. } = whole(&walk.plans);
+            let opens = opens.map(|opens| measured(opens, &probes, &closed, &walk.outcomes));
+            others.push(OtherFix { other, commands, undo, opens, note });
+        }
+    }
     let fix = whole(&plans);
     Ok(Fix {
         opens: fix.opens.map(|opens| measured(opens, &probes, &closed, &outcomes)),
@@ -228,9 +244,19 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
         undo_verified: Some(is_restored),
         probes: probes.known(&closed, &outcomes),
         opened: (!probes.known(&closed, &outcomes).is_empty()).then(|| probes.opened(&closed, &outcomes)),
-        narrow,
+        others,
         ..fix
     })
+}
+
+/// A plan is one that differs so.
+fn is_such(plan: &Plan, other: Other) -> bool {
+    let is_temporary = plan.lasts == Lasts::Hour;
+    match other {
+        Other::Narrow => !is_temporary && plan.scope == Scope::Address,
+        Other::Broad => !is_temporary && plan.scope == Scope::Port,
+        Other::Temporary => is_temporary,
+    }
 }
 
 /// What a change opens, in words: what its plan says of it, and what probes say.
@@ -265,7 +291,7 @@ fn walked(
     trial: &Trial,
     before: &[Option<NamedRule>],
     (probes, closed): (&Probes, &Outcomes),
-    is_wanted: impl Fn(&Plan) -> bool,
+    wanted: Option<Other>,
 ) -> Result<Walk> {
     let shape = trial.shape()?;
     let mut outcomes = closed.clone();
@@ -274,7 +300,7 @@ fn walked(
     let mut walk = || -> Result<()> {
         while let Some(index) = blocked.iter().position(Option::is_some) {
             ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
-            let (step, after, now) = step(asked, known, trial, (index, &blocked), (probes, closed), &is_wanted)?;
+            let (step, after, now) = step(asked, known, trial, (index, &blocked), (probes, closed), wanted)?;
             steps.push(step);
             (blocked, outcomes) = (after, now);
         }
@@ -301,7 +327,7 @@ fn step(
     trial: &Trial,
     (index, blocked): (usize, &[Option<NamedRule>]),
     (probes, closed): (&Probes, &Outcomes),
-    is_wanted: impl Fn(&Plan) -> bool,
+    wanted: Option<Other>,
 ) -> Result<(Step, Vec<Option<NamedRule>>, Outcomes)> {
     let (packet, rule) =
         asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
@@ -316,7 +342,16 @@ fn step(
     let mut why = None;
     // Of what was sent elsewhere nobody has asked for every destination of that port.
     let is_by_address = rule.translated.is_some() && here.iter().any(|plan| plan.scope == Scope::Address);
-    let is_wanted = |plan: &Plan| is_wanted(plan) && (!is_by_address || plan.scope == Scope::Address);
+    // Without some of them nothing is reached, whatever it is for: there is one way alone.
+    let is_only = here.iter().filter(|plan| plan.lasts != Lasts::Hour).count() == 1;
+    let is_wanted = |plan: &Plan| {
+        let is_such = match wanted {
+            Some(Other::Temporary) => plan.lasts == Lasts::Hour,
+            Some(other) => is_such(plan, other) || is_only && plan.lasts != Lasts::Hour,
+            None => plan.lasts != Lasts::Hour,
+        };
+        is_such && (!is_by_address || plan.scope == Scope::Address)
+    };
     for (here, there) in here.into_iter().zip(there).filter(|(here, _)| is_wanted(here)) {
         let done = here.commands.iter().try_for_each(|line| trial.run(line));
         let after = done.and_then(|()| {
@@ -450,7 +485,7 @@ mod tests {
     fn what_was_not_tried_is_planned_for_every_port() {
         let packets = [stopped("203.0.113.1:443"), stopped("203.0.113.2:443"), stopped("203.0.113.3:80")];
         let asked =
-            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_narrow: true, began: 0 };
+            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_others: true, began: 0 };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp", "ufw allow out 80/tcp"]);
         assert_eq!(fix.undo, ["ufw delete allow out 80/tcp", "ufw delete allow out 443/tcp"]);
@@ -465,7 +500,7 @@ mod tests {
         let other = NamedRule { statement: Some(in_a_file), ..rule.unwrap() };
         let packets = [stopped("203.0.113.1:443"), (packet, Some(other))];
         let asked =
-            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_narrow: true, began: 0 };
+            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_others: true, began: 0 };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp"]);
         assert_eq!(fix.note.as_deref(), Some("no command is known for 203.0.113.3:80/tcp"));

@@ -53,6 +53,19 @@ fn change(scope: Scope, opens: String, options: &[(String, String)], note: Optio
     }
 }
 
+/// The same of what is in force alone, which ends by itself.
+fn for_an_hour(target: &Target, options: &[(String, String)]) -> Plan {
+    let (scope, opens) = target.opens();
+    Plan {
+        commands: options.iter().map(|(add, _)| format!("firewall-cmd {add} --timeout=1h")).collect(),
+        undo: options.iter().rev().map(|(_, remove)| format!("firewall-cmd {remove}")).collect(),
+        scope,
+        opens,
+        lasts: Lasts::Hour,
+        note: None,
+    }
+}
+
 fn of_policy(policy: &str, rule: &NamedRule, target: &Target) -> Vec<Plan> {
     let Target { transport, port, .. } = target;
     let rich = |rule: &str| {
@@ -69,19 +82,17 @@ fn of_policy(policy: &str, rule: &NamedRule, target: &Target) -> Vec<Plan> {
             rich(&format!("rule priority=\"{FIRST}\" family=\"{family}\" destination address=\"{address}\" {accept}"))
         })
         .collect();
+    let temporary = for_an_hour(target, if target.is_by_name { std::slice::from_ref(&everywhere) } else { &to });
     let by_port = change(Scope::Port, target.opens_port(), &[everywhere], None);
     let by_address = change(Scope::Address, target.opens_address(&target.addresses), &to, Some(target.of_addresses()));
     let is_target = rule.statement.as_ref().is_some_and(|statement| statement.name.starts_with("target "));
-    let names_addresses = rule.statement.as_ref().is_some_and(|statement| statement.name.contains("address="));
     if is_target {
         // What no rule of the policy decides.
         let option = |verb: &str| format!("--policy {policy} --{verb}-port {}", target.port());
         let allowed = change(Scope::Port, target.opens_port(), &[(option("add"), option("remove"))], None);
-        vec![allowed, by_port, by_address]
-    } else if names_addresses && !target.is_by_name {
-        vec![by_address, by_port]
+        vec![allowed, by_port, by_address, temporary]
     } else {
-        vec![by_port, by_address]
+        vec![by_port, by_address, temporary]
     }
 }
 

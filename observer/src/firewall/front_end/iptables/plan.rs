@@ -57,5 +57,5 @@ pub(in crate::firewall::front_end) fn exception(
     }
     let dport = format!("-p {} --dport {}", target.transport, target.port);
     let to: Vec<String> = addresses.iter().map(|address| format!("-d {address} {dport}")).collect();
-    both(rule, target, &addresses, lines(&[dport]), lines(&to))
+    both(target, &addresses, lines(&[dport]), lines(&to))
 }

@@ -6,10 +6,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     firewall::front_end::{
-        MARK, Plans, Target,
+        MARK, Plan, Plans, Target,
         exception::{Insertion, OPENS_NEIGHBOURS, Packets, answers, both, needed, of_family},
     },
-    model::NamedRule,
+    model::{Lasts, NamedRule},
 };
 
 pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
@@ -28,11 +28,7 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
             .map(|matches| {
                 let tag = tag(&place, matches);
                 let line = format!("{new} {matches} accept comment {tag}");
-                // A rule is deleted by its handle, which it gets when it is made.
-                let undo = format!(
-                    "nft delete rule {place} handle $(nft -a list chain {place} | grep 'comment \"{tag}\" # handle' | grep -oE '[0-9]+$' | head -n 1)"
-                );
-                (line, undo)
+                (line, deletion(&place, &tag))
             })
             .unzip()
     };
@@ -52,11 +48,59 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
             return Ok(needed(OPENS_NEIGHBOURS, lines(&kinds)));
         }
     }
+    let with = |mut plans: Vec<Plan>| {
+        plans.extend(for_an_hour((family, table), (&new, &place), target, &addresses));
+        plans
+    };
     let dport = format!("{} dport {}", target.transport, target.port);
     let to = |address: &IpAddr| format!("{} daddr {address} {dport}", if address.is_ipv6() { "ip6" } else { "ip" });
     let ports = lines(std::slice::from_ref(&dport));
     let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());
-    Ok(both(rule, target, &addresses, ports, destinations))
+    Ok(with(both(target, &addresses, ports, destinations)))
+}
+
+/// A rule is deleted by its handle, which it gets when it is made.
+fn deletion(place: &str, tag: &str) -> String {
+    format!(
+        "nft delete rule {place} handle $(nft -a list chain {place} | grep 'comment \"{tag}\" # handle' | grep -oE '[0-9]+$' | head -n 1)"
+    )
+}
+
+/// Exceptions by sets whose elements end by themselves: of the addresses, or of the port where they may be others tomorrow.
+fn for_an_hour(
+    (family, table): (&str, &str),
+    (new, place): (&str, &str),
+    target: &Target,
+    addresses: &[IpAddr],
+) -> Option<Plan> {
+    let Target { transport, port, is_by_name, .. } = target;
+    let (mut commands, mut undo) = (Vec::new(), Vec::new());
+    let mut add = |kind: &str, elements: &[String], before: &str, behind: &str| {
+        let tag = tag(place, &format!("{kind} {} {before}{behind}", elements.join(",")));
+        let elements: Vec<String> = elements.iter().map(|element| format!("{element} timeout 1h")).collect();
+        let new = new.trim_start_matches("nft ");
+        commands.push(format!(
+            "nft 'add set {family} {table} {tag} {{ type {kind}; flags timeout; }}; \
+             add element {family} {table} {tag} {{ {} }}; {new} {before} @{tag}{behind} accept comment \"{tag}\"'",
+            elements.join(", ")
+        ));
+        undo.extend([format!("nft delete set {family} {table} {tag}"), deletion(place, &tag)]);
+    };
+    if *is_by_name {
+        add("inet_service", &[port.to_string()], &format!("{transport} dport"), "");
+    } else {
+        for (kind, v6) in [("ipv4", false), ("ipv6", true)] {
+            let own = addresses.iter().filter(|address| address.is_ipv6() == v6);
+            let own: Vec<String> = own.map(ToString::to_string).collect();
+            if !own.is_empty() {
+                let before = format!("{} daddr", if v6 { "ip6" } else { "ip" });
+                add(&format!("{kind}_addr"), &own, &before, &format!(" {transport} dport {port}"));
+            }
+        }
+    }
+    undo.reverse();
+    let (scope, opens) = target.opens();
+    (!commands.is_empty()).then_some(Plan { commands, undo, scope, opens, lasts: Lasts::Hour, note: None })
 }
 
 /// What marks a rule so that it is found again.

@@ -122,9 +122,6 @@ fn of_statement(
     let mut plans = Vec::new();
     let is_the_port = !target.is_forwarded && words.about == target.port();
     let is_bound = words.about.starts_with("on ") || words.about.contains(" on ");
-    // Whoever named addresses wanted no more.
-    let names: Vec<&str> = words.about.split(' ').collect();
-    let names_addresses = names.windows(2).any(|pair| ["from", "to"].contains(&pair[0]) && pair[1] != "any");
 
     if is_the_port {
         let commands = vec![format!("ufw allow out {}", target.port())];
@@ -162,9 +159,6 @@ fn of_statement(
     if is_bound {
         plans.extend(deleted);
         plans.extend([by_port, by_address]);
-    } else if names_addresses && !target.is_by_name {
-        plans.extend([by_address, by_port]);
-        plans.extend(deleted);
     } else {
         plans.extend([by_port, by_address]);
         plans.extend(deleted);

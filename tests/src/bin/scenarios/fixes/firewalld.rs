@@ -21,17 +21,18 @@ pub(super) fn policies() -> Result<Outcome> {
     let accept = |what: &str| format!("rule priority=\"-32768\" {what} accept");
     let narrow = accept("family=\"ipv4\" destination address=\"203.0.113.10\" port port=\"443\" protocol=\"tcp\"");
     let wide = accept("port port=\"25\" protocol=\"tcp\"");
-    let allowed = ["", "--permanent "].map(|kept| format!("firewall-cmd {kept}--policy hostout --add-port 53/udp"));
+    let asked = accept("family=\"ipv4\" destination address=\"203.0.113.10\" port port=\"53\" protocol=\"udp\"");
     let cases: [(&[&str], To<'_>, [String; 2]); 3] = [
         (&["--add-rich-rule", address], ("tcp", FAR_V4, 443), rich(&narrow)),
         (&["--add-rich-rule", port], ("tcp", FAR_V6, 25), rich(&wide)),
-        (&["--set-target", "REJECT"], ("udp", FAR_V4, 53), allowed),
+        (&["--set-target", "REJECT"], ("udp", FAR_V4, 53), rich(&asked)),
     ];
     for (options, to, commands) in cases {
         let mut lab = Lab::new()?;
         let _firewalld = front_ends::with_firewalld(&mut lab.client, &[options])?;
         let _server = server(&lab, to)?;
-        works(&lab.client, &lab.client, to, &commands.each_ref().map(String::as_str))?;
+        let event = works(&lab.client, &lab.client, to, &commands.each_ref().map(String::as_str))?;
+        super::tables::has_all_forms(&event)?;
     }
     Ok(Outcome::Passed)
 }

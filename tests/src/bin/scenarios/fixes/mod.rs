@@ -90,7 +90,11 @@ fn expect(event: &Value, wanted: &[(&str, Value)]) -> Result<()> {
 }
 
 fn lines(event: &Value, which: &str) -> Vec<String> {
-    let all = event["egress"]["fix"][which].as_array().into_iter().flatten();
+    lines_of(&event["egress"]["fix"], which)
+}
+
+fn lines_of(fix: &Value, which: &str) -> Vec<String> {
+    let all = fix[which].as_array().into_iter().flatten();
     all.filter_map(|line| line.as_str().map(str::to_owned)).collect()
 }
 
@@ -108,7 +112,7 @@ pub(crate) fn without_place(event: &Value, which: &str) -> Result<Vec<String>> {
 
 /// A client behind a host's rules is stopped; the fix is proven and is these commands, if they are given; run by a shell they let
 /// it through, and the undo stops it again.
-fn works(host: &Namespace, client: &Namespace, to: To<'_>, commands: &[&str]) -> Result<()> {
+fn works(host: &Namespace, client: &Namespace, to: To<'_>, commands: &[&str]) -> Result<Value> {
     let stopped = tries(client, to)?;
     let before = standing(host)?;
     let observer = among_mounts_of(host)?;
@@ -128,18 +132,23 @@ fn works(host: &Namespace, client: &Namespace, to: To<'_>, commands: &[&str]) ->
     let told = lines(&event, "commands");
     let plain = without_place(&event, "commands")?;
     ensure!(!told.is_empty() && (commands.is_empty() || plain == commands), "{plain:?}, expected {commands:?}");
-    for line in &told {
-        host.run("sh", &["-c", line])?;
+    let fix = &event["egress"]["fix"];
+    for fix in [Some(fix), fix.get("narrow"), fix.get("broad"), fix.get("temporary")].into_iter().flatten() {
+        for line in lines_of(fix, "commands") {
+            host.run("sh", &["-c", &line])?;
+        }
+        let now = tries(client, to)?;
+        ensure!(now == "ok", "after {fix} the client to {to:?} says {now}");
+        for line in lines_of(fix, "undo") {
+            host.run("sh", &["-c", &line])?;
+        }
+        let again = tries(client, to)?;
+        ensure!(
+            again == stopped && again != "ok",
+            "taken back, {fix}: the client to {to:?} says {again}, said {stopped}"
+        );
     }
-    let now = tries(client, to)?;
-    ensure!(now == "ok", "after {told:?} the client to {to:?} says {now}");
-    let undo = lines(&event, "undo");
-    for line in &undo {
-        host.run("sh", &["-c", line])?;
-    }
-    let again = tries(client, to)?;
-    ensure!(again == stopped && again != "ok", "after {undo:?} the client to {to:?} says {again}, and said {stopped}");
-    Ok(())
+    Ok(event)
 }
 
 /// An observer in the host's mount namespace, where its front ends' files are the host's own: with those of another one nothing is

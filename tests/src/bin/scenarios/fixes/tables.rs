@@ -47,10 +47,22 @@ pub(super) fn nft() -> Result<Outcome> {
         lab.client.nft(&ruleset)?;
         let _server = server(&lab, to)?;
         let is_egress = ruleset.contains("netdev");
-        let result = if is_egress { counted(&lab, to) } else { works(&lab.client, &lab.client, to, &[]) };
+        let result = if is_egress {
+            counted(&lab, to)
+        } else {
+            works(&lab.client, &lab.client, to, &[]).and_then(|event| has_all_forms(&event))
+        };
         result.map_err(|error| error.context(ruleset))?;
     }
     Ok(Outcome::Passed)
+}
+
+/// The fix has the narrow or the broad form beside it, and one that ends by itself.
+pub(super) fn has_all_forms(event: &Value) -> Result<()> {
+    let fix = &event["egress"]["fix"];
+    let other = if fix["scope"] == "address" { "broad" } else { "narrow" };
+    ensure!([other, "temporary"].iter().all(|form| fix[form]["commands"].is_array()), "{fix}");
+    Ok(())
 }
 
 /// What is dropped behind the sender's back is known by what arrives.
@@ -187,7 +199,7 @@ pub(super) fn shared() -> Result<Outcome> {
     ] {
         lab.client.run("iptables-nft", &rule.split(' ').collect::<Vec<_>>())?;
     }
-    let command = "iptables -I OUTPUT 2 -p tcp --dport 443 -j ACCEPT";
+    let command = "iptables -I OUTPUT 2 -d 203.0.113.10 -p tcp --dport 443 -j ACCEPT";
     let to = ("tcp", FAR_V4, 443);
     let netns = lab.client.path().display().to_string();
     let fix = |to: To<'_>| -> Result<Value> {

@@ -90,8 +90,12 @@ pub(super) fn addresses() -> Result<Outcome> {
 pub(super) fn defaults() -> Result<Outcome> {
     all(
         &[
-            (&["default deny outgoing"], ("tcp", FAR_V4, 443), &["ufw allow out 443/tcp"]),
-            (&["default reject outgoing", "allow out 80/tcp"], ("udp", FAR_V6, 53), &["ufw allow out 53/udp"]),
+            (&["default deny outgoing"], ("tcp", FAR_V4, 443), &["ufw allow out proto tcp to 203.0.113.10 port 443"]),
+            (
+                &["default reject outgoing", "allow out 80/tcp"],
+                ("udp", FAR_V6, 53),
+                &["ufw allow out proto udp to 2001:db8:1::10 port 53"],
+            ),
         ],
         false,
     )
@@ -127,7 +131,7 @@ pub(super) fn by_legacy() -> Result<Outcome> {
     all(
         &[
             (&["default allow outgoing", "deny out 443/tcp"], ("tcp", FAR_V4, 443), &["ufw allow out 443/tcp"]),
-            (&["default deny outgoing"], ("udp", FAR_V4, 53), &["ufw allow out 53/udp"]),
+            (&["default deny outgoing"], ("udp", FAR_V4, 53), &["ufw allow out proto udp to 203.0.113.10 port 53"]),
         ],
         true,
     )
@@ -140,7 +144,7 @@ pub(super) fn forwarded() -> Result<Outcome> {
             &["default allow routed", "route deny in on docker0 out on eth0 to 203.0.113.10 port 7000 proto udp"][..],
             None,
         ),
-        (&["default deny routed"], Some("ufw route allow proto udp to any port 7000")),
+        (&["default deny routed"], Some("ufw route allow proto udp to 203.0.113.10 port 7000")),
     ] {
         let mut lab = Containers::new(Plug::Bridge)?;
         front_ends::with_ufw(&mut lab.host, statements)?;
@@ -222,5 +226,5 @@ pub(super) fn first() -> Result<Outcome> {
     lab.client.nft("table inet first { chain o { type filter hook output priority 0; tcp dport 443 drop\n} }")?;
     let done = works(&lab.client, &lab.client, https, &[]);
     lab.client.run("nft", &["delete", "table", "inet", "first"])?;
-    done.map(|()| Outcome::Passed)
+    done.map(|_| Outcome::Passed)
 }
