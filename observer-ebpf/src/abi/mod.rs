@@ -24,7 +24,7 @@ pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
 pub use record::{
     Account, Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, OwnerSource,
-    PACKET_BYTES, Tuple, flag, place,
+    PACKET_BYTES, Tuple, answer, flag, place,
 };
 pub use rule::{
     Extent, FRAME_WORDS, FRAMES_OF_FREE, FRAMES_OF_VERDICT, FROM_QUEUE, FrameWord, HookFunction, HookKind, HookSite,

@@ -46,6 +46,16 @@ pub mod place {
     pub const HAIRPIN: u8 = 32;
 }
 
+/// Bits of [`DropKey::answer`], of an answer.
+pub mod answer {
+    /// It is for this namespace itself.
+    pub const LOCAL: u8 = 1;
+    /// It has no route yet.
+    pub const UNROUTED: u8 = 2;
+    /// It is an ICMP error about a packet of the connection: type and code are its own, all else is the connection's.
+    pub const ERROR: u8 = 4;
+}
+
 /// Where on its way out a packet died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -61,6 +71,8 @@ pub enum Hook {
     Prerouting,
     /// On the device that received it from another namespace: netfilter's netdev ingress hook or tc ingress.
     Ingress,
+    /// Netfilter LOCAL_IN, of an answer.
+    Input,
 }
 
 /// How the eBPF side knows the owner. Values are part of the ABI; 0 is none.
@@ -87,6 +99,9 @@ pub enum Direction {
     Forward = 2,
     /// It came from another namespace and has no route yet: forwarded unless its destination is an address of this one.
     Unrouted = 3,
+    /// The other way than the first packet of its connection, and not made here. Its addresses are those of the first packet. Who
+    /// began it may be of this host, or somebody else who contacted it; user space tells.
+    Answer = 4,
 }
 
 /// On whose account a packet is counted. Values are part of the ABI.
@@ -210,8 +225,10 @@ pub struct DropKey {
     pub code: u8,
     /// An [`OwnerSource`]; 0 without an owner.
     pub owner_source: u8,
+    /// Bits of [`answer`]; 0 of what is none.
+    pub answer: u8,
     /// Zero.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 3],
 }
 
 /// What is counted under a key, on one CPU.

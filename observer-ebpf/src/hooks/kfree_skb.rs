@@ -131,6 +131,10 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         }
         let route = skb.route_device();
         put!(scratch.record.key.place, skb.place::<R>(direction, route));
+        let nfct = skb.connection::<R>();
+        if direction == Direction::Answer {
+            put!(scratch.record.key.answer, skb.answer(nfct));
+        }
         let ethertype = skb.ethertype::<R>();
         put!(scratch.record.key.ethertype, ethertype);
         if skb.sk != 0 {
@@ -138,7 +142,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         }
         // The namespace whose rules decided: the device's, which is the socket's own unless another one forwards for it, or a
         // tunnel was moved out of the namespace that its packets go through.
-        let device = skb.out_device::<R>(route);
+        let device = if direction == Direction::Answer { skb.dev } else { skb.out_device::<R>(route) };
         drop::interface(scratch, device);
         drop::decided_by(scratch, device, direction);
         if own::is_own(get!(scratch.record.key.netns)) {
@@ -149,19 +153,20 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         // For whoever takes the packet: what is kept on the stack meanwhile is too much for it.
         put!(scratch.start, start);
         put!(scratch.bytes, bytes);
-        drop::headers(start, bytes, ethertype, skb.connection::<R>());
+        drop::headers(start, bytes, ethertype, nfct, direction);
         drop::finish();
         rule::identify();
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             let location: u64 = get!(scratch.record.location);
             crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);
         }
-        // Whether it is egress at all is not known of a packet without a route: user space tells, and then filters.
+        // Whether it is egress at all is not known of a packet without a route, and whose connection it is neither of an answer that is
+        // forwarded: user space tells, and then filters.
         if is_proof(get!(scratch.record.key.netns)) {
             rule::prove();
         } else {
             count(Counter::Seen);
-            if direction == Direction::Unrouted || filter::passes() {
+            if direction == Direction::Unrouted || direction == Direction::Answer || filter::passes() {
                 tally(scratch);
             } else {
                 count(Counter::Filtered);

@@ -8,6 +8,7 @@ use observer_ebpf::{
 };
 
 use super::{
+    connection,
     layout::field,
     owner,
     read::{Probe, Reader},
@@ -151,27 +152,65 @@ unsafe fn address(into: *mut [u8; 16], word: usize, bytes: [u8; 4]) {
     unsafe { into.cast::<u32>().add(word).write_volatile(u32::from_ne_bytes(bytes)) };
 }
 
-/// The state lies in the low bits of `skb->_nfct` (`NFCT_INFOMASK`); from [`ANSWER`] on it is that of an answer
-/// (`IP_CT_IS_REPLY`).
-const INFO: u64 = 7;
-/// See [`INFO`].
-const ANSWER: u64 = 3;
+/// An answer's addresses are told as those of the packet that it answers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drop_answer() -> u64 {
+    let Some(scratch) = scratch::packet() else { return 0 };
+    // SAFETY: the scratch space is this CPU's; an address is four words.
+    unsafe {
+        let source = (&raw mut (*scratch).record.key.sent.source).cast::<u32>();
+        let destination = (&raw mut (*scratch).record.key.sent.destination).cast::<u32>();
+        for index in 0..4 {
+            let was = source.add(index).read_volatile();
+            source.add(index).write_volatile(destination.add(index).read_volatile());
+            destination.add(index).write_volatile(was);
+        }
+        // What an ICMP message has for a port is no address of its.
+        if get!(scratch.record.key.sent.destination_port) != 0 {
+            let port: u16 = get!(scratch.record.source_port);
+            put!(scratch.record.source_port, get!(scratch.record.key.sent.destination_port));
+            put!(scratch.record.key.sent.destination_port, port);
+        }
+    }
+    0
+}
 
 /// Addresses before any translation, by the connection's original tuple; what `drop_headers` read then is the translated
-/// one. Not for answers.
+/// one. Of packets that go the other way, only where they are told as answers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_original(nfct: u64) -> u64 {
     let offset = field!(conn_original);
-    if nfct & !INFO == 0 || nfct & INFO >= ANSWER || offset == observer_ebpf::abi::ABSENT {
+    let Some(scratch) = scratch::packet() else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    let is_answer = unsafe { get!(scratch.record.key.direction) } == Direction::Answer as u8;
+    let is_error = is_answer && connection::is_error(nfct);
+    if connection::of(nfct) == 0 || !is_answer && connection::is_answer(nfct) || offset == observer_ebpf::abi::ABSENT {
         return 0;
     }
-    let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's; the helper checks its source.
     unsafe {
-        let from = (nfct & !INFO) + u64::from(offset);
+        let from = connection::of(nfct) + u64::from(offset);
         let status = probe_read_kernel((&raw mut (*scratch).tuple).cast(), TUPLE_BYTES as u32, from as *const _);
-        if status != 0 || byte(scratch, 38) != get!(scratch.record.key.protocol) || word(scratch, 0) == 0 {
+        if status != 0 || !is_error && byte(scratch, 38) != get!(scratch.record.key.protocol) || word(scratch, 0) == 0 {
+            return 0;
+        }
+        // What an error is about is all of the connection.
+        if is_error {
+            put!(scratch.record.key.protocol, byte(scratch, 38));
+            for index in 0..4 {
+                (&raw mut (*scratch).record.key.sent.source)
+                    .cast::<u32>()
+                    .add(index)
+                    .write_volatile(word(scratch, index));
+                (&raw mut (*scratch).record.key.sent.destination)
+                    .cast::<u32>()
+                    .add(index)
+                    .write_volatile(word(scratch, 5 + index));
+            }
+            put!(scratch.record.source_port, port(scratch, 16));
+            put!(scratch.record.key.sent.destination_port, port(scratch, 36));
             return 0;
         }
         let sent = (&raw mut (*scratch).record.key.sent).cast::<u32>();
@@ -186,6 +225,10 @@ extern "C" fn drop_original(nfct: u64) -> u64 {
         let seen_port: u16 = get!(scratch.record.source_port);
         let mut sent_port = seen_port;
         // The destination of an ICMP message is its type, which is not translated.
+        let number: u8 = get!(scratch.record.key.protocol);
+        if is_answer && (number == protocol::ICMP || number == protocol::ICMPV6) {
+            sent_port = port(scratch, 16);
+        }
         if get!(scratch.record.key.sent.destination_port) != 0 {
             sent_port = port(scratch, 16);
             put!(scratch.record.key.sent.destination_port, port(scratch, 36));
@@ -231,12 +274,15 @@ unsafe fn port(scratch: *mut Packet, at: usize) -> u16 {
 
 /// What the packet is, from its headers and its connection.
 #[inline(always)]
-pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
+pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64, direction: Direction) {
     drop_headers(start, bytes, u32::from(ethertype));
+    if direction == Direction::Answer {
+        drop_answer();
+    }
     if nfct != 0 {
         drop_original(nfct);
         // What a translation made of the port is not known: it tells nothing of a tunnel.
-        if nfct & INFO >= ANSWER || field!(conn_original) == observer_ebpf::abi::ABSENT {
+        if connection::is_answer(nfct) || field!(conn_original) == observer_ebpf::abi::ABSENT {
             if let Some(scratch) = scratch::packet() {
                 // SAFETY: the scratch space is this CPU's.
                 unsafe { put!(scratch.port, 0) };
@@ -342,8 +388,9 @@ extern "C" fn drop_owner() -> u64 {
         ) {
             flags |= flag::ENCAPSULATED;
         }
-        // By its port alone the sender of a forwarded packet is found.
-        if !local {
+        // By its port alone the sender of a forwarded packet is found, and of an answer without a socket.
+        let is_answer = get!(scratch.record.key.direction) == Direction::Answer as u8;
+        if !local && !(is_answer && flags & flag::SOCKET != 0) {
             put!(scratch.record.key.sent.source_port, get!(scratch.record.source_port));
             put!(scratch.record.key.translated.source_port, get!(scratch.record.translated_port));
         }

@@ -2,6 +2,7 @@
 
 pub mod asked;
 pub mod awaited;
+pub mod connection;
 pub mod counters;
 pub mod drop;
 pub mod filter;

@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use observer_ebpf::{
-    abi::{Direction, place},
+    abi::{Direction, answer, place},
     logic::{
         direction::{self, Origin},
         packet::ethertype,
@@ -11,10 +11,12 @@ use observer_ebpf::{
 };
 
 use super::{
+    connection,
     layout::{address, field},
     link::{self, Link},
     read::{Probe, Reader},
     scratch::{Packet, get, put},
+    sock,
 };
 
 /// Low bit of `skb->_skb_refdst`: the reference is not counted.
@@ -63,11 +65,12 @@ impl Skb {
         // As plain numbers, which is all that a function of its own takes.
         let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
         let sk: u64 = Probe::field(self.address, field!(skb_sk)).unwrap_or(0);
-        let packed = skb_received(skb_iif, self.dst, sk, device);
+        let packed = skb_received(skb_iif, self.dst, sk, device, self.connection::<Probe>());
         let from = packed & !DIRECTION_BITS;
         match packed & DIRECTION_BITS {
             FORWARD => Some((Direction::Forward, from)),
             UNROUTED => Some((Direction::Unrouted, from)),
+            ANSWER => Some((Direction::Answer, from)),
             _ => None,
         }
     }
@@ -107,6 +110,21 @@ impl Skb {
     #[inline(always)]
     pub fn length<R: Reader>(&self) -> u32 {
         R::field(self.address, field!(skb_len)).unwrap_or(0)
+    }
+
+    /// Bits of [`answer`] of an answer.
+    #[inline(always)]
+    pub fn answer(&self, nfct: u64) -> u8 {
+        let mut bits = if connection::is_error(nfct) { answer::ERROR } else { 0 };
+        let input: u64 = Probe::field(self.dst, field!(dst_input)).unwrap_or(0);
+        if self.dst == 0 {
+            bits |= answer::UNROUTED;
+        } else if input != address(field!(ip_forward_low), field!(ip_forward_high))
+            && input != address(field!(ip6_forward_low), field!(ip6_forward_high))
+        {
+            bits |= answer::LOCAL;
+        }
+        bits
     }
 
     /// The route's device, or 0.
@@ -184,18 +202,21 @@ impl Skb {
 const DIRECTION_BITS: u64 = 7;
 const FORWARD: u64 = Direction::Forward as u64;
 const UNROUTED: u64 = Direction::Unrouted as u64;
+const ANSWER: u64 = Direction::Answer as u64;
 
 /// Direction of a packet that was received, in the low bits, and the namespace that it came from, where that is another.
 ///
 /// A function of its own to the verifier too: it is checked once, and not again for every way that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64) -> u64 {
+extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64, nfct: u64) -> u64 {
     let here: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
     let kind = link::kind(device);
     let peer = if kind == Link::Veth { link::peer_net(device) } else { 0 };
     let mut from = if peer != here { peer } else { 0 };
-    let mut origin = Origin { skb_iif, route: dst != 0, socket: sk != 0, ..Origin::MADE_HERE };
+    // Without a route the socket is its sender's, if it has one.
+    let answer = connection::is_answer(nfct) || nfct == 0 && dst != 0 && sock::waits(sk);
+    let mut origin = Origin { skb_iif, route: dst != 0, socket: sk != 0, answer, ..Origin::MADE_HERE };
     if dst != 0 {
         let input: u64 = Probe::field(dst, field!(dst_input)).unwrap_or(0);
         let forwards = |low: u32, high: u32| input != 0 && input == address(low, high);
@@ -216,6 +237,7 @@ extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64) -> u64 
     match direction::direction(origin) {
         Some(Direction::Forward) => from | FORWARD,
         Some(Direction::Unrouted) => from | UNROUTED,
+        Some(Direction::Answer) => from | ANSWER,
         _ => 0,
     }
 }

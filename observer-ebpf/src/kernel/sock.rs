@@ -53,6 +53,20 @@ pub fn make_cookie<T>(sk: *mut T) -> u64 {
     unsafe { bpf_get_socket_cookie(sk.cast()) }
 }
 
+/// It waits for what comes to it: a connection that was begun here and has no answer yet, or a connected datagram socket.
+#[inline(always)]
+pub fn waits(sk: u64) -> bool {
+    if sk == 0 {
+        return false;
+    }
+    let state: u8 = Probe::field(sk, field!(sk_state)).unwrap_or(0);
+    if state == SYN_SENT as u8 {
+        return true;
+    }
+    // The smaller structs are of other states.
+    state == ESTABLISHED as u8 && Probe::field::<u16>(sk, field!(sk_protocol)) == Some(u16::from(packet::protocol::UDP))
+}
+
 /// Inode number of a socket's network namespace; 0 when unknown.
 #[inline(always)]
 pub fn netns<R: Reader>(sk: u64) -> u32 {

@@ -1,7 +1,7 @@
 //! Is a dropped packet this host's own egress, and where on its way did it die.
 
 use super::packet::{ethertype, protocol};
-use crate::abi::{Cause, Direction, DropKey, Hook, flag, place};
+use crate::abi::{Cause, Direction, DropKey, Hook, answer, flag, place};
 
 /// What the eBPF side reads from the packet to tell its direction.
 #[derive(Clone, Copy, Debug)]
@@ -19,12 +19,21 @@ pub struct Origin {
     pub foreign_socket: bool,
     /// The device that received it is where another namespace's packets come in: a veth whose peer is there, or a bridge.
     pub gateway: bool,
+    /// Connection tracking knows it as one of the other way than the connection's first packet; or its socket waits for it.
+    pub answer: bool,
 }
 
 impl Origin {
     /// A packet that was not received, of which nothing else is known.
-    pub const MADE_HERE: Self =
-        Self { skb_iif: 0, route: false, forwarding: false, socket: false, foreign_socket: false, gateway: false };
+    pub const MADE_HERE: Self = Self {
+        skb_iif: 0,
+        route: false,
+        forwarding: false,
+        socket: false,
+        foreign_socket: false,
+        gateway: false,
+        answer: false,
+    };
 }
 
 /// Which way a packet was going; `None` for one that was coming in, whose drop is no egress.
@@ -35,6 +44,8 @@ impl Origin {
 pub fn direction(origin: Origin) -> Option<Direction> {
     if origin.skb_iif == 0 {
         if origin.route || origin.socket { Some(Direction::Local) } else { None }
+    } else if origin.answer {
+        Some(Direction::Answer)
     } else if origin.route {
         if origin.forwarding { Some(Direction::Forward) } else { None }
     } else if origin.foreign_socket || origin.gateway {
@@ -65,6 +76,10 @@ pub struct Place {
     pub control_empty: bool,
     /// It is to leave by the device that it came in by.
     pub hairpin: bool,
+    /// Of an answer: it is for this namespace itself.
+    pub is_for_here: bool,
+    /// Of an answer: it has no route yet.
+    pub is_unrouted: bool,
 }
 
 impl Place {
@@ -80,6 +95,8 @@ impl Place {
             protocol_reached: !socket && has(place::PROTOCOL_REACHED),
             control_empty: !socket && has(place::CONTROL_EMPTY),
             hairpin: has(place::HAIRPIN),
+            is_for_here: key.answer & answer::LOCAL != 0,
+            is_unrouted: key.answer & answer::UNROUTED != 0,
         }
     }
 }
@@ -96,6 +113,10 @@ fn device_preset(key: &DropKey) -> bool {
 /// Hook of a packet that died of `cause`; `None` when it cannot be reported.
 pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
     match (direction, cause) {
+        (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) if place.is_for_here => Some(Hook::Input),
+        (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) if place.is_unrouted => Some(Hook::Prerouting),
+        (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) => hook(cause, Direction::Forward, place),
+        (Direction::Answer, _) => None,
         (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.protocol_reached => Some(Hook::Prerouting),
         (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.control_empty => None,
         (Direction::Unrouted, _) => Some(Hook::Ingress),
@@ -136,6 +157,8 @@ mod tests {
         protocol_reached: false,
         control_empty: false,
         hairpin: false,
+        is_for_here: false,
+        is_unrouted: false,
     };
 
     #[test]
@@ -154,6 +177,10 @@ mod tests {
         assert_eq!(direction(Origin { route: true, socket: true, ..received }), None, "early demux gives a socket");
         assert_eq!(direction(Origin { route: true, gateway: true, ..received }), None, "its route does not forward");
         assert_eq!(direction(received), None);
+        let answer = Origin { answer: true, ..received };
+        assert_eq!(direction(Origin { route: true, ..answer }), Some(Direction::Answer));
+        assert_eq!(direction(Origin { route: true, forwarding: true, ..answer }), Some(Direction::Answer));
+        assert_eq!(direction(answer), Some(Direction::Answer));
         assert_eq!(direction(Origin { foreign_socket: true, ..received }), Some(Direction::Unrouted));
         assert_eq!(direction(Origin { gateway: true, ..received }), Some(Direction::Unrouted));
     }

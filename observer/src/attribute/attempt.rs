@@ -26,6 +26,11 @@ use crate::{
 };
 
 impl<E: HostQueries> Attribution<E> {
+    /// A packet that goes the other way than the first of its connection, as that is told.
+    pub(crate) fn as_it_is(&mut self, dropped: Dropped) -> Dropped {
+        self.owners.as_it_is(dropped)
+    }
+
     /// Who sent a packet, and where to; and on whose account more is looked up. What decided is not known yet, and under which
     /// incident it is reported neither. `None` for a packet of another namespace that was coming in here, whose drop is no egress, and
     /// for what another observer's helper sends, which is nobody's block. Pending where the sender is to be looked for again, as
@@ -85,6 +90,7 @@ impl<E: HostQueries> Attribution<E> {
             hook: dropped.hook,
             interface: dropped.interface.clone(),
             nothing_left: self.unsent.nothing_left(dropped),
+            packet: dropped.packet,
             background: Background::of(dropped).or(own.then_some(Background::SelfTest)),
             encapsulated: dropped.encapsulated,
             coarse: dropped.coarse,

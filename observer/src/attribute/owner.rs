@@ -9,8 +9,8 @@
 //! 3. the owner that the eBPF side bound to the socket's cookie; if that one has ended and exactly one process has the
 //!    socket open, that process;
 //! 4. without an owner, or with several holders when it was seeded, the only process that has it open;
-//! 5. of a packet that this namespace forwards for another, which has left its socket behind: the only process whose
-//!    socket's addresses and ports are the packet's, before any translation;
+//! 5. of a packet that this namespace forwards for another, which has left its socket behind, and of an answer that has none yet:
+//!    the only process whose socket's addresses and ports are the packet's, before any translation;
 //! 6. nobody: two candidates make no answer.
 
 use std::{
@@ -296,7 +296,7 @@ impl<E: HostQueries> Owners<E> {
         let synchronous = match dropped.hook {
             Some(Hook::Output | Hook::Postrouting) => dropped.cause == Cause::Netfilter,
             Some(Hook::Egress) => dropped.cause == Cause::Cgroup,
-            Some(Hook::Forward | Hook::Prerouting | Hook::Ingress) | None => false,
+            Some(Hook::Forward | Hook::Prerouting | Hook::Ingress | Hook::Input) | None => false,
         };
         if dropped.current_pid == 0 || !synchronous || !(socket.locked || socket.datagram) {
             return None;
@@ -328,8 +328,7 @@ impl<E: HostQueries> Owners<E> {
         if to.is_multicast() || to.is_loopback() || to == IpAddr::from([255, 255, 255, 255]) {
             return Poll::Ready(false);
         }
-        let netns = dropped.netns;
-        if self.own.get((netns, to), || self.queries.owns(netns, to)) != Some(false) {
+        if self.may_own(dropped.netns, to) {
             return Poll::Ready(false);
         }
         if dropped.socket.is_some() || dropped.origin_netns.is_some() {
@@ -338,6 +337,25 @@ impl<E: HostQueries> Owners<E> {
         // By a bridge, another host's packet comes in as well as a container's: only a known sender tells.
         self.catch_up();
         self.forwarded(dropped, search, is_last).map(|found| found.is_some())
+    }
+
+    /// An interface of a namespace has the address; true where that cannot be read.
+    fn may_own(&mut self, netns: u32, address: IpAddr) -> bool {
+        self.own.get((netns, address), || self.queries.owns(netns, address)) != Some(false)
+    }
+
+    /// Of what goes the other way than the first packet of its connection: an answer to whoever began it on this host, or what somebody
+    /// on this host answers to a peer that began it.
+    pub fn as_it_is(&mut self, dropped: Dropped) -> Dropped {
+        if dropped.packet.is_none() {
+            return dropped;
+        }
+        let began = dropped.original.or(dropped.endpoints).map(|endpoints| endpoints.source);
+        let is_here = dropped.hook == Some(Hook::Input)
+            || began.is_some_and(|address| {
+                self.may_own(dropped.netns, address) || !self.homes(address, dropped.netns).is_empty()
+            });
+        if is_here { Dropped { origin_netns: None, ..dropped } } else { dropped.turned() }
     }
 
     /// The sender of a packet that has left its socket behind in another namespace. A socket that is being closed at this
@@ -352,6 +370,7 @@ impl<E: HostQueries> Owners<E> {
         }
         let homes = match dropped.origin_netns {
             Some(origin) => vec![origin],
+            None if dropped.packet.is_some() && self.may_own(dropped.netns, wanted.source.0) => vec![dropped.netns],
             None => self.homes(wanted.source.0, dropped.netns),
         };
         if let Some(found) = self.sender_by_address(&wanted, &homes, dropped.boot_ns) {

@@ -20,7 +20,8 @@ pub(crate) fn enter(attempt: &mut Attempt, decision: &Decision) {
         (None, Some(decider)) => decider.only_drops().then_some(Verdict::Drop),
         (None, None) => None,
     };
-    attempt.finding = rule.as_ref().map(NamedRule::sentence).or_else(|| decider.as_ref().map(Decider::sentence));
+    let sentence = |rule: &NamedRule| NamedRule { packet: attempt.packet, ..rule.clone() }.sentence();
+    attempt.finding = rule.as_ref().map(sentence).or_else(|| decider.as_ref().map(Decider::sentence));
     attempt.decided_by = decider.clone().filter(|decider| *decider != Decider::default());
     attempt.rule = rule.as_ref().map(NamedRule::seen);
     attempt.rule_name = rule.as_ref().and_then(NamedRule::name);

@@ -82,6 +82,7 @@ pub(crate) fn attempt<E: HostQueries>(hanging: &Hanging, attribution: &mut Attri
         hook: None,
         interface: None,
         nothing_left: false,
+        packet: None,
         background: None,
         encapsulated: false,
         coarse: false,

@@ -14,7 +14,10 @@ use std::{
     task::{Poll, ready},
 };
 
-use observer_ebpf::abi::{FROM_QUEUE, RuleAnswer, UNTAKEN};
+use observer_ebpf::{
+    abi::{FROM_QUEUE, RuleAnswer, UNTAKEN},
+    logic::packet::protocol,
+};
 
 use self::{
     replay::{Opinion, Step},
@@ -23,8 +26,8 @@ use self::{
 use crate::{
     attribute::{Asking, Attribution},
     model::{
-        Actor, Attempt, Cause, Confirmation, Decider, Decision, Dropped, EgressRule, NamedRule, NetnsPlace, Origin,
-        Packet, Purpose, RuleSource, Sender, Share, WantedRule,
+        Actor, Attempt, Cause, Confirmation, Decider, Decision, Dropped, EgressRule, Hook, NamedRule, NetnsPlace,
+        Origin, Packet, Purpose, RuleSource, Sender, Share, WantedRule,
     },
     privilege::HostQueries,
 };
@@ -189,7 +192,7 @@ impl Explainer {
         }
         let uid = dropped.socket.and_then(|socket| socket.uid);
         let cookie = dropped.rule.map_or(0, |answer| answer.netns_cookie);
-        let packet = || self.rules.replays.packet(&dropped).and_then(first);
+        let packet = || self.rules.replays.packet(&dropped).and_then(first).or_else(|| answered(&dropped));
         let sight = Sight {
             answer: dropped.rule,
             wanted: dropped.rule.map(|answer| wanted(&dropped, answer)),
@@ -268,6 +271,21 @@ fn queue<E: HostQueries>(dropped: &Dropped, attribution: &mut Attribution<E>) ->
             let process = Actor { pid, name: attribution.name_of(pid, dropped.boot_ns) };
             Some(Decider { process: Some(process), ..Decider::default() })
         }
+        _ => None,
+    }
+}
+
+/// The first packet of the conversation whose answer was blocked, as the answer's socket would send it.
+fn answered(dropped: &Dropped) -> Option<Packet> {
+    let (socket, captured) = (dropped.socket?, dropped.captured.as_ref()?);
+    let (uid, gid) = captured.opened_by?;
+    let asked = dropped.original.or(dropped.endpoints).filter(|_| dropped.hook == Some(Hook::Input))?;
+    let origin = Origin::Socket { uid, gid, groups: Vec::new(), mark: captured.mark, cgroup: socket.cgroup };
+    let from = (asked.source, asked.source_port?).into();
+    let to = (asked.destination, asked.destination_port?).into();
+    match asked.protocol {
+        protocol::TCP => Packet::syn(from, to, origin),
+        protocol::UDP => Packet::datagram(from, to, origin),
         _ => None,
     }
 }

@@ -108,7 +108,13 @@ impl Fixes {
         if is_known || share != Share::Host && of_the_share >= MAX_WAITING_OF_A_SHARE {
             return;
         }
-        let stopped = Stopped { netns, netns_cookie, rule: rule.clone(), packet: packet.clone(), is_by_name: false };
+        let stopped = Stopped {
+            netns,
+            netns_cookie,
+            rule: NamedRule { packet: attempt.packet, ..rule.clone() },
+            packet: packet.clone(),
+            is_by_name: false,
+        };
         // What waits from before a change is asked for as it is now.
         if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.key == key && waiting.share == share) {
             *self.asked.get_or_insert(&key, now, || now) = now;

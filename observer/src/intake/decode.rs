@@ -4,7 +4,10 @@ use std::{mem::offset_of, net::IpAddr};
 
 use bytes::{Buf, Bytes};
 use observer_ebpf::{
-    abi::{self, Account, Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, RuleAnswer, Task, Tuple, flag},
+    abi::{
+        self, Account, Cause, Counted, Direction, DropKey, DropRecord, OwnerSource, RuleAnswer, Task, Tuple, answer,
+        flag,
+    },
     logic::{
         direction::{Place, hook},
         packet::{ethertype, protocol},
@@ -12,7 +15,7 @@ use observer_ebpf::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes, try_transmute};
 
-use crate::model::{Captured, Dropped, Endpoints, Hook, Owner, Share, Socket};
+use crate::model::{Captured, Dropped, Endpoints, Hook, Owner, PacketKind, Share, Socket};
 
 /// A record that this version cannot read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +103,7 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
     let sent = endpoints(&key.sent, key);
     let translated = sent.filter(|_| has(flag::TRANSLATED)).and_then(|_| endpoints(&key.translated, key));
     let is_tcp = key.protocol == protocol::TCP;
+    let is_error = key.answer & answer::ERROR != 0;
     Ok(Dropped {
         boot_ns: counted.last_ns,
         first_ns: counted.first_ns,
@@ -107,14 +111,19 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         bytes: counted.bytes,
         endpoints: translated.or(sent),
         direction,
+        packet: (direction == Direction::Answer).then_some(if is_too_big(key) {
+            PacketKind::TooBig
+        } else {
+            PacketKind::Answer
+        }),
         origin_netns: (key.origin_netns != 0).then_some(key.origin_netns),
         original: sent.filter(|_| translated.is_some()),
         encapsulated: has(flag::ENCAPSULATED),
         coarse: has(flag::COARSE),
         hop_by_hop: has(flag::HOP_BY_HOP),
         protocol: (!has(flag::UNREADABLE)).then_some(key.protocol),
-        tcp_flags: (is_tcp && has(flag::TRANSPORT) && key.detail != 0).then_some(key.detail),
-        icmp: (is_icmp(key.protocol) && has(flag::TRANSPORT)).then_some((key.detail, key.code)),
+        tcp_flags: (is_tcp && has(flag::TRANSPORT) && key.detail != 0 && !is_error).then_some(key.detail),
+        icmp: ((is_icmp(key.protocol) || is_error) && has(flag::TRANSPORT)).then_some((key.detail, key.code)),
         icmp_identifier: (is_icmp(key.protocol) && key.sent.source_port != 0).then_some(key.sent.source_port),
         ethertype: key.ethertype,
         cause: cause.into(),
@@ -189,6 +198,12 @@ fn endpoints(tuple: &Tuple, key: &DropKey) -> Option<Endpoints> {
 /// Of a tagged frame the ethertype is the tag's: an IPv4 address leaves the rest of its field empty.
 fn is_v6(tuple: &Tuple) -> bool {
     tuple.source[4..].iter().chain(&tuple.destination[4..]).any(|byte| *byte != 0)
+}
+
+/// It says which length fits the way.
+fn is_too_big(key: &DropKey) -> bool {
+    let v6 = key.ethertype == ethertype::IPV6;
+    key.answer & answer::ERROR != 0 && matches!((v6, key.detail, key.code), (false, 3, 4) | (true, 2, _))
 }
 
 fn is_icmp(number: u8) -> bool {

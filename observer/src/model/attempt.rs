@@ -11,6 +11,7 @@ use super::{
     decider::Decider,
     dropped::transport_name,
     names::{Cause, Family, Hook},
+    packet_kind::PacketKind,
     rule::{EgressRule, RuleName, Verdict},
     sender::Sender,
 };
@@ -74,6 +75,8 @@ pub struct Attempt {
     pub interface: Option<String>,
     /// No packet of its connection has left this host so far: every one was seen to be dropped. False where that is not proven.
     pub nothing_left: bool,
+    /// Which packet of the conversation was stopped, where it is not its own outbound one.
+    pub packet: Option<PacketKind>,
     /// Which kind of background it is.
     pub background: Option<Background>,
     /// The packet carries another one, which the sender sent: `destination` is a tunnel's other end.
@@ -164,6 +167,7 @@ impl Attempt {
             hook: Some(Hook::Output),
             interface: None,
             nothing_left: false,
+            packet: None,
             background: None,
             encapsulated: false,
             coarse: false,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use observer_ebpf::logic::packet::protocol;
 use serde::{Deserialize, Serialize};
 
-use super::dropped::Dropped;
+use super::{dropped::Dropped, names::Hook};
 
 /// Kinds of background traffic, as the contract lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,6 +57,9 @@ impl Background {
     /// Which kind a dropped packet is; `None` when somebody may wait for it.
     pub fn of(dropped: &Dropped) -> Option<Self> {
         let endpoints = dropped.endpoints.as_ref()?;
+        if dropped.packet.is_some() {
+            return answer(dropped);
+        }
         let to = endpoints.destination;
         if let Some((kind, _)) = dropped.icmp {
             return if endpoints.protocol == protocol::ICMPV6 { icmpv6(kind) } else { icmp(kind) };
@@ -95,6 +98,19 @@ fn icmpv6(kind: u8) -> Option<Background> {
         133..=137 => Some(Background::Discovery),
         _ => None,
     }
+}
+
+/// What comes to a connection that is over is waited for by nobody.
+fn answer(dropped: &Dropped) -> Option<Background> {
+    const SYN: u8 = 2;
+    /// `TCP_TIME_WAIT`.
+    const TIME_WAIT: u8 = 6;
+    let flags = dropped.tcp_flags.filter(|_| dropped.hook == Some(Hook::Input))?;
+    let is_over = match dropped.socket {
+        None => flags & SYN == 0,
+        Some(socket) => socket.orphan || socket.state == TIME_WAIT,
+    };
+    is_over.then_some(Background::InvalidState)
 }
 
 fn tcp(flags: u8, dropped: &Dropped) -> Option<Background> {

@@ -8,7 +8,10 @@ use observer_ebpf::{
     logic::packet::protocol,
 };
 
-use super::names::{Cause, Hook};
+use super::{
+    names::{Cause, Hook},
+    packet_kind::PacketKind,
+};
 
 /// Addresses of the packet's IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,6 +107,8 @@ pub struct Dropped {
     pub netns: u32,
     /// Which way it was going.
     pub direction: Direction,
+    /// Which packet of a conversation it is, where it is not an outbound one; its addresses are those of the conversation.
+    pub packet: Option<PacketKind>,
     /// Inode number of the namespace that it came from, where that is another and known.
     pub origin_netns: Option<u32>,
     /// Addresses before any translation, where they differ from the packet's.
@@ -150,6 +155,25 @@ impl Dropped {
         };
         // What the device cuts up is longer than a header can say.
         Some(if said == 0 || said == 40 && captured.length > 40 { captured.length as usize } else { said })
+    }
+
+    /// An answer as the packet that it is: from whoever answers, and to whoever began the connection.
+    pub fn turned(self) -> Self {
+        let turned = |of: Endpoints| Endpoints {
+            source: of.destination,
+            destination: of.source,
+            source_port: of.destination_port,
+            destination_port: of.source_port,
+            ..of
+        };
+        let is_unrouted = self.hook == Some(Hook::Prerouting);
+        Self {
+            endpoints: self.endpoints.map(turned),
+            original: None,
+            direction: if is_unrouted { Direction::Unrouted } else { Direction::Forward },
+            packet: None,
+            ..self
+        }
     }
 
     /// The kernel made it itself: it sends on a socket of its own, or without any. Whatever a process sends still has its
@@ -203,6 +227,7 @@ impl Dropped {
             bytes: 0,
             netns: 0,
             direction: Direction::Local,
+            packet: None,
             origin_netns: None,
             original: None,
             encapsulated: false,

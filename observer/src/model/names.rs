@@ -132,6 +132,8 @@ pub enum Hook {
     Prerouting,
     /// At the interface by which it came in.
     Ingress,
+    /// Came in, for this host: an answer.
+    Input,
 }
 
 impl Hook {
@@ -155,6 +157,7 @@ impl From<abi::Hook> for Hook {
             abi::Hook::Forward => Self::Forward,
             abi::Hook::Prerouting => Self::Prerouting,
             abi::Hook::Ingress => Self::Ingress,
+            abi::Hook::Input => Self::Input,
         }
     }
 }

@@ -376,6 +376,7 @@ impl<E: HostQueries> Consumer<E> {
 
     /// Starts a line, and holds it until it is complete.
     fn begin(&mut self, dropped: Dropped, first: Option<(DropKey, u32, u64)>, share: Share) {
+        let dropped = self.rooms.attribution.as_it_is(dropped);
         let mut making = Making::new(dropped, first, share);
         let is_last = self.held_of.get(&share).is_some_and(|held| *held >= MAX_HELD_OF_ONE);
         let looked = making.look(&mut self.rooms, &self.writer.filter, is_last);
@@ -501,7 +502,8 @@ impl<E: HostQueries> Consumer<E> {
                 // A coarse key has no destination: neither its direction nor the filter can be decided.
                 Ok(dropped)
                     if dropped.coarse
-                        && (dropped.direction == Direction::Unrouted || !self.writer.filter.in_kernel_wholly()) =>
+                        && ([Direction::Unrouted, Direction::Answer].contains(&dropped.direction)
+                            || !self.writer.filter.in_kernel_wholly()) =>
                 {
                     let elsewhere = self
                         .writer

@@ -18,7 +18,8 @@ use self::parts::{Decider, Ruleset};
 use super::json::write_line;
 use crate::model::{
     Account, Action, Agent, Ancestor, Attempt, Background, Cause, EgressRule, Family, FlowEnd, Hook, Host, Kind, Line,
-    OwnerBy, OwnerKnown, Parent, ProcessNamespaces, Reporter, Restored, RuleName, Sender, Truncated, Verdict,
+    OwnerBy, OwnerKnown, PacketKind, Parent, ProcessNamespaces, Reporter, Restored, RuleName, Sender, Truncated,
+    Verdict,
 };
 
 /// Version of the record.
@@ -251,6 +252,8 @@ struct Egress<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    packet: Option<PacketKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     background: Option<Background>,
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<OwnerKnown>,
@@ -470,6 +473,7 @@ fn egress<'a>(attempt: &'a Attempt, fix: Option<Fix<'a>>, restored: Option<&'a R
             gives_up_ms: wait.gives_up_ms,
             left: wait.left,
         }),
+        packet: attempt.packet,
         background: attempt.background,
         owner: sender.known,
         owner_by: sender.by,

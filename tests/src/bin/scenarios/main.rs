@@ -1,6 +1,7 @@
 //! The scenarios: the real program, real rulesets, real clients, one binary. It needs root, the program (`OBSERVER`), the
 //! testbed's BPF object (`OBSERVER_TESTBED`) and nothing else of the project, so that it runs on other kernels as it is.
 
+mod answers;
 mod changes;
 mod check;
 mod cli;
@@ -112,7 +113,7 @@ type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 fn main() {
     // A caller that ignores Ctrl-C, such as a shell for what it runs in the background, must not make observer ignore it.
     harness::listen_to_interrupts();
-    let groups: [(&str, &[Scenario]); 29] = [
+    let groups: [(&str, &[Scenario]); 30] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
@@ -122,6 +123,7 @@ fn main() {
         ("rules", rules::ALL),
         ("replay", replay::ALL),
         ("deciders", deciders::ALL),
+        ("answers", answers::ALL),
         ("changes", changes::ALL),
         ("restored", restored::ALL),
         ("directions", directions::ALL),
