@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Lookup, recent::Recent};
 use crate::{
-    model::{Attempt, Fix, NamedRule, Origin, Packet, Remedy, Share, Stopped},
+    model::{Attempt, Fix, NamedRule, Origin, Packet, PacketKind, Remedy, Share, Stopped},
     patience,
 };
 
@@ -108,13 +108,11 @@ impl Fixes {
         if is_known || share != Share::Host && of_the_share >= MAX_WAITING_OF_A_SHARE {
             return;
         }
-        let stopped = Stopped {
-            netns,
-            netns_cookie,
-            rule: NamedRule { packet: attempt.packet, ..rule.clone() },
-            packet: packet.clone(),
-            is_by_name: false,
-        };
+        // In place of one that was seen later, its connection's first one was made.
+        let is_later = packet.is_made && transport == "tcp";
+        let kind = attempt.packet.or(is_later.then_some(PacketKind::Segment));
+        let rule = NamedRule { packet: kind, ..rule.clone() };
+        let stopped = Stopped { netns, netns_cookie, rule, packet: packet.clone(), is_by_name: false };
         // What waits from before a change is asked for as it is now.
         if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.key == key && waiting.share == share) {
             *self.asked.get_or_insert(&key, now, || now) = now;

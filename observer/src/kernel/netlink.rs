@@ -387,6 +387,10 @@ impl Netlink {
         messages: &[Message<'_>],
         end: &Message<'_>,
     ) -> Result<Vec<(usize, i32)>> {
+        // Of nothing there is no answer.
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
         // An error then does not come with the whole message.
         let _ = self.socket.set_cap_ack(true);
         let mut bytes = self.message(begin, 0);

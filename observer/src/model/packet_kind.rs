@@ -23,8 +23,8 @@ impl PacketKind {
     /// What was stopped, in a sentence.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Solicitation => "the neighbour solicitation for it",
-            Self::Arp => "the ARP exchange for it",
+            Self::Solicitation => "the neighbour discovery that it needs",
+            Self::Arp => "the ARP exchange that it needs",
             Self::Answer => "the answer to it",
             Self::Segment => "a later packet of its connection",
             Self::TooBig => "the ICMP packet that tells its sender the length that fits",

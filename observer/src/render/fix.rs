@@ -109,10 +109,7 @@ pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, Strin
     }
     for other in &fix.others {
         rows.extend(commands("or", &other.commands));
-        // What ends by itself needs none.
-        if other.other != Other::Temporary {
-            rows.extend(commands("undo", &other.undo));
-        }
+        rows.extend(commands("undo", &other.undo));
         let hour = (other.other == Other::Temporary).then(|| "for one hour".to_owned());
         let opens = other.opens.iter().map(|opens| format!("allows {opens}"));
         let words = std::iter::once("tested too".to_owned()).chain(opens).chain(hour).chain(other.note.clone());

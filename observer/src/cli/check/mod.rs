@@ -152,6 +152,14 @@ fn resolved(text: &str) -> Result<(String, IpAddr), String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit> {
+    let has_profiles = args.profiles == Path::new(profiles::FOLDER) || args.profiles.is_dir();
+    if !has_profiles {
+        let sentence = format!("--profiles {}: there is no such folder", args.profiles.display());
+        return Err(usage(&sentence, "name the folder that has your profiles"));
+    }
+    if args.timeout < Duration::from_secs(1) {
+        return Err(usage("--timeout is shorter than a second", "give it time: the default is 60s"));
+    }
     let known = profiles::Profiles::read(&args.profiles)
         .map_err(|error| usage(&format!("{error:#}"), "mend the file, or name another folder with --profiles"))?;
     let is_text = matches!(args.output, Format::Human) && args.steps.is_none();

@@ -62,10 +62,28 @@ impl Packets {
     }
 }
 
-/// An exception without which nothing is reached, whatever it is for.
-pub(super) fn needed(opens: &str, (commands, undo): (Vec<String>, Vec<String>)) -> Vec<Plan> {
-    let opens = opens.to_owned();
-    vec![Plan { commands, undo, scope: Scope::Address, opens, lasts: Lasts::Reload, note: None }]
+/// Exceptions without which nothing is reached, whatever it is for: for the kinds of message that the rule names, and for all. Both ends
+/// ask again from time to time: who lets one kind through alone is forgotten after a while, unless the others were let through already.
+pub(super) fn needed(
+    rule: &NamedRule,
+    opens: &str,
+    all: &[(&str, String)],
+    lines: impl Fn(&[String]) -> (Vec<String>, Vec<String>),
+) -> Vec<Plan> {
+    let words = rule.words().unwrap_or_default();
+    let (named, matches): (Vec<_>, Vec<_>) =
+        all.iter().map(|(name, matches)| (words.contains(name).then(|| matches.clone()), matches.clone())).unzip();
+    let named: Vec<String> = named.into_iter().flatten().collect();
+    let plan = |(commands, undo)| Plan {
+        commands,
+        undo,
+        scope: Scope::Address,
+        opens: opens.to_owned(),
+        lasts: Lasts::Reload,
+        note: None,
+    };
+    let is_some = (1..matches.len()).contains(&named.len());
+    is_some.then_some(named).into_iter().chain([matches]).map(|matches| plan(lines(&matches))).collect()
 }
 
 /// What IPv6 is opened for then.

@@ -22,7 +22,9 @@ pub use super::fix::view::{Judged, View};
 use crate::{
     confinement::child,
     firewall::front_end::{self, Known, MARK, Plan, Target, plans},
-    model::{Backend, Fix, Lasts, NamedRule, Origin, Other, OtherFix, Packet, Probe, ProbeDirection, Scope},
+    model::{
+        Backend, Fix, Lasts, NamedRule, Origin, Other, OtherFix, Packet, PacketKind, Probe, ProbeDirection, Scope,
+    },
 };
 
 use self::probes::{Outcomes, Probes};
@@ -342,8 +344,9 @@ fn step(
     let mut why = None;
     // Of what was sent elsewhere nobody has asked for every destination of that port.
     let is_by_address = rule.translated.is_some() && here.iter().any(|plan| plan.scope == Scope::Address);
-    // Without some of them nothing is reached, whatever it is for: there is one way alone.
-    let is_only = here.iter().filter(|plan| plan.lasts != Lasts::Hour).count() == 1;
+    // Without some of them nothing is reached, whatever it is for: there is no other scope.
+    let scope = here.first().map(|plan| plan.scope);
+    let is_only = here.iter().all(|plan| plan.lasts == Lasts::Hour || Some(plan.scope) == scope);
     let is_wanted = |plan: &Plan| {
         let is_such = match wanted {
             Some(Other::Temporary) => plan.lasts == Lasts::Hour,
@@ -361,13 +364,16 @@ fn step(
         });
         match after {
             Ok((after, now)) if !after.get(index).and_then(Option::as_ref).is_some_and(|now| is_same(now, rule)) => {
-                // Nobody who wants to send has asked to be sent to.
+                // Nobody who wants to send has asked to be sent to; but without neighbours there was nobody who could.
+                let are_neighbours = rule.packet == Some(PacketKind::Solicitation);
                 let is_unwanted = |probe: &Probe| match probe.direction {
                     ProbeDirection::Ingress => true,
                     ProbeDirection::Forward => !target.is_forwarded,
                     ProbeDirection::Egress => false,
                 };
-                let Some(unwanted) = probes.maybe_opened(closed, &now).into_iter().find(is_unwanted) else {
+                let Some(unwanted) =
+                    probes.maybe_opened(closed, &now).into_iter().find(is_unwanted).filter(|_| !are_neighbours)
+                else {
                     return Ok((Step { here, there }, after, now));
                 };
                 why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));
@@ -455,6 +461,11 @@ fn is_same(one: &NamedRule, other: &NamedRule) -> bool {
 /// A rule of the copy, as it was made, is this one of the host.
 fn is_that(rule: &NamedRule, on_the_host: &NamedRule, trial: &Trial) -> bool {
     // What rejects there drops in the copy, whose text is another one then.
+    // Of a packet that was seen later it is not known whether its connection would begin.
+    let rule = &NamedRule {
+        packet: if on_the_host.packet == Some(PacketKind::Segment) { on_the_host.packet } else { rule.packet },
+        ..rule.clone()
+    };
     let is_in_place = rule.backend == Backend::IptablesLegacy
         && (&rule.family, &rule.table, &rule.chain, rule.position)
             == (&on_the_host.family, &on_the_host.table, &on_the_host.chain, on_the_host.position);

@@ -50,9 +50,9 @@ pub(in crate::firewall::front_end) fn exception(
         }
         Some(Packets::Neighbours) => {
             // Both ends ask, and both answer.
-            let kinds = ["neighbour-solicitation", "neighbour-advertisement"]
-                .map(|kind| format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind}"));
-            return needed(OPENS_NEIGHBOURS, lines(&kinds));
+            let kinds = [("135", "neighbour-solicitation"), ("136", "neighbour-advertisement")]
+                .map(|(number, kind)| (number, format!("-p ipv6-icmp -m icmp6 --icmpv6-type {kind}")));
+            return needed(rule, OPENS_NEIGHBOURS, &kinds, lines);
         }
     }
     let dport = format!("-p {} --dport {}", target.transport, target.port);

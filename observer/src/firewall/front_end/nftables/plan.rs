@@ -44,8 +44,8 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
             return Ok(answers(target, &addresses, lines(std::slice::from_ref(&sport)), from));
         }
         Some(Packets::Neighbours) => {
-            let kinds = ["nd-neighbor-solicit", "nd-neighbor-advert"].map(|kind| format!("icmpv6 type {kind}"));
-            return Ok(needed(OPENS_NEIGHBOURS, lines(&kinds)));
+            let kinds = ["nd-neighbor-solicit", "nd-neighbor-advert"].map(|kind| (kind, format!("icmpv6 type {kind}")));
+            return Ok(needed(rule, OPENS_NEIGHBOURS, &kinds, lines));
         }
     }
     let with = |mut plans: Vec<Plan>| {
@@ -100,7 +100,8 @@ fn for_an_hour(
     }
     undo.reverse();
     let (scope, opens) = target.opens();
-    (!commands.is_empty()).then_some(Plan { commands, undo, scope, opens, lasts: Lasts::Hour, note: None })
+    let note = Some("the rule and its set stay, without effect, until they are deleted".to_owned());
+    (!commands.is_empty()).then_some(Plan { commands, undo, scope, opens, lasts: Lasts::Hour, note })
 }
 
 /// What marks a rule so that it is found again.

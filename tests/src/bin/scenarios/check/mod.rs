@@ -31,6 +31,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("rules_of_routing_are_part_of_it", rulesets::routing_rules),
     ("users_are_told_apart", users),
     ("a_command_is_tried_first", after),
+    ("the_first_rules_of_a_host", first_rules),
     ("one_fix_for_all", one_fix),
     ("a_profile_without_a_resolver", profile),
     ("names_without_an_address", names),
@@ -112,6 +113,24 @@ fn users() -> Result<Outcome> {
 }
 
 /// What ufw makes of a command is not what one thinks; and one that it does not understand is reported in its own words.
+/// Where nothing is in force yet.
+fn first_rules() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    for (command, status) in [
+        ("nft add table inet q", 0),
+        ("iptables-nft -A OUTPUT -p tcp --dport 443 -j DROP", 1),
+        ("iptables-nft -A OUTPUT -p tcp --dport 80 -j DROP", 0),
+    ] {
+        let lab = Lab::new()?;
+        let output = check(&lab.client, &["203.0.113.10:443", "--after", command])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(status), "{command}: {} {said}", output.status);
+    }
+    Ok(Outcome::Passed)
+}
+
 fn after() -> Result<Outcome> {
     let mut lab = Lab::new()?;
     front_ends::with_ufw(&mut lab.client, &["default allow outgoing", "deny out 443/tcp"])?;

@@ -190,3 +190,59 @@ pub(super) fn where_it_is_sent() -> Result<Outcome> {
     ensure!(commands.len() == 1 && commands[0].contains("ip daddr 203.0.113.10 tcp dport 80 accept"), "{commands:?}");
     Ok(Outcome::Passed)
 }
+
+/// What IPv6 asks its neighbours is opened as far as it is stopped.
+pub(super) fn of_neighbours() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let output = |rule: &str| format!("table inet t {{ chain o {{ type filter hook output priority 0; {rule} }} }}");
+    let input =
+        "table inet t { chain i { type filter hook input priority 0; policy drop; ct state established accept } }";
+    let all = "policy drop; tcp dport 443 accept; ct state established accept";
+    for (ruleset, commands) in
+        [(output("icmpv6 type nd-neighbor-solicit drop"), 1), (output(all), 2), (input.to_owned(), 2)]
+    {
+        let lab = Lab::new()?;
+        let _server = lab.web_server(443)?;
+        for (namespace, neighbour) in [(&lab.client, "fd00:9::2"), (&lab.server, "fd00:9::1")] {
+            namespace.ip(&[&format!("neigh del {neighbour} dev eth0")])?;
+        }
+        lab.client.nft(&ruleset)?;
+        let tries = || -> Result<String> { Ok(traffic::run(&lab.client, &["tcp", FAR_V6, "443", "3.5"])?.said) };
+        let before = tries()?;
+        let answer = told(&check(&lab.client, &["-o", "json", &format!("[{FAR_V6}]:443")])?)?;
+        let event = answer.iter().find(|event| event["egress"]["fix"].is_object());
+        let event = event.with_context(|| format!("{ruleset}: the client finds {before}, no fix: {answer:?}"))?;
+        let fix = &event["egress"]["fix"];
+        ensure!(fix["verified"] == true && fix["undo_verified"] == true, "{ruleset}: {event}");
+        ensure!(event["egress"]["packet"] == "solicitation", "{ruleset}: {event}");
+        ensure!(lines(event, "commands").len() == commands, "{ruleset}: {fix}");
+        for line in lines(event, "commands") {
+            lab.client.run("sh", &["-c", &line])?;
+        }
+        let after = tries()?;
+        ensure!(before != "ok" && after == "ok", "{ruleset}: the client finds {before}, and then {after}: {fix}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A rule about later packets of a connection: its fix is tested by a whole one.
+pub(super) fn of_later_packets() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    for rule in ["tcp flags psh tcp dport 80 drop", "tcp dport 80 meta length > 100 drop"] {
+        let mut lab = Lab::new()?;
+        let _server = lab.web_server(80)?;
+        lab.client.nft(&format!("table inet t {{ chain o {{ type filter hook output priority 0; {rule} }} }}"))?;
+        lab.client.private_files()?;
+        let observer = super::among_mounts_of(&lab.client)?;
+        let ask = format!("http://{FAR_V4}/{}", "x".repeat(100));
+        let _ = lab.client.command("curl").args(["-s", "-o", "/dev/null", "-m", "1", &ask]).status()?;
+        let event = super::told(&observer, &lab.client, ("tcp", FAR_V4, 80)).context(rule)?;
+        observer.stop()?;
+        super::expect(&event, &[("/egress/fix/verified", serde_json::json!(true))]).context(rule)?;
+    }
+    Ok(Outcome::Passed)
+}
