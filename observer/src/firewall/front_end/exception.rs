@@ -108,6 +108,13 @@ pub(super) fn answers(
     vec![by_port, plan(from, Scope::Address, target.opens_answers(Some(addresses)))]
 }
 
+/// Where packets of this host and of others come by, exceptions for all are followed by those for its own alone, which are tried where
+/// the others open too much.
+pub(super) fn also_bound(target: &Target, made: impl Fn(bool) -> Vec<Plan>) -> Vec<Plan> {
+    let bound = if target.is_forwarded { Vec::new() } else { made(true) };
+    made(false).into_iter().chain(bound).collect()
+}
+
 /// For the port, and for the addresses alone.
 pub(super) fn both(
     target: &Target,

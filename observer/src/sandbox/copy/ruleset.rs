@@ -69,6 +69,8 @@ pub struct Listed {
     pub(super) objects: Vec<Body>,
     pub(super) flowtables: Vec<Body>,
     pub(super) rules: Vec<Body>,
+    /// Something decides about frames in bridges, which are not in a copy.
+    pub(super) has_bridges: bool,
 }
 
 /// Lists the namespace of the calling thread by a confined process, if that takes no more than so many bytes.
@@ -81,8 +83,12 @@ fn list(limit: usize) -> Result<Listed> {
     let all = Body::new(&[family::UNSPEC, 0, 0, 0]);
     // Frames of a bridge are none of this namespace's own packets.
     let families = [family::INET, family::IPV4, family::IPV6, family::ARP, family::NETDEV];
+    let mut has_bridges = false;
     let mut dump = |kind: u16, body: &Body| {
         let mut all = netlink.dump(SUBSYSTEM << 8 | kind, body)?;
+        let is_hooked = |body: &Body| body.attributes.get(CHAIN_HOOK).is_some();
+        has_bridges |=
+            kind == GETCHAIN && all.iter().any(|body| body.fixed.first() == Some(&family::BRIDGE) && is_hooked(body));
         all.retain(|body| {
             body.fixed.first().is_some_and(|family| families.contains(family))
                 && body.attributes.text(TABLE).as_deref() != Some(TRACER)
@@ -97,7 +103,7 @@ fn list(limit: usize) -> Result<Listed> {
         elements.extend(dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?);
     }
     ensure!(nft::generation()? == generation, "the ruleset changed while it was read");
-    Ok(Listed { generation, tables, chains, sets, elements, objects, flowtables, rules })
+    Ok(Listed { generation, tables, chains, sets, elements, objects, flowtables, rules, has_bridges })
 }
 
 impl Listed {
@@ -122,6 +128,15 @@ impl Listed {
             let marks = marks::of_rule(rule, &expressions, &marks::Filled::new(), wanted);
             marks.iter().any(|mark| mark.reason == Reason::Cgroup)
         })
+    }
+
+    /// A chain hangs on one of these interfaces.
+    pub(super) fn hangs_on(&self, names: &[String]) -> bool {
+        let of_netdev = self.chains.iter().filter(|chain| chain.fixed.first() == Some(&family::NETDEV));
+        let names: Vec<Vec<u8>> = names.iter().map(|name| [name.as_bytes(), b"\0"].concat()).collect();
+        of_netdev
+            .map(|chain| chain.attributes.list(CHAIN_HOOK).bytes())
+            .any(|hook| names.iter().any(|name| memchr::memmem::find(&hook, name).is_some()))
     }
 
     /// A chain hangs on what leaves an interface.

@@ -61,15 +61,22 @@ const BY_KERNEL: u8 = 2;
 const LOCAL_TABLE: u8 = 255;
 
 /// Settings of the kernel below `/proc/sys/net`, of each address family as a whole.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 12] = [
     "ipv4/ip_forward",
     "ipv4/ip_nonlocal_bind",
     "ipv6/ip_nonlocal_bind",
+    "ipv4/ip_local_port_range",
+    "ipv4/ip_default_ttl",
+    "ipv4/ip_no_pmtu_disc",
+    "ipv4/tcp_timestamps",
+    "ipv4/tcp_sack",
+    "ipv4/tcp_window_scaling",
+    "ipv4/tcp_ecn",
     "ipv4/fib_multipath_hash_policy",
     "netfilter/nf_conntrack_tcp_loose",
 ];
 /// The same of interfaces.
-const SETTINGS_OF_LINKS: [(&str, &str); 7] = [
+const SETTINGS_OF_LINKS: [(&str, &str); 8] = [
     ("ipv4", "forwarding"),
     ("ipv4", "rp_filter"),
     ("ipv4", "accept_local"),
@@ -77,6 +84,7 @@ const SETTINGS_OF_LINKS: [(&str, &str); 7] = [
     ("ipv4", "src_valid_mark"),
     ("ipv6", "disable_ipv6"),
     ("ipv6", "forwarding"),
+    ("ipv6", "hop_limit"),
 ];
 /// What differs from the host in every copy: a packet's checksum was not computed yet when it was dropped, its connection's window is not
 /// known, and nobody is to be asked for anything.
@@ -129,6 +137,8 @@ pub struct Surroundings {
     has_other_types: bool,
     /// Interfaces that belong to another, a bridge or a bond, by their numbers, and that one's.
     parts: HashMap<u32, u32>,
+    /// Their names, by the numbers of what they belong to.
+    names_of_parts: HashMap<u32, Vec<String>>,
     addresses: Vec<Body>,
     routes: Vec<Body>,
     rules: Vec<Body>,
@@ -169,6 +179,10 @@ fn list() -> Result<Surroundings> {
     let native = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
     let part = |body: &Body| Some((native(body.fixed.get(4..8)?)?, native(body.attributes.get(MASTER)?)?));
     let parts = all.iter().filter_map(part).collect();
+    let mut names_of_parts: HashMap<u32, Vec<String>> = HashMap::new();
+    for (body, (_, whole)) in all.iter().filter_map(|body| Some((body, part(body)?))) {
+        names_of_parts.entry(whole).or_default().extend(body.attributes.text(IFNAME));
+    }
     let of_type = |body: &Body| body.fixed.get(2..4).and_then(|of| of.try_into().ok()).map_or(0, u16::from_ne_bytes);
     let has_other_types = all.iter().filter(|body| link(body).is_some()).any(|body| of_type(body) != ETHERNET);
     ensure!(links.len() <= MAX_LINKS, "there are more than {MAX_LINKS} interfaces");
@@ -191,7 +205,18 @@ fn list() -> Result<Surroundings> {
     };
     let neighbours = dump(NEIGHBOUR)?.into_iter().filter(is_known).take(MAX_ROUTES).collect();
     let (addresses, rules, listeners) = (dump(ADDRESS)?, dump(RULE)?, listeners::here());
-    Ok(Surroundings { links, has_other_types, parts, addresses, routes, rules, neighbours, listeners, settings })
+    Ok(Surroundings {
+        links,
+        has_other_types,
+        parts,
+        names_of_parts,
+        addresses,
+        routes,
+        rules,
+        neighbours,
+        listeners,
+        settings,
+    })
 }
 
 /// A setting in the namespace of the calling thread; `None` where the kernel does not have it.
@@ -267,6 +292,11 @@ impl Surroundings {
     pub(crate) fn entrance(&self, index: u32) -> Option<u32> {
         let index = self.parts.get(&index).copied().unwrap_or(index);
         self.links.iter().any(|link| link.index == index).then_some(index)
+    }
+
+    /// Names of interfaces that belong to this one, a bridge or a bond.
+    pub(super) fn parts_of(&self, index: u32) -> &[String] {
+        self.names_of_parts.get(&index).map_or(&[], Vec::as_slice)
     }
 
     /// Names of the interfaces, but for the loopback.
@@ -389,8 +419,17 @@ impl Surroundings {
             (CREATE, body)
         };
         all(ADDRESS, &self.addresses.iter().map(address).collect::<Vec<_>>())?;
-        // Cache information, and nexthop objects, which are spelt out too.
-        let route = |body: &Body| (CREATE | APPEND, body.with(body.attributes.without(&[12, 30])));
+        // Cache information, and nexthop objects, which are spelt out too; and that nobody is there now, which is no reason for
+        // another way.
+        let route = |body: &Body| {
+            /// `RTNH_F_DEAD` and `RTNH_F_LINKDOWN`
+            const ABSENT: u8 = 1 | 16;
+            let mut body = body.with(body.attributes.without(&[12, 30]));
+            if let Some(flags) = body.fixed.get_mut(8) {
+                *flags &= !ABSENT;
+            }
+            (CREATE | APPEND, body)
+        };
         // Through a gateway that another route leads to, maybe a later one.
         for _ in 0..2 {
             all(ROUTE, &self.routes.iter().map(route).collect::<Vec<_>>())?;

@@ -122,6 +122,13 @@ impl Probes {
             add(Direction::Ingress, SocketAddr::new(*own, port), None, view.link(*index), from);
         }
         if view.forwards(v6) {
+            // Whoever this host forwards for may want to go there, too.
+            if matches!(packet.origin, Origin::Socket { .. }) {
+                for (by, _, source) in &links {
+                    let from = From::Behind { index: *by, source: SocketAddr::new(*source, 0) };
+                    add(Direction::Forward, to, None, view.link(*by), from);
+                }
+            }
             for (by, _, source) in &links {
                 for (_, _, beyond) in links.iter().filter(|(to, ..)| to != by) {
                     let from = From::Behind { index: *by, source: SocketAddr::new(*source, 0) };

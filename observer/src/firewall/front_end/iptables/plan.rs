@@ -3,7 +3,7 @@
 use crate::{
     firewall::front_end::{
         Known, Plan, Plans, Target,
-        exception::{Insertion, OPENS_NEIGHBOURS, Packets, answers, both, needed, of_family},
+        exception::{Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
     },
     model::{Backend, NamedRule},
 };
@@ -44,9 +44,12 @@ pub(in crate::firewall::front_end) fn exception(
         Some(Packets::Sent) => {}
         Some(Packets::Answers) => {
             const BEGUN_HERE: &str = "-m conntrack --ctstate ESTABLISHED";
-            let sport = format!("-p {} --sport {} {BEGUN_HERE}", target.transport, target.port);
-            let from: Vec<String> = addresses.iter().map(|address| format!("-s {address} {sport}")).collect();
-            return answers(target, &addresses, lines(&[sport]), lines(&from));
+            return also_bound(target, |is_bound| {
+                let own = if is_bound { " -m addrtype --dst-type LOCAL" } else { "" };
+                let sport = format!("-p {} --sport {} {BEGUN_HERE}{own}", target.transport, target.port);
+                let from: Vec<String> = addresses.iter().map(|address| format!("-s {address} {sport}")).collect();
+                answers(target, &addresses, lines(&[sport]), lines(&from))
+            });
         }
         Some(Packets::Neighbours) => {
             // Both ends ask, and both answer.
@@ -55,7 +58,10 @@ pub(in crate::firewall::front_end) fn exception(
             return needed(rule, OPENS_NEIGHBOURS, &kinds, lines);
         }
     }
-    let dport = format!("-p {} --dport {}", target.transport, target.port);
-    let to: Vec<String> = addresses.iter().map(|address| format!("-d {address} {dport}")).collect();
-    both(target, &addresses, lines(&[dport]), lines(&to))
+    also_bound(target, |is_bound| {
+        let own = if is_bound { " -m addrtype --src-type LOCAL" } else { "" };
+        let dport = format!("-p {} --dport {}{own}", target.transport, target.port);
+        let to: Vec<String> = addresses.iter().map(|address| format!("-d {address} {dport}")).collect();
+        both(target, &addresses, lines(&[dport]), lines(&to))
+    })
 }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     firewall::front_end::{
         MARK, Plan, Plans, Target,
-        exception::{Insertion, OPENS_NEIGHBOURS, Packets, answers, both, needed, of_family},
+        exception::{Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
     },
     model::{Lasts, NamedRule},
 };
@@ -37,11 +37,13 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         None => return Ok(Vec::new()),
         Some(Packets::Sent) => {}
         Some(Packets::Answers) => {
-            let sport = format!("{} sport {} ct state established", target.transport, target.port);
-            let from =
-                |address: &IpAddr| format!("{} saddr {address} {sport}", if address.is_ipv6() { "ip6" } else { "ip" });
-            let from = lines(&addresses.iter().map(from).collect::<Vec<_>>());
-            return Ok(answers(target, &addresses, lines(std::slice::from_ref(&sport)), from));
+            return Ok(also_bound(target, |is_bound| {
+                let own = if is_bound { "fib daddr type local " } else { "" };
+                let sport = format!("{own}{} sport {} ct state established", target.transport, target.port);
+                let from = |address: &IpAddr| format!("{} saddr {address} {sport}", protocol(address));
+                let from = lines(&addresses.iter().map(from).collect::<Vec<_>>());
+                answers(target, &addresses, lines(std::slice::from_ref(&sport)), from)
+            }));
         }
         Some(Packets::Neighbours) => {
             let kinds = ["nd-neighbor-solicit", "nd-neighbor-advert"].map(|kind| (kind, format!("icmpv6 type {kind}")));
@@ -52,11 +54,14 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         plans.extend(for_an_hour((family, table), (&new, &place), target, &addresses));
         plans
     };
-    let dport = format!("{} dport {}", target.transport, target.port);
-    let to = |address: &IpAddr| format!("{} daddr {address} {dport}", if address.is_ipv6() { "ip6" } else { "ip" });
-    let ports = lines(std::slice::from_ref(&dport));
-    let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());
-    Ok(with(both(target, &addresses, ports, destinations)))
+    let made = |is_bound: bool| {
+        let own = if is_bound { "fib saddr type local " } else { "" };
+        let dport = format!("{own}{} dport {}", target.transport, target.port);
+        let to = |address: &IpAddr| format!("{} daddr {address} {dport}", protocol(address));
+        let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());
+        both(target, &addresses, lines(std::slice::from_ref(&dport)), destinations)
+    };
+    Ok(with(also_bound(target, made)))
 }
 
 /// A rule is deleted by its handle, which it gets when it is made.
@@ -102,6 +107,10 @@ fn for_an_hour(
     let (scope, opens) = target.opens();
     let note = Some("the rule and its set stay, without effect, until they are deleted".to_owned());
     (!commands.is_empty()).then_some(Plan { commands, undo, scope, opens, lasts: Lasts::Hour, note })
+}
+
+fn protocol(address: &IpAddr) -> &'static str {
+    if address.is_ipv6() { "ip6" } else { "ip" }
 }
 
 /// What marks a rule so that it is found again.

@@ -113,7 +113,7 @@ fn of_statement(
     target: &Target,
     entries: &Entries,
 ) -> Vec<Plan> {
-    let (comment, lost) = comment(statement);
+    let (comment, lost) = of_comment(statement.comment.as_ref());
     // Positions are IPv4's; what is for IPv6 alone can only be put first.
     let number = statement.number.filter(|_| rule.family == "ip");
     let place = number.map_or_else(|| "prepend".to_owned(), |number| format!("insert {number}"));
@@ -131,15 +131,21 @@ fn of_statement(
     // One about the same must go first: it would be changed where it stands, or the new one be skipped.
     let mut commands = vec![before(&port(target))];
     let mut undo = vec![delete(&port(target))];
-    let existing = |words: &String| {
-        let words = Words::of(words, target.is_forwarded).filter(|words| words.about == target.port())?;
-        Some(words.command(target.is_forwarded))
+    let existing = |about: &str| {
+        entries.all.iter().find_map(|(words, comment)| {
+            let words = Words::of(words, target.is_forwarded).filter(|words| words.about == about)?;
+            let command = words.command(target.is_forwarded);
+            let (comment, lost) = of_comment(comment.as_ref());
+            Some((delete(&command), format!("{}{command}{comment}", ufw(target, "")), lost))
+        })
     };
-    if !is_the_port && let Some(existing) = entries.v4.iter().chain(&entries.v6).find_map(existing) {
-        commands.insert(0, delete(&existing));
-        undo.push(format!("{}{existing}", ufw(target, "")));
+    let mut note = None;
+    if !is_the_port && let Some((delete, again, lost)) = existing(&target.port()) {
+        commands.insert(0, delete);
+        undo.push(again);
+        note = lost;
     }
-    let by_port = plan(Scope::Port, target.opens_port(), commands, undo, None);
+    let by_port = plan(Scope::Port, target.opens_port(), commands, undo, note);
     let by_address = {
         let (v4, v6) = (target.of_family(false), target.of_family(true));
         let first = |address: &IpAddr| match (address, number) {
@@ -147,13 +153,19 @@ fn of_statement(
             _ => "prepend".to_owned(),
         };
         let all: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
-        plan(
-            Scope::Address,
-            target.opens_address(&all),
-            all.iter().map(|address| ufw(target, &first(address)) + &of_address(target, *address)).collect(),
-            all.iter().rev().map(|address| delete(&of_address(target, *address))).collect(),
-            Some(target.of_addresses()),
-        )
+        let (mut commands, mut undo) = (Vec::new(), Vec::new());
+        let mut notes = vec![target.of_addresses()];
+        for address in &all {
+            let about = format!("to {address} port {} proto {}", target.port, target.transport);
+            let existing = existing(&about);
+            undo.extend(existing.iter().map(|(_, again, _)| again.clone()));
+            undo.push(delete(&of_address(target, *address)));
+            commands.extend(existing.iter().map(|(delete, ..)| delete.clone()));
+            commands.push(ufw(target, &first(address)) + &of_address(target, *address));
+            notes.extend(existing.and_then(|(.., lost)| lost));
+        }
+        undo.reverse();
+        plan(Scope::Address, target.opens_address(&all), commands, undo, Some(notes.join("; ")))
     };
     let deleted = deletion(statement, target, number, entries, (&comment, lost));
     if is_bound {
@@ -167,7 +179,7 @@ fn of_statement(
 }
 
 /// The comment of a statement behind a command that makes that statement again, and what is to be known of it.
-fn comment(statement: &Statement) -> (String, Option<String>) {
+fn of_comment(comment: Option<&String>) -> (String, Option<String>) {
     const MAX: usize = 120;
     // Quotes keep it one word for every shell.
     let is_plain = |text: &&String| {
@@ -176,7 +188,7 @@ fn comment(statement: &Statement) -> (String, Option<String>) {
                 .chars()
                 .all(|character| character == ' ' || character.is_ascii_graphic() && !"'\\!`$\"".contains(character))
     };
-    match &statement.comment {
+    match comment {
         None => (String::new(), None),
         Some(text) if is_plain(&text) => {
             (format!(" comment '{text}'"), Some("the undo restores the rule's comment".to_owned()))

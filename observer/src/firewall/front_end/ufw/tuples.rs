@@ -213,10 +213,8 @@ pub(super) fn number(before: &[Tuple], tuples: &[Tuple], index: usize) -> u32 {
 /// ufw's statements, as it writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entries {
-    /// For IPv4.
-    pub(super) v4: Vec<String>,
-    /// For IPv6.
-    pub(super) v6: Vec<String>,
+    /// All of them, each with its comment: those for IPv4 first.
+    pub(super) all: Vec<(String, Option<String>)>,
     /// The highest number of those for IPv4.
     pub(super) numbers: u32,
 }
@@ -225,8 +223,8 @@ impl Entries {
     /// Those of `user.rules` and `user6.rules`.
     pub(super) fn of(user: &str, user6: &str) -> Self {
         let (v4, v6) = (parse(user, "").0, parse(user6, "").0);
-        let words = |tuples: &[Tuple]| tuples.iter().map(Tuple::words).collect();
         let numbers = v4.len().checked_sub(1).map_or(0, |last| number(&[], &v4, last));
-        Self { v4: words(&v4), v6: words(&v6), numbers }
+        let all = v4.iter().chain(&v6).map(|tuple| (tuple.words(), tuple.comment.clone())).collect();
+        Self { all, numbers }
     }
 }

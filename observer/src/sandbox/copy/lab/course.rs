@@ -14,9 +14,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::Talk;
 use crate::{kernel::netlink::Netlink, sandbox::copy::listeners::Transport};
 
-/// What each side says, in so many parts: more than fits into one packet.
-const PARTS: usize = 4;
-const PART: usize = 1000;
+/// What each side says, in parts of so many bytes: short packets, and what fits into none.
+const PARTS: [usize; 3] = [500, 1000, 6000];
+const ALL: usize = PARTS[0] + PARTS[1] + PARTS[2];
 /// Ports that a kernel gives to who asks for none begin here.
 const GIVEN: u16 = 32_768;
 
@@ -107,6 +107,10 @@ impl<'a> Course<'a> {
             is_closed: false,
             failed: None,
         };
+        if talk.transport == Transport::Tcp {
+            // Its parts are packets of their own.
+            let _ = course.caller.set_tcp_nodelay(true);
+        }
         match course.caller.connect(&talk.to.into()) {
             Ok(()) => course.is_connected = true,
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
@@ -152,8 +156,8 @@ impl<'a> Course<'a> {
     }
 
     fn by_tcp(&mut self) -> io::Result<bool> {
-        let part = [b'o'; PART];
-        let mut buffer = [0; 2 * PART];
+        let said = [b'o'; ALL];
+        let mut buffer = [0; ALL];
         if !self.is_connected {
             if let Some(error) = self.caller.take_error()? {
                 return Err(error);
@@ -161,7 +165,9 @@ impl<'a> Course<'a> {
             self.is_connected = self.caller.peer_addr().is_ok();
         }
         if self.is_connected {
-            while self.said < PARTS && ready((&self.caller).write(&part))?.is_some() {
+            while let Some(part) = PARTS.get(self.said)
+                && ready((&self.caller).write(&said[..*part]))?.is_some()
+            {
                 self.said += 1;
             }
         }
@@ -178,13 +184,16 @@ impl<'a> Course<'a> {
                 match ready((&*accepted).read(&mut buffer))? {
                     None => break,
                     Some(0) => {
-                        self.is_closed = self.heard == PARTS * PART;
+                        self.is_closed = self.heard == ALL;
                         break;
                     }
                     Some(bytes) => self.heard += bytes,
                 }
             }
-            while self.heard == PARTS * PART && self.answered < PARTS && ready((&*accepted).write(&part))?.is_some() {
+            while self.heard == ALL
+                && let Some(part) = PARTS.get(self.answered)
+                && ready((&*accepted).write(&said[..*part]))?.is_some()
+            {
                 self.answered += 1;
             }
             if self.is_closed {
@@ -195,11 +204,11 @@ impl<'a> Course<'a> {
             loop {
                 match ready((&self.caller).read(&mut buffer))? {
                     None => break,
-                    Some(0) => return Ok(self.got == PARTS * PART),
+                    Some(0) => return Ok(self.got == ALL),
                     Some(bytes) => self.got += bytes,
                 }
             }
-            if self.got == PARTS * PART && !self.is_closing {
+            if self.got == ALL && !self.is_closing {
                 self.is_closing = true;
                 let _ = self.caller.shutdown(std::net::Shutdown::Write);
             }

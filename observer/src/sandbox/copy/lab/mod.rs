@@ -176,6 +176,11 @@ impl Lab {
                 }
                 Once::Over(heard) => heard,
             };
+            let parts = copied.around.parts_of(exit.index);
+            if !parts.is_empty() && heard.held == Held::Completed {
+                let decides = copied.rules.has_bridges || copied.rules.hangs_on(parts) || copied.mentions("physdev");
+                ensure!(!decides, "rules about the ports of {} decide, too", named(&copied.around, exit.index));
+            }
             let passage = talk.passage();
             for passage in [passage, passage.back()] {
                 heard.marks.extend(self.made.missing_on(passage, if talk.to.is_ipv4() { 2 } else { 10 }));
@@ -385,8 +390,11 @@ struct Over {
 }
 
 fn missing(around: &Surroundings, index: u32) -> String {
-    let name = around.name(index).map_or_else(|| format!("number {index}"), str::to_owned);
-    format!("interface {name}, by which it leaves, is not in the copy")
+    format!("interface {}, by which it leaves, is not in the copy", named(around, index))
+}
+
+fn named(around: &Surroundings, index: u32) -> String {
+    around.name(index).map_or_else(|| format!("number {index}"), str::to_owned)
 }
 
 impl Talk {

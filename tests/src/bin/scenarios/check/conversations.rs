@@ -93,6 +93,9 @@ pub(super) fn by_nft() -> Result<Outcome> {
         inet("policy drop; tcp dport 443 accept; udp dport 53 accept", BACK),
         inet("tcp dport 80 tcp flags & fin == fin drop", ""),
         inet("meta l4proto tcp meta length > 1000 drop", ""),
+        inet("tcp dport 443 meta length > 1400 drop", ""),
+        inet("", "tcp sport 443 meta length > 1499 drop"),
+        inet("meta nfproto ipv6 tcp dport 80 ip6 length > 1200 drop", ""),
         inet("", "tcp sport 443 tcp flags & (syn | ack) == (syn | ack) drop; udp sport 53 drop"),
         inet("tcp flags & syn == syn tcp option maxseg size set 1300; tcp dport 80 drop", BACK),
         inet("tcp dport 443 counter name \"c\" reject", BACK),
@@ -307,5 +310,75 @@ pub(super) fn packets() -> Result<Outcome> {
             ensure!(egress["packet"] == packet && egress["rule"]["text"] == rule, "{ruleset}: {}", told[0]);
         }
     }
+    Ok(Outcome::Passed)
+}
+
+/// What the kernel makes of a packet, or takes for granted, as it is set.
+pub(super) fn by_settings() -> Result<Outcome> {
+    for (setting, value, ruleset) in [
+        ("ipv4/ip_local_port_range", "10000 20000", inet("tcp sport 32768-60999 accept; tcp dport 443 drop", "")),
+        ("ipv4/ip_local_port_range", "10000 20000", inet("tcp sport 10000-20000 accept; tcp dport 443 drop", "")),
+        ("ipv4/ip_default_ttl", "128", inet("ip ttl != 128 tcp dport 443 drop", "")),
+        ("ipv6/conf/eth0/hop_limit", "200", inet("ip6 hoplimit != 200 tcp dport 443 drop", "")),
+        ("ipv4/tcp_timestamps", "0", inet("tcp option timestamp exists tcp dport 443 drop", "")),
+        ("ipv4/tcp_sack", "0", inet("tcp option sack-perm exists tcp dport 443 drop", "")),
+        ("ipv4/tcp_window_scaling", "0", inet("tcp option window exists tcp dport 443 drop", "")),
+        ("ipv4/ip_no_pmtu_disc", "1", inet("ip frag-off & 0x4000 == 0 tcp dport 443 drop", "")),
+    ] {
+        let (lab, _server) = talking()?;
+        lab.client.set(setting, value)?;
+        lab.client.nft(&ruleset)?;
+        agrees(&lab.client, &DESTINATIONS[..2], &format!("{setting} {value}: {ruleset}"))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// What decides about frames is not in the copy: then it is not said that a destination is allowed.
+pub(super) fn of_a_bridge() -> Result<Outcome> {
+    let drops = "type filter hook output priority 0; ip protocol tcp tcp dport 443 drop";
+    for (ruleset, action) in [
+        ("table inet t {\n}\n".to_owned(), "egress-allowed"),
+        (format!("table inet t {{ chain o {{ {drops} }} }}"), "egress-blocked"),
+        (format!("table bridge b {{ chain o {{ {drops} }} }}"), "egress-unknown"),
+        (
+            "table netdev n { chain i { type filter hook ingress device eth0 priority 0; tcp sport 443 drop } }"
+                .to_owned(),
+            "egress-unknown",
+        ),
+    ] {
+        let (lab, _server) = talking()?;
+        lab.client.ip(&[
+            "link add br0 type bridge forward_delay 0",
+            "link set br0 address 02:00:00:00:00:01",
+            "addr flush dev eth0",
+            "link set eth0 master br0",
+            "link set br0 up",
+            "addr add 10.9.0.1/24 dev br0",
+            "route add default via 10.9.0.2",
+        ])?;
+        // Where the kernel has no such tables, there is nothing to be said.
+        if lab.client.nft(&ruleset).is_err() {
+            continue;
+        }
+        let told = lines(&check(&lab.client, &["--no-fix", "-o", "json", "203.0.113.10:443"])?)?;
+        let found = found(&lab.client, &[("tcp", FAR_V4, 443)])?;
+        ensure!((found == ["ok"]) == (action == "egress-allowed"), "{ruleset}: the client finds {found:?}");
+        ensure!(told[0]["event"]["action"] == action, "{ruleset}: {}", told[0]);
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Its routes are the ones that are taken.
+pub(super) fn without_a_carrier() -> Result<Outcome> {
+    let (lab, _server) = talking()?;
+    lab.client.ip(&[
+        "link add x1 type veth peer name x2",
+        "addr add 10.90.0.1/24 dev x1",
+        "link set x1 up",
+        "route add 203.0.113.0/24 via 10.90.0.2 dev x1",
+    ])?;
+    lab.client.nft(&inet("oifname x1 drop; oifname eth0 tcp dport 443 reject", ""))?;
+    let told = lines(&check(&lab.client, &["--no-fix", "-o", "json", "203.0.113.10:443"])?)?;
+    ensure!(told[0]["egress"]["rule"]["text"] == "oifname \"x1\" drop", "{}", told[0]);
     Ok(Outcome::Passed)
 }

@@ -27,6 +27,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("conversations_by_sets_of_ipset", conversations::by_ipset),
     ("rulesets_of_other_programs", conversations::of_other_programs),
     ("which_packet_of_a_conversation", conversations::packets),
+    ("what_the_kernel_is_set_to", conversations::by_settings),
+    ("ports_of_a_bridge", conversations::of_a_bridge),
+    ("an_interface_without_a_carrier", conversations::without_a_carrier),
     ("routes_are_part_of_the_answer", rulesets::routes),
     ("rules_of_routing_are_part_of_it", rulesets::routing_rules),
     ("users_are_told_apart", users),
@@ -117,6 +120,12 @@ fn users() -> Result<Outcome> {
 fn first_rules() -> Result<Outcome> {
     if let Some(skipped) = without_trials() {
         return Ok(skipped);
+    }
+    // What iptables-legacy has is tried without any table of nftables, too.
+    let lab = Lab::new()?;
+    if lab.client.run("iptables-legacy", &["-A", "OUTPUT", "-p", "tcp", "--dport", "443", "-j", "DROP"]).is_ok() {
+        let told = lines(&check(&lab.client, &["-o", "json", "203.0.113.10:443"])?)?;
+        ensure!(told[0]["egress"]["fix"]["verified"] == true, "{}", told[0]);
     }
     for (command, status) in [
         ("nft add table inet q", 0),

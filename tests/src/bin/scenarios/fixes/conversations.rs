@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    lab::{FAR_V4, FAR_V6, Lab},
+    lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
     namespace::Namespace,
     traffic,
 };
@@ -243,6 +243,47 @@ pub(super) fn of_later_packets() -> Result<Outcome> {
         let event = super::told(&observer, &lab.client, ("tcp", FAR_V4, 80)).context(rule)?;
         observer.stop()?;
         super::expect(&event, &[("/egress/fix/verified", serde_json::json!(true))]).context(rule)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Where what is forwarded comes by, too, nothing is opened for it.
+pub(super) fn beside_containers() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    for (load, rule, own) in [
+        (
+            "nft",
+            "table inet f { chain o { type filter hook postrouting priority 0; oifname eth0 tcp dport 443 drop } }",
+            "fib",
+        ),
+        (
+            "nft",
+            "table inet f { chain p { type filter hook prerouting priority -150; iifname eth0 tcp sport 443 drop } }",
+            "fib",
+        ),
+        ("iptables", "*mangle\n-A POSTROUTING -o eth0 -p tcp --dport 443 -j DROP\nCOMMIT\n", "LOCAL"),
+    ] {
+        let lab = Containers::new(Plug::Bridge)?;
+        let _server = echo(&lab.server, &["443"])?;
+        match load {
+            "nft" => lab.host.nft(rule)?,
+            _ => lab.host.feed("iptables-nft-restore", &["--noflush"], rule).map(drop)?,
+        }
+        let to = [("tcp", FAR_V4, 443)];
+        let both = || -> Result<[bool; 2]> {
+            Ok([found(&lab.host, &to)? == ["ok"], found(&lab.containers[0], &to)? == ["ok"]])
+        };
+        ensure!(both()? == [false, false], "{rule}: nothing is blocked");
+        let answer = told(&check(&lab.host, &["-o", "json", "203.0.113.10:443"])?)?;
+        let fix = &answer[0]["egress"]["fix"];
+        ensure!(fix["verified"] == true, "{rule}: {}", answer[0]);
+        ensure!(lines(&answer[0], "commands")[0].contains(own), "{rule}: {fix}");
+        for line in lines(&answer[0], "commands") {
+            lab.host.run("sh", &["-c", &line])?;
+        }
+        ensure!(both()? == [true, false], "{rule}: for the host and the container {:?}: {fix}", both()?);
     }
     Ok(Outcome::Passed)
 }

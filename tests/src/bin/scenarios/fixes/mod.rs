@@ -37,6 +37,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("chains_of_docker", tables::docker),
     ("chains_that_two_hooks_lead_to", tables::shared),
     ("of_both_directions", conversations::of_both_directions),
+    ("beside_containers", conversations::beside_containers),
     ("of_neighbours", conversations::of_neighbours),
     ("of_later_packets", conversations::of_later_packets),
     ("no_more_than_asked", conversations::no_more_than_asked),
