@@ -375,6 +375,16 @@ impl Surroundings {
         self.indexes().filter_map(of).collect()
     }
 
+    /// Gateways of all routes, whatever leads to them, with the numbers of their interfaces.
+    pub(super) fn gateways(&self) -> impl Iterator<Item = (u32, IpAddr)> {
+        const OUTGOING: u16 = 4;
+        const GATEWAY: u16 = 5;
+        self.routes.iter().filter_map(|route| {
+            let index = u32::from_ne_bytes(route.attributes.get(OUTGOING)?.try_into().ok()?);
+            Some((index, address_of_bytes(route.attributes.get(GATEWAY)?)?))
+        })
+    }
+
     /// It forwards packets of that family.
     pub(crate) fn forwards(&self, v6: bool) -> bool {
         let place = if v6 { "ipv6/conf/all/forwarding" } else { "ipv4/ip_forward" };

@@ -50,6 +50,8 @@ const SOON: Duration = Duration::from_millis(20);
 const WORLDS: usize = 12;
 /// A conversation has some twenty packets.
 const MAX_PACKETS: usize = 512;
+/// Gateways that are there from the beginning.
+const MAX_GATEWAYS: usize = 64;
 /// Translations that follow each other.
 const MAX_HOPS: usize = 4;
 
@@ -149,6 +151,12 @@ impl Lab {
         }
         let (made, set) = copied.make(Purpose::Conversation, Peers::Behind(&worlds), logs)?;
         set.context("what the namespace is set to cannot be copied")?;
+        // A mark may lead to any of them.
+        for (index, gateway) in copied.around.gateways().take(MAX_GATEWAYS) {
+            if let Some(world) = worlds.get(&index) {
+                world.take(index, gateway)?;
+            }
+        }
         let tracer = Tracer::new(&copied.rules, &made, LIMIT)?;
         Ok(Self { worlds, tracer, made })
     }

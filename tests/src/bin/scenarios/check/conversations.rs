@@ -333,6 +333,38 @@ pub(super) fn by_settings() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// Rules that mark packets choose the gateway, and the interface.
+pub(super) fn by_marks() -> Result<Outcome> {
+    let marks =
+        "table ip m { chain o { type route hook output priority -150; ip daddr 203.0.113.10 meta mark set 7 } }";
+    for (rules, routes) in [
+        ("", &["route add default via 10.9.0.3 table 77"][..]),
+        ("tcp dport 80 drop", &["route add default via 10.9.0.3 table 77"]),
+        (
+            "}\nchain p { type filter hook postrouting priority 0; oifname x1 tcp dport 443 drop",
+            &[
+                "link add x1 type veth peer name x2",
+                "addr add 10.90.0.1/24 dev x1",
+                "link set x1 up",
+                "link set x2 up",
+                "route add default via 10.90.0.2 dev x1 table 77",
+            ],
+        ),
+    ] {
+        let (lab, _server) = talking()?;
+        lab.server.ip(&["addr add 10.9.0.3/24 dev eth0"])?;
+        lab.client.ip(routes)?;
+        lab.client.ip(&["rule add fwmark 7 lookup 77"])?;
+        lab.client.nft(&format!("{marks}\n{}", inet(rules, "")))?;
+        agrees(
+            &lab.client,
+            &[("tcp", FAR_V4, 443), ("tcp", FAR_V4, 80)][..if rules.is_empty() { 2 } else { 1 }],
+            rules,
+        )?;
+    }
+    Ok(Outcome::Passed)
+}
+
 /// What decides about frames is not in the copy: then it is not said that a destination is allowed.
 pub(super) fn of_a_bridge() -> Result<Outcome> {
     let drops = "type filter hook output priority 0; ip protocol tcp tcp dport 443 drop";

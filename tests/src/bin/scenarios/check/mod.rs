@@ -28,6 +28,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("rulesets_of_other_programs", conversations::of_other_programs),
     ("which_packet_of_a_conversation", conversations::packets),
     ("what_the_kernel_is_set_to", conversations::by_settings),
+    ("routes_by_marks", conversations::by_marks),
     ("ports_of_a_bridge", conversations::of_a_bridge),
     ("an_interface_without_a_carrier", conversations::without_a_carrier),
     ("routes_are_part_of_the_answer", rulesets::routes),
