@@ -43,6 +43,27 @@ layout! {
     reason_qdisc_overlimit,
     /// See [`Self::reason_qdisc_drop`].
     reason_qdisc_congested,
+    /// Value of `SKB_DROP_REASON_NEIGH_FAILED`, not an offset.
+    reason_neigh_failed,
+    /// Low and high half of the address of `neigh_invalidate`, and its bytes, not offsets: there, or in the functions below, what has waited for a
+    /// neighbour is freed.
+    neigh_invalidate_low,
+    /// See [`Self::neigh_invalidate_low`].
+    neigh_invalidate_high,
+    /// See [`Self::neigh_invalidate_low`].
+    neigh_invalidate_bytes,
+    /// The same of `arp_error_report`.
+    arp_error_low,
+    /// See [`Self::arp_error_low`].
+    arp_error_high,
+    /// See [`Self::arp_error_low`].
+    arp_error_bytes,
+    /// The same of `ndisc_error_report`.
+    ndisc_error_low,
+    /// See [`Self::ndisc_error_low`].
+    ndisc_error_high,
+    /// See [`Self::ndisc_error_low`].
+    ndisc_error_bytes,
     /// Low and high half of the address of `nf_hook_slow`, and its bytes, where the kernel does not name what netfilter drops:
     /// who frees the packet then tells. Not offsets.
     netfilter_low,
@@ -100,6 +121,12 @@ layout! {
 
     /// `dst_entry.input`
     dst_input,
+    /// `rtable.rt_gw_family`
+    rt_gateway_family,
+    /// `rtable.rt_gw4`
+    rt_gateway,
+    /// `rt6_info.rt6i_gateway`
+    rt6_gateway,
     /// `dst_entry.dev`
     dst_dev,
     /// `dst_entry.flags`

@@ -28,6 +28,9 @@ pub enum Cause {
     Queue = 4,
     /// A program in user space that a rule asks (NFQUEUE), or the want of one.
     Nfqueue = 5,
+    /// It waited for whoever is next on its way, who did not answer, while rules drop what asks for neighbours: [`DropKey::translated`]
+    /// has that one's address as its destination, or nothing where it is the packet's own.
+    Neighbour = 6,
 }
 
 /// Bits of [`DropKey::place`]: what the packet looked like, from which the hook follows.

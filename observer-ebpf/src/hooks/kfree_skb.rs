@@ -17,7 +17,7 @@ use crate::kernel::{
     counters::count,
     drop, filter,
     layout::{address, field},
-    own,
+    neighbours, own,
     proof::is_proof,
     read::{Direct, Probe, Reader},
     rule,
@@ -84,12 +84,25 @@ extern "C" fn drop_cause(reason: u32, location: u64) -> u64 {
         || reason == field!(reason_qdisc_congested)
     {
         Cause::Queue
+    } else if reason == field!(reason_neigh_failed)
+        || (reason == NOT_NAMED || reason == field!(reason_not_specified)) && is_unanswered(location)
+    {
+        Cause::Neighbour
     } else if (reason == NOT_NAMED || reason == field!(reason_not_specified)) && rule::queued(location).is_some() {
         Cause::Nfqueue
     } else {
         return 0;
     };
     cause as u64
+}
+
+/// Freed where a neighbour is given up. Most kernels give no reason there.
+#[inline(always)]
+fn is_unanswered(location: u64) -> bool {
+    let is_in = |start: u64, bytes: u32| start != 0 && location.wrapping_sub(start) < u64::from(bytes);
+    is_in(address(field!(neigh_invalidate_low), field!(neigh_invalidate_high)), field!(neigh_invalidate_bytes))
+        || is_in(address(field!(arp_error_low), field!(arp_error_high)), field!(arp_error_bytes))
+        || is_in(address(field!(ndisc_error_low), field!(ndisc_error_high)), field!(ndisc_error_bytes))
 }
 
 /// `nf_hook_slow` frees what a rule or a policy drops, and nothing else. Never true where the reason tells.
@@ -101,6 +114,9 @@ fn freed_by_netfilter(location: u64) -> bool {
 
 #[inline(always)]
 fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, reason: u32, cause: u64) {
+    if cause == Cause::Neighbour as u64 && !neighbours::are_stopped() {
+        return;
+    }
     let skb = Skb::read::<R>(address);
     let Some((direction, from)) = skb.direction::<R>() else {
         count(Counter::NotEgress);
@@ -154,8 +170,16 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         put!(scratch.start, start);
         put!(scratch.bytes, bytes);
         drop::headers(start, bytes, ethertype, nfct, direction);
+        if cause == Cause::Neighbour as u64 {
+            neighbours::next_hop(skb.dst, ethertype);
+        } else {
+            neighbours::note(ethertype);
+        }
         drop::finish();
-        rule::identify();
+        // Nothing on the stack says which rule it was then.
+        if cause != Cause::Neighbour as u64 {
+            rule::identify();
+        }
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             let location: u64 = get!(scratch.record.location);
             crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);

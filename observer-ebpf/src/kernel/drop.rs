@@ -69,6 +69,9 @@ pub fn came_from(net: u64) {
     drop_origin(net);
 }
 
+/// Where an ARP packet has the address that is asked for.
+const ARP_TARGET: usize = 24;
+
 /// Packet bytes in the kernel's memory.
 struct Linear {
     start: u64,
@@ -99,6 +102,12 @@ extern "C" fn drop_headers(start: u64, bytes: u64, ethertype: u32) -> u64 {
     unsafe {
         let Some(packet) = packet::parse(&Linear { start, bytes }, ethertype as u16) else {
             put!(scratch.record.key.flags, get!(scratch.record.key.flags) | flag::UNREADABLE);
+            // Questions for several neighbours are several keys.
+            if ethertype == u32::from(packet::ethertype::ARP)
+                && let Some(asked) = (Linear { start, bytes }).read::<4>(ARP_TARGET)
+            {
+                address(&raw mut (*scratch).record.key.sent.destination, 0, asked);
+            }
             return 0;
         };
         match packet.addresses {

@@ -9,6 +9,7 @@ pub mod filter;
 pub mod flow;
 pub mod layout;
 pub mod link;
+pub mod neighbours;
 pub mod netns;
 pub mod own;
 pub mod owner;

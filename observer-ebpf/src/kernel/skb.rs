@@ -6,7 +6,7 @@ use observer_ebpf::{
     abi::{Direction, answer, place},
     logic::{
         direction::{self, Origin},
-        packet::ethertype,
+        packet::{ethertype, protocol},
     },
 };
 
@@ -59,8 +59,12 @@ impl Skb {
         let skb_iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
         if skb_iif == 0 {
             // The black box keeps the compiler from testing both pointers with one OR, which the verifier refuses.
-            let made = Origin { route: self.dst != 0, socket: black_box(self.sk != 0), ..Origin::MADE_HERE };
+            let has_route = self.dst != 0 || self.protocol::<R>() == ethertype::ARP;
+            let made = Origin { route: has_route, socket: black_box(self.sk != 0), ..Origin::MADE_HERE };
             return direction::direction(made).map(|direction| (direction, 0));
+        }
+        if self.is_of_neighbours::<R>() {
+            return Some((Direction::Answer, 0));
         }
         // As plain numbers, which is all that a function of its own takes.
         let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
@@ -73,6 +77,22 @@ impl Skb {
             ANSWER => Some((Direction::Answer, from)),
             _ => None,
         }
+    }
+
+    /// `skb->protocol`, host byte order.
+    #[inline(always)]
+    fn protocol<R: Reader>(&self) -> u16 {
+        u16::from_be(R::field(self.address, field!(skb_protocol)).unwrap_or(0))
+    }
+
+    /// A received packet is a neighbour's answer to who asked for it: a reply of ARP, or an advertisement that was solicited.
+    #[inline(always)]
+    fn is_of_neighbours<R: Reader>(&self) -> bool {
+        let kind = self.protocol::<R>();
+        if kind != ethertype::ARP && kind != ethertype::IPV6 {
+            return false;
+        }
+        skb_neighbour(self.address, u32::from(kind)) != 0
     }
 
     /// Its connection and what it is to it (`skb->_nfct`); 0 without connection tracking.
@@ -117,7 +137,10 @@ impl Skb {
     pub fn answer(&self, nfct: u64) -> u8 {
         let mut bits = if connection::is_error(nfct) { answer::ERROR } else { 0 };
         let input: u64 = Probe::field(self.dst, field!(dst_input)).unwrap_or(0);
-        if self.dst == 0 {
+        // Whoever is next on the way answers this host.
+        if self.dst == 0 && connection::of(nfct) == 0 {
+            bits |= answer::LOCAL;
+        } else if self.dst == 0 {
             bits |= answer::UNROUTED;
         } else if input != address(field!(ip_forward_low), field!(ip_forward_high))
             && input != address(field!(ip6_forward_low), field!(ip6_forward_high))
@@ -196,6 +219,31 @@ impl Skb {
         let end = self.headroom::<R>() + u64::from(self.length::<R>().wrapping_sub(paged));
         (head + network, if end > network { end - network } else { 0 })
     }
+}
+
+/// See [`Skb::is_of_neighbours`]: a function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn skb_neighbour(skb: u64, kind: u32) -> u64 {
+    /// `ARPOP_REPLY`, and where it stands.
+    const REPLY: u16 = 2;
+    const OPERATION: u64 = 6;
+    /// Where an IPv6 header has what follows it, and where a solicited advertisement says so.
+    const NEXT: u64 = 6;
+    const MESSAGE: u64 = 40;
+    const ADVERTISEMENT: u8 = 136;
+    const SOLICITED: u8 = 0x40;
+    let head: u64 = Probe::field(skb, field!(skb_head)).unwrap_or(0);
+    let network = u64::from(Probe::field::<u16>(skb, field!(skb_network_header)).unwrap_or(0));
+    let at = |offset: u64| head + network + offset;
+    if kind == u32::from(ethertype::ARP) {
+        return u64::from(Probe::field::<u16>(at(OPERATION), 0).map(u16::from_be) == Some(REPLY));
+    }
+    if Probe::field::<u8>(at(NEXT), 0) != Some(protocol::ICMPV6) {
+        return 0;
+    }
+    let is_answer = Probe::field::<u8>(at(MESSAGE), 0) == Some(ADVERTISEMENT);
+    u64::from(is_answer && Probe::field::<u8>(at(MESSAGE), 4).unwrap_or(0) & SOLICITED != 0)
 }
 
 /// A direction in the low bits of an address, which are free.

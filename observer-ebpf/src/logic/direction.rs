@@ -9,7 +9,7 @@ pub struct Origin {
     /// `skb->skb_iif`: the device it was received on, 0 for a packet made here. Set at the start of reception, before
     /// any ingress hook, and cleared when a packet crosses a veth or enters a tunnel (`skb_scrub_packet`).
     pub skb_iif: u32,
-    /// It has a route (a metadata dst of a tunnel is not one).
+    /// It has a route (a metadata dst of a tunnel is not one), or needs none: ARP.
     pub route: bool,
     /// The route's input function forwards.
     pub forwarding: bool,
@@ -119,7 +119,9 @@ pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
         (Direction::Answer, _) => None,
         (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.protocol_reached => Some(Hook::Prerouting),
         (Direction::Unrouted, Cause::Netfilter | Cause::Nfqueue) if place.control_empty => None,
+        (Direction::Unrouted, Cause::Neighbour) => None,
         (Direction::Unrouted, _) => Some(Hook::Ingress),
+        (_, Cause::Neighbour) => None,
         (_, Cause::Cgroup | Cause::Tc | Cause::Queue) => Some(Hook::Egress),
         (Direction::Local, Cause::Netfilter | Cause::Nfqueue) => local(place),
         (Direction::Forward, Cause::Netfilter | Cause::Nfqueue) if place.at_link_header => Some(Hook::Egress),

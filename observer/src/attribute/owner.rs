@@ -347,7 +347,7 @@ impl<E: HostQueries> Owners<E> {
     /// Of what goes the other way than the first packet of its connection: an answer to whoever began it on this host, or what somebody
     /// on this host answers to a peer that began it.
     pub fn as_it_is(&mut self, dropped: Dropped) -> Dropped {
-        if dropped.packet.is_none() {
+        if dropped.direction != Direction::Answer {
             return dropped;
         }
         let began = dropped.original.or(dropped.endpoints).map(|endpoints| endpoints.source);
@@ -370,7 +370,9 @@ impl<E: HostQueries> Owners<E> {
         }
         let homes = match dropped.origin_netns {
             Some(origin) => vec![origin],
-            None if dropped.packet.is_some() && self.may_own(dropped.netns, wanted.source.0) => vec![dropped.netns],
+            None if dropped.direction == Direction::Answer && self.may_own(dropped.netns, wanted.source.0) => {
+                vec![dropped.netns]
+            }
             None => self.homes(wanted.source.0, dropped.netns),
         };
         if let Some(found) = self.sender_by_address(&wanted, &homes, dropped.boot_ns) {

@@ -20,7 +20,9 @@ pub(crate) fn enter(attempt: &mut Attempt, decision: &Decision) {
         (None, Some(decider)) => decider.only_drops().then_some(Verdict::Drop),
         (None, None) => None,
     };
-    let sentence = |rule: &NamedRule| NamedRule { packet: attempt.packet, ..rule.clone() }.sentence();
+    // Of what asks for a neighbour, it is the packet itself.
+    let packet = attempt.packet.filter(|_| attempt.background.is_none());
+    let sentence = |rule: &NamedRule| NamedRule { packet, ..rule.clone() }.sentence();
     attempt.finding = rule.as_ref().map(sentence).or_else(|| decider.as_ref().map(Decider::sentence));
     attempt.decided_by = decider.clone().filter(|decider| *decider != Decider::default());
     attempt.rule = rule.as_ref().map(NamedRule::seen);

@@ -6,6 +6,7 @@
 pub mod changes;
 pub(crate) mod finding;
 pub(crate) mod hanging;
+mod neighbours;
 mod replay;
 pub mod rules;
 
@@ -20,6 +21,7 @@ use observer_ebpf::{
 };
 
 use self::{
+    neighbours::Neighbours,
     replay::{Opinion, Step},
     rules::{Found, Rules, wanted},
 };
@@ -110,6 +112,7 @@ impl Sight {
 /// Finds what stopped attempts.
 pub struct Explainer {
     rules: Rules,
+    neighbours: Neighbours,
     needs: Needs,
 }
 
@@ -119,12 +122,17 @@ pub type Needs = Box<dyn Fn(&Sender) -> Vec<String> + Send>;
 impl Explainer {
     /// By rules that are seen live, and copies; `needs` knows agents, installers and package managers.
     pub fn new(rules: Rules, needs: Needs) -> Self {
-        Self { rules, needs }
+        Self { rules, neighbours: Neighbours::default(), needs }
     }
 
     /// Rules that were asked about.
     pub(crate) fn rules(&mut self) -> &mut Rules {
         &mut self.rules
+    }
+
+    /// A rule is behind it: it did not wait for a neighbour who is dead by itself.
+    pub(crate) fn is_a_rules(&self, dropped: &Dropped) -> bool {
+        dropped.waited_for.is_none() || self.neighbours.of(dropped).is_some()
     }
 
     /// Looks up what decided, and what its namespace is. To be called again when answers have come, until it is ready; with
@@ -168,7 +176,11 @@ impl Explainer {
         begun: Begun,
         attribution: &mut Attribution<E>,
     ) -> (Box<Attempt>, Sight) {
-        let Begun { mut attempt, dropped, found, opinion, .. } = begun;
+        let Begun { mut attempt, mut dropped, found, opinion, .. } = begun;
+        let unasked = self.neighbours.of(&dropped).cloned();
+        if let Some(unasked) = &unasked {
+            (attempt.packet, dropped.rule) = (Some(unasked.kind), Some(unasked.answer));
+        }
         let Found { decision, unread, disputed } = found.unwrap_or_default();
         let opinion = opinion.unwrap_or(Opinion::None);
         let is_replayed = matches!(opinion, Opinion::Is(_));
@@ -177,7 +189,10 @@ impl Explainer {
             let decider = queue(&dropped, attribution);
             decision = decider.map(|decider| Arc::new(Decision { rule: None, decider: Some(decider) }));
         }
-        decision = decision.and_then(|decision| self.told(decision));
+        decision = unasked.map(|unasked| unasked.decision).or(decision).and_then(|decision| self.told(decision));
+        if let Some(decision) = decision.as_ref().filter(|decision| decision.rule.is_some()) {
+            self.neighbours.note(&dropped, decision);
+        }
         if let Some(decision) = &decision {
             finding::enter(&mut attempt, decision);
         }
@@ -275,11 +290,12 @@ fn queue<E: HostQueries>(dropped: &Dropped, attribution: &mut Attribution<E>) ->
     }
 }
 
-/// The first packet of the conversation whose answer was blocked, as the answer's socket would send it.
+/// The first packet of the conversation whose answer was blocked, or that waited for a neighbour, as its socket would send it.
 fn answered(dropped: &Dropped) -> Option<Packet> {
     let (socket, captured) = (dropped.socket?, dropped.captured.as_ref()?);
     let (uid, gid) = captured.opened_by?;
-    let asked = dropped.original.or(dropped.endpoints).filter(|_| dropped.hook == Some(Hook::Input))?;
+    let is_of_it = dropped.hook == Some(Hook::Input) || dropped.waited_for.is_some();
+    let asked = dropped.original.or(dropped.endpoints).filter(|_| is_of_it)?;
     let origin = Origin::Socket { uid, gid, groups: Vec::new(), mark: captured.mark, cgroup: socket.cgroup };
     let from = (asked.source, asked.source_port?).into();
     let to = (asked.destination, asked.destination_port?).into();

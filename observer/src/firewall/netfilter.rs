@@ -62,6 +62,8 @@ pub mod hook {
         match (of, number) {
             (family::NETDEV, NETDEV_INGRESS) | (family::INET, INET_INGRESS) => Some("ingress"),
             (family::NETDEV, NETDEV_EGRESS) => Some("egress"),
+            (family::ARP, ARP_IN) => Some("input"),
+            (family::ARP, ARP_OUT) => Some("output"),
             (family::INET | family::IPV4 | family::IPV6, PRE_ROUTING) => Some("prerouting"),
             (family::INET | family::IPV4 | family::IPV6, LOCAL_IN) => Some("input"),
             (family::INET | family::IPV4 | family::IPV6, FORWARD) => Some("forward"),

@@ -104,6 +104,11 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
     let translated = sent.filter(|_| has(flag::TRANSLATED)).and_then(|_| endpoints(&key.translated, key));
     let is_tcp = key.protocol == protocol::TCP;
     let is_error = key.answer & answer::ERROR != 0;
+    let waited_for = sent.filter(|_| cause == Cause::Neighbour).map(|sent| {
+        let gateway = Tuple { source: key.sent.source, ..key.translated };
+        let gateway = endpoints(&gateway, key).map(|of| of.destination).filter(|gateway| !gateway.is_unspecified());
+        gateway.unwrap_or(sent.destination)
+    });
     Ok(Dropped {
         boot_ns: counted.last_ns,
         first_ns: counted.first_ns,
@@ -111,11 +116,8 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         bytes: counted.bytes,
         endpoints: translated.or(sent),
         direction,
-        packet: (direction == Direction::Answer).then_some(if is_too_big(key) {
-            PacketKind::TooBig
-        } else {
-            PacketKind::Answer
-        }),
+        packet: packet_kind(key, direction),
+        waited_for,
         origin_netns: (key.origin_netns != 0).then_some(key.origin_netns),
         original: sent.filter(|_| translated.is_some()),
         encapsulated: has(flag::ENCAPSULATED),
@@ -200,10 +202,22 @@ fn is_v6(tuple: &Tuple) -> bool {
     tuple.source[4..].iter().chain(&tuple.destination[4..]).any(|byte| *byte != 0)
 }
 
+/// Which packet of a conversation it is, where it is not an outbound one of its own.
+fn packet_kind(key: &DropKey, direction: Direction) -> Option<PacketKind> {
+    match (key.ethertype, direction) {
+        (ethertype::ARP, _) => Some(PacketKind::Arp),
+        _ if key.protocol == protocol::ICMPV6 && matches!(key.detail, 135 | 136) => Some(PacketKind::Solicitation),
+        _ if is_too_big(key) => Some(PacketKind::TooBig),
+        (_, Direction::Answer) => Some(PacketKind::Answer),
+        _ => None,
+    }
+}
+
 /// It says which length fits the way.
 fn is_too_big(key: &DropKey) -> bool {
     let v6 = key.ethertype == ethertype::IPV6;
-    key.answer & answer::ERROR != 0 && matches!((v6, key.detail, key.code), (false, 3, 4) | (true, 2, _))
+    let is_error = key.answer & answer::ERROR != 0 || is_icmp(key.protocol) && key.flags & flag::TRANSPORT != 0;
+    is_error && matches!((v6, key.detail, key.code), (false, 3, 4) | (true, 2, _))
 }
 
 fn is_icmp(number: u8) -> bool {

@@ -67,6 +67,11 @@ impl Reasons {
     }
 }
 
+/// Functions in which is freed what has waited for a neighbour: in the first where the others end with the call that frees.
+const UNANSWERED: [&str; 3] = ["neigh_invalidate", "arp_error_report", "ndisc_error_report"];
+/// None of them is longer.
+const MAX_FUNCTION: u32 = 4096;
+
 /// What is not in BTF.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Symbols {
@@ -74,6 +79,8 @@ pub struct Symbols {
     pub ip_forward: Option<u64>,
     /// Address of `ip6_forward`, `None` too while IPv6 is not loaded.
     pub ip6_forward: Option<u64>,
+    /// Address and bytes of the functions in which is freed what has waited for a neighbour who does not answer ([`UNANSWERED`]).
+    pub unanswered: [Option<(u64, u32)>; 3],
     /// Address and bytes of the function that frees what netfilter drops; looked up only where the kernel names no reason.
     pub netfilter: Option<(u64, u32)>,
 }
@@ -83,16 +90,29 @@ impl Symbols {
     pub fn of_kernel() -> Self {
         let mut symbols = Self::default();
         let Ok(file) = std::fs::File::open("/proc/kallsyms") else { return symbols };
+        // Symbols stand in the order of their addresses, those of a module beside each other: a function ends where the next one begins.
+        let mut begun: Option<(usize, u64)> = None;
         for line in BufReader::with_capacity(1 << 18, file).lines().map_while(Result::ok) {
             let mut words = line.split_ascii_whitespace();
             let (Some(address), Some(name)) = (words.next(), words.nth(1)) else { continue };
+            if let Some((index, start)) = begun.take() {
+                let bytes = u64::from_str_radix(address, 16).ok().and_then(|end| end.checked_sub(start));
+                symbols.unanswered[index] = bytes
+                    .and_then(|bytes| u32::try_from(bytes).ok())
+                    .filter(|bytes| (1..=MAX_FUNCTION).contains(bytes))
+                    .map(|bytes| (start, bytes));
+            }
+            if let Some(index) = UNANSWERED.iter().position(|known| *known == name) {
+                begun = u64::from_str_radix(address, 16).ok().filter(|start| *start != 0).map(|start| (index, start));
+            }
             let slot = match name {
                 "ip_forward" => &mut symbols.ip_forward,
                 "ip6_forward" => &mut symbols.ip6_forward,
                 _ => continue,
             };
             *slot = u64::from_str_radix(address, 16).ok().filter(|address| *address != 0);
-            if symbols.ip_forward.is_some() && symbols.ip6_forward.is_some() {
+            let are_all = symbols.ip_forward.is_some() && symbols.ip6_forward.is_some();
+            if are_all && symbols.unanswered.iter().all(Option::is_some) {
                 break;
             }
         }
@@ -139,6 +159,7 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
     if !named && symbols.netfilter.is_none() {
         return Err(LayoutError::NoReason);
     }
+    let givers = symbols.unanswered;
     let dropper = symbols.netfilter.map(|(start, _)| start);
     let mut fields = Fields { btf, wrong: Vec::new() };
     let layout = Layout {
@@ -152,6 +173,16 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         reason_qdisc_drop: reasons.value("QDISC_DROP"),
         reason_qdisc_overlimit: reasons.value("QDISC_OVERLIMIT"),
         reason_qdisc_congested: reasons.value("QDISC_CONGESTED"),
+        reason_neigh_failed: reasons.value("NEIGH_FAILED"),
+        neigh_invalidate_low: low(givers[0].map(|(start, _)| start)),
+        neigh_invalidate_high: high(givers[0].map(|(start, _)| start)),
+        neigh_invalidate_bytes: givers[0].map_or(ABSENT, |(_, bytes)| bytes),
+        arp_error_low: low(givers[1].map(|(start, _)| start)),
+        arp_error_high: high(givers[1].map(|(start, _)| start)),
+        arp_error_bytes: givers[1].map_or(ABSENT, |(_, bytes)| bytes),
+        ndisc_error_low: low(givers[2].map(|(start, _)| start)),
+        ndisc_error_high: high(givers[2].map(|(start, _)| start)),
+        ndisc_error_bytes: givers[2].map_or(ABSENT, |(_, bytes)| bytes),
         netfilter_low: low(dropper),
         netfilter_high: high(dropper),
         netfilter_bytes: symbols.netfilter.map_or(ABSENT, |(_, bytes)| bytes),
@@ -181,6 +212,9 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         conn_original: fields.conn_original(),
 
         dst_input: fields.want("dst_entry", "input", 8),
+        rt_gateway_family: fields.want("rtable", "rt_gw_family", 1),
+        rt_gateway: fields.want("rtable", "rt_gw4", 4),
+        rt6_gateway: fields.want("rt6_info", "rt6i_gateway", 16),
         dst_dev: fields.need("dst_entry", "dev", 8),
         dst_flags: fields.need("dst_entry", "flags", 2),
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use observer_ebpf::logic::packet::protocol;
 use serde::{Deserialize, Serialize};
 
-use super::{dropped::Dropped, names::Hook};
+use super::{dropped::Dropped, names::Hook, packet_kind::PacketKind};
 
 /// Kinds of background traffic, as the contract lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,10 +56,15 @@ impl Background {
 
     /// Which kind a dropped packet is; `None` when somebody may wait for it.
     pub fn of(dropped: &Dropped) -> Option<Self> {
-        let endpoints = dropped.endpoints.as_ref()?;
-        if dropped.packet.is_some() {
-            return answer(dropped);
+        match dropped.packet {
+            // Somebody may wait for the neighbour: that is known when it does not come, and reported then.
+            Some(PacketKind::Arp | PacketKind::Solicitation) => return Some(Self::Discovery),
+            // What it tells is waited for by whoever sends what is too long.
+            Some(PacketKind::TooBig) => return None,
+            Some(PacketKind::Answer) => return answer(dropped),
+            Some(PacketKind::Segment) | None => {}
         }
+        let endpoints = dropped.endpoints.as_ref()?;
         let to = endpoints.destination;
         if let Some((kind, _)) = dropped.icmp {
             return if endpoints.protocol == protocol::ICMPV6 { icmpv6(kind) } else { icmp(kind) };

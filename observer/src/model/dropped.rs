@@ -101,6 +101,8 @@ pub struct Dropped {
     pub rule: Option<RuleAnswer>,
     /// Whether the rule that was seen to give the verdict is the same; `None` where only one was seen.
     pub verdict_agrees: Option<bool>,
+    /// It died because this neighbour, the next on its way, did not answer.
+    pub waited_for: Option<IpAddr>,
     /// Bytes as the firewall's counters count them.
     pub bytes: u64,
     /// Inode number of the network namespace whose rules decided.
@@ -172,6 +174,7 @@ impl Dropped {
             original: None,
             direction: if is_unrouted { Direction::Unrouted } else { Direction::Forward },
             packet: None,
+            waited_for: None,
             ..self
         }
     }
@@ -228,6 +231,7 @@ impl Dropped {
             netns: 0,
             direction: Direction::Local,
             packet: None,
+            waited_for: None,
             origin_netns: None,
             original: None,
             encapsulated: false,

@@ -110,6 +110,8 @@ impl From<abi::Cause> for Cause {
             abi::Cause::Tc => Self::Tc,
             abi::Cause::Queue => Self::Queue,
             abi::Cause::Nfqueue => Self::Nfqueue,
+            // It is reported where a rule is behind it.
+            abi::Cause::Neighbour => Self::Netfilter,
         }
     }
 }

@@ -59,6 +59,7 @@ impl Making {
             let attempt = ready!(rooms.attribution.attempt(dropped, search, is_last));
             self.stage = match attempt {
                 None => Stage::Inbound(dropped.packets),
+                Some(_) if !rooms.explainer.is_a_rules(dropped) => Stage::Filtered(dropped.packets),
                 // What is filtered costs no look-up.
                 Some((attempt, _)) if !filter.concerns(&attempt) => Stage::Filtered(dropped.packets),
                 Some((attempt, share)) => {

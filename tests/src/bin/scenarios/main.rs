@@ -16,6 +16,7 @@ mod front_ends;
 mod hanging;
 mod hooks;
 mod kernel_made;
+mod neighbours;
 mod overview;
 mod owners;
 mod packets;
@@ -113,7 +114,7 @@ type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 fn main() {
     // A caller that ignores Ctrl-C, such as a shell for what it runs in the background, must not make observer ignore it.
     harness::listen_to_interrupts();
-    let groups: [(&str, &[Scenario]); 30] = [
+    let groups: [(&str, &[Scenario]); 31] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
@@ -124,6 +125,7 @@ fn main() {
         ("replay", replay::ALL),
         ("deciders", deciders::ALL),
         ("answers", answers::ALL),
+        ("neighbours", neighbours::ALL),
         ("changes", changes::ALL),
         ("restored", restored::ALL),
         ("directions", directions::ALL),
