@@ -300,7 +300,7 @@ fn fixes_of_one_account_do_not_crowd_out_others() {
     take(&mut incidents, &hosts, &mut table);
     table.fixes.push_back(Remedy::None);
     news(&mut incidents, &mut table);
-    assert_eq!(table.asked[0].rule, NamedRule::example("drop"), "root's goes before its users'");
+    assert_eq!(table.asked[0].rule.text.as_deref(), Some("drop"), "root's goes before its users'");
 }
 
 fn reached(boot_ns: u64) -> Reached {

@@ -111,8 +111,8 @@ pub(super) fn answers(
 /// Where packets of this host and of others come by, exceptions for all are followed by those for its own alone, which are tried where
 /// the others open too much.
 pub(super) fn also_bound(target: &Target, made: impl Fn(bool) -> Vec<Plan>) -> Vec<Plan> {
-    let bound = if target.is_forwarded { Vec::new() } else { made(true) };
-    made(false).into_iter().chain(bound).collect()
+    let mut bound = if target.is_forwarded { Vec::new() } else { made(true) }.into_iter();
+    made(false).into_iter().flat_map(|plan| [Some(plan), bound.next()]).flatten().collect()
 }
 
 /// For the port, and for the addresses alone.

@@ -39,6 +39,20 @@ impl<'a> Does<'a> {
     }
 }
 
+/// What stands behind an option in a rule's text.
+pub(super) fn value<'a>(text: &'a str, option: &str) -> Option<&'a str> {
+    let mut words = text.split(' ').skip_while(|word| *word != option);
+    words.nth(1)
+}
+
+/// The comment in a rule's text, by iptables or nft.
+pub(super) fn comment(text: &str) -> Option<&str> {
+    match text.split_once("comment \"") {
+        Some((_, quoted)) => quoted.split('"').next(),
+        None => text.split_once("--comment ")?.1.split(' ').next(),
+    }
+}
+
 /// Whether a line of iptables' and the text of the rule that was made of it, by `nft` or `iptables-save`, are about the same
 /// addresses, ports, interfaces and protocol.
 pub(super) fn is_about_the_same(words: &[String], text: &str) -> bool {

@@ -18,6 +18,7 @@ mod iptables_legacy;
 mod kubernetes;
 mod nftables;
 mod podman;
+mod proxmox;
 mod shorewall;
 mod tailscale;
 mod ufw;
@@ -67,6 +68,7 @@ pub static ALL: &[&dyn FrontEnd] = &[
     &shorewall::Shorewall,
     &tailscale::Tailscale,
     &csf::Csf,
+    &proxmox::Proxmox,
     &iptables_legacy::IptablesLegacy,
     &iptables::Iptables,
     &nftables::Nftables,
@@ -106,14 +108,19 @@ pub trait FrontEnd: Sync {
     }
 
     /// The commands that might let the target through a rule of its, the best first; where none is known, what an administrator
-    /// can do instead. By default that is its [`advice`](Self::advice).
+    /// can do instead. By default there is none, and its [`advice`](Self::advice) is given.
     fn plans(&self, _rule: &NamedRule, _target: &Target, _known: &Known) -> Plans {
-        Err(self.advice().map(str::to_owned))
+        Err(None)
     }
 
-    /// What to do about its rules where no command changes them.
-    fn advice(&self) -> Option<&'static str> {
+    /// What to do about a rule of its where no command is known: what the rule was made of, and how that is changed.
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
         None
+    }
+
+    /// Its program writes the chains of this rule anew, though the rule is told in other words: no command is given into them.
+    fn rewrites(&self, _rule: &NamedRule) -> bool {
+        false
     }
 
     /// How a profile's ports are let out by it, for `check --steps`.

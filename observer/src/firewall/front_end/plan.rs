@@ -133,14 +133,21 @@ pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     // Only rules themselves can be about anything but what is sent.
     let is_of_its_own = rule.packet.is_none_or(|packet| packet == PacketKind::Segment);
     let by_rules = [iptables::NAME, super::IPTABLES_LEGACY, super::NFTABLES].contains(&front_end.name());
-    if rule.leads_to.is_some() || !is_of_its_own && !by_rules {
+    if rule.leads_to.is_some() {
         return Err(None);
     }
-    let mut plans = front_end.plans(rule, target, known)?;
+    if let Some(owner) = ALL.iter().find(|owner| owner.rewrites(rule)) {
+        return Err(owner.advice(rule, target));
+    }
+    if !is_of_its_own && !by_rules {
+        return Err(front_end.advice(rule, target));
+    }
+    let planned = front_end.plans(rule, target, known);
+    let mut plans = planned.map_err(|instead| instead.or_else(|| front_end.advice(rule, target)))?;
     // The narrowest first; but addresses may be others tomorrow, and a rule about the port is taken back by one.
     let is_narrow_first = !target.is_by_name && !is_about_the_port(rule, target);
     plans.sort_by_key(|plan| (plan.lasts == Lasts::Hour, is_narrow_first.then_some(plan.scope)));
-    if plans.is_empty() { Err(None) } else { Ok(plans) }
+    if plans.is_empty() { Err(front_end.advice(rule, target)) } else { Ok(plans) }
 }
 
 /// A rule names the port, and no addresses.

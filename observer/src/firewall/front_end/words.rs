@@ -44,6 +44,15 @@ impl Place<'_> {
         self.saved.map(str::to_owned).or_else(|| self.named.text.clone())
     }
 
+    /// The statement of a rule in a table whose name says whose it is.
+    pub(super) fn in_a_table_of(&self, owner: &str, table: &str) -> Option<Statement> {
+        if self.named.table != table {
+            return None;
+        }
+        let number = self.named.position.map(|position| format!(", rule {position}")).unwrap_or_default();
+        Some(plain(owner, format!("{owner}'s chain {}{number}", self.named.chain), self.text()?))
+    }
+
     /// The statement of a rule in a chain whose name says whose it is.
     pub(super) fn in_a_chain_of(&self, owner: &str, prefixes: &[&str]) -> Option<Statement> {
         let chain = &self.named.chain;

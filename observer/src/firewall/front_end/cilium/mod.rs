@@ -1,6 +1,7 @@
 //! Cilium, a network of Kubernetes.
 
-use super::FrontEnd;
+use super::{FrontEnd, Target};
+use crate::model::NamedRule;
 
 pub(super) struct Cilium;
 
@@ -13,7 +14,7 @@ impl FrontEnd for Cilium {
         &["CILIUM_"]
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some("Cilium made this rule of a policy: `kubectl get ciliumnetworkpolicy -A`, and edit that")
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
+        Some("Cilium made this rule of a policy: `kubectl get ciliumnetworkpolicy -A`, and edit that".to_owned())
     }
 }

@@ -1,8 +1,14 @@
 //! CSF, ConfigServer Security & Firewall.
 
-use super::FrontEnd;
+use super::{FrontEnd, Target, line, plan::plain};
+use crate::model::NamedRule;
 
 pub(super) struct Csf;
+
+/// Mail goes out for some users alone.
+const MAIL: &str = "SMTPOUTPUT";
+/// Addresses that were denied: by `csf.deny`, by a list of all servers.
+const DENIED: [&str; 2] = ["DENYOUT", "GDENYOUT"];
 
 impl FrontEnd for Csf {
     fn name(&self) -> &'static str {
@@ -10,12 +16,31 @@ impl FrontEnd for Csf {
     }
 
     fn chain_prefixes(&self) -> &'static [&'static str] {
-        &["LOGDROPOUT", "LOCALOUTPUT", "DENYOUT"]
+        &["LOGDROPOUT", "LOCALOUTPUT", DENIED[0], DENIED[1], MAIL]
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some(
-            "CSF made this rule: add the port to TCP_OUT or UDP_OUT (and TCP6_OUT or UDP6_OUT) in /etc/csf/csf.conf, then `csf -r`",
-        )
+    fn advice(&self, rule: &NamedRule, target: &Target) -> Option<String> {
+        if rule.chain == MAIL {
+            return Some(
+                "CSF's SMTP_BLOCK lets only some users send mail: send by the local mail server, or add the user to SMTP_ALLOWUSER (or \
+                 its group to SMTP_ALLOWGROUP) in /etc/csf/csf.conf, then `csf -r`"
+                    .to_owned(),
+            );
+        }
+        if DENIED.contains(&rule.chain.as_str()) {
+            let named = rule.words().and_then(|words| line::value(words, "-d")).and_then(plain);
+            let address = named.map(|named| named.trim_end_matches("/32").trim_end_matches("/128").to_owned());
+            let address = address.or_else(|| target.addresses.first().map(ToString::to_string))?;
+            return Some(if rule.chain == DENIED[0] {
+                format!("the address is in CSF's list of denied ones (csf.deny): `csf -dr {address}` takes it out")
+            } else {
+                format!("a list for all servers (GLOBAL_DENY of csf.conf) denies {address}: take it out there")
+            });
+        }
+        let (list, newer) = if target.transport == "udp" { ("UDP_OUT", "UDP6_OUT") } else { ("TCP_OUT", "TCP6_OUT") };
+        Some(format!(
+            "CSF made this rule: add {} to {list} (and {newer}) in /etc/csf/csf.conf, then `csf -r`",
+            target.port
+        ))
     }
 }

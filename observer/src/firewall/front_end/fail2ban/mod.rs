@@ -1,6 +1,7 @@
 //! fail2ban, which bans addresses.
 
-use super::FrontEnd;
+use super::{FrontEnd, Target};
+use crate::model::NamedRule;
 
 pub(super) struct Fail2ban;
 
@@ -17,9 +18,7 @@ impl FrontEnd for Fail2ban {
         &["f2b-table"]
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some(
-            "a jail of fail2ban banned the address: `fail2ban-client status` shows which, `fail2ban-client set JAIL unbanip ADDRESS` lets it go",
-        )
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
+        Some("a jail of fail2ban banned the address: `fail2ban-client status` shows which, `fail2ban-client set JAIL unbanip ADDRESS` lets it go".to_owned())
     }
 }

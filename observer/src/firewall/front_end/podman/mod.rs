@@ -1,6 +1,7 @@
 //! Podman's networks, made by netavark.
 
-use super::FrontEnd;
+use super::{FrontEnd, Target};
+use crate::model::NamedRule;
 
 pub(super) struct Podman;
 
@@ -17,7 +18,10 @@ impl FrontEnd for Podman {
         &["netavark"]
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some("podman made this rule: `podman network inspect` shows the network's isolation and whether it is internal")
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
+        Some(
+            "podman made this rule: `podman network inspect` shows the network's isolation and whether it is internal"
+                .to_owned(),
+        )
     }
 }

@@ -2,8 +2,11 @@
 
 mod words;
 
-use super::{FrontEnd, Place};
-use crate::{firewall::files::Root, model::Statement};
+use super::{FrontEnd, Place, Target};
+use crate::{
+    firewall::files::Root,
+    model::{NamedRule, Statement},
+};
 
 /// Its name, and that of an empty chain that it always makes.
 const NAME: &str = "shorewall";
@@ -23,9 +26,7 @@ impl FrontEnd for Shorewall {
         place.in_a_chain_of(NAME, self.chain_prefixes()).or_else(|| words::statement(place))
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some(
-            "Shorewall made this rule: add an ACCEPT to /etc/shorewall/rules (and /etc/shorewall6/rules), then `shorewall reload`",
-        )
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
+        Some("Shorewall made this rule: add an ACCEPT to /etc/shorewall/rules (and /etc/shorewall6/rules), then `shorewall reload`".to_owned())
     }
 }

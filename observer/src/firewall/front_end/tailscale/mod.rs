@@ -1,6 +1,7 @@
 //! Tailscale.
 
-use super::FrontEnd;
+use super::{FrontEnd, Target};
+use crate::model::NamedRule;
 
 pub(super) struct Tailscale;
 
@@ -13,7 +14,7 @@ impl FrontEnd for Tailscale {
         &["ts-"]
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some("Tailscale made this rule: look at the exit node and the accepted routes, `tailscale status`")
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
+        Some("Tailscale made this rule: look at the exit node and the accepted routes, `tailscale status`".to_owned())
     }
 }

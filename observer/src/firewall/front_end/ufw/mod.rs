@@ -40,6 +40,10 @@ impl FrontEnd for Ufw {
         plan::plans(rule, target, known)
     }
 
+    fn advice(&self, rule: &NamedRule, _target: &Target) -> Option<String> {
+        plan::advice(rule.statement.as_ref()?)
+    }
+
     fn page(&self) -> Option<&'static Page> {
         Some(&page::PAGE)
     }

@@ -5,8 +5,9 @@
 use std::net::IpAddr;
 
 use super::{
-    files::{USER, USER6},
+    files::{DEFAULTS, USER, USER6},
     tuples::Entries,
+    words::WITHOUT_IPV6,
 };
 use crate::{
     firewall::front_end::{Known, Plan, Plans, Target, plan::plain},
@@ -44,12 +45,22 @@ impl<'a> Words<'a> {
     }
 }
 
+/// What no command of its does.
+pub(super) fn advice(statement: &Statement) -> Option<String> {
+    (statement.name == WITHOUT_IPV6).then(|| {
+        format!("ufw drops all of IPv6 because of {WITHOUT_IPV6}: write IPV6=yes in {DEFAULTS}, then `ufw reload`; its rules decide then")
+    })
+}
+
 pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     let Some(statement) = &rule.statement else { return Ok(Vec::new()) };
     if statement.note.is_some() {
         return Err(Some(
             "the live rules differ from ufw's files: `ufw reload` loads the files where ufw is enabled".to_owned(),
         ));
+    }
+    if let Some(advice) = advice(statement) {
+        return Err(Some(advice));
     }
     if statement.name.starts_with("default ") {
         return Ok(by_default(target));

@@ -3,7 +3,7 @@
 
 use super::{
     NAME,
-    files::{DEFAULTS, FOLDER},
+    files::{DEFAULTS, FOLDER, SETTINGS},
     tuples::{Line, Tuple, number, parse},
 };
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
     model::Statement,
 };
 
+/// Its setting by which it drops all of IPv6.
+pub(super) const WITHOUT_IPV6: &str = "IPV6=no";
+
 /// The statement, if the rule is ufw's.
 pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
     let named = place.named;
@@ -28,8 +31,11 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
         _ => return None,
     };
     let prefix = if v6 { "ufw6-" } else { "ufw-" };
-    if named.table != "filter" || !place.has_chain(prefix) {
+    if named.table != "filter" {
         return None;
+    }
+    if !place.has_chain(prefix) {
+        return (v6 && named.is_policy()).then(|| without_ipv6(roots)).flatten();
     }
     let Some(own) = named.chain.strip_prefix(prefix) else {
         // The rules of a built-in chain are not ufw's, but its policy is.
@@ -82,6 +88,16 @@ pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>)
     };
     let statement = plain(NAME, format!("ufw's chain {chain}{number}"), place.text()?);
     Some(Statement { note: Some(note.to_owned()), ..statement })
+}
+
+/// With `IPV6=no` it drops all of IPv6 by policies, and has no chains for it.
+fn without_ipv6(roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {
+    let says = |text: &str, setting: &str| text.lines().any(|line| line.trim().eq_ignore_ascii_case(setting));
+    let is_so = |root: &Root| {
+        root.read(DEFAULTS).is_ok_and(|text| says(&text, "ipv6=no"))
+            && root.read(SETTINGS).is_ok_and(|text| says(&text, "enabled=yes"))
+    };
+    roots().iter().any(is_so).then(|| plain(NAME, format!("ufw's setting in {DEFAULTS}"), WITHOUT_IPV6.to_owned()))
 }
 
 /// Lines of a file agree with the rules in force: all of them, or those at the beginning.

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::{FrontEnd, Place, words::plain};
+use super::{FrontEnd, Place, Target, words::plain};
+use crate::model::NamedRule;
 use crate::{firewall::files::Root, model::Statement};
 
 const NAME: &str = "wg-quick";
@@ -32,11 +33,9 @@ impl FrontEnd for WgQuick {
         Some(plain(NAME, what, text))
     }
 
-    fn advice(&self) -> Option<&'static str> {
-        Some(
-            "it lets nothing out beside the tunnel: bring that up, or take the rule from PostUp= of its file and `wg-quick down` \
-             and `up` it",
-        )
+    fn advice(&self, _rule: &NamedRule, _target: &Target) -> Option<String> {
+        Some("it lets nothing out beside the tunnel: bring that up, or take the rule from PostUp= of its file and `wg-quick down` \
+             and `up` it".to_owned())
     }
 }
 
