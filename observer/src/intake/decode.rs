@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(failure(whole), DecodeError::Cause(0));
         let of_key = |cause, direction| bytes(record(DropKey { cause, direction, ..DropKey::default() }), &[]);
         assert_eq!(failure(of_key(0, 1)), DecodeError::Cause(0));
-        assert_eq!(failure(of_key(6, 1)), DecodeError::Cause(9));
+        assert_eq!(failure(of_key(9, 1)), DecodeError::Cause(9));
         assert_eq!(failure(of_key(1, 0)), DecodeError::Direction(0));
     }
 
