@@ -23,8 +23,8 @@ pub use layout::{ABSENT, Layout};
 pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
 pub use record::{
-    Account, Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, OwnerSource,
-    PACKET_BYTES, Tuple, answer, flag, place,
+    Account, Cause, Counted, Direction, DropKey, DropRecord, Hook, MAX_COARSE_KEYS, MAX_KEYS, NEIGHBOUR_WAIT_NS,
+    OwnerSource, PACKET_BYTES, Tuple, answer, flag, place,
 };
 pub use rule::{
     Extent, FRAME_WORDS, FRAMES_OF_FREE, FRAMES_OF_VERDICT, FROM_QUEUE, FrameWord, HookFunction, HookKind, HookSite,

@@ -28,8 +28,8 @@ pub enum Cause {
     Queue = 4,
     /// A program in user space that a rule asks (NFQUEUE), or the want of one.
     Nfqueue = 5,
-    /// It waited for whoever is next on its way, who did not answer, while rules drop what asks for neighbours: [`DropKey::translated`]
-    /// has that one's address as its destination, or nothing where it is the packet's own.
+    /// It waited for whoever is next on its way, who did not answer, while rules drop what asks for neighbours. No rule is seen then:
+    /// `table` and `chain` of [`DropKey::rule`] are the bytes of the gateway's address, zeros where the packet's own destination is meant.
     Neighbour = 6,
 }
 
@@ -48,6 +48,10 @@ pub mod place {
     /// The route's device is the one that it came in by.
     pub const HAIRPIN: u8 = 32;
 }
+
+/// A neighbour is given up after three questions, a second apart unless that was set otherwise: of one of whom nothing was dropped for so
+/// many nanoseconds it is not a rule's doing.
+pub const NEIGHBOUR_WAIT_NS: u64 = 15_000_000_000;
 
 /// Bits of [`DropKey::answer`], of an answer.
 pub mod answer {

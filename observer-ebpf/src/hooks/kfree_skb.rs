@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
-use observer_ebpf::abi::{Cause, Counter, Direction, flag};
+use observer_ebpf::abi::{Cause, Counter, Direction, answer, flag};
 
 use crate::kernel::{
     counters::count,
@@ -123,6 +123,11 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         verdict::forget(address);
         return;
     };
+    // Whoever does not get an answer has begun its connection long ago.
+    if cause == Cause::Neighbour as u64 && direction == Direction::Answer {
+        count(Counter::NotEgress);
+        return;
+    }
     let Some(scratch) = scratch::packet() else { return };
     // SAFETY: the scratch space is this CPU's, and nobody's until it is given back below.
     unsafe {
@@ -148,9 +153,8 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         let route = skb.route_device();
         put!(scratch.record.key.place, skb.place::<R>(direction, route));
         let nfct = skb.connection::<R>();
-        if direction == Direction::Answer {
-            put!(scratch.record.key.answer, skb.answer(nfct));
-        }
+        let bits = skb.answer(direction, nfct);
+        put!(scratch.record.key.answer, bits);
         let ethertype = skb.ethertype::<R>();
         put!(scratch.record.key.ethertype, ethertype);
         if skb.sk != 0 {
@@ -158,7 +162,9 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         }
         // The namespace whose rules decided: the device's, which is the socket's own unless another one forwards for it, or a
         // tunnel was moved out of the namespace that its packets go through.
-        let device = if direction == Direction::Answer { skb.dev } else { skb.out_device::<R>(route) };
+        // What is for this host leaves by no device; without a branch, behind which the verifier would walk everything twice.
+        let leaves = u64::from(bits & answer::LOCAL).wrapping_sub(1);
+        let device = skb.out_device::<R>(route & leaves);
         drop::interface(scratch, device);
         drop::decided_by(scratch, device, direction);
         if own::is_own(get!(scratch.record.key.netns)) {
@@ -170,16 +176,9 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         put!(scratch.start, start);
         put!(scratch.bytes, bytes);
         drop::headers(start, bytes, ethertype, nfct, direction);
-        if cause == Cause::Neighbour as u64 {
-            neighbours::next_hop(skb.dst, ethertype);
-        } else {
-            neighbours::note(ethertype);
-        }
         drop::finish();
-        // Nothing on the stack says which rule it was then.
-        if cause != Cause::Neighbour as u64 {
-            rule::identify();
-        }
+        rule::identify();
+        neighbours::note(skb.dst, ethertype);
         if get!(scratch.record.key.flags) & flag::UNREADABLE != 0 {
             let location: u64 = get!(scratch.record.location);
             crate::debug!(context, "headers of a packet freed at {:x} are unreadable", location);

@@ -69,7 +69,9 @@ pub fn came_from(net: u64) {
     drop_origin(net);
 }
 
-/// Where an ARP packet has the address that is asked for.
+/// Where an ARP packet has the address of who sends it, and the one that is asked for.
+const ARP_SENDER: usize = 14;
+/// See [`ARP_SENDER`].
 const ARP_TARGET: usize = 24;
 
 /// Packet bytes in the kernel's memory.
@@ -102,9 +104,11 @@ extern "C" fn drop_headers(start: u64, bytes: u64, ethertype: u32) -> u64 {
     unsafe {
         let Some(packet) = packet::parse(&Linear { start, bytes }, ethertype as u16) else {
             put!(scratch.record.key.flags, get!(scratch.record.key.flags) | flag::UNREADABLE);
-            // Questions for several neighbours are several keys.
+            // What is about several neighbours is several keys.
+            let is_reply = get!(scratch.record.key.direction) == Direction::Answer as u8;
+            let about = if is_reply { ARP_SENDER } else { ARP_TARGET };
             if ethertype == u32::from(packet::ethertype::ARP)
-                && let Some(asked) = (Linear { start, bytes }).read::<4>(ARP_TARGET)
+                && let Some(asked) = (Linear { start, bytes }).read::<4>(about)
             {
                 address(&raw mut (*scratch).record.key.sent.destination, 0, asked);
             }

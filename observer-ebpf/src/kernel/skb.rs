@@ -23,6 +23,8 @@ use super::{
 const DST_NOREF: u64 = 1;
 /// `DST_METADATA` of `include/net/dst.h` (since 4.3): a tunnel's description, not a route.
 const DST_METADATA: u16 = 0x80;
+/// `DST_FAKE_RTABLE`, likewise.
+const DST_FAKE_RTABLE: u16 = 0x10;
 /// `skb->mac_header` before it is set.
 const MAC_HEADER_UNSET: u16 = 0xffff;
 
@@ -36,6 +38,8 @@ pub struct Skb {
     pub dst: u64,
     /// `skb->dev`, or 0.
     pub dev: u64,
+    /// Its route is the one that a bridge's netfilter gives it.
+    is_bridged: bool,
 }
 
 impl Skb {
@@ -50,6 +54,7 @@ impl Skb {
             sk: R::field(address, field!(skb_sk)).unwrap_or(0),
             dst: if flags & DST_METADATA == 0 { dst } else { 0 },
             dev: R::field(address, field!(skb_dev)).unwrap_or(0),
+            is_bridged: flags & DST_FAKE_RTABLE != 0,
         }
     }
 
@@ -69,7 +74,9 @@ impl Skb {
         // As plain numbers, which is all that a function of its own takes.
         let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
         let sk: u64 = Probe::field(self.address, field!(skb_sk)).unwrap_or(0);
-        let packed = skb_received(skb_iif, self.dst, sk, device, self.connection::<Probe>());
+        // What crosses a bridge comes by netfilter with a route that is none, and is neither for here nor forwarded here.
+        let (nfct, sk) = if self.is_bridged { (0, 0) } else { (self.connection::<Probe>(), sk) };
+        let packed = skb_received(skb_iif, self.dst, sk, device, nfct);
         let from = packed & !DIRECTION_BITS;
         match packed & DIRECTION_BITS {
             FORWARD => Some((Direction::Forward, from)),
@@ -92,7 +99,10 @@ impl Skb {
         if kind != ethertype::ARP && kind != ethertype::IPV6 {
             return false;
         }
-        skb_neighbour(self.address, u32::from(kind)) != 0
+        // As a plain number, which is all that a function of its own takes.
+        let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
+        let network = u64::from(Probe::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
+        skb_neighbour(head + network, u32::from(kind)) != 0
     }
 
     /// Its connection and what it is to it (`skb->_nfct`); 0 without connection tracking.
@@ -132,22 +142,10 @@ impl Skb {
         R::field(self.address, field!(skb_len)).unwrap_or(0)
     }
 
-    /// Bits of [`answer`] of an answer.
+    /// Bits of [`answer`] of an answer; 0 of what is none.
     #[inline(always)]
-    pub fn answer(&self, nfct: u64) -> u8 {
-        let mut bits = if connection::is_error(nfct) { answer::ERROR } else { 0 };
-        let input: u64 = Probe::field(self.dst, field!(dst_input)).unwrap_or(0);
-        // Whoever is next on the way answers this host.
-        if self.dst == 0 && connection::of(nfct) == 0 {
-            bits |= answer::LOCAL;
-        } else if self.dst == 0 {
-            bits |= answer::UNROUTED;
-        } else if input != address(field!(ip_forward_low), field!(ip_forward_high))
-            && input != address(field!(ip6_forward_low), field!(ip6_forward_high))
-        {
-            bits |= answer::LOCAL;
-        }
-        bits
+    pub fn answer(&self, direction: Direction, nfct: u64) -> u8 {
+        skb_answer(direction as u32, self.dst, nfct) as u8
     }
 
     /// The route's device, or 0.
@@ -224,7 +222,7 @@ impl Skb {
 /// See [`Skb::is_of_neighbours`]: a function of its own to the verifier too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn skb_neighbour(skb: u64, kind: u32) -> u64 {
+extern "C" fn skb_neighbour(start: u64, kind: u32) -> u64 {
     /// `ARPOP_REPLY`, and where it stands.
     const REPLY: u16 = 2;
     const OPERATION: u64 = 6;
@@ -233,9 +231,7 @@ extern "C" fn skb_neighbour(skb: u64, kind: u32) -> u64 {
     const MESSAGE: u64 = 40;
     const ADVERTISEMENT: u8 = 136;
     const SOLICITED: u8 = 0x40;
-    let head: u64 = Probe::field(skb, field!(skb_head)).unwrap_or(0);
-    let network = u64::from(Probe::field::<u16>(skb, field!(skb_network_header)).unwrap_or(0));
-    let at = |offset: u64| head + network + offset;
+    let at = |offset: u64| start + offset;
     if kind == u32::from(ethertype::ARP) {
         return u64::from(Probe::field::<u16>(at(OPERATION), 0).map(u16::from_be) == Some(REPLY));
     }
@@ -244,6 +240,27 @@ extern "C" fn skb_neighbour(skb: u64, kind: u32) -> u64 {
     }
     let is_answer = Probe::field::<u8>(at(MESSAGE), 0) == Some(ADVERTISEMENT);
     u64::from(is_answer && Probe::field::<u8>(at(MESSAGE), 4).unwrap_or(0) & SOLICITED != 0)
+}
+
+/// See [`Skb::answer`]: a function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn skb_answer(direction: u32, dst: u64, nfct: u64) -> u64 {
+    if direction != Direction::Answer as u32 {
+        return 0;
+    }
+    let mut bits = if connection::is_error(nfct) { answer::ERROR } else { 0 };
+    let input: u64 = Probe::field(dst, field!(dst_input)).unwrap_or(0);
+    let forwards = |low: u32, high: u32| input != 0 && input == address(low, high);
+    if dst == 0 {
+        // Whoever is next on the way answers this host.
+        bits |= if connection::of(nfct) == 0 { answer::LOCAL } else { answer::UNROUTED };
+    } else if !forwards(field!(ip_forward_low), field!(ip_forward_high))
+        && !forwards(field!(ip6_forward_low), field!(ip6_forward_high))
+    {
+        bits |= answer::LOCAL;
+    }
+    u64::from(bits)
 }
 
 /// A direction in the low bits of an address, which are free.
@@ -262,9 +279,7 @@ extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64, nfct: u
     let kind = link::kind(device);
     let peer = if kind == Link::Veth { link::peer_net(device) } else { 0 };
     let mut from = if peer != here { peer } else { 0 };
-    // Without a route the socket is its sender's, if it has one.
-    let answer = connection::is_answer(nfct) || nfct == 0 && dst != 0 && sock::waits(sk);
-    let mut origin = Origin { skb_iif, route: dst != 0, socket: sk != 0, answer, ..Origin::MADE_HERE };
+    let mut origin = Origin { skb_iif, route: dst != 0, socket: sk != 0, ..Origin::MADE_HERE };
     if dst != 0 {
         let input: u64 = Probe::field(dst, field!(dst_input)).unwrap_or(0);
         let forwards = |low: u32, high: u32| input != 0 && input == address(low, high);
@@ -282,6 +297,10 @@ extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64, nfct: u
             from = net;
         }
     }
+    // Without a route the socket is its sender's, if it has one. An error on its way to others is what its sender made.
+    let is_for_here = dst != 0 && !origin.forwarding;
+    origin.answer = connection::is_answer(nfct) && (is_for_here || !connection::is_error(nfct))
+        || connection::of(nfct) == 0 && is_for_here && sock::waits(sk);
     match direction::direction(origin) {
         Some(Direction::Forward) => from | FORWARD,
         Some(Direction::Unrouted) => from | UNROUTED,

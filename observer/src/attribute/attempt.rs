@@ -19,16 +19,16 @@ use super::{
 };
 use crate::{
     model::{
-        Attempt, Background, Dropped, Endpoints, Family, FlowEnd, HELPER, Hook, OwnerKnown, Process, RuleSource, SPARE,
-        Sender, Share,
+        Attempt, Background, Dropped, Endpoints, Family, FlowEnd, HELPER, Hook, OwnerKnown, PacketKind, Process,
+        RuleSource, SPARE, Sender, Share,
     },
     privilege::HostQueries,
 };
 
 impl<E: HostQueries> Attribution<E> {
     /// A packet that goes the other way than the first of its connection, as that is told.
-    pub(crate) fn as_it_is(&mut self, dropped: Dropped) -> Dropped {
-        self.owners.as_it_is(dropped)
+    pub(crate) fn oriented(&mut self, dropped: Dropped) -> Dropped {
+        self.owners.oriented(dropped)
     }
 
     /// Who sent a packet, and where to; and on whose account more is looked up. What decided is not known yet, and under which
@@ -64,6 +64,9 @@ impl<E: HostQueries> Attribution<E> {
         {
             return None;
         }
+        // What comes to a socket that was found is waited for, whoever else is not known.
+        let is_of_a_socket = dropped.packet == Some(PacketKind::Answer) && socket.is_none() && found.is_some();
+        let background = Background::of(dropped).filter(|_| !is_of_a_socket);
         let own = self.is_own(&sender);
         sender.known = sender.known.or(kernel.then_some(OwnerKnown::Kernel));
         let (source, destination) = ends(dropped);
@@ -91,7 +94,7 @@ impl<E: HostQueries> Attribution<E> {
             interface: dropped.interface.clone(),
             nothing_left: self.unsent.nothing_left(dropped),
             packet: dropped.packet,
-            background: Background::of(dropped).or(own.then_some(Background::SelfTest)),
+            background: background.or(own.then_some(Background::SelfTest)),
             encapsulated: dropped.encapsulated,
             coarse: dropped.coarse,
             netns: (dropped.netns != 0).then_some(dropped.netns),

@@ -30,8 +30,8 @@ use super::{
 use crate::{
     intake::life,
     model::{
-        Cause, ContainerName, Direction, Dropped, Facts, Hook, Owner, OwnerBy, OwnerKnown, OwnerSource, ProcessChange,
-        ProcessId, Reached, Wanted,
+        Cause, ContainerName, Direction, Dropped, Facts, Hook, Owner, OwnerBy, OwnerKnown, OwnerSource, PacketKind,
+        ProcessChange, ProcessId, Reached, Wanted,
     },
     privilege::{
         HostQueries,
@@ -136,6 +136,21 @@ impl Found {
 enum SocketKey {
     Cookie(u64),
     Inode(u64),
+}
+
+/// Who asked for the neighbour that answers by a packet, where it is such an answer and says so; nobody else's answer is this host's.
+fn answered_to(dropped: &Dropped) -> Option<IpAddr> {
+    /// Where ARP has whom it is for.
+    const TARGET: usize = 24;
+    let is_answer = dropped.direction == Direction::Answer;
+    match dropped.packet.filter(|_| is_answer)? {
+        PacketKind::Arp => {
+            let bytes = dropped.captured.as_ref()?.bytes.get(TARGET..TARGET + 4)?;
+            Some(<[u8; 4]>::try_from(bytes).ok()?.into())
+        }
+        PacketKind::Solicitation => dropped.endpoints.map(|endpoints| endpoints.source),
+        _ => None,
+    }
 }
 
 /// What a forwarded packet's sender is looked for by; `None` where it says too little.
@@ -320,6 +335,9 @@ impl<E: HostQueries> Owners<E> {
     /// It came from another namespace and is forwarded here: true unless its destination is an address of this one. As
     /// [`Self::owner`].
     pub fn is_forwarded(&mut self, dropped: &Dropped, search: &mut Search, is_last: bool) -> Poll<bool> {
+        if let Some(to) = answered_to(dropped) {
+            return Poll::Ready(self.is_own(dropped.netns, to));
+        }
         if dropped.direction != Direction::Unrouted {
             return Poll::Ready(true);
         }
@@ -344,16 +362,21 @@ impl<E: HostQueries> Owners<E> {
         self.own.get((netns, address), || self.queries.owns(netns, address)) != Some(false)
     }
 
+    /// An interface of a namespace has the address, as far as that can be read.
+    fn is_own(&mut self, netns: u32, address: IpAddr) -> bool {
+        self.own.get((netns, address), || self.queries.owns(netns, address)) == Some(true)
+    }
+
     /// Of what goes the other way than the first packet of its connection: an answer to whoever began it on this host, or what somebody
     /// on this host answers to a peer that began it.
-    pub fn as_it_is(&mut self, dropped: Dropped) -> Dropped {
+    pub fn oriented(&mut self, dropped: Dropped) -> Dropped {
         if dropped.direction != Direction::Answer {
             return dropped;
         }
         let began = dropped.original.or(dropped.endpoints).map(|endpoints| endpoints.source);
         let is_here = dropped.hook == Some(Hook::Input)
             || began.is_some_and(|address| {
-                self.may_own(dropped.netns, address) || !self.homes(address, dropped.netns).is_empty()
+                self.is_own(dropped.netns, address) || !self.homes(address, dropped.netns).is_empty()
             });
         if is_here { Dropped { origin_netns: None, ..dropped } } else { dropped.turned() }
     }
@@ -370,7 +393,7 @@ impl<E: HostQueries> Owners<E> {
         }
         let homes = match dropped.origin_netns {
             Some(origin) => vec![origin],
-            None if dropped.direction == Direction::Answer && self.may_own(dropped.netns, wanted.source.0) => {
+            None if dropped.direction == Direction::Answer && self.is_own(dropped.netns, wanted.source.0) => {
                 vec![dropped.netns]
             }
             None => self.homes(wanted.source.0, dropped.netns),

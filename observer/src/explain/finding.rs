@@ -1,6 +1,6 @@
 //! What was found, entered and in words.
 
-use crate::model::{Attempt, Cause, Decider, Decision, Dropped, Hook, NamedRule, Purpose, Verdict};
+use crate::model::{Attempt, Cause, Decider, Decision, Dropped, Hook, NamedRule, PacketKind, Purpose, Verdict};
 use observer_ebpf::logic::packet::protocol;
 
 /// Flags of TCP.
@@ -60,7 +60,9 @@ fn on(attempt: &Attempt) -> String {
 
 /// A packet that begins a connection by TCP's flags, or a datagram: what is answered to such a one can be reported.
 pub(crate) fn begins(attempt: &Attempt, tcp_flags: Option<u8>) -> bool {
-    let is_syn = || tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == SYN);
+    // The answer to the first packet is of the same beginning.
+    let wanted = if attempt.packet == Some(PacketKind::Answer) { SYN | ACK } else { SYN };
+    let is_syn = || tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == wanted);
     match attempt.protocol {
         Some(protocol::UDP) => true,
         Some(protocol::TCP) => is_syn(),

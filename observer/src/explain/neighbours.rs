@@ -3,15 +3,13 @@
 
 use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
-use observer_ebpf::abi::RuleAnswer;
+use observer_ebpf::abi::{NEIGHBOUR_WAIT_NS, RuleAnswer};
 
 use crate::model::{Decision, Dropped, PacketKind};
 
 /// Neighbours that are remembered, and of one namespace.
 const MAX: usize = 1024;
 const MAX_OF_A_NETNS: usize = 64;
-/// A neighbour is given up after three questions, a second apart unless that was set otherwise; and a question may be reported late.
-const FRESH_NS: u64 = 15_000_000_000;
 
 /// What was stopped of one.
 #[derive(Clone)]
@@ -54,7 +52,7 @@ impl Neighbours {
         let waited_for = dropped.waited_for?;
         self.0.iter().find(|known| {
             (known.netns, known.neighbour) == (dropped.netns, waited_for)
-                && dropped.boot_ns.saturating_sub(known.at_ns) < FRESH_NS
+                && dropped.boot_ns.saturating_sub(known.at_ns) < NEIGHBOUR_WAIT_NS
         })
     }
 }

@@ -104,10 +104,9 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
     let translated = sent.filter(|_| has(flag::TRANSLATED)).and_then(|_| endpoints(&key.translated, key));
     let is_tcp = key.protocol == protocol::TCP;
     let is_error = key.answer & answer::ERROR != 0;
-    let waited_for = sent.filter(|_| cause == Cause::Neighbour).map(|sent| {
-        let gateway = Tuple { source: key.sent.source, ..key.translated };
-        let gateway = endpoints(&gateway, key).map(|of| of.destination).filter(|gateway| !gateway.is_unspecified());
-        gateway.unwrap_or(sent.destination)
+    let waited_for = (cause == Cause::Neighbour).then(|| {
+        let destination = sent.map_or(IpAddr::from([0; 4]), |sent| sent.destination);
+        gateway(key, destination.is_ipv6()).unwrap_or(destination)
     });
     Ok(Dropped {
         boot_ns: counted.last_ns,
@@ -131,7 +130,7 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         cause: cause.into(),
         hook: hook(cause, direction, Place::new(key)).map(Hook::from),
         reason: key.reason,
-        rule: (key.rule != RuleAnswer::default()).then_some(key.rule),
+        rule: (key.rule != RuleAnswer::default() && waited_for.is_none()).then_some(key.rule),
         verdict_agrees: match (has(flag::CONFIRMED), has(flag::DISPUTED)) {
             (false, false) => None,
             (_, disputed) => Some(!disputed),
@@ -200,6 +199,14 @@ fn endpoints(tuple: &Tuple, key: &DropKey) -> Option<Endpoints> {
 /// Of a tagged frame the ethertype is the tag's: an IPv4 address leaves the rest of its field empty.
 fn is_v6(tuple: &Tuple) -> bool {
     tuple.source[4..].iter().chain(&tuple.destination[4..]).any(|byte| *byte != 0)
+}
+
+/// The gateway whom a packet has waited for; nothing where that is its destination.
+fn gateway(key: &DropKey, v6: bool) -> Option<IpAddr> {
+    let bytes: [u8; 16] = zerocopy::transmute!([key.rule.table, key.rule.chain]);
+    let [a, b, c, d, ..] = bytes;
+    let gateway = if v6 { IpAddr::from(bytes) } else { IpAddr::from([a, b, c, d]) };
+    Some(gateway).filter(|gateway| !gateway.is_unspecified())
 }
 
 /// Which packet of a conversation it is, where it is not an outbound one of its own.

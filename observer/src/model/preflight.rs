@@ -103,7 +103,7 @@ pub struct Preflight {
     pub after: Option<Change>,
     /// What lets through what is stopped is looked for.
     pub finds_fix: bool,
-    /// So is what lets single addresses through, beside what opens more.
+    /// So are other commands that do it: for less, for more, for an hour.
     pub finds_others: bool,
     /// What was not tried by then is not known: seconds.
     pub limit: u64,

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use observer_ebpf::abi::{Counted, DropKey};
+use observer_ebpf::abi::{Counted, DropKey, answer};
 
 use super::{
     backlog::Backlog,
@@ -376,7 +376,7 @@ impl<E: HostQueries> Consumer<E> {
 
     /// Starts a line, and holds it until it is complete.
     fn begin(&mut self, dropped: Dropped, first: Option<(DropKey, u32, u64)>, share: Share) {
-        let dropped = self.rooms.attribution.as_it_is(dropped);
+        let dropped = self.rooms.attribution.oriented(dropped);
         let mut making = Making::new(dropped, first, share);
         let is_last = self.held_of.get(&share).is_some_and(|held| *held >= MAX_HELD_OF_ONE);
         let looked = making.look(&mut self.rooms, &self.writer.filter, is_last);
@@ -530,7 +530,8 @@ impl<E: HostQueries> Consumer<E> {
     fn again(&mut self, (pattern, share): (Attempt, Share), key: &DropKey, counted: &Counted) {
         let Rooms { attribution, explainer, incidents, tell, .. } = &mut self.rooms;
         let attempt = attribution.again(pattern, key, counted);
-        if finding::begins(&attempt, Some(key.detail)) {
+        let flags = (key.answer & answer::ERROR == 0).then_some(key.detail);
+        if finding::begins(&attempt, flags) {
             let times = (counted.first_ns, counted.last_ns);
             incidents.again(&attempt, times, &mut Lookups { attribution, explainer, tell }, Instant::now());
         }

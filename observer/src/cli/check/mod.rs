@@ -34,7 +34,7 @@ use crate::{
     },
     confinement::process::confine,
     firewall::front_end::{self, Page},
-    model::{Fate, Other, Preflight, Preflighted, ProposedChange, Tried, Wish},
+    model::{Fate, Preflight, Preflighted, ProposedChange, Tried, Wish},
     privilege::Helper,
     probe::attach::check_privilege,
     render::{
@@ -259,9 +259,6 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     let live = if args.live { tried(&mut helper, &sender, &targets)? } else { Vec::new() };
     // Addresses that stand for any are nobody's.
     if let Some(fix) = &mut answer.fix {
-        if fix.verified_for.iter().any(|address| ANY.contains(address)) {
-            fix.others.retain(|other| other.other == Other::Broad);
-        }
         fix.verified_for.retain(|address| !ANY.contains(address));
     }
     let is_stopped = is_stopped(&answer) || live.iter().any(|tried| has_failed(tried));

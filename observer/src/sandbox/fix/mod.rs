@@ -177,10 +177,10 @@ fn whole(plans: &[Plan]) -> Fix {
     }
 }
 
-/// Addresses for which a narrower fix is looked for; for more of them it would be a list that nobody reads.
-const MAX_NARROW: usize = 2;
+/// Addresses for which other commands are looked for, too; for more of them it would be a list that nobody reads.
+const MAX_FOR_OTHERS: usize = 2;
 
-/// Runs what is planned in the copy until every packet passes, then takes it back; and the same for the addresses alone.
+/// Runs what is planned in the copy until every packet passes, then takes it back; and the same by other commands.
 fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let content = trial.content()?;
     let mut view = trial.look()?;
@@ -210,7 +210,7 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     }
     let opens_more = plans.iter().any(|plan| plan.scope > Scope::Address);
     let mut others = Vec::new();
-    if asked.finds_others && is_restored && addresses.len() <= MAX_NARROW {
+    if asked.finds_others && is_restored && addresses.len() <= MAX_FOR_OTHERS {
         // For what is stopped alone.
         let all = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
         let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet.clone(), rule.clone())).unzip();
