@@ -45,12 +45,11 @@ pub(super) fn value<'a>(text: &'a str, option: &str) -> Option<&'a str> {
     words.nth(1)
 }
 
-/// The comment in a rule's text, by iptables or nft.
-pub(super) fn comment(text: &str) -> Option<&str> {
-    match text.split_once("comment \"") {
-        Some((_, quoted)) => quoted.split('"').next(),
-        None => text.split_once("--comment ")?.1.split(' ').next(),
-    }
+/// The comments in a rule's text, by iptables or nft; a rule may have several.
+pub(super) fn comments(text: &str) -> impl Iterator<Item = &str> {
+    let quoted = text.split("comment \"").skip(1).filter_map(|rest| rest.split('"').next());
+    let bare = text.split("--comment ").skip(1).filter(|rest| !rest.starts_with('"'));
+    quoted.chain(bare.filter_map(|rest| rest.split(' ').next()))
 }
 
 /// Whether a line of iptables' and the text of the rule that was made of it, by `nft` or `iptables-save`, are about the same

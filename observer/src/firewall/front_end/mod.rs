@@ -118,6 +118,11 @@ pub trait FrontEnd: Sync {
         None
     }
 
+    /// The same where it was not an outbound packet that the rule has stopped, but what comes back, or what asks for a neighbour.
+    fn advice_for_others(&self, _rule: &NamedRule) -> Option<String> {
+        None
+    }
+
     /// Its program writes the chains of this rule anew, though the rule is told in other words: no command is given into them.
     fn rewrites(&self, _rule: &NamedRule) -> bool {
         false

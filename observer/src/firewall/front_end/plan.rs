@@ -46,12 +46,8 @@ impl Target {
     }
 
     /// How much is opened for what was asked: the addresses, or the port where they may be others tomorrow.
-    pub(super) fn opens(&self) -> (Scope, String) {
-        if self.is_by_name {
-            (Scope::Port, self.opens_port())
-        } else {
-            (Scope::Address, self.opens_address(&self.addresses))
-        }
+    pub(super) fn opens(&self, addresses: &[IpAddr]) -> (Scope, String) {
+        if self.is_by_name { (Scope::Port, self.opens_port()) } else { (Scope::Address, self.opens_address(addresses)) }
     }
 
     /// What is to be known of a rule for addresses.
@@ -137,10 +133,10 @@ pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
         return Err(None);
     }
     if let Some(owner) = ALL.iter().find(|owner| owner.rewrites(rule)) {
-        return Err(owner.advice(rule, target));
+        return Err(if is_of_its_own { owner.advice(rule, target) } else { owner.advice_for_others(rule) });
     }
     if !is_of_its_own && !by_rules {
-        return Err(front_end.advice(rule, target));
+        return Err(front_end.advice_for_others(rule));
     }
     let planned = front_end.plans(rule, target, known);
     let mut plans = planned.map_err(|instead| instead.or_else(|| front_end.advice(rule, target)))?;

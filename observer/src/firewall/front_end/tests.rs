@@ -189,13 +189,13 @@ const ADVICE: [(&str, &str, &str, &str); 24] = [
     (
         "filter",
         "cali-po-_x",
-        "-m comment --comment \"cali:1 Policy shop/knp.default.deny egress\" -j DROP",
+        "-m comment --comment \"cali:1\" -m comment --comment \"Policy shop/knp.default.deny egress\" -j DROP",
         "Calico's policy shop/deny made this rule: `kubectl get networkpolicy,globalnetworkpolicy -A`",
     ),
     (
         "filter",
         "cali-fw-cali1234",
-        "-m comment --comment \"cali:x Drop if no policies passed packet\" -j DROP",
+        "-m comment --comment \"cali:x\" -m comment --comment \"Drop if no policies passed packet\" -j DROP",
         "no policy of the workload behind cali1234 allows it",
     ),
     (

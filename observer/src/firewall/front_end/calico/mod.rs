@@ -28,22 +28,24 @@ impl FrontEnd for Calico {
 
     fn advice(&self, rule: &NamedRule, _target: &Target) -> Option<String> {
         const SHOW: &str = "`kubectl get networkpolicy,globalnetworkpolicy -A`";
-        let comment = rule.words().and_then(line::comment).unwrap_or_default();
-        let policy = comment.split_once("Policy ").and_then(|(_, rest)| plain(rest.split(' ').next()?));
+        let mut comments = line::comments(rule.words().unwrap_or_default());
+        let policy = comments.find_map(|comment| plain(comment.split_once("Policy ")?.1.split(' ').next()?));
         if let Some(policy) = policy {
             // `default/knp.default.deny` is of Kubernetes' own kind.
             let name = policy.replace("knp.default.", "");
             return Some(format!("Calico's policy {name} made this rule: {SHOW}, and edit that one"));
         }
         let chains = rule.path.iter().chain([&rule.chain]);
+        // From a workload, and to one.
         let workload = chains.into_iter().find_map(|chain| {
-            let rest = chain.split_once("fw-").or_else(|| chain.split_once("tw-"))?.1;
-            plain(rest)
+            let own = chain.trim_start_matches("filter-");
+            let of = |prefix: &str, way| Some((plain(own.strip_prefix(prefix)?)?, way));
+            of("cali-fw-", "egress").or_else(|| of("cali-tw-", "ingress"))
         });
         Some(match workload {
-            Some(interface) => format!(
+            Some((interface, way)) => format!(
                 "no policy of the workload behind {interface} allows it: `ip route | grep {interface}` shows its address, and {SHOW} the \
-                 policies; add an egress rule to one that selects it"
+                 policies; add an {way} rule to one that selects it"
             ),
             None => format!("Calico made this rule of a policy: {SHOW}, and edit that"),
         })

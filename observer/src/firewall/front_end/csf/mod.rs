@@ -20,18 +20,20 @@ impl FrontEnd for Csf {
     }
 
     fn advice(&self, rule: &NamedRule, target: &Target) -> Option<String> {
-        if rule.chain == MAIL {
+        // What is logged first is dropped by a chain of its own.
+        let comes_by = |chain: &str| rule.chain == chain || rule.path.iter().any(|passed| passed == chain);
+        if comes_by(MAIL) {
             return Some(
                 "CSF's SMTP_BLOCK lets only some users send mail: send by the local mail server, or add the user to SMTP_ALLOWUSER (or \
                  its group to SMTP_ALLOWGROUP) in /etc/csf/csf.conf, then `csf -r`"
                     .to_owned(),
             );
         }
-        if DENIED.contains(&rule.chain.as_str()) {
+        if let Some(list) = DENIED.into_iter().find(|list| comes_by(list)) {
             let named = rule.words().and_then(|words| line::value(words, "-d")).and_then(plain);
             let address = named.map(|named| named.trim_end_matches("/32").trim_end_matches("/128").to_owned());
             let address = address.or_else(|| target.addresses.first().map(ToString::to_string))?;
-            return Some(if rule.chain == DENIED[0] {
+            return Some(if list == DENIED[0] {
                 format!("the address is in CSF's list of denied ones (csf.deny): `csf -dr {address}` takes it out")
             } else {
                 format!("a list for all servers (GLOBAL_DENY of csf.conf) denies {address}: take it out there")

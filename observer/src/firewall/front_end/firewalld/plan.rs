@@ -55,7 +55,7 @@ fn change(scope: Scope, opens: String, options: &[(String, String)], note: Optio
 
 /// The same of what is in force alone, which ends by itself.
 fn for_an_hour(target: &Target, options: &[(String, String)]) -> Plan {
-    let (scope, opens) = target.opens();
+    let (scope, opens) = target.opens(&target.addresses);
     Plan {
         commands: options.iter().map(|(add, _)| format!("firewall-cmd {add} --timeout=1h")).collect(),
         undo: options.iter().rev().map(|(_, remove)| format!("firewall-cmd {remove}")).collect(),

@@ -33,14 +33,21 @@ impl FrontEnd for Kubernetes {
     }
 
     fn advice(&self, rule: &NamedRule, _target: &Target) -> Option<String> {
-        let comment = rule.words().and_then(line::comment).unwrap_or_default();
+        let comment = rule.words().and_then(|words| line::comments(words).next()).unwrap_or_default();
         if POLICIES.iter().any(|prefix| rule.chain.starts_with(prefix)) {
             // kube-router: `rule to REJECT traffic destined for POD name:web-1 namespace: shop`
             let namespace = after(comment, "namespace: ").or_else(|| after(comment, "namespace:"));
             let of = namespace.map_or("-A".to_owned(), |namespace| format!("-n {namespace}"));
             return Some(format!(
-                "a NetworkPolicy made this rule: `kubectl get networkpolicy {of}`, and add what is needed to its egress"
+                "a NetworkPolicy made this rule: `kubectl get networkpolicy {of}`, and add what is needed to the egress of the one that \
+                 selects the sender, or to the ingress of the one that selects the destination"
             ));
+        }
+        if rule.chain == "KUBE-FIREWALL" {
+            return Some(
+                "the kubelet made this rule: it drops what it marked, and what is sent to 127.0.0.0/8 from outside"
+                    .to_owned(),
+            );
         }
         // kube-proxy: `default/web:http has no endpoints`
         let service = comment.split(' ').next().and_then(|word| word.split_once('/')).and_then(|(namespace, name)| {

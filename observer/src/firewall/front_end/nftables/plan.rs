@@ -104,7 +104,7 @@ fn for_an_hour(
         }
     }
     undo.reverse();
-    let (scope, opens) = target.opens();
+    let (scope, opens) = target.opens(addresses);
     let note = Some("the rule and its set stay, without effect, until they are deleted".to_owned());
     (!commands.is_empty()).then_some(Plan { commands, undo, scope, opens, lasts: Lasts::Hour, note })
 }

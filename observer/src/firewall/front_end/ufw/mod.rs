@@ -41,6 +41,10 @@ impl FrontEnd for Ufw {
     }
 
     fn advice(&self, rule: &NamedRule, _target: &Target) -> Option<String> {
+        self.advice_for_others(rule)
+    }
+
+    fn advice_for_others(&self, rule: &NamedRule) -> Option<String> {
         plan::advice(rule.statement.as_ref()?)
     }
 

@@ -142,12 +142,15 @@ fn of_statement(
     // One about the same must go first: it would be changed where it stands, or the new one be skipped.
     let mut commands = vec![before(&port(target))];
     let mut undo = vec![delete(&port(target))];
+    // Where it stood last, nothing comes behind it that it could be put in front of.
     let existing = |about: &str| {
-        entries.all.iter().find_map(|(words, comment)| {
-            let words = Words::of(words, target.is_forwarded).filter(|words| words.about == about)?;
+        entries.all.iter().find_map(|entry| {
+            let words = Words::of(&entry.words, target.is_forwarded).filter(|words| words.about == about)?;
             let command = words.command(target.is_forwarded);
-            let (comment, lost) = of_comment(comment.as_ref());
-            Some((delete(&command), format!("{}{command}{comment}", ufw(target, "")), lost))
+            let (comment, lost) = of_comment(entry.comment.as_ref());
+            let place = entry.number.filter(|number| *number < entries.numbers);
+            let place = place.map_or_else(String::new, |number| format!("insert {number}"));
+            Some((delete(&command), format!("{}{command}{comment}", ufw(target, &place)), lost))
         })
     };
     let mut note = None;
@@ -168,6 +171,13 @@ fn of_statement(
         let mut notes = vec![target.of_addresses()];
         for address in &all {
             let about = format!("to {address} port {} proto {}", target.port, target.transport);
+            // It is changed where it stands.
+            if words.about == about {
+                commands.push(ufw(target, "") + &of_address(target, *address));
+                undo.push(format!("{}{}{comment}", ufw(target, ""), words.command(target.is_forwarded)));
+                notes.extend(lost.clone());
+                continue;
+            }
             let existing = existing(&about);
             undo.extend(existing.iter().map(|(_, again, _)| again.clone()));
             undo.push(delete(&of_address(target, *address)));

@@ -210,11 +210,21 @@ pub(super) fn number(before: &[Tuple], tuples: &[Tuple], index: usize) -> u32 {
     entries.count() as u32
 }
 
+/// One of ufw's statements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// As ufw writes it, without its comment.
+    pub(super) words: String,
+    pub(super) comment: Option<String>,
+    /// Its number, of one for IPv4.
+    pub(super) number: Option<u32>,
+}
+
 /// ufw's statements, as it writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entries {
-    /// All of them, each with its comment: those for IPv4 first.
-    pub(super) all: Vec<(String, Option<String>)>,
+    /// All of them: those for IPv4 first.
+    pub(super) all: Vec<Entry>,
     /// The highest number of those for IPv4.
     pub(super) numbers: u32,
 }
@@ -224,7 +234,9 @@ impl Entries {
     pub(super) fn of(user: &str, user6: &str) -> Self {
         let (v4, v6) = (parse(user, "").0, parse(user6, "").0);
         let numbers = v4.len().checked_sub(1).map_or(0, |last| number(&[], &v4, last));
-        let all = v4.iter().chain(&v6).map(|tuple| (tuple.words(), tuple.comment.clone())).collect();
+        let entry = |tuple: &Tuple, number| Entry { words: tuple.words(), comment: tuple.comment.clone(), number };
+        let numbered = v4.iter().enumerate().map(|(at, tuple)| entry(tuple, Some(number(&[], &v4, at))));
+        let all = numbered.chain(v6.iter().map(|tuple| entry(tuple, None))).collect();
         Self { all, numbers }
     }
 }

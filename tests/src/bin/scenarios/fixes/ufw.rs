@@ -81,6 +81,12 @@ pub(super) fn addresses() -> Result<Outcome> {
                 ("tcp", FAR_V6, 443),
                 &["ufw prepend allow out proto tcp to 2001:db8:1::10 port 443"],
             ),
+            // The very one is the only one.
+            (
+                &["default allow outgoing", "deny out to 203.0.113.10 port 443 proto tcp"],
+                ("tcp", FAR_V4, 443),
+                &["ufw allow out proto tcp to 203.0.113.10 port 443"],
+            ),
             // The same stands behind it already, where it does nothing.
             (
                 &[
