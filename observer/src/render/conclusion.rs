@@ -290,7 +290,7 @@ fn list(writer: &mut impl Write, stories: &[Story]) -> io::Result<()> {
             writeln!(writer, "    {:<8} {}", "works", escape(restored))?;
         }
         let Some(fix) = fix else { continue };
-        for (label, text) in rows(fix, "fix") {
+        for (label, text) in rows(fix, "fix", false) {
             writeln!(writer, "    {label:<8} {text}")?;
         }
     }

@@ -91,8 +91,9 @@ pub(super) fn about(fix: &Fix) -> String {
     parts.join(" · ")
 }
 
-/// A fix on a screen: labels, and what stands behind them. Other commands stand below.
-pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, String)> {
+/// A fix on a screen: labels, and what stands behind them. Other commands stand below; what ends
+/// by itself takes more rows than a block of a stream has, and is there with `are_all` only.
+pub(super) fn rows(fix: &Fix, command: &'static str, are_all: bool) -> Vec<(&'static str, String)> {
     let commands = |label: &'static str, lines: &[String]| -> Vec<(&'static str, String)> {
         let row = |(at, line): (usize, &String)| {
             (if at == 0 { label } else { AND }, format!("{STRONG}{}{STRONG:#}", escape(&as_root(line))))
@@ -107,7 +108,7 @@ pub(super) fn rows(fix: &Fix, command: &'static str) -> Vec<(&'static str, Strin
     if !words.is_empty() {
         rows.push(("", escape(&words).into_owned()));
     }
-    for other in &fix.others {
+    for other in fix.others.iter().filter(|other| are_all || other.other != Other::Temporary) {
         rows.extend(commands("or", &other.commands));
         rows.extend(commands("undo", &other.undo));
         let hour = (other.other == Other::Temporary).then(|| "for one hour".to_owned());

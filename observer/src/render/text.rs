@@ -93,7 +93,7 @@ impl Text {
     /// `15:30:08 FIX      curl[2211] → 203.0.113.10:443/tcp`, the commands, and what is known of them.
     pub(crate) fn fix(&self, writer: &mut impl Write, at: Timestamp, attempt: &Attempt, fix: &Fix) -> io::Result<()> {
         writeln!(writer, "{} {GOOD}FIX{GOOD:#}      {}", self.time(at), who_and_where(attempt))?;
-        for (label, text) in rows(fix, "run") {
+        for (label, text) in rows(fix, "run", false) {
             line(writer, label, &text)?;
         }
         Ok(())

@@ -414,7 +414,7 @@ pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()>
 fn write_fix(writer: &mut impl Write, fix: &Fix) -> io::Result<()> {
     // Which addresses it was tested for stands above.
     let told = Fix { verified_for: Vec::new(), ..fix.clone() };
-    for (label, text) in rows(&told, "fix") {
+    for (label, text) in rows(&told, "fix", true) {
         writeln!(writer, "  {label:<8} {text}")?;
     }
     Ok(())
