@@ -22,7 +22,7 @@ use crate::kernel::{
     read::{Direct, Probe, Reader},
     rule,
     scratch::{self, get, put},
-    skb::Skb,
+    skb::{DIRECTION_BITS, Skb},
     sock,
     tally::tally,
     time::boot_ns,
@@ -118,14 +118,13 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         return;
     }
     let skb = Skb::read::<R>(address);
-    let Some((direction, from)) = skb.direction::<R>() else {
+    let packed = skb.direction::<R>();
+    let (direction, from) = ((packed & DIRECTION_BITS) as u32, packed & !DIRECTION_BITS);
+    // Whoever waits for a neighbour to answer somebody with has not begun the connection.
+    let is_answer = direction == Direction::Answer as u32;
+    if direction == 0 || cause == Cause::Neighbour as u64 && is_answer {
         count(Counter::NotEgress);
         verdict::forget(address);
-        return;
-    };
-    // Whoever does not get an answer has begun its connection long ago.
-    if cause == Cause::Neighbour as u64 && direction == Direction::Answer {
-        count(Counter::NotEgress);
         return;
     }
     let Some(scratch) = scratch::packet() else { return };
@@ -175,7 +174,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         // For whoever takes the packet: what is kept on the stack meanwhile is too much for it.
         put!(scratch.start, start);
         put!(scratch.bytes, bytes);
-        drop::headers(start, bytes, ethertype, nfct, direction);
+        drop::headers(start, bytes, ethertype, nfct);
         drop::finish();
         rule::identify();
         neighbours::note(skb.dst, ethertype);
@@ -189,7 +188,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
             rule::prove();
         } else {
             count(Counter::Seen);
-            if direction == Direction::Unrouted || direction == Direction::Answer || filter::passes() {
+            if direction == Direction::Unrouted as u32 || is_answer || filter::passes() {
                 tally(scratch);
             } else {
                 count(Counter::Filtered);

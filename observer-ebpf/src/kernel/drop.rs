@@ -43,11 +43,11 @@ extern "C" fn drop_netns(direction: u32) -> u64 {
 /// # Safety
 /// The scratch space must be this CPU's.
 #[inline(always)]
-pub unsafe fn decided_by(scratch: *mut Packet, device: u64, direction: Direction) {
+pub unsafe fn decided_by(scratch: *mut Packet, device: u64, direction: u32) {
     // By way of memory: a pointer that was loaded directly is none that a function of its own takes.
     // SAFETY: the caller's promise.
     unsafe { put!(scratch.pointer, device) };
-    drop_netns(direction as u32);
+    drop_netns(direction);
 }
 
 /// The other network namespace that the packet came from.
@@ -170,6 +170,10 @@ unsafe fn address(into: *mut [u8; 16], word: usize, bytes: [u8; 4]) {
 #[inline(never)]
 extern "C" fn drop_answer() -> u64 {
     let Some(scratch) = scratch::packet() else { return 0 };
+    // SAFETY: the scratch space is this CPU's.
+    if unsafe { get!(scratch.record.key.direction) } != Direction::Answer as u8 {
+        return 0;
+    }
     // SAFETY: the scratch space is this CPU's; an address is four words.
     unsafe {
         let source = (&raw mut (*scratch).record.key.sent.source).cast::<u32>();
@@ -287,11 +291,9 @@ unsafe fn port(scratch: *mut Packet, at: usize) -> u16 {
 
 /// What the packet is, from its headers and its connection.
 #[inline(always)]
-pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64, direction: Direction) {
+pub fn headers(start: u64, bytes: u64, ethertype: u16, nfct: u64) {
     drop_headers(start, bytes, u32::from(ethertype));
-    if direction == Direction::Answer {
-        drop_answer();
-    }
+    drop_answer();
     if nfct != 0 {
         drop_original(nfct);
         // What a translation made of the port is not known: it tells nothing of a tunnel.

@@ -58,51 +58,29 @@ impl Skb {
         }
     }
 
-    /// Which way it was going, and the namespace that it came from where that is another; `None` for an inbound packet.
+    /// Which way it was going, a [`Direction`] in [`DIRECTION_BITS`] or 0 for an inbound packet; and in all others the namespace that it
+    /// came from, where that is another.
+    ///
+    /// A number and no enum: the verifier would walk everything that follows once for each.
     #[inline(always)]
-    pub fn direction<R: Reader>(&self) -> Option<(Direction, u64)> {
-        let skb_iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
-        if skb_iif == 0 {
-            // The black box keeps the compiler from testing both pointers with one OR, which the verifier refuses.
-            let has_route = self.dst != 0 || self.protocol::<R>() == ethertype::ARP;
-            let made = Origin { route: has_route, socket: black_box(self.sk != 0), ..Origin::MADE_HERE };
-            return direction::direction(made).map(|direction| (direction, 0));
-        }
-        if self.is_of_neighbours::<R>() {
-            return Some((Direction::Answer, 0));
-        }
+    pub fn direction<R: Reader>(&self) -> u64 {
         // As plain numbers, which is all that a function of its own takes.
+        let iif: u32 = Probe::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
         let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
         let sk: u64 = Probe::field(self.address, field!(skb_sk)).unwrap_or(0);
+        let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
+        let network = u64::from(Probe::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
+        let kind = skb_kind(head + network, u32::from(self.protocol::<Probe>()));
         // What crosses a bridge comes by netfilter with a route that is none, and is neither for here nor forwarded here.
-        let (nfct, sk) = if self.is_bridged { (0, 0) } else { (self.connection::<Probe>(), sk) };
-        let packed = skb_received(skb_iif, self.dst, sk, device, nfct);
-        let from = packed & !DIRECTION_BITS;
-        match packed & DIRECTION_BITS {
-            FORWARD => Some((Direction::Forward, from)),
-            UNROUTED => Some((Direction::Unrouted, from)),
-            ANSWER => Some((Direction::Answer, from)),
-            _ => None,
-        }
+        let whose = u64::from(self.is_bridged).wrapping_sub(1);
+        let nfct = self.connection::<Probe>() & whose;
+        skb_direction(u64::from(iif) | kind << KIND_SHIFT, self.dst, sk, device, nfct)
     }
 
     /// `skb->protocol`, host byte order.
     #[inline(always)]
     fn protocol<R: Reader>(&self) -> u16 {
         u16::from_be(R::field(self.address, field!(skb_protocol)).unwrap_or(0))
-    }
-
-    /// A received packet is a neighbour's answer to who asked for it: a reply of ARP, or an advertisement that was solicited.
-    #[inline(always)]
-    fn is_of_neighbours<R: Reader>(&self) -> bool {
-        let kind = self.protocol::<R>();
-        if kind != ethertype::ARP && kind != ethertype::IPV6 {
-            return false;
-        }
-        // As a plain number, which is all that a function of its own takes.
-        let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
-        let network = u64::from(Probe::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
-        skb_neighbour(head + network, u32::from(kind)) != 0
     }
 
     /// Its connection and what it is to it (`skb->_nfct`); 0 without connection tracking.
@@ -144,8 +122,8 @@ impl Skb {
 
     /// Bits of [`answer`] of an answer; 0 of what is none.
     #[inline(always)]
-    pub fn answer(&self, direction: Direction, nfct: u64) -> u8 {
-        skb_answer(direction as u32, self.dst, nfct) as u8
+    pub fn answer(&self, direction: u32, nfct: u64) -> u8 {
+        skb_answer(direction, self.dst, nfct) as u8
     }
 
     /// The route's device, or 0.
@@ -163,7 +141,7 @@ impl Skb {
 
     /// Bits of [`place`]: what tells at which hook it died.
     #[inline(always)]
-    pub fn place<R: Reader>(&self, direction: Direction, routes: u64) -> u8 {
+    pub fn place<R: Reader>(&self, direction: u32, routes: u64) -> u8 {
         let mut bits = 0;
         if self.dev != 0 {
             bits |= place::DEVICE;
@@ -174,7 +152,7 @@ impl Skb {
         if self.at_link_header::<R>() {
             bits |= place::AT_LINK_HEADER;
         }
-        if direction != Direction::Local {
+        if direction != Direction::Local as u32 {
             let iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(0);
             // `ip_rcv_core` and `ip6_rcv_core` write it to the front of `skb->cb` (`inet_skb_parm.iif`).
             let received: u32 = Probe::field(self.address, field!(skb_cb)).unwrap_or(0);
@@ -219,10 +197,19 @@ impl Skb {
     }
 }
 
-/// See [`Skb::is_of_neighbours`]: a function of its own to the verifier too.
+/// What a packet is to neighbour discovery, beside the number of its interface.
+const KIND_SHIFT: u32 = 32;
+/// It is of ARP.
+const ARP: u64 = 1;
+/// It is a neighbour's answer to who asked for it: a reply of ARP, or an advertisement that was solicited.
+const FOUND: u64 = 2;
+
+/// Bits [`ARP`] and [`FOUND`] of the packet whose network header begins there.
+///
+/// A function of its own to the verifier too: it is checked once, and not again for every way that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn skb_neighbour(start: u64, kind: u32) -> u64 {
+extern "C" fn skb_kind(start: u64, kind: u32) -> u64 {
     /// `ARPOP_REPLY`, and where it stands.
     const REPLY: u16 = 2;
     const OPERATION: u64 = 6;
@@ -231,15 +218,15 @@ extern "C" fn skb_neighbour(start: u64, kind: u32) -> u64 {
     const MESSAGE: u64 = 40;
     const ADVERTISEMENT: u8 = 136;
     const SOLICITED: u8 = 0x40;
-    let at = |offset: u64| start + offset;
     if kind == u32::from(ethertype::ARP) {
-        return u64::from(Probe::field::<u16>(at(OPERATION), 0).map(u16::from_be) == Some(REPLY));
+        let is_reply = Probe::field::<u16>(start + OPERATION, 0).map(u16::from_be) == Some(REPLY);
+        return if is_reply { ARP | FOUND } else { ARP };
     }
-    if Probe::field::<u8>(at(NEXT), 0) != Some(protocol::ICMPV6) {
+    if kind != u32::from(ethertype::IPV6) || Probe::field::<u8>(start + NEXT, 0) != Some(protocol::ICMPV6) {
         return 0;
     }
-    let is_answer = Probe::field::<u8>(at(MESSAGE), 0) == Some(ADVERTISEMENT);
-    u64::from(is_answer && Probe::field::<u8>(at(MESSAGE), 4).unwrap_or(0) & SOLICITED != 0)
+    let is_answer = Probe::field::<u8>(start + MESSAGE, 0) == Some(ADVERTISEMENT);
+    if is_answer && Probe::field::<u8>(start + MESSAGE, 4).unwrap_or(0) & SOLICITED != 0 { FOUND } else { 0 }
 }
 
 /// See [`Skb::answer`]: a function of its own to the verifier too.
@@ -264,17 +251,24 @@ extern "C" fn skb_answer(direction: u32, dst: u64, nfct: u64) -> u64 {
 }
 
 /// A direction in the low bits of an address, which are free.
-const DIRECTION_BITS: u64 = 7;
-const FORWARD: u64 = Direction::Forward as u64;
-const UNROUTED: u64 = Direction::Unrouted as u64;
-const ANSWER: u64 = Direction::Answer as u64;
+pub const DIRECTION_BITS: u64 = 7;
 
-/// Direction of a packet that was received, in the low bits, and the namespace that it came from, where that is another.
+/// See [`Skb::direction`].
 ///
 /// A function of its own to the verifier too: it is checked once, and not again for every way that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64, nfct: u64) -> u64 {
+extern "C" fn skb_direction(received: u64, dst: u64, sk: u64, device: u64, nfct: u64) -> u64 {
+    let (skb_iif, kind) = (received as u32, received >> KIND_SHIFT);
+    if skb_iif == 0 {
+        // What is sent without a route is of a socket, or of ARP.
+        let route = dst != 0 || kind & ARP != 0;
+        let made = Origin { route, socket: sk != 0, ..Origin::MADE_HERE };
+        return direction::direction(made).map_or(0, |direction| direction as u64);
+    }
+    if kind & FOUND != 0 {
+        return Direction::Answer as u64;
+    }
     let here: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
     let kind = link::kind(device);
     let peer = if kind == Link::Veth { link::peer_net(device) } else { 0 };
@@ -302,9 +296,7 @@ extern "C" fn skb_received(skb_iif: u32, dst: u64, sk: u64, device: u64, nfct: u
     origin.answer = connection::is_answer(nfct) && (is_for_here || !connection::is_error(nfct))
         || connection::of(nfct) == 0 && is_for_here && sock::waits(sk);
     match direction::direction(origin) {
-        Some(Direction::Forward) => from | FORWARD,
-        Some(Direction::Unrouted) => from | UNROUTED,
-        Some(Direction::Answer) => from | ANSWER,
-        _ => 0,
+        Some(direction) => from | direction as u64,
+        None => 0,
     }
 }

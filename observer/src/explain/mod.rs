@@ -130,9 +130,9 @@ impl Explainer {
         &mut self.rules
     }
 
-    /// A rule is behind it: it did not wait for a neighbour who is dead by itself.
-    pub(crate) fn is_a_rules(&self, dropped: &Dropped) -> bool {
-        dropped.waited_for.is_none() || self.neighbours.of(dropped).is_some()
+    /// What a packet that has waited for a neighbour was stopped by; false where that was nobody's decision.
+    pub(crate) fn find_what_stopped(&self, dropped: &mut Dropped) -> bool {
+        self.neighbours.explain(dropped)
     }
 
     /// Looks up what decided, and what its namespace is. To be called again when answers have come, until it is ready; with
@@ -176,10 +176,9 @@ impl Explainer {
         begun: Begun,
         attribution: &mut Attribution<E>,
     ) -> (Box<Attempt>, Sight) {
-        let Begun { mut attempt, mut dropped, found, opinion, .. } = begun;
-        let unasked = self.neighbours.of(&dropped).cloned();
-        if let Some(unasked) = &unasked {
-            (attempt.packet, dropped.rule) = (Some(unasked.kind), Some(unasked.answer));
+        let Begun { mut attempt, dropped, found, opinion, .. } = begun;
+        if dropped.waited_for.is_none() {
+            self.neighbours.note(&dropped);
         }
         let Found { decision, unread, disputed } = found.unwrap_or_default();
         let opinion = opinion.unwrap_or(Opinion::None);
@@ -189,10 +188,7 @@ impl Explainer {
             let decider = queue(&dropped, attribution);
             decision = decider.map(|decider| Arc::new(Decision { rule: None, decider: Some(decider) }));
         }
-        decision = unasked.map(|unasked| unasked.decision).or(decision).and_then(|decision| self.told(decision));
-        if let Some(decision) = decision.as_ref().filter(|decision| decision.rule.is_some()) {
-            self.neighbours.note(&dropped, decision);
-        }
+        decision = decision.and_then(|decision| self.told(decision));
         if let Some(decision) = &decision {
             finding::enter(&mut attempt, decision);
         }

@@ -383,6 +383,7 @@ fn packet(dropped: &Dropped, enters_cgroups: bool) -> Option<(Alike, Packet)> {
         && !dropped.encapsulated
         && dropped.netns != 0
         && !dropped.by_kernel()
+        && dropped.waited_for.is_none()
         && Background::of(dropped).is_none();
     let Captured { bytes, opened_by, mark, arrived_by, .. } = dropped.captured.as_ref().filter(|_| fits)?;
     let origin = match (dropped.direction, dropped.hook) {

@@ -58,11 +58,13 @@ impl Background {
     pub fn of(dropped: &Dropped) -> Option<Self> {
         match dropped.packet {
             // Somebody may wait for the neighbour: that is known when it does not come, and reported then.
-            Some(PacketKind::Arp | PacketKind::Solicitation) => return Some(Self::Discovery),
+            Some(PacketKind::Arp | PacketKind::Solicitation) if dropped.waited_for.is_none() => {
+                return Some(Self::Discovery);
+            }
             // What it tells is waited for by whoever sends what is too long.
             Some(PacketKind::TooBig) => return None,
             Some(PacketKind::Answer) => return answer(dropped),
-            Some(PacketKind::Segment) | None => {}
+            Some(_) | None => {}
         }
         let endpoints = dropped.endpoints.as_ref()?;
         let to = endpoints.destination;

@@ -56,10 +56,12 @@ impl Making {
     /// Looks as far as can be known now, with `is_last` for the last time: whether it is to be reported, once that is known.
     pub(super) fn look<E: HostQueries>(&mut self, rooms: &mut Rooms<E>, filter: &Filter, is_last: bool) -> Poll<bool> {
         if let Stage::Sender(dropped, search) = &mut self.stage {
+            let is_stopped = rooms.explainer.find_what_stopped(dropped);
             let attempt = ready!(rooms.attribution.attempt(dropped, search, is_last));
             self.stage = match attempt {
                 None => Stage::Inbound(dropped.packets),
-                Some(_) if !rooms.explainer.is_a_rules(dropped) => Stage::Filtered(dropped.packets),
+                // It waited for a neighbour who is dead by itself.
+                Some(_) if !is_stopped => Stage::Filtered(dropped.packets),
                 // What is filtered costs no look-up.
                 Some((attempt, _)) if !filter.concerns(&attempt) => Stage::Filtered(dropped.packets),
                 Some((attempt, share)) => {
