@@ -74,7 +74,8 @@ fn asked() -> Result<Outcome> {
                         ("/egress/cause", json!("netfilter")),
                     ],
                 )?;
-                ensure!(event["egress"]["rule"]["text"].is_string(), "{ruleset}: {event}");
+                // Its text may come later.
+                ensure!(report.explained(event)["egress"]["rule"].is_object(), "{ruleset}: {event}");
             }
             // The question itself is the kernel's.
             let questions: Vec<&Value> =
