@@ -165,7 +165,7 @@ unsafe fn address(into: *mut [u8; 16], word: usize, bytes: [u8; 4]) {
     unsafe { into.cast::<u32>().add(word).write_volatile(u32::from_ne_bytes(bytes)) };
 }
 
-/// An answer's addresses are told as those of the packet that it answers.
+/// Writes an answer's addresses the other way round, as those of the packet that it answers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_answer() -> u64 {
@@ -194,7 +194,7 @@ extern "C" fn drop_answer() -> u64 {
 }
 
 /// Addresses before any translation, by the connection's original tuple; what `drop_headers` read then is the translated
-/// one. Of packets that go the other way, only where they are told as answers.
+/// one. Packets that go the other way only if they are reported as answers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_original(nfct: u64) -> u64 {

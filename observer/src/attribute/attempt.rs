@@ -26,7 +26,7 @@ use crate::{
 };
 
 impl<E: HostQueries> Attribution<E> {
-    /// A packet that goes the other way than the first of its connection, as that is told.
+    /// See [`Owners::oriented`](super::owner::Owners::oriented).
     pub(crate) fn oriented(&mut self, dropped: Dropped) -> Dropped {
         self.owners.oriented(dropped)
     }

@@ -67,7 +67,8 @@ impl Reasons {
     }
 }
 
-/// Functions in which is freed what has waited for a neighbour: in the first where the others end with the call that frees.
+/// The kernel frees what waited for a neighbour in one of these functions: in the last two, or in the first if the compiler made their
+/// last call a jump.
 const UNANSWERED: [&str; 3] = ["neigh_invalidate", "arp_error_report", "ndisc_error_report"];
 /// None of them is longer.
 const MAX_FUNCTION: u32 = 4096;

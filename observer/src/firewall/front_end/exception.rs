@@ -63,7 +63,7 @@ impl Packets {
 }
 
 /// Exceptions without which nothing is reached, whatever it is for: for the kinds of message that the rule names, and for all. Both ends
-/// ask again from time to time: who lets one kind through alone is forgotten after a while, unless the others were let through already.
+/// ask again from time to time, so one kind alone is enough only if the others pass already.
 pub(super) fn needed(
     rule: &NamedRule,
     opens: &str,

@@ -123,7 +123,8 @@ pub trait FrontEnd: Sync {
         None
     }
 
-    /// Its program writes the chains of this rule anew, though the rule is told in other words: no command is given into them.
+    /// Its program writes the chains of this rule anew, although another front end has the words for the rule. So no command changes
+    /// these chains.
     fn rewrites(&self, _rule: &NamedRule) -> bool {
         false
     }

@@ -122,7 +122,7 @@ fn every_statement_belongs_to_a_front_end() {
         assert_eq!(ruleset, Some(owner).filter(|owner| *owner != NFTABLES), "{chain}");
         assert_eq!(of(&told).name(), owner, "{chain}");
     }
-    // The first has no rules in nftables, and those of the second are told in iptables' words.
+    // The first has no rules in nftables, and the second has no words of its own.
     let silent = ["iptables-legacy", "proxmox"];
     for front_end in ALL.iter().filter(|front_end| !silent.contains(&front_end.name())) {
         assert!(

@@ -159,7 +159,7 @@ impl Stage {
 
 impl Building {
     /// Begins to make one of what arrives, by a detached thread: for single packets, or for conversations, too (`talks`). `hide`
-    /// is told the inode number of each of its namespaces before there is anything in it; what it returns is dropped when
+    /// gets the inode number of each of its namespaces before anything is in it; what it returns is dropped when
     /// nothing is done there any more. `logs`: see [`logs_everywhere`].
     pub fn begin(copied: Receiver<Result<Copied>>, (logs, talks): (bool, bool), hide: Hide) -> Result<Self> {
         let began = Instant::now();
@@ -249,7 +249,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// What drops this packet there, `None` when it passes; and why that is no proof of itself: something decides by more than
+    /// What drops this packet there, `None` when it passes; and why the original may decide differently: something looks at more than
     /// the packet. An error where it cannot be reported.
     pub fn replay(&self, order: Order) -> Result<(Option<End>, Option<String>)> {
         let whole = Whole::of(&order.packet)?;
@@ -273,7 +273,7 @@ impl Sandbox {
         Ok((end, by_length.or(marks.iter().find(matters).map(|mark| mark.words.clone()))))
     }
 
-    /// What becomes of a conversation there; and why that is no proof, likewise. `is_made`: nobody has begun one like it, so its
+    /// What becomes of a conversation there; and why the original may decide differently, likewise. `is_made`: nobody has begun one like it, so its
     /// sender is what it is said to be; `is_later`: but for its cgroup, which is not there yet.
     pub(crate) fn hold(&self, talk: Talk, (is_made, is_later): (bool, bool)) -> Result<(Held, Option<String>)> {
         // What an application would say is not known, and a datagram is as long as that.

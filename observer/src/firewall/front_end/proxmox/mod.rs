@@ -1,5 +1,5 @@
 //! Proxmox's firewall. Its daemon writes its chains anew from files below `/etc/pve` every few seconds: a rule of iptables in them lasts
-//! no longer. Its rules are told in iptables' words.
+//! no longer. Reports name its rules in iptables' words.
 
 use super::{Found, FrontEnd, Place, Root, Seen, Statement, Target, plan::plain};
 use crate::model::NamedRule;
