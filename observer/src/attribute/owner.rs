@@ -336,7 +336,7 @@ impl<E: HostQueries> Owners<E> {
     /// [`Self::owner`].
     pub fn is_forwarded(&mut self, dropped: &Dropped, search: &mut Search, is_last: bool) -> Poll<bool> {
         if let Some(to) = answered_to(dropped) {
-            return Poll::Ready(self.is_own(dropped.netns, to));
+            return Poll::Ready(self.may_own(dropped.netns, to));
         }
         if dropped.direction != Direction::Unrouted {
             return Poll::Ready(true);

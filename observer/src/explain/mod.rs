@@ -130,8 +130,10 @@ impl Explainer {
         &mut self.rules
     }
 
-    /// What a packet that has waited for a neighbour was stopped by; false where that was nobody's decision.
-    pub(crate) fn find_what_stopped(&self, dropped: &mut Dropped) -> bool {
+    /// Remembers what asks for a neighbour; and finds what stopped a packet that has waited for one. False where that was nobody's decision.
+    pub(crate) fn look_at_neighbours(&mut self, dropped: &mut Dropped) -> bool {
+        // At once: whoever waits may be given up before the line about the question is made.
+        self.neighbours.note(dropped);
         self.neighbours.explain(dropped)
     }
 
@@ -177,9 +179,6 @@ impl Explainer {
         attribution: &mut Attribution<E>,
     ) -> (Box<Attempt>, Sight) {
         let Begun { mut attempt, dropped, found, opinion, .. } = begun;
-        if dropped.waited_for.is_none() {
-            self.neighbours.note(&dropped);
-        }
         let Found { decision, unread, disputed } = found.unwrap_or_default();
         let opinion = opinion.unwrap_or(Opinion::None);
         let is_replayed = matches!(opinion, Opinion::Is(_));

@@ -29,6 +29,8 @@ impl Neighbours {
     /// A packet was stopped.
     pub(super) fn note(&mut self, dropped: &Dropped) {
         let kind = dropped.packet.filter(|kind| matches!(kind, PacketKind::Arp | PacketKind::Solicitation));
+        // One that has waited is of the kind that it waited for.
+        let kind = kind.filter(|_| dropped.waited_for.is_none());
         let (Some(kind), Some(neighbour)) = (kind, asked_for(dropped)) else { return };
         let (netns, at_ns) = (dropped.netns, dropped.boot_ns);
         self.0.retain(|known| (known.netns, known.neighbour) != (netns, neighbour));

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{FAR_V4, FAR_V6, Lab, SERVER_V4, SERVER_V6},
     observer::{Observer, command, expect},
-    traffic,
+    traffic, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -56,7 +56,11 @@ fn asked() -> Result<Outcome> {
             for (args, transport, port) in
                 [(&["tcp", address, "443", "3"][..], "tcp", 443), (&["ask", address, "53", "yes"], "udp", 53)]
             {
-                clients.push((observer.tells(|| traffic::run(&lab.client, args))?.pid, transport, port));
+                let pid = traffic::run(&lab.client, args)?.pid;
+                let words = format!("\"pid\":{pid},");
+                wait_for("a line about it", || Ok(observer.so_far().contains(&words).then_some(())))
+                    .with_context(|| format!("{ruleset}: {address} {transport}: {}", observer.so_far()))?;
+                clients.push((pid, transport, port));
             }
             let report = observer.stop()?;
             for (pid, transport, port) in clients {
