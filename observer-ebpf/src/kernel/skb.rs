@@ -64,16 +64,16 @@ impl Skb {
     /// A number and no enum: the verifier would walk everything that follows once for each.
     #[inline(always)]
     pub fn direction<R: Reader>(&self) -> u64 {
-        // As plain numbers, which is all that a function of its own takes.
-        let iif: u32 = Probe::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
+        // Pointers as plain numbers, which is all that a function of its own takes; the others are such.
+        let iif: u32 = R::field(self.address, field!(skb_iif)).unwrap_or(u32::MAX);
         let device: u64 = Probe::field(self.address, field!(skb_dev)).unwrap_or(0);
         let sk: u64 = Probe::field(self.address, field!(skb_sk)).unwrap_or(0);
         let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
-        let network = u64::from(Probe::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
-        let kind = skb_kind(head + network, u32::from(self.protocol::<Probe>()));
+        let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
+        let kind = skb_kind(head + network, u32::from(self.protocol::<R>()));
         // What crosses a bridge comes by netfilter with a route that is none, and is neither for here nor forwarded here.
         let whose = u64::from(self.is_bridged).wrapping_sub(1);
-        let nfct = self.connection::<Probe>() & whose;
+        let nfct = self.connection::<R>() & whose;
         skb_direction(u64::from(iif) | kind << KIND_SHIFT, self.dst, sk, device, nfct)
     }
 
