@@ -71,10 +71,11 @@ impl Skb {
         let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
         let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
         let kind = skb_kind(head + network, u32::from(self.protocol::<R>()));
-        // What crosses a bridge comes by netfilter with a route that is none, and is neither for here nor forwarded here.
+        // A packet that crosses a bridge passes netfilter with a route that leads nowhere, and with its sender's socket: it is nobody's
+        // answer here.
         let whose = u64::from(self.is_bridged).wrapping_sub(1);
         let nfct = self.connection::<R>() & whose;
-        skb_direction(u64::from(iif) | kind << KIND_SHIFT, self.dst, sk, device, nfct)
+        skb_direction(u64::from(iif) | kind << KIND_SHIFT, self.dst, sk & whose, device, nfct)
     }
 
     /// `skb->protocol`, host byte order.

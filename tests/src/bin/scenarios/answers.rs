@@ -33,7 +33,7 @@ fn servers(lab: &Namespace) -> Result<[Server; 2]> {
     Ok([web, Server(echo)])
 }
 
-/// What a client may ask for, and how its answer is told.
+/// What a client asks for; transport and port in the report.
 const KINDS: [(&[&str], &str, Option<u16>); 4] = [
     (&["tcp", "ADDRESS", "443", "0.5"], "tcp", Some(443)),
     (&["ask", "ADDRESS", "53"], "udp", Some(53)),
@@ -41,7 +41,7 @@ const KINDS: [(&[&str], &str, Option<u16>); 4] = [
     (&["ping", "ADDRESS"], "icmp", None),
 ];
 
-/// Each kind of client in both families; each is told with its process, as `more` says.
+/// Runs each kind of client in both families. Each is reported with its process and the fields of `more`.
 fn all_told(
     client: &Namespace,
     watched: &Namespace,
@@ -64,7 +64,7 @@ fn all_told(
         let is_it = |event: &&&Value| event["process"]["pid"] == pid;
         let events = report.foreground();
         let Some(event) = events.iter().find(is_it) else {
-            anyhow::bail!("nothing was told of pid {pid} to {address} {transport}: {:#?}", report.events)
+            anyhow::bail!("no report of pid {pid} to {address} {transport}: {:#?}", report.events)
         };
         let event = report.explained(event);
         let port = port.map_or(Value::Null, |port| json!(port));
@@ -145,7 +145,7 @@ fn translated() -> Result<Outcome> {
     let observer = Observer::watch(&lab.client)?;
     let client = observer.tells(|| traffic::run(&lab.client, &["tcp", "198.51.100.9", "443", "0.5"]))?;
     let report = observer.stop()?;
-    let [event, ..] = report.foreground()[..] else { anyhow::bail!("nothing was told") };
+    let [event, ..] = report.foreground()[..] else { anyhow::bail!("no report") };
     expect(
         event,
         &[
@@ -175,7 +175,7 @@ fn errors() -> Result<Outcome> {
     for (pid, address) in pids {
         let events = report.foreground();
         let event = events.iter().find(|event| event["destination"]["ip"] == address);
-        let Some(event) = event else { anyhow::bail!("nothing was told of {address}: {:#?}", report.events) };
+        let Some(event) = event else { anyhow::bail!("no report of {address}: {:#?}", report.events) };
         expect(
             event,
             &[

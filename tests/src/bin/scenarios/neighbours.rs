@@ -1,4 +1,4 @@
-//! Neighbours who cannot be asked for, or whose answers are stopped: whoever waits for them is told with the rule.
+//! Neighbours who cannot be asked for, or whose answers are stopped: reports name the rule and whoever waits for them.
 
 use anyhow::{Context, Result, ensure};
 use harness::{
