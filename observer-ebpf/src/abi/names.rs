@@ -32,6 +32,8 @@ pub mod program {
     pub const FLOW_KPROBE: &str = "flow_connect";
     /// Iterator over every open file: owners of sockets older than observer.
     pub const SEED: &str = "seed_task_file";
+    /// See [`SEED`]; where sockets must have been given cookies before.
+    pub const SEED_WITH_DIAG: &str = "seed_with_diag";
 }
 
 /// Maps.

@@ -37,6 +37,18 @@ const AF_PACKET: u16 = 17;
 #[unsafe(link_section = "iter/task_file")]
 #[unsafe(no_mangle)]
 extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
+    seed(context, |sk| sock::traced_cookie(sk as *mut u8))
+}
+
+/// The same where the verifier does not trust the socket of a file: nothing has a cookie but what was given one before.
+#[unsafe(link_section = "iter/task_file")]
+#[unsafe(no_mangle)]
+extern "C" fn seed_with_diag(context: *const TaskFile) -> i32 {
+    seed(context, |sk| Probe::field(sk, field!(sk_cookie)).unwrap_or(0))
+}
+
+#[inline(always)]
+fn seed(context: *const TaskFile, cookie_of: impl FnOnce(u64) -> u64) -> i32 {
     // SAFETY: the kernel passes a context of this shape; both fields are NULL in the closing call.
     let (meta, process, file) = unsafe {
         (
@@ -53,7 +65,10 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
     let sk: u64 = Direct::field(socket, field!(socket_sk)).unwrap_or(0);
     let Some(family) = Direct::field::<u16>(sk, field!(sk_family)) else { return 0 };
     if family == AF_INET || family == AF_INET6 || family == AF_PACKET {
-        let (cookie, process) = (sock::traced_cookie(sk as *mut u8), task::of(process));
+        let (cookie, process) = (cookie_of(sk), task::of(process));
+        if cookie == 0 {
+            return 0;
+        }
         owner::seed(cookie, process, sock::netns::<Direct>(sk));
         let state: u8 = Direct::field(sk, field!(sk_state)).unwrap_or(0);
         let kind: u16 = Direct::field(sk, field!(sk_protocol)).unwrap_or(0);

@@ -8,6 +8,7 @@ mod cookies;
 pub mod layout;
 pub mod loopback;
 pub(crate) mod netlink;
+pub(crate) mod sock_diag;
 pub mod symbols;
 
 pub use cookies::{ask_ebpf_side, netns_cookie};

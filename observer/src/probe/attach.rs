@@ -21,6 +21,7 @@ use super::{
 use crate::kernel::{
     btf, cgroup,
     layout::{self, LayoutError, Reasons, Symbols},
+    sock_diag,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
@@ -253,9 +254,12 @@ impl Probes {
                 let id = program.attach(root, CgroupAttachMode::Single)?;
                 Box::new(program.take_link(id)?)
             }
-            Attachment::Iterator => {
+            Attachment::Iterator | Attachment::IteratorWithDiag => {
                 let program: &mut Iter = program.try_into()?;
                 program.load(symbol.trim_start_matches("iter/"), types)?;
+                if way == Attachment::IteratorWithDiag {
+                    sock_diag::give_cookies()?;
+                }
                 let id = program.attach()?;
                 // The kernel runs the program while its file is read.
                 let mut written = Vec::new();

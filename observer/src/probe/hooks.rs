@@ -17,6 +17,8 @@ pub enum Attachment {
     Kprobe(&'static str),
     /// Iterator, run once at start.
     Iterator,
+    /// The same once `sock_diag` has listed all sockets, which gives each a cookie.
+    IteratorWithDiag,
 }
 
 impl Attachment {
@@ -29,6 +31,7 @@ impl Attachment {
             Self::SockOps => "sock_ops",
             Self::Kprobe(_) => "kprobe",
             Self::Iterator => "iter",
+            Self::IteratorWithDiag => "iter+diag",
         }
     }
 }
@@ -129,7 +132,10 @@ pub static HOOKS: [Hook; 10] = [
     Hook {
         name: "seed",
         symbol: "iter/task_file",
-        programs: &[(program::SEED, Attachment::Iterator, "5.12")],
+        programs: &[
+            (program::SEED, Attachment::Iterator, "5.12"),
+            (program::SEED_WITH_DIAG, Attachment::IteratorWithDiag, "5.12"),
+        ],
         required: false,
         purpose: "finds the owners of sockets that are older than observer, and what hangs already",
         without: "a socket older than observer is looked up only when it is blocked, and what hangs already is not told",

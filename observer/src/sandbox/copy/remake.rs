@@ -9,9 +9,9 @@ use super::{
     marks::{self, Mark, Reason},
     passage::Passage,
     ruleset::{
-        BATCH_BEGIN, BATCH_END, CHAIN_HOOK, CHAIN_NAME, DATA, FIXED, FLAGS_OF_TABLE, GETCHAIN, GETFLOWTABLE, GETOBJ,
-        GETRULE, GETSET, GETSETELEM, GETTABLE, Listed, NAME, OBJECT_NAME, PROTOCOL, RULE_CHAIN, RULE_EXPRESSIONS,
-        SET_FLAGS, SET_NAME, SUBSYSTEM, TABLE,
+        self, ANONYMOUS, BATCH_BEGIN, BATCH_END, CHAIN_HOOK, CHAIN_NAME, DATA, ELEMENTS, FIXED, FLAGS_OF_TABLE,
+        GETCHAIN, GETFLOWTABLE, GETOBJ, GETRULE, GETSET, GETSETELEM, GETTABLE, Listed, NAME, OBJECT_NAME, PROTOCOL,
+        RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, SUBSYSTEM, TABLE,
     },
 };
 use crate::firewall::netfilter::{DROP, family, hook};
@@ -27,18 +27,13 @@ const DEVICE_NAME: u16 = 1;
 /// `NFTA_FLOWTABLE_FLAGS`, without `NFT_FLOWTABLE_HW_OFFLOAD`
 const FLOWTABLE_FLAGS: u16 = 7;
 const SET_ID: u16 = 10;
-/// `NFT_SET_ANONYMOUS`
-const ANONYMOUS: u32 = 1;
 /// `NFT_TABLE_F_DORMANT` and `NFT_TABLE_F_OWNER`
 const DORMANT: u32 = 1;
 const OWNER: u32 = 2;
-/// `NFTA_SET_ELEM_LIST_ELEMENTS`; `NFTA_SET_ELEM_*`: flags, and what an end of an interval may not have: a timeout, what is left of
-/// it, a comment, expressions.
-const ELEMENTS: u16 = 3;
-const ELEMENT_FLAGS: u16 = 3;
+/// `NFTA_SET_ELEM_*` that an end of an interval may not have: a timeout, what is left of it, a comment, expressions.
 const NOT_AT_AN_END: [u16; 5] = [4, 5, 6, 7, 11];
-/// `NFT_SET_ELEM_INTERVAL_END`
-const INTERVAL_END: u32 = 1;
+/// `NFTA_DYNSET_TIMEOUT`
+const DYNSET_TIMEOUT: u16 = 6;
 /// `NFTA_EXTHDR_*`
 const EXTHDR_DREG: u16 = 1;
 const EXTHDR_OFFSET: u16 = 3;
@@ -321,10 +316,7 @@ fn is_plain(expression: &Attributes) -> bool {
 
 /// Elements as they may be given: an end of an interval has neither a timeout nor anything beside its key.
 fn given_elements(elements: &Attributes) -> Attributes {
-    let one = |element: Attributes| {
-        let is_end = element.number(ELEMENT_FLAGS).is_some_and(|flags| flags & INTERVAL_END != 0);
-        if is_end { element.without(&NOT_AT_AN_END) } else { element }
-    };
+    let one = |element: Attributes| if ruleset::is_end(&element) { element.without(&NOT_AT_AN_END) } else { element };
     Attributes::elements(&elements.lists().map(one).collect::<Vec<_>>())
 }
 
@@ -377,6 +369,8 @@ pub(super) fn given_expressions(rule: &Attributes) -> Vec<Attributes> {
                 data.set(2, inverted.to_be_bytes().to_vec());
                 Some(data)
             }
+            // No time is told as none, which only sets with times take.
+            Some("dynset") if data.long(DYNSET_TIMEOUT) == Some(0) => Some(data.without(&[DYNSET_TIMEOUT])),
             // A list has more than a request may have: of an option that is set, and of one that is taken off.
             Some("exthdr") if data.get(EXTHDR_SREG).is_some() => Some(data.without(&[EXTHDR_DREG, EXTHDR_FLAGS])),
             Some("exthdr") if data.get(EXTHDR_DREG).is_none() => {

@@ -9,7 +9,7 @@ use super::{
     marks::{self, Mark, Reason},
     remake::{Slot, TRACER},
 };
-use crate::kernel::netlink::{Body, Netlink};
+use crate::kernel::netlink::{Attributes, Body, Netlink};
 use crate::{
     confinement::reader::Question,
     firewall::{
@@ -50,6 +50,15 @@ pub(super) const CHAIN_HOOK: u16 = 4;
 pub(super) const OBJECT_NAME: u16 = 2;
 pub(super) const SET_NAME: u16 = 2;
 pub(super) const SET_FLAGS: u16 = 3;
+/// `NFT_SET_ANONYMOUS`, `NFT_SET_INTERVAL`, and both without `NFT_SET_CONCAT`.
+pub(super) const ANONYMOUS: u32 = 1;
+const INTERVAL: u32 = 4;
+const SPANS: u32 = ANONYMOUS | INTERVAL | 128;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`, `NFTA_SET_ELEM_KEY`, `NFTA_SET_ELEM_FLAGS`, `NFT_SET_ELEM_INTERVAL_END`
+pub(super) const ELEMENTS: u16 = 3;
+const ELEMENT_KEY: u16 = 1;
+const ELEMENT_FLAGS: u16 = 3;
+const INTERVAL_END: u32 = 1;
 /// `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`
 pub(super) const NAME: u16 = 1;
 pub(super) const DATA: u16 = 2;
@@ -100,10 +109,40 @@ fn list(limit: usize) -> Result<Listed> {
     let flowtables = dump(GETFLOWTABLE, &all)?;
     let mut elements = Vec::new();
     for set in &sets {
-        elements.extend(dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?);
+        let mut of_it = dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?;
+        if set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & SPANS == (ANONYMOUS | INTERVAL)) {
+            with_ends(&mut of_it);
+        }
+        elements.extend(of_it);
     }
     ensure!(nft::generation()? == generation, "the ruleset changed while it was read");
     Ok(Listed { generation, tables, chains, sets, elements, objects, flowtables, rules, has_bridges })
+}
+
+/// Writes down where each interval of an anonymous set ends: there the next one's beginning says so, which a plain set does not take.
+fn with_ends(messages: &mut [Body]) {
+    let mut before: Option<Attributes> = None;
+    for message in messages {
+        let mut all = Vec::new();
+        for element in message.attributes.list(ELEMENTS).lists() {
+            // The kernel lists them from the last one to the first.
+            if let Some(next) = before.replace(element.clone())
+                && !is_end(&next)
+                && !is_end(&element)
+            {
+                let mut end = next.only(&[ELEMENT_KEY]);
+                end.set(ELEMENT_FLAGS, INTERVAL_END.to_be_bytes().to_vec());
+                all.push(end);
+            }
+            all.push(element);
+        }
+        message.attributes.set_list(ELEMENTS, &Attributes::elements(&all));
+    }
+}
+
+/// An element is where an interval ends.
+pub(super) fn is_end(element: &Attributes) -> bool {
+    element.number(ELEMENT_FLAGS).is_some_and(|flags| flags & INTERVAL_END != 0)
 }
 
 impl Listed {

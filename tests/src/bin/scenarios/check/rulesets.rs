@@ -74,6 +74,9 @@ pub(super) fn nft_rulesets() -> Result<Outcome> {
         out("meta skuid 0 tcp dport 80 drop"),
         out("meta skuid 65534 drop"),
         out("tcp dport vmap { 80 : drop, 443 : accept }; ip daddr 203.0.113.77 drop"),
+        // An interval that ends where the next one begins has no end of its own.
+        out("tcp dport vmap { 0-442 : drop, 443 : accept, 444 : drop }; tcp dport 443 drop"),
+        out("ip protocol udp accept; ip hdrlength vmap { 0-4 : drop, 5 : accept, 6 : continue }; ip version 4 drop"),
         out("jump s }\nchain s { udp dport 53 ip daddr 203.0.113.10 return; udp dport 53 drop"),
         format!(
             "{}\ntable ip u {{ chain p {{ type filter hook postrouting priority 0; tcp dport 80 drop }} }}",
