@@ -35,6 +35,8 @@ const EXTENSION_BYTES: usize = 32;
 const MAX_BYTES: usize = 32 << 20;
 /// Built-in chains by their hooks' numbers.
 const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+/// The match by which chance decides.
+pub const CHANCE: &str = "statistic";
 /// Verdicts of a standard target, which are negative; else it is where a jump leads.
 const DROP: i32 = -1;
 const RETURN: i32 = -5;
@@ -299,6 +301,28 @@ impl Table {
             && fits(source.ip(), 0, NOT_SOURCE)
             && fits(destination.ip(), length, NOT_DESTINATION)
             && self.may_have_ports(entry, source.port(), destination.port())
+    }
+
+    /// The same table, with an entry of which chance decides made to match always, or never; nothing where that is not so.
+    pub fn without_chance(&self, entry: &LegacyEntry, matches: bool) -> Option<Self> {
+        /// `XT_STATISTIC_MODE_RANDOM` without a flag, and the smallest probability that is certain.
+        const RANDOM: [u8; 4] = [0; 4];
+        const CERTAIN: u32 = 1 << 31;
+        let mut table = self.clone();
+        let mut one = entry.at + self.layout.entry;
+        let mut is_found = false;
+        for name in &entry.matches {
+            let bytes = usize::from(u16::from_ne_bytes(self.block.get(one..one + 2)?.try_into().ok()?));
+            if name == CHANCE {
+                let data = one + EXTENSION_BYTES;
+                table.block.get_mut(data..data + 4)?.copy_from_slice(&RANDOM);
+                let probability = if matches { CERTAIN } else { 0 };
+                table.block.get_mut(data + 4..data + 8)?.copy_from_slice(&probability.to_ne_bytes());
+                is_found = true;
+            }
+            one += bytes;
+        }
+        is_found.then_some(table)
     }
 
     /// The same by the matches of TCP and UDP alone.

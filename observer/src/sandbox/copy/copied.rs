@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use sha2::{Digest, Sha256};
 
 use super::{
+    choices::{Choices, RuleAt},
     conntrack::{self, Connection},
     ipset::{self, IpSets},
     legacy,
@@ -121,19 +122,25 @@ pub fn logs_everywhere() -> bool {
 
 impl Copied {
     /// Makes the same in the namespace of the calling thread. The inner error says what could not be set.
-    pub(super) fn make(&self, purpose: Purpose, peers: Peers<'_>, logs: bool) -> Result<(Made, Result<()>)> {
+    pub(super) fn make(
+        &self,
+        purpose: Purpose,
+        peers: Peers<'_>,
+        logs: bool,
+        choices: &Choices,
+    ) -> Result<(Made, Result<()>)> {
         let set = self.around.make(peers)?;
         // Rules and tables name sets by their places among all.
         let gaps = self.sets.make()?;
-        let made = self.rules.make(purpose, &self.around.names(), self.around.has_other_types())?;
-        legacy::make(&self.legacy, logs)?;
+        let made = self.rules.make(purpose, &self.around.names(), self.around.has_other_types(), choices)?;
+        legacy::make(&self.legacy, choices, logs)?;
         gaps.close()?;
         Ok((made, set))
     }
 
     /// Makes the same for whoever changes it; rules of the copy by family, table and handle, and their handles in the original.
     pub fn make_anew(&self, logs: bool) -> Result<(Kept, Handles)> {
-        let (made, set) = self.make(Purpose::Trial, Peers::Here, logs)?;
+        let (made, set) = self.make(Purpose::Trial, Peers::Here, logs, &Choices::new())?;
         set?;
         // What is left out here would be missing in whatever is made of it.
         ensure!(made.is_whole(), "rules of it cannot be copied, and nothing is tried without them");
@@ -184,6 +191,14 @@ impl Copied {
         let has_cgroup = |entry: &LegacyEntry| entry.matches.iter().any(|name| name == "cgroup");
         self.rules.asks_for_cgroups()
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
+    }
+
+    /// How many ways a rule that decides by more than a packet has in a copy for conversations; nothing where they cannot be told.
+    pub(super) fn count_ways(&self, rule: RuleAt) -> Option<usize> {
+        match rule {
+            RuleAt::Nft(rule) => self.rules.count_ways(rule, Purpose::Conversation, self.around.has_other_types()),
+            RuleAt::Legacy(..) => Some(legacy::WAYS.len()),
+        }
     }
 
     /// Which rules were copied.

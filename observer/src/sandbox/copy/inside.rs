@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    choices::Choices,
     conntrack,
     copied::Copied,
     legacy,
@@ -43,7 +44,7 @@ pub(super) struct Inside {
 impl Inside {
     /// `logs`: what a rule of iptables-legacy logs here would be logged.
     pub(super) fn new(copied: &Copied, logs: bool) -> Result<Self> {
-        let (made, set) = copied.make(Purpose::Packet, Peers::Here, logs)?;
+        let (made, set) = copied.make(Purpose::Packet, Peers::Here, logs, &Choices::new())?;
         let tracer = Tracer::new(&copied.rules, &made, QUIET)?;
         let set = set.map_err(|error| format!("{error:#}"));
         Ok(Self { set, tracer, made, at_interfaces: copied.rules.has_egress() })
@@ -89,7 +90,8 @@ impl Inside {
         if let Some(end) = way.end {
             // What the end says to its sender crosses tables of iptables-legacy, too; whether they decide by more than the packet is
             // not known then.
-            let unknown = || vec![Mark { reason: Reason::Anything, words: "tables of iptables-legacy".to_owned() }];
+            let unknown =
+                || vec![Mark { reason: Reason::Anything, words: "tables of iptables-legacy".to_owned(), rule: None }];
             marks.extend(ended.map_or_else(|_| unknown(), |(_, asked)| asked));
             return Ok((Some(End::Nft(end)), marks));
         }

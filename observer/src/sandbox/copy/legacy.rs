@@ -2,6 +2,7 @@
 //! counters.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
 };
@@ -9,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
+    choices::{Choices, RuleAt},
     lab::Following,
     marks::{self, Mark},
     packet::Whole,
@@ -41,8 +43,12 @@ pub(super) struct Crossed;
 /// Where a packet's way ended: in which table, by its place among those that were copied.
 pub(super) type Ended = (usize, Spot);
 
-/// Makes the tables in the namespace of the calling thread. `logs`: a log's target would write there too.
-pub(super) fn make(tables: &[Table], logs: bool) -> Result<()> {
+/// The ways of an entry by which chance decides: it matches, or it does not.
+pub(super) const WAYS: [bool; 2] = [true, false];
+
+/// Makes the tables in the namespace of the calling thread, in which entries go the ways that were chosen. `logs`: a log's target would
+/// write there too.
+pub(super) fn make(tables: &[Table], choices: &Choices, logs: bool) -> Result<()> {
     let has = |names: &[&str]| -> Result<bool> {
         let is_one =
             |entry: &LegacyEntry| matches!(&entry.does, Does::Extension(name) if names.contains(&name.as_str()));
@@ -57,7 +63,20 @@ pub(super) fn make(tables: &[Table], logs: bool) -> Result<()> {
         !(logs && has(&["LOG"])?),
         "a replay could write to the kernel log (net.netfilter.nf_log_all_netns is on, or not visible here)"
     );
-    tables.iter().try_for_each(replace)
+    tables.iter().enumerate().try_for_each(|(number, table)| {
+        let mut table = Cow::Borrowed(table);
+        for (rule, way) in choices {
+            if let RuleAt::Legacy(of, index) = rule
+                && *of == number
+            {
+                let entries = table.entries()?;
+                let entry = entries.get(*index).context("an entry that is not there")?;
+                let way = WAYS.get(*way).context("a way that the rule does not have")?;
+                table = Cow::Owned(table.without_chance(entry, *way).context("a way that the rule does not have")?);
+            }
+        }
+        replace(&table)
+    })
 }
 
 fn replace(table: &Table) -> Result<()> {
@@ -179,7 +198,10 @@ impl Counted {
                     let may = |from, to| way.table.may_match(entry, from, to, talk.protocol());
                     // Its own address is whatever rules make of it: only the other end's is known.
                     if matched(index) || may(any, to) || may(to, any) || may(any, beyond) || may(beyond, any) {
-                        met.extend(marks::of_legacy(&way.table.name, entry));
+                        let rule = marks::is_by_chance(entry).then_some(RuleAt::Legacy(way.index, index));
+                        met.extend(
+                            marks::of_legacy(&way.table.name, entry).into_iter().map(|mark| Mark { rule, ..mark }),
+                        );
                     }
                 }
             }

@@ -6,8 +6,9 @@ use std::{collections::HashSet, fs, sync::OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use super::choices::RuleAt;
 use super::ruleset::{DATA, NAME, RULE_CHAIN, SET_FLAGS, SET_NAME, TABLE};
-use crate::firewall::legacy::{Does, LegacyEntry};
+use crate::firewall::legacy::{CHANCE, Does, LegacyEntry};
 use crate::kernel::netlink::{Attributes, Body};
 
 /// By what a rule decides, beside the packet, the addresses and the interfaces.
@@ -37,6 +38,8 @@ pub(super) struct Mark {
     pub(super) reason: Reason,
     /// What it asks, and where it is, in words.
     pub(super) words: String,
+    /// The rule, where it is known in which ways it may go.
+    pub(super) rule: Option<RuleAt>,
 }
 
 /// Which marks are wanted.
@@ -196,7 +199,7 @@ pub(super) fn of_rule(rule: &Body, expressions: &[Attributes], filled: &Filled, 
     for (at, expression) in expressions.iter().enumerate() {
         for (reason, what) in judged(expression, expressions.get(at + 1), &is_filled, wanted) {
             if !marks.iter().any(|mark| mark.reason == reason) {
-                marks.push(Mark { reason, words: format!("{what} in chain {chain}") });
+                marks.push(Mark { reason, words: format!("{what} in chain {chain}"), rule: None });
             }
         }
     }
@@ -275,7 +278,7 @@ fn does_something(name: &str, data: &Attributes) -> bool {
 /// `NFT_META_NFTRACE`
 const NFTRACE: u32 = 12;
 
-fn judged(
+pub(super) fn judged(
     expression: &Attributes,
     next: Option<&Attributes>,
     is_filled: &impl Fn(String) -> bool,
@@ -402,6 +405,13 @@ fn of_xtables(name: &str) -> Vec<(Reason, String)> {
     }
 }
 
+/// Nothing but chance makes an entry of a table of iptables-legacy uncertain.
+pub(super) fn is_by_chance(entry: &LegacyEntry) -> bool {
+    let by_target = matches!(&entry.does, Does::Extension(name) if ELSEWHERE.contains(&name.as_str()));
+    let uncertain = |name: &&String| of_xtables(name).iter().any(|(reason, _)| *reason == Reason::Anything);
+    !by_target && entry.matches.iter().filter(uncertain).all(|name| name == CHANCE)
+}
+
 /// What an entry of a table of iptables-legacy decides by.
 pub(super) fn of_legacy(table: &str, entry: &LegacyEntry) -> Vec<Mark> {
     let goes_on = matches!(&entry.does, Does::Extension(name) if GOING_ON.contains(&name.as_str()));
@@ -416,6 +426,7 @@ pub(super) fn of_legacy(table: &str, entry: &LegacyEntry) -> Vec<Mark> {
     let mark = |(reason, what): (Reason, String)| Mark {
         reason,
         words: format!("{what} in table {table} of iptables-legacy"),
+        rule: None,
     };
     of_matches.chain(of_target).map(mark).collect()
 }

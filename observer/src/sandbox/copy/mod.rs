@@ -2,6 +2,7 @@
 //! drops it. A second opinion where the rule was seen, and the only one where it was not.
 
 pub mod cgroup;
+mod choices;
 mod conntrack;
 mod copied;
 mod inside;
@@ -20,6 +21,7 @@ mod shape;
 mod stage;
 pub mod surroundings;
 mod trace;
+mod ways;
 
 pub use super::copy::conntrack::Connection;
 pub use super::copy::copied::{Copied, Kept, Version, around, ask, logs_everywhere, take, version};

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use anyhow::{Context, Result, bail};
 
 use super::{
+    choices::{Choices, RuleAt},
     marks::{self, Mark, Reason},
     passage::Passage,
     ruleset::{
@@ -54,6 +55,17 @@ pub(super) enum Purpose {
     Trial,
 }
 
+impl Purpose {
+    /// The marks that stand in such a copy.
+    fn wanted(self, has_other_types: bool) -> Option<marks::Wanted> {
+        match self {
+            Self::Packet => Some(marks::Wanted { headers: true, states: true, types: has_other_types }),
+            Self::Conversation => Some(marks::Wanted { headers: false, states: false, types: has_other_types }),
+            Self::Trial => None,
+        }
+    }
+}
+
 /// What stands at a place of a chain in a copy.
 #[derive(Clone, Debug)]
 pub(super) enum Slot {
@@ -87,7 +99,7 @@ impl Made {
         let on_it = |(of, number, words): &(u8, u32, String)| {
             let is_of = *of != if family == family::IPV4 { family::IPV6 } else { family::IPV4 };
             let is_on = hook::name(*of, *number).is_some_and(|name| passage.hooks().contains(&name));
-            (is_of && is_on).then(|| Mark { reason: Reason::Anything, words: words.clone() })
+            (is_of && is_on).then(|| Mark { reason: Reason::Anything, words: words.clone(), rule: None })
         };
         self.missing.iter().filter_map(on_it).collect()
     }
@@ -123,11 +135,19 @@ struct Refused {
 
 impl Listed {
     /// Makes the same in the namespace of the calling thread. What hangs on interfaces that are not there is left out.
-    pub(super) fn make(&self, purpose: Purpose, links: &[String], has_other_types: bool) -> Result<Made> {
+    /// Rules of which a way was chosen go that way.
+    pub(super) fn make(
+        &self,
+        purpose: Purpose,
+        links: &[String],
+        has_other_types: bool,
+        choices: &Choices,
+    ) -> Result<Made> {
+        let chosen = self.chosen(choices, purpose, has_other_types)?;
         let mut refused = Refused::default();
         let mut why = None;
         for _ in 0..ATTEMPTS {
-            let (messages, slots) = self.messages(purpose, (links, has_other_types), &refused);
+            let (messages, slots) = self.messages(purpose, (links, has_other_types), &refused, &chosen);
             let envelope = Body::new(&[family::UNSPEC, 0, 0, SUBSYSTEM as u8]);
             let edge = |kind: u16| Message { kind, flags: 0, body: &envelope };
             let all: Vec<Message<'_>> =
@@ -166,6 +186,35 @@ impl Listed {
         bail!("the kernel refuses a copy of the rules: {}", why.map_or_else(String::new, |why| why.to_string()))
     }
 
+    /// How many ways a rule has in a copy; nothing where they cannot be told.
+    pub(super) fn count_ways(&self, rule: usize, purpose: Purpose, has_other_types: bool) -> Option<usize> {
+        let ways = self.ways(rule, &marks::filled(&self.sets), purpose.wanted(has_other_types)?)?;
+        Some(ways.len())
+    }
+
+    /// What rules become by the ways that were chosen.
+    fn chosen(
+        &self,
+        choices: &Choices,
+        purpose: Purpose,
+        has_other_types: bool,
+    ) -> Result<HashMap<usize, Vec<Attributes>>> {
+        let Some(wanted) = purpose.wanted(has_other_types).filter(|_| !choices.is_empty()) else {
+            return Ok(HashMap::new());
+        };
+        let filled = marks::filled(&self.sets);
+        let of_nft = |(rule, way): (&RuleAt, &usize)| match rule {
+            RuleAt::Nft(rule) => Some((*rule, *way)),
+            RuleAt::Legacy(..) => None,
+        };
+        let one = |(rule, way): (usize, usize)| {
+            let ways = self.ways(rule, &filled, wanted);
+            let way = ways.and_then(|ways| ways.into_iter().nth(way)).context("a way that the rule does not have")?;
+            Ok((rule, way))
+        };
+        choices.iter().filter_map(of_nft).map(one).collect()
+    }
+
     /// All messages, each with what it makes; and what stands in each chain then.
     #[allow(clippy::type_complexity)]
     fn messages(
@@ -173,6 +222,7 @@ impl Listed {
         purpose: Purpose,
         (links, has_other_types): (&[String], bool),
         refused: &Refused,
+        choices: &HashMap<usize, Vec<Attributes>>,
     ) -> (Vec<(Part, u16, u16, Body)>, HashMap<Key, Vec<Slot>>) {
         let is_there = |name: &str| name == "lo" || links.iter().any(|link| link == name);
         let mut messages: Vec<(Part, u16, u16, Body)> = Vec::new();
@@ -242,11 +292,7 @@ impl Listed {
             attributes.set_list(ELEMENTS, &given_elements(&elements.attributes.list(ELEMENTS)));
             add(Part::Set(key(elements, SET_NAME)), GETSETELEM, CREATE, elements.with(attributes));
         }
-        let wanted = match purpose {
-            Purpose::Packet => Some(marks::Wanted { headers: true, states: true, types: has_other_types }),
-            Purpose::Conversation => Some(marks::Wanted { headers: false, states: false, types: has_other_types }),
-            Purpose::Trial => None,
-        };
+        let wanted = purpose.wanted(has_other_types);
         let filled = marks::filled(&self.sets);
         let mut slots: HashMap<Key, Vec<Slot>> = HashMap::new();
         let mut before: HashMap<Key, usize> = HashMap::new();
@@ -272,19 +318,25 @@ impl Listed {
             let compat = compat(&rule.attributes);
             match refused.rules.get(&index).copied().unwrap_or(0) {
                 0 => {
+                    let chosen = choices.get(&index);
                     if let Some(wanted) = wanted {
                         for mark in marks::of_rule(rule, &expressions, &filled, wanted) {
+                            let mark = Mark { rule: Some(RuleAt::Nft(index)), ..mark };
+                            if chosen.is_some() && mark.reason == Reason::Anything {
+                                continue;
+                            }
                             let beside = marks::beside(rule, &expressions, &filled, wanted, mark.reason);
                             let beside = if refused.marks.contains(&index) { Vec::new() } else { beside };
                             given(&beside, compat.clone(), Slot::Mark(mark), Part::Mark(index));
                         }
                     }
-                    given(&expressions, compat, Slot::Rule(own), Part::Rule(index));
+                    let expressions = chosen.unwrap_or(&expressions);
+                    given(expressions, compat, Slot::Rule(own), Part::Rule(index));
                 }
                 times => {
                     let plain = if times == 1 { expressions.iter().take_while(|one| is_plain(one)).count() } else { 0 };
                     let words = format!("a rule in chain {} that cannot be copied", chain.2);
-                    let mark = Mark { reason: Reason::Anything, words };
+                    let mark = Mark { reason: Reason::Anything, words, rule: None };
                     given(&expressions[..plain], None, Slot::Mark(mark), Part::Rule(index));
                 }
             }

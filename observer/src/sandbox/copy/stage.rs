@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{
+    choices::Choices,
     conntrack::Connection,
     copied::{Copied, Version},
     inside::{Ended, Inside},
@@ -24,6 +25,7 @@ use super::{
     marks::{Mark, Reason},
     packet::Whole,
     surroundings::Surroundings,
+    ways::Ways,
 };
 use crate::{
     firewall::{files::Root, legacy::Table},
@@ -86,6 +88,8 @@ struct Stage {
     hide: Hide,
     logs: bool,
     lab: Option<Lab>,
+    /// The same with rules that go another way.
+    ways: Ways,
     /// Why there is none, where there should be one.
     why: Option<String>,
     /// For single packets; beside a lab it has a namespace of its own.
@@ -95,7 +99,7 @@ struct Stage {
 
 impl Stage {
     fn new(copied: &Copied, talks: bool, logs: bool, hide: Hide) -> Result<Self> {
-        let lab = talks.then(|| Lab::new(copied, logs, &*hide));
+        let lab = talks.then(|| Lab::new(copied, &Choices::new(), logs, &*hide));
         let (lab, why) = match lab {
             None => (None, None),
             Some(Ok(lab)) => (Some(lab), None),
@@ -104,7 +108,7 @@ impl Stage {
                 (None, Some(format!("{error:#}")))
             }
         };
-        let mut stage = Self { hide, logs, lab, why, inside: None, namespaces: None };
+        let mut stage = Self { hide, logs, lab, ways: Ways::default(), why, inside: None, namespaces: None };
         if stage.lab.is_none() {
             // What was half made is left behind.
             if stage.why.is_some() {
@@ -121,7 +125,8 @@ impl Stage {
         match task {
             Task::Talk(talk) => {
                 let lab = self.lab.as_ref().context("no conversations are held here")?;
-                lab.hold(copied, talk).map(|(held, marks)| Done::Talk(held, marks))
+                let held = self.ways.hold(lab, (copied, talk), (&self.hide, self.logs));
+                held.map(|(held, marks)| Done::Talk(held, marks))
             }
             Task::Packet(order) if self.lab.is_none() => {
                 self.inside.as_ref().context("no packets are sent here")?.send(copied, order).map(Done::Packet)

@@ -70,7 +70,29 @@ impl View {
 
     /// What stops a packet, or the conversation that it begins; an error where that cannot be reported. The sender is in that cgroup,
     /// or will be in one that is not there yet.
-    pub fn judge(&mut self, packet: &Packet, (cgroup, is_later): (Option<&File>, bool)) -> Result<Judged> {
+    pub fn judge(&mut self, packet: &Packet, sender: (Option<&File>, bool)) -> Result<Judged> {
+        let (judged, doubt) = self.at_worst(packet, sender)?;
+        match doubt {
+            Some(doubt) => bail!("the rules decide by more than the packet: {doubt}"),
+            None => Ok(judged),
+        }
+    }
+
+    /// The same where they may decide in several ways, and one of them that stops it; an error where none that was seen does.
+    pub(super) fn may_stop(&mut self, packet: &Packet, sender: (Option<&File>, bool)) -> Result<Judged> {
+        match self.at_worst(packet, sender)? {
+            (judged, Some(doubt)) if judged.rule.is_none() => {
+                bail!("the rules decide by more than the packet: {doubt}")
+            }
+            (judged, _) => Ok(judged),
+        }
+    }
+
+    fn at_worst(
+        &mut self,
+        packet: &Packet,
+        (cgroup, is_later): (Option<&File>, bool),
+    ) -> Result<(Judged, Option<String>)> {
         let cgroup = match cgroup.filter(|_| self.stage.asks_for_cgroups()) {
             Some(cgroup) => Some(cgroup.try_clone()?),
             None => None,
@@ -91,10 +113,7 @@ impl View {
                 (end.map(|end| Stop { end, packet: None, leads_to: None, translated: None }), doubt)
             }
         };
-        if let Some(doubt) = doubt {
-            bail!("the rules decide by more than the packet: {doubt}");
-        }
-        Ok(Judged { rule: stop.map(|stop| self.named(stop)).transpose()?, only_first })
+        Ok((Judged { rule: stop.map(|stop| self.named(stop)).transpose()?, only_first }, doubt))
     }
 
     /// What becomes of a conversation that nobody has asked for.

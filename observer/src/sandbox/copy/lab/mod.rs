@@ -22,6 +22,7 @@ use self::course::{Course, Server, bound};
 pub(super) use self::following::Following;
 pub(super) use self::world::World;
 use super::{
+    choices::Choices,
     copied::Copied,
     inside::PATIENCE,
     legacy,
@@ -30,7 +31,7 @@ use super::{
     passage::Passage,
     remake::{Made, Purpose},
     send::{self, SocketOwner},
-    surroundings::{Peers, Surroundings},
+    surroundings::{self, Peers, Surroundings},
     trace::Tracer,
 };
 use crate::{
@@ -52,6 +53,9 @@ const WORLDS: usize = 12;
 const MAX_PACKETS: usize = 512;
 /// Gateways that are there from the beginning.
 const MAX_GATEWAYS: usize = 64;
+/// How often a neighbour is asked for, and how many milliseconds lie between.
+const ASKED_FOR: &str = "60";
+const ASKED_AGAIN_MS: &str = "20";
 /// Translations that follow each other.
 const MAX_HOPS: usize = 4;
 
@@ -122,6 +126,8 @@ pub(super) struct Lab {
     worlds: HashMap<u32, Rc<World>>,
     tracer: Tracer,
     made: Made,
+    /// Which ways rules go in it.
+    choices: Choices,
 }
 
 /// Where the other end is.
@@ -137,8 +143,14 @@ pub(super) struct Exit {
 const LOOPBACK: u32 = 1;
 
 impl Lab {
-    /// Makes the copy in the calling thread's namespace. `hide` keeps namespaces from being observed.
-    pub(super) fn new(copied: &Copied, logs: bool, hide: &dyn Fn(u32) -> Result<Box<dyn Send>>) -> Result<Self> {
+    /// Makes the copy in the calling thread's namespace, where rules go the ways that were chosen. `hide` keeps namespaces from being
+    /// observed.
+    pub(super) fn new(
+        copied: &Copied,
+        choices: &Choices,
+        logs: bool,
+        hide: &dyn Fn(u32) -> Result<Box<dyn Send>>,
+    ) -> Result<Self> {
         let mut worlds: HashMap<u32, Rc<World>> = HashMap::new();
         let mut last = None;
         for (number, index) in copied.around.indexes().enumerate() {
@@ -149,8 +161,15 @@ impl Lab {
             last = Some(Rc::clone(&world));
             worlds.insert(index, world);
         }
-        let (made, set) = copied.make(Purpose::Conversation, Peers::Behind(&worlds), logs)?;
+        let (made, set) = copied.make(Purpose::Conversation, Peers::Behind(&worlds), logs, choices)?;
         set.context("what the namespace is set to cannot be copied")?;
+        // Who is there may only be known once somebody has asked for it, and is asked for again much sooner than elsewhere.
+        for name in copied.around.names() {
+            for family in ["ipv4", "ipv6"] {
+                surroundings::set(&format!("{family}/neigh/{name}/mcast_solicit"), ASKED_FOR)?;
+                surroundings::set(&format!("{family}/neigh/{name}/retrans_time_ms"), ASKED_AGAIN_MS)?;
+            }
+        }
         // A mark may lead to any of them.
         for (index, gateway) in copied.around.gateways().take(MAX_GATEWAYS) {
             if let Some(world) = worlds.get(&index) {
@@ -158,7 +177,7 @@ impl Lab {
             }
         }
         let tracer = Tracer::new(&copied.rules, &made, LIMIT)?;
-        Ok(Self { worlds, tracer, made })
+        Ok(Self { worlds, tracer, made, choices: choices.clone() })
     }
 
     /// Holds a conversation; what came of it, and the marks that its packets met.
@@ -176,10 +195,12 @@ impl Lab {
 
     fn held(&self, copied: &mut Copied, talk: &Talk) -> Result<(Held, Vec<Mark>)> {
         let mut exit = self.route(&copied.around, talk)?;
+        let mut met: Vec<Mark> = Vec::new();
         for _ in 0..MAX_HOPS {
             let mut heard = match self.once(copied, talk, exit)? {
-                Once::Elsewhere(next) => {
+                Once::Elsewhere(next, marks) => {
                     exit = next;
+                    met.extend(marks);
                     continue;
                 }
                 Once::Over(heard) => heard,
@@ -195,7 +216,10 @@ impl Lab {
             }
             return Ok((heard.held, heard.marks));
         }
-        bail!("the rules send it around in circles")
+        met.retain(|mark| mark.reason == Reason::Anything);
+        ensure!(!met.is_empty(), "the rules send it around in circles");
+        // What is random sends it to another one each time.
+        Err(Undecided(met).into())
     }
 
     /// Where a route leads.
@@ -292,7 +316,10 @@ impl Lab {
                 // By whichever port of this host it is sent, nobody is there.
                 let is_nowhere = |exit: Exit| exit.index == LOOPBACK && !copied.around.listens(talk.transport, exit.to);
                 if !(is_sent_here && is_nowhere(exit) && is_nowhere(next)) {
-                    return Ok(Once::Elsewhere(next));
+                    let Once::Over(over) = self.over(copied, &following, Held::Completed, &counted)? else {
+                        bail!("a conversation that is over goes on");
+                    };
+                    return Ok(Once::Elsewhere(next, over.marks));
                 }
             }
             if let Some(source) = following.leaves_as().filter(|source| !led.contains(source)) {
@@ -357,11 +384,8 @@ impl Lab {
                     return Err(NothingCame.into());
                 };
                 // Somebody else may have it.
-                let of_it = over.marks.iter().find(|mark| mark.reason == Reason::Anything);
-                match of_it {
-                    Some(mark) => bail!("the rules decide by more than the packet: {}", mark.words),
-                    None => return Err(NothingCame.into()),
-                }
+                let of_it: Vec<Mark> = over.marks.into_iter().filter(|mark| mark.reason == Reason::Anything).collect();
+                return Err(if of_it.is_empty() { NothingCame.into() } else { Undecided(of_it).into() });
             }
             course.wait(&self.tracer.socket, if copied.legacy.is_empty() { until } else { Instant::now() + STEP })?;
         }
@@ -375,7 +399,11 @@ impl Lab {
         }
         if !copied.legacy.is_empty() {
             let now = legacy::count(&copied.legacy)?;
-            marks.extend(counted.met(&now, &copied.legacy, following)?);
+            // Of a rule whose way was chosen nothing is uncertain.
+            let is_open = |mark: &Mark| {
+                mark.reason != Reason::Anything || !mark.rule.is_some_and(|rule| self.choices.contains_key(&rule))
+            };
+            marks.extend(counted.met(&now, &copied.legacy, following)?.into_iter().filter(is_open));
         }
         Ok(Once::Over(Over { held, marks }))
     }
@@ -386,9 +414,14 @@ impl Lab {
 #[error("nothing came of the conversation in the copy, and no rule stopped a packet of it")]
 struct NothingCame;
 
+/// What came of it is another thing each time; the marks of what decides so.
+#[derive(Debug, thiserror::Error)]
+#[error("the rules decide by more than the packet: {}", .0.first().map_or("", |mark| mark.words.as_str()))]
+pub(super) struct Undecided(pub(super) Vec<Mark>);
+
 enum Once {
-    /// Rules or marks send it elsewhere.
-    Elsewhere(Exit),
+    /// Rules or marks send it elsewhere; the marks on its way.
+    Elsewhere(Exit, Vec<Mark>),
     Over(Over),
 }
 

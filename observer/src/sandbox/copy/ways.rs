@@ -1,0 +1,152 @@
+//! A conversation in every way that rules may go which decide by more than a packet. Each way is a copy of its own; those that were made
+//! are kept for the next conversation.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    mem::discriminant,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
+
+use super::{
+    choices::Choices,
+    copied::Copied,
+    lab::{Held, Lab, Talk, Undecided},
+    marks::{Mark, Reason},
+    stage::{Hide, own_namespace},
+};
+use crate::patience;
+
+/// Copies that are kept.
+const MAX_KEPT: usize = 16;
+/// Ways of one conversation.
+const MAX_WAYS: usize = 48;
+/// They take no longer together: a service of twenty servers has forty.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// The copies that were made, the eldest first.
+#[derive(Default)]
+pub(super) struct Ways(VecDeque<Way>);
+
+struct Way {
+    choices: Choices,
+    lab: Lab,
+    namespace: File,
+    _hidden: Box<dyn Send>,
+}
+
+impl Ways {
+    /// Holds a conversation; what came of it, and the marks that its packets met, without those whose every way comes to the same end.
+    /// Where one way comes to another end than the others, it is one that was stopped.
+    pub(super) fn hold(
+        &mut self,
+        base: &Lab,
+        (copied, talk): (&mut Copied, &Talk),
+        (hide, logs): (&Hide, bool),
+    ) -> Result<(Held, Vec<Mark>)> {
+        let first = base.hold(copied, talk);
+        let marks: &[Mark] = match &first {
+            Ok((_, marks)) => marks,
+            Err(error) => error.downcast_ref::<Undecided>().map_or(&[], |undecided| &undecided.0),
+        };
+        let next = next(marks, &Choices::new(), copied);
+        let Some(next) = next.filter(|next| !next.is_empty()) else { return first };
+        let home = File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace")?;
+        let agreed = self.agree(next, (copied, talk), (hide, logs));
+        setns(&home, CloneFlags::CLONE_NEWNET).context("cannot return to the copy")?;
+        match agreed {
+            // What happened is one of them.
+            Ok(Agreed::Yes(held, met)) => Ok((first.map_or(held, |(held, _)| held), met)),
+            Ok(Agreed::No(stopped)) => Ok((stopped, marks.to_vec())),
+            Ok(Agreed::Unknown) => first,
+            Err(error) => {
+                log::debug!("not every way of the rules is tried: {error:#}");
+                first
+            }
+        }
+    }
+
+    /// Tries each of these ways, and those that follow from them.
+    fn agree(
+        &mut self,
+        mut waiting: Vec<Choices>,
+        (copied, talk): (&mut Copied, &Talk),
+        (hide, logs): (&Hide, bool),
+    ) -> Result<Agreed> {
+        let until = Instant::now() + patience::here(LIMIT);
+        let (mut held, mut met, mut count) = (None::<Held>, Vec::new(), 0);
+        while let Some(choices) = waiting.pop() {
+            count += 1;
+            if count > MAX_WAYS || Instant::now() > until {
+                return Ok(Agreed::Unknown);
+            }
+            let came = self.lab(&choices, copied, (hide, logs))?.hold(copied, talk);
+            let marks = match came {
+                Ok((other, marks)) => {
+                    let earlier = held.get_or_insert_with(|| other.clone());
+                    if discriminant(earlier) != discriminant(&other) {
+                        return Ok(Agreed::No(if other == Held::Completed { earlier.clone() } else { other }));
+                    }
+                    marks
+                }
+                Err(error) => match error.downcast::<Undecided>() {
+                    Ok(undecided) => undecided.0,
+                    Err(error) => return Err(error),
+                },
+            };
+            let Some(next) = next(&marks, &choices, copied) else { return Ok(Agreed::Unknown) };
+            waiting.extend(next);
+            met.extend(marks.into_iter().filter(|mark| mark.reason != Reason::Anything));
+        }
+        Ok(held.map_or(Agreed::Unknown, |held| Agreed::Yes(held, met)))
+    }
+
+    /// The copy in which rules go so; the calling thread lives in it from here on.
+    fn lab(&mut self, choices: &Choices, copied: &Copied, (hide, logs): (&Hide, bool)) -> Result<&Lab> {
+        let at = self.0.iter().position(|way| way.choices == *choices);
+        let at = match at {
+            Some(at) => {
+                setns(&self.0[at].namespace, CloneFlags::CLONE_NEWNET).context("cannot enter a copy")?;
+                at
+            }
+            None => {
+                let hidden = hide(own_namespace()?)?;
+                let namespace = File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace")?;
+                let lab = Lab::new(copied, choices, logs, &**hide)?;
+                if self.0.len() >= MAX_KEPT {
+                    self.0.pop_front();
+                }
+                self.0.push_back(Way { choices: choices.clone(), lab, namespace, _hidden: hidden });
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[at].lab)
+    }
+}
+
+/// Whether all ways come to the same end.
+enum Agreed {
+    /// To this one, with the other marks that were met.
+    Yes(Held, Vec<Mark>),
+    /// Some do not: one was stopped.
+    No(Held),
+    Unknown,
+}
+
+/// Each way of the first rule of which none was chosen; nothing where one cannot be told.
+fn next(marks: &[Mark], choices: &Choices, copied: &Copied) -> Option<Vec<Choices>> {
+    let mut of_anything = marks.iter().filter(|mark| mark.reason == Reason::Anything);
+    let Some(first) = of_anything.next() else { return Some(Vec::new()) };
+    of_anything.all(|mark| mark.rule.is_some()).then_some(())?;
+    let rule = first.rule?;
+    let ways = copied.count_ways(rule)?;
+    let chosen = (0..ways).map(|way| {
+        let mut choices = choices.clone();
+        choices.insert(rule, way);
+        choices
+    });
+    Some(chosen.collect())
+}
