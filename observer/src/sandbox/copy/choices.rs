@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     marks::{self, Filled, Reason, Wanted},
     remake::given_expressions,
-    ruleset::{DATA, ELEMENTS, Listed, NAME, SET_NAME, TABLE},
+    ruleset::{DATA, ELEMENTS, Listed, NAME, SET_NAME, TABLE, is_end},
 };
 use crate::kernel::netlink::{Attributes, Body};
 
@@ -27,6 +27,8 @@ pub(super) type Choices = BTreeMap<RuleAt, usize>;
 
 /// Ways of one rule.
 const MAX_WAYS: usize = 16;
+/// `NFTA_NG_MODULUS`
+const MODULUS: u16 = 2;
 /// `NFTA_SET_ELEM_DATA`
 const ELEMENT_DATA: u16 = 2;
 
@@ -40,15 +42,21 @@ impl Listed {
             |name: String| filled.contains(&(rule.fixed.first().copied().unwrap_or(0), table.clone(), name));
         let mut ways = vec![Vec::new()];
         let mut loaded = Loaded::default();
+        // How many numbers were drawn from, and whether all of it may be in vain.
+        let (mut numbers, mut may_miss) = (None, false);
         for (at, expression) in expressions.iter().enumerate() {
             let judged = marks::judged(expression, expressions.get(at + 1), &is_filled, wanted);
+            let data = expression.list(DATA);
             let is_uncertain = judged.iter().any(|(reason, _)| *reason == Reason::Anything);
             match loaded.step(expression, is_uncertain)? {
                 Step::Kept => ways.iter_mut().for_each(|way| way.push(expression.clone())),
-                Step::Left => {}
+                Step::Moved => {
+                    numbers = data.number(MODULUS).filter(|_| expression.text(NAME).as_deref() == Some("numgen"));
+                }
+                Step::Asked => may_miss = true,
                 Step::AnyOf(set) => {
                     let values = self.values(rule, &set)?;
-                    let data = expression.list(DATA);
+                    may_miss |= !numbers.is_some_and(|numbers| self.covers(rule, &set, numbers));
                     ways =
                         ways.iter().flat_map(|way| values.iter().map(|value| with_value(way, &data, value))).collect();
                 }
@@ -58,24 +66,32 @@ impl Listed {
             }
         }
         // As if it were not there.
-        ways.push(Vec::new());
+        ways.extend(may_miss.then(Vec::new));
         Some(ways)
     }
 
-    /// Each value in a map, once.
-    fn values(&self, rule: &Body, set: &str) -> Option<Vec<Attributes>> {
+    /// A map says something of each of so many numbers, one by one.
+    fn covers(&self, rule: &Body, set: &str, numbers: u32) -> bool {
+        let of_it = self.elements_of(rule, set);
+        !of_it.iter().any(is_end) && u32::try_from(of_it.len()) == Ok(numbers)
+    }
+
+    /// Elements of a set in a rule's table.
+    fn elements_of(&self, rule: &Body, set: &str) -> Vec<Attributes> {
         let is_of = |body: &&Body| {
             body.fixed.first() == rule.fixed.first()
                 && body.attributes.get(TABLE) == rule.attributes.get(TABLE)
                 && body.attributes.text(SET_NAME).as_deref() == Some(set)
         };
-        let elements = self.elements.iter().filter(is_of).flat_map(|list| {
-            let all: Vec<_> = list.attributes.list(ELEMENTS).lists().collect();
-            all
-        });
+        let lists = self.elements.iter().filter(is_of).map(|list| list.attributes.list(ELEMENTS));
+        lists.flat_map(|list| list.lists().collect::<Vec<_>>()).collect()
+    }
+
+    /// Each value in a map, once.
+    fn values(&self, rule: &Body, set: &str) -> Option<Vec<Attributes>> {
         let mut known = BTreeSet::new();
         let mut values = Vec::new();
-        for element in elements.filter(|element| element.get(ELEMENT_DATA).is_some()) {
+        for element in self.elements_of(rule, set).iter().filter(|element| element.get(ELEMENT_DATA).is_some()) {
             let value = element.list(ELEMENT_DATA);
             if known.insert(value.bytes()) {
                 values.push(value);
@@ -109,7 +125,10 @@ struct Loaded(BTreeSet<u32>);
 /// What becomes of an expression.
 enum Step {
     Kept,
-    Left,
+    /// Something uncertain is loaded, or made into something else.
+    Moved,
+    /// Something uncertain is asked: the rule goes on, or does not.
+    Asked,
     /// Any value of this map.
     AnyOf(String),
 }
@@ -140,10 +159,10 @@ impl Loaded {
             "immediate" => (None, place(1)),
             "limit" | "quota" | "connlimit" | "match" | "counter" | "log" | "last" | "target" | "notrack"
             | "reject" | "objref" => {
-                return Some(if is_uncertain { Step::Left } else { Step::Kept });
+                return Some(if is_uncertain { Step::Asked } else { Step::Kept });
             }
-            // What is done only to count is as good as not done.
-            "dynset" if is_uncertain && self.0.is_empty() => return Some(Step::Left),
+            // It goes on where it has counted enough.
+            "dynset" if is_uncertain && self.0.is_empty() => return Some(Step::Asked),
             // Whatever it does with what it is given.
             _ => return self.0.is_empty().then_some(Step::Kept),
         };
@@ -159,12 +178,66 @@ impl Loaded {
             }
             (_, true) => {
                 self.0.extend(into);
-                Some(Step::Left)
+                Some(if into.is_some() { Step::Moved } else { Step::Asked })
             }
             (_, false) => {
                 into.map(|into| self.0.remove(&into));
                 Some(Step::Kept)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expression(name: &str, numbers: &[(u16, u32)]) -> Attributes {
+        let [mut data, mut whole] = <[Attributes; 2]>::default();
+        for (number, value) in numbers {
+            data.set(*number, value.to_be_bytes().to_vec());
+        }
+        whole.set(NAME, name.as_bytes().to_vec());
+        whole.set_list(DATA, &data);
+        whole
+    }
+
+    /// What becomes of each: kept, moved, asked, a value, or nothing is known.
+    fn steps(expressions: &[(Attributes, bool)]) -> String {
+        let mut loaded = Loaded::default();
+        let one = |(expression, is_uncertain): &(Attributes, bool)| match loaded.step(expression, *is_uncertain) {
+            Some(Step::Kept) => 'k',
+            Some(Step::Moved) => 'm',
+            Some(Step::Asked) => 'a',
+            Some(Step::AnyOf(_)) => 'v',
+            None => '?',
+        };
+        expressions.iter().map(one).collect()
+    }
+
+    #[test]
+    fn what_is_made_of_something_random_is_random() {
+        let random = (expression("numgen", &[(1, 1), (2, 3)]), true);
+        let port = (expression("payload", &[(1, 1), (2, 2), (3, 2), (4, 2)]), false);
+        let compared = (expression("cmp", &[(1, 1)]), false);
+        let masked = (expression("bitwise", &[(1, 1), (2, 1)]), false);
+        let verdict = (expression("immediate", &[(1, 0)]), false);
+        let set = (expression("ct", &[(2, 3), (4, 1)]), false);
+        let mut looked_up = expression("lookup", &[(2, 1), (3, 0)]);
+        let mut data = looked_up.list(DATA);
+        data.set(1, b"m".to_vec());
+        looked_up.set_list(DATA, &data);
+        let all = |of: &[&(Attributes, bool)]| steps(&of.iter().map(|one| (*one).clone()).collect::<Vec<_>>());
+        assert_eq!(all(&[&random, &compared, &verdict]), "mak");
+        assert_eq!(all(&[&random, &masked, &compared, &verdict]), "mmak");
+        assert_eq!(all(&[&random, &(looked_up, false)]), "mv");
+        // The same register, loaded anew.
+        assert_eq!(all(&[&random, &compared, &port, &compared, &verdict]), "makkk");
+        assert_eq!(all(&[&port, &compared, &random, &set]), "kkm?");
+        assert_eq!(all(&[&(expression("limit", &[]), true), &verdict]), "ak");
+        // The first register of sixteen bytes is four of four.
+        let next = (expression("numgen", &[(1, 9), (2, 3)]), true);
+        let compared = |register| (expression("cmp", &[(1, register)]), false);
+        assert_eq!(all(&[&next, &compared(9), &compared(1)]), "mak");
     }
 }

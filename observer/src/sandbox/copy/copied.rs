@@ -15,13 +15,15 @@ use sha2::{Digest, Sha256};
 use super::{
     choices::{Choices, RuleAt},
     conntrack::{self, Connection},
+    ipsec,
     ipset::{self, IpSets},
     legacy,
+    marks::Facts,
     packet::Whole,
     remake::{Made, Purpose},
     ruleset::{self, CopiedRule, LISTED, Listed},
     shape::Shape,
-    surroundings::{Peers, SURROUNDINGS, Surroundings},
+    surroundings::{Peers, SURROUNDINGS, Surroundings, WITH_POLICIES, WITHOUT_POLICIES},
 };
 use crate::{
     firewall::{
@@ -80,7 +82,7 @@ fn rules_of(tables: &[Table]) -> Result<Vec<[u8; 32]>> {
 /// What is around the rules of the namespace of the calling thread: interfaces, addresses, routes, settings. Reads no rules, which
 /// could load what reads them.
 pub fn around() -> Result<Around> {
-    SURROUNDINGS.ask(0).map(Around)
+    SURROUNDINGS.ask(WITHOUT_POLICIES).map(Around)
 }
 
 /// See [`around`].
@@ -101,7 +103,10 @@ pub fn take(limit: usize) -> Result<Copied> {
     ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
     let saved = Saved::begin(&legacy);
     let sets = Arc::new(ipset::of_here(limit)?);
-    Ok(Copied { rules, legacy, saved, sets, around: Arc::new(SURROUNDINGS.ask(0)?) })
+    // Whoever is confined does not see what is loaded.
+    let asked = if ipsec::is_there() { WITH_POLICIES } else { WITHOUT_POLICIES };
+    let around = Arc::new(SURROUNDINGS.ask(asked)?);
+    Ok(Copied { rules, legacy, saved, sets, around })
 }
 
 /// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
@@ -132,7 +137,7 @@ impl Copied {
         let set = self.around.make(peers)?;
         // Rules and tables name sets by their places among all.
         let gaps = self.sets.make()?;
-        let made = self.rules.make(purpose, &self.around.names(), self.around.has_other_types(), choices)?;
+        let made = self.rules.make(purpose, &self.around.names(), self.facts(), choices)?;
         legacy::make(&self.legacy, choices, logs)?;
         gaps.close()?;
         Ok((made, set))
@@ -193,10 +198,16 @@ impl Copied {
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 
+    fn facts(&self) -> Facts {
+        let facts = self.around.facts();
+        // Rules of iptables-legacy may ask for whatever others have set.
+        Facts { routes_by_mark: facts.routes_by_mark || !self.legacy.is_empty(), ..facts }
+    }
+
     /// How many ways a rule that decides by more than a packet has in a copy for conversations; nothing where they cannot be told.
     pub(super) fn count_ways(&self, rule: RuleAt) -> Option<usize> {
         match rule {
-            RuleAt::Nft(rule) => self.rules.count_ways(rule, Purpose::Conversation, self.around.has_other_types()),
+            RuleAt::Nft(rule) => self.rules.count_ways(rule, Purpose::Conversation, self.facts()),
             RuleAt::Legacy(..) => Some(legacy::WAYS.len()),
         }
     }

@@ -7,7 +7,7 @@ use std::{collections::HashSet, fs, sync::OnceLock};
 use serde::{Deserialize, Serialize};
 
 use super::choices::RuleAt;
-use super::ruleset::{DATA, NAME, RULE_CHAIN, SET_FLAGS, SET_NAME, TABLE};
+use super::ruleset::{DATA, NAME, RULE_CHAIN, RULE_EXPRESSIONS, SET_FLAGS, SET_NAME, TABLE};
 use crate::firewall::legacy::{CHANCE, Does, LegacyEntry};
 use crate::kernel::netlink::{Attributes, Body};
 
@@ -49,8 +49,54 @@ pub(super) struct Wanted {
     pub(super) headers: bool,
     /// What a packet's connection is may not be known.
     pub(super) states: bool,
+    /// See [`Facts`].
+    pub(super) facts: Facts,
+}
+
+/// What is around the rules that decides whether something is certain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
     /// Interfaces of the original are of other types than those of the copy.
-    pub(super) types: bool,
+    pub(super) has_other_types: bool,
+    /// IPsec has policies for what is sent.
+    pub(super) has_policies: bool,
+    /// Something beside the rules of nftables looks at packets' marks.
+    pub(super) routes_by_mark: bool,
+}
+
+/// Marks that something looks at: what sets another one decides nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    packets: bool,
+    connections: bool,
+}
+
+impl Read {
+    /// Every mark.
+    pub(super) const ALL: Self = Self { packets: true, connections: true };
+
+    /// By these rules, and by what is around them.
+    pub(super) fn by(rules: &[Body], facts: Facts) -> Self {
+        let mut read = Self { packets: facts.routes_by_mark, connections: facts.routes_by_mark };
+        for rule in rules {
+            for expression in rule.attributes.list(RULE_EXPRESSIONS).lists() {
+                let data = expression.list(DATA);
+                match expression.text(NAME).unwrap_or_default().as_str() {
+                    "meta" if data.get(3).is_none() => read.packets |= data.number(2) == Some(META_MARK),
+                    "ct" if data.get(4).is_none() => read.connections |= data.number(2) == Some(CT_MARK),
+                    // A route may be looked up by the mark, and sockets have marks of their own.
+                    "fib" | "socket" | "tproxy" | "dup" | "fwd" => read.packets = true,
+                    // Whatever they look at.
+                    "match" | "target" => read = Self::ALL,
+                    _ => {}
+                }
+                if let Self { packets: true, connections: true } = read {
+                    return read;
+                }
+            }
+        }
+        read
+    }
 }
 
 /// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
@@ -90,6 +136,7 @@ const META_PRIORITY: u32 = 2;
 const META_MARK: u32 = 3;
 const META_CGROUP: u32 = 23;
 /// `NFT_CT_*`: state, direction, status, mark; and what differs every time.
+const CT_MARK: u32 = 3;
 const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
 const UNCERTAIN_CT: [(u32, &str); 6] =
     [(4, "ct secmark"), (5, "ct expiration"), (14, "ct packets"), (15, "ct bytes"), (16, "ct avgpkt"), (23, "ct id")];
@@ -184,14 +231,19 @@ pub(super) fn filled(sets: &[Body]) -> Filled {
 }
 
 /// What a rule's expressions decide by, each reason once.
-pub(super) fn of_rule(rule: &Body, expressions: &[Attributes], filled: &Filled, wanted: Wanted) -> Vec<Mark> {
+pub(super) fn of_rule(
+    rule: &Body,
+    expressions: &[Attributes],
+    (filled, read): (&Filled, Read),
+    wanted: Wanted,
+) -> Vec<Mark> {
     let family = rule.fixed.first().copied().unwrap_or(0);
     let table = rule.attributes.text(TABLE).unwrap_or_default();
     let chain = rule.attributes.text(RULE_CHAIN).unwrap_or_default();
     let is_filled = |name: String| filled.contains(&(family, table.clone(), name));
     let does_something = expressions
         .iter()
-        .any(|expression| does_something(&expression.text(NAME).unwrap_or_default(), &expression.list(DATA)));
+        .any(|expression| does_something(&expression.text(NAME).unwrap_or_default(), &expression.list(DATA), read));
     if !does_something {
         return Vec::new();
     }
@@ -259,12 +311,14 @@ pub(super) fn beside(
 }
 
 /// Something follows from it: a verdict, or what others may decide by.
-fn does_something(name: &str, data: &Attributes) -> bool {
+fn does_something(name: &str, data: &Attributes, read: Read) -> bool {
     let verdict = || data.list(2).list(2).number(1).is_some();
     match name {
         "immediate" => verdict(),
         "lookup" => data.number(3) == Some(0),
+        "meta" if data.number(2) == Some(META_MARK) => data.get(3).is_some() && read.packets,
         "meta" => data.get(3).is_some() && data.number(2) != Some(NFTRACE),
+        "ct" if data.number(2) == Some(CT_MARK) => data.get(4).is_some() && read.connections,
         "ct" => data.get(4).is_some(),
         "payload" => data.get(5).is_some(),
         "target" => !GOING_ON.contains(&data.text(1).unwrap_or_default().as_str()),
@@ -297,7 +351,7 @@ pub(super) fn judged(
             Some(META_CGROUP) if !has_net_cls() => Vec::new(),
             Some(META_CGROUP) => of(Reason::Socket, "meta cgroup"),
             Some(key) => {
-                let types = TYPES.iter().filter(|_| wanted.types);
+                let types = TYPES.iter().filter(|_| wanted.facts.has_other_types);
                 let all = UNCERTAIN_META.iter().chain(types);
                 all.filter(|(of, _)| *of == key).flat_map(|(_, what)| anything(what)).collect()
             }
@@ -315,6 +369,9 @@ pub(super) fn judged(
             None => Vec::new(),
         },
         "socket" if data.number(SOCKET_KEY) == Some(CGROUP) => of(Reason::Cgroup, "a cgroup"),
+        // Without policies nothing is taken by any.
+        "xfrm" if !wanted.facts.has_policies => Vec::new(),
+        "match" if !wanted.facts.has_policies && data.text(1).as_deref() == Some("policy") => Vec::new(),
         "match" => of_xtables(&data.text(1).unwrap_or_default()),
         "target" => {
             let name = data.text(1).unwrap_or_default();
@@ -336,7 +393,7 @@ pub(super) fn judged(
         },
         "limit" => anything("limit"),
         "connlimit" => anything("ct count"),
-        "rt" if data.number(2) == Some(RT_XFRM) => anything("rt ipsec"),
+        "rt" if data.number(2) == Some(RT_XFRM) && wanted.facts.has_policies => anything("rt ipsec"),
         "exthdr" | "socket" => Vec::new(),
         name if CERTAIN.contains(&name) => Vec::new(),
         name => anything(name),
@@ -469,9 +526,12 @@ const TRANSPORT: u32 = 2;
 mod tests {
     use super::*;
     use crate::firewall::netfilter::family;
-    use crate::sandbox::copy::ruleset::RULE_EXPRESSIONS;
 
-    const ALL: Wanted = Wanted { headers: true, states: true, types: true };
+    const ALL: Wanted = Wanted {
+        headers: true,
+        states: true,
+        facts: Facts { has_other_types: true, has_policies: true, routes_by_mark: true },
+    };
 
     fn expression(name: &str, numbers: &[(u16, u32)]) -> Attributes {
         let (mut data, mut whole) = (Attributes::default(), Attributes::default());
@@ -510,7 +570,7 @@ mod tests {
     }
 
     fn of(expressions: &[Attributes]) -> Vec<Reason> {
-        let marks = of_rule(&rule(expressions), expressions, &Filled::new(), ALL);
+        let marks = of_rule(&rule(expressions), expressions, (&Filled::new(), Read::ALL), ALL);
         marks.into_iter().map(|mark| mark.reason).collect()
     }
 

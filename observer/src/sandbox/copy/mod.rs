@@ -6,6 +6,7 @@ mod choices;
 mod conntrack;
 mod copied;
 mod inside;
+mod ipsec;
 mod ipset;
 mod lab;
 mod legacy;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     choices::{Choices, RuleAt},
-    marks::{self, Mark, Reason},
+    marks::{self, Facts, Mark, Read, Reason},
     passage::Passage,
     ruleset::{
         self, ANONYMOUS, BATCH_BEGIN, BATCH_END, CHAIN_HOOK, CHAIN_NAME, DATA, ELEMENTS, FIXED, FLAGS_OF_TABLE,
@@ -57,10 +57,10 @@ pub(super) enum Purpose {
 
 impl Purpose {
     /// The marks that stand in such a copy.
-    fn wanted(self, has_other_types: bool) -> Option<marks::Wanted> {
+    fn wanted(self, facts: Facts) -> Option<marks::Wanted> {
         match self {
-            Self::Packet => Some(marks::Wanted { headers: true, states: true, types: has_other_types }),
-            Self::Conversation => Some(marks::Wanted { headers: false, states: false, types: has_other_types }),
+            Self::Packet => Some(marks::Wanted { headers: true, states: true, facts }),
+            Self::Conversation => Some(marks::Wanted { headers: false, states: false, facts }),
             Self::Trial => None,
         }
     }
@@ -136,18 +136,12 @@ struct Refused {
 impl Listed {
     /// Makes the same in the namespace of the calling thread. What hangs on interfaces that are not there is left out.
     /// Rules of which a way was chosen go that way.
-    pub(super) fn make(
-        &self,
-        purpose: Purpose,
-        links: &[String],
-        has_other_types: bool,
-        choices: &Choices,
-    ) -> Result<Made> {
-        let chosen = self.chosen(choices, purpose, has_other_types)?;
+    pub(super) fn make(&self, purpose: Purpose, links: &[String], facts: Facts, choices: &Choices) -> Result<Made> {
+        let chosen = self.chosen(choices, purpose, facts)?;
         let mut refused = Refused::default();
         let mut why = None;
         for _ in 0..ATTEMPTS {
-            let (messages, slots) = self.messages(purpose, (links, has_other_types), &refused, &chosen);
+            let (messages, slots) = self.messages(purpose, (links, facts), &refused, &chosen);
             let envelope = Body::new(&[family::UNSPEC, 0, 0, SUBSYSTEM as u8]);
             let edge = |kind: u16| Message { kind, flags: 0, body: &envelope };
             let all: Vec<Message<'_>> =
@@ -187,19 +181,14 @@ impl Listed {
     }
 
     /// How many ways a rule has in a copy; nothing where they cannot be told.
-    pub(super) fn count_ways(&self, rule: usize, purpose: Purpose, has_other_types: bool) -> Option<usize> {
-        let ways = self.ways(rule, &marks::filled(&self.sets), purpose.wanted(has_other_types)?)?;
+    pub(super) fn count_ways(&self, rule: usize, purpose: Purpose, facts: Facts) -> Option<usize> {
+        let ways = self.ways(rule, &marks::filled(&self.sets), purpose.wanted(facts)?)?;
         Some(ways.len())
     }
 
     /// What rules become by the ways that were chosen.
-    fn chosen(
-        &self,
-        choices: &Choices,
-        purpose: Purpose,
-        has_other_types: bool,
-    ) -> Result<HashMap<usize, Vec<Attributes>>> {
-        let Some(wanted) = purpose.wanted(has_other_types).filter(|_| !choices.is_empty()) else {
+    fn chosen(&self, choices: &Choices, purpose: Purpose, facts: Facts) -> Result<HashMap<usize, Vec<Attributes>>> {
+        let Some(wanted) = purpose.wanted(facts).filter(|_| !choices.is_empty()) else {
             return Ok(HashMap::new());
         };
         let filled = marks::filled(&self.sets);
@@ -220,7 +209,7 @@ impl Listed {
     fn messages(
         &self,
         purpose: Purpose,
-        (links, has_other_types): (&[String], bool),
+        (links, facts): (&[String], Facts),
         refused: &Refused,
         choices: &HashMap<usize, Vec<Attributes>>,
     ) -> (Vec<(Part, u16, u16, Body)>, HashMap<Key, Vec<Slot>>) {
@@ -292,8 +281,9 @@ impl Listed {
             attributes.set_list(ELEMENTS, &given_elements(&elements.attributes.list(ELEMENTS)));
             add(Part::Set(key(elements, SET_NAME)), GETSETELEM, CREATE, elements.with(attributes));
         }
-        let wanted = purpose.wanted(has_other_types);
+        let wanted = purpose.wanted(facts);
         let filled = marks::filled(&self.sets);
+        let read = Read::by(&self.rules, facts);
         let mut slots: HashMap<Key, Vec<Slot>> = HashMap::new();
         let mut before: HashMap<Key, usize> = HashMap::new();
         for (index, rule) in self.rules.iter().enumerate() {
@@ -320,7 +310,7 @@ impl Listed {
                 0 => {
                     let chosen = choices.get(&index);
                     if let Some(wanted) = wanted {
-                        for mark in marks::of_rule(rule, &expressions, &filled, wanted) {
+                        for mark in marks::of_rule(rule, &expressions, (&filled, read), wanted) {
                             let mark = Mark { rule: Some(RuleAt::Nft(index)), ..mark };
                             if chosen.is_some() && mark.reason == Reason::Anything {
                                 continue;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    marks::{self, Mark, Reason},
+    marks::{self, Facts, Mark, Read, Reason},
     remake::{Slot, TRACER},
 };
 use crate::kernel::netlink::{Attributes, Body, Netlink};
@@ -161,10 +161,10 @@ impl Listed {
 
     /// A rule asks for the sender's cgroup.
     pub(super) fn asks_for_cgroups(&self) -> bool {
-        let wanted = marks::Wanted { headers: false, states: false, types: false };
+        let wanted = marks::Wanted { headers: false, states: false, facts: Facts::default() };
         self.rules.iter().any(|rule| {
             let expressions: Vec<_> = rule.attributes.list(RULE_EXPRESSIONS).lists().collect();
-            let marks = marks::of_rule(rule, &expressions, &marks::Filled::new(), wanted);
+            let marks = marks::of_rule(rule, &expressions, (&marks::Filled::new(), Read::ALL), wanted);
             marks.iter().any(|mark| mark.reason == Reason::Cgroup)
         })
     }

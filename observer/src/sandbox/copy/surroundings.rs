@@ -15,8 +15,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    ipsec::{self, Policy},
     lab::World,
     listeners::{self, Listener, Transport},
+    marks::Facts,
 };
 use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
 use crate::{confinement::reader::Question, kernel::btf::Btf, patience};
@@ -144,6 +146,8 @@ pub struct Surroundings {
     rules: Vec<Body>,
     /// Neighbours that are known, whom nobody asks for.
     neighbours: Vec<Body>,
+    /// Policies of IPsec.
+    policies: Vec<Policy>,
     /// Ports on which somebody listens here.
     listeners: Vec<Listener>,
     /// Places below `/proc/sys/net`, and what is there.
@@ -151,9 +155,12 @@ pub struct Surroundings {
 }
 
 /// Lists the namespace of the calling thread by a confined process.
-pub const SURROUNDINGS: Question<Surroundings> = Question::new("surroundings", |_| list());
+pub const SURROUNDINGS: Question<Surroundings> = Question::new("surroundings", list);
+/// What that question takes: whether to ask for policies of IPsec, too.
+pub(super) const WITHOUT_POLICIES: usize = 0;
+pub(super) const WITH_POLICIES: usize = 1;
 
-fn list() -> Result<Surroundings> {
+fn list(asked: usize) -> Result<Surroundings> {
     let dump = |kind: Kind| {
         let zeros = vec![0; kind.fixed];
         Netlink::open(PROTOCOL, kind.fixed)?.dump(kind.new + 2, &Body::new(&zeros))
@@ -214,6 +221,7 @@ fn list() -> Result<Surroundings> {
         routes,
         rules,
         neighbours,
+        policies: if asked == WITH_POLICIES { ipsec::list()? } else { Vec::new() },
         listeners,
         settings,
     })
@@ -294,6 +302,22 @@ impl Surroundings {
         self.links.iter().any(|link| link.index == index).then_some(index)
     }
 
+    /// What decides about marks in a copy.
+    pub(super) fn facts(&self) -> Facts {
+        /// `FRA_FWMARK`
+        const MARK: u16 = 10;
+        Facts {
+            has_other_types: self.has_other_types,
+            has_policies: !self.policies.is_empty(),
+            routes_by_mark: self.rules.iter().any(|rule| rule.attributes.get(MARK).is_some()),
+        }
+    }
+
+    /// It may take what is sent there.
+    pub(super) fn takes(&self, to: IpAddr, protocol: u8) -> bool {
+        self.policies.iter().any(|policy| policy.takes(to, protocol))
+    }
+
     /// Names of interfaces that belong to this one, a bridge or a bond.
     pub(super) fn parts_of(&self, index: u32) -> &[String] {
         self.names_of_parts.get(&index).map_or(&[], Vec::as_slice)
@@ -302,11 +326,6 @@ impl Surroundings {
     /// Names of the interfaces, but for the loopback.
     pub(super) fn names(&self) -> Vec<String> {
         self.links.iter().map(|link| link.name.clone()).collect()
-    }
-
-    /// Any of them is of another type than its copy.
-    pub(super) fn has_other_types(&self) -> bool {
-        self.has_other_types
     }
 
     /// Numbers of the interfaces, but for the loopback.

@@ -194,6 +194,11 @@ impl Lab {
     }
 
     fn held(&self, copied: &mut Copied, talk: &Talk) -> Result<(Held, Vec<Mark>)> {
+        ensure!(
+            !copied.around.takes(talk.to.ip(), talk.protocol()),
+            "IPsec has a policy for {}: what leaves this host is another packet",
+            talk.to.ip()
+        );
         let mut exit = self.route(&copied.around, talk)?;
         let mut met: Vec<Mark> = Vec::new();
         for _ in 0..MAX_HOPS {

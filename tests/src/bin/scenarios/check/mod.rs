@@ -4,6 +4,7 @@ pub(crate) mod conversations;
 mod live;
 mod rulesets;
 mod senders;
+mod ways;
 
 use std::process::{Output, Stdio};
 
@@ -29,6 +30,10 @@ pub(crate) const ALL: &[Scenario] = &[
     ("which_packet_of_a_conversation", conversations::packets),
     ("what_the_kernel_is_set_to", conversations::by_settings),
     ("routes_by_marks", conversations::by_marks),
+    ("one_of_several_servers_at_random", ways::chance),
+    ("a_fix_for_every_server", ways::fix_of_all),
+    ("rates_and_counters", ways::rates),
+    ("policies_of_ipsec", ways::ipsec),
     ("ports_of_a_bridge", conversations::of_a_bridge),
     ("an_interface_without_a_carrier", conversations::without_a_carrier),
     ("routes_are_part_of_the_answer", rulesets::routes),
