@@ -45,6 +45,7 @@ pub struct Copied {
     /// The text of the tables of iptables-legacy.
     pub(super) saved: Saved,
     pub(super) sets: Arc<IpSets>,
+    sets_version: [u8; 32],
     pub(super) around: Arc<Surroundings>,
 }
 
@@ -54,6 +55,8 @@ pub struct Version {
     generation: u32,
     /// SHA-256 of each table of iptables-legacy.
     legacy: Vec<[u8; 32]>,
+    /// See [`ipset::version`].
+    sets: [u8; 32],
 }
 
 /// What is to be known before a packet is sent again.
@@ -66,7 +69,7 @@ pub struct Asked {
 
 /// The rules that are in force in the namespace of the calling thread.
 pub fn version() -> Result<Version> {
-    Ok(Version { generation: nft::generation()?, legacy: rules_of(&tables()?)? })
+    Ok(Version { generation: nft::generation()?, legacy: rules_of(&tables()?)?, sets: ipset::version()? })
 }
 
 /// Looks into the namespace of the calling thread.
@@ -102,11 +105,12 @@ pub fn take(limit: usize) -> Result<Copied> {
     let bytes: usize = legacy.iter().map(|table| table.block.len()).sum();
     ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
     let saved = Saved::begin(&legacy);
+    let sets_version = ipset::version()?;
     let sets = Arc::new(ipset::of_here(limit)?);
     // Whoever is confined does not see what is loaded.
     let asked = if ipsec::is_there() { WITH_POLICIES } else { WITHOUT_POLICIES };
     let around = Arc::new(SURROUNDINGS.ask(asked)?);
-    Ok(Copied { rules, legacy, saved, sets, around })
+    Ok(Copied { rules, legacy, saved, sets, sets_version, around })
 }
 
 /// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
@@ -137,7 +141,13 @@ impl Copied {
         let set = self.around.make(peers)?;
         // Rules and tables name sets by their places among all.
         let gaps = self.sets.make()?;
-        let made = self.rules.make(purpose, &self.around.names(), self.facts(), choices)?;
+        let facts = Facts { has_whole_sets: gaps.is_whole, ..self.facts() };
+        let made = self.rules.make(purpose, &self.around.names(), facts, choices)?;
+        let asks_for_sets = |entry: &LegacyEntry| entry.matches.iter().any(|name| name == "set");
+        ensure!(
+            gaps.is_whole || !self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| asks_for_sets(&entry)),
+            "a set of ipset cannot be copied, and rules of iptables-legacy ask for sets"
+        );
         legacy::make(&self.legacy, choices, logs)?;
         gaps.close()?;
         Ok((made, set))
@@ -182,7 +192,7 @@ impl Copied {
         let saved = Saved::begin(&legacy);
         // Another program may have changed them, too.
         let sets = if self.sets.is_empty() { Arc::clone(&self.sets) } else { Arc::new(ipset::of_here(usize::MAX)?) };
-        Ok(Self { rules, legacy, saved, sets, around: Arc::clone(&self.around) })
+        Ok(Self { rules, legacy, saved, sets, sets_version: self.sets_version, around: Arc::clone(&self.around) })
     }
 
     /// A rule has these bytes somewhere, in a comment for example.
@@ -200,7 +210,7 @@ impl Copied {
 
     fn facts(&self) -> Facts {
         let facts = self.around.facts();
-        // Rules of iptables-legacy may ask for whatever others have set.
+        // Whether sets are whole is known once they are made. Rules of iptables-legacy may ask for whatever others have set.
         Facts { routes_by_mark: facts.routes_by_mark || !self.legacy.is_empty(), ..facts }
     }
 
@@ -214,7 +224,7 @@ impl Copied {
 
     /// Which rules were copied.
     pub fn version(&self) -> Result<Version> {
-        Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
+        Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)?, sets: self.sets_version })
     }
 }
 

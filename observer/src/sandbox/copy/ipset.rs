@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::kernel::netlink::{Attributes, Body, Message, Netlink};
+use crate::kernel::netlink::{Attributes, Body, Message, NETWORK_ORDER, Netlink};
 use crate::{confinement::reader::Question, kernel::btf::Btf};
 
 /// `NETLINK_NETFILTER`, `NFNL_SUBSYS_IPSET`, and a `struct nfgenmsg`.
@@ -31,6 +32,9 @@ const INDEX: u16 = 11;
 const TOLD: [u16; 5] = [18, 22, 24, 25, 26];
 /// The protocol that tells the places of sets; Linux 4.20.
 const NEWEST: u8 = 7;
+/// `IPSET_ATTR_FLAGS`, and `IPSET_FLAG_LIST_HEADER`: sets without their elements.
+const FLAGS: u16 = 6;
+const ONLY_HEADERS: u32 = 4;
 /// The type of sets whose elements are sets.
 const OF_SETS: &str = "list:set";
 /// Sets that are copied, and places up to which they may be.
@@ -59,6 +63,20 @@ pub const IPSETS: Question<IpSets> = Question::new("ipsets", list);
 pub(super) fn of_here(limit: usize) -> Result<IpSets> {
     // Whoever is confined does not see what is loaded.
     if is_there() { IPSETS.ask(limit) } else { Ok(IpSets::default()) }
+}
+
+/// What sets there are and how many elements each has, in the namespace of the calling thread: another one when that has changed.
+pub(super) fn version() -> Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    if is_there() {
+        let mut question = body(None);
+        question.attributes.set(FLAGS | NETWORK_ORDER, ONLY_HEADERS.to_be_bytes().to_vec());
+        Netlink::open(PROTOCOL, FIXED)?.dump_each(SUBSYSTEM << 8 | LIST, &question, |bytes| {
+            hash.update(bytes);
+            Ok(())
+        })?;
+    }
+    Ok(hash.finalize().into())
 }
 
 fn is_there() -> bool {
@@ -114,8 +132,12 @@ fn given(list: &Attributes) -> Attributes {
     given
 }
 
-/// Places that nobody has in the original, and that were filled until the rules are there.
-pub(super) struct Gaps(Vec<String>);
+/// Places that nobody has in the original, or whose set could not be made, and that were filled until the rules are there.
+pub(super) struct Gaps {
+    names: Vec<String>,
+    /// Every set is there with all of its elements.
+    pub(super) is_whole: bool,
+}
 
 impl IpSets {
     fn has(&self, name: &str) -> bool {
@@ -129,35 +151,38 @@ impl IpSets {
 
     /// Makes the same in the namespace of the calling thread.
     pub(super) fn make(&self) -> Result<Gaps> {
-        let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return Ok(Gaps(Vec::new())) };
+        let mut gaps = Gaps { names: Vec::new(), is_whole: true };
+        let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return Ok(gaps) };
         ensure!(last.index <= MAX_INDEX, "there are too many sets of ipset");
         let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
-        let mut gaps = Vec::new();
+        let mut refused = |command: u16, body: &Body| {
+            let made = one(&mut netlink, command, body);
+            made.inspect_err(|error| log::debug!("{error:#}")).is_err()
+        };
         for index in 0..=last.index {
-            let name;
-            let create = match self.0.iter().find(|set| set.index == index) {
-                Some(set) => set.create.clone(),
-                // A set takes the first place that is free.
-                None => {
-                    name = format!("observer-{index}");
-                    ensure!(gaps.len() < MAX_GAPS && !self.has(&name), "there are too many gaps between sets of ipset");
-                    let mut create = first.create.clone();
-                    create.attributes.set(NAME, [name.as_bytes(), b"\0"].concat());
-                    gaps.push(name);
-                    create
-                }
-            };
-            one(&mut netlink, CREATE, &create)?;
+            let own = self.0.iter().find(|set| set.index == index);
+            if own.is_some_and(|set| !refused(CREATE, &set.create)) {
+                continue;
+            }
+            gaps.is_whole &= own.is_none();
+            // A set takes the first place that is free.
+            let name = format!("observer-{index}");
+            let is_free = gaps.names.len() < MAX_GAPS && !self.has(&name);
+            // Of a type that is there: another one might be loaded for it.
+            let mut filling = first.create.clone();
+            filling.attributes.set(NAME, [name.as_bytes(), b"\0"].concat());
+            ensure!(is_free && !refused(CREATE, &filling), "there are too many gaps between sets of ipset");
+            gaps.names.push(name);
         }
         // A set of sets wants those to be there.
         for is_of_sets in [false, true] {
             for set in self.0.iter().filter(|set| (set.kind == OF_SETS) == is_of_sets) {
                 for elements in &set.elements {
-                    one(&mut netlink, ADD, elements)?;
+                    gaps.is_whole &= !refused(ADD, elements);
                 }
             }
         }
-        Ok(Gaps(gaps))
+        Ok(gaps)
     }
 }
 
@@ -165,7 +190,7 @@ impl Gaps {
     /// Takes away what nobody has.
     pub(super) fn close(self) -> Result<()> {
         let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
-        self.0.iter().try_for_each(|name| one(&mut netlink, DESTROY, &body(Some(name))))
+        self.names.iter().try_for_each(|name| one(&mut netlink, DESTROY, &body(Some(name))))
     }
 }
 

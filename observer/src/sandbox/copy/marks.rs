@@ -58,6 +58,8 @@ pub(super) struct Wanted {
 pub(super) struct Facts {
     /// Interfaces of the original are of other types than those of the copy.
     pub(super) has_other_types: bool,
+    /// Every set of ipset is in the copy with all of its elements.
+    pub(super) has_whole_sets: bool,
     /// IPsec has policies for what is sent.
     pub(super) has_policies: bool,
     /// Something beside the rules of nftables looks at packets' marks.
@@ -371,6 +373,9 @@ pub(super) fn judged(
         "socket" if data.number(SOCKET_KEY) == Some(CGROUP) => of(Reason::Cgroup, "a cgroup"),
         // Without policies nothing is taken by any.
         "xfrm" if !wanted.facts.has_policies => Vec::new(),
+        "match" if !wanted.facts.has_whole_sets && data.text(1).as_deref() == Some("set") => {
+            anything("a set of ipset that cannot be copied")
+        }
         "match" if !wanted.facts.has_policies && data.text(1).as_deref() == Some("policy") => Vec::new(),
         "match" => of_xtables(&data.text(1).unwrap_or_default()),
         "target" => {
@@ -530,7 +535,7 @@ mod tests {
     const ALL: Wanted = Wanted {
         headers: true,
         states: true,
-        facts: Facts { has_other_types: true, has_policies: true, routes_by_mark: true },
+        facts: Facts { has_other_types: true, has_whole_sets: true, has_policies: true, routes_by_mark: true },
     };
 
     fn expression(name: &str, numbers: &[(u16, u32)]) -> Attributes {

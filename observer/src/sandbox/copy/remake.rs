@@ -183,7 +183,8 @@ impl Listed {
     /// How many ways a rule has in a copy; nothing where they cannot be told.
     pub(super) fn count_ways(&self, rule: usize, purpose: Purpose, facts: Facts) -> Option<usize> {
         let ways = self.ways(rule, &marks::filled(&self.sets), purpose.wanted(facts)?)?;
-        Some(ways.len())
+        // One that has a single way is uncertain by something else.
+        (ways.len() > 1).then_some(ways.len())
     }
 
     /// What rules become by the ways that were chosen.

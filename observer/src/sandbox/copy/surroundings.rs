@@ -308,6 +308,7 @@ impl Surroundings {
         const MARK: u16 = 10;
         Facts {
             has_other_types: self.has_other_types,
+            has_whole_sets: true,
             has_policies: !self.policies.is_empty(),
             routes_by_mark: self.rules.iter().any(|rule| rule.attributes.get(MARK).is_some()),
         }
