@@ -40,7 +40,7 @@ extern "C" fn seed_task_file(context: *const TaskFile) -> i32 {
     seed(context, |sk| sock::traced_cookie(sk as *mut u8))
 }
 
-/// The same where the verifier does not trust the socket of a file: nothing has a cookie but what was given one before.
+/// The same for kernels whose verifier does not trust the socket of a file: reads cookies, and makes none.
 #[unsafe(link_section = "iter/task_file")]
 #[unsafe(no_mangle)]
 extern "C" fn seed_with_diag(context: *const TaskFile) -> i32 {

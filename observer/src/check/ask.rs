@@ -32,6 +32,12 @@ pub fn destination(word: &str) -> Result<Entry, AskError> {
     let (place, transport) = match word.rsplit_once('/') {
         Some((place, "tcp")) => (place, "tcp"),
         Some((place, "udp")) => (place, "udp"),
+        Some((network, length)) if network.parse::<IpAddr>().is_ok() && length.parse::<u32>().is_ok() => {
+            if word.parse::<IpNet>().is_err() {
+                return Err(wrong("is not a network: a prefix has at most 32 bits for IPv4 and 128 for IPv6"));
+            }
+            (word, "tcp")
+        }
         // What follows may be the length of a network.
         Some((_, rest)) if !rest.contains(':') && word.parse::<IpNet>().is_err() => {
             return Err(wrong("has a protocol that is neither tcp nor udp"));

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use jiff::SignedDuration;
+use jiff::{Span, SpanRelativeTo};
 
 use crate::{
     render::escape::escape,
@@ -132,7 +132,10 @@ fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
-    let duration: SignedDuration = text.parse().map_err(|_| "write for example `90s`, `15m` or `2h`".to_owned())?;
+    let span: Span = text.parse().map_err(|_| "write for example `90s`, `15m`, `2h` or `1d`".to_owned())?;
+    let duration = span
+        .to_duration(SpanRelativeTo::days_are_24_hours())
+        .map_err(|_| "write it in weeks, days, hours, minutes or seconds".to_owned())?;
     duration.try_into().map_err(|_| "a duration cannot be negative".to_owned())
 }
 

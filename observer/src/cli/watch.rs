@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Choose the output format
     #[arg(short, long, value_enum, default_value = "human")]
     output: Format,
-    /// Stop after this time: 90s, 15m, 2h
+    /// Stop after this time: 90s, 15m, 2h, 1d
     #[arg(long = "for", value_name = "DURATION", value_parser = super::duration)]
     duration: Option<Duration>,
     /// Stop after N events

@@ -29,7 +29,7 @@ pub(crate) const CREATE: u16 = 0x400;
 pub(crate) const APPEND: u16 = 0x800;
 /// Bits of an attribute's type that are not its number.
 const NESTED: u16 = 0x8000;
-pub(crate) const NETWORK_ORDER: u16 = 0x4000;
+const NETWORK_ORDER: u16 = 0x4000;
 const NUMBER: u16 = 0x3fff;
 /// Whatever is longer is not copied: it is held several times over.
 const MAX_LISTED: usize = 32 << 20;

@@ -1,8 +1,11 @@
-//! What a rule may do that decides by more than a packet: it is as if it were not there, or as if that part of it always matched; one
-//! that looks up what is random does what is said for any of its values. Where a conversation comes to the same end in every one of
-//! these ways, that end is certain. Pure.
+//! The possible outcomes of a rule that decides by more than a packet, here called its ways: the uncertain part matches, or it does not; a
+//! map that is asked for a random number gives any of its values. If a conversation has the same outcome in all of them, that outcome is
+//! certain. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,12 +28,15 @@ pub(super) enum RuleAt {
 /// Which of its ways a rule goes.
 pub(super) type Choices = BTreeMap<RuleAt, usize>;
 
-/// Ways of one rule.
-const MAX_WAYS: usize = 16;
-/// `NFTA_NG_MODULUS`
+/// Ways of one rule: a service may have so many servers.
+const MAX_WAYS: usize = 32;
+/// `NFTA_NG_MODULUS` and `NFTA_NG_OFFSET`
 const MODULUS: u16 = 2;
-/// `NFTA_SET_ELEM_DATA`
+const OFFSET: u16 = 4;
+/// `NFTA_SET_ELEM_KEY`, `NFTA_SET_ELEM_DATA`, `NFTA_SET_ELEM_KEY_END`
+const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
+const ELEMENT_KEY_END: u16 = 10;
 
 impl Listed {
     /// Every way of a rule, as expressions; nothing where they cannot be told.
@@ -42,8 +48,8 @@ impl Listed {
             |name: String| filled.contains(&(rule.fixed.first().copied().unwrap_or(0), table.clone(), name));
         let mut ways = vec![Vec::new()];
         let mut loaded = Loaded::default();
-        // How many numbers were drawn from, and whether all of it may be in vain.
-        let (mut numbers, mut may_miss) = (None, false);
+        // The numbers of which one was drawn and into which register, and whether all of it may be in vain.
+        let (mut drawn, mut may_miss) = (None::<(u32, Range<u32>)>, false);
         for (at, expression) in expressions.iter().enumerate() {
             let judged = marks::judged(expression, expressions.get(at + 1), &is_filled, wanted);
             let data = expression.list(DATA);
@@ -51,17 +57,30 @@ impl Listed {
             match loaded.step(expression, is_uncertain)? {
                 Step::Kept => ways.iter_mut().for_each(|way| way.push(expression.clone())),
                 Step::Moved => {
-                    numbers = data.number(MODULUS).filter(|_| expression.text(NAME).as_deref() == Some("numgen"));
+                    // What is made of it, or drawn beside it, are other numbers.
+                    let is_first = drawn.is_none() && expression.text(NAME).as_deref() == Some("numgen");
+                    let numbers = data.number(MODULUS).map(|count| {
+                        let first = data.number(OFFSET).unwrap_or(0);
+                        first..first.saturating_add(count)
+                    });
+                    drawn = data.number(1).zip(numbers).map(
+                        |(into, numbers)| {
+                            if is_first { (into, numbers) } else { (into, 0..0) }
+                        },
+                    );
                 }
                 Step::Asked => may_miss = true,
                 Step::AnyOf(set) => {
                     let values = self.values(rule, &set)?;
-                    may_miss |= !numbers.is_some_and(|numbers| self.covers(rule, &set, numbers));
+                    let is_met = drawn.as_ref().is_some_and(|(into, numbers)| {
+                        data.number(2) == Some(*into) && self.covers(rule, &set, numbers)
+                    });
+                    may_miss |= !is_met;
                     ways =
                         ways.iter().flat_map(|way| values.iter().map(|value| with_value(way, &data, value))).collect();
                 }
             }
-            if ways.len() >= MAX_WAYS {
+            if ways.len() > MAX_WAYS {
                 return None;
             }
         }
@@ -70,10 +89,15 @@ impl Listed {
         Some(ways)
     }
 
-    /// A map says something of each of so many numbers, one by one.
-    fn covers(&self, rule: &Body, set: &str, numbers: u32) -> bool {
-        let of_it = self.elements_of(rule, set);
-        !of_it.iter().any(is_end) && u32::try_from(of_it.len()) == Ok(numbers)
+    /// The keys of a map are these numbers, each of them and no other.
+    fn covers(&self, rule: &Body, set: &str, numbers: &Range<u32>) -> bool {
+        let key = |element: &Attributes| {
+            let is_one = !is_end(element) && element.get(ELEMENT_KEY_END).is_none();
+            let bytes: [u8; 4] = element.list(ELEMENT_KEY).get(1)?.try_into().ok()?;
+            is_one.then_some(u32::from_ne_bytes(bytes))
+        };
+        let keys: Option<BTreeSet<u32>> = self.elements_of(rule, set).iter().map(key).collect();
+        !numbers.is_empty() && keys.is_some_and(|keys| keys.into_iter().eq(numbers.clone()))
     }
 
     /// Elements of a set in a rule's table.
@@ -136,8 +160,12 @@ enum Step {
 impl Loaded {
     /// The next expression; nothing where what is uncertain is used in a way that cannot be told.
     fn step(&mut self, expression: &Attributes, is_uncertain: bool) -> Option<Step> {
-        /// A key takes no more registers.
+        /// A key takes no more registers; a number takes one, and whatever else is loaded no more than four.
         const KEY: u32 = 16;
+        const NUMBER: u32 = 1;
+        const WIDEST: u32 = 4;
+        /// `NFTA_BITWISE_SREG2`
+        const SECOND_SOURCE: u16 = 8;
         let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
         // The first one is the verdict, the next four are those of sixteen bytes.
         let place = |number: u16| match data.number(number)? {
@@ -157,27 +185,34 @@ impl Loaded {
             "cmp" | "range" => (place(1), None),
             "lookup" => (place(2), place(3)),
             "immediate" => (None, place(1)),
-            "limit" | "quota" | "connlimit" | "match" | "counter" | "log" | "last" | "target" | "notrack"
-            | "reject" | "objref" => {
-                return Some(if is_uncertain { Step::Asked } else { Step::Kept });
-            }
-            // It goes on where it has counted enough.
+            "limit" | "quota" | "connlimit" | "match" if is_uncertain => return Some(Step::Asked),
+            // Of a quota, a limit or a count of connections that has a name.
+            "objref" if is_uncertain && data.number(1).is_some() => return Some(Step::Asked),
+            // The rule goes on where enough was counted.
             "dynset" if is_uncertain && self.0.is_empty() => return Some(Step::Asked),
-            // Whatever it does with what it is given.
-            _ => return self.0.is_empty().then_some(Step::Kept),
+            "limit" | "quota" | "connlimit" | "match" | "counter" | "log" | "last" | "notrack" => {
+                return Some(Step::Kept);
+            }
+            // Another program decides, or whatever is done with something uncertain.
+            _ => return (self.0.is_empty() && !is_uncertain).then_some(Step::Kept),
         };
         let reads = |from: u32| match name.as_str() {
             "cmp" | "range" => self.0.contains(&from),
             _ => self.0.range(from..from + KEY).next().is_some(),
         };
-        let is_given = from.is_some_and(reads);
+        // Two values may be made into one.
+        let second = place(SECOND_SOURCE).filter(|_| name == "bitwise");
+        let is_given = from.is_some_and(reads) || second.is_some_and(reads);
         match (name.as_str(), is_given || is_uncertain) {
+            // What packets have put into a map is not known.
+            ("lookup", true) if data.get(3).is_some() && is_uncertain => None,
             ("lookup", true) if data.get(3).is_some() => {
                 into.map(|into| self.0.remove(&into));
                 Some(Step::AnyOf(data.text(1)?))
             }
             (_, true) => {
-                self.0.extend(into);
+                let width = if ["numgen", "hash"].contains(&name.as_str()) { NUMBER } else { WIDEST };
+                self.0.extend(into.iter().flat_map(|into| *into..into + width));
                 Some(if into.is_some() { Step::Moved } else { Step::Asked })
             }
             (_, false) => {

@@ -45,7 +45,6 @@ pub struct Copied {
     /// The text of the tables of iptables-legacy.
     pub(super) saved: Saved,
     pub(super) sets: Arc<IpSets>,
-    sets_version: [u8; 32],
     pub(super) around: Arc<Surroundings>,
 }
 
@@ -55,8 +54,6 @@ pub struct Version {
     generation: u32,
     /// SHA-256 of each table of iptables-legacy.
     legacy: Vec<[u8; 32]>,
-    /// See [`ipset::version`].
-    sets: [u8; 32],
 }
 
 /// What is to be known before a packet is sent again.
@@ -69,7 +66,7 @@ pub struct Asked {
 
 /// The rules that are in force in the namespace of the calling thread.
 pub fn version() -> Result<Version> {
-    Ok(Version { generation: nft::generation()?, legacy: rules_of(&tables()?)?, sets: ipset::version()? })
+    Ok(Version { generation: nft::generation()?, legacy: rules_of(&tables()?)? })
 }
 
 /// Looks into the namespace of the calling thread.
@@ -105,20 +102,20 @@ pub fn take(limit: usize) -> Result<Copied> {
     let bytes: usize = legacy.iter().map(|table| table.block.len()).sum();
     ensure!(bytes <= limit.min(MAX_LEGACY), "it is too long to be copied");
     let saved = Saved::begin(&legacy);
-    let sets_version = ipset::version()?;
     let sets = Arc::new(ipset::of_here(limit)?);
     // Whoever is confined does not see what is loaded.
     let asked = if ipsec::is_there() { WITH_POLICIES } else { WITHOUT_POLICIES };
     let around = Arc::new(SURROUNDINGS.ask(asked)?);
-    Ok(Copied { rules, legacy, saved, sets, sets_version, around })
+    Ok(Copied { rules, legacy, saved, sets, around })
 }
 
 /// Whether what a rule logs in a copy would be logged; asked where observer itself lives.
 pub fn logs_everywhere() -> bool {
     const SWITCH: &str = "/proc/sys/net/netfilter/nf_log_all_netns";
-    // Only the first network namespace has the switch: where this is another one, the first process may live there.
+    // Only the first network namespace has the switch: where this is another one, the first process may live there, and the kernel's
+    // own threads, of which the first follows it, do.
     let of_the_first = || {
-        let namespace = File::open("/proc/1/ns/net").ok()?;
+        let namespace = ["1", "2"].iter().find_map(|process| File::open(format!("/proc/{process}/ns/net")).ok())?;
         let read = thread::Builder::new().spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET).ok()?;
             fs::read_to_string(SWITCH).ok()
@@ -192,7 +189,7 @@ impl Copied {
         let saved = Saved::begin(&legacy);
         // Another program may have changed them, too.
         let sets = if self.sets.is_empty() { Arc::clone(&self.sets) } else { Arc::new(ipset::of_here(usize::MAX)?) };
-        Ok(Self { rules, legacy, saved, sets, sets_version: self.sets_version, around: Arc::clone(&self.around) })
+        Ok(Self { rules, legacy, saved, sets, around: Arc::clone(&self.around) })
     }
 
     /// A rule has these bytes somewhere, in a comment for example.
@@ -224,7 +221,7 @@ impl Copied {
 
     /// Which rules were copied.
     pub fn version(&self) -> Result<Version> {
-        Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)?, sets: self.sets_version })
+        Ok(Version { generation: self.rules.generation, legacy: rules_of(&self.legacy)? })
     }
 }
 

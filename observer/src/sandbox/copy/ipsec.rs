@@ -1,8 +1,8 @@
-//! Policies by which IPsec takes what a namespace sends. They are not copied: what they take leaves as another packet.
+//! Policies of IPsec. They are not copied: what they encrypt leaves as another packet.
 
 use std::{net::IpAddr, path::Path};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{
@@ -22,49 +22,72 @@ const PROTOCOL_AT: usize = 44;
 const FAMILY_AT: usize = 40;
 const DIRECTION_AT: usize = 160;
 const ACTION_AT: usize = 161;
-/// `XFRM_POLICY_OUT`, `XFRM_POLICY_FWD`, `XFRM_POLICY_ALLOW`; `XFRMA_TMPL`
-const OUT: u8 = 1;
+const SOURCE_AT: usize = 16;
+const SOURCE_PREFIX_AT: usize = 43;
+/// `XFRM_POLICY_IN`, `XFRM_POLICY_FWD`, `XFRM_POLICY_ALLOW`; `XFRMA_TMPL`, `XFRMA_MARK` and `XFRMA_IF_ID`
+const IN: u8 = 0;
 const FORWARD: u8 = 2;
 const ALLOW: u8 = 0;
 const TEMPLATES: u16 = 5;
+const MARK: u16 = 21;
+const INTERFACE: u16 = 31;
 
-/// What is sent to these addresses is taken.
+/// Traffic with these addresses is encrypted, expected to be, or blocked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Policy {
-    to: ipnet::IpNet,
+    /// Those of the other end.
+    with: ipnet::IpNet,
     /// By this protocol alone; 0 for any.
     protocol: u8,
 }
 
-/// The kernel has what lists them: nothing is loaded for it.
+/// The kernel can list them without loading a module.
 pub(super) fn is_there() -> bool {
     Path::new("/sys/module/xfrm_user").exists()
         || Btf::of_kernel().is_ok_and(|btf| btf.has_function("xfrm_dump_policy"))
 }
 
-/// Those of the calling thread's namespace that take what it sends.
+/// Those of the calling thread's namespace. A policy that belongs to a tunnel's interface is left out: whatever leaves by that is
+/// encrypted, and rules about it are asked before.
 pub(super) fn list() -> Result<Vec<Policy>> {
     let all = Netlink::open(PROTOCOL, FIXED)?.dump(GETPOLICY, &Body::new(&[0; QUESTION]))?;
-    Ok(all.iter().filter_map(policy).collect())
+    let is_of_a_tunnel = |body: &Body| [MARK, INTERFACE].iter().any(|number| body.attributes.get(*number).is_some());
+    let mut found = Vec::new();
+    for body in all.iter().filter(|body| !is_of_a_tunnel(body)) {
+        found.extend(policies(body).context("a policy of IPsec cannot be read")?);
+    }
+    Ok(found)
 }
 
-fn policy(body: &Body) -> Option<Policy> {
+/// What one policy is about; nothing where it lets everything pass as it is.
+fn policies(body: &Body) -> Option<Vec<Policy>> {
     let byte = |at: usize| body.fixed.get(at).copied();
-    let is_sent = matches!(byte(DIRECTION_AT)?, OUT | FORWARD);
-    // One that lets pass without doing anything takes nothing.
-    let takes = byte(ACTION_AT)? != ALLOW || body.attributes.get(TEMPLATES).is_some();
-    let address: IpAddr = if u16::from_ne_bytes([byte(FAMILY_AT)?, byte(FAMILY_AT + 1)?]) == libc::AF_INET6 as u16 {
-        <[u8; 16]>::try_from(body.fixed.get(..16)?).ok()?.into()
-    } else {
-        <[u8; 4]>::try_from(body.fixed.get(..4)?).ok()?.into()
+    let is_v6 = u16::from_ne_bytes([byte(FAMILY_AT)?, byte(FAMILY_AT + 1)?]) == libc::AF_INET6 as u16;
+    let net = |at: usize, prefix_at: usize| {
+        let bytes = body.fixed.get(at..at + 16)?;
+        let address: IpAddr = if is_v6 {
+            <[u8; 16]>::try_from(bytes).ok()?.into()
+        } else {
+            <[u8; 4]>::try_from(&bytes[..4]).ok()?.into()
+        };
+        ipnet::IpNet::new(address, byte(prefix_at)?).ok()
     };
-    let to = ipnet::IpNet::new(address, byte(PREFIX_AT)?).ok()?;
-    (is_sent && takes).then_some(Policy { to, protocol: byte(PROTOCOL_AT)? })
+    let (direction, protocol) = (byte(DIRECTION_AT)?, byte(PROTOCOL_AT)?);
+    // Those of single sockets are none of a host's.
+    let decides = direction <= FORWARD && (byte(ACTION_AT)? != ALLOW || body.attributes.get(TEMPLATES).is_some());
+    let (to, from) = (net(0, PREFIX_AT)?, net(SOURCE_AT, SOURCE_PREFIX_AT)?);
+    let with = match direction {
+        _ if !decides => Vec::new(),
+        IN => vec![from],
+        FORWARD => vec![to, from],
+        _ => vec![to],
+    };
+    Some(with.into_iter().map(|with| Policy { with, protocol }).collect())
 }
 
 impl Policy {
-    /// It may take what is sent there by this protocol.
-    pub(super) fn takes(&self, to: IpAddr, protocol: u8) -> bool {
-        self.to.contains(&to) && (self.protocol == 0 || self.protocol == protocol)
+    /// It may decide about what is sent there by this protocol, or by any, or about the answer.
+    pub(super) fn is_about(&self, other: IpAddr, protocol: Option<u8>) -> bool {
+        self.with.contains(&other) && (self.protocol == 0 || protocol.is_none_or(|protocol| self.protocol == protocol))
     }
 }

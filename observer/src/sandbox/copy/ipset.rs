@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::kernel::netlink::{Attributes, Body, Message, NETWORK_ORDER, Netlink};
+use crate::kernel::netlink::{Attributes, Body, Message, Netlink};
 use crate::{confinement::reader::Question, kernel::btf::Btf};
 
 /// `NETLINK_NETFILTER`, `NFNL_SUBSYS_IPSET`, and a `struct nfgenmsg`.
@@ -32,9 +31,6 @@ const INDEX: u16 = 11;
 const TOLD: [u16; 5] = [18, 22, 24, 25, 26];
 /// The protocol that tells the places of sets; Linux 4.20.
 const NEWEST: u8 = 7;
-/// `IPSET_ATTR_FLAGS`, and `IPSET_FLAG_LIST_HEADER`: sets without their elements.
-const FLAGS: u16 = 6;
-const ONLY_HEADERS: u32 = 4;
 /// The type of sets whose elements are sets.
 const OF_SETS: &str = "list:set";
 /// Sets that are copied, and places up to which they may be.
@@ -63,20 +59,6 @@ pub const IPSETS: Question<IpSets> = Question::new("ipsets", list);
 pub(super) fn of_here(limit: usize) -> Result<IpSets> {
     // Whoever is confined does not see what is loaded.
     if is_there() { IPSETS.ask(limit) } else { Ok(IpSets::default()) }
-}
-
-/// What sets there are and how many elements each has, in the namespace of the calling thread: another one when that has changed.
-pub(super) fn version() -> Result<[u8; 32]> {
-    let mut hash = Sha256::new();
-    if is_there() {
-        let mut question = body(None);
-        question.attributes.set(FLAGS | NETWORK_ORDER, ONLY_HEADERS.to_be_bytes().to_vec());
-        Netlink::open(PROTOCOL, FIXED)?.dump_each(SUBSYSTEM << 8 | LIST, &question, |bytes| {
-            hash.update(bytes);
-            Ok(())
-        })?;
-    }
-    Ok(hash.finalize().into())
 }
 
 fn is_there() -> bool {
@@ -159,19 +141,20 @@ impl IpSets {
             let made = one(&mut netlink, command, body);
             made.inspect_err(|error| log::debug!("{error:#}")).is_err()
         };
+        // Of a type that is there: another one might be loaded for it.
+        let mut filling = first.create.clone();
         for index in 0..=last.index {
             let own = self.0.iter().find(|set| set.index == index);
-            if own.is_some_and(|set| !refused(CREATE, &set.create)) {
+            if let Some(set) = own.filter(|set| !refused(CREATE, &set.create)) {
+                filling = set.create.clone();
                 continue;
             }
             gaps.is_whole &= own.is_none();
             // A set takes the first place that is free.
             let name = format!("observer-{index}");
-            let is_free = gaps.names.len() < MAX_GAPS && !self.has(&name);
-            // Of a type that is there: another one might be loaded for it.
-            let mut filling = first.create.clone();
+            ensure!(gaps.names.len() < MAX_GAPS && !self.has(&name), "there are too many gaps between sets of ipset");
             filling.attributes.set(NAME, [name.as_bytes(), b"\0"].concat());
-            ensure!(is_free && !refused(CREATE, &filling), "there are too many gaps between sets of ipset");
+            ensure!(!refused(CREATE, &filling), "a set of ipset cannot be copied");
             gaps.names.push(name);
         }
         // A set of sets wants those to be there.
@@ -187,10 +170,14 @@ impl IpSets {
 }
 
 impl Gaps {
-    /// Takes away what nobody has.
+    /// Takes away what nobody has. What a rule names instead of a set that could not be made stays.
     pub(super) fn close(self) -> Result<()> {
         let mut netlink = Netlink::open(PROTOCOL, FIXED)?;
-        self.names.iter().try_for_each(|name| one(&mut netlink, DESTROY, &body(Some(name))))
+        for name in &self.names {
+            let closed = one(&mut netlink, DESTROY, &body(Some(name)));
+            closed.or_else(|error| if self.is_whole { Err(error) } else { Ok(()) })?;
+        }
+        Ok(())
     }
 }
 

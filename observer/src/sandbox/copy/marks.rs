@@ -103,7 +103,7 @@ impl Read {
 
 /// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
 /// same interfaces and addresses.
-const CERTAIN: [&str; 22] = [
+const CERTAIN: [&str; 21] = [
     "bitwise",
     "byteorder",
     "cmp",
@@ -118,7 +118,6 @@ const CERTAIN: [&str; 22] = [
     "masq",
     "nat",
     "notrack",
-    "quota",
     "range",
     "redir",
     "reject",
@@ -129,6 +128,8 @@ const CERTAIN: [&str; 22] = [
 ];
 /// `NFT_META_*` that differ every time or cannot be copied: the types and kinds of interfaces, a label, the processor, a random
 /// number.
+/// `NFT_META_SECPATH`: IPsec has taken it.
+const META_IPSEC: u32 = 25;
 const UNCERTAIN_META: [(u32, &str); 5] =
     [(14, "meta secmark"), (20, "meta cpu"), (24, "meta random"), (26, "meta iifkind"), (27, "meta oifkind")];
 /// The same where the original has other types of interfaces.
@@ -220,8 +221,8 @@ const SET_EXPRESSIONS: u16 = 18;
 /// Sets that packets fill, by family, table and name.
 pub(super) type Filled = HashSet<(u8, String, String)>;
 
-/// Those among sets.
-pub(super) fn filled(sets: &[Body]) -> Filled {
+/// Those among sets: the ones that are made for it, and the ones that a rule adds to.
+pub(super) fn filled(sets: &[Body], rules: &[Body]) -> Filled {
     // What keeps count for each element decides by that, too.
     let counts =
         |set: &Body| [SET_EXPRESSION, SET_EXPRESSIONS].iter().any(|number| set.attributes.get(*number).is_some());
@@ -229,7 +230,14 @@ pub(super) fn filled(sets: &[Body]) -> Filled {
         set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & FILLED_BY_PACKETS != 0) || counts(set)
     };
     let key = |set: &Body| Some((*set.fixed.first()?, set.attributes.text(TABLE)?, set.attributes.text(SET_NAME)?));
-    sets.iter().filter(is_filled).filter_map(key).collect()
+    let added = rules.iter().flat_map(|rule| {
+        let names = rule.attributes.list(RULE_EXPRESSIONS);
+        let names = names.lists().filter(|one| one.text(NAME).as_deref() == Some("dynset"));
+        let names: Vec<String> = names.filter_map(|one| one.list(DATA).text(1)).collect();
+        let of = (rule.fixed.first().copied().unwrap_or(0), rule.attributes.text(TABLE).unwrap_or_default());
+        names.into_iter().map(move |name| (of.0, of.1.clone(), name))
+    });
+    sets.iter().filter(is_filled).filter_map(key).chain(added).collect()
 }
 
 /// What a rule's expressions decide by, each reason once.
@@ -350,6 +358,7 @@ pub(super) fn judged(
             Some(META_MARK) => of(Reason::Forwarded, "a mark"),
             Some(META_PRIORITY) => of(Reason::Socket, "meta priority"),
             // Without such groups everybody is in the first one.
+            Some(META_IPSEC) if wanted.facts.has_policies => anything("meta ipsec"),
             Some(META_CGROUP) if !has_net_cls() => Vec::new(),
             Some(META_CGROUP) => of(Reason::Socket, "meta cgroup"),
             Some(key) => {
@@ -397,6 +406,8 @@ pub(super) fn judged(
             _ => anything("a limit or quota by name"),
         },
         "limit" => anything("limit"),
+        // A copy begins to count anew.
+        "quota" => anything("quota"),
         "connlimit" => anything("ct count"),
         "rt" if data.number(2) == Some(RT_XFRM) && wanted.facts.has_policies => anything("rt ipsec"),
         "exthdr" | "socket" => Vec::new(),

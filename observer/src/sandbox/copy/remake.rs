@@ -182,9 +182,8 @@ impl Listed {
 
     /// How many ways a rule has in a copy; nothing where they cannot be told.
     pub(super) fn count_ways(&self, rule: usize, purpose: Purpose, facts: Facts) -> Option<usize> {
-        let ways = self.ways(rule, &marks::filled(&self.sets), purpose.wanted(facts)?)?;
-        // One that has a single way is uncertain by something else.
-        (ways.len() > 1).then_some(ways.len())
+        let ways = self.ways(rule, &marks::filled(&self.sets, &self.rules), purpose.wanted(facts)?)?;
+        Some(ways.len())
     }
 
     /// What rules become by the ways that were chosen.
@@ -192,7 +191,7 @@ impl Listed {
         let Some(wanted) = purpose.wanted(facts).filter(|_| !choices.is_empty()) else {
             return Ok(HashMap::new());
         };
-        let filled = marks::filled(&self.sets);
+        let filled = marks::filled(&self.sets, &self.rules);
         let of_nft = |(rule, way): (&RuleAt, &usize)| match rule {
             RuleAt::Nft(rule) => Some((*rule, *way)),
             RuleAt::Legacy(..) => None,
@@ -283,7 +282,7 @@ impl Listed {
             add(Part::Set(key(elements, SET_NAME)), GETSETELEM, CREATE, elements.with(attributes));
         }
         let wanted = purpose.wanted(facts);
-        let filled = marks::filled(&self.sets);
+        let filled = marks::filled(&self.sets, &self.rules);
         let read = Read::by(&self.rules, facts);
         let mut slots: HashMap<Key, Vec<Slot>> = HashMap::new();
         let mut before: HashMap<Key, usize> = HashMap::new();
@@ -312,7 +311,9 @@ impl Listed {
                     let chosen = choices.get(&index);
                     if let Some(wanted) = wanted {
                         for mark in marks::of_rule(rule, &expressions, (&filled, read), wanted) {
-                            let mark = Mark { rule: Some(RuleAt::Nft(index)), ..mark };
+                            // With a set that is not whole more is uncertain than what a way decides.
+                            let at = facts.has_whole_sets.then_some(RuleAt::Nft(index));
+                            let mark = Mark { rule: at, ..mark };
                             if chosen.is_some() && mark.reason == Reason::Anything {
                                 continue;
                             }

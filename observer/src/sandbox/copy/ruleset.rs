@@ -111,7 +111,7 @@ fn list(limit: usize) -> Result<Listed> {
     for set in &sets {
         let mut of_it = dump(GETSETELEM, &set.with(set.attributes.only(&[TABLE, SET_NAME])))?;
         if set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & SPANS == (ANONYMOUS | INTERVAL)) {
-            with_ends(&mut of_it);
+            with_ends(&mut of_it)?;
         }
         elements.extend(of_it);
     }
@@ -120,16 +120,19 @@ fn list(limit: usize) -> Result<Listed> {
 }
 
 /// Writes down where each interval of an anonymous set ends: there the next one's beginning says so, which a plain set does not take.
-fn with_ends(messages: &mut [Body]) {
+fn with_ends(messages: &mut [Body]) -> Result<()> {
     let mut before: Option<Attributes> = None;
     for message in messages {
         let mut all = Vec::new();
         for element in message.attributes.list(ELEMENTS).lists() {
             // The kernel lists them from the last one to the first.
-            if let Some(next) = before.replace(element.clone())
-                && !is_end(&next)
-                && !is_end(&element)
-            {
+            let Some(next) = before.replace(element.clone()) else {
+                all.push(element);
+                continue;
+            };
+            let key = |of: &Attributes| of.list(ELEMENT_KEY).get(1).map(<[u8]>::to_vec);
+            ensure!(key(&element) <= key(&next), "elements of an interval are listed in another order");
+            if !is_end(&next) && !is_end(&element) {
                 let mut end = next.only(&[ELEMENT_KEY]);
                 end.set(ELEMENT_FLAGS, INTERVAL_END.to_be_bytes().to_vec());
                 all.push(end);
@@ -138,6 +141,7 @@ fn with_ends(messages: &mut [Body]) {
         }
         message.attributes.set_list(ELEMENTS, &Attributes::elements(&all));
     }
+    Ok(())
 }
 
 /// An element is where an interval ends.

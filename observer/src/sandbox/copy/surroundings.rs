@@ -304,19 +304,23 @@ impl Surroundings {
 
     /// What decides about marks in a copy.
     pub(super) fn facts(&self) -> Facts {
-        /// `FRA_FWMARK`
+        /// `FRA_FWMARK`, which is left out where it is 0, and `FRA_FWMASK`
         const MARK: u16 = 10;
+        const MASK: u16 = 16;
         Facts {
             has_other_types: self.has_other_types,
             has_whole_sets: true,
             has_policies: !self.policies.is_empty(),
-            routes_by_mark: self.rules.iter().any(|rule| rule.attributes.get(MARK).is_some()),
+            routes_by_mark: self
+                .rules
+                .iter()
+                .any(|rule| [MARK, MASK].iter().any(|number| rule.attributes.get(*number).is_some())),
         }
     }
 
-    /// It may take what is sent there.
-    pub(super) fn takes(&self, to: IpAddr, protocol: u8) -> bool {
-        self.policies.iter().any(|policy| policy.takes(to, protocol))
+    /// A policy of IPsec may decide about what is sent there, or about the answer.
+    pub(crate) fn is_encrypted(&self, to: IpAddr, protocol: Option<u8>) -> bool {
+        self.policies.iter().any(|policy| policy.is_about(to, protocol))
     }
 
     /// Names of interfaces that belong to this one, a bridge or a bond.

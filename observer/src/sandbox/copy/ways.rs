@@ -1,10 +1,9 @@
-//! A conversation in every way that rules may go which decide by more than a packet. Each way is a copy of its own; those that were made
-//! are kept for the next conversation.
+//! Holds a conversation once for each combination of outcomes of the rules that decide by more than a packet. Each combination needs a
+//! copy of its own, which is kept for the next conversation.
 
 use std::{
     collections::VecDeque,
     fs::File,
-    mem::discriminant,
     time::{Duration, Instant},
 };
 
@@ -20,8 +19,8 @@ use super::{
 };
 use crate::patience;
 
-/// Copies that are kept.
-const MAX_KEPT: usize = 16;
+/// Namespaces of copies that are kept.
+const MAX_NAMESPACES: usize = 48;
 /// Ways of one conversation.
 const MAX_WAYS: usize = 48;
 /// They take no longer together: a service of twenty servers has forty.
@@ -47,6 +46,7 @@ impl Ways {
         (copied, talk): (&mut Copied, &Talk),
         (hide, logs): (&Hide, bool),
     ) -> Result<(Held, Vec<Mark>)> {
+        let until = Instant::now() + patience::here(LIMIT);
         let first = base.hold(copied, talk);
         let marks: &[Mark] = match &first {
             Ok((_, marks)) => marks,
@@ -55,11 +55,15 @@ impl Ways {
         let next = next(marks, &Choices::new(), copied);
         let Some(next) = next.filter(|next| !next.is_empty()) else { return first };
         let home = File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace")?;
-        let agreed = self.agree(next, (copied, talk), (hide, logs));
+        let agreed = self.agree((next, until), (copied, talk), (hide, logs));
         setns(&home, CloneFlags::CLONE_NEWNET).context("cannot return to the copy")?;
         match agreed {
-            // What happened is one of them.
-            Ok(Agreed::Yes(held, met)) => Ok((first.map_or(held, |(held, _)| held), met)),
+            Ok(Agreed::Yes(held, met)) => match first {
+                // What happened most probably happens again: another rule may stop it in another way.
+                Ok((first, _)) if is_alike(&first, &held) => Ok((first, met)),
+                Ok((_, marks)) => Ok((held, marks)),
+                Err(_) => Ok((held, met)),
+            },
             Ok(Agreed::No(stopped)) => Ok((stopped, marks.to_vec())),
             Ok(Agreed::Unknown) => first,
             Err(error) => {
@@ -72,11 +76,10 @@ impl Ways {
     /// Tries each of these ways, and those that follow from them.
     fn agree(
         &mut self,
-        mut waiting: Vec<Choices>,
+        (mut waiting, until): (Vec<Choices>, Instant),
         (copied, talk): (&mut Copied, &Talk),
         (hide, logs): (&Hide, bool),
     ) -> Result<Agreed> {
-        let until = Instant::now() + patience::here(LIMIT);
         let (mut held, mut met, mut count) = (None::<Held>, Vec::new(), 0);
         while let Some(choices) = waiting.pop() {
             count += 1;
@@ -87,7 +90,7 @@ impl Ways {
             let marks = match came {
                 Ok((other, marks)) => {
                     let earlier = held.get_or_insert_with(|| other.clone());
-                    if discriminant(earlier) != discriminant(&other) {
+                    if !is_alike(earlier, &other) {
                         return Ok(Agreed::No(if other == Held::Completed { earlier.clone() } else { other }));
                     }
                     marks
@@ -116,7 +119,9 @@ impl Ways {
                 let hidden = hide(own_namespace()?)?;
                 let namespace = File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace")?;
                 let lab = Lab::new(copied, choices, logs, &**hide)?;
-                if self.0.len() >= MAX_KEPT {
+                // Each has as many namespaces as interfaces, and one more.
+                let kept = (MAX_NAMESPACES / (copied.around.indexes().count() + 1)).max(1);
+                while self.0.len() >= kept {
                     self.0.pop_front();
                 }
                 self.0.push_back(Way { choices: choices.clone(), lab, namespace, _hidden: hidden });
@@ -125,6 +130,12 @@ impl Ways {
         };
         Ok(&self.0[at].lab)
     }
+}
+
+/// Both are held, or both stop at the first packet. Each packet may go another way: of two that stop at other packets nothing follows.
+fn is_alike(one: &Held, other: &Held) -> bool {
+    let is_at_once = |held: &Held| matches!(held, Held::Stopped(stop) if stop.packet.is_none());
+    one == &Held::Completed && other == &Held::Completed || is_at_once(one) && is_at_once(other)
 }
 
 /// Whether all ways come to the same end.

@@ -108,6 +108,11 @@ impl View {
                 if of.is_none() {
                     only_first = Some("it is not of a kind by which conversations are held here".to_owned());
                 }
+                if let Some((_, to, _)) = packet.to()
+                    && self.stage.around().is_encrypted(to, None)
+                {
+                    bail!("IPsec may encrypt traffic to {to}; rules for encrypted packets are not tested");
+                }
                 let order = Order { packet: packet.clone(), connection: Connection::New, cgroup };
                 let (end, doubt) = self.stage.replay(order)?;
                 (end.map(|end| Stop { end, packet: None, leads_to: None, translated: None }), doubt)

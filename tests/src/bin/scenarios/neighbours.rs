@@ -38,6 +38,16 @@ const NS_OUT: &str =
 const NA_IN: &str =
     "table inet t { chain i { type filter hook input priority 0; icmpv6 type nd-neighbor-advert drop } }";
 
+/// A line is about this process, and that one or a later one of its incident names the rule.
+fn is_explained(lines: &str, pid: u32) -> bool {
+    let lines: Vec<Value> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let own = lines.iter().find(|line| line["process"]["pid"] == pid);
+    own.is_some_and(|own| {
+        let is_of_it = |line: &&Value| line["egress"]["incident"] == own["egress"]["incident"];
+        lines.iter().filter(is_of_it).any(|line| line["egress"]["rule"].is_object())
+    })
+}
+
 fn asked() -> Result<Outcome> {
     if let Some(skipped) = unnamed("NEIGH_FAILED") {
         return Ok(skipped);
@@ -57,8 +67,8 @@ fn asked() -> Result<Outcome> {
                 [(&["tcp", address, "443", "3"][..], "tcp", 443), (&["ask", address, "53", "yes"], "udp", 53)]
             {
                 let pid = traffic::run(&lab.client, args)?.pid;
-                let words = format!("\"pid\":{pid},");
-                wait_for("a line about it", || Ok(observer.so_far().contains(&words).then_some(())))
+                // The rule's text may come later.
+                wait_for("a line about it with its rule", || Ok(is_explained(&observer.so_far(), pid).then_some(())))
                     .with_context(|| format!("{ruleset}: {address} {transport}: {}", observer.so_far()))?;
                 clients.push((pid, transport, port));
             }
@@ -78,7 +88,6 @@ fn asked() -> Result<Outcome> {
                         ("/egress/cause", json!("netfilter")),
                     ],
                 )?;
-                // Its text may come later.
                 ensure!(report.explained(event)["egress"]["rule"].is_object(), "{ruleset}: {event}");
             }
             // The question itself is the kernel's.

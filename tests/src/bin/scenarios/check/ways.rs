@@ -118,6 +118,21 @@ pub(super) fn rates() -> Result<Outcome> {
         ("meta mark set numgen random mod 2; tcp dport 443 meta mark 1 drop", "egress-unknown"),
         ("add @seen {ip daddr}; tcp dport 443 drop", "egress-blocked"),
         ("add @seen {ip daddr}", "egress-allowed"),
+        // A copy does not know how much was used.
+        ("tcp dport 443 quota over 500 mbytes drop", "egress-unknown"),
+        // The number 2 has no verdict, and a mixture of two ways lets a connection through that both stop.
+        (
+            "tcp dport 443 numgen random mod 3 vmap { 0 : accept, 1 : accept, 5 : accept }; tcp dport 443 drop",
+            "egress-unknown",
+        ),
+        (
+            "tcp dport 443 numgen random mod 3 vmap { 0 : accept, 1 : accept, 2 : accept }; tcp dport 443 drop",
+            "egress-allowed",
+        ),
+        (
+            "tcp dport 443 numgen random mod 2 0 ct state established drop; tcp dport 443 ct state new limit rate 1/second drop",
+            "egress-unknown",
+        ),
         ("tcp dport 443 add @seen {ip daddr limit rate 1/second} accept; tcp dport 443 drop", "egress-unknown"),
     ] {
         let (lab, _server) = talking()?;
@@ -126,6 +141,20 @@ pub(super) fn rates() -> Result<Outcome> {
             .nft(&table.replace(" chain o", " set seen {\n type ipv4_addr; flags dynamic; size 100\n }\n chain o"))?;
         let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
         ensure!(event["event"]["action"] == wanted, "{rule}: {event}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Another program decides, which is not in the copy; and what a rule asks before does not hide that.
+pub(super) fn queues() -> Result<Outcome> {
+    let (lab, _server) = talking()?;
+    if lab.client.nft(&filter("tcp dport 9 queue num 7 bypass")).is_err() {
+        return Ok(Outcome::Skipped("this kernel has no queues for packets".to_owned()));
+    }
+    for rule in ["queue num 7 bypass\n tcp dport 443 drop", "tcp dport 443 limit rate 1000/second queue num 7 bypass"] {
+        lab.client.nft(&format!("flush ruleset\n{}", filter(rule)))?;
+        let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
+        ensure!(event["event"]["action"] == "egress-unknown", "{rule}: {event}");
     }
     Ok(Outcome::Passed)
 }
