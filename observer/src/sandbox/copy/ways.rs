@@ -60,7 +60,10 @@ impl Ways {
         match agreed {
             Ok(Agreed::Yes(held, met)) => match first {
                 // What happened most probably happens again: another rule may stop it in another way.
-                Ok((first, _)) if is_alike(&first, &held) => Ok((first, met)),
+                Ok((first, marks)) if is_alike(&first, &held) => {
+                    let others = marks.into_iter().filter(|mark| mark.reason != Reason::Anything);
+                    Ok((first, others.chain(met).collect()))
+                }
                 Ok((_, marks)) => Ok((held, marks)),
                 Err(_) => Ok((held, met)),
             },

@@ -269,8 +269,8 @@ fn measured(opens: String, probes: &Probes, before: &Outcomes, after: &Outcomes)
         opened.iter().filter(|probe| probe.direction != ProbeDirection::Egress).map(Probe::words).collect();
     match (known, opened.is_empty(), beside.as_slice()) {
         (0, ..) => opens,
-        (1, true, _) => format!("{opens}; the probe beside it did not open"),
-        (all, true, _) => format!("{opens}; none of {all} probes beside it opened"),
+        (1, true, _) => format!("{opens}; the one probe listed did not open"),
+        (all, true, _) => format!("{opens}; none of the {all} probes listed opened"),
         (_, false, []) => opens,
         (_, false, beside) => format!("{opens}; also {}", beside.join(", ")),
     }

@@ -169,7 +169,7 @@ pub(super) fn no_more_than_asked() -> Result<Outcome> {
         &[("tcp", FAR_V4, 443)],
     )?;
     let opens = event["egress"]["fix"]["opens"].as_str().unwrap_or_default();
-    ensure!(opens == "443/tcp to 203.0.113.10 alone; none of 4 probes beside it opened", "{event}");
+    ensure!(opens == "443/tcp to 203.0.113.10 alone; none of the 4 probes listed opened", "{event}");
     proves(&By::Ufw(&["default deny outgoing", "allow out 53"]), &[("tcp", FAR_V4, 443), ("tcp", FAR_V6, 80)])?;
     Ok(Outcome::Passed)
 }

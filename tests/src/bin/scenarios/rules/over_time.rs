@@ -50,7 +50,10 @@ pub(super) fn flood(asked: Asked) -> Result<Outcome> {
         for event in of_port(port) {
             let handle = &event["egress"]["rule"]["handle"];
             // Not seen, or not read in time on a busy machine: then a later line has it.
-            let told_later = || of_port(port).any(|other| other["egress"]["rule"]["handle"] == place.handle);
+            let told_later = || {
+                let mut later = of_port(port).chain([report.explained(event)]);
+                later.any(|other| other["egress"]["rule"]["handle"] == place.handle)
+            };
             let unknown = handle.is_null() && (how == How::Given || slowness() > 1 || told_later());
             ensure!(unknown || *handle == place.handle, "{event}, not {place:?}");
         }
@@ -183,6 +186,8 @@ pub(super) fn gone() -> Result<Outcome> {
         if slowness() > 1 && event["egress"]["rule"].is_null() {
             continue;
         }
+        // On a busy machine the rule is not read in time for the first line: a later one has it.
+        let event = report.explained(event);
         check(event, &hit, "drop", how).with_context(|| format!("{}", report.account["rules"]))?;
     }
     let told: u64 = report.events.iter().filter_map(|event| event["egress"]["count"].as_u64()).sum();
