@@ -39,7 +39,7 @@ const ELEMENT_DATA: u16 = 2;
 const ELEMENT_KEY_END: u16 = 10;
 
 impl Listed {
-    /// Every way of a rule, as expressions; nothing where they cannot be told.
+    /// Every way of a rule, as expressions; `None` if the ways cannot be listed.
     pub(super) fn ways(&self, rule: usize, filled: &Filled, wanted: Wanted) -> Option<Vec<Vec<Attributes>>> {
         let rule = self.rules.get(rule)?;
         let expressions = given_expressions(&rule.attributes);
@@ -158,7 +158,7 @@ enum Step {
 }
 
 impl Loaded {
-    /// The next expression; nothing where what is uncertain is used in a way that cannot be told.
+    /// Reads the next expression; `None` if it uses an uncertain value so that its outcomes cannot be listed.
     fn step(&mut self, expression: &Attributes, is_uncertain: bool) -> Option<Step> {
         /// A key takes no more registers; a number takes one, and whatever else is loaded no more than four.
         const KEY: u32 = 16;

@@ -211,7 +211,7 @@ impl Copied {
         Facts { routes_by_mark: facts.routes_by_mark || !self.legacy.is_empty(), ..facts }
     }
 
-    /// How many ways a rule that decides by more than a packet has in a copy for conversations; nothing where they cannot be told.
+    /// Number of ways of a rule in a copy for conversations; `None` if they cannot be listed.
     pub(super) fn count_ways(&self, rule: RuleAt) -> Option<usize> {
         match rule {
             RuleAt::Nft(rule) => self.rules.count_ways(rule, Purpose::Conversation, self.facts()),

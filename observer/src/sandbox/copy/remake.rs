@@ -180,7 +180,7 @@ impl Listed {
         bail!("the kernel refuses a copy of the rules: {}", why.map_or_else(String::new, |why| why.to_string()))
     }
 
-    /// How many ways a rule has in a copy; nothing where they cannot be told.
+    /// Number of ways of a rule in a copy; `None` if they cannot be listed.
     pub(super) fn count_ways(&self, rule: usize, purpose: Purpose, facts: Facts) -> Option<usize> {
         let ways = self.ways(rule, &marks::filled(&self.sets, &self.rules), purpose.wanted(facts)?)?;
         Some(ways.len())
@@ -413,7 +413,7 @@ pub(super) fn given_expressions(rule: &Attributes) -> Vec<Attributes> {
                 data.set(2, inverted.to_be_bytes().to_vec());
                 Some(data)
             }
-            // No time is told as none, which only sets with times take.
+            // The kernel lists a timeout of 0, but accepts one only for a set with timeouts.
             Some("dynset") if data.long(DYNSET_TIMEOUT) == Some(0) => Some(data.without(&[DYNSET_TIMEOUT])),
             // A list has more than a request may have: of an option that is set, and of one that is taken off.
             Some("exthdr") if data.get(EXTHDR_SREG).is_some() => Some(data.without(&[EXTHDR_DREG, EXTHDR_FLAGS])),

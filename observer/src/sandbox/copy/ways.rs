@@ -150,7 +150,7 @@ enum Agreed {
     Unknown,
 }
 
-/// Each way of the first rule of which none was chosen; nothing where one cannot be told.
+/// The ways of the first rule for which none was chosen yet; `None` if they cannot be listed.
 fn next(marks: &[Mark], choices: &Choices, copied: &Copied) -> Option<Vec<Choices>> {
     let mut of_anything = marks.iter().filter(|mark| mark.reason == Reason::Anything);
     let Some(first) = of_anything.next() else { return Some(Vec::new()) };
