@@ -50,7 +50,7 @@ pub fn command_after(script: &str) -> Command {
 }
 
 fn prepared(mut command: Command) -> Command {
-    command.env("OBSERVER_PATIENCE", slowness().div_ceil(4).to_string());
+    command.env("OBSERVER_PATIENCE", slowness().div_ceil(2).to_string());
     // In a service it would not listen to what is for developers.
     command.env_remove("INVOCATION_ID");
     // This machine's own proxies are no part of a scenario.

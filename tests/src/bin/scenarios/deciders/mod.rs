@@ -219,13 +219,15 @@ fn not_entered() -> Result<Outcome> {
     let second = observer.tells(|| traffic::run(&lab.client, &["tcp", FAR_V4, "9001", "0.1"]))?;
     await_decider(&observer);
     let report = observer.stop()?;
-    let event = report.events.iter().find(|event| event["process"]["pid"] == second.pid).context("no event")?;
+    let event = report.events.iter().find(|event| event["process"]["pid"] == second.pid);
+    let event = report.explained(event.context("no event")?);
     expect(event, &[("/egress/hook", json!("postrouting"))])?;
     if let Some(skipped) = not_told(&report)? {
         expect(event, &[("/egress/cause", json!("netfilter")), ("/egress/decided_by", Value::Null)])?;
         return Ok(skipped);
     }
-    expect(event, &[("/egress/cause", json!("conntrack")), ("/egress/verdict", json!("drop"))])?;
+    expect(event, &[("/egress/cause", json!("conntrack")), ("/egress/verdict", json!("drop"))])
+        .with_context(|| report.account["rules"].to_string())?;
     // Not every kernel has its counters in /proc.
     let counted = lab.client.table("stat/nf_conntrack").is_ok();
     let told = event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("insert_failed"));
@@ -265,7 +267,10 @@ fn full() -> Result<Outcome> {
     let told = fill();
     std::fs::write(LIMIT, usual)?;
     let (report, client) = told?;
-    let event = report.explained(report.events.first().context("no event")?);
+    // So many wait for what decided that not all of them may be told it.
+    let mut events = report.events.iter().map(|event| report.explained(event));
+    let decided = events.clone().find(|event| !event["egress"]["decided_by"].is_null());
+    let event = decided.or_else(|| events.next()).context("no event")?;
     expect(event, &[("/process/pid", json!(client)), ("/egress/hook", json!("output"))])?;
     if let Some(skipped) = not_told(&report)? {
         expect(event, &[("/egress/cause", json!("netfilter")), ("/egress/decided_by", Value::Null)])?;
@@ -279,7 +284,8 @@ fn full() -> Result<Outcome> {
             ("/egress/decided_by/connections/entries", json!(FEW)),
             ("/egress/decided_by/connections/limit", json!(FEW)),
         ],
-    )?;
+    )
+    .with_context(|| report.account["rules"].to_string())?;
     ensure!(event["event"]["reason"].as_str().is_some_and(|reason| reason.contains("table is full")), "{event}");
     Ok(Outcome::Passed)
 }
@@ -306,7 +312,8 @@ fn chain() -> Result<Outcome> {
         return Ok(skipped);
     }
     for (_, port, family, chain) in cases {
-        let event = report.events.iter().find(|event| event["destination"]["port"] == port).context("no event")?;
+        let event = report.events.iter().find(|event| event["destination"]["port"] == port);
+        let event = report.explained(event.context("no event")?);
         expect(
             event,
             &[

@@ -45,6 +45,8 @@ fn agrees(report: &Report, is_of: impl Fn(&Value) -> bool, position: u64) -> Res
 fn opinions(observer: &Observer, kinds: &[(&str, u64)], count: usize, send: impl Fn() -> Result<()>) -> Result<()> {
     super::wait_for("the copy's opinions", || {
         send()?;
+        // An opinion takes time on a processor, which the senders would have again.
+        std::thread::sleep(std::time::Duration::from_millis(50) * (harness::slowness() - 1));
         let told = observer.so_far();
         let lines = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let kinds_told: std::collections::BTreeSet<String> = lines
