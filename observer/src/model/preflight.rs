@@ -133,6 +133,9 @@ pub enum Fate {
     Passes,
     /// Nothing here stops its first packet, and more could not be tried, for this reason.
     FirstPasses(String),
+    /// Nothing here stops it as long as the neighbour by which it leaves is known. A rule stops what asks for that: its place among
+    /// those of the answer.
+    PassesByKnown(usize),
     /// A rule does: its place among those of the answer.
     Stopped(usize),
     /// A route does: it is there to stop packets.
@@ -158,7 +161,7 @@ pub enum Fate {
 impl Fate {
     /// Nothing here stops it, as far as was tried.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Passes | Self::FirstPasses(_))
+        matches!(self, Self::Passes | Self::FirstPasses(_) | Self::PassesByKnown(_))
     }
 
     /// Something on this host decides that it does not leave.

@@ -270,20 +270,21 @@ fn said_by_programs(
 /// Enters what became of packets.
 fn set(fates: &mut [Vec<Fate>], rules: &mut Vec<NamedRule>, packets: &[(Spot, Packet)], judged: &[Result<Judged>]) {
     let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut place = |rule: &NamedRule| {
+        let key = postcard::to_stdvec(rule).unwrap_or_default();
+        *places.entry(key).or_insert_with(|| {
+            rules.iter().position(|known| known == rule).unwrap_or_else(|| {
+                rules.push(rule.clone());
+                rules.len() - 1
+            })
+        })
+    };
     for (((wish, at), _), judged) in packets.iter().zip(judged) {
         fates[*wish][*at] = match judged {
-            Ok(Judged { rule: None, only_first: None }) => Fate::Passes,
-            Ok(Judged { rule: None, only_first: Some(why) }) => Fate::FirstPasses(why.clone()),
-            Ok(Judged { rule: Some(rule), .. }) => {
-                let key = postcard::to_stdvec(rule).unwrap_or_default();
-                let place = *places.entry(key).or_insert_with(|| {
-                    rules.iter().position(|known| known == rule).unwrap_or_else(|| {
-                        rules.push(rule.clone());
-                        rules.len() - 1
-                    })
-                });
-                Fate::Stopped(place)
-            }
+            Ok(Judged { rule: Some(rule), .. }) => Fate::Stopped(place(rule)),
+            Ok(Judged { only_first: Some(why), .. }) => Fate::FirstPasses(why.clone()),
+            Ok(Judged { by_known: Some(rule), .. }) => Fate::PassesByKnown(place(rule)),
+            Ok(_) => Fate::Passes,
             Err(error) => Fate::Unknown(format!("{error:#}")),
         };
     }

@@ -1,6 +1,7 @@
 //! An answer for a program: one object for each address and port.
 
 use std::{
+    borrow::Cow,
     io::{self, Write},
     net::IpAddr,
 };
@@ -83,7 +84,7 @@ struct Checked<'a> {
     live: Option<&'a Live>,
     /// It cannot be reported, or there is no way.
     #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<&'a str>,
+    why: Option<Cow<'a, str>>,
 }
 
 /// For a program: one object for each address and port.
@@ -111,13 +112,14 @@ pub(super) fn line<'a>(
     };
     let (action, outcome, why) = match fate {
         Fate::Passes => (Action::EgressAllowed, "success", None),
-        Fate::FirstPasses(why) => (Action::EgressAllowed, "success", Some(why.as_str())),
+        Fate::FirstPasses(why) => (Action::EgressAllowed, "success", Some(Cow::from(why.as_str()))),
+        Fate::PassesByKnown(rule) => (Action::EgressAllowed, "success", answer.by_known(*rule).map(Cow::from)),
         Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
         Fate::NoRoute { is_decided: true, why } | Fate::Denied { why, .. } => {
-            (Action::EgressBlocked, "success", Some(why.as_str()))
+            (Action::EgressBlocked, "success", Some(Cow::from(why.as_str())))
         }
-        Fate::NoRoute { why, .. } => (Action::EgressUnreachable, "failure", Some(why.as_str())),
-        Fate::Unknown(why) => (Action::EgressUnknown, "unknown", Some(why.as_str())),
+        Fate::NoRoute { why, .. } => (Action::EgressUnreachable, "failure", Some(Cow::from(why.as_str()))),
+        Fate::Unknown(why) => (Action::EgressUnknown, "unknown", Some(Cow::from(why.as_str()))),
     };
     let of = target.entry.profile.as_ref();
     let is_name = target.entry.host.parse::<IpAddr>().is_err() && !target.entry.host.contains('/');
@@ -135,7 +137,7 @@ pub(super) fn line<'a>(
                 _ => &["connection"],
             },
             outcome: Some(outcome),
-            reason: rule.map(NamedRule::sentence).or_else(|| why.map(str::to_owned)),
+            reason: rule.map(NamedRule::sentence).or_else(|| why.as_deref().map(str::to_owned)),
             ..Meta::new(action, "state", now)
         },
         network: Network::new(

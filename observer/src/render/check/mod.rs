@@ -116,6 +116,7 @@ impl Answer {
             let words = match fate {
                 Fate::Passes => continue,
                 Fate::FirstPasses(why) => format!("only its first packet was tried: {why}"),
+                Fate::PassesByKnown(rule) => self.by_known(*rule).unwrap_or_default(),
                 // Where one family has no way, the other is what counts.
                 Fate::NoRoute { is_decided: false, .. } if !is_alone => continue,
                 Fate::Stopped(rule) => {
@@ -139,6 +140,12 @@ impl Answer {
             }
         }
         all
+    }
+
+    /// That a destination is reached only as long as a neighbour is known.
+    fn by_known(&self, rule: usize) -> Option<String> {
+        let rule = self.answer.rules.get(rule)?;
+        Some(format!("only while its neighbour is known: {}", short(rule, Reported::Never)))
     }
 
     /// What became of real connections, by family where several differ; and where that differs than what the rules say.

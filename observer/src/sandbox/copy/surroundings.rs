@@ -206,11 +206,7 @@ fn list(asked: usize) -> Result<Surroundings> {
     let settings = SETTINGS.iter().map(|setting| (*setting).to_owned()).chain(of_links);
     let settings = settings.filter_map(|place| Some((setting(&place)?, place))).map(|(value, place)| (place, value));
     let settings = settings.collect();
-    let is_known = |body: &Body| {
-        let state = body.fixed.get(8..10).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_ne_bytes);
-        state & VALID != 0
-    };
-    let neighbours = dump(NEIGHBOUR)?.into_iter().filter(is_known).take(MAX_ROUTES).collect();
+    let neighbours = dump(NEIGHBOUR)?.into_iter().filter(|body| state(body) & VALID != 0).take(MAX_ROUTES).collect();
     let (addresses, rules, listeners) = (dump(ADDRESS)?, dump(RULE)?, listeners::here());
     Ok(Surroundings {
         links,
@@ -316,6 +312,19 @@ impl Surroundings {
                 .iter()
                 .any(|rule| [MARK, MASK].iter().any(|number| rule.attributes.get(*number).is_some())),
         }
+    }
+
+    /// This neighbour is known now, and is asked for again some time.
+    pub(super) fn remembers(&self, index: u32, neighbour: IpAddr) -> bool {
+        let bytes = match neighbour {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        self.neighbours.iter().any(|body| {
+            body.fixed.get(4..8) == Some(&index.to_ne_bytes()[..])
+                && body.attributes.get(1) == Some(bytes.as_slice())
+                && state(body) & PERMANENT == 0
+        })
     }
 
     /// A policy of IPsec may decide about what is sent there, or about the answer.
@@ -515,6 +524,11 @@ impl Surroundings {
         }
         Ok(own.and_then(|()| self.settings.iter().try_for_each(|(place, value)| set(place, value))))
     }
+}
+
+/// What is known of a neighbour: bits of `NUD_…`.
+fn state(body: &Body) -> u16 {
+    body.fixed.get(8..10).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_ne_bytes)
 }
 
 /// Sends all; returns how many were refused. Some are there already.

@@ -94,7 +94,7 @@ impl Ways {
                 Ok((other, marks)) => {
                     let earlier = held.get_or_insert_with(|| other.clone());
                     if !is_alike(earlier, &other) {
-                        return Ok(Agreed::No(if other == Held::Completed { earlier.clone() } else { other }));
+                        return Ok(Agreed::No(if other.is_completed() { earlier.clone() } else { other }));
                     }
                     marks
                 }
@@ -138,7 +138,7 @@ impl Ways {
 /// Both are held, or both stop at the first packet. Each packet may go another way: of two that stop at other packets nothing follows.
 fn is_alike(one: &Held, other: &Held) -> bool {
     let is_at_once = |held: &Held| matches!(held, Held::Stopped(stop) if stop.packet.is_none());
-    one == &Held::Completed && other == &Held::Completed || is_at_once(one) && is_at_once(other)
+    one.is_completed() && other.is_completed() || is_at_once(one) && is_at_once(other)
 }
 
 /// Whether all ways come to the same end.

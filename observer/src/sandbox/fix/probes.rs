@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::{Asked, View};
 use crate::{
     model::{Origin, Packet, Probe, ProbeDirection as Direction},
-    sandbox::copy::{Caller, Held, Talk, Transport},
+    sandbox::copy::{Caller, Talk, Transport},
 };
 
 /// A user whom most hosts have, and another one.
@@ -208,6 +208,6 @@ impl Template {
             From::Behind { index, source } => Caller::Behind { index: *index, source: *source },
         };
         let talk = Talk { transport: self.transport, to: self.to, from, payload: vec![0; 12], is_probe: !is_patient };
-        Ok(view.hold(talk, asked.is_later)? == Held::Completed)
+        Ok(view.hold(talk, asked.is_later)?.is_completed())
     }
 }

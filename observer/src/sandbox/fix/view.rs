@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Judged {
     /// What stops it.
     pub rule: Option<NamedRule>,
+    /// What would stop it, were the neighbour by which it leaves not known: it stops what asks for that.
+    pub by_known: Option<NamedRule>,
     /// Only the packet itself was tried, for this reason.
     pub only_first: Option<String>,
 }
@@ -99,9 +101,14 @@ impl View {
         };
         let is_broadcast = packet.to().is_some_and(|(_, to, _)| self.stage.around().is_broadcast(to));
         let mut only_first = self.stage.only_packets().map(str::to_owned);
+        let mut by_known = None;
         let (stop, doubt) = match talk(packet, cgroup.as_ref(), (|index| self.entrance(index), is_broadcast))? {
             Some(talk) if only_first.is_none() => match self.stage.hold(talk, (packet.is_made, is_later))? {
                 (Held::Completed, doubt) => (None, doubt),
+                (Held::ByKnown(stop), doubt) => {
+                    by_known = Some(*stop);
+                    (None, doubt)
+                }
                 (Held::Stopped(stop), doubt) => (Some(*stop), doubt),
             },
             of => {
@@ -118,7 +125,8 @@ impl View {
                 (end.map(|end| Stop { end, packet: None, leads_to: None, translated: None }), doubt)
             }
         };
-        Ok((Judged { rule: stop.map(|stop| self.named(stop)).transpose()?, only_first }, doubt))
+        let mut named = |stop: Option<Stop>| stop.map(|stop| self.named(stop)).transpose();
+        Ok((Judged { rule: named(stop)?, by_known: named(by_known)?, only_first }, doubt))
     }
 
     /// What becomes of a conversation that nobody has asked for.

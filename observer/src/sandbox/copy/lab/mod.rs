@@ -7,6 +7,7 @@ mod route;
 mod world;
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fs::File,
     net::{IpAddr, SocketAddr},
@@ -104,8 +105,17 @@ pub(crate) enum Caller {
 pub(crate) enum Held {
     /// Everything was said and heard.
     Completed,
+    /// So it was, because the neighbour by which it leaves is known now: otherwise this stops what asks for that.
+    ByKnown(Box<Stop>),
     /// A packet of it was stopped.
     Stopped(Box<Stop>),
+}
+
+impl Held {
+    /// Everything was said and heard.
+    pub(crate) fn is_completed(&self) -> bool {
+        matches!(self, Self::Completed | Self::ByKnown(_))
+    }
 }
 
 /// A packet that was stopped.
@@ -128,6 +138,8 @@ pub(super) struct Lab {
     made: Made,
     /// Which ways rules go in it.
     choices: Choices,
+    /// What stops those who ask for neighbours that are known now, by interface.
+    asked: RefCell<HashMap<(u32, IpAddr), Option<Box<Stop>>>>,
 }
 
 /// Where the other end is.
@@ -177,7 +189,7 @@ impl Lab {
             }
         }
         let tracer = Tracer::new(&copied.rules, &made, LIMIT)?;
-        Ok(Self { worlds, tracer, made, choices: choices.clone() })
+        Ok(Self { worlds, tracer, made, choices: choices.clone(), asked: RefCell::default() })
     }
 
     /// Holds a conversation; what came of it, and the marks that its packets met.
@@ -222,12 +234,40 @@ impl Lab {
             for passage in [passage, passage.back()] {
                 heard.marks.extend(self.made.missing_on(passage, if talk.to.is_ipv4() { 2 } else { 10 }));
             }
+            if heard.held == Held::Completed
+                && let Some(stop) = self.asking(copied, talk, exit)?
+            {
+                heard.held = Held::ByKnown(stop);
+            }
             return Ok((heard.held, heard.marks));
         }
         met.retain(|mark| mark.reason == Reason::Anything);
         ensure!(!met.is_empty(), "the rules send it around in circles");
         // What is random sends it to another one each time.
         Err(Undecided(met).into())
+    }
+
+    /// What would stop those who ask for the neighbour by which a conversation leaves, where that is only known for now.
+    fn asking(&self, copied: &mut Copied, talk: &Talk, exit: Exit) -> Result<Option<Box<Stop>>> {
+        let neighbour = (exit.index, exit.gateway.unwrap_or(exit.to.ip()));
+        let is_asked = matches!(talk.from, Caller::Here { .. }) && !talk.is_probe && exit.index != LOOPBACK;
+        if !is_asked || !copied.around.remembers(neighbour.0, neighbour.1) {
+            return Ok(None);
+        }
+        if let Some(known) = self.asked.borrow().get(&neighbour) {
+            return Ok(known.clone());
+        }
+        world::forget(neighbour.0, neighbour.1)?;
+        let stop = match self.once(copied, talk, exit) {
+            Ok(Once::Over(Over { held: Held::Stopped(stop), .. })) => {
+                Some(stop).filter(|stop| matches!(stop.packet, Some(PacketKind::Solicitation | PacketKind::Arp)))
+            }
+            // What that would be is not what was asked.
+            Ok(_) | Err(_) => None,
+        };
+        world::know(neighbour.0, neighbour.1)?;
+        self.asked.borrow_mut().insert(neighbour, stop.clone());
+        Ok(stop)
     }
 
     /// Where a route leads.

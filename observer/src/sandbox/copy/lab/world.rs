@@ -13,13 +13,15 @@ use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::kernel::netlink::{Body, CREATE, Message, Netlink};
-use crate::sandbox::copy::surroundings::{PROTOCOL, address_of, arrived, peer_name, peer_of, set};
+use crate::sandbox::copy::surroundings::{PROTOCOL, address_of, arrived, far_address_of, peer_name, peer_of, set};
 
 /// `RTM_NEW…`, and how long what comes before their attributes is.
 const NEW_LINK: (u16, usize) = (16, 16);
 const NEW_ADDRESS: (u16, usize) = (20, 8);
 const NEW_ROUTE: (u16, usize) = (24, 12);
 const NEW_NEIGHBOUR: (u16, usize) = (28, 12);
+/// `RTM_DELNEIGH`
+const OLD_NEIGHBOUR: (u16, usize) = (29, 12);
 /// `IFF_UP` and `IFF_NOARP`
 const UP: u32 = 1;
 const UNASKED: u32 = 0x80;
@@ -137,12 +139,7 @@ impl World {
 
     /// Tells it that an address is reached by the copy's own interface: what is beyond the copy does not answer here.
     pub(in crate::sandbox::copy) fn leads(&self, index: u32, address: IpAddr) -> Result<()> {
-        let (family, _, bytes) = parts(address);
-        let mut body = Body::new(&[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        body.fixed[4..8].copy_from_slice(&peer_of(index).to_ne_bytes());
-        body.fixed[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
-        body.attributes.set(1, bytes);
-        body.attributes.set(2, address_of(index).to_vec());
+        let body = neighbour((peer_of(index), address), Some(address_of(index)));
         // It may have been asked for in vain already.
         self.inside(|| ask(NEW_NEIGHBOUR, CREATE | REPLACE, &body)).context("the copy cannot be reached")
     }
@@ -151,6 +148,30 @@ impl World {
     pub(in crate::sandbox::copy) fn name(index: u32) -> String {
         peer_name(index)
     }
+}
+
+/// The copy itself, in which the calling thread lives, does not know a neighbour any more.
+pub(super) fn forget(index: u32, address: IpAddr) -> Result<()> {
+    ask(OLD_NEIGHBOUR, 0, &neighbour((index, address), None)).context("the copy cannot forget a neighbour")
+}
+
+/// It knows it for good.
+pub(super) fn know(index: u32, address: IpAddr) -> Result<()> {
+    let body = neighbour((index, address), Some(far_address_of(index)));
+    ask(NEW_NEIGHBOUR, CREATE | REPLACE, &body).context("the copy cannot know a neighbour")
+}
+
+/// One behind an interface, with its address on the link.
+fn neighbour((index, address): (u32, IpAddr), on_link: Option<[u8; 6]>) -> Body {
+    let (family, _, bytes) = parts(address);
+    let mut body = Body::new(&[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    body.fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    body.attributes.set(1, bytes);
+    if let Some(on_link) = on_link {
+        body.fixed[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
+        body.attributes.set(2, on_link.to_vec());
+    }
+    body
 }
 
 /// An address's family, length in bits, and bytes.

@@ -313,6 +313,32 @@ pub(super) fn packets() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// Rules stop what asks for a neighbour that is known: until it is asked for again, nothing is stopped.
+pub(super) fn known_neighbours() -> Result<Outcome> {
+    let arp = "table arp a {\n chain o {\n type filter hook output priority 0; arp operation request drop\n }\n}\n";
+    for (ruleset, to, family, rule) in [
+        (inet("icmpv6 type nd-neighbor-solicit drop", ""), FAR_V6, "-6", "icmpv6 type nd-neighbor-solicit drop"),
+        (inet("", "icmpv6 type nd-neighbor-advert drop"), FAR_V6, "-6", "icmpv6 type nd-neighbor-advert drop"),
+        (arp.to_owned(), FAR_V4, "-4", "arp operation request drop"),
+    ] {
+        let (lab, _server) = talking()?;
+        let to = ("tcp", to, 443);
+        lab.client.nft(&ruleset)?;
+        let told = agrees(&lab.client, &[to], &ruleset)?;
+        ensure!(told[0]["egress"]["check"]["why"].is_null(), "it is known for good: {}", told[0]);
+        let known = lab.client.run("ip", &[family, "neigh", "show", "nud", "permanent"])?;
+        let of_gateway =
+            known.lines().find(|line| !line.starts_with("ff02")).context("no neighbour is known for good")?;
+        let words: Vec<&str> = of_gateway.split_ascii_whitespace().filter(|word| *word != "PERMANENT").collect();
+        lab.client.run("ip", &[&[family, "neigh", "replace"], words.as_slice(), &["nud", "stale"]].concat())?;
+        let told = agrees(&lab.client, &[to], &ruleset)?;
+        let why = told[0]["egress"]["check"]["why"].as_str().unwrap_or_default();
+        ensure!(why.contains("only while its neighbour is known") && why.contains(rule), "{ruleset}: {}", told[0]);
+        ensure!(told[0]["egress"]["rule"].is_null(), "{ruleset}: {}", told[0]);
+    }
+    Ok(Outcome::Passed)
+}
+
 /// What the kernel makes of a packet, or takes for granted, as it is set.
 pub(super) fn by_settings() -> Result<Outcome> {
     for (setting, value, ruleset) in [

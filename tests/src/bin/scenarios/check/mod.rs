@@ -28,6 +28,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("conversations_by_sets_of_ipset", conversations::by_ipset),
     ("rulesets_of_other_programs", conversations::of_other_programs),
     ("which_packet_of_a_conversation", conversations::packets),
+    ("a_neighbour_that_is_known_for_now", conversations::known_neighbours),
     ("what_the_kernel_is_set_to", conversations::by_settings),
     ("routes_by_marks", conversations::by_marks),
     ("one_of_several_servers_at_random", ways::chance),
