@@ -205,7 +205,8 @@ impl Copied {
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 
-    fn facts(&self) -> Facts {
+    /// What decides about marks. Where rules of iptables-legacy ask for sets of ipset, those are whole: otherwise nothing is copied.
+    pub(super) fn facts(&self) -> Facts {
         let facts = self.around.facts();
         // Whether sets are whole is known once they are made. Rules of iptables-legacy may ask for whatever others have set.
         Facts { routes_by_mark: facts.routes_by_mark || !self.legacy.is_empty(), ..facts }

@@ -86,7 +86,7 @@ impl Inside {
         let mut marks = way.marks;
         marks.extend(self.made.missing_on(passage, whole.family()));
         let now = legacy::count(&copied.legacy)?;
-        let ended = counted.ended(&now, &copied.legacy, whole, passage);
+        let ended = counted.ended(&now, (&copied.legacy, copied.facts()), whole, passage);
         if let Some(end) = way.end {
             // What the end says to its sender crosses tables of iptables-legacy, too; whether they decide by more than the packet is
             // not known then.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     choices::{Choices, RuleAt},
     lab::Following,
-    marks::{self, Mark},
+    marks::{self, Facts, Mark},
     packet::Whole,
     passage::Passage,
 };
@@ -114,7 +114,7 @@ impl Counted {
     pub(super) fn ended(
         &self,
         now: &Self,
-        tables: &[Table],
+        (tables, facts): (&[Table], Facts),
         whole: &Whole,
         passage: Passage,
     ) -> Result<(Option<Ended>, Vec<Mark>)> {
@@ -131,7 +131,7 @@ impl Counted {
                         // One that has matched was asked for everything, and one whose addresses are others' for nothing.
                         let may = |from, to| way.table.may_match(entry, from, to, whole.protocol);
                         if way.matched.get(index) != Some(&0) || may(whole.from(), whole.to()) {
-                            asked.extend(marks::of_legacy(&way.table.name, entry));
+                            asked.extend(marks::of_legacy(&way.table.name, entry, facts));
                         }
                     }
                 }
@@ -180,7 +180,12 @@ impl Counted {
 
     /// The marks that packets of a conversation may have met: in every chain that they came to, up to the last rule that matched one
     /// of them.
-    pub(super) fn met(&self, now: &Self, tables: &[Table], following: &Following<'_>) -> Result<Vec<Mark>> {
+    pub(super) fn met(
+        &self,
+        now: &Self,
+        (tables, facts): (&[Table], Facts),
+        following: &Following<'_>,
+    ) -> Result<Vec<Mark>> {
         let (talk, own_port) = (following.talk, following.own_port);
         let family = if talk.to.is_ipv6() { family::IPV6 } else { family::IPV4 };
         let mut met = Vec::new();
@@ -198,9 +203,11 @@ impl Counted {
                     let may = |from, to| way.table.may_match(entry, from, to, talk.protocol());
                     // Its own address is whatever rules make of it: only the other end's is known.
                     if matched(index) || may(any, to) || may(to, any) || may(any, beyond) || may(beyond, any) {
-                        let rule = marks::is_by_chance(entry).then_some(RuleAt::Legacy(way.index, index));
+                        let rule = marks::is_by_chance(entry, facts).then_some(RuleAt::Legacy(way.index, index));
                         met.extend(
-                            marks::of_legacy(&way.table.name, entry).into_iter().map(|mark| Mark { rule, ..mark }),
+                            marks::of_legacy(&way.table.name, entry, facts)
+                                .into_iter()
+                                .map(|mark| Mark { rule, ..mark }),
                         );
                     }
                 }

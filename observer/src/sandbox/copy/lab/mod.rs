@@ -451,7 +451,7 @@ impl Lab {
             let is_open = |mark: &Mark| {
                 mark.reason != Reason::Anything || !mark.rule.is_some_and(|rule| self.choices.contains_key(&rule))
             };
-            marks.extend(counted.met(&now, &copied.legacy, following)?.into_iter().filter(is_open));
+            marks.extend(counted.met(&now, (&copied.legacy, copied.facts()), following)?.into_iter().filter(is_open));
         }
         Ok(Once::Over(Over { held, marks }))
     }

@@ -161,8 +161,21 @@ pub(super) fn queues() -> Result<Outcome> {
 
 /// Without policies of IPsec what asks for them is certain; what one takes is not known.
 pub(super) fn ipsec() -> Result<Outcome> {
-    let (lab, _server) = talking()?;
-    lab.client.nft(&filter("rt ipsec exists drop\n ipsec out ip daddr 192.0.2.1 drop\n tcp dport 80 drop"))?;
+    let in_nft = filter("rt ipsec exists drop\n ipsec out ip daddr 192.0.2.1 drop\n tcp dport 80 drop");
+    // Rules of an overlay network, in either way.
+    let in_iptables = "*filter\n-A OUTPUT -m policy --dir out --pol ipsec -j DROP\nCOMMIT\n";
+    for (rules, program) in [
+        (in_nft.as_str(), None),
+        (in_iptables, Some("iptables-nft-restore")),
+        (in_iptables, Some("iptables-legacy-restore")),
+    ] {
+        policies(rules, program)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn policies(rules: &str, program: Option<&str>) -> Result<()> {
+    let (lab, _server) = cluster(rules, program)?;
     let mut actions = Vec::new();
     for policy in [None, Some(["xfrm", "policy", "add", "dir", "out", "dst", "203.0.113.64/26"])] {
         if let Some(policy) = policy {
@@ -175,6 +188,7 @@ pub(super) fn ipsec() -> Result<Outcome> {
         }
     }
     // What rules ask of policies is not certain any more for anybody.
-    ensure!(actions == ["egress-allowed", "egress-allowed", "egress-unknown", "egress-unknown"], "{actions:?}");
-    Ok(Outcome::Passed)
+    let expected = ["egress-allowed", "egress-allowed", "egress-unknown", "egress-unknown"];
+    ensure!(actions == expected, "{program:?}: {actions:?}");
+    Ok(())
 }

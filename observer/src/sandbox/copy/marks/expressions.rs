@@ -1,0 +1,217 @@
+//! What expressions of nftables decide by.
+
+use std::{fs, sync::OnceLock};
+
+use super::{
+    Reason, Wanted,
+    xtables::{ELSEWHERE, of_xtables},
+};
+use crate::{
+    kernel::netlink::Attributes,
+    sandbox::copy::ruleset::{DATA, NAME},
+};
+
+/// Expressions whose outcome is the same for the same packet of the same sender, every time and in every namespace that has the
+/// same interfaces and addresses.
+const CERTAIN: [&str; 21] = [
+    "bitwise",
+    "byteorder",
+    "cmp",
+    "counter",
+    "dup",
+    "fib",
+    "flow_offload",
+    "immediate",
+    "inner",
+    "last",
+    "log",
+    "masq",
+    "nat",
+    "notrack",
+    "range",
+    "redir",
+    "reject",
+    "rt",
+    "synproxy",
+    "target",
+    "tcpopt",
+];
+/// `NFT_META_NFTRACE`
+pub(super) const NFTRACE: u32 = 12;
+/// `NFT_META_SECPATH`: IPsec has taken it.
+const META_IPSEC: u32 = 25;
+/// `NFT_META_*` that differ every time or cannot be copied: the types and kinds of interfaces, a label, the processor, a random
+/// number.
+const UNCERTAIN_META: [(u32, &str); 5] =
+    [(14, "meta secmark"), (20, "meta cpu"), (24, "meta random"), (26, "meta iifkind"), (27, "meta oifkind")];
+/// The same where the original has other types of interfaces.
+const TYPES: [(u32, &str); 2] = [(8, "meta iiftype"), (9, "meta oiftype")];
+const META_LENGTH: u32 = 0;
+const META_PRIORITY: u32 = 2;
+pub(super) const META_MARK: u32 = 3;
+const META_CGROUP: u32 = 23;
+/// `NFT_CT_*`: state, direction, status, mark; and what differs every time.
+pub(super) const CT_MARK: u32 = 3;
+const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
+const UNCERTAIN_CT: [(u32, &str); 6] =
+    [(4, "ct secmark"), (5, "ct expiration"), (14, "ct packets"), (15, "ct bytes"), (16, "ct avgpkt"), (23, "ct id")];
+/// `NFT_RT_XFRM`
+const RT_XFRM: u32 = 4;
+/// `NFT_SOCKET_CGROUPV2`, of `NFTA_SOCKET_KEY`
+const SOCKET_KEY: u16 = 1;
+const CGROUP: u32 = 3;
+/// `NFT_OBJECT_*` that keep count: quota, limit, connlimit.
+const COUNTING: [u32; 3] = [2, 4, 5];
+/// Expressions inside `update @set { … }` that keep count.
+const COUNTING_EXPRESSIONS: [&str; 3] = ["limit", "connlimit", "quota"];
+/// What an expression of a rule decides by; `next` is the one behind it.
+pub(in crate::sandbox::copy) fn judged(
+    expression: &Attributes,
+    next: Option<&Attributes>,
+    is_filled: &impl Fn(String) -> bool,
+    wanted: Wanted,
+) -> Vec<(Reason, String)> {
+    let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
+    let anything = |what: &str| vec![(Reason::Anything, what.to_owned())];
+    let of = |reason: Reason, what: &str| vec![(reason, what.to_owned())];
+    let all = match name.as_str() {
+        "meta" if data.get(3).is_some() => Vec::new(),
+        "meta" => match data.number(2) {
+            Some(META_LENGTH) => of(Reason::Length, "the packet's length"),
+            Some(META_MARK) => of(Reason::Forwarded, "a mark"),
+            Some(META_PRIORITY) => of(Reason::Socket, "meta priority"),
+            // Without such groups everybody is in the first one.
+            Some(META_IPSEC) if wanted.facts.has_policies => anything("meta ipsec"),
+            Some(META_CGROUP) if !has_net_cls() => Vec::new(),
+            Some(META_CGROUP) => of(Reason::Socket, "meta cgroup"),
+            Some(key) => {
+                let types = TYPES.iter().filter(|_| wanted.facts.has_other_types);
+                let all = UNCERTAIN_META.iter().chain(types);
+                all.filter(|(of, _)| *of == key).flat_map(|(_, what)| anything(what)).collect()
+            }
+            None => Vec::new(),
+        },
+        "payload" if data.get(5).is_some() => Vec::new(),
+        "payload" => of_payload(&data, next),
+        "exthdr" if data.get(7).is_none() => of(Reason::Header, "an option of the packet"),
+        "ct" if data.get(4).is_some() => Vec::new(),
+        "ct" => match data.number(2) {
+            Some(key) if STATE_OF_CT.contains(&key) => of(Reason::State, "a connection's state"),
+            Some(key) => {
+                UNCERTAIN_CT.iter().filter(|(of, _)| *of == key).flat_map(|(_, what)| anything(what)).collect()
+            }
+            None => Vec::new(),
+        },
+        "socket" if data.number(SOCKET_KEY) == Some(CGROUP) => of(Reason::Cgroup, "a cgroup"),
+        // Without policies nothing is taken by any.
+        "xfrm" if !wanted.facts.has_policies => Vec::new(),
+        "match" => of_xtables(&data.text(1).unwrap_or_default(), wanted.facts),
+        "target" => {
+            let name = data.text(1).unwrap_or_default();
+            if ELSEWHERE.contains(&name.as_str()) { anything(&name) } else { Vec::new() }
+        }
+        "lookup" => {
+            let set = data.text(1).unwrap_or_default();
+            if is_filled(set.clone()) { anything(&format!("set {set}, which packets fill,")) } else { Vec::new() }
+        }
+        "dynset" => {
+            let counts =
+                |list: Attributes| list.text(NAME).is_some_and(|name| COUNTING_EXPRESSIONS.contains(&name.as_str()));
+            let several = data.list(10);
+            if counts(data.list(7)) || several.lists().any(counts) { anything("limit") } else { Vec::new() }
+        }
+        "objref" => match data.number(1) {
+            Some(kind) if !COUNTING.contains(&kind) => Vec::new(),
+            _ => anything("a limit or quota by name"),
+        },
+        "limit" => anything("limit"),
+        // A copy begins to count anew.
+        "quota" => anything("quota"),
+        "connlimit" => anything("ct count"),
+        "rt" if data.number(2) == Some(RT_XFRM) && wanted.facts.has_policies => anything("rt ipsec"),
+        "exthdr" | "socket" => Vec::new(),
+        name if CERTAIN.contains(&name) => Vec::new(),
+        name => anything(name),
+    };
+    let is_wanted = |(reason, _): &(Reason, String)| match reason {
+        Reason::Header => wanted.headers,
+        Reason::State => wanted.states,
+        _ => true,
+    };
+    all.into_iter().filter(is_wanted).collect()
+}
+
+/// What is read of a packet; `next` says what for.
+fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, String)> {
+    let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
+        return Vec::new();
+    };
+    let end = offset.saturating_add(length);
+    let overlaps = |from: u32, to: u32| offset < to && from < end;
+    let is_random = match base {
+        // An identification, a checksum; of IPv6 an address begins where IPv4 has its lifetime, before its checksum.
+        NETWORK => end <= 40 && (offset, length) == (4, 2) || length <= 2 && overlaps(10, 12),
+        // Numbers of sequences, a checksum.
+        TRANSPORT => {
+            offset >= 4 && end <= 12 && length == 4 || (offset, length) == (16, 2) || (offset, length) == (6, 2)
+        }
+        _ => false,
+    };
+    // A single value of so many is never met, wherever.
+    let is_one_value = next.is_some_and(|next| {
+        let is_equal = next.list(DATA).number(2).is_some_and(|operation| operation <= 1);
+        next.text(NAME).as_deref() == Some("lookup") || next.text(NAME).as_deref() == Some("cmp") && is_equal
+    });
+    match (base, offset, length) {
+        _ if is_random && is_one_value => Vec::new(),
+        // Of IPv6 the length stands where IPv4 has the identification.
+        (NETWORK, 2 | 4, 2) => vec![(Reason::Length, "the packet's length".to_owned())],
+        _ if is_random => vec![(Reason::Anything, "a field that every packet has otherwise".to_owned())],
+        (TRANSPORT, 4, 2) => vec![(Reason::Length, "the packet's length".to_owned())],
+        (TRANSPORT, 14, 2) => vec![(Reason::Anything, "tcp window".to_owned())],
+        (LINK, ..) => vec![(Reason::Anything, "an address of a device".to_owned())],
+        // Of TCP the length of its header, its window and the place of what is urgent are there.
+        (TRANSPORT, 8.., _) if !is_address_or_port(payload) && ![(12, 1), (18, 2)].contains(&(offset, length)) => {
+            vec![(Reason::Content, "what the packet carries".to_owned())]
+        }
+        (NETWORK | TRANSPORT, ..) if !is_address_or_port(payload) => {
+            vec![(Reason::Header, "a field of the packet".to_owned())]
+        }
+        (NETWORK | TRANSPORT, ..) => Vec::new(),
+        _ => vec![(Reason::Content, "what the packet carries".to_owned())],
+    }
+}
+
+/// A hierarchy of the older cgroups marks packets by them.
+fn has_net_cls() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(reads_net_cls)
+}
+
+fn reads_net_cls() -> bool {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    groups
+        .lines()
+        .any(|line| line.split(':').nth(1).is_some_and(|names| names.split(',').any(|name| name == "net_cls")))
+}
+
+/// What is read of a packet is its protocol, an address, a port, or TCP's flags.
+fn is_address_or_port(payload: &Attributes) -> bool {
+    let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
+        return false;
+    };
+    let end = offset.saturating_add(length);
+    match base {
+        NETWORK => {
+            [(9, 1), (6, 1)].contains(&(offset, length)) || end <= 40 && (offset >= 12 || offset == 8 && length > 2)
+        }
+        TRANSPORT => end <= 4 || (offset, length) == (13, 1),
+        _ => false,
+    }
+}
+
+/// `NFT_PAYLOAD_LL_HEADER`
+const LINK: u32 = 0;
+/// `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
