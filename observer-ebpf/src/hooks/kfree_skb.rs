@@ -117,6 +117,11 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
     if cause == Cause::Neighbour as u64 && !neighbours::are_stopped() {
         return;
     }
+    if Skb::is_inbound::<R>(address) {
+        count(Counter::NotEgress);
+        verdict::forget(address);
+        return;
+    }
     let skb = Skb::read::<R>(address);
     let packed = skb.direction::<R>();
     let (direction, from) = ((packed & DIRECTION_BITS) as u32, packed & !DIRECTION_BITS);

@@ -24,8 +24,9 @@ use report::{Report, Samples};
 use tempfile::TempDir;
 use watch::Watcher;
 
-/// Ports that the firewall drops and rejects, and one that nothing listens on.
+/// Ports that the firewall drops on the way out and on the way in, and rejects, and one that nothing listens on.
 const DROPPED: u16 = 9999;
+const DROPPED_INBOUND: u16 = 9998;
 const REJECTED: u16 = 9997;
 const CLOSED: u16 = 9;
 
@@ -33,7 +34,7 @@ const fn load(title: &'static str, kind: &'static str, port: u16, packets: u32, 
     Load { title, kind, port, packets, threads }
 }
 
-const LOADS: [Load; 11] = [
+const LOADS: [Load; 12] = [
     load("UDP flood into a drop, one thread", "datagrams", DROPPED, 600_000, 1),
     load("UDP flood into a drop, two threads", "datagrams", DROPPED, 400_000, 2),
     load("UDP into a drop, a thousand destinations in turn", "destinations", DROPPED, 400_000, 1),
@@ -41,6 +42,7 @@ const LOADS: [Load; 11] = [
     load("UDP into a drop, a hundred processes in turn", "owners", DROPPED, 400_000, 1),
     load("TCP connects into a drop, each from another port", "connects", DROPPED, 100_000, 1),
     load("TCP connects that are rejected with a reset", "connects", REJECTED, 60_000, 1),
+    load("UDP flood that is dropped as it comes in: nobody's answer", "datagrams", DROPPED_INBOUND, 400_000, 1),
     load("UDP flood to a closed port: every freed packet has another reason", "datagrams", CLOSED, 400_000, 1),
     load("UDP that passes, by a socket that is not connected", "unconnected", 0, 300_000, 1),
     load("TCP connections that pass, opened and closed", "short", 0, 20_000, 1),
@@ -90,7 +92,9 @@ fn bench(args: &Args) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes namespaces and loads BPF programs: run it as root");
     let namespace = Namespace::new()?;
     namespace.nft(&format!(
-        "table inet bench {{ chain out {{ type filter hook output priority 0; meta l4proto {{ tcp, udp }} th dport {DROPPED} counter drop; tcp dport {REJECTED} counter reject with tcp reset; }} }}"
+        "table inet bench {{\n chain out {{\n type filter hook output priority 0;\n meta l4proto {{ tcp, udp }} th dport {DROPPED} counter \
+         drop\n tcp dport {REJECTED} counter reject with tcp reset\n }}\n chain in {{\n type filter hook input priority 0; udp dport \
+         {DROPPED_INBOUND} counter drop\n }}\n}}"
     ))?;
     let mut groups = Vec::new();
     let wanted = |title: &str| title.to_lowercase().contains(&args.only.to_lowercase());
