@@ -77,6 +77,22 @@ impl Pending {
         }
         self.come.as_ref()?.as_ref()
     }
+
+    /// Gives rules the texts of another listing's: `same` has the handles of table and rule here, and there.
+    pub fn take_texts(
+        &mut self,
+        other: &mut Self,
+        same: impl Iterator<Item = ((u64, u64), (u64, u64))>,
+        deadline: Instant,
+    ) {
+        self.until(deadline);
+        let (Some(Some(own)), Some(other)) = (&mut self.come, other.until(deadline)) else { return };
+        for (here, there) in same {
+            if let Some(text) = other.texts.get(&there) {
+                own.texts.insert(here, text.clone());
+            }
+        }
+    }
 }
 
 impl Pending {

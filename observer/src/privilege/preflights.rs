@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     confinement::child,
-    firewall::front_end::{self, Known},
+    firewall::{
+        front_end::{self, Known},
+        ruleset::Ruleset,
+    },
     model::{After, Fate, Fix, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, ProposedChange, Tried},
     patience,
     sandbox::fix::{self, Asked, Judged, Trial},
@@ -148,7 +151,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         .iter()
         .map(|(_, packet)| within(until, || view.judge(packet, (procs.as_ref(), asked.later.is_some()))))
         .collect();
-    drop(view);
+    let mut on_the_host = view.into_ruleset();
     set(&mut answer.fates, &mut answer.rules, &packets, &judged);
     programs.enter(&mut answer.fates);
     // What cannot be reported takes no part in the rest.
@@ -193,7 +196,8 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let rules = &mut answer.rules;
         let after = home.and_then(|home| {
             place.tried(home, began, |trial| {
-                after(change, (&told, &all), ((procs.as_ref(), asked.later.is_some()), until), trial)
+                let sender = (procs.as_ref(), asked.later.is_some());
+                after(change, (&told, &all), (sender, until), (trial, on_the_host.as_mut()))
             })
         });
         answer.after = Some(match after {
@@ -300,14 +304,14 @@ fn after(
     change: &ProposedChange,
     (told, all): (&[JudgedPacket], &[(Spot, Packet)]),
     (sender, until): ((Option<&File>, bool), (Instant, u64)),
-    mut trial: Trial,
+    (mut trial, on_the_host): (Trial, Option<&mut Ruleset>),
 ) -> Result<Result<Made, String>> {
     let front_end = front_end::of_change(change).context("it is no front end's change")?;
     let rules: Vec<&NamedRule> = told.iter().filter_map(|(_, _, rule)| rule.as_ref()).collect();
     let packets: Vec<&Packet> = told.iter().map(|(_, packet, _)| packet).collect();
     fix::loads_nothing(change)?;
     trial.prepare(front_end, &rules, &packets)?;
-    let mut before = trial.look()?;
+    let mut before = trial.look_first(on_the_host)?;
     let here: Vec<Option<NamedRule>> = told
         .iter()
         .map(|(_, packet, _)| Ok(within(until, || before.judge(packet, sender))?.rule))

@@ -8,7 +8,7 @@ use crate::{
         files::Root,
         front_end,
         netfilter::{DROP, family},
-        nft::{Chain, Rule},
+        nft::{Chain, Rule, Table},
     },
     model::{Difference, NamedRule, Statement, WantedRule},
 };
@@ -63,10 +63,8 @@ impl Ruleset {
             _ => "accept",
         };
         let policies = self.chains.iter().filter(|chain| chain.hook.is_some()).filter_map(|chain| {
-            let same = |other: &&Chain| {
-                (other.family, &other.table, &other.name, other.handle)
-                    == (chain.family, &chain.table, &chain.name, chain.handle)
-            };
+            let same =
+                |other: &&Chain| (other.family, &other.table, &other.name) == (chain.family, &chain.table, &chain.name);
             let before = match earlier.chains.iter().find(same) {
                 Some(other) => policy(other),
                 None if policy(chain) == "drop" => "new",
@@ -78,7 +76,7 @@ impl Ruleset {
         let is_left = |gone: &&Chain| {
             self.chains
                 .iter()
-                .any(|chain| (chain.family, &chain.table, chain.handle) == (gone.family, &gone.table, gone.handle))
+                .any(|chain| (chain.family, &chain.table, &chain.name) == (gone.family, &gone.table, &gone.name))
         };
         let gone_policies = earlier
             .chains
@@ -98,6 +96,21 @@ impl Ruleset {
             stated,
             remade,
         }
+    }
+
+    /// Gives the rules of a copy the texts of those that they were made from: sets without a name have one in a copy. `handles` are
+    /// the original's by family, table and handle in the copy.
+    pub fn read_as(&mut self, original: &mut Self, handles: &HashMap<(String, String, u64), u64>, deadline: Instant) {
+        let of = |tables: &[Table], family: &str, name: &str| {
+            let is_it = |table: &&Table| table.name == name && family::name(table.family) == family;
+            tables.iter().find(is_it).map(|table| table.handle)
+        };
+        let (Some(own), Some(other)) = (&mut self.listing, &mut original.listing) else { return };
+        let same = handles.iter().filter_map(|((family, table, rule), there)| {
+            let table = (of(&self.tables, family, table)?, of(&original.tables, family, table)?);
+            Some(((table.0, *rule), (table.1, *there)))
+        });
+        own.take_texts(other, same, deadline);
     }
 
     /// ``ufw added `allow out 443/tcp` ``; `None` for a rule of no front end's.

@@ -23,6 +23,8 @@ const FAMILY_AT: usize = 40;
 const DIRECTION_AT: usize = 160;
 const ACTION_AT: usize = 161;
 const SOURCE_AT: usize = 16;
+const PORT_AT: usize = 32;
+const SOURCE_PORT_AT: usize = 36;
 const SOURCE_PREFIX_AT: usize = 43;
 /// `XFRM_POLICY_IN`, `XFRM_POLICY_FWD`, `XFRM_POLICY_ALLOW`; `XFRMA_TMPL`, `XFRMA_MARK` and `XFRMA_IF_ID`
 const IN: u8 = 0;
@@ -39,6 +41,10 @@ pub(super) struct Policy {
     with: ipnet::IpNet,
     /// By this protocol alone; 0 for any.
     protocol: u8,
+    /// The other end's port, in the bits that are set in the second number.
+    port: (u16, u16),
+    /// It lets nothing pass.
+    blocks: bool,
 }
 
 /// The kernel can list them without loading a module.
@@ -59,6 +65,13 @@ pub(super) fn list() -> Result<Vec<Policy>> {
     Ok(found)
 }
 
+/// Why traffic with another end cannot be tested: what decides about it. `by` is its protocol and the other end's port.
+pub(super) fn why_untested(policies: &[Policy], other: IpAddr, by: Option<(u8, u16)>) -> Option<String> {
+    let blocks = policies.iter().filter(|policy| policy.is_about(other, by)).map(|policy| policy.blocks).max()?;
+    let does = if blocks { "block" } else { "encrypt" };
+    Some(format!("IPsec may {does} traffic with {other} (`ip xfrm policy`), which cannot be tested in a copy"))
+}
+
 /// What one policy is about; nothing where it lets everything pass as it is.
 fn policies(body: &Body) -> Option<Vec<Policy>> {
     let byte = |at: usize| body.fixed.get(at).copied();
@@ -76,18 +89,28 @@ fn policies(body: &Body) -> Option<Vec<Policy>> {
     // Those of single sockets are none of a host's.
     let decides = direction <= FORWARD && (byte(ACTION_AT)? != ALLOW || body.attributes.get(TEMPLATES).is_some());
     let (to, from) = (net(0, PREFIX_AT)?, net(SOURCE_AT, SOURCE_PREFIX_AT)?);
+    let port = |at: usize| {
+        let two = |at: usize| Some(u16::from_be_bytes([byte(at)?, byte(at + 1)?]));
+        Some((two(at)?, two(at + 2)?))
+    };
+    let (to, from) = ((to, port(PORT_AT)?), (from, port(SOURCE_PORT_AT)?));
     let with = match direction {
         _ if !decides => Vec::new(),
         IN => vec![from],
         FORWARD => vec![to, from],
         _ => vec![to],
     };
-    Some(with.into_iter().map(|with| Policy { with, protocol }).collect())
+    let blocks = byte(ACTION_AT)? != ALLOW;
+    Some(with.into_iter().map(|(with, port)| Policy { with, protocol, port, blocks }).collect())
 }
 
 impl Policy {
-    /// It may decide about what is sent there by this protocol, or by any, or about the answer.
-    pub(super) fn is_about(&self, other: IpAddr, protocol: Option<u8>) -> bool {
-        self.with.contains(&other) && (self.protocol == 0 || protocol.is_none_or(|protocol| self.protocol == protocol))
+    /// It may decide about what is sent there by this protocol and to this port, or by any, or about the answer.
+    fn is_about(&self, other: IpAddr, by: Option<(u8, u16)>) -> bool {
+        let is_of = |(protocol, port): (u8, u16)| {
+            let (of, mask) = self.port;
+            (self.protocol == 0 || self.protocol == protocol) && (of ^ port) & mask == 0
+        };
+        self.with.contains(&other) && by.is_none_or(is_of)
     }
 }

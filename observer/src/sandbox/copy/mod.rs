@@ -25,7 +25,7 @@ mod trace;
 mod ways;
 
 pub use super::copy::conntrack::Connection;
-pub use super::copy::copied::{Copied, Kept, Version, around, ask, logs_everywhere, take, version};
+pub use super::copy::copied::{Copied, Handles, Kept, Version, around, ask, logs_everywhere, take, version};
 pub use super::copy::ipset::IPSETS;
 pub(crate) use super::copy::lab::{Caller, Held, Stop, Talk};
 pub(crate) use super::copy::listeners::Transport;

@@ -327,9 +327,10 @@ impl Surroundings {
         })
     }
 
-    /// A policy of IPsec may decide about what is sent there, or about the answer.
-    pub(crate) fn is_encrypted(&self, to: IpAddr, protocol: Option<u8>) -> bool {
-        self.policies.iter().any(|policy| policy.is_about(to, protocol))
+    /// Why traffic with another end cannot be tested: a policy of IPsec may decide about it. `by` is its protocol and the other end's
+    /// port.
+    pub(crate) fn why_untested(&self, other: IpAddr, by: Option<(u8, u16)>) -> Option<String> {
+        ipsec::why_untested(&self.policies, other, by)
     }
 
     /// Names of interfaces that belong to this one, a bridge or a bond.

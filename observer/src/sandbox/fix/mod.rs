@@ -104,9 +104,16 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
     }));
     Some(match tried {
         Ok(fix) => fix,
+        // What was tried in vain is no fix.
+        Err(error) if error.is::<InVain>() => advised(format!("no command was found that lets it through: {error}")),
         Err(error) => Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known) },
     })
 }
+
+/// Commands were tried, and do not let it through; in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct InVain(String);
 
 /// The best plan for every rule and port that stops anything, where none could be tried.
 fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
@@ -186,7 +193,10 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let mut view = trial.look()?;
     let before = stops(asked, &mut view)?;
     if let Some(words) = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial) {
-        bail!("{words}");
+        // Without files of a front end's the copy has the rules that are in force: what stops a connection from its beginning is another
+        // rule than the one that was seen, such as one for packets of connections that are there already.
+        let has_files = asked.first().is_some_and(|(_, rule)| front_end::of(rule).has_files());
+        ensure!(!has_files && before.iter().any(Option::is_some), "{words}");
     }
     let stopped = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
     let mut addresses: Vec<IpAddr> = Vec::new();
@@ -301,8 +311,16 @@ fn walked(
     let mut blocked = before.to_vec();
     let mut walk = || -> Result<()> {
         while let Some(index) = blocked.iter().position(Option::is_some) {
-            ensure!(steps.len() < MAX_STEPS, "there are more rules that stop it than are tried");
-            let (step, after, now) = step(asked, known, trial, (index, &blocked), (probes, closed), wanted)?;
+            let done: Vec<&str> = steps.iter().flat_map(|step| &step.there.commands).map(String::as_str).collect();
+            let behind = if done.is_empty() { String::new() } else { format!("after `{}` ", done.join("; ")) };
+            if steps.len() >= MAX_STEPS {
+                return Err(InVain(format!("{behind}more rules stop it than are tried")).into());
+            }
+            let next = step(asked, known, trial, (index, &blocked), (probes, closed), wanted);
+            let (step, after, now) = next.map_err(|error| match error.downcast::<InVain>() {
+                Ok(InVain(words)) => InVain(format!("{behind}{words}")).into(),
+                Err(error) => error,
+            })?;
             steps.push(step);
             (blocked, outcomes) = (after, now);
         }
@@ -333,15 +351,18 @@ fn step(
 ) -> Result<(Step, Vec<Option<NamedRule>>, Outcomes)> {
     let (packet, rule) =
         asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
-    ensure!(trial.is_for(front_end::of(rule)), "{}: it is another front end's", rule.sentence());
+    if !trial.is_for(front_end::of(rule)) {
+        return Err(InVain(format!("{}, which another front end has made", rule.sentence())).into());
+    }
     let target = asked.target(&packet.0, rule).context("it has no port")?;
     let shape = trial.shape()?;
     let here = plans(rule, &target, known).map_err(|advice| {
         let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
-        anyhow::anyhow!("{}, for which no command is known{advice}", rule.sentence())
+        InVain(format!("{}, for which no command is known{advice}", rule.sentence()))
     })?;
     let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
     let mut why = None;
+    let mut is_in_vain = true;
     // Of what was sent elsewhere nobody has asked for every destination of that port.
     let is_by_address = rule.translated.is_some() && here.iter().any(|plan| plan.scope == Scope::Address);
     // Without some of them nothing is reached, whatever it is for: there is no other scope.
@@ -380,8 +401,11 @@ fn step(
                 };
                 why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));
             }
-            Ok(_) => why = Some(format!("after `{}` it is still stopped by the same rule", here.commands.join("; "))),
-            Err(error) => why = Some(format!("{error:#}")),
+            Ok(_) => why = Some(format!("after `{}` the same rule still stops it", here.commands.join("; "))),
+            Err(error) => {
+                why = Some(format!("{error:#}"));
+                is_in_vain = false;
+            }
         }
         log::debug!("not a fix: {why:?}");
         for line in &here.undo {
@@ -394,7 +418,8 @@ fn step(
             bail!("{}, and it cannot be taken back in the copy", why.unwrap_or_default());
         }
     }
-    bail!("{}", why.context("no command is known")?)
+    let why = why.context("no command is known")?;
+    if is_in_vain { Err(InVain(why).into()) } else { bail!("{why}") }
 }
 
 /// What stops each packet; an error where that cannot be reported.

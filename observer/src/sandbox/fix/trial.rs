@@ -189,6 +189,15 @@ impl Trial {
         View::new(self.copied.again()?, ruleset, self.staging.root()?, &self.hide, (self.logs, self.patience))
     }
 
+    /// The rules as they are before anything was changed, in the words of the host's.
+    pub fn look_first(&self, on_the_host: Option<&mut Ruleset>) -> Result<View> {
+        let mut view = self.look()?;
+        if let Some(on_the_host) = on_the_host {
+            view.read_as(on_the_host, &self.handles);
+        }
+        Ok(view)
+    }
+
     /// Makes a proposed change; what the program said is the error where it fails.
     pub fn make(&self, change: &ProposedChange) -> Result<()> {
         match change {

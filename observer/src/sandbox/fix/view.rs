@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     firewall::{files::Root, ruleset::Ruleset},
     model::{End, NamedRule, Origin, Packet, WantedRule},
-    sandbox::copy::{Building, Caller, Connection, Copied, Held, Hide, Order, Sandbox, Stop, Talk, Transport},
+    sandbox::copy::{Building, Caller, Connection, Copied, Handles, Held, Hide, Order, Sandbox, Stop, Talk, Transport},
 };
 
 /// A copy of the rules, and their texts, are waited for so long.
@@ -55,6 +55,18 @@ impl View {
         Ok(Self { stage, ruleset, root, patience })
     }
 
+    /// Nothing more is tried in it: what remains are the rules.
+    pub fn into_ruleset(self) -> Option<Ruleset> {
+        self.ruleset
+    }
+
+    /// Rules of a copy, by their handles, in the words of those that they were made from.
+    pub(super) fn read_as(&mut self, original: &mut Ruleset, handles: &Handles) {
+        if let Some(ruleset) = &mut self.ruleset {
+            ruleset.read_as(original, handles, Instant::now() + self.patience);
+        }
+    }
+
     /// What differs from an earlier one, in rules that came and rules that went.
     pub fn difference(&mut self, earlier: &mut Self) -> (Vec<String>, Vec<String>) {
         let (Some(now), Some(before)) = (&mut self.ruleset, &mut earlier.ruleset) else { return Default::default() };
@@ -75,7 +87,10 @@ impl View {
     pub fn judge(&mut self, packet: &Packet, sender: (Option<&File>, bool)) -> Result<Judged> {
         let (judged, doubt) = self.at_worst(packet, sender)?;
         match doubt {
-            Some(doubt) => bail!("the rules decide by more than the packet: {doubt}"),
+            Some(doubt) => match judged.rule {
+                Some(rule) => bail!("it depends on {doubt}; one way, {}", rule.sentence()),
+                None => bail!("it depends on {doubt}"),
+            },
             None => Ok(judged),
         }
     }
@@ -84,7 +99,7 @@ impl View {
     pub(super) fn may_stop(&mut self, packet: &Packet, sender: (Option<&File>, bool)) -> Result<Judged> {
         match self.at_worst(packet, sender)? {
             (judged, Some(doubt)) if judged.rule.is_none() => {
-                bail!("the rules decide by more than the packet: {doubt}")
+                bail!("it depends on {doubt}")
             }
             (judged, _) => Ok(judged),
         }
@@ -116,9 +131,9 @@ impl View {
                     only_first = Some("it is not of a kind by which conversations are held here".to_owned());
                 }
                 if let Some((_, to, _)) = packet.to()
-                    && self.stage.around().is_encrypted(to, None)
+                    && let Some(why) = self.stage.around().why_untested(to, None)
                 {
-                    bail!("IPsec may encrypt traffic to {to}; rules for encrypted packets are not tested");
+                    bail!("{why}");
                 }
                 let order = Order { packet: packet.clone(), connection: Connection::New, cgroup };
                 let (end, doubt) = self.stage.replay(order)?;
@@ -132,7 +147,7 @@ impl View {
     /// What becomes of a conversation that nobody has asked for.
     pub(super) fn hold(&self, talk: Talk, is_later: bool) -> Result<Held> {
         let (held, doubt) = self.stage.hold(talk, (true, is_later))?;
-        ensure!(doubt.is_none(), "the rules decide by more than the packet");
+        ensure!(doubt.is_none(), "it depends on more than the packet");
         Ok(held)
     }
 

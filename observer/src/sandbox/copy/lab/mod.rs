@@ -210,12 +210,11 @@ impl Lab {
         let mut met: Vec<Mark> = Vec::new();
         for _ in 0..MAX_HOPS {
             let near = if let Caller::Behind { source, .. } = talk.from { Some(source.ip()) } else { None };
-            for other in near.into_iter().chain([exit.to.ip()]) {
-                let is_encrypted = copied.around.is_encrypted(other, Some(talk.protocol()));
-                ensure!(
-                    !is_encrypted,
-                    "IPsec may encrypt traffic to {other}; rules for encrypted packets are not tested"
-                );
+            let near = near.map(|near| (near, None));
+            for (other, by) in near.into_iter().chain([(exit.to.ip(), Some((talk.protocol(), exit.to.port())))]) {
+                if let Some(why) = copied.around.why_untested(other, by) {
+                    bail!("{why}");
+                }
             }
             let mut heard = match self.once(copied, talk, exit)? {
                 Once::Elsewhere(next, marks) => {
@@ -464,7 +463,7 @@ struct NothingCame;
 
 /// What came of it is another thing each time; the marks of what decides so.
 #[derive(Debug, thiserror::Error)]
-#[error("the rules decide by more than the packet: {}", .0.first().map_or("", |mark| mark.words.as_str()))]
+#[error("it depends on {}", .0.first().map_or("", |mark| mark.words.as_str()))]
 pub(super) struct Undecided(pub(super) Vec<Mark>);
 
 enum Once {

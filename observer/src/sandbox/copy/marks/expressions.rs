@@ -108,7 +108,7 @@ pub(in crate::sandbox::copy) fn judged(
         "match" => of_xtables(&data.text(1).unwrap_or_default(), wanted.facts),
         "target" => {
             let name = data.text(1).unwrap_or_default();
-            if ELSEWHERE.contains(&name.as_str()) { anything(&name) } else { Vec::new() }
+            if ELSEWHERE.contains(&name.as_str()) { anything(&format!("`-j {name}`")) } else { Vec::new() }
         }
         "lookup" => {
             let set = data.text(1).unwrap_or_default();
@@ -118,20 +118,20 @@ pub(in crate::sandbox::copy) fn judged(
             let counts =
                 |list: Attributes| list.text(NAME).is_some_and(|name| COUNTING_EXPRESSIONS.contains(&name.as_str()));
             let several = data.list(10);
-            if counts(data.list(7)) || several.lists().any(counts) { anything("limit") } else { Vec::new() }
+            if counts(data.list(7)) || several.lists().any(counts) { anything("`limit`") } else { Vec::new() }
         }
         "objref" => match data.number(1) {
             Some(kind) if !COUNTING.contains(&kind) => Vec::new(),
             _ => anything("a limit or quota by name"),
         },
-        "limit" => anything("limit"),
+        "limit" => anything("`limit`"),
         // A copy begins to count anew.
-        "quota" => anything("quota"),
-        "connlimit" => anything("ct count"),
+        "quota" => anything("`quota`"),
+        "connlimit" => anything("`ct count`"),
         "rt" if data.number(2) == Some(RT_XFRM) && wanted.facts.has_policies => anything("rt ipsec"),
         "exthdr" | "socket" => Vec::new(),
         name if CERTAIN.contains(&name) => Vec::new(),
-        name => anything(name),
+        name => anything(&format!("`{name}`")),
     };
     let is_wanted = |(reason, _): &(Reason, String)| match reason {
         Reason::Header => wanted.headers,

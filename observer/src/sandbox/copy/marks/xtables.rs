@@ -65,7 +65,7 @@ pub(super) const GOING_ON: [&str; 3] = ["LOG", "NFLOG", "TRACE"];
 pub(super) const ELSEWHERE: [&str; 5] = ["NFQUEUE", "QUEUE", "TPROXY", "CLUSTERIP", "IDLETIMER"];
 /// A match of iptables', by name.
 pub(super) fn of_xtables(name: &str, facts: Facts) -> Vec<(Reason, String)> {
-    let one = |reason| vec![(reason, name.to_owned())];
+    let one = |reason| vec![(reason, format!("`-m {name}`"))];
     match name {
         "set" if !facts.has_whole_sets => vec![(Reason::Anything, "a set of ipset that cannot be copied".to_owned())],
         // Without policies of IPsec nothing is taken by any.
@@ -95,7 +95,7 @@ pub(in crate::sandbox::copy) fn of_legacy(table: &str, entry: &LegacyEntry, fact
         return Vec::new();
     }
     let of_target = match &entry.does {
-        Does::Extension(name) if ELSEWHERE.contains(&name.as_str()) => vec![(Reason::Anything, name.clone())],
+        Does::Extension(name) if ELSEWHERE.contains(&name.as_str()) => vec![(Reason::Anything, format!("`-j {name}`"))],
         _ => Vec::new(),
     };
     let of_matches = entry.matches.iter().flat_map(|name| of_xtables(name, facts));

@@ -210,7 +210,7 @@ pub(super) fn by_rate() -> Result<Outcome> {
     let observer = Observer::watch(&lab.client)?;
     let is_told = |event: &Value| {
         let rule = &event["egress"]["rule"];
-        let says = |said: &str| said.contains("limit in table filter");
+        let says = |said: &str| said.contains("`-m limit` in table filter");
         event["destination"]["port"] == 9001 && (rule.is_null() || rule["replay"].as_str().is_some_and(says))
     };
     let told = observer.tells_until("an opinion", || send(&lab.client, Udp4, 9001), is_told)?;

@@ -199,7 +199,7 @@ fn by_rate() -> Result<Outcome> {
     }
     let rule = &told(&report, 9001).context("no rule")?["egress"]["rule"];
     // Once a packet has passed there, the copy's bucket is empty too.
-    let said = rule["replay"].as_str().is_some_and(|said| said.contains("limit in chain o"));
+    let said = rule["replay"].as_str().is_some_and(|said| said.contains("`limit` in chain o"));
     ensure!(rule["source"] == "probe" && rule["position"] == 2, "{rule}");
     ensure!(said || rule["confirmed_by"] == "replay", "{rule}");
     Ok(Outcome::Passed)
