@@ -30,8 +30,8 @@ pub fn destination(word: &str) -> Result<Entry, AskError> {
         return url(word);
     }
     let (place, transport) = match word.rsplit_once('/') {
-        Some((place, "tcp")) => (place, "tcp"),
-        Some((place, "udp")) => (place, "udp"),
+        Some((place, of)) if of.eq_ignore_ascii_case("tcp") => (place, "tcp"),
+        Some((place, of)) if of.eq_ignore_ascii_case("udp") => (place, "udp"),
         Some((network, length)) if network.parse::<IpAddr>().is_ok() && length.parse::<u32>().is_ok() => {
             if word.parse::<IpNet>().is_err() {
                 return Err(wrong("is not a network: a prefix has at most 32 bits for IPv4 and 128 for IPv6"));
@@ -88,7 +88,8 @@ fn url(word: &str) -> Result<Entry, AskError> {
     if port == 0 {
         return Err(wrong("has no port between 1 and 65535"));
     }
-    Ok(entry(host, "tcp", port))
+    // What others are about is said by programs over TCP.
+    Ok(entry(host, if url.scheme() == "udp" { "udp" } else { "tcp" }, port))
 }
 
 fn entry(host: &str, transport: &'static str, port: u16) -> Entry {
@@ -121,6 +122,9 @@ mod tests {
         assert_eq!(of("example.com:443"), is("example.com", 443, "tcp"));
         assert_eq!(of("trace.agent.datadoghq.com.:443"), is("trace.agent.datadoghq.com", 443, "tcp"));
         assert_eq!(of("0.pool.ntp.org:123/udp"), is("0.pool.ntp.org", 123, "udp"));
+        assert_eq!(of("0.pool.ntp.org:123/UDP"), is("0.pool.ntp.org", 123, "udp"));
+        assert_eq!(of("udp://0.pool.ntp.org:123"), is("0.pool.ntp.org", 123, "udp"));
+        assert_eq!(of("tcp://[2001:db8::1]:22"), is("2001:db8::1", 22, "tcp"));
         assert_eq!(of("[2001:db8::1]:443/tcp"), is("2001:db8::1", 443, "tcp"));
         assert_eq!(of("2001:db8::8:800:200c"), is("2001:db8::8:800:200c", 443, "tcp"));
         assert_eq!(of("2001:db8::1:ssh"), is("2001:db8::1", 22, "tcp"));

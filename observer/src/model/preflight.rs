@@ -131,8 +131,8 @@ pub struct Connect {
 pub enum Fate {
     /// Nothing here stops it: the conversation completes.
     Passes,
-    /// Nothing here stops its first packet, and more could not be tried, for this reason.
-    FirstPasses(String),
+    /// Nothing here stops it, as far as was tried; what was not, in words.
+    PassesBut(String),
     /// Nothing here stops it as long as the neighbour by which it leaves is known. A rule stops what asks for that: its place among
     /// those of the answer.
     PassesByKnown(usize),
@@ -161,7 +161,7 @@ pub enum Fate {
 impl Fate {
     /// Nothing here stops it, as far as was tried.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Passes | Self::FirstPasses(_) | Self::PassesByKnown(_))
+        matches!(self, Self::Passes | Self::PassesBut(_) | Self::PassesByKnown(_))
     }
 
     /// Something on this host decides that it does not leave.

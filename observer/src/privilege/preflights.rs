@@ -70,8 +70,9 @@ impl Preflights {
 
 /// Does it, unless that time is over.
 fn within<T>((until, seconds): (Instant, u64), work: impl FnOnce() -> Result<T>) -> Result<T> {
-    ensure!(Instant::now() < until, "it was not tried within {seconds} s; --timeout gives it more time");
-    work()
+    let is_over = || format!("it was not tried within {seconds} s; --timeout gives it more time");
+    ensure!(Instant::now() < until, is_over());
+    work().map_err(|error| if Instant::now() < until { error } else { anyhow::anyhow!(is_over()) })
 }
 
 /// Where a packet stands among what was asked: the wish, and the address.
@@ -144,6 +145,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     let home = netns::home(place.number);
     let root = netns::root(place.number)?;
     let mut view = place.view(root)?;
+    view.not_after(until.0);
     // Rules may ask for it.
     let is_there = |cgroup: &&Cgroup| !cgroup.is_own && asked.later.is_none();
     let procs = cgroup.filter(is_there).map(Cgroup::procs).transpose()?;
@@ -286,8 +288,8 @@ fn set(fates: &mut [Vec<Fate>], rules: &mut Vec<NamedRule>, packets: &[(Spot, Pa
     for (((wish, at), _), judged) in packets.iter().zip(judged) {
         fates[*wish][*at] = match judged {
             Ok(Judged { rule: Some(rule), .. }) => Fate::Stopped(place(rule)),
-            Ok(Judged { only_first: Some(why), .. }) => Fate::FirstPasses(why.clone()),
             Ok(Judged { by_known: Some(rule), .. }) => Fate::PassesByKnown(place(rule)),
+            Ok(Judged { but: Some(words), .. }) => Fate::PassesBut(words.clone()),
             Ok(_) => Fate::Passes,
             Err(error) => Fate::Unknown(format!("{error:#}")),
         };
@@ -312,6 +314,7 @@ fn after(
     fix::loads_nothing(change)?;
     trial.prepare(front_end, &rules, &packets)?;
     let mut before = trial.look_first(on_the_host)?;
+    before.not_after(until.0);
     let here: Vec<Option<NamedRule>> = told
         .iter()
         .map(|(_, packet, _)| Ok(within(until, || before.judge(packet, sender))?.rule))
@@ -323,6 +326,7 @@ fn after(
         return Ok(Err(format!("{said:#}")));
     }
     let mut view = trial.look()?;
+    view.not_after(until.0);
     let judged = all.iter().map(|(_, packet)| within(until, || view.judge(packet, sender))).collect();
     let (added, removed) = view.difference(&mut before);
     Ok(Ok((judged, added, removed)))

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::{
     ecs::{self, Ecs},
     escape::escape,
-    fix::{about, blocks, place, rows},
+    fix::{about, as_root, blocks, place, rows},
     json,
     markdown::{cell, command_cell},
     text,
@@ -31,6 +31,9 @@ pub struct Story {
     pub to: String,
     /// What stopped it.
     pub by: String,
+    /// `observer check` can be asked about it as it is: a destination of this namespace.
+    #[serde(skip)]
+    pub is_here: bool,
     /// Packets.
     pub packets: u64,
     /// The first one.
@@ -68,6 +71,7 @@ impl Story {
             who: format!("{}{elsewhere}", attempt.sender.words()),
             to: attempt.to(),
             by: attempt.finding.clone().unwrap_or_default(),
+            is_here: !attempt.is_elsewhere && attempt.destination.as_ref().is_some_and(|end| end.port.is_some()),
             packets: 0,
             first: attempt.start,
             last: attempt.end,
@@ -86,6 +90,7 @@ impl Story {
             who: "others".to_owned(),
             to: "other destinations".to_owned(),
             by: format!("more than {number} different ones"),
+            is_here: false,
             incident: uuid::Uuid::nil(),
             profiles: Vec::new(),
             ..Self::new(attempt)
@@ -223,6 +228,23 @@ impl Conclusion {
         profiles
     }
 
+    /// What tells more than was seen.
+    fn next(&self) -> Option<String> {
+        let is_open = |story: &&Story| story.is_here && story.fix.is_none() && story.restored.is_none();
+        let has_failed = self.ended.as_ref().is_some_and(|ended| ended.code != 0);
+        let (command, why) = match (self.judgement(), self.inside.iter().find(is_open)) {
+            (Judgement::Blocked, Some(story)) => {
+                (format!("observer check {}", story.to), "names the rule and looks for a fix")
+            }
+            (Judgement::NothingBlocked, _) if has_failed => (
+                "observer check HOST:PORT".to_owned(),
+                "tests what cannot be seen here, too: the raw table, ingress hooks, IPsec, answers without connection tracking",
+            ),
+            _ => return None,
+        };
+        Some(format!("{STRONG}{}{STRONG:#}  {why}", escape(&as_root(&command))))
+    }
+
     fn ended(&self) -> String {
         match &self.ended {
             Some(ended) => format!("The command {ended} after {}", span(ended.after)),
@@ -273,7 +295,7 @@ pub fn human(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()>
         }
     }
     writeln!(writer, "  {}", conclusion.coverage().join(" · "))?;
-    if let Some(words) = text::next(&conclusion.profiles()) {
+    if let Some(words) = text::next(&conclusion.profiles()).or_else(|| conclusion.next()) {
         writeln!(writer, "  {:<10} {words}", "next")?;
     }
     for degraded in &conclusion.account.degraded {
@@ -458,6 +480,7 @@ mod tests {
 
     fn story() -> Story {
         Story {
+            is_here: false,
             who: "a|b".to_owned(),
             to: "192.0.2.1:443/tcp".to_owned(),
             by: "`rule`".to_owned(),

@@ -84,12 +84,12 @@ pub(super) struct Args {
     #[arg(long)]
     no_dns: bool,
     /// Test as this user
-    #[arg(long = "as", value_name = "USER")]
+    #[arg(long = "as", alias = "user", value_name = "USER")]
     user: Option<String>,
     /// Test as this systemd unit, or in this cgroup
     ///
     /// A unit is tested from its cgroup and as its user. A cgroup is a path: /system.slice/x.service.
-    #[arg(long, value_name = "UNIT|CGROUP")]
+    #[arg(long, alias = "unit", value_name = "UNIT|CGROUP")]
     as_unit: Option<String>,
     /// Test in this network namespace [default: the current one]
     #[arg(long, value_name = "PATH|NAME")]

@@ -112,7 +112,7 @@ pub(super) fn line<'a>(
     };
     let (action, outcome, why) = match fate {
         Fate::Passes => (Action::EgressAllowed, "success", None),
-        Fate::FirstPasses(why) => (Action::EgressAllowed, "success", Some(Cow::from(why.as_str()))),
+        Fate::PassesBut(why) => (Action::EgressAllowed, "success", Some(Cow::from(why.as_str()))),
         Fate::PassesByKnown(rule) => (Action::EgressAllowed, "success", answer.by_known(*rule).map(Cow::from)),
         Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
         Fate::NoRoute { is_decided: true, why } | Fate::Denied { why, .. } => {

@@ -115,7 +115,7 @@ impl Answer {
         for fate in fates {
             let words = match fate {
                 Fate::Passes => continue,
-                Fate::FirstPasses(why) => format!("only its first packet was tried: {why}"),
+                Fate::PassesBut(words) => words.clone(),
                 Fate::PassesByKnown(rule) => self.by_known(*rule).unwrap_or_default(),
                 // Where one family has no way, the other is what counts.
                 Fate::NoRoute { is_decided: false, .. } if !is_alone => continue,

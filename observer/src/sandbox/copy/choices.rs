@@ -48,8 +48,10 @@ impl Listed {
             |name: String| filled.contains(&(rule.fixed.first().copied().unwrap_or(0), table.clone(), name));
         let mut ways = vec![Vec::new()];
         let mut loaded = Loaded::default();
-        // The numbers of which one was drawn and into which register, and whether all of it may be in vain.
-        let (mut drawn, mut may_miss) = (None::<(u32, Range<u32>)>, false);
+        // The numbers of which one was drawn, and into which register.
+        let mut drawn = None::<(u32, Range<u32>)>;
+        // What a rule has done where it ends: what stands in front of what does not match is carried out.
+        let mut missed: Vec<Vec<Attributes>> = Vec::new();
         for (at, expression) in expressions.iter().enumerate() {
             let judged = marks::judged(expression, expressions.get(at + 1), &is_filled, wanted);
             let data = expression.list(DATA);
@@ -69,23 +71,29 @@ impl Listed {
                         },
                     );
                 }
-                Step::Asked => may_miss = true,
+                Step::Asked => missed.extend(ways.iter().cloned()),
                 Step::AnyOf(set) => {
                     let values = self.values(rule, &set)?;
                     let is_met = drawn.as_ref().is_some_and(|(into, numbers)| {
                         data.number(2) == Some(*into) && self.covers(rule, &set, numbers)
                     });
-                    may_miss |= !is_met;
+                    if !is_met {
+                        missed.extend(ways.iter().cloned());
+                    }
                     ways =
                         ways.iter().flat_map(|way| values.iter().map(|value| with_value(way, &data, value))).collect();
                 }
             }
-            if ways.len() > MAX_WAYS {
+            if ways.len() + missed.len() > MAX_WAYS {
                 return None;
             }
         }
-        // As if it were not there.
-        ways.extend(may_miss.then(Vec::new));
+        // Of ways that end alike one is enough.
+        for way in missed {
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
         Some(ways)
     }
 

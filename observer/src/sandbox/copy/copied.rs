@@ -18,7 +18,7 @@ use super::{
     ipsec,
     ipset::{self, IpSets},
     legacy,
-    marks::Facts,
+    marks::{self, Facts},
     packet::Whole,
     remake::{Made, Purpose},
     ruleset::{self, CopiedRule, LISTED, Listed},
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     firewall::{
-        legacy::{ChainText, LegacyEntry, Saved, Table, tables},
+        legacy::{ChainText, Does, LegacyEntry, Saved, Table, tables},
         netfilter::{DROP, family},
         nft,
     },
@@ -205,11 +205,28 @@ impl Copied {
             || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| has_cgroup(&entry))
     }
 
+    /// What a copy of it takes of the kernel's memory, in bytes and about.
+    pub(super) fn weight(&self) -> u64 {
+        let elements = self.rules.elements.iter().map(|list| 4 * list.attributes.bytes().len() as u64).sum::<u64>();
+        elements + self.sets.memory()
+    }
+
+    /// Rules set marks of packets.
+    pub(super) fn sets_marks(&self) -> bool {
+        !self.legacy.is_empty() || marks::set_marks(&self.rules.rules)
+    }
+
     /// What decides about marks. Where rules of iptables-legacy ask for sets of ipset, those are whole: otherwise nothing is copied.
     pub(super) fn facts(&self) -> Facts {
         let facts = self.around.facts();
+        let fills = |entry: &LegacyEntry| matches!(&entry.does, Does::Extension(name) if name == marks::FILLING);
         // Whether sets are whole is known once they are made. Rules of iptables-legacy may ask for whatever others have set.
-        Facts { routes_by_mark: facts.routes_by_mark || !self.legacy.is_empty(), ..facts }
+        Facts {
+            routes_by_mark: facts.routes_by_mark || !self.legacy.is_empty(),
+            fills_ipsets: marks::fill_ipsets(&self.rules.rules)
+                || self.legacy.iter().flat_map(Table::entries).flatten().any(|entry| fills(&entry)),
+            ..facts
+        }
     }
 
     /// Number of ways of a rule in a copy for conversations; `None` if they cannot be listed.

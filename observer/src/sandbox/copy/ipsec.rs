@@ -45,6 +45,8 @@ pub(super) struct Policy {
     port: (u16, u16),
     /// It lets nothing pass.
     blocks: bool,
+    /// It is about packets with a mark.
+    by_mark: bool,
 }
 
 /// The kernel can list them without loading a module.
@@ -57,7 +59,7 @@ pub(super) fn is_there() -> bool {
 /// encrypted, and rules about it are asked before.
 pub(super) fn list() -> Result<Vec<Policy>> {
     let all = Netlink::open(PROTOCOL, FIXED)?.dump(GETPOLICY, &Body::new(&[0; QUESTION]))?;
-    let is_of_a_tunnel = |body: &Body| [MARK, INTERFACE].iter().any(|number| body.attributes.get(*number).is_some());
+    let is_of_a_tunnel = |body: &Body| body.attributes.get(INTERFACE).is_some();
     let mut found = Vec::new();
     for body in all.iter().filter(|body| !is_of_a_tunnel(body)) {
         found.extend(policies(body).context("a policy of IPsec cannot be read")?);
@@ -65,9 +67,16 @@ pub(super) fn list() -> Result<Vec<Policy>> {
     Ok(found)
 }
 
-/// Why traffic with another end cannot be tested: what decides about it. `by` is its protocol and the other end's port.
-pub(super) fn why_untested(policies: &[Policy], other: IpAddr, by: Option<(u8, u16)>) -> Option<String> {
-    let blocks = policies.iter().filter(|policy| policy.is_about(other, by)).map(|policy| policy.blocks).max()?;
+/// Why traffic with another end cannot be tested: what decides about it. `by` is its protocol and the other end's port;
+/// `has_marks`: its packets may be marked.
+pub(super) fn why_untested(
+    policies: &[Policy],
+    other: IpAddr,
+    by: Option<(u8, u16)>,
+    has_marks: impl Fn() -> bool,
+) -> Option<String> {
+    let of_it = policies.iter().filter(|policy| policy.is_about(other, by) && (!policy.by_mark || has_marks()));
+    let blocks = of_it.map(|policy| policy.blocks).max()?;
     let does = if blocks { "block" } else { "encrypt" };
     Some(format!("IPsec may {does} traffic with {other} (`ip xfrm policy`), which cannot be tested in a copy"))
 }
@@ -100,8 +109,8 @@ fn policies(body: &Body) -> Option<Vec<Policy>> {
         FORWARD => vec![to, from],
         _ => vec![to],
     };
-    let blocks = byte(ACTION_AT)? != ALLOW;
-    Some(with.into_iter().map(|(with, port)| Policy { with, protocol, port, blocks }).collect())
+    let (blocks, by_mark) = (byte(ACTION_AT)? != ALLOW, body.attributes.get(MARK).is_some());
+    Some(with.into_iter().map(|(with, port)| Policy { with, protocol, port, blocks, by_mark }).collect())
 }
 
 impl Policy {

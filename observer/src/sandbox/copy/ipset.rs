@@ -29,6 +29,8 @@ const LINE: u16 = 9;
 const INDEX: u16 = 11;
 /// What a copy has by itself: how large its hash is, how it grows, how many elements and users it has, and its memory.
 const TOLD: [u16; 5] = [18, 22, 24, 25, 26];
+/// `IPSET_ATTR_MEMSIZE`
+const MEMORY: u16 = 26;
 /// The protocol that tells the places of sets; Linux 4.20.
 const NEWEST: u8 = 7;
 /// The type of sets whose elements are sets.
@@ -46,6 +48,8 @@ struct Set {
     /// What makes it.
     create: Body,
     elements: Vec<Body>,
+    /// What it takes of the kernel's memory, in bytes.
+    memory: u32,
 }
 
 /// All sets of a namespace.
@@ -87,7 +91,8 @@ fn list(limit: usize) -> Result<IpSets> {
             let mut attributes = of.only(&[VERSION, NAME, TYPE, REVISION, FAMILY]);
             attributes.set_list(DATA, &given(&data.without(&TOLD)));
             let kind = of.text(TYPE).unwrap_or_default();
-            sets.push(Set { index, kind, create: told.with(attributes), elements: Vec::new() });
+            let memory = data.number(MEMORY).unwrap_or(0);
+            sets.push(Set { index, kind, create: told.with(attributes), elements: Vec::new(), memory });
         }
         let elements = of.only(&[VERSION, NAME, ELEMENTS]);
         if of.get(ELEMENTS).is_some_and(|bytes| !bytes.is_empty()) {
@@ -124,6 +129,11 @@ pub(super) struct Gaps {
 impl IpSets {
     fn has(&self, name: &str) -> bool {
         self.0.iter().any(|set| set.create.attributes.text(NAME).as_deref() == Some(name))
+    }
+
+    /// What all of them take of the kernel's memory, in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        self.0.iter().map(|set| u64::from(set.memory)).sum()
     }
 
     /// There is none.

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// A protocol by which conversations are held.
@@ -21,12 +22,34 @@ pub(crate) enum Transport {
 pub(super) struct Listener {
     transport: Transport,
     at: SocketAddr,
+    /// Whose it is.
+    pub(super) uid: u32,
+}
+
+/// Those of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Listeners {
+    all: Vec<Listener>,
+    /// There are more.
+    is_cut: bool,
+}
+
+impl Listeners {
+    /// Who hears what goes to that address and port; nobody does where there is none. An error where that is not known.
+    pub(super) fn who(&self, transport: Transport, to: SocketAddr) -> Result<Option<&Listener>> {
+        let found = self.all.iter().find(|listener| listener.hears(transport, to));
+        ensure!(
+            found.is_some() || !self.is_cut,
+            "so many sockets listen here that it is not known who listens on {to}"
+        );
+        Ok(found)
+    }
 }
 
 /// State of a socket that listens, and of one for datagrams that is connected to nobody.
 const LISTENS: &str = "0A";
 const UNCONNECTED: &str = "07";
-/// More of them are not remembered.
+/// More of them that listen at one address alone are not remembered: there are not so many ports for the others.
 const MAX: usize = 10_000;
 
 impl Listener {
@@ -44,23 +67,30 @@ impl Listener {
 }
 
 /// Those of the calling thread's namespace.
-pub(super) fn here() -> Vec<Listener> {
+pub(super) fn here() -> Listeners {
     let files = [
         ("tcp", Transport::Tcp, LISTENS),
         ("tcp6", Transport::Tcp, LISTENS),
         ("udp", Transport::Udp, UNCONNECTED),
         ("udp6", Transport::Udp, UNCONNECTED),
     ];
-    let of = |(file, transport, state): (&str, Transport, &str)| {
+    let mut listeners = Listeners::default();
+    for (file, transport, state) in files {
         let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        let sockets = text.lines().skip(1).filter_map(|line| socket(line, state));
-        sockets.map(|at| Listener { transport, at }).take(MAX).collect::<Vec<_>>()
-    };
-    files.into_iter().flat_map(of).collect()
+        let mut count = 0;
+        for (at, uid) in text.lines().skip(1).filter_map(|line| socket(line, state)) {
+            count += usize::from(!at.ip().is_unspecified());
+            if count <= MAX || at.ip().is_unspecified() {
+                listeners.all.push(Listener { transport, at, uid });
+            }
+        }
+        listeners.is_cut |= count > MAX;
+    }
+    listeners
 }
 
 /// `  0: 0100007F:1F90 00000000:0000 0A …`
-fn socket(line: &str, state: &str) -> Option<SocketAddr> {
+fn socket(line: &str, state: &str) -> Option<(SocketAddr, u32)> {
     let mut words = line.split_whitespace().skip(1);
     let (own, _, is) = (words.next()?, words.next()?, words.next()?);
     let (address, port) = own.split_once(':')?;
@@ -72,7 +102,10 @@ fn socket(line: &str, state: &str) -> Option<SocketAddr> {
             IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(words).ok()?))
         }
     };
-    (is == state).then(|| Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?)))?
+    let at = SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?);
+    // Behind its queues, its timer and how often it was sent again.
+    let uid = words.nth(3)?.parse().ok()?;
+    (is == state).then_some((at, uid))
 }
 
 #[cfg(test)]
@@ -83,16 +116,17 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn sockets_are_read_as_the_kernel_lists_them() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1";
-        let at = socket(line, LISTENS).unwrap();
-        assert_eq!(at, "127.0.0.1:8080".parse().unwrap());
+        let (at, uid) = socket(line, LISTENS).unwrap();
+        assert_eq!((at, uid), ("127.0.0.1:8080".parse().unwrap(), 0));
         assert_eq!(socket(&line.replace(" 0A ", " 01 "), LISTENS), None);
-        let v6 = "   0: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A";
-        assert_eq!(socket(v6, LISTENS), Some("[::1]:22".parse().unwrap()));
+        let v6 = "   0: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 00000000:00000000 \
+                  00:00000000 00000000 65534";
+        assert_eq!(socket(v6, LISTENS), Some(("[::1]:22".parse().unwrap(), 65534)));
     }
 
     #[test]
     fn who_hears_what() {
-        let listener = |at: &str| Listener { transport: Transport::Tcp, at: at.parse().unwrap() };
+        let listener = |at: &str| Listener { transport: Transport::Tcp, at: at.parse().unwrap(), uid: 0 };
         let to = |to: &str| to.parse().unwrap();
         assert!(listener("0.0.0.0:80").hears(Transport::Tcp, to("10.0.0.1:80")));
         assert!(listener("[::]:80").hears(Transport::Tcp, to("10.0.0.1:80")));

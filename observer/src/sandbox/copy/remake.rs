@@ -60,7 +60,7 @@ impl Purpose {
     fn wanted(self, facts: Facts) -> Option<marks::Wanted> {
         match self {
             Self::Packet => Some(marks::Wanted { headers: true, states: true, facts }),
-            Self::Conversation => Some(marks::Wanted { headers: false, states: false, facts }),
+            Self::Conversation => Some(marks::Wanted { headers: true, states: false, facts }),
             Self::Trial => None,
         }
     }

@@ -65,18 +65,23 @@ pub(super) fn socket_of(kind: Kind, owner: SocketOwner<'_>, cgroup: Option<&File
 }
 
 fn plain_socket((domain, of, protocol): Kind, owner: SocketOwner<'_>) -> Result<Socket> {
+    as_user(owner, || Socket::new(domain, of, protocol)).context("cannot make a socket")
+}
+
+/// Makes a file as that user: whoever makes it is whose it is.
+pub(super) fn as_user<T>(owner: SocketOwner<'_>, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    let groups = getgroups().context("this thread's groups are not known")?;
+    let groups = getgroups()?;
     // Of this thread alone, as the others are.
-    sys::set_groups(owner.groups).context("not allowed to send as another user's groups")?;
+    sys::set_groups(owner.groups)?;
     let before = (setfsgid(gid), setfsuid(uid));
     let is_user = setfsgid(gid) == gid && setfsuid(uid) == uid;
-    let made = is_user.then(|| Socket::new(domain, of, protocol));
+    let made = is_user.then(make);
     setfsuid(before.1);
     setfsgid(before.0);
     sys::set_groups(&groups.iter().map(|group| group.as_raw()).collect::<Vec<_>>())?;
-    made.with_context(|| format!("not allowed to send as user {} and group {}", owner.uid, owner.gid))?
-        .context("cannot make a socket")
+    let refused = || io::Error::other(format!("not allowed to act as user {} and group {}", owner.uid, owner.gid));
+    made.ok_or_else(refused)?
 }
 
 /// A real connection, or a socket for datagrams, that is begun as that user and in that cgroup; it goes on by itself. The inner

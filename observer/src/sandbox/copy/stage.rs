@@ -227,6 +227,7 @@ impl Building {
                     around,
                     only_packets,
                     sent: Cell::new(0),
+                    until: Cell::new(None),
                     orders: self.orders,
                     answers: self.answers,
                 }))
@@ -249,6 +250,8 @@ pub struct Sandbox {
     only_packets: Option<String>,
     /// Number of the last order.
     sent: Cell<u64>,
+    /// Nothing is waited for behind this.
+    until: Cell<Option<Instant>>,
     orders: Sender<Numbered>,
     answers: Receiver<Answer>,
 }
@@ -271,6 +274,7 @@ impl Sandbox {
             Reason::State => !is_known,
             Reason::Cgroup => !is_in_cgroup,
             Reason::Header | Reason::Length | Reason::Content => is_made,
+            Reason::SourcePort | Reason::DestinationPort => is_made,
             Reason::Forwarded => is_forwarded,
             Reason::Socket => !is_made,
         };
@@ -278,9 +282,14 @@ impl Sandbox {
         Ok((end, by_length.or(marks.iter().find(matters).map(|mark| mark.words.clone()))))
     }
 
-    /// What becomes of a conversation there; and why the original may decide differently, likewise. `is_made`: nobody has begun one like it, so its
+    /// What becomes of a conversation there; why the original may decide differently, likewise; and of one that is held what else it
+    /// depends on, which is as usual in most. `is_made`: nobody has begun one like it, so its
     /// sender is what it is said to be; `is_later`: but for its cgroup, which is not there yet.
-    pub(crate) fn hold(&self, talk: Talk, (is_made, is_later): (bool, bool)) -> Result<(Held, Option<String>)> {
+    pub(crate) fn hold(
+        &self,
+        talk: Talk,
+        (is_made, is_later): (bool, bool),
+    ) -> Result<(Held, Option<String>, Option<String>)> {
         // What an application would say is not known, and a datagram is as long as that.
         let is_datagram = talk.transport == Transport::Udp;
         let (is_in_cgroup, is_forwarded) = match &talk.from {
@@ -291,6 +300,7 @@ impl Sandbox {
         let Done::Talk(held, marks) = self.done(Task::Talk(Box::new(talk)), limit)? else {
             bail!("the copy's thread has done something else");
         };
+        let is_held = held.is_completed();
         let matters = |mark: &&Mark| match mark.reason {
             Reason::Anything => true,
             Reason::Cgroup => !is_in_cgroup,
@@ -299,12 +309,23 @@ impl Sandbox {
             Reason::Length => is_made && is_datagram,
             // By TCP something else is said than what its sender would say.
             Reason::Content => is_made || !is_datagram,
+            Reason::SourcePort | Reason::DestinationPort => is_made,
             Reason::State | Reason::Header => false,
         };
-        Ok((held, marks.iter().find(matters).map(|mark| mark.words.clone())))
+        // A part of another length may be stopped where none was here, and so may be what another end writes.
+        let is_usual = |mark: &&Mark| is_made && is_held && matches!(mark.reason, Reason::Length | Reason::Header);
+        let words = |mark: &Mark| mark.words.clone();
+        Ok((held, marks.iter().find(matters).map(words), marks.iter().find(is_usual).map(words)))
+    }
+
+    /// Nothing that is asked is waited for behind this.
+    pub(crate) fn not_after(&self, until: Instant) {
+        self.until.set(Some(until));
     }
 
     fn done(&self, task: Task, limit: Duration) -> Result<Done> {
+        let left = self.until.get().map(|until| until.saturating_duration_since(Instant::now()));
+        let limit = left.map_or(limit, |left| left.min(limit));
         let number = self.sent.get() + 1;
         self.sent.set(number);
         self.orders.send((number, task)).context("the copy's thread has ended")?;

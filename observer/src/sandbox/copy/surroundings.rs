@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ipsec::{self, Policy},
     lab::World,
-    listeners::{self, Listener, Transport},
+    listeners::{self, Listeners, Transport},
     marks::Facts,
 };
 use crate::kernel::netlink::{APPEND, Attributes, Body, CREATE, Message, Netlink};
@@ -45,6 +45,30 @@ const GROUP: u16 = 27;
 const NAMESPACE: u16 = 28;
 const LINKINFO: u16 = 18;
 const LOOPBACK: u32 = 1;
+/// `IFLA_LINK` and `IFLA_LINK_NETNSID`
+const LOWER: u16 = 5;
+const LOWER_NAMESPACE: u16 = 37;
+/// Kinds of interfaces that are on another one.
+const UPPER: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"];
+/// Kinds of interfaces that put packets into others, which this namespace sends.
+const TUNNELS: [&str; 16] = [
+    "vxlan",
+    "geneve",
+    "gre",
+    "gretap",
+    "erspan",
+    "ip6gre",
+    "ip6gretap",
+    "ip6erspan",
+    "ipip",
+    "ip6tnl",
+    "sit",
+    "vti",
+    "vti6",
+    "xfrm",
+    "wireguard",
+    "bareudp",
+];
 /// `ARPHRD_ETHER`
 const ETHERNET: u16 = 1;
 /// `IFF_UP`, and `IFF_NOARP`: whoever is next on the way need not be asked for.
@@ -58,12 +82,11 @@ const MAX_ROUTES: usize = 10_000;
 const PEERS: u32 = 1 << 30;
 /// `IFA_F_NODAD`
 const NO_DETECTION: u8 = 2;
-/// `RTPROT_KERNEL`, and the table that addresses make.
+/// `RTPROT_KERNEL`: an address makes it.
 const BY_KERNEL: u8 = 2;
-const LOCAL_TABLE: u8 = 255;
 
 /// Settings of the kernel below `/proc/sys/net`, of each address family as a whole.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 13] = [
     "ipv4/ip_forward",
     "ipv4/ip_nonlocal_bind",
     "ipv6/ip_nonlocal_bind",
@@ -75,6 +98,7 @@ const SETTINGS: [&str; 12] = [
     "ipv4/tcp_window_scaling",
     "ipv4/tcp_ecn",
     "ipv4/fib_multipath_hash_policy",
+    "ipv6/fib_multipath_hash_policy",
     "netfilter/nf_conntrack_tcp_loose",
 ];
 /// The same of interfaces.
@@ -118,8 +142,10 @@ struct Link {
     name: String,
     mtu: Option<Vec<u8>>,
     group: Option<Vec<u8>>,
-    /// Whoever is next on the way is not asked for: a tunnel.
+    /// Whoever is next on the way is not asked for.
     is_unasked: bool,
+    /// What leaves by it is put into other packets.
+    is_tunnel: bool,
 }
 
 /// Where the other ends of a copy's interfaces are.
@@ -149,7 +175,7 @@ pub struct Surroundings {
     /// Policies of IPsec.
     policies: Vec<Policy>,
     /// Ports on which somebody listens here.
-    listeners: Vec<Listener>,
+    listeners: Listeners,
     /// Places below `/proc/sys/net`, and what is there.
     settings: Vec<(String, String)>,
 }
@@ -174,6 +200,7 @@ fn list(asked: usize) -> Result<Surroundings> {
             mtu: body.attributes.get(MTU).map(<[u8]>::to_vec),
             group: body.attributes.get(GROUP).map(<[u8]>::to_vec),
             is_unasked: number(8)? & UNASKED != 0,
+            is_tunnel: kind_of(body).is_some_and(|kind| TUNNELS.contains(&kind.as_str())),
         };
         // What belongs to a bridge or a bond has no routes of its own.
         let is_part = body.attributes.get(MASTER).is_some();
@@ -181,7 +208,7 @@ fn list(asked: usize) -> Result<Surroundings> {
     };
     let all = dump(LINK)?;
     let links: Vec<Link> = all.iter().filter_map(link).collect();
-    let is_vrf = |body: &Body| body.attributes.list(LINKINFO).text(1).as_deref() == Some("vrf");
+    let is_vrf = |body: &Body| kind_of(body).as_deref() == Some("vrf");
     ensure!(!all.iter().any(is_vrf), "there are routing domains (VRF), which are not copied");
     let native = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
     let part = |body: &Body| Some((native(body.fixed.get(4..8)?)?, native(body.attributes.get(MASTER)?)?));
@@ -190,13 +217,21 @@ fn list(asked: usize) -> Result<Surroundings> {
     for (body, (_, whole)) in all.iter().filter_map(|body| Some((body, part(body)?))) {
         names_of_parts.entry(whole).or_default().extend(body.attributes.text(IFNAME));
     }
+    // Of those that are on another one of this namespace, what hangs on that decides, too.
+    for body in &all {
+        let is_upper = kind_of(body).is_some_and(|kind| UPPER.contains(&kind.as_str()));
+        let lower = body.attributes.get(LOWER).filter(|_| is_upper && body.attributes.get(LOWER_NAMESPACE).is_none());
+        let own = body.fixed.get(4..8).and_then(native);
+        let is_it = |other: &&Body| other.fixed.get(4..8) == lower;
+        if let (Some(own), Some(lower)) = (own, all.iter().find(is_it)) {
+            names_of_parts.entry(own).or_default().extend(lower.attributes.text(IFNAME));
+        }
+    }
     let of_type = |body: &Body| body.fixed.get(2..4).and_then(|of| of.try_into().ok()).map_or(0, u16::from_ne_bytes);
     let has_other_types = all.iter().filter(|body| link(body).is_some()).any(|body| of_type(body) != ETHERNET);
     ensure!(links.len() <= MAX_LINKS, "there are more than {MAX_LINKS} interfaces");
-    let made = |route: &Body| {
-        let byte = |at: usize| route.fixed.get(at).copied().unwrap_or(0);
-        byte(5) != BY_KERNEL && byte(4) != LOCAL_TABLE
-    };
+    // The kernel makes its own in a copy, too.
+    let made = |route: &Body| route.fixed.get(5) != Some(&BY_KERNEL);
     let routes: Vec<Body> = dump(ROUTE)?.into_iter().filter(made).collect();
     ensure!(routes.len() <= MAX_ROUTES, "there are more than {MAX_ROUTES} routes");
     let names = ["all", "lo"].into_iter().chain(links.iter().map(|link| link.name.as_str()));
@@ -223,8 +258,13 @@ fn list(asked: usize) -> Result<Surroundings> {
     })
 }
 
+/// What kind of an interface it is, of those that are made.
+fn kind_of(link: &Body) -> Option<String> {
+    link.attributes.list(LINKINFO).text(1)
+}
+
 /// A setting in the namespace of the calling thread; `None` where the kernel does not have it.
-fn setting(place: &str) -> Option<String> {
+pub(super) fn setting(place: &str) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/sys/net/{place}")).ok()?.trim().to_owned())
 }
 
@@ -306,12 +346,22 @@ impl Surroundings {
         Facts {
             has_other_types: self.has_other_types,
             has_whole_sets: true,
+            fills_ipsets: false,
             has_policies: !self.policies.is_empty(),
             routes_by_mark: self
                 .rules
                 .iter()
                 .any(|rule| [MARK, MASK].iter().any(|number| rule.attributes.get(*number).is_some())),
         }
+    }
+
+    /// Where several next hops lead to a destination, it is the same one each time for the same addresses.
+    pub(super) fn chooses_hops_by_address(&self) -> bool {
+        /// `RTA_NH_ID`
+        const OBJECT: u16 = 30;
+        let by_ports =
+            |(place, value): &(String, String)| place == "ipv4/fib_multipath_hash_policy" && value.as_str() != "0";
+        !self.settings.iter().any(by_ports) && !self.routes.iter().any(|route| route.attributes.get(OBJECT).is_some())
     }
 
     /// This neighbour is known now, and is asked for again some time.
@@ -328,12 +378,23 @@ impl Surroundings {
     }
 
     /// Why traffic with another end cannot be tested: a policy of IPsec may decide about it. `by` is its protocol and the other end's
-    /// port.
-    pub(crate) fn why_untested(&self, other: IpAddr, by: Option<(u8, u16)>) -> Option<String> {
-        ipsec::why_untested(&self.policies, other, by)
+    /// port; `has_marks`: its packets may be marked.
+    pub(crate) fn why_untested(
+        &self,
+        other: IpAddr,
+        by: Option<(u8, u16)>,
+        has_marks: impl Fn() -> bool,
+    ) -> Option<String> {
+        ipsec::why_untested(&self.policies, other, by, has_marks)
     }
 
-    /// Names of interfaces that belong to this one, a bridge or a bond.
+    /// What leaves by an interface that is a tunnel leaves in packets of its own.
+    pub(crate) fn untried(&self, interface: Option<&str>) -> Option<String> {
+        let tunnel = self.links.iter().find(|link| link.is_tunnel && Some(link.name.as_str()) == interface)?;
+        Some(format!("the packets of tunnel {} itself were not tried", tunnel.name))
+    }
+
+    /// Names of interfaces that belong to this one, a bridge or a bond, or that it belongs to, as one of a VLAN does.
     pub(super) fn parts_of(&self, index: u32) -> &[String] {
         self.names_of_parts.get(&index).map_or(&[], Vec::as_slice)
     }
@@ -353,9 +414,16 @@ impl Surroundings {
         self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
     }
 
-    /// Somebody listens on that port, at that address or at all.
-    pub(super) fn listens(&self, transport: Transport, to: SocketAddr) -> bool {
-        self.listeners.iter().any(|listener| listener.hears(transport, to))
+    /// The user who listens on that port, at that address or at all; an error where it is not known whether anybody does.
+    pub(super) fn listener(&self, transport: Transport, to: SocketAddr) -> Result<Option<u32>> {
+        Ok(self.listeners.who(transport, to)?.map(|listener| listener.uid))
+    }
+
+    /// Nobody listens where it goes, on this host itself.
+    pub(crate) fn is_unheard(&self, transport: Transport, to: SocketAddr) -> bool {
+        let is_own = to.ip().is_loopback()
+            || self.indexes().flat_map(|index| self.addresses(index)).any(|(own, _)| own == to.ip());
+        is_own && matches!(self.listener(transport, to), Ok(None))
     }
 
     /// Addresses of an interface, each with the length of its network.
@@ -378,11 +446,6 @@ impl Surroundings {
             _ => false,
         };
         self.indexes().flat_map(|index| self.addresses(index)).any(is_it)
-    }
-
-    /// All its own addresses.
-    pub(super) fn own(&self) -> impl Iterator<Item = IpAddr> {
-        self.indexes().flat_map(|index| self.addresses(index)).map(|(address, _)| address)
     }
 
     /// Interfaces with an address of that family: their numbers, an own address, and one that a neighbour may have.

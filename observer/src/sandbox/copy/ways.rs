@@ -16,11 +16,14 @@ use super::{
     lab::{Held, Lab, Talk, Undecided},
     marks::{Mark, Reason},
     stage::{Hide, own_namespace},
+    surroundings,
 };
 use crate::patience;
 
 /// Namespaces of copies that are kept.
 const MAX_NAMESPACES: usize = 48;
+/// The kernel's memory that elements of their sets take, together.
+const MAX_MEMORY: u64 = 64 << 20;
 /// Ways of one conversation.
 const MAX_WAYS: usize = 48;
 /// They take no longer together: a service of twenty servers has forty.
@@ -47,7 +50,7 @@ impl Ways {
         (hide, logs): (&Hide, bool),
     ) -> Result<(Held, Vec<Mark>)> {
         let until = Instant::now() + patience::here(LIMIT);
-        let first = base.hold(copied, talk);
+        let first = from_any_port(base.hold(copied, talk), base, copied, talk);
         let marks: &[Mark] = match &first {
             Ok((_, marks)) => marks,
             Err(error) => error.downcast_ref::<Undecided>().map_or(&[], |undecided| &undecided.0),
@@ -105,7 +108,8 @@ impl Ways {
             };
             let Some(next) = next(&marks, &choices, copied) else { return Ok(Agreed::Unknown) };
             waiting.extend(next);
-            met.extend(marks.into_iter().filter(|mark| mark.reason != Reason::Anything));
+            // Whether the sender's port matters was tried before.
+            met.extend(marks.into_iter().filter(|mark| mark.reason != Reason::Anything && !is_of_ports(mark)));
         }
         Ok(held.map_or(Agreed::Unknown, |held| Agreed::Yes(held, met)))
     }
@@ -123,7 +127,9 @@ impl Ways {
                 let namespace = File::open("/proc/thread-self/ns/net").context("cannot open the thread's namespace")?;
                 let lab = Lab::new(copied, choices, logs, &**hide)?;
                 // Each has as many namespaces as interfaces, and one more.
-                let kept = (MAX_NAMESPACES / (copied.around.indexes().count() + 1)).max(1);
+                let by_count = MAX_NAMESPACES / (copied.around.indexes().count() + 1);
+                let by_memory = usize::try_from(MAX_MEMORY / copied.weight().max(1)).unwrap_or(usize::MAX);
+                let kept = by_count.min(by_memory).max(1);
                 while self.0.len() >= kept {
                     self.0.pop_front();
                 }
@@ -133,6 +139,42 @@ impl Ways {
         };
         Ok(&self.0[at].lab)
     }
+}
+
+/// It is about the sender's port, which is another one each time.
+fn is_of_ports(mark: &Mark) -> bool {
+    matches!(mark.reason, Reason::SourcePort | Reason::DestinationPort)
+}
+
+/// The ports from which a conversation is held again, over all that the kernel gives.
+const PORTS: u32 = 8;
+
+/// What came of a conversation in which rules asked for ranges of its sender's port: if it comes to the same from other ports, too, those
+/// marks are left out. Otherwise it is one that was stopped.
+fn from_any_port(
+    first: Result<(Held, Vec<Mark>)>,
+    base: &Lab,
+    copied: &mut Copied,
+    talk: &Talk,
+) -> Result<(Held, Vec<Mark>)> {
+    let (held, mut marks) = first?;
+    let range = surroundings::setting("ipv4/ip_local_port_range");
+    let range: Vec<u32> =
+        range.iter().flat_map(|range| range.split_whitespace()).filter_map(|port| port.parse().ok()).collect();
+    let [low, high] = range[..] else { return Ok((held, marks)) };
+    if !marks.iter().any(is_of_ports) || talk.is_probe {
+        return Ok((held, marks));
+    }
+    for step in 0..PORTS {
+        let port = low + high.saturating_sub(low) * step / (PORTS - 1);
+        let talk = Talk { own_port: u16::try_from(port).ok(), ..talk.again()? };
+        let (other, _) = base.hold(copied, &talk)?;
+        if !is_alike(&held, &other) {
+            return Ok((if held.is_completed() { other } else { held }, marks));
+        }
+    }
+    marks.retain(|mark| !is_of_ports(mark));
+    Ok((held, marks))
 }
 
 /// Both are held, or both stop at the first packet. Each packet may go another way: of two that stop at other packets nothing follows.

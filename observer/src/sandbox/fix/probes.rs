@@ -207,7 +207,14 @@ impl Template {
             },
             From::Behind { index, source } => Caller::Behind { index: *index, source: *source },
         };
-        let talk = Talk { transport: self.transport, to: self.to, from, payload: vec![0; 12], is_probe: !is_patient };
+        let talk = Talk {
+            transport: self.transport,
+            to: self.to,
+            from,
+            payload: vec![0; 12],
+            own_port: None,
+            is_probe: !is_patient,
+        };
         Ok(view.hold(talk, asked.is_later)?.is_completed())
     }
 }

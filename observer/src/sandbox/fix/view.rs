@@ -25,8 +25,8 @@ pub struct Judged {
     pub rule: Option<NamedRule>,
     /// What would stop it, were the neighbour by which it leaves not known: it stops what asks for that.
     pub by_known: Option<NamedRule>,
-    /// Only the packet itself was tried, for this reason.
-    pub only_first: Option<String>,
+    /// What was not tried, or may become otherwise.
+    pub but: Option<String>,
 }
 
 /// The rules of a namespace at one time: those of the host, or of a copy in which something was tried.
@@ -53,6 +53,11 @@ impl View {
         let patience = PATIENCE * patience;
         let stage = building.until(Instant::now() + patience).ok().context("the copy was not there in time")??;
         Ok(Self { stage, ruleset, root, patience })
+    }
+
+    /// Nothing that is judged is waited for behind this.
+    pub fn not_after(&self, until: Instant) {
+        self.stage.not_after(until);
     }
 
     /// Nothing more is tried in it: what remains are the rules.
@@ -115,23 +120,35 @@ impl View {
             None => None,
         };
         let is_broadcast = packet.to().is_some_and(|(_, to, _)| self.stage.around().is_broadcast(to));
-        let mut only_first = self.stage.only_packets().map(str::to_owned);
+        let only_first = |why: &str| Some(format!("only its first packet was tried: {why}"));
+        let only_packets = self.stage.only_packets();
+        let mut but = only_packets.and_then(only_first);
         let mut by_known = None;
         let (stop, doubt) = match talk(packet, cgroup.as_ref(), (|index| self.entrance(index), is_broadcast))? {
-            Some(talk) if only_first.is_none() => match self.stage.hold(talk, (packet.is_made, is_later))? {
-                (Held::Completed, doubt) => (None, doubt),
-                (Held::ByKnown(stop), doubt) => {
-                    by_known = Some(*stop);
-                    (None, doubt)
+            Some(talk) if only_packets.is_none() => {
+                let around = self.stage.around();
+                let is_unheard = around.is_unheard(talk.transport, talk.to);
+                let untried = around.untried(packet.interface.as_deref());
+                let (held, doubt, usual) = self.stage.hold(talk, (packet.is_made, is_later))?;
+                let usual = usual.map(|words| format!("with packets as most are: it depends on {words}"));
+                let unheard = is_unheard.then(|| "nothing listens there now".to_owned());
+                let notes: Vec<String> = unheard.into_iter().chain(untried).chain(usual).collect();
+                but = (!notes.is_empty()).then(|| notes.join("; "));
+                match held {
+                    Held::Completed => (None, doubt),
+                    Held::ByKnown(stop) => {
+                        by_known = Some(*stop);
+                        (None, doubt)
+                    }
+                    Held::Stopped(stop) => (Some(*stop), doubt),
                 }
-                (Held::Stopped(stop), doubt) => (Some(*stop), doubt),
-            },
+            }
             of => {
                 if of.is_none() {
-                    only_first = Some("it is not of a kind by which conversations are held here".to_owned());
+                    but = only_first("it is not of a kind by which conversations are held here");
                 }
                 if let Some((_, to, _)) = packet.to()
-                    && let Some(why) = self.stage.around().why_untested(to, None)
+                    && let Some(why) = self.stage.around().why_untested(to, None, || true)
                 {
                     bail!("{why}");
                 }
@@ -141,12 +158,12 @@ impl View {
             }
         };
         let mut named = |stop: Option<Stop>| stop.map(|stop| self.named(stop)).transpose();
-        Ok((Judged { rule: named(stop)?, by_known: named(by_known)?, only_first }, doubt))
+        Ok((Judged { rule: named(stop)?, by_known: named(by_known)?, but }, doubt))
     }
 
     /// What becomes of a conversation that nobody has asked for.
     pub(super) fn hold(&self, talk: Talk, is_later: bool) -> Result<Held> {
-        let (held, doubt) = self.stage.hold(talk, (true, is_later))?;
+        let (held, doubt, _) = self.stage.hold(talk, (true, is_later))?;
         ensure!(doubt.is_none(), "it depends on more than the packet");
         Ok(held)
     }
@@ -251,5 +268,5 @@ fn talk(
     // What was not captured is as long.
     let missing = (packet.length as usize).saturating_sub(packet.bytes.len());
     payload.resize((payload.len() + missing).min(MAX_PAYLOAD), 0);
-    Ok(Some(Talk { transport, to: SocketAddr::new(address, port), from, payload, is_probe: false }))
+    Ok(Some(Talk { transport, to: SocketAddr::new(address, port), from, payload, own_port: None, is_probe: false }))
 }

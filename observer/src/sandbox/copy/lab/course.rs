@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     os::fd::AsFd,
     time::{Duration, Instant},
 };
@@ -12,7 +12,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::Talk;
-use crate::{kernel::netlink::Netlink, sandbox::copy::listeners::Transport};
+use crate::{
+    kernel::netlink::Netlink,
+    sandbox::copy::{
+        listeners::Transport,
+        send::{self, SocketOwner},
+    },
+};
 
 /// What each side says, in parts of so many bytes: short packets, and what fits into none.
 const PARTS: [usize; 3] = [500, 1000, 6000];
@@ -22,32 +28,37 @@ const GIVEN: u16 = 32_768;
 
 /// Gives a socket its own address, and its port where that was not given by the kernel.
 pub(super) fn bound(socket: &Socket, at: SocketAddr) -> io::Result<()> {
-    // Earlier conversations were held from the same port.
-    socket.set_reuse_address(true)?;
     let port = if at.port() < GIVEN { at.port() } else { 0 };
     let at = match at {
         // What is of a link alone is never asked for.
         SocketAddr::V6(at) => SocketAddrV6::new(*at.ip(), port, 0, at.scope_id()).into(),
         SocketAddr::V4(at) => SocketAddr::new((*at.ip()).into(), port),
     };
+    bound_at(socket, at)
+}
+
+/// Gives a socket exactly this address and port.
+pub(super) fn bound_at(socket: &Socket, at: SocketAddr) -> io::Result<()> {
+    // Earlier conversations were held from the same port.
+    socket.set_reuse_address(true)?;
     socket.bind(&at.into())
 }
 
 /// Whoever is at the other end.
 pub(super) enum Server {
-    Tcp(Socket),
+    /// Whose it is decides about whom it accepts, too.
+    Tcp(Socket, u32),
     Udp(Socket),
 }
 
 impl Server {
-    pub(super) fn open(transport: Transport, at: SocketAddr, device: Option<&str>) -> Result<Self> {
+    pub(super) fn open(transport: Transport, at: SocketAddr, (device, uid): (Option<&str>, u32)) -> Result<Self> {
         let domain = if at.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let (kind, protocol) = match transport {
             Transport::Tcp => (Type::STREAM, Protocol::TCP),
             Transport::Udp => (Type::DGRAM, Protocol::UDP),
         };
-        let socket = Socket::new(domain, kind, Some(protocol)).context("cannot make a socket")?;
-        socket.set_nonblocking(true)?;
+        let socket = send::socket_of((domain, kind, Some(protocol)), owner(uid), None)?;
         socket.set_reuse_address(true)?;
         if at.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -55,11 +66,17 @@ impl Server {
         if let Some(device) = device {
             socket.bind_device(Some(device.as_bytes()))?;
         }
-        socket.bind(&at.into()).with_context(|| format!("nobody can be at {at} in the copy"))?;
+        // To where a route leads to this host although no interface has the address, one comes who listens at every one.
+        let any: IpAddr = if at.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let bound = socket.bind(&at.into()).or_else(|error| match device {
+            None => socket.bind(&SocketAddr::new(any, at.port()).into()),
+            Some(_) => Err(error),
+        });
+        bound.with_context(|| format!("nobody can be at {at} in the copy"))?;
         Ok(match transport {
             Transport::Tcp => {
                 socket.listen(8)?;
-                Self::Tcp(socket)
+                Self::Tcp(socket, uid)
             }
             Transport::Udp => Self::Udp(socket),
         })
@@ -67,7 +84,7 @@ impl Server {
 
     fn socket(&self) -> &Socket {
         match self {
-            Self::Tcp(socket) | Self::Udp(socket) => socket,
+            Self::Tcp(socket, _) | Self::Udp(socket) => socket,
         }
     }
 }
@@ -171,8 +188,8 @@ impl<'a> Course<'a> {
                 self.said += 1;
             }
         }
-        if let (None, Some(Server::Tcp(server))) = (&self.accepted, &self.server)
-            && let Some((accepted, _)) = ready(server.accept())?
+        if let (None, Some(Server::Tcp(server, uid))) = (&self.accepted, &self.server)
+            && let Some((accepted, _)) = ready(send::as_user(owner(*uid), || server.accept()))?
         {
             accepted.set_nonblocking(true)?;
             // Its parts are packets of their own.
@@ -245,6 +262,11 @@ impl Drop for Course<'_> {
             }
         }
     }
+}
+
+/// A user with the group of the same number, which most have.
+fn owner(uid: u32) -> SocketOwner<'static> {
+    SocketOwner { uid, gid: uid, groups: &[], mark: 0 }
 }
 
 /// Nothing, where it would have to be waited for.

@@ -19,8 +19,9 @@ use anyhow::{Context, Result, bail, ensure};
 use etherparse::IpNumber;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use self::course::{Course, Server, bound};
+use self::course::{Course, Server, bound, bound_at};
 pub(super) use self::following::Following;
+use self::following::Part;
 pub(super) use self::world::World;
 use super::{
     choices::Choices,
@@ -70,6 +71,8 @@ pub struct Talk {
     pub(crate) from: Caller,
     /// What a datagram carries.
     pub(crate) payload: Vec<u8>,
+    /// The port from which a socket of this namespace sends, where not whichever the kernel gives.
+    pub(crate) own_port: Option<u16>,
     /// It is one of many probes, which get less time.
     pub(crate) is_probe: bool,
 }
@@ -212,7 +215,7 @@ impl Lab {
             let near = if let Caller::Behind { source, .. } = talk.from { Some(source.ip()) } else { None };
             let near = near.map(|near| (near, None));
             for (other, by) in near.into_iter().chain([(exit.to.ip(), Some((talk.protocol(), exit.to.port())))]) {
-                if let Some(why) = copied.around.why_untested(other, by) {
+                if let Some(why) = copied.around.why_untested(other, by, || talk.is_marked() || copied.sets_marks()) {
                     bail!("{why}");
                 }
             }
@@ -227,7 +230,11 @@ impl Lab {
             let parts = copied.around.parts_of(exit.index);
             if !parts.is_empty() && heard.held == Held::Completed {
                 let decides = copied.rules.has_bridges || copied.rules.hangs_on(parts) || copied.mentions("physdev");
-                ensure!(!decides, "rules about the ports of {} decide, too", named(&copied.around, exit.index));
+                ensure!(
+                    !decides,
+                    "rules about the ports of {}, or about what it is on, decide, too",
+                    named(&copied.around, exit.index)
+                );
             }
             let passage = talk.passage();
             for passage in [passage, passage.back()] {
@@ -274,16 +281,16 @@ impl Lab {
         if let Caller::Behind { index, .. } = talk.from {
             ensure!(self.worlds.contains_key(&index), "the interface by which it comes is not in the copy");
         }
-        let route = route::of(talk)?;
+        let route = route::of(talk, around.chooses_hops_by_address())?;
         let exit = Exit { index: route.0, gateway: route.1, to: talk.to };
         ensure!(exit.index == LOOPBACK || self.worlds.contains_key(&exit.index), "{}", missing(around, exit.index));
         Ok(exit)
     }
 
-    /// Makes whoever is at the other end.
-    fn answer(&self, talk: &Talk, exit: Exit) -> Result<Server> {
+    /// Makes whoever is at the other end: on this host itself that user.
+    fn answer(&self, talk: &Talk, exit: Exit, uid: u32) -> Result<Server> {
         if exit.index == LOOPBACK {
-            return Server::open(talk.transport, exit.to, None);
+            return Server::open(talk.transport, exit.to, (None, uid));
         }
         let world = self.worlds.get(&exit.index).context("an interface that is not in the copy")?;
         for address in exit.gateway.into_iter().chain([exit.to.ip()]) {
@@ -293,7 +300,7 @@ impl Lab {
             // Its answers come back by this namespace.
             world.leads(exit.index, source.ip())?;
         }
-        world.inside(|| Server::open(talk.transport, exit.to, Some(&World::name(exit.index))))
+        world.inside(|| Server::open(talk.transport, exit.to, (Some(&World::name(exit.index)), 0)))
     }
 
     /// Makes whoever begins.
@@ -308,9 +315,12 @@ impl Lab {
             Caller::Here { uid, gid, groups, mark, cgroup, source } => {
                 let owner = SocketOwner { uid: *uid, gid: *gid, groups, mark: *mark };
                 let socket = send::socket_of(kind, owner, cgroup.as_ref())?;
-                if let Some(source) = source {
-                    bound(&socket, *source).context("the copy does not have the sender's address")?;
+                match (source, talk.own_port) {
+                    (Some(source), None) => bound(&socket, *source),
+                    (Some(source), Some(port)) => bound_at(&socket, SocketAddr::new(source.ip(), port)),
+                    (None, _) => Ok(()),
                 }
+                .context("the copy does not have the sender's address")?;
                 Ok(socket)
             }
             Caller::Behind { index, source } => {
@@ -335,8 +345,10 @@ impl Lab {
     fn once(&self, copied: &mut Copied, talk: &Talk, exit: Exit) -> Result<Once> {
         // What was sent by rules to this host itself comes to somebody, or to nobody.
         let is_sent_here = exit.index == LOOPBACK && exit.to != talk.to;
-        let is_heard = !is_sent_here || copied.around.listens(talk.transport, exit.to);
-        let server = if is_heard { Some(self.answer(talk, exit)?) } else { None };
+        let is_here = exit.index == LOOPBACK;
+        let listener = if is_here { copied.around.listener(talk.transport, exit.to)? } else { None };
+        let is_heard = !is_sent_here || listener.is_some();
+        let server = if is_heard { Some(self.answer(talk, exit, listener.unwrap_or(0))?) } else { None };
         let counted = legacy::count(&copied.legacy)?;
         self.tracer.socket.drain();
         let caller = self.caller(talk)?;
@@ -346,7 +358,9 @@ impl Lab {
         let until = Instant::now() + patience::here(if talk.is_probe { LIMIT_OF_PROBES } else { LIMIT });
         let (mut last, mut moved_at) = ((0, 0), Instant::now());
         let mut counted_at = moved_at;
-        let mut led: Vec<IpAddr> = copied.around.own().collect();
+        // Of IPv6 only an interface's own addresses are found by who is behind it.
+        let on_it = copied.around.addresses(exit.index).into_iter().map(|(address, _)| address);
+        let mut led: Vec<IpAddr> = on_it.collect();
         loop {
             following.hear(self.tracer.socket.came()?);
             ensure!(following.packets.len() < MAX_PACKETS, "the rules send packets in circles");
@@ -361,8 +375,10 @@ impl Lab {
                 && next != exit
             {
                 // By whichever port of this host it is sent, nobody is there.
-                let is_nowhere = |exit: Exit| exit.index == LOOPBACK && !copied.around.listens(talk.transport, exit.to);
-                if !(is_sent_here && is_nowhere(exit) && is_nowhere(next)) {
+                let is_nowhere = |exit: Exit| -> Result<bool> {
+                    Ok(exit.index == LOOPBACK && copied.around.listener(talk.transport, exit.to)?.is_none())
+                };
+                if !(is_sent_here && is_nowhere(exit)? && is_nowhere(next)?) {
                     let Once::Over(over) = self.over(copied, &following, Held::Completed, &counted)? else {
                         bail!("a conversation that is over goes on");
                     };
@@ -441,8 +457,20 @@ impl Lab {
     /// What is known then: the marks of every packet of it.
     fn over(&self, copied: &Copied, following: &Following<'_>, held: Held, counted: &legacy::Counted) -> Result<Once> {
         let mut marks: Vec<Mark> = Vec::new();
-        for packet in following.packets.iter().filter(|packet| following.kind(packet).is_some()) {
-            marks.extend(self.tracer.follow(&copied.rules, &packet.told)?.marks);
+        for packet in &following.packets {
+            let Some(part) = following.kind(packet) else { continue };
+            let met = self.tracer.follow(&copied.rules, &packet.told)?.marks;
+            let is_open = |mark: &Mark| match mark.reason {
+                // What this host sends has the headers that its own kernel writes; what the other end's writes is not known.
+                Reason::Header => part == Part::Other(PacketKind::Answer),
+                // How long what an application says is.
+                Reason::Length => part != Part::First || talk_is_datagram(following),
+                // Only that of who begins is another one each time.
+                Reason::SourcePort => part != Part::Other(PacketKind::Answer),
+                Reason::DestinationPort => part == Part::Other(PacketKind::Answer),
+                _ => true,
+            };
+            marks.extend(met.into_iter().filter(is_open));
         }
         if !copied.legacy.is_empty() {
             let now = legacy::count(&copied.legacy)?;
@@ -454,6 +482,10 @@ impl Lab {
         }
         Ok(Once::Over(Over { held, marks }))
     }
+}
+
+fn talk_is_datagram(following: &Following<'_>) -> bool {
+    following.talk.transport == Transport::Udp
 }
 
 /// A packet was lost, and nothing tells where.
@@ -491,6 +523,27 @@ impl Talk {
             Caller::Here { .. } => Passage::Out,
             Caller::Behind { .. } => Passage::Through,
         }
+    }
+
+    /// The same once more.
+    pub(super) fn again(&self) -> Result<Self> {
+        let from = match &self.from {
+            Caller::Here { uid, gid, groups, mark, cgroup, source } => Caller::Here {
+                uid: *uid,
+                gid: *gid,
+                groups: groups.clone(),
+                mark: *mark,
+                cgroup: cgroup.as_ref().map(File::try_clone).transpose()?,
+                source: *source,
+            },
+            Caller::Behind { index, source } => Caller::Behind { index: *index, source: *source },
+        };
+        Ok(Self { from, payload: self.payload.clone(), ..*self })
+    }
+
+    /// Its sender's socket has a mark.
+    fn is_marked(&self) -> bool {
+        matches!(self.from, Caller::Here { mark, .. } if mark != 0)
     }
 
     pub(super) fn protocol(&self) -> u8 {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{Caller, LOOPBACK, Talk};
 use crate::{
@@ -10,11 +10,14 @@ use crate::{
     sandbox::copy::surroundings::PROTOCOL as ROUTES,
 };
 
-/// Interface and gateway of a route in the calling thread's namespace.
-pub(super) fn of(talk: &Talk) -> Result<(u32, Option<IpAddr>)> {
+/// Interface and gateway of a route in the calling thread's namespace. `by_address`: which of several next hops is taken follows from
+/// addresses alone.
+pub(super) fn of(talk: &Talk, by_address: bool) -> Result<(u32, Option<IpAddr>)> {
     /// `RTM_GETROUTE`, and how long a `struct rtmsg` is.
     const GET: u16 = 26;
     const FIXED: usize = 12;
+    /// `RTM_F_FIB_MATCH`
+    const MATCH: u32 = 0x2000;
     /// `RTA_*`
     const DESTINATION: u16 = 1;
     const SOURCE: u16 = 2;
@@ -26,6 +29,7 @@ pub(super) fn of(talk: &Talk) -> Result<(u32, Option<IpAddr>)> {
     const USER: u16 = 25;
     const PROTOCOL: u16 = 27;
     const PORT: u16 = 29;
+    const HOPS: u16 = 9;
     /// `RTN_LOCAL`
     const LOCAL: u8 = 2;
     let (family, length) = if talk.to.is_ipv4() { (libc::AF_INET, 32) } else { (libc::AF_INET6, 128) };
@@ -58,6 +62,13 @@ pub(super) fn of(talk: &Talk) -> Result<(u32, Option<IpAddr>)> {
     let route = route.context("no route leads there in the copy")?;
     if route.fixed.get(7) == Some(&LOCAL) {
         return Ok((LOOPBACK, None));
+    }
+    // A label of the flow decides about IPv6, too, which is another one each time.
+    if !by_address || talk.to.is_ipv6() {
+        body.fixed[8..12].copy_from_slice(&MATCH.to_ne_bytes());
+        let matched = Netlink::open(ROUTES, FIXED)?.get(GET, &body).ok().flatten();
+        let has_several = matched.is_some_and(|route| route.attributes.get(HOPS).is_some());
+        ensure!(!has_several, "several next hops lead there, and which of them a connection takes is not known");
     }
     let index = route.attributes.get(OUTGOING).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     let address = |bytes: &[u8]| match bytes.len() {

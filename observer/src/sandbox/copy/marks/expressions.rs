@@ -63,7 +63,7 @@ const CGROUP: u32 = 3;
 /// `NFT_OBJECT_*` that keep count: quota, limit, connlimit.
 const COUNTING: [u32; 3] = [2, 4, 5];
 /// Expressions inside `update @set { … }` that keep count.
-const COUNTING_EXPRESSIONS: [&str; 3] = ["limit", "connlimit", "quota"];
+pub(super) const COUNTING_EXPRESSIONS: [&str; 3] = ["limit", "connlimit", "quota"];
 /// What an expression of a rule decides by; `next` is the one behind it.
 pub(in crate::sandbox::copy) fn judged(
     expression: &Attributes,
@@ -93,6 +93,10 @@ pub(in crate::sandbox::copy) fn judged(
         },
         "payload" if data.get(5).is_some() => Vec::new(),
         "payload" => of_payload(&data, next),
+        // The value of a time stamp of TCP's, `NFT_EXTHDR_OP_TCPOPT`.
+        "exthdr" if (data.get(2), data.number(6)) == (Some(&[8]), Some(1)) && data.number(3).unwrap_or(0) >= 2 => {
+            anything("a time stamp")
+        }
         "exthdr" if data.get(7).is_none() => of(Reason::Header, "an option of the packet"),
         "ct" if data.get(4).is_some() => Vec::new(),
         "ct" => match data.number(2) {
@@ -105,6 +109,7 @@ pub(in crate::sandbox::copy) fn judged(
         "socket" if data.number(SOCKET_KEY) == Some(CGROUP) => of(Reason::Cgroup, "a cgroup"),
         // Without policies nothing is taken by any.
         "xfrm" if !wanted.facts.has_policies => Vec::new(),
+        "match" if asks_for_counters(&data) => anything("`--match-set` with a counter"),
         "match" => of_xtables(&data.text(1).unwrap_or_default(), wanted.facts),
         "target" => {
             let name = data.text(1).unwrap_or_default();
@@ -149,6 +154,8 @@ fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, S
     let end = offset.saturating_add(length);
     let overlaps = |from: u32, to: u32| offset < to && from < end;
     let is_random = match base {
+        // A flow's label, of IPv6.
+        NETWORK if (offset, length) == (1, 3) => true,
         // An identification, a checksum; of IPv6 an address begins where IPv4 has its lifetime, before its checksum.
         NETWORK => end <= 40 && (offset, length) == (4, 2) || length <= 2 && overlaps(10, 12),
         // Numbers of sequences, a checksum.
@@ -162,7 +169,15 @@ fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, S
         let is_equal = next.list(DATA).number(2).is_some_and(|operation| operation <= 1);
         next.text(NAME).as_deref() == Some("lookup") || next.text(NAME).as_deref() == Some("cmp") && is_equal
     });
+    // A range of ports: of two ends one has a port that is another one each time.
+    let is_range = next.is_some_and(|next| {
+        let is_relation = next.list(DATA).number(2).is_some_and(|operation| operation > 1);
+        let name = next.text(NAME);
+        name.as_deref() == Some("range") || name.as_deref() == Some("cmp") && is_relation
+    });
     match (base, offset, length) {
+        (TRANSPORT, 0, 2) if is_range => vec![(Reason::SourcePort, "the sender's port".to_owned())],
+        (TRANSPORT, 2, 2) if is_range => vec![(Reason::DestinationPort, "the receiver's port".to_owned())],
         _ if is_random && is_one_value => Vec::new(),
         // Of IPv6 the length stands where IPv4 has the identification.
         (NETWORK, 2 | 4, 2) => vec![(Reason::Length, "the packet's length".to_owned())],
@@ -180,6 +195,17 @@ fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, S
         (NETWORK | TRANSPORT, ..) => Vec::new(),
         _ => vec![(Reason::Content, "what the packet carries".to_owned())],
     }
+}
+
+/// A match of a set of ipset that asks how often an element was met, from its third revision on (`struct xt_set_info_match_v3`).
+fn asks_for_counters(data: &Attributes) -> bool {
+    /// What names the set, and the flags at the end.
+    const SET: usize = 4;
+    const FLAGS: usize = 8;
+    const INFO: u16 = 3;
+    let is_set = data.text(1).as_deref() == Some("set") && data.number(2).is_some_and(|revision| revision >= 3);
+    let info = data.get(INFO).unwrap_or_default();
+    is_set && info.get(SET..info.len().saturating_sub(FLAGS)).is_some_and(|asked| asked.iter().any(|byte| *byte != 0))
 }
 
 /// A hierarchy of the older cgroups marks packets by them.

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::{
     expressions::judged,
-    xtables::{is_by_chance, of_legacy},
+    xtables::{FILLING, is_by_chance, of_legacy},
 };
 use self::{
-    expressions::{CT_MARK, META_MARK, NFTRACE},
+    expressions::{COUNTING_EXPRESSIONS, CT_MARK, META_MARK, NFTRACE},
     xtables::GOING_ON,
 };
 use super::choices::RuleAt;
@@ -34,6 +34,10 @@ pub(super) enum Reason {
     Header,
     /// How long a packet is.
     Length,
+    /// The port that a packet comes from, beside a single one.
+    SourcePort,
+    /// The same of the one that it goes to.
+    DestinationPort,
     /// What it carries.
     Content,
     /// What a packet brings along from where it came in: a mark, a port of a bridge.
@@ -70,6 +74,8 @@ pub(super) struct Facts {
     pub(super) has_other_types: bool,
     /// Every set of ipset is in the copy with all of its elements.
     pub(super) has_whole_sets: bool,
+    /// Rules put elements into sets of ipset, or take them out.
+    pub(super) fills_ipsets: bool,
     /// IPsec has policies for what is sent.
     pub(super) has_policies: bool,
     /// Something beside the rules of nftables looks at packets' marks.
@@ -117,14 +123,39 @@ const FILLED_BY_PACKETS: u32 = 32;
 const SET_EXPRESSION: u16 = 17;
 const SET_EXPRESSIONS: u16 = 18;
 
+/// Rules put elements into sets of ipset, or take them out.
+pub(super) fn fill_ipsets(rules: &[Body]) -> bool {
+    has(rules, |name, data| name == "target" && data.text(1).as_deref() == Some(FILLING))
+}
+
+/// Rules set marks of packets, or may.
+pub(super) fn set_marks(rules: &[Body]) -> bool {
+    has(rules, |name, data| match name {
+        "meta" => data.get(3).is_some() && data.number(2) == Some(META_MARK),
+        "target" => data.text(1).is_some_and(|target| target.contains("MARK") || target == "SET"),
+        _ => false,
+    })
+}
+
+/// One of the rules' expressions is such, by its name and what it has.
+fn has(rules: &[Body], is_such: impl Fn(&str, &Attributes) -> bool) -> bool {
+    rules.iter().any(|rule| {
+        let all = rule.attributes.list(RULE_EXPRESSIONS);
+        all.lists().any(|one| is_such(&one.text(NAME).unwrap_or_default(), &one.list(DATA)))
+    })
+}
+
 /// Sets that packets fill, by family, table and name.
 pub(super) type Filled = HashSet<(u8, String, String)>;
 
 /// Those among sets: the ones that are made for it, and the ones that a rule adds to.
 pub(super) fn filled(sets: &[Body], rules: &[Body]) -> Filled {
-    // What keeps count for each element decides by that, too.
-    let counts =
-        |set: &Body| [SET_EXPRESSION, SET_EXPRESSIONS].iter().any(|number| set.attributes.get(*number).is_some());
+    // What keeps count for each element decides by that, too: but for what only counts.
+    let decides = |one: &Attributes| one.text(NAME).is_some_and(|name| COUNTING_EXPRESSIONS.contains(&name.as_str()));
+    let counts = |set: &Body| {
+        decides(&set.attributes.list(SET_EXPRESSION))
+            || set.attributes.list(SET_EXPRESSIONS).lists().any(|one| decides(&one))
+    };
     let is_filled = |set: &&Body| {
         set.attributes.number(SET_FLAGS).is_some_and(|flags| flags & FILLED_BY_PACKETS != 0) || counts(set)
     };
@@ -246,7 +277,13 @@ mod tests {
     const ALL: Wanted = Wanted {
         headers: true,
         states: true,
-        facts: Facts { has_other_types: true, has_whole_sets: true, has_policies: true, routes_by_mark: true },
+        facts: Facts {
+            has_other_types: true,
+            has_whole_sets: true,
+            fills_ipsets: false,
+            has_policies: true,
+            routes_by_mark: true,
+        },
     };
 
     fn expression(name: &str, numbers: &[(u16, u32)]) -> Attributes {

@@ -61,6 +61,8 @@ const CONTENT_XTABLES: [&str; 3] = ["bpf", "string", "u32"];
 const BROUGHT: [&str; 2] = ["mark", "physdev"];
 /// Targets of iptables' after which nothing differs.
 pub(super) const GOING_ON: [&str; 3] = ["LOG", "NFLOG", "TRACE"];
+/// The target that puts elements into a set of ipset, or takes them out.
+pub(in crate::sandbox::copy) const FILLING: &str = "SET";
 /// Targets by which somebody else decides.
 pub(super) const ELSEWHERE: [&str; 5] = ["NFQUEUE", "QUEUE", "TPROXY", "CLUSTERIP", "IDLETIMER"];
 /// A match of iptables', by name.
@@ -68,6 +70,7 @@ pub(super) fn of_xtables(name: &str, facts: Facts) -> Vec<(Reason, String)> {
     let one = |reason| vec![(reason, format!("`-m {name}`"))];
     match name {
         "set" if !facts.has_whole_sets => vec![(Reason::Anything, "a set of ipset that cannot be copied".to_owned())],
+        "set" if facts.fills_ipsets => vec![(Reason::Anything, "a set of ipset, which rules fill,".to_owned())],
         // Without policies of IPsec nothing is taken by any.
         "policy" if !facts.has_policies => Vec::new(),
         "cgroup" => one(Reason::Cgroup),

@@ -76,7 +76,7 @@ pub(crate) fn agrees(client: &Namespace, destinations: &[(&str, &str, u16)], rul
 }
 
 /// `inet` chains of rules for what is sent and what comes in.
-fn inet(output: &str, input: &str) -> String {
+pub(super) fn inet(output: &str, input: &str) -> String {
     format!(
         "table inet t {{\n counter c {{\n }}\n chain x {{\n ip daddr 203.0.113.77 drop\n }}\n chain o {{\n type filter hook output priority 0; {output}\n }}\n \
          chain i {{\n type filter hook input priority 0; {input}\n }}\n}}\n"

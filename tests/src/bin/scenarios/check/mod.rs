@@ -1,5 +1,6 @@
 //! `observer check`: what it says of destinations is what a real client experiences there.
 
+mod around;
 pub(crate) mod conversations;
 mod live;
 mod rulesets;
@@ -29,6 +30,12 @@ pub(crate) const ALL: &[Scenario] = &[
     ("rulesets_of_other_programs", conversations::of_other_programs),
     ("which_packet_of_a_conversation", conversations::packets),
     ("a_neighbour_that_is_known_for_now", conversations::known_neighbours),
+    ("who_listens_here", around::listeners),
+    ("routes_that_no_address_makes", around::routes),
+    ("sets_that_rules_fill", around::filled_sets),
+    ("what_is_said_beside_an_answer", around::beside),
+    ("commands_in_vain_are_no_fix", around::in_vain),
+    ("the_same_rules_are_no_change", around::the_same_rules),
     ("what_the_kernel_is_set_to", conversations::by_settings),
     ("routes_by_marks", conversations::by_marks),
     ("one_of_several_servers_at_random", ways::chance),

@@ -133,12 +133,25 @@ pub(super) fn rates() -> Result<Outcome> {
             "tcp dport 443 numgen random mod 2 0 ct state established drop; tcp dport 443 ct state new limit rate 1/second drop",
             "egress-unknown",
         ),
+        // What stands before what does not match is done all the same.
+        (
+            "tcp dport 443 meta mark set 1 limit rate 100/hour burst 60 packets accept; meta mark 1 drop",
+            "egress-unknown",
+        ),
+        ("tcp dport 443 meta mark set 1 numgen random mod 2 0 drop; tcp dport 443 meta mark 0 drop", "egress-unknown"),
+        ("tcp option timestamp tsval < 2147483648 drop", "egress-unknown"),
+        // The sender's port is another one each time.
+        ("tcp sport 32768-46000 drop", "egress-unknown"),
+        ("tcp sport > 1023 drop", "egress-blocked"),
+        ("tcp sport < 1024 drop; tcp sport 1024-65535 accept; drop", "egress-allowed"),
+        // What only counts decides nothing.
+        ("ip daddr @counted drop", "egress-allowed"),
         ("tcp dport 443 add @seen {ip daddr limit rate 1/second} accept; tcp dport 443 drop", "egress-unknown"),
     ] {
         let (lab, _server) = talking()?;
         let table = filter(&rule.replace("; ", "\n "));
         lab.client
-            .nft(&table.replace(" chain o", " set seen {\n type ipv4_addr; flags dynamic; size 100\n }\n chain o"))?;
+            .nft(&table.replace(" chain o", " set seen {\n type ipv4_addr; flags dynamic; size 100\n }\n set counted {\n type ipv4_addr; counter; elements = { 203.0.113.77 }\n }\n chain o"))?;
         let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
         ensure!(event["event"]["action"] == wanted, "{rule}: {event}");
     }

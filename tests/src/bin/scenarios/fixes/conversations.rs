@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
     namespace::Namespace,
-    traffic,
+    observer::Observer,
+    traffic, wait_for,
 };
 use serde_json::Value;
 
@@ -284,6 +285,35 @@ pub(super) fn beside_containers() -> Result<Outcome> {
             lab.host.run("sh", &["-c", &line])?;
         }
         ensure!(both()? == [true, false], "{rule}: for the host and the container {:?}: {fix}", both()?);
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A connection's first packet passes, its answer is dropped, and what is sent again then is dropped by another rule: the fix for either
+/// is for both.
+pub(super) fn seen_later() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let lab = Lab::new()?;
+    let _server = echo(&lab.server, &["80"])?;
+    lab.client.nft(
+        "table inet f {\n chain i {\n type filter hook input priority 0; policy drop; iif lo accept\n }\n chain o {\n type filter hook \
+         output priority 0; policy drop; tcp dport 80 ct state new accept\n }\n}\n",
+    )?;
+    let observer = Observer::watch_with_fixes(&lab.client)?;
+    let fixes = |told: &str| -> Vec<Value> {
+        let events = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.map(|event| event["egress"]["fix"].clone()).filter(|fix| !fix.is_null()).collect()
+    };
+    let all = wait_for("a fix for each rule", || {
+        traffic::run(&lab.client, &["tcp", FAR_V4, "80", "3"])?;
+        let told = fixes(&observer.so_far());
+        Ok((told.len() >= 2).then_some(told))
+    })?;
+    observer.stop()?;
+    for fix in &all {
+        ensure!(fix["verified"] == true && fix["commands"].as_array().is_some_and(|all| all.len() == 2), "{fix}");
     }
     Ok(Outcome::Passed)
 }

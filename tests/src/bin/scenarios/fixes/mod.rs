@@ -42,6 +42,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("of_later_packets", conversations::of_later_packets),
     ("no_more_than_asked", conversations::no_more_than_asked),
     ("where_rules_send_it", conversations::where_it_is_sent),
+    ("a_rule_for_packets_that_come_later", conversations::seen_later),
     ("hostile_names", tables::hostile),
     ("a_command_that_hangs_shows_its_fix", tables::by_run),
 ];
