@@ -134,6 +134,9 @@ pub(crate) struct Stop {
     pub(crate) translated: Option<SocketAddr>,
 }
 
+/// Who is reached by an interface, by its number.
+type Neighbour = (u32, IpAddr);
+
 /// A copy in which conversations are held, with what is behind its interfaces; the calling thread lives in it.
 pub(super) struct Lab {
     worlds: HashMap<u32, Rc<World>>,
@@ -142,7 +145,7 @@ pub(super) struct Lab {
     /// Which ways rules go in it.
     choices: Choices,
     /// What stops those who ask for neighbours that are known now, by interface.
-    asked: RefCell<HashMap<(u32, IpAddr), Option<Box<Stop>>>>,
+    asked: RefCell<HashMap<Neighbour, Option<Box<Stop>>>>,
 }
 
 /// Where the other end is.
@@ -255,7 +258,7 @@ impl Lab {
 
     /// What would stop those who ask for the neighbour by which a conversation leaves, where that is only known for now.
     fn asking(&self, copied: &mut Copied, talk: &Talk, exit: Exit) -> Result<Option<Box<Stop>>> {
-        let neighbour = (exit.index, exit.gateway.unwrap_or(exit.to.ip()));
+        let neighbour: Neighbour = (exit.index, exit.gateway.unwrap_or(exit.to.ip()));
         let is_asked = matches!(talk.from, Caller::Here { .. }) && !talk.is_probe && exit.index != LOOPBACK;
         if !is_asked || !copied.around.remembers(neighbour.0, neighbour.1) {
             return Ok(None);
