@@ -192,7 +192,8 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let content = trial.content()?;
     let mut view = trial.look()?;
     let before = stops(asked, &mut view)?;
-    if let Some(words) = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial) {
+    let other = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial);
+    if let Some(words) = &other {
         // Without files of a front end's the copy has the rules that are in force: what stops a connection from its beginning is another
         // rule than the one that was seen, such as one for packets of connections that are there already.
         let has_files = asked.first().is_some_and(|(_, rule)| front_end::of(rule).has_files());
@@ -208,7 +209,15 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let probes = Probes::of(asked, &view);
     let closed = probes.tried(&mut view, asked, None)?;
     drop(view);
-    let Walk { plans, is_restored, outcomes } = walked(asked, known, trial, &before, (&probes, &closed), None)?;
+    let Walk { plans, rules, is_restored, outcomes } = walked(asked, known, trial, &before, (&probes, &closed), None)?;
+    // What was seen must have been met on the way: the sender of a copy may lack what a rule asks for, such as a group.
+    let is_met = |seen: &NamedRule| {
+        let is_it = |met: &NamedRule| is_that(&NamedRule { packet: seen.packet, ..met.clone() }, seen, trial);
+        rules.iter().any(is_it)
+    };
+    if let Some(words) = other {
+        ensure!(asked.packets.iter().filter_map(|(_, rule)| rule.as_ref()).all(is_met), "{words}");
+    }
     // A rule that has observer's own mark already may be somebody's trap: the undo would find that one, and take it away.
     let marked = |plans: &[Plan]| {
         let words = plans.iter().flat_map(|plan| &plan.undo).flat_map(|line| line.split(['"', ' ']));
@@ -290,6 +299,8 @@ fn measured(opens: String, probes: &Probes, before: &Outcomes, after: &Outcomes)
 struct Walk {
     /// The plans for the host.
     plans: Vec<Plan>,
+    /// What each of them lets through, in the copy.
+    rules: Vec<NamedRule>,
     /// Everything is as it was once they are taken back.
     is_restored: bool,
     /// What became of probes while they were in force.
@@ -308,6 +319,7 @@ fn walked(
     let shape = trial.shape()?;
     let mut outcomes = closed.clone();
     let mut steps: Vec<Step> = Vec::new();
+    let mut rules: Vec<NamedRule> = Vec::new();
     let mut blocked = before.to_vec();
     let mut walk = || -> Result<()> {
         while let Some(index) = blocked.iter().position(Option::is_some) {
@@ -322,6 +334,7 @@ fn walked(
                 Err(error) => error,
             })?;
             steps.push(step);
+            rules.extend(blocked.get(index).cloned().flatten());
             (blocked, outcomes) = (after, now);
         }
         Ok(())
@@ -335,7 +348,7 @@ fn walked(
         after.iter().zip(before).all(|(after, before)| after.is_some() == before.is_some())
     });
     let is_restored = is_restored && trial.shape().is_ok_and(|now| now == shape);
-    Ok(Walk { plans: steps.into_iter().map(|step| step.there).collect(), is_restored, outcomes })
+    Ok(Walk { plans: steps.into_iter().map(|step| step.there).collect(), rules, is_restored, outcomes })
 }
 
 /// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.

@@ -267,7 +267,7 @@ fn full() -> Result<Outcome> {
     let told = fill();
     std::fs::write(LIMIT, usual)?;
     let (report, client) = told?;
-    // So many wait for what decided that not all of them may be told it.
+    // Not every one of so many events is told what decided.
     let mut events = report.events.iter().map(|event| report.explained(event));
     let decided = events.clone().find(|event| !event["egress"]["decided_by"].is_null());
     let event = decided.or_else(|| events.next()).context("no event")?;
