@@ -35,6 +35,8 @@ const BROKEN: [&str; 9] = [
 ];
 /// What the guest's last line begins with.
 const ENDED: &str = "observer-vm: ended with ";
+/// What begins the line of a scenario that failed beside others and gets a second run, alone.
+const AGAIN: &str = "run again alone: ";
 
 /// Lines of the console that are shown of a kernel that is broken.
 const SHOWN: usize = 60;
@@ -46,6 +48,8 @@ pub(crate) struct Ended {
     pub(crate) done: Vec<String>,
     /// Names of those that failed.
     pub(crate) failed: Vec<String>,
+    /// Names and first failures of those that failed beside others.
+    pub(crate) again: Vec<String>,
     /// What is wrong with the machine itself.
     pub(crate) broken: Option<Broken>,
     pub(crate) took: Duration,
@@ -157,7 +161,7 @@ pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Res
         .stderr(File::create(unpacked.folder.join("emulator.log"))?)
         .spawn()
         .with_context(|| format!("cannot run `{text}`"))?;
-    let Read { count, done, failed, status } = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
+    let Read { count, done, failed, again, status } = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
     child.wait().with_context(|| format!("cannot wait for `{text}`"))?;
     let console = fs::read(console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
@@ -174,7 +178,7 @@ pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Res
         why: format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()),
         console: complaint.iter().map(|line| (*line).to_owned()).collect(),
     });
-    Ok(Ended { count, done, failed, broken, took: began.elapsed() })
+    Ok(Ended { count, done, failed, again, broken, took: began.elapsed() })
 }
 
 /// What a machine's job said.
@@ -183,6 +187,7 @@ struct Read {
     count: Count,
     done: Vec<String>,
     failed: Vec<String>,
+    again: Vec<String>,
     status: Option<i32>,
 }
 
@@ -201,6 +206,9 @@ fn read(child: &mut Child, kernel: &Kernel, log: &Path) -> Result<Read> {
                 read.failed.push(name.clone());
             }
             read.done.push(name);
+        }
+        if let Some(first) = line.strip_prefix(AGAIN) {
+            read.again.push(first.to_owned());
         }
         match line.strip_prefix(ENDED) {
             Some(code) => read.status = code.parse().ok(),

@@ -160,6 +160,9 @@ fn told(kernel: &Kernel, unpacked: &Unpacked, ended: &Ended) -> Vec<String> {
         ended.count,
         ended.took.as_secs()
     )];
+    lines.extend(
+        ended.again.iter().map(|first| format!("kernel {name}: failed beside others, then run alone: {first}")),
+    );
     lines.extend(ended.failed.iter().map(|scenario| format!("kernel {name}: failed: {scenario}")));
     if let Some(broken) = &ended.broken {
         lines.push(format!("kernel {name}: BROKEN: {}", broken.why));

@@ -34,10 +34,12 @@ mod systemd;
 mod terminal;
 
 use std::{
+    panic::catch_unwind,
     sync::{Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
+use anyhow::anyhow;
 use harness::{kernel, record};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -81,6 +83,26 @@ fn at_its_time<T>(is_alone: bool, run: impl FnOnce() -> T) -> T {
     } else {
         let _beside = OTHERS.read();
         run()
+    }
+}
+
+/// Runs a scenario at its time. In a virtual machine, whose processors are emulated and slow down as others wish, one that fails
+/// is run once more, alone, and its first failure is told: what fails only beside others there fails by time. Elsewhere a failure
+/// is a failure.
+fn run(name: &str, is_alone: bool, scenario: fn() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
+    let attempt = |is_alone| {
+        let ended = catch_unwind(|| at_its_time(is_alone, || timed(name, scenario)));
+        ended.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+            Err(anyhow!("it panicked: {}", text.unwrap_or("no text")))
+        })
+    };
+    match attempt(is_alone) {
+        Err(error) if !is_alone && without_a_machine().is_none() => {
+            println!("run again alone: {name}: {error:#}");
+            attempt(true)
+        }
+        ended => ended,
     }
 }
 
@@ -155,7 +177,7 @@ fn main() {
             let scenario = *scenario;
             let name = format!("{group}::{name}");
             let is_alone = *group == "shares";
-            Trial::ignorable_test(name.clone(), move || match at_its_time(is_alone, || timed(&name, scenario)) {
+            Trial::ignorable_test(name.clone(), move || match run(&name, is_alone, scenario) {
                 Ok(Outcome::Passed) => Ok(Completion::Completed),
                 Ok(Outcome::Skipped(why)) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
                 Err(error) => Err(Failed::from(format!("{error:#}"))),
