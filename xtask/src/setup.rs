@@ -18,7 +18,7 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 /// The oldest compiler with the language that the eBPF side is written in.
 const OLDEST: (u32, u32) = (1, 88);
 /// Programs that tests and the demo run, with the Debian package that brings each.
-const TEST_TOOLS: [(&str, &str); 19] = [
+const TEST_TOOLS: [(&str, &str); 20] = [
     ("nft", "nftables"),
     ("iptables-nft", "iptables"),
     ("iptables-legacy", "iptables"),
@@ -31,6 +31,7 @@ const TEST_TOOLS: [(&str, &str); 19] = [
     ("chroot", "coreutils"),
     ("python3", "python3"),
     ("pip3", "python3-pip"),
+    ("ipset", "ipset"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("dnsmasq", "dnsmasq-base"),
