@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod floors;
 mod lint;
+mod published;
 mod record;
 mod setup;
 mod speed;

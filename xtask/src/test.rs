@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, command, setup, speed, vm};
+use crate::{build, command, published, setup, speed, vm};
 
 /// What test runners counted.
 #[derive(Clone, Copy, Default)]
@@ -77,6 +77,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     let scenarios = build::test_program("scenarios")?;
     let mut scenarios = command::new(scenarios);
     scenarios.env("OBSERVER", observer).env("OBSERVER_TESTBED", testbed).args(filter);
+    if let Some(script) = published::firewall_of_a_container() {
+        scenarios.env("OBSERVER_PUBLISHED_SCRIPT", script);
+    }
     // One more than there are processors: they wait more than they compute, and with more of them rulesets are read too late.
     let at_once = 1 + std::thread::available_parallelism().map_or(1, usize::from);
     scenarios.args(["--test-threads", &at_once.to_string()]);

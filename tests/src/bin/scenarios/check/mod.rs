@@ -3,6 +3,7 @@
 mod around;
 pub(crate) mod conversations;
 mod live;
+mod published;
 mod rulesets;
 mod senders;
 mod ways;
@@ -28,6 +29,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("conversations_by_iptables", conversations::by_iptables),
     ("conversations_by_sets_of_ipset", conversations::by_ipset),
     ("rulesets_of_other_programs", conversations::of_other_programs),
+    ("a_published_firewall_script", published::firewall_of_a_container),
     ("which_packet_of_a_conversation", conversations::packets),
     ("a_neighbour_that_is_known_for_now", conversations::known_neighbours),
     ("who_listens_here", around::listeners),
