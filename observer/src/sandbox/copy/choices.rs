@@ -41,6 +41,17 @@ const ELEMENT_KEY_END: u16 = 10;
 impl Listed {
     /// Every way of a rule, as expressions; `None` if the ways cannot be listed.
     pub(super) fn ways(&self, rule: usize, filled: &Filled, wanted: Wanted) -> Option<Vec<Vec<Attributes>>> {
+        // Several numbers may lead to one value of a map. Where a number does not lead to a map, each number is a way.
+        self.listed(rule, (filled, wanted), false).or_else(|| self.listed(rule, (filled, wanted), true))
+    }
+
+    /// The same, with a way for each number that is drawn or not.
+    fn listed(
+        &self,
+        rule: usize,
+        (filled, wanted): (&Filled, Wanted),
+        by_number: bool,
+    ) -> Option<Vec<Vec<Attributes>>> {
         let rule = self.rules.get(rule)?;
         let expressions = given_expressions(&rule.attributes);
         let table = rule.attributes.text(TABLE).unwrap_or_default();
@@ -56,20 +67,24 @@ impl Listed {
             let judged = marks::judged(expression, expressions.get(at + 1), &is_filled, wanted);
             let data = expression.list(DATA);
             let is_uncertain = judged.iter().any(|(reason, _)| *reason == Reason::Anything);
+            if let Some((into, numbers)) = numbers(expression, &data).filter(|_| is_uncertain && by_number) {
+                let with = |way: &Vec<Attributes>, number: u32| {
+                    way.iter().cloned().chain([immediate(into, &value(number))]).collect::<Vec<_>>()
+                };
+                ways = ways.iter().flat_map(|way| numbers.clone().map(|number| with(way, number))).collect();
+                if ways.len() + missed.len() > MAX_WAYS {
+                    return None;
+                }
+                // It is certain now, for what is asked of it behind this.
+                loaded.forget(into);
+                continue;
+            }
             match loaded.step(expression, is_uncertain)? {
                 Step::Kept => ways.iter_mut().for_each(|way| way.push(expression.clone())),
                 Step::Moved => {
                     // What is made of it, or drawn beside it, are other numbers.
                     let is_first = drawn.is_none() && expression.text(NAME).as_deref() == Some("numgen");
-                    let numbers = data.number(MODULUS).map(|count| {
-                        let first = data.number(OFFSET).unwrap_or(0);
-                        first..first.saturating_add(count)
-                    });
-                    drawn = data.number(1).zip(numbers).map(
-                        |(into, numbers)| {
-                            if is_first { (into, numbers) } else { (into, 0..0) }
-                        },
-                    );
+                    drawn = numbers(expression, &data).filter(|_| is_first);
                 }
                 Step::Asked => missed.extend(ways.iter().cloned()),
                 Step::AnyOf(set) => {
@@ -138,21 +153,58 @@ impl Listed {
 
 /// A way that goes on with a value in place of a lookup's outcome.
 fn with_value(way: &[Attributes], lookup: &Attributes, value: &Attributes) -> Vec<Attributes> {
-    /// `NFTA_IMMEDIATE_DREG` and `NFTA_IMMEDIATE_DATA`; `NFTA_LOOKUP_DREG`
+    /// `NFTA_LOOKUP_DREG`
+    const LOOKUP_INTO: u16 = 3;
+    way.iter().cloned().chain([immediate(lookup.number(LOOKUP_INTO).unwrap_or(0), value)]).collect()
+}
+
+/// The expression that puts a value into a register.
+fn immediate(into: u32, value: &Attributes) -> Attributes {
+    /// `NFTA_IMMEDIATE_DREG` and `NFTA_IMMEDIATE_DATA`
     const INTO: u16 = 1;
     const VALUE: u16 = 2;
-    const LOOKUP_INTO: u16 = 3;
     let [mut data, mut immediate] = <[Attributes; 2]>::default();
-    data.set(INTO, lookup.number(LOOKUP_INTO).unwrap_or(0).to_be_bytes().to_vec());
+    data.set(INTO, into.to_be_bytes().to_vec());
     data.set_list(VALUE, value);
     immediate.set(NAME, b"immediate\0".to_vec());
     immediate.set_list(DATA, &data);
-    way.iter().cloned().chain([immediate]).collect()
+    immediate
+}
+
+/// A number as a register has it: as `NFTA_DATA_VALUE`, in the host's order.
+fn value(number: u32) -> Attributes {
+    let mut value = Attributes::default();
+    value.set(1, number.to_ne_bytes().to_vec());
+    value
+}
+
+/// The register that a generator of numbers or a hash writes, and the numbers that it may write there.
+fn numbers(expression: &Attributes, data: &Attributes) -> Option<(u32, Range<u32>)> {
+    /// `NFTA_HASH_DREG`, `NFTA_HASH_MODULUS` and `NFTA_HASH_OFFSET`
+    const HASH_INTO: u16 = 2;
+    const HASH_MODULUS: u16 = 4;
+    const HASH_OFFSET: u16 = 6;
+    let (into, modulus, offset) = match expression.text(NAME)?.as_str() {
+        "numgen" => (1, MODULUS, OFFSET),
+        "hash" => (HASH_INTO, HASH_MODULUS, HASH_OFFSET),
+        _ => return None,
+    };
+    let first = data.number(offset).unwrap_or(0);
+    Some((data.number(into)?, first..first.saturating_add(data.number(modulus)?)))
 }
 
 /// Registers with something uncertain in them, each four bytes of them by its place.
 #[derive(Default)]
 struct Loaded(BTreeSet<u32>);
+
+/// The first four bytes of a register. The first register is the verdict, the next four are those of sixteen bytes.
+fn part_of(register: u32) -> Option<u32> {
+    match register {
+        0 => None,
+        register @ 1..8 => Some((register - 1) * 4),
+        register => Some(register - 8),
+    }
+}
 
 /// What becomes of an expression.
 enum Step {
@@ -166,6 +218,11 @@ enum Step {
 }
 
 impl Loaded {
+    /// What is certain from here on.
+    fn forget(&mut self, register: u32) {
+        self.0.retain(|part| Some(*part) != part_of(register));
+    }
+
     /// Reads the next expression; `None` if it uses an uncertain value so that its outcomes cannot be listed.
     fn step(&mut self, expression: &Attributes, is_uncertain: bool) -> Option<Step> {
         /// A key takes no more registers; a number takes one, and whatever else is loaded no more than four.
@@ -175,12 +232,7 @@ impl Loaded {
         /// `NFTA_BITWISE_SREG2`
         const SECOND_SOURCE: u16 = 8;
         let (name, data) = (expression.text(NAME).unwrap_or_default(), expression.list(DATA));
-        // The first one is the verdict, the next four are those of sixteen bytes.
-        let place = |number: u16| match data.number(number)? {
-            0 => None,
-            register @ 1..8 => Some((register - 1) * 4),
-            register => Some(register - 8),
-        };
+        let place = |number: u16| part_of(data.number(number)?);
         // Where it reads, and where it writes.
         let (from, into) = match name.as_str() {
             "payload" if data.get(5).is_none() => (None, place(1)),

@@ -28,6 +28,12 @@ const BY_VERDICTS: &str = "table ip kube {\n chain a {\n meta l4proto tcp dnat t
     daddr 10.96.0.1 tcp dport 443 numgen random mod 3 vmap { 0 : goto a, 1 : goto b, 2 : goto c }\n }\n}\n";
 const BY_ADDRESSES: &str = "table ip kube {\n chain o {\n type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 443 dnat to \
     numgen inc mod 2 map { 0 : 203.0.113.10, 1 : 203.0.113.77 }\n }\n}\n";
+/// By a mark, which another table reads; and by a hash, with numbers of which several lead to one server.
+const BY_MARKS: &str = "table ip marks {\n chain o {\n type filter hook output priority -150; ip daddr 10.96.0.1 ct state new meta mark set \
+    numgen random mod 2 offset 1\n }\n}\ntable ip kube {\n chain o {\n type nat hook output priority -100; tcp dport 443 meta mark 1 dnat to \
+    203.0.113.10:80; tcp dport 443 meta mark 2 dnat to 203.0.113.77:80\n }\n}\n";
+const BY_HASH: &str = "table ip kube {\n chain o {\n type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 443 dnat to jhash tcp \
+    sport mod 4 map { 0-1 : 203.0.113.10, 2-3 : 203.0.113.77 }\n }\n}\n";
 /// Tries of a client: each server is met by one of them, but for once in a thousand runs.
 const TRIES: usize = 18;
 
@@ -56,6 +62,8 @@ pub(super) fn chance() -> Result<Outcome> {
         (KUBE_PROXY, Some("iptables-legacy-restore")),
         (BY_VERDICTS, None),
         (BY_ADDRESSES, None),
+        (BY_MARKS, None),
+        (BY_HASH, None),
     ];
     let probe = Lab::new()?;
     let has_legacy = probe.client.run("iptables-legacy", &["-t", "nat", "-L"]).is_ok();
