@@ -64,7 +64,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "T", default_value = SETTLE, value_parser = super::duration)]
     settle: Duration,
     /// Run the command as this user
-    #[arg(long = "as", alias = "user", value_name = "USER")]
+    #[arg(long = "as", value_name = "USER")]
     user: Option<String>,
     /// Write events to FILE as JSON lines (never overwrites)
     #[arg(long, value_name = "FILE")]

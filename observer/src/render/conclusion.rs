@@ -238,7 +238,7 @@ impl Conclusion {
             }
             (Judgement::NothingBlocked, _) if has_failed => (
                 "observer check HOST:PORT".to_owned(),
-                "tests what cannot be seen here, too: the raw table, ingress hooks, IPsec, answers without connection tracking",
+                "also tests what `run` cannot see: the raw table, ingress hooks, answers without connection tracking",
             ),
             _ => return None,
         };

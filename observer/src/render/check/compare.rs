@@ -38,9 +38,15 @@ fn key(value: &Value) -> Option<String> {
     Some(format!("{host}:{}/{} {family}", destination["port"], value["network"]["transport"].as_str()?))
 }
 
+const ALLOWED: &str = "allowed";
+
 /// By what it is stopped, or that it is not.
 fn said(value: &Value) -> String {
     let action = value["event"]["action"].as_str().unwrap_or_default().trim_start_matches("egress-");
+    // What is said beside an allowed destination stops nothing.
+    if action == ALLOWED {
+        return action.to_owned();
+    }
     match value["rule"]["name"].as_str().or(value["egress"]["check"]["why"].as_str()) {
         Some(by) => format!("{action} by {by}"),
         None => action.to_owned(),
@@ -74,7 +80,6 @@ impl Kept {
 
     /// What changed now, of what was asked both times; an error where that is nothing.
     pub fn compare(&self, answer: &Answer) -> anyhow::Result<Vec<Difference>> {
-        const ALLOWED: &str = "allowed";
         let now = Timestamp::now();
         let lines = answer.targets.iter().zip(answer.fates()).flat_map(|(target, fates)| {
             let all = target.addresses.iter().zip(fates);

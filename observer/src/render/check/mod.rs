@@ -206,6 +206,9 @@ impl Answer {
             let of = |fate: &'a Fate| match fate {
                 // The places of rules differ.
                 Fate::Stopped(rule) => (answer.rules.get(*rule).map(|rule| short(rule, Reported::Never)), None),
+                Fate::PassesByKnown(rule) => {
+                    (answer.rules.get(*rule).map(|rule| format!("known {}", short(rule, Reported::Never))), None)
+                }
                 other => (None, Some(other)),
             };
             fates.get(index).into_iter().flatten().map(of).collect()

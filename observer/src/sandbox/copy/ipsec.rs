@@ -109,7 +109,13 @@ fn policies(body: &Body) -> Option<Vec<Policy>> {
         FORWARD => vec![to, from],
         _ => vec![to],
     };
-    let (blocks, by_mark) = (byte(ACTION_AT)? != ALLOW, body.attributes.get(MARK).is_some());
+    // `struct xfrm_mark`: a value and a mask. A value of zero is that of packets without a mark.
+    let word = |bytes: &[u8], at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let by_mark = body
+        .attributes
+        .get(MARK)
+        .is_some_and(|mark| word(mark, 0).zip(word(mark, 4)).is_none_or(|(value, mask)| value & mask != 0));
+    let blocks = byte(ACTION_AT)? != ALLOW;
     Some(with.into_iter().map(|(with, port)| Policy { with, protocol, port, blocks, by_mark }).collect())
 }
 

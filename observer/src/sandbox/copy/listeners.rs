@@ -1,7 +1,9 @@
 //! Ports on which somebody listens in a namespace: where a rule sends a connection to this host itself, somebody must be there.
 
 use std::{
-    fs,
+    collections::HashSet,
+    fs::File,
+    io::{BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
@@ -49,8 +51,12 @@ impl Listeners {
 /// State of a socket that listens, and of one for datagrams that is connected to nobody.
 const LISTENS: &str = "0A";
 const UNCONNECTED: &str = "07";
-/// More of them that listen at one address alone are not remembered: there are not so many ports for the others.
+/// More sockets that listen at one address alone are not remembered.
 const MAX: usize = 10_000;
+/// The same of those that listen at every address. One for each port is enough, unless several users share it.
+const MAX_AT_ANY: usize = 70_000;
+/// Bytes of a list that are read. Established connections are in it, too.
+const MAX_BYTES: u64 = 256 << 20;
 
 impl Listener {
     /// What goes to that address and port comes to it.
@@ -76,15 +82,23 @@ pub(super) fn here() -> Listeners {
     ];
     let mut listeners = Listeners::default();
     for (file, transport, state) in files {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        let mut count = 0;
-        for (at, uid) in text.lines().skip(1).filter_map(|line| socket(line, state)) {
-            count += usize::from(!at.ip().is_unspecified());
-            if count <= MAX || at.ip().is_unspecified() {
+        // Anybody may open as many sockets at one port as they like: the same again is not counted.
+        let (mut known, mut at_one, mut at_any, mut bytes) = (HashSet::new(), 0, 0, 0);
+        let lines = File::open(format!("/proc/thread-self/net/{file}")).map(BufReader::new).map(BufRead::lines);
+        for line in lines.into_iter().flatten().map_while(Result::ok).skip(1) {
+            bytes += line.len() as u64;
+            if bytes > MAX_BYTES {
+                break;
+            }
+            let Some((at, uid)) = socket(&line, state).filter(|socket| !known.contains(socket)) else { continue };
+            let (count, most) = if at.ip().is_unspecified() { (&mut at_any, MAX_AT_ANY) } else { (&mut at_one, MAX) };
+            *count += 1;
+            if *count <= most {
+                known.insert((at, uid));
                 listeners.all.push(Listener { transport, at, uid });
             }
         }
-        listeners.is_cut |= count > MAX;
+        listeners.is_cut |= at_one > MAX || at_any > MAX_AT_ANY || bytes > MAX_BYTES;
     }
     listeners
 }

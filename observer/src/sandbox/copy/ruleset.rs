@@ -175,9 +175,10 @@ impl Listed {
 
     /// A chain hangs on one of these interfaces.
     pub(super) fn hangs_on(&self, names: &[String]) -> bool {
-        let of_netdev = self.chains.iter().filter(|chain| chain.fixed.first() == Some(&family::NETDEV));
         let names: Vec<Vec<u8>> = names.iter().map(|name| [name.as_bytes(), b"\0"].concat()).collect();
-        of_netdev
+        // Those of family inet have an ingress hook, too.
+        self.chains
+            .iter()
             .map(|chain| chain.attributes.list(CHAIN_HOOK).bytes())
             .any(|hook| names.iter().any(|name| memchr::memmem::find(&hook, name).is_some()))
     }

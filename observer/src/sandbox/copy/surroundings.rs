@@ -51,7 +51,7 @@ const LOWER_NAMESPACE: u16 = 37;
 /// Kinds of interfaces that are on another one.
 const UPPER: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"];
 /// Kinds of interfaces that put packets into others, which this namespace sends.
-const TUNNELS: [&str; 16] = [
+const TUNNELS: [&str; 18] = [
     "vxlan",
     "geneve",
     "gre",
@@ -68,7 +68,11 @@ const TUNNELS: [&str; 16] = [
     "xfrm",
     "wireguard",
     "bareudp",
+    "tun",
+    "ppp",
 ];
+/// `RTA_MULTIPATH`
+const MULTIPATH: u16 = 9;
 /// `ARPHRD_ETHER`
 const ETHERNET: u16 = 1;
 /// `IFF_UP`, and `IFF_NOARP`: whoever is next on the way need not be asked for.
@@ -535,6 +539,10 @@ impl Surroundings {
             if let Some(flags) = body.fixed.get_mut(8) {
                 *flags &= !ABSENT;
             }
+            // Each of several hops, a `struct rtnexthop` and its attributes, has such flags, too.
+            if let Some(hops) = body.attributes.get(MULTIPATH).map(<[u8]>::to_vec) {
+                body.attributes.set(MULTIPATH, with_hops_there(hops, ABSENT));
+            }
             (CREATE | APPEND, body)
         };
         // Through a gateway that another route leads to, maybe a later one.
@@ -688,4 +696,22 @@ fn new_link(link: &Link, kind: &str, world: Option<BorrowedFd<'_>>) -> Body {
     body.attributes.set(ADDRESS_OF_LINK, address_of(link.index).to_vec());
     body.attributes.set_list(LINKINFO, &info);
     body
+}
+/// The several hops of a route without these flags.
+fn with_hops_there(mut hops: Vec<u8>, absent: u8) -> Vec<u8> {
+    /// Of `struct rtnexthop`: its length, with its attributes, and its flags.
+    const FLAGS: usize = 2;
+    const HEADER: usize = 8;
+    let mut at = 0;
+    while let Some(&[low, high]) = hops.get(at..at + 2) {
+        let length = usize::from(u16::from_ne_bytes([low, high]));
+        if length < HEADER {
+            break;
+        }
+        if let Some(flags) = hops.get_mut(at + FLAGS) {
+            *flags &= !absent;
+        }
+        at += length.next_multiple_of(4);
+    }
+    hops
 }

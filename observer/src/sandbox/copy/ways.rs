@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use super::{
     choices::Choices,
     copied::Copied,
-    lab::{Held, Lab, Talk, Undecided},
+    lab::{Caller, GIVEN, Held, Lab, Talk, Undecided},
     marks::{Mark, Reason},
     stage::{Hide, own_namespace},
     surroundings,
@@ -92,7 +92,8 @@ impl Ways {
             if count > MAX_WAYS || Instant::now() > until {
                 return Ok(Agreed::Unknown);
             }
-            let came = self.lab(&choices, copied, (hide, logs))?.hold(copied, talk);
+            let lab = self.lab(&choices, copied, (hide, logs))?;
+            let came = from_any_port(lab.hold(copied, talk), lab, copied, talk);
             let marks = match came {
                 Ok((other, marks)) => {
                     let earlier = held.get_or_insert_with(|| other.clone());
@@ -108,8 +109,7 @@ impl Ways {
             };
             let Some(next) = next(&marks, &choices, copied) else { return Ok(Agreed::Unknown) };
             waiting.extend(next);
-            // Whether the sender's port matters was tried before.
-            met.extend(marks.into_iter().filter(|mark| mark.reason != Reason::Anything && !is_of_ports(mark)));
+            met.extend(marks.into_iter().filter(|mark| mark.reason != Reason::Anything));
         }
         Ok(held.map_or(Agreed::Unknown, |held| Agreed::Yes(held, met)))
     }
@@ -162,14 +162,21 @@ fn from_any_port(
     let range: Vec<u32> =
         range.iter().flat_map(|range| range.split_whitespace()).filter_map(|port| port.parse().ok()).collect();
     let [low, high] = range[..] else { return Ok((held, marks)) };
-    if !marks.iter().any(is_of_ports) || talk.is_probe {
+    // A sender with a port of its own has that one each time; one behind this host has whatever its own host gives.
+    let is_own = matches!(&talk.from, Caller::Here { source: Some(source), .. } if (1..GIVEN).contains(&source.port()));
+    let is_behind = matches!(talk.from, Caller::Behind { .. });
+    if !marks.iter().any(is_of_ports) || talk.is_probe || is_own || is_behind {
         return Ok((held, marks));
     }
     for step in 0..PORTS {
         let port = low + high.saturating_sub(low) * step / (PORTS - 1);
         let talk = Talk { own_port: u16::try_from(port).ok(), ..talk.again()? };
         let (other, _) = base.hold(copied, &talk)?;
-        if !is_alike(&held, &other) {
+        let is_same_stop = match (&held, &other) {
+            (Held::Stopped(one), Held::Stopped(other)) => one.packet == other.packet,
+            _ => false,
+        };
+        if !is_same_stop && !is_alike(&held, &other) {
             return Ok((if held.is_completed() { other } else { held }, marks));
         }
     }

@@ -102,10 +102,14 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
         trial.prepare(front_end, &[rule], &packets)?;
         attempt(asked, known, &trial)
     }));
+    // Of several rules one may be hopeless, and a command for the others not.
+    let is_one_rule = asked.packets.iter().filter_map(|(_, rule)| rule.as_ref()).all(|other| is_same(other, rule));
     Some(match tried {
         Ok(fix) => fix,
         // What was tried in vain is no fix.
-        Err(error) if error.is::<InVain>() => advised(format!("no command was found that lets it through: {error}")),
+        Err(error) if error.is::<InVain>() && is_one_rule => {
+            advised(format!("no command was found that lets it through and opens nothing else: {error}"))
+        }
         Err(error) => Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known) },
     })
 }
@@ -410,6 +414,8 @@ fn step(
                 else {
                     return Ok((Step { here, there }, after, now));
                 };
+                // What was not seen either way is no finding.
+                is_in_vain &= probes.opened(closed, &now).contains(&unwanted);
                 why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));
             }
             Ok(_) => why = Some(format!("after `{}` the same rule still stops it", here.commands.join("; "))),

@@ -24,7 +24,7 @@ use crate::{
 const PARTS: [usize; 3] = [500, 1000, 6000];
 const ALL: usize = PARTS[0] + PARTS[1] + PARTS[2];
 /// Ports that a kernel gives to who asks for none begin here.
-const GIVEN: u16 = 32_768;
+pub(in crate::sandbox::copy) const GIVEN: u16 = 32_768;
 
 /// Gives a socket its own address, and its port where that was not given by the kernel.
 pub(super) fn bound(socket: &Socket, at: SocketAddr) -> io::Result<()> {

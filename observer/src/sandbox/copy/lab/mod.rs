@@ -10,7 +10,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     fs::File,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use etherparse::IpNumber;
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub(super) use self::course::GIVEN;
 use self::course::{Course, Server, bound, bound_at};
 pub(super) use self::following::Following;
 use self::following::Part;
@@ -267,14 +268,20 @@ impl Lab {
             return Ok(known.clone());
         }
         world::forget(neighbour.0, neighbour.1)?;
-        let stop = match self.once(copied, talk, exit) {
-            Ok(Once::Over(Over { held: Held::Stopped(stop), .. })) => {
-                Some(stop).filter(|stop| matches!(stop.packet, Some(PacketKind::Solicitation | PacketKind::Arp)))
-            }
+        let came = self.once(copied, talk, exit);
+        world::know(neighbour.0, neighbour.1)?;
+        let stop = match came {
+            // With a known neighbour it has just completed: whatever an unknown one is stopped by is about the search for it, also
+            // where a counter does not tell of which packet it is.
+            Ok(Once::Over(Over { held: Held::Stopped(stop), .. })) => Some(stop).filter(|stop| {
+                matches!(stop.packet, Some(PacketKind::Solicitation | PacketKind::Arp))
+                    || matches!(stop.end, End::Legacy(_))
+            }),
+            // On a busy machine: it is held again.
+            Err(error) if error.downcast_ref::<NothingCame>().is_some() => return Err(error),
             // What that would be is not what was asked.
             Ok(_) | Err(_) => None,
         };
-        world::know(neighbour.0, neighbour.1)?;
         self.asked.borrow_mut().insert(neighbour, stop.clone());
         Ok(stop)
     }
@@ -321,7 +328,14 @@ impl Lab {
                 match (source, talk.own_port) {
                     (Some(source), None) => bound(&socket, *source),
                     (Some(source), Some(port)) => bound_at(&socket, SocketAddr::new(source.ip(), port)),
-                    (None, _) => Ok(()),
+                    (None, Some(port)) => {
+                        let any: IpAddr = match talk.to {
+                            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                        };
+                        bound_at(&socket, SocketAddr::new(any, port))
+                    }
+                    (None, None) => Ok(()),
                 }
                 .context("the copy does not have the sender's address")?;
                 Ok(socket)

@@ -110,7 +110,14 @@ pub(in crate::sandbox::copy) fn judged(
         // Without policies nothing is taken by any.
         "xfrm" if !wanted.facts.has_policies => Vec::new(),
         "match" if asks_for_counters(&data) => anything("`--match-set` with a counter"),
-        "match" => of_xtables(&data.text(1).unwrap_or_default(), wanted.facts),
+        "match" => {
+            let name = data.text(1).unwrap_or_default();
+            let (source, destination) = ports_of_match(&name, data.get(3).unwrap_or_default());
+            let mut all = of_xtables(&name, wanted.facts);
+            all.extend(source.then(|| (Reason::SourcePort, "the sender's port".to_owned())));
+            all.extend(destination.then(|| (Reason::DestinationPort, "the receiver's port".to_owned())));
+            all
+        }
         "target" => {
             let name = data.text(1).unwrap_or_default();
             if ELSEWHERE.contains(&name.as_str()) { anything(&format!("`-j {name}`")) } else { Vec::new() }
@@ -169,14 +176,14 @@ fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, S
         let is_equal = next.list(DATA).number(2).is_some_and(|operation| operation <= 1);
         next.text(NAME).as_deref() == Some("lookup") || next.text(NAME).as_deref() == Some("cmp") && is_equal
     });
-    // A range of ports: of two ends one has a port that is another one each time.
-    let is_range = next.is_some_and(|next| {
-        let is_relation = next.list(DATA).number(2).is_some_and(|operation| operation > 1);
-        let name = next.text(NAME);
-        name.as_deref() == Some("range") || name.as_deref() == Some("cmp") && is_relation
-    });
+    let is_named = |name: &str| next.is_some_and(|next| next.text(NAME).as_deref() == Some(name));
+    let is_relation = next.is_some_and(|next| next.list(DATA).number(2).is_some_and(|operation| operation > 1));
+    // A range of ports: of two ends one has a port that is another one each time. It is never a single one.
+    let is_range = is_named("range") || is_named("cmp") && is_relation;
+    // Every set of servers' ports would be one for the receiver's.
+    let is_several = is_range || next.is_some() && !is_named("cmp");
     match (base, offset, length) {
-        (TRANSPORT, 0, 2) if is_range => vec![(Reason::SourcePort, "the sender's port".to_owned())],
+        (TRANSPORT, 0, 2) if is_several => vec![(Reason::SourcePort, "the sender's port".to_owned())],
         (TRANSPORT, 2, 2) if is_range => vec![(Reason::DestinationPort, "the receiver's port".to_owned())],
         _ if is_random && is_one_value => Vec::new(),
         // Of IPv6 the length stands where IPv4 has the identification.
@@ -206,6 +213,29 @@ fn asks_for_counters(data: &Attributes) -> bool {
     let is_set = data.text(1).as_deref() == Some("set") && data.number(2).is_some_and(|revision| revision >= 3);
     let info = data.get(INFO).unwrap_or_default();
     is_set && info.get(SET..info.len().saturating_sub(FLAGS)).is_some_and(|asked| asked.iter().any(|byte| *byte != 0))
+}
+
+/// Whether a match of iptables' asks for several ports, but not for all: of those that packets come from, and that they go to. By
+/// `struct xt_tcp`, `struct xt_udp` and `struct xt_multiport_v1`.
+fn ports_of_match(name: &str, info: &[u8]) -> (bool, bool) {
+    /// Ports in a list, their flags behind them, and what a flag says of a list: which ports it is about.
+    const LISTED: usize = 15;
+    const FLAGS: usize = 2 + 2 * LISTED;
+    const OF_SOURCE: u8 = 0;
+    const OF_EITHER: u8 = 2;
+    let number = |at: usize| info.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+    let range = |at: usize| {
+        number(at).zip(number(at + 2)).filter(|(first, last)| first != last && (*first, *last) != (0, u16::MAX))
+    };
+    match name {
+        "tcp" | "udp" => (range(0).is_some(), range(4).is_some()),
+        "multiport" => {
+            let of = info.first().copied().unwrap_or(0);
+            let has_range = info.get(FLAGS..FLAGS + LISTED).is_some_and(|flags| flags.iter().any(|flag| *flag != 0));
+            (has_range && (of == OF_SOURCE || of == OF_EITHER), has_range && of != OF_SOURCE)
+        }
+        _ => (false, false),
+    }
 }
 
 /// A hierarchy of the older cgroups marks packets by them.

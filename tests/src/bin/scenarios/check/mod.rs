@@ -43,6 +43,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("one_of_several_servers_at_random", ways::chance),
     ("a_fix_for_every_server", ways::fix_of_all),
     ("rates_and_counters", ways::rates),
+    ("ranges_of_ports", ways::ranges_of_ports),
     ("queues_of_packets", ways::queues),
     ("policies_of_ipsec", ways::ipsec),
     ("ports_of_a_bridge", conversations::of_a_bridge),

@@ -150,7 +150,15 @@ pub(super) fn rates() -> Result<Outcome> {
         ("tcp option timestamp tsval < 2147483648 drop", "egress-unknown"),
         // The sender's port is another one each time.
         ("tcp sport 32768-46000 drop", "egress-unknown"),
+        ("tcp sport { 32768-40000, 50000-60000 } drop", "egress-unknown"),
+        ("tcp sport & 1 == 1 tcp dport 443 drop", "egress-unknown"),
         ("tcp sport > 1023 drop", "egress-blocked"),
+        ("tcp sport { 80, 443, 1024-65535 } drop", "egress-blocked"),
+        // Also where something random lets some of them pass before.
+        (
+            "ct state established accept; tcp dport 443 numgen random mod 2 0 accept; tcp sport 32768-46000 drop",
+            "egress-unknown",
+        ),
         ("tcp sport < 1024 drop; tcp sport 1024-65535 accept; drop", "egress-allowed"),
         // What only counts decides nothing.
         ("ip daddr @counted drop", "egress-allowed"),
@@ -162,6 +170,25 @@ pub(super) fn rates() -> Result<Outcome> {
             .nft(&table.replace(" chain o", " set seen {\n type ipv4_addr; flags dynamic; size 100\n }\n set counted {\n type ipv4_addr; counter; elements = { 203.0.113.77 }\n }\n chain o"))?;
         let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
         ensure!(event["event"]["action"] == wanted, "{rule}: {event}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Ranges of ports that iptables asks for.
+pub(super) fn ranges_of_ports() -> Result<Outcome> {
+    for (chain, rule, wanted) in [
+        ("OUTPUT", "-p tcp --sport 32768:46000 -j DROP", "egress-unknown"),
+        ("OUTPUT", "-p tcp --sport 1024:65535 --dport 443 -j DROP", "egress-blocked"),
+        ("OUTPUT", "-p tcp -m multiport --sports 5,32768:46000 -j DROP", "egress-unknown"),
+        ("OUTPUT", "-p tcp -m multiport --sports 5,6 -j DROP", "egress-allowed"),
+        ("INPUT", "-p tcp --dport 1024:65535 -j DROP", "egress-blocked"),
+        ("INPUT", "-p tcp --dport 32768:46000 -j DROP", "egress-unknown"),
+    ] {
+        let (lab, _server) = talking()?;
+        let rule: Vec<&str> = ["-A", chain].into_iter().chain(rule.split(' ')).collect();
+        lab.client.run("iptables-nft", &rule)?;
+        let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
+        ensure!(event["event"]["action"] == wanted, "{rule:?}: {event}");
     }
     Ok(Outcome::Passed)
 }
