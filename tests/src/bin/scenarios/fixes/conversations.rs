@@ -308,7 +308,7 @@ pub(super) fn seen_later() -> Result<Outcome> {
     let fixes = |told: &str| -> BTreeMap<String, Value> {
         let events = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let tested = events.filter(|event| event["egress"]["fix"]["verified"] == true);
-        tested.map(|event| (event["rule"]["name"].to_string(), event["egress"]["fix"].clone())).collect()
+        tested.map(|event| (event["egress"]["rule"]["chain"].to_string(), event["egress"]["fix"].clone())).collect()
     };
     let all = wait_for("a tested fix for each rule", || {
         traffic::run(&lab.client, &["tcp", FAR_V4, "80", "3"])?;
