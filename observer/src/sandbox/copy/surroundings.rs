@@ -73,6 +73,9 @@ const TUNNELS: [&str; 18] = [
 ];
 /// `RTA_MULTIPATH`
 const MULTIPATH: u16 = 9;
+/// `RTNH_F_DEAD`: it is not taken. `RTNH_F_LINKDOWN`: its interface has no carrier, and it may be taken all the same.
+const DEAD: u8 = 1;
+const LINK_DOWN: u8 = 16;
 /// `ARPHRD_ETHER`
 const ETHERNET: u16 = 1;
 /// `IFF_UP`, and `IFF_NOARP`: whoever is next on the way need not be asked for.
@@ -531,23 +534,22 @@ impl Surroundings {
         };
         all(ADDRESS, &self.addresses.iter().map(address).collect::<Vec<_>>())?;
         // Cache information, and nexthop objects, which are spelt out too; and that nobody is there now, which is no reason for
-        // another way.
+        // another way, unless the kernel says that it does not take this one.
         let route = |body: &Body| {
-            /// `RTNH_F_DEAD` and `RTNH_F_LINKDOWN`
-            const ABSENT: u8 = 1 | 16;
             let mut body = body.with(body.attributes.without(&[12, 30]));
-            if let Some(flags) = body.fixed.get_mut(8) {
-                *flags &= !ABSENT;
+            let flags = body.fixed.get_mut(8)?;
+            if *flags & DEAD != 0 {
+                return None;
             }
-            // Each of several hops, a `struct rtnexthop` and its attributes, has such flags, too.
-            if let Some(hops) = body.attributes.get(MULTIPATH).map(<[u8]>::to_vec) {
-                body.attributes.set(MULTIPATH, with_hops_there(hops, ABSENT));
+            *flags &= !LINK_DOWN;
+            if let Some(hops) = body.attributes.get(MULTIPATH).map(hops_that_are_taken) {
+                body.attributes.set(MULTIPATH, hops);
             }
-            (CREATE | APPEND, body)
+            Some((CREATE | APPEND, body))
         };
         // Through a gateway that another route leads to, maybe a later one.
         for _ in 0..2 {
-            all(ROUTE, &self.routes.iter().map(route).collect::<Vec<_>>())?;
+            all(ROUTE, &self.routes.iter().filter_map(route).collect::<Vec<_>>())?;
         }
         all(RULE, &self.rules.iter().map(|body| (CREATE, body.clone())).collect::<Vec<_>>())?;
         if let Peers::Behind(worlds) = peers {
@@ -697,21 +699,37 @@ fn new_link(link: &Link, kind: &str, world: Option<BorrowedFd<'_>>) -> Body {
     body.attributes.set_list(LINKINFO, &info);
     body
 }
-/// The several hops of a route without these flags.
-fn with_hops_there(mut hops: Vec<u8>, absent: u8) -> Vec<u8> {
-    /// Of `struct rtnexthop`: its length, with its attributes, and its flags.
+/// Those of a route's several hops that the kernel takes, each a `struct rtnexthop` with its attributes.
+fn hops_that_are_taken(hops: &[u8]) -> Vec<u8> {
+    /// Where its flags are, and how long it is at least.
     const FLAGS: usize = 2;
     const HEADER: usize = 8;
-    let mut at = 0;
-    while let Some(&[low, high]) = hops.get(at..at + 2) {
-        let length = usize::from(u16::from_ne_bytes([low, high]));
-        if length < HEADER {
-            break;
+    let (mut taken, mut rest) = (Vec::new(), hops);
+    while let Some(&[low, high]) = rest.get(..2) {
+        let length = usize::from(u16::from_ne_bytes([low, high])).max(HEADER).next_multiple_of(4).min(rest.len());
+        let (hop, behind) = rest.split_at(length);
+        if let Some(flags) = hop.get(FLAGS).copied().filter(|flags| flags & DEAD == 0) {
+            let start = taken.len();
+            taken.extend_from_slice(hop);
+            taken[start + FLAGS] = flags & !LINK_DOWN;
         }
-        if let Some(flags) = hops.get_mut(at + FLAGS) {
-            *flags &= !absent;
-        }
-        at += length.next_multiple_of(4);
+        rest = behind;
     }
-    hops
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hops_without_a_carrier_are_taken_and_dead_ones_are_not() {
+        let hop =
+            |flags: u8, index: u8| [&[16, 0, flags, 0, index, 0, 0, 0][..], &[8, 0, 5, 0, 10, 0, 0, index]].concat();
+        let all = [hop(LINK_DOWN, 1), hop(DEAD | LINK_DOWN, 2), hop(0, 3)].concat();
+        assert_eq!(hops_that_are_taken(&all), [hop(0, 1), hop(0, 3)].concat());
+        assert_eq!(hops_that_are_taken(&[]), []);
+        // Cut short: never longer than it was.
+        assert_eq!(hops_that_are_taken(&all[..20]).len(), 20);
+    }
 }

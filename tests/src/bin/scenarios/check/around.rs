@@ -97,6 +97,19 @@ pub(super) fn routes() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// What a program takes from a tunnel is said beside the answer.
+pub(super) fn programs_tunnels() -> Result<Outcome> {
+    let (lab, _server) = talking()?;
+    if lab.client.run("ip", &["tuntap", "add", "tun7", "mode", "tun"]).is_err() {
+        return Ok(Outcome::Skipped("this kernel has no tun interfaces".to_owned()));
+    }
+    lab.client.ip(&["addr add 10.77.0.1/24 dev tun7", "link set tun7 up"])?;
+    lab.client.nft(&inet("udp dport 1194 drop", ""))?;
+    let event = told(&lab.client, &["--no-fix", "10.77.0.2:443"])?;
+    ensure!(event["event"]["action"] == "egress-allowed" && why(&event).contains("tunnel tun7"), "{event}");
+    Ok(Outcome::Passed)
+}
+
 /// Sets of ipset that rules fill, or whose counters they ask for.
 pub(super) fn filled_sets() -> Result<Outcome> {
     for kind in ["nft", "legacy"] {

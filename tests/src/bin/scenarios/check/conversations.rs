@@ -438,5 +438,17 @@ pub(super) fn without_a_carrier() -> Result<Outcome> {
     lab.client.nft(&inet("oifname x1 drop; oifname eth0 tcp dport 443 reject", ""))?;
     let told = lines(&check(&lab.client, &["--no-fix", "-o", "json", "203.0.113.10:443"])?)?;
     ensure!(told[0]["egress"]["rule"]["text"] == "oifname \"x1\" drop", "{}", told[0]);
+    // Where the kernel is set not to take such a route, it takes the next one, or the other hop.
+    lab.client.set("ipv4/conf/all/ignore_routes_with_linkdown", "1")?;
+    for routes in [
+        &[][..],
+        &["route add 203.0.113.0/24 nexthop via 10.9.0.2 dev eth0 nexthop via 10.90.0.2 dev x1", "route del default"],
+    ] {
+        if !routes.is_empty() {
+            lab.client.ip(&["route del 203.0.113.0/24"])?;
+        }
+        lab.client.ip(routes)?;
+        agrees(&lab.client, &[("tcp", FAR_V4, 443), ("tcp", FAR_V4, 80)], "routes that are not taken")?;
+    }
     Ok(Outcome::Passed)
 }

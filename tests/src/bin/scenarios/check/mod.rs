@@ -35,6 +35,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("who_listens_here", around::listeners),
     ("routes_that_no_address_makes", around::routes),
     ("sets_that_rules_fill", around::filled_sets),
+    ("a_tunnel_of_a_program", around::programs_tunnels),
     ("what_is_said_beside_an_answer", around::beside),
     ("commands_in_vain_are_no_fix", around::in_vain),
     ("the_same_rules_are_no_change", around::the_same_rules),

@@ -259,7 +259,9 @@ pub(super) fn by_run() -> Result<Outcome> {
     let netns = lab.client.path().display().to_string();
     let mut observer = command_among_mounts_of(&lab.client);
     observer.args(["run", "--netns", &netns, "--report"]).arg(&report).args(["--", "sh", "-c"]);
-    let client = format!("nsenter --net={netns} timeout 8 bash -c 'exec 3<>/dev/tcp/{FAR_V4}/443'");
+    // Longer than the search for a fix takes, also on a machine with more to do.
+    let hangs = 20 * harness::slowness();
+    let client = format!("nsenter --net={netns} timeout {hangs} bash -c 'exec 3<>/dev/tcp/{FAR_V4}/443'");
     let output = observer.arg(client).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     // Nobody typed sudo.
