@@ -86,9 +86,8 @@ fn at_its_time<T>(is_alone: bool, run: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Runs a scenario at its time. In a virtual machine, whose processors are emulated and slow down as others wish, one that fails
-/// is run once more, alone, and its first failure is told: what fails only beside others there fails by time. Elsewhere a failure
-/// is a failure.
+/// Runs a scenario at its time. In a virtual machine a scenario that fails runs once more, alone, and its first failure is printed:
+/// emulated processors slow down with what the others do, and time limits pass. On the host a failure is final.
 fn run(name: &str, is_alone: bool, scenario: fn() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
     let attempt = |is_alone| {
         let ended = catch_unwind(|| at_its_time(is_alone, || timed(name, scenario)));

@@ -61,7 +61,7 @@ pub(super) fn firewall_of_a_container() -> Result<Outcome> {
     let is_allowed: Vec<bool> = told.iter().map(|event| event["event"]["action"] == "egress-allowed").collect();
     ensure!(is_allowed == [false, false, true, true, true], "{told:?}");
 
-    // The fix is tried before it is told, and works for a client.
+    // The fix is tested, and works for a client.
     let blocked = destinations[0];
     let event = lines(&check(&lab.client, &["-o", "json", &word(blocked)])?)?.remove(0);
     let fix = &event["egress"]["fix"];
