@@ -67,7 +67,9 @@ impl Listed {
             let judged = marks::judged(expression, expressions.get(at + 1), &is_filled, wanted);
             let data = expression.list(DATA);
             let is_uncertain = judged.iter().any(|(reason, _)| *reason == Reason::Anything);
-            if let Some((into, numbers)) = numbers(expression, &data).filter(|_| is_uncertain && by_number) {
+            // Whoever makes the rule chooses how many numbers there are.
+            let is_listed = |numbers: &Range<u32>| is_uncertain && by_number && numbers.len() <= MAX_WAYS;
+            if let Some((into, numbers)) = numbers(expression, &data).filter(|(_, numbers)| is_listed(numbers)) {
                 let with = |way: &Vec<Attributes>, number: u32| {
                     way.iter().cloned().chain([immediate(into, &value(number))]).collect::<Vec<_>>()
                 };

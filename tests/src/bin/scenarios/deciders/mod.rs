@@ -267,7 +267,7 @@ fn full() -> Result<Outcome> {
     let told = fill();
     std::fs::write(LIMIT, usual)?;
     let (report, client) = told?;
-    // Not every one of so many events is told what decided.
+    // With so many events, not each of them says what decided.
     let mut events = report.events.iter().map(|event| report.explained(event));
     let decided = events.clone().find(|event| !event["egress"]["decided_by"].is_null());
     let event = decided.or_else(|| events.next()).context("no event")?;
