@@ -135,7 +135,7 @@ pub enum Fate {
     PassesBut(String),
     /// Nothing here stops it as long as the neighbour by which it leaves is known. A rule stops what asks for that: its place among
     /// those of the answer.
-    PassesByKnown(usize),
+    PassesByKnown(usize, Option<String>),
     /// A rule does: its place among those of the answer.
     Stopped(usize),
     /// A route does: it is there to stop packets.
@@ -161,7 +161,7 @@ pub enum Fate {
 impl Fate {
     /// Nothing here stops it, as far as was tried.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::Passes | Self::PassesBut(_) | Self::PassesByKnown(_))
+        matches!(self, Self::Passes | Self::PassesBut(_) | Self::PassesByKnown(..))
     }
 
     /// Something on this host decides that it does not leave.

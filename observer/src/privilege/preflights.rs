@@ -25,7 +25,10 @@ use crate::{
     },
     model::{After, Fate, Fix, NamedRule, Origin, Packet, Preflight, Preflighted, Programs, ProposedChange, Tried},
     patience,
-    sandbox::fix::{self, Asked, Judged, Trial},
+    sandbox::{
+        copy,
+        fix::{self, Asked, Judged, Trial},
+    },
 };
 
 /// The port that a packet is said to come from: one of those that a kernel gives.
@@ -129,6 +132,13 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     }
     let programs = said_by_programs(asked, place, cgroup, &packets);
     if !has_rules {
+        let others: Vec<Option<IpAddr>> = packets.iter().map(|(_, packet)| Some(packet.to()?.1)).collect();
+        let untested = place.inside(move || copy::under_ipsec(&others))?;
+        for (((wish, at), _), why) in packets.iter().zip(untested) {
+            if let Some(why) = why {
+                answer.fates[*wish][*at] = Fate::Unknown(why);
+            }
+        }
         // Without nftables only iptables-legacy could stop anything, and it could not be asked.
         let tables = place.inside(crate::firewall::legacy::tables)?;
         if !tables.is_empty() {
@@ -288,7 +298,7 @@ fn set(fates: &mut [Vec<Fate>], rules: &mut Vec<NamedRule>, packets: &[(Spot, Pa
     for (((wish, at), _), judged) in packets.iter().zip(judged) {
         fates[*wish][*at] = match judged {
             Ok(Judged { rule: Some(rule), .. }) => Fate::Stopped(place(rule)),
-            Ok(Judged { by_known: Some(rule), .. }) => Fate::PassesByKnown(place(rule)),
+            Ok(Judged { by_known: Some(rule), but, .. }) => Fate::PassesByKnown(place(rule), but.clone()),
             Ok(Judged { but: Some(words), .. }) => Fate::PassesBut(words.clone()),
             Ok(_) => Fate::Passes,
             Err(error) => Fate::Unknown(format!("{error:#}")),

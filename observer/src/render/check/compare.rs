@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{ALERT, Answer, STRONG, json::line};
+use super::{ALERT, Answer, BY_KNOWN, STRONG, json::line};
 use crate::render::escape::escape;
 
 /// What an earlier answer said of each destination.
@@ -43,9 +43,10 @@ const ALLOWED: &str = "allowed";
 /// By what it is stopped, or that it is not.
 fn said(value: &Value) -> String {
     let action = value["event"]["action"].as_str().unwrap_or_default().trim_start_matches("egress-");
-    // What is said beside an allowed destination stops nothing.
+    let why = value["egress"]["check"]["why"].as_str().unwrap_or_default();
+    // What else is said beside an allowed destination stops nothing.
     if action == ALLOWED {
-        return action.to_owned();
+        return if why.starts_with(BY_KNOWN) { format!("{action} {BY_KNOWN}") } else { action.to_owned() };
     }
     match value["rule"]["name"].as_str().or(value["egress"]["check"]["why"].as_str()) {
         Some(by) => format!("{action} by {by}"),

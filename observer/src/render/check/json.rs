@@ -113,7 +113,9 @@ pub(super) fn line<'a>(
     let (action, outcome, why) = match fate {
         Fate::Passes => (Action::EgressAllowed, "success", None),
         Fate::PassesBut(why) => (Action::EgressAllowed, "success", Some(Cow::from(why.as_str()))),
-        Fate::PassesByKnown(rule) => (Action::EgressAllowed, "success", answer.by_known(*rule).map(Cow::from)),
+        Fate::PassesByKnown(rule, but) => {
+            (Action::EgressAllowed, "success", answer.by_known(*rule, but.as_deref()).map(Cow::from))
+        }
         Fate::Stopped(_) => (Action::EgressBlocked, "success", None),
         Fate::NoRoute { is_decided: true, why } | Fate::Denied { why, .. } => {
             (Action::EgressBlocked, "success", Some(Cow::from(why.as_str())))

@@ -31,6 +31,8 @@ const ALERT: Style = AnsiColor::Red.on_default().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
 const STRONG: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
+/// How it begins where something is reached now, and not any more once the neighbour by which it leaves is asked for.
+const BY_KNOWN: &str = "only while its neighbour is known";
 
 /// Everything that is reported.
 pub struct Answer {
@@ -116,7 +118,7 @@ impl Answer {
             let words = match fate {
                 Fate::Passes => continue,
                 Fate::PassesBut(words) => words.clone(),
-                Fate::PassesByKnown(rule) => self.by_known(*rule).unwrap_or_default(),
+                Fate::PassesByKnown(rule, but) => self.by_known(*rule, but.as_deref()).unwrap_or_default(),
                 // Where one family has no way, the other is what counts.
                 Fate::NoRoute { is_decided: false, .. } if !is_alone => continue,
                 Fate::Stopped(rule) => {
@@ -143,9 +145,10 @@ impl Answer {
     }
 
     /// That a destination is reached only as long as a neighbour is known.
-    fn by_known(&self, rule: usize) -> Option<String> {
+    fn by_known(&self, rule: usize, but: Option<&str>) -> Option<String> {
         let rule = self.answer.rules.get(rule)?;
-        Some(format!("only while its neighbour is known: {}", short(rule, Reported::Never)))
+        let more = but.map(|but| format!("; {but}")).unwrap_or_default();
+        Some(format!("{BY_KNOWN}: {}{more}", short(rule, Reported::Never)))
     }
 
     /// What became of real connections, by family where several differ; and where that differs than what the rules say.
@@ -206,7 +209,7 @@ impl Answer {
             let of = |fate: &'a Fate| match fate {
                 // The places of rules differ.
                 Fate::Stopped(rule) => (answer.rules.get(*rule).map(|rule| short(rule, Reported::Never)), None),
-                Fate::PassesByKnown(rule) => {
+                Fate::PassesByKnown(rule, _) => {
                     (answer.rules.get(*rule).map(|rule| format!("known {}", short(rule, Reported::Never))), None)
                 }
                 other => (None, Some(other)),

@@ -85,7 +85,7 @@ impl Listed {
                 Step::Kept => ways.iter_mut().for_each(|way| way.push(expression.clone())),
                 Step::Moved => {
                     // What is made of it, or drawn beside it, are other numbers.
-                    let is_first = drawn.is_none() && expression.text(NAME).as_deref() == Some("numgen");
+                    let is_first = drawn.is_none() && numbers(expression, &data).is_some();
                     drawn = numbers(expression, &data).filter(|_| is_first);
                 }
                 Step::Asked => missed.extend(ways.iter().cloned()),

@@ -81,6 +81,12 @@ pub(super) fn why_untested(
     Some(format!("IPsec may {does} traffic with {other} (`ip xfrm policy`), which cannot be tested in a copy"))
 }
 
+/// The same of each of these other ends, by the policies of the calling thread's namespace: there is no copy.
+pub(crate) fn under_ipsec(others: &[Option<IpAddr>]) -> Result<Vec<Option<String>>> {
+    let policies = if is_there() { list()? } else { Vec::new() };
+    Ok(others.iter().map(|other| why_untested(&policies, (*other)?, None, || true)).collect())
+}
+
 /// What one policy is about; nothing where it lets everything pass as it is.
 fn policies(body: &Body) -> Option<Vec<Policy>> {
     let byte = |at: usize| body.fixed.get(at).copied();

@@ -85,7 +85,11 @@ pub(super) fn here() -> Listeners {
         // Anybody may open as many sockets at one port as they like: the same again is not counted.
         let (mut known, mut at_one, mut at_any, mut bytes) = (HashSet::new(), 0, 0, 0);
         let lines = File::open(format!("/proc/thread-self/net/{file}")).map(BufReader::new).map(BufRead::lines);
-        for line in lines.into_iter().flatten().map_while(Result::ok).skip(1) {
+        for line in lines.into_iter().flatten().skip(1) {
+            let Ok(line) = line else {
+                listeners.is_cut = true;
+                break;
+            };
             bytes += line.len() as u64;
             if bytes > MAX_BYTES {
                 break;

@@ -26,6 +26,7 @@ mod ways;
 
 pub use super::copy::conntrack::Connection;
 pub use super::copy::copied::{Copied, Handles, Kept, Version, around, ask, logs_everywhere, take, version};
+pub(crate) use super::copy::ipsec::under_ipsec;
 pub use super::copy::ipset::IPSETS;
 pub(crate) use super::copy::lab::{Caller, Held, Stop, Talk};
 pub(crate) use super::copy::listeners::Transport;
@@ -33,5 +34,6 @@ pub use super::copy::proof::prove;
 pub use super::copy::ruleset::LISTED;
 pub use super::copy::send::connecting;
 pub use super::copy::shape::Shape;
+pub(crate) use super::copy::stage::Talked;
 pub use super::copy::stage::{Building, Hide, Order, Sandbox, own_namespace};
 pub use super::copy::surroundings::SURROUNDINGS;

@@ -277,19 +277,15 @@ impl Sandbox {
             Reason::SourcePort | Reason::DestinationPort => is_made,
             Reason::Forwarded => is_forwarded,
             Reason::Socket => !is_made,
+            Reason::Unheard => false,
         };
         let by_length = is_cut.then(|| "it is longer than what is sent again".to_owned());
         Ok((end, by_length.or(marks.iter().find(matters).map(|mark| mark.words.clone()))))
     }
 
-    /// What becomes of a conversation there; why the original may decide differently, likewise; and of one that is held what else it
-    /// depends on, which is as usual in most. `is_made`: nobody has begun one like it, so its
-    /// sender is what it is said to be; `is_later`: but for its cgroup, which is not there yet.
-    pub(crate) fn hold(
-        &self,
-        talk: Talk,
-        (is_made, is_later): (bool, bool),
-    ) -> Result<(Held, Option<String>, Option<String>)> {
+    /// What becomes of a conversation there. `is_made`: nobody has begun one like it, so its sender is what it is said to be;
+    /// `is_later`: but for its cgroup, which is not there yet.
+    pub(crate) fn hold(&self, talk: Talk, (is_made, is_later): (bool, bool)) -> Result<Talked> {
         // What an application would say is not known, and a datagram is as long as that.
         let is_datagram = talk.transport == Transport::Udp;
         let (is_in_cgroup, is_forwarded) = match &talk.from {
@@ -310,12 +306,13 @@ impl Sandbox {
             // By TCP something else is said than what its sender would say.
             Reason::Content => is_made || !is_datagram,
             Reason::SourcePort | Reason::DestinationPort => is_made,
-            Reason::State | Reason::Header => false,
+            Reason::State | Reason::Header | Reason::Unheard => false,
         };
         // A part of another length may be stopped where none was here, and so may be what another end writes.
         let is_usual = |mark: &&Mark| is_made && is_held && matches!(mark.reason, Reason::Length | Reason::Header);
-        let words = |mark: &Mark| mark.words.clone();
-        Ok((held, marks.iter().find(matters).map(words), marks.iter().find(is_usual).map(words)))
+        let first = |which: &dyn Fn(&&Mark) -> bool| marks.iter().find(which).map(|mark| mark.words.clone());
+        let unheard = first(&|mark| mark.reason == Reason::Unheard);
+        Ok(Talked { doubt: first(&matters), usual: first(&is_usual), unheard, held })
     }
 
     /// Nothing that is asked is waited for behind this.
@@ -357,6 +354,17 @@ impl Sandbox {
     pub fn asks_for_cgroups(&self) -> bool {
         self.asks_for_cgroups
     }
+}
+
+/// What became of a conversation in a copy.
+pub(crate) struct Talked {
+    pub(crate) held: Held,
+    /// Why the original may decide differently, in words.
+    pub(crate) doubt: Option<String>,
+    /// What else one that is held depends on, which is the same for most packets, in words.
+    pub(crate) usual: Option<String>,
+    /// Where it comes to on this host itself nobody listens, in words.
+    pub(crate) unheard: Option<String>,
 }
 
 /// Enters a new namespace; its inode number.

@@ -162,14 +162,18 @@ fn from_any_port(
     let range: Vec<u32> =
         range.iter().flat_map(|range| range.split_whitespace()).filter_map(|port| port.parse().ok()).collect();
     let [low, high] = range[..] else { return Ok((held, marks)) };
-    // A sender with a port of its own has that one each time; one behind this host has whatever its own host gives.
-    let is_own = matches!(&talk.from, Caller::Here { source: Some(source), .. } if (1..GIVEN).contains(&source.port()));
-    let is_behind = matches!(talk.from, Caller::Behind { .. });
-    if !marks.iter().any(is_of_ports) || talk.is_probe || is_own || is_behind {
+    // A sender with a port of its own has that one each time.
+    let source = match &talk.from {
+        Caller::Here { source, .. } => *source,
+        Caller::Behind { source, .. } => Some(*source),
+    };
+    let is_own = source.is_some_and(|source| (1..GIVEN).contains(&source.port()));
+    if !marks.iter().any(is_of_ports) || talk.is_probe || is_own || source.is_none() {
         return Ok((held, marks));
     }
-    for step in 0..PORTS {
-        let port = low + high.saturating_sub(low) * step / (PORTS - 1);
+    let ports = (0..PORTS).map(|step| low + high.saturating_sub(low) * step / (PORTS - 1));
+    // Where both ends are on this host it is the server's.
+    for port in ports.filter(|port| *port != u32::from(talk.to.port())) {
         let talk = Talk { own_port: u16::try_from(port).ok(), ..talk.again()? };
         let (other, _) = base.hold(copied, &talk)?;
         let is_same_stop = match (&held, &other) {

@@ -1,91 +1,36 @@
 //! What would let a blocked packet through: planned by the front end of the rule ([`front_end`]), and tried by its own programs in a
 //! private copy of the namespace and of the front end's files. Nothing is ever done to the host itself.
 
+mod asked;
 mod modules;
 mod probes;
+mod same;
 mod staging;
 mod trial;
 mod view;
+mod walk;
 
-use std::{
-    fs::File,
-    net::{IpAddr, SocketAddr},
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, ensure};
+
+pub use self::{
+    asked::Asked,
+    modules::loads_nothing,
+    same::differs,
+    staging::Files,
+    trial::Trial,
+    view::{Judged, View},
 };
-
-use anyhow::{Context, Result, bail, ensure};
-
-pub use super::fix::modules::loads_nothing;
-pub use super::fix::staging::Files;
-pub use super::fix::trial::Trial;
-pub use super::fix::view::{Judged, View};
-
+use self::{
+    probes::{Outcomes, Probes},
+    same::{is_same, is_that},
+    walk::{InVain, MAX_STEPS, Walk, is_such, stops, walked},
+};
 use crate::{
-    confinement::child,
-    firewall::front_end::{self, Known, MARK, Plan, Target, plans},
-    model::{
-        Backend, Fix, Lasts, NamedRule, Origin, Other, OtherFix, Packet, PacketKind, Probe, ProbeDirection, Scope,
-    },
+    firewall::front_end::{self, Known, MARK, Plan, plans},
+    model::{Fix, Lasts, NamedRule, Other, OtherFix, Packet, Probe, ProbeDirection, Scope},
 };
-
-use self::probes::{Outcomes, Probes};
-
-/// Rules that are dealt with one by one.
-const MAX_STEPS: usize = 32;
-
-/// What is to get through.
-pub struct Asked<'a> {
-    /// The packets, one for each address and port, and what stops each of them on the host.
-    pub packets: &'a [(Packet, Option<NamedRule>)],
-    /// Destinations are known by name, and the addresses may be others tomorrow.
-    pub is_by_name: bool,
-    /// The sender's cgroup, where it may be sent from there.
-    pub cgroup: Option<&'a File>,
-    /// The sender does not run yet, and its cgroup is not there.
-    pub is_later: bool,
-    /// Other commands are looked for, too: for single addresses, for the port, for an hour.
-    pub finds_others: bool,
-    /// How often trials had been ended when this was asked ([`child::trials`]).
-    pub began: u64,
-}
-
-impl Asked<'_> {
-    /// What is to get through where this packet is stopped by that rule: all addresses of its port that are stopped.
-    fn target(&self, packet: &Packet, rule: &NamedRule) -> Option<Target> {
-        let (transport, address, port) = packet.to()?;
-        let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
-        if let Some(to) = rule.translated {
-            let addresses = vec![to.ip()];
-            return Some(Target { transport, port: to.port(), addresses, is_by_name: false, is_forwarded });
-        }
-        let stopped = self.packets.iter().filter(|(_, rule)| rule.is_some());
-        let all = stopped.filter_map(|(packet, _)| packet.to()).chain([(transport, address, port)]);
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for (_, address, _) in all.filter(|to| (to.0, to.2) == (transport, port)) {
-            // Names may share an address.
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        Some(Target { transport, port, addresses, is_by_name: self.is_by_name, is_forwarded })
-    }
-
-    /// It was not skipped meanwhile.
-    fn goes_on(&self) -> Result<()> {
-        ensure!(child::trials() == self.began, "the test was skipped");
-        Ok(())
-    }
-
-    /// The first that is stopped, and by what.
-    fn first(&self) -> Option<(&Packet, &NamedRule)> {
-        self.packets.iter().find_map(|(packet, rule)| Some((packet, rule.as_ref()?)))
-    }
-}
-
-/// A statement that was let through, and how: as it is run in the copy, and as it is for the host.
-struct Step {
-    here: Plan,
-    there: Plan,
-}
 
 /// What is done in a private copy.
 pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
@@ -113,11 +58,6 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
         Err(error) => Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known) },
     })
 }
-
-/// Commands were tried, and do not let it through; in words.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct InVain(String);
 
 /// The best plan for every rule and port that stops anything, where none could be tried.
 fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
@@ -274,16 +214,6 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     })
 }
 
-/// A plan is one that differs so.
-fn is_such(plan: &Plan, other: Other) -> bool {
-    let is_temporary = plan.lasts == Lasts::Hour;
-    match other {
-        Other::Narrow => !is_temporary && plan.scope == Scope::Address,
-        Other::Broad => !is_temporary && plan.scope == Scope::Port,
-        Other::Temporary => is_temporary,
-    }
-}
-
 /// What a change opens, in words: what its plan says of it, and what probes say.
 fn measured(opens: String, probes: &Probes, before: &Outcomes, after: &Outcomes) -> String {
     let (opened, known) = (probes.opened(before, after), probes.known(before, after).len());
@@ -299,227 +229,12 @@ fn measured(opens: String, probes: &Probes, before: &Outcomes, after: &Outcomes)
     }
 }
 
-/// What came of plans.
-struct Walk {
-    /// The plans for the host.
-    plans: Vec<Plan>,
-    /// What each of them lets through, in the copy.
-    rules: Vec<NamedRule>,
-    /// Everything is as it was once they are taken back.
-    is_restored: bool,
-    /// What became of probes while they were in force.
-    outcomes: Outcomes,
-}
-
-/// Runs such plans until every packet passes, and takes them back: the plans for the host, and whether everything is then as it was.
-fn walked(
-    asked: &Asked<'_>,
-    known: &Known,
-    trial: &Trial,
-    before: &[Option<NamedRule>],
-    (probes, closed): (&Probes, &Outcomes),
-    wanted: Option<Other>,
-) -> Result<Walk> {
-    let shape = trial.shape()?;
-    let mut outcomes = closed.clone();
-    let mut steps: Vec<Step> = Vec::new();
-    let mut rules: Vec<NamedRule> = Vec::new();
-    let mut blocked = before.to_vec();
-    let mut walk = || -> Result<()> {
-        while let Some(index) = blocked.iter().position(Option::is_some) {
-            let done: Vec<&str> = steps.iter().flat_map(|step| &step.there.commands).map(String::as_str).collect();
-            let behind = if done.is_empty() { String::new() } else { format!("after `{}` ", done.join("; ")) };
-            if steps.len() >= MAX_STEPS {
-                return Err(InVain(format!("{behind}more rules stop it than are tried")).into());
-            }
-            let next = step(asked, known, trial, (index, &blocked), (probes, closed), wanted);
-            let (step, after, now) = next.map_err(|error| match error.downcast::<InVain>() {
-                Ok(InVain(words)) => InVain(format!("{behind}{words}")).into(),
-                Err(error) => error,
-            })?;
-            steps.push(step);
-            rules.extend(blocked.get(index).cloned().flatten());
-            (blocked, outcomes) = (after, now);
-        }
-        Ok(())
-    };
-    let walked = walk();
-    // What takes it back is worth as much only if it does.
-    let undone = steps.iter().rev().flat_map(|step| &step.here.undo).try_for_each(|line| trial.run(line));
-    walked?;
-    let is_restored = undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|after| {
-        // Which of several rules that is may be another one each time: their shape says whether they are as they were.
-        after.iter().zip(before).all(|(after, before)| after.is_some() == before.is_some())
-    });
-    let is_restored = is_restored && trial.shape().is_ok_and(|now| now == shape);
-    Ok(Walk { plans: steps.into_iter().map(|step| step.there).collect(), rules, is_restored, outcomes })
-}
-
-/// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.
-fn step(
-    asked: &Asked<'_>,
-    known: &Known,
-    trial: &Trial,
-    (index, blocked): (usize, &[Option<NamedRule>]),
-    (probes, closed): (&Probes, &Outcomes),
-    wanted: Option<Other>,
-) -> Result<(Step, Vec<Option<NamedRule>>, Outcomes)> {
-    let (packet, rule) =
-        asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
-    if !trial.is_for(front_end::of(rule)) {
-        return Err(InVain(format!("{}, which another front end has made", rule.sentence())).into());
-    }
-    let target = asked.target(&packet.0, rule).context("it has no port")?;
-    let shape = trial.shape()?;
-    let here = plans(rule, &target, known).map_err(|advice| {
-        let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
-        InVain(format!("{}, for which no command is known{advice}", rule.sentence()))
-    })?;
-    let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
-    let mut why = None;
-    let mut is_in_vain = true;
-    // Of what was sent elsewhere nobody has asked for every destination of that port.
-    let is_by_address = rule.translated.is_some() && here.iter().any(|plan| plan.scope == Scope::Address);
-    // Without some of them nothing is reached, whatever it is for: there is no other scope.
-    let scope = here.first().map(|plan| plan.scope);
-    let is_only = here.iter().all(|plan| plan.lasts == Lasts::Hour || Some(plan.scope) == scope);
-    let is_wanted = |plan: &Plan| {
-        let is_such = match wanted {
-            Some(Other::Temporary) => plan.lasts == Lasts::Hour,
-            Some(other) => is_such(plan, other) || is_only && plan.lasts != Lasts::Hour,
-            None => plan.lasts != Lasts::Hour,
-        };
-        is_such && (!is_by_address || plan.scope == Scope::Address)
-    };
-    // What is sent to one of several servers at random may be let through to one, and not yet to the others.
-    let is_still = |now: &NamedRule| is_same(now, rule) && now.translated == rule.translated;
-    for (here, there) in here.into_iter().zip(there).filter(|(here, _)| is_wanted(here)) {
-        let done = here.commands.iter().try_for_each(|line| trial.run(line));
-        let after = done.and_then(|()| {
-            let mut view = trial.look()?;
-            let after = stops(asked, &mut view)?;
-            Ok((after, probes.tried(&mut view, asked, Some(closed))?))
-        });
-        match after {
-            Ok((after, now)) if !after.get(index).and_then(Option::as_ref).is_some_and(is_still) => {
-                // Nobody who wants to send has asked to be sent to; but without neighbours there was nobody who could.
-                let are_neighbours = rule.packet == Some(PacketKind::Solicitation);
-                let is_unwanted = |probe: &Probe| match probe.direction {
-                    ProbeDirection::Ingress => true,
-                    ProbeDirection::Forward => !target.is_forwarded,
-                    ProbeDirection::Egress => false,
-                };
-                let Some(unwanted) =
-                    probes.maybe_opened(closed, &now).into_iter().find(is_unwanted).filter(|_| !are_neighbours)
-                else {
-                    return Ok((Step { here, there }, after, now));
-                };
-                // What was not seen either way is no finding.
-                is_in_vain &= probes.opened(closed, &now).contains(&unwanted);
-                why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));
-            }
-            Ok(_) => why = Some(format!("after `{}` the same rule still stops it", here.commands.join("; "))),
-            Err(error) => {
-                why = Some(format!("{error:#}"));
-                is_in_vain = false;
-            }
-        }
-        log::debug!("not a fix: {why:?}");
-        for line in &here.undo {
-            if let Err(error) = trial.run(line) {
-                log::debug!("{error:#}");
-            }
-        }
-        // The next one is to be judged by itself.
-        if trial.shape()? != shape {
-            bail!("{}, and it cannot be taken back in the copy", why.unwrap_or_default());
-        }
-    }
-    let why = why.context("no command is known")?;
-    if is_in_vain { Err(InVain(why).into()) } else { bail!("{why}") }
-}
-
-/// What stops each packet; an error where that cannot be reported.
-fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Vec<Option<NamedRule>>> {
-    let one = |(packet, _): &(Packet, Option<NamedRule>)| {
-        asked.goes_on()?;
-        Ok(view.may_stop(packet, (asked.cgroup, asked.is_later))?.rule)
-    };
-    asked.packets.iter().map(one).collect()
-}
-
-/// What stops packets in the copy, before anything was changed there, where that is not what stops them on the host; in words.
-pub fn differs<'a>(
-    on_the_host: impl Iterator<Item = Option<&'a NamedRule>>,
-    in_the_copy: &[Option<NamedRule>],
-    trial: &Trial,
-) -> Option<String> {
-    on_the_host.zip(in_the_copy).find_map(|(there, here)| {
-        let is_that = match (here, there) {
-            (Some(here), Some(there)) => is_that(here, there, trial),
-            (here, there) => here.is_none() && there.is_none(),
-        };
-        let rule = there.or(here.as_ref());
-        let of_files = rule.map(front_end::of).filter(|front_end| front_end.has_files()).map(front_end::FrontEnd::name);
-        match (is_that, of_files, here) {
-            (true, ..) => None,
-            (false, Some(name), None) => {
-                Some(format!("the live rules differ from {name}'s files, which already allow this; {}", reload(name)))
-            }
-            (false, Some(name), Some(here)) => Some(format!(
-                "the live rules differ from {name}'s files, by which {}; {}",
-                here.sentence(),
-                reload(name)
-            )),
-            (false, None, None) => Some("in the copy it passes".to_owned()),
-            (false, None, Some(here)) => Some(format!("in the copy {}", here.sentence())),
-        }
-    })
-}
-
-/// What has a front end load its files.
-fn reload(name: &str) -> &'static str {
-    match name {
-        "ufw" => "`ufw reload` loads them where ufw is enabled",
-        "firewalld" => "`firewall-cmd --reload` loads them",
-        _ => "reload them",
-    }
-}
-
-/// It is the same statement, whatever number it has now, or the same rule of the copy; and it stops the same packet.
-fn is_same(one: &NamedRule, other: &NamedRule) -> bool {
-    if one.packet != other.packet || one.leads_to != other.leads_to {
-        return false;
-    }
-    let words =
-        |rule: &NamedRule| rule.statement.as_ref().map(|of| (of.ruleset.clone(), of.name.clone(), of.comment.clone()));
-    match (words(one), words(other)) {
-        (Some(one), Some(other)) => one == other,
-        _ => {
-            (&one.family, &one.table, &one.chain, one.handle)
-                == (&other.family, &other.table, &other.chain, other.handle)
-        }
-    }
-}
-
-/// A rule of the copy, as it was made, is this one of the host.
-fn is_that(rule: &NamedRule, on_the_host: &NamedRule, trial: &Trial) -> bool {
-    // What rejects there drops in the copy, whose text is another one then.
-    // Of a packet that was seen later it is not known whether its connection would begin.
-    let rule = &NamedRule {
-        packet: if on_the_host.packet == Some(PacketKind::Segment) { on_the_host.packet } else { rule.packet },
-        ..rule.clone()
-    };
-    let is_in_place = rule.backend == Backend::IptablesLegacy
-        && (&rule.family, &rule.table, &rule.chain, rule.position)
-            == (&on_the_host.family, &on_the_host.table, &on_the_host.chain, on_the_host.position);
-    is_in_place || trial.on_the_host(rule).is_ok_and(|rule| is_same(&rule, on_the_host))
-}
-
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
-    use crate::model::Statement;
+    use crate::model::{Origin, Statement};
 
     fn stopped(to: &str) -> (Packet, Option<NamedRule>) {
         let origin = Origin::Socket { uid: 0, gid: 0, groups: Vec::new(), mark: 0, cgroup: None };

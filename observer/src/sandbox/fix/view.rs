@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     firewall::{files::Root, ruleset::Ruleset},
     model::{End, NamedRule, Origin, Packet, WantedRule},
-    sandbox::copy::{Building, Caller, Connection, Copied, Handles, Held, Hide, Order, Sandbox, Stop, Talk, Transport},
+    sandbox::copy::{
+        Building, Caller, Connection, Copied, Handles, Held, Hide, Order, Sandbox, Stop, Talk, Talked, Transport,
+    },
 };
 
 /// A copy of the rules, and their texts, are waited for so long.
@@ -127,11 +129,9 @@ impl View {
         let (stop, doubt) = match talk(packet, cgroup.as_ref(), (|index| self.entrance(index), is_broadcast))? {
             Some(talk) if only_packets.is_none() => {
                 let around = self.stage.around();
-                let is_unheard = around.is_unheard(talk.transport, talk.to);
                 let untried = around.untried(packet.interface.as_deref());
-                let (held, doubt, usual) = self.stage.hold(talk, (packet.is_made, is_later))?;
+                let Talked { held, doubt, usual, unheard } = self.stage.hold(talk, (packet.is_made, is_later))?;
                 let usual = usual.map(|words| format!("with packets as most are: it depends on {words}"));
-                let unheard = is_unheard.then(|| "nothing listens there now".to_owned());
                 let notes: Vec<String> = unheard.into_iter().chain(untried).chain(usual).collect();
                 but = (!notes.is_empty()).then(|| notes.join("; "));
                 match held {
@@ -163,7 +163,7 @@ impl View {
 
     /// What becomes of a conversation that nobody has asked for.
     pub(super) fn hold(&self, talk: Talk, is_later: bool) -> Result<Held> {
-        let (held, doubt, _) = self.stage.hold(talk, (true, is_later))?;
+        let Talked { held, doubt, .. } = self.stage.hold(talk, (true, is_later))?;
         ensure!(doubt.is_none(), "it depends on more than the packet");
         Ok(held)
     }

@@ -66,10 +66,13 @@ fn asked() -> Result<Outcome> {
             for (args, transport, port) in
                 [(&["tcp", address, "443", "3"][..], "tcp", 443), (&["ask", address, "53", "yes"], "udp", 53)]
             {
-                let pid = traffic::run(&lab.client, args)?.pid;
+                let client = traffic::run(&lab.client, args)?;
+                let pid = client.pid;
                 // The rule's text may come later.
                 wait_for("a line about it with its rule", || Ok(is_explained(&observer.so_far(), pid).then_some(())))
-                    .with_context(|| format!("{ruleset}: {address} {transport}: {}", observer.so_far()))?;
+                    .with_context(|| {
+                    format!("{ruleset}: {address} {transport}: it says {}: {}", client.said, observer.so_far())
+                })?;
                 clients.push((pid, transport, port));
             }
             let report = observer.stop()?;

@@ -2,28 +2,25 @@
 //! whether they understand each other. A packet of it that is stopped is named by its trace.
 
 mod course;
+mod ends;
 mod following;
 mod route;
+mod talk;
 mod world;
 
 use std::{
     cell::RefCell,
     collections::HashMap,
-    fs::File,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use etherparse::IpNumber;
-use socket2::{Domain, Protocol, Socket, Type};
 
-pub(super) use self::course::GIVEN;
-use self::course::{Course, Server, bound, bound_at};
-pub(super) use self::following::Following;
-use self::following::Part;
-pub(super) use self::world::World;
+pub(crate) use self::talk::{Caller, Held, Stop, Talk};
+use self::{course::Course, following::Part};
+pub(super) use self::{course::GIVEN, following::Following, world::World};
 use super::{
     choices::Choices,
     copied::Copied,
@@ -31,9 +28,7 @@ use super::{
     legacy,
     listeners::Transport,
     marks::{Mark, Reason},
-    passage::Passage,
     remake::{Made, Purpose},
-    send::{self, SocketOwner},
     surroundings::{self, Peers, Surroundings},
     trace::Tracer,
 };
@@ -61,79 +56,6 @@ const ASKED_FOR: &str = "60";
 const ASKED_AGAIN_MS: &str = "20";
 /// Translations that follow each other.
 const MAX_HOPS: usize = 4;
-
-/// What is said, by whom, to whom.
-pub struct Talk {
-    /// By which protocol.
-    pub(crate) transport: Transport,
-    /// Where to, as its sender asks for it.
-    pub(crate) to: SocketAddr,
-    /// Who begins it.
-    pub(crate) from: Caller,
-    /// What a datagram carries.
-    pub(crate) payload: Vec<u8>,
-    /// The port from which a socket of this namespace sends, where not whichever the kernel gives.
-    pub(crate) own_port: Option<u16>,
-    /// It is one of many probes, which get less time.
-    pub(crate) is_probe: bool,
-}
-
-/// Who begins a conversation.
-pub(crate) enum Caller {
-    /// A socket of the copied namespace.
-    Here {
-        /// User and group with which its file was opened, and the user's other groups.
-        uid: u32,
-        /// See `uid`.
-        gid: u32,
-        /// See `uid`.
-        groups: Vec<u32>,
-        /// Its mark.
-        mark: u32,
-        /// The open `cgroup.procs` of its cgroup, where that matters.
-        cgroup: Option<File>,
-        /// Its own address and port, where they are given.
-        source: Option<SocketAddr>,
-    },
-    /// Somebody behind an interface, who sends by this namespace or to it.
-    Behind {
-        /// Number of the interface.
-        index: u32,
-        /// Its address and port; port 0 for any.
-        source: SocketAddr,
-    },
-}
-
-/// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Held {
-    /// Everything was said and heard.
-    Completed,
-    /// So it was, because the neighbour by which it leaves is known now: otherwise this stops what asks for that.
-    ByKnown(Box<Stop>),
-    /// A packet of it was stopped.
-    Stopped(Box<Stop>),
-}
-
-impl Held {
-    /// Everything was said and heard.
-    pub(crate) fn is_completed(&self) -> bool {
-        matches!(self, Self::Completed | Self::ByKnown(_))
-    }
-}
-
-/// A packet that was stopped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stop {
-    /// What stopped it.
-    pub(crate) end: End,
-    /// Which packet it was, where it was not the first.
-    pub(crate) packet: Option<PacketKind>,
-    /// It was sent there, to this host itself, where nobody listens.
-    pub(crate) leads_to: Option<SocketAddr>,
-    /// Where it went as the rule saw it, where that is another address or port.
-    pub(crate) translated: Option<SocketAddr>,
-}
 
 /// Who is reached by an interface, by its number.
 type Neighbour = (u32, IpAddr);
@@ -244,6 +166,10 @@ impl Lab {
             for passage in [passage, passage.back()] {
                 heard.marks.extend(self.made.missing_on(passage, if talk.to.is_ipv4() { 2 } else { 10 }));
             }
+            if heard.held == Held::Completed && exit.index == LOOPBACK {
+                let listener = copied.around.listener(talk.transport, exit.to);
+                heard.marks.extend(matches!(listener, Ok(None)).then(|| unheard(talk, exit)));
+            }
             if heard.held == Held::Completed
                 && let Some(stop) = self.asking(copied, talk, exit)?
             {
@@ -267,15 +193,24 @@ impl Lab {
         if let Some(known) = self.asked.borrow().get(&neighbour) {
             return Ok(known.clone());
         }
-        world::forget(neighbour.0, neighbour.1)?;
-        let came = self.once(copied, talk, exit);
-        world::know(neighbour.0, neighbour.1)?;
+        let search = |copied: &mut Copied| {
+            world::forget(neighbour.0, neighbour.1)?;
+            let came = self.once(copied, talk, exit);
+            world::know(neighbour.0, neighbour.1)?;
+            came
+        };
+        let mut came = search(copied);
+        // A counter may be of other packets that IPv6 sends.
+        if matches!(&came, Ok(Once::Over(Over { held: Held::Stopped(stop), .. })) if matches!(stop.end, End::Legacy(_)))
+        {
+            came = search(copied);
+        }
         let stop = match came {
             // With a known neighbour it has just completed: whatever an unknown one is stopped by is about the search for it, also
             // where a counter does not tell of which packet it is.
             Ok(Once::Over(Over { held: Held::Stopped(stop), .. })) => Some(stop).filter(|stop| {
                 matches!(stop.packet, Some(PacketKind::Solicitation | PacketKind::Arp))
-                    || matches!(stop.end, End::Legacy(_))
+                    || talk.to.is_ipv6() && matches!(stop.end, End::Legacy(_))
             }),
             // On a busy machine: it is held again.
             Err(error) if error.downcast_ref::<NothingCame>().is_some() => return Err(error),
@@ -295,68 +230,6 @@ impl Lab {
         let exit = Exit { index: route.0, gateway: route.1, to: talk.to };
         ensure!(exit.index == LOOPBACK || self.worlds.contains_key(&exit.index), "{}", missing(around, exit.index));
         Ok(exit)
-    }
-
-    /// Makes whoever is at the other end: on this host itself that user.
-    fn answer(&self, talk: &Talk, exit: Exit, uid: u32) -> Result<Server> {
-        if exit.index == LOOPBACK {
-            return Server::open(talk.transport, exit.to, (None, uid));
-        }
-        let world = self.worlds.get(&exit.index).context("an interface that is not in the copy")?;
-        for address in exit.gateway.into_iter().chain([exit.to.ip()]) {
-            world.take(exit.index, address)?;
-        }
-        if let Caller::Behind { source, .. } = talk.from {
-            // Its answers come back by this namespace.
-            world.leads(exit.index, source.ip())?;
-        }
-        world.inside(|| Server::open(talk.transport, exit.to, (Some(&World::name(exit.index)), 0)))
-    }
-
-    /// Makes whoever begins.
-    fn caller(&self, talk: &Talk) -> Result<Socket> {
-        let domain = if talk.to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let (kind, protocol) = match talk.transport {
-            Transport::Tcp => (Type::STREAM, Protocol::TCP),
-            Transport::Udp => (Type::DGRAM, Protocol::UDP),
-        };
-        let kind = (domain, kind, Some(protocol));
-        match &talk.from {
-            Caller::Here { uid, gid, groups, mark, cgroup, source } => {
-                let owner = SocketOwner { uid: *uid, gid: *gid, groups, mark: *mark };
-                let socket = send::socket_of(kind, owner, cgroup.as_ref())?;
-                match (source, talk.own_port) {
-                    (Some(source), None) => bound(&socket, *source),
-                    (Some(source), Some(port)) => bound_at(&socket, SocketAddr::new(source.ip(), port)),
-                    (None, Some(port)) => {
-                        let any: IpAddr = match talk.to {
-                            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-                        };
-                        bound_at(&socket, SocketAddr::new(any, port))
-                    }
-                    (None, None) => Ok(()),
-                }
-                .context("the copy does not have the sender's address")?;
-                Ok(socket)
-            }
-            Caller::Behind { index, source } => {
-                let world = self.worlds.get(index).context("an interface that is not in the copy")?;
-                world.take(*index, source.ip())?;
-                world.leads(*index, talk.to.ip())?;
-                // Whoever is behind a router there is answered by that.
-                if let Some(router) = route::gateway_of(*source, *index)? {
-                    world.take(*index, router)?;
-                }
-                world.inside(|| {
-                    let socket = Socket::new(kind.0, kind.1, kind.2).context("cannot make a socket")?;
-                    socket.set_nonblocking(true)?;
-                    socket.bind_device(Some(World::name(*index).as_bytes()))?;
-                    bound(&socket, *source).context("nobody can be there")?;
-                    Ok(socket)
-                })
-            }
-        }
     }
 
     fn once(&self, copied: &mut Copied, talk: &Talk, exit: Exit) -> Result<Once> {
@@ -481,7 +354,7 @@ impl Lab {
                 // What this host sends has the headers that its own kernel writes; what the other end's writes is not known.
                 Reason::Header => part == Part::Other(PacketKind::Answer),
                 // How long what an application says is.
-                Reason::Length => part != Part::First || talk_is_datagram(following),
+                Reason::Length => part != Part::First || following.talk.transport == Transport::Udp,
                 // Only that of who begins is another one each time.
                 Reason::SourcePort => part != Part::Other(PacketKind::Answer),
                 Reason::DestinationPort => part == Part::Other(PacketKind::Answer),
@@ -499,10 +372,6 @@ impl Lab {
         }
         Ok(Once::Over(Over { held, marks }))
     }
-}
-
-fn talk_is_datagram(following: &Following<'_>) -> bool {
-    following.talk.transport == Transport::Udp
 }
 
 /// A packet was lost, and nothing tells where.
@@ -526,47 +395,16 @@ struct Over {
     marks: Vec<Mark>,
 }
 
+/// In the copy somebody was there.
+fn unheard(talk: &Talk, exit: Exit) -> Mark {
+    let at = if exit.to == talk.to { "there".to_owned() } else { format!("on {} of this host", exit.to) };
+    Mark { reason: Reason::Unheard, words: format!("nothing listens {at} now"), rule: None }
+}
+
 fn missing(around: &Surroundings, index: u32) -> String {
     format!("interface {}, by which it leaves, is not in the copy", named(around, index))
 }
 
 fn named(around: &Surroundings, index: u32) -> String {
     around.name(index).map_or_else(|| format!("number {index}"), str::to_owned)
-}
-
-impl Talk {
-    fn passage(&self) -> Passage {
-        match self.from {
-            Caller::Here { .. } => Passage::Out,
-            Caller::Behind { .. } => Passage::Through,
-        }
-    }
-
-    /// The same once more.
-    pub(super) fn again(&self) -> Result<Self> {
-        let from = match &self.from {
-            Caller::Here { uid, gid, groups, mark, cgroup, source } => Caller::Here {
-                uid: *uid,
-                gid: *gid,
-                groups: groups.clone(),
-                mark: *mark,
-                cgroup: cgroup.as_ref().map(File::try_clone).transpose()?,
-                source: *source,
-            },
-            Caller::Behind { index, source } => Caller::Behind { index: *index, source: *source },
-        };
-        Ok(Self { from, payload: self.payload.clone(), ..*self })
-    }
-
-    /// Its sender's socket has a mark.
-    fn is_marked(&self) -> bool {
-        matches!(self.from, Caller::Here { mark, .. } if mark != 0)
-    }
-
-    pub(super) fn protocol(&self) -> u8 {
-        match self.transport {
-            Transport::Tcp => IpNumber::TCP.0,
-            Transport::Udp => IpNumber::UDP.0,
-        }
-    }
 }

@@ -53,6 +53,8 @@ const META_CGROUP: u32 = 23;
 /// `NFT_CT_*`: state, direction, status, mark; and what differs every time.
 pub(super) const CT_MARK: u32 = 3;
 const STATE_OF_CT: [u32; 4] = [0, 1, 2, 3];
+/// `NFT_CT_PROTO_SRC` and `NFT_CT_PROTO_DST`: a connection's ports, in either direction.
+const PORTS_OF_CT: [u32; 2] = [11, 12];
 const UNCERTAIN_CT: [(u32, &str); 6] =
     [(4, "ct secmark"), (5, "ct expiration"), (14, "ct packets"), (15, "ct bytes"), (16, "ct avgpkt"), (23, "ct id")];
 /// `NFT_RT_XFRM`
@@ -101,6 +103,8 @@ pub(in crate::sandbox::copy) fn judged(
         "ct" if data.get(4).is_some() => Vec::new(),
         "ct" => match data.number(2) {
             Some(key) if STATE_OF_CT.contains(&key) => of(Reason::State, "a connection's state"),
+            // A single one of the sender's is never met, and one of the other end's is known.
+            Some(key) if PORTS_OF_CT.contains(&key) && !is_one_value(next) => of_ports(true, true),
             Some(key) => {
                 UNCERTAIN_CT.iter().filter(|(of, _)| *of == key).flat_map(|(_, what)| anything(what)).collect()
             }
@@ -113,15 +117,17 @@ pub(in crate::sandbox::copy) fn judged(
         "match" => {
             let name = data.text(1).unwrap_or_default();
             let (source, destination) = ports_of_match(&name, data.get(3).unwrap_or_default());
-            let mut all = of_xtables(&name, wanted.facts);
-            all.extend(source.then(|| (Reason::SourcePort, "the sender's port".to_owned())));
-            all.extend(destination.then(|| (Reason::DestinationPort, "the receiver's port".to_owned())));
-            all
+            of_xtables(&name, wanted.facts).into_iter().chain(of_ports(source, destination)).collect()
         }
         "target" => {
             let name = data.text(1).unwrap_or_default();
-            if ELSEWHERE.contains(&name.as_str()) { anything(&format!("`-j {name}`")) } else { Vec::new() }
+            let is_by_chance = sends_to_several_ports(&name, data.number(2), data.get(3).unwrap_or_default());
+            let is_certain = !ELSEWHERE.contains(&name.as_str()) && !is_by_chance;
+            if is_certain { Vec::new() } else { anything(&format!("`-j {name}`")) }
         }
+        // Which of several ports it is sent to is another one each time.
+        "nat" if data.number(NAT_TYPE) == Some(DNAT) && is_several(&data, NAT_PORTS) => anything(PORTS),
+        "redir" if is_several(&data, REDIRECT_PORTS) => anything(PORTS),
         "lookup" => {
             let set = data.text(1).unwrap_or_default();
             if is_filled(set.clone()) { anything(&format!("set {set}, which packets fill,")) } else { Vec::new() }
@@ -153,6 +159,45 @@ pub(in crate::sandbox::copy) fn judged(
     all.into_iter().filter(is_wanted).collect()
 }
 
+/// `NFTA_NAT_TYPE`, and of that `NFT_NAT_DNAT`
+const NAT_TYPE: u16 = 1;
+const DNAT: u32 = 1;
+/// The registers with the first and the last port: `NFTA_NAT_REG_PROTO_MIN` and `NFTA_REDIR_REG_PROTO_MIN`, and what follows each.
+const NAT_PORTS: u16 = 5;
+const REDIRECT_PORTS: u16 = 1;
+const PORTS: &str = "which of several ports it is sent to,";
+
+/// A translation has another register for the last port than for the first.
+fn is_several(data: &Attributes, first: u16) -> bool {
+    data.number(first + 1).is_some_and(|last| data.number(first) != Some(last))
+}
+
+/// A target of iptables' sends to one of several ports: by `struct nf_nat_range2`, or that of the first revision.
+fn sends_to_several_ports(name: &str, revision: Option<u32>, info: &[u8]) -> bool {
+    /// Where each has its ports.
+    const IN_RANGE: usize = 36;
+    const IN_FIRST: usize = 16;
+    if !["DNAT", "REDIRECT"].contains(&name) {
+        return false;
+    }
+    let at = if info.len() >= IN_RANGE + 4 && revision != Some(0) { IN_RANGE } else { IN_FIRST };
+    info.get(at..at + 2).zip(info.get(at + 2..at + 4)).is_some_and(|(first, last)| first != last)
+}
+
+/// Ports of either end that a rule asks for several of.
+fn of_ports(source: bool, destination: bool) -> Vec<(Reason, String)> {
+    let source = source.then(|| (Reason::SourcePort, "the sender's port".to_owned()));
+    source.into_iter().chain(destination.then(|| (Reason::DestinationPort, "the receiver's port".to_owned()))).collect()
+}
+
+/// It is asked for one value alone, or for another one.
+fn is_one_value(next: Option<&Attributes>) -> bool {
+    next.is_some_and(|next| {
+        let is_equal = next.list(DATA).number(2).is_some_and(|operation| operation <= 1);
+        next.text(NAME).as_deref() == Some("cmp") && is_equal
+    })
+}
+
 /// What is read of a packet; `next` says what for.
 fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, String)> {
     let (Some(base), Some(offset), Some(length)) = (payload.number(2), payload.number(3), payload.number(4)) else {
@@ -171,21 +216,18 @@ fn of_payload(payload: &Attributes, next: Option<&Attributes>) -> Vec<(Reason, S
         }
         _ => false,
     };
-    // A single value of so many is never met, wherever.
-    let is_one_value = next.is_some_and(|next| {
-        let is_equal = next.list(DATA).number(2).is_some_and(|operation| operation <= 1);
-        next.text(NAME).as_deref() == Some("lookup") || next.text(NAME).as_deref() == Some("cmp") && is_equal
-    });
     let is_named = |name: &str| next.is_some_and(|next| next.text(NAME).as_deref() == Some(name));
-    let is_relation = next.is_some_and(|next| next.list(DATA).number(2).is_some_and(|operation| operation > 1));
-    // A range of ports: of two ends one has a port that is another one each time. It is never a single one.
-    let is_range = is_named("range") || is_named("cmp") && is_relation;
+    // Of two ends one has a port that is another one each time. It is never a single one.
+    let asks_for_several = next.is_some() && !is_one_value(next);
     // Every set of servers' ports would be one for the receiver's.
-    let is_several = is_range || next.is_some() && !is_named("cmp");
+    let asks_for_range = ["range", "cmp", "bitwise"].into_iter().any(is_named) && asks_for_several;
+    // One byte there is a kind of message.
+    let is_port = |from: u32| length > 1 && overlaps(from, from + 2);
+    let (is_source, is_destination) = (is_port(0) && asks_for_several, is_port(2) && asks_for_range);
     match (base, offset, length) {
-        (TRANSPORT, 0, 2) if is_several => vec![(Reason::SourcePort, "the sender's port".to_owned())],
-        (TRANSPORT, 2, 2) if is_range => vec![(Reason::DestinationPort, "the receiver's port".to_owned())],
-        _ if is_random && is_one_value => Vec::new(),
+        (TRANSPORT, ..4, _) if is_source || is_destination => of_ports(is_source, is_destination),
+        // A single value of so many is never met, wherever.
+        _ if is_random && (is_one_value(next) || is_named("lookup")) => Vec::new(),
         // Of IPv6 the length stands where IPv4 has the identification.
         (NETWORK, 2 | 4, 2) => vec![(Reason::Length, "the packet's length".to_owned())],
         _ if is_random => vec![(Reason::Anything, "a field that every packet has otherwise".to_owned())],
@@ -216,13 +258,21 @@ fn asks_for_counters(data: &Attributes) -> bool {
 }
 
 /// Whether a match of iptables' asks for several ports, but not for all: of those that packets come from, and that they go to. By
-/// `struct xt_tcp`, `struct xt_udp` and `struct xt_multiport_v1`.
+/// `struct xt_tcp`, `struct xt_udp`, `struct xt_multiport_v1` and `struct xt_conntrack_mtinfo3`.
 fn ports_of_match(name: &str, info: &[u8]) -> (bool, bool) {
     /// Ports in a list, their flags behind them, and what a flag says of a list: which ports it is about.
     const LISTED: usize = 15;
     const FLAGS: usize = 2 + 2 * LISTED;
     const OF_SOURCE: u8 = 0;
     const OF_EITHER: u8 = 2;
+    /// Of `struct xt_conntrack_mtinfo3`: what is asked for, and the ports that who begins sends from, and is answered at.
+    const ASKED: usize = 146;
+    const OWN_PORT: u16 = 1 << 8;
+    const ANSWERED_PORT: u16 = 1 << 11;
+    const OWN: usize = 138;
+    const OWN_HIGH: usize = 154;
+    const ANSWERED: usize = 144;
+    const ANSWERED_HIGH: usize = 160;
     let number = |at: usize| info.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
     let range = |at: usize| {
         number(at).zip(number(at + 2)).filter(|(first, last)| first != last && (*first, *last) != (0, u16::MAX))
@@ -233,6 +283,13 @@ fn ports_of_match(name: &str, info: &[u8]) -> (bool, bool) {
             let of = info.first().copied().unwrap_or(0);
             let has_range = info.get(FLAGS..FLAGS + LISTED).is_some_and(|flags| flags.iter().any(|flag| *flag != 0));
             (has_range && (of == OF_SOURCE || of == OF_EITHER), has_range && of != OF_SOURCE)
+        }
+        "conntrack" => {
+            let asked = number(ASKED).unwrap_or(0);
+            let is_range = |at: usize, high: usize| number(at).zip(number(high)).is_some_and(|(low, high)| low < high);
+            let is_any = asked & OWN_PORT != 0 && is_range(OWN, OWN_HIGH)
+                || asked & ANSWERED_PORT != 0 && is_range(ANSWERED, ANSWERED_HIGH);
+            (is_any, is_any)
         }
         _ => (false, false),
     }

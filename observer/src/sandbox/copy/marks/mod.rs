@@ -44,6 +44,8 @@ pub(super) enum Reason {
     Forwarded,
     /// What the sender's own socket or group was set to: a priority, a class of the older cgroups (`net_cls`).
     Socket,
+    /// It comes to this host itself, where nobody listens.
+    Unheard,
 }
 
 /// A rule that decides so.

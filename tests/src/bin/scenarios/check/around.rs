@@ -58,6 +58,16 @@ pub(super) fn listeners() -> Result<Outcome> {
     lab.client.nft("table inet t {\n}\n")?;
     let event = told(&lab.client, &["127.0.0.1:9"])?;
     ensure!(event["event"]["action"] == "egress-allowed" && why(&event).contains("nothing listens there"), "{event}");
+    // Where it ends decides, not whose address is asked for.
+    lab.client.ip(&["route add local 198.51.100.0/24 dev lo"])?;
+    lab.client.nft(
+        "table ip n {\n chain o {\n type nat hook output priority -100; tcp dport 8443 dnat to 203.0.113.10:443\n }\n}\n",
+    )?;
+    for (to, is_heard) in [("198.51.100.9:9", false), ("10.9.0.1:9", false), ("10.9.0.1:8443", true)] {
+        let event = told(&lab.client, &["--no-fix", to])?;
+        let is_said = why(&event).contains("nothing listens");
+        ensure!(event["event"]["action"] == "egress-allowed" && is_said != is_heard, "{to}: {event}");
+    }
     Ok(Outcome::Passed)
 }
 
@@ -106,7 +116,7 @@ pub(super) fn programs_tunnels() -> Result<Outcome> {
     lab.client.ip(&["addr add 10.77.0.1/24 dev tun7", "link set tun7 up"])?;
     lab.client.nft(&inet("udp dport 1194 drop", ""))?;
     let event = told(&lab.client, &["--no-fix", "10.77.0.2:443"])?;
-    ensure!(event["event"]["action"] == "egress-allowed" && why(&event).contains("tunnel tun7"), "{event}");
+    ensure!(event["event"]["action"] == "egress-allowed" && why(&event).contains("only as far as tun7"), "{event}");
     Ok(Outcome::Passed)
 }
 

@@ -65,6 +65,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("the_page_for_a_profile", page),
     ("programs_of_a_cgroup_are_asked", senders::programs),
     ("rules_that_ask_for_a_cgroup", senders::rules),
+    ("members_of_a_group", senders::supplementary_groups),
     ("units_of_systemd", senders::units),
     ("a_sender_that_is_not_there", senders::mistakes),
     live::ALL[0],

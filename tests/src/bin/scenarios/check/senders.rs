@@ -5,14 +5,18 @@ use std::{fs, path::Path, process::Stdio};
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{FAR_V4, FAR_V6, Lab},
-    observer::{expect, program},
+    observer::{command_after, expect, program},
     testbed::{DenyingCgroup, cgroup_root},
     traffic,
 };
 use serde_json::{Value, json};
 
-use super::{check, lines, word};
-use crate::{Outcome, without_a_machine};
+use super::{
+    check,
+    conversations::{echo, seconds},
+    lines, word,
+};
+use crate::{Outcome, without_a_machine, without_trials};
 
 /// Why there is no cgroup in which something could be tried.
 fn without_cgroups() -> Outcome {
@@ -113,6 +117,52 @@ pub(super) fn rules() -> Result<Outcome> {
     inside.args(["check", "--no-fix", "-o", "json", "--netns"]).arg(lab.client.path()).arg(word(("tcp", FAR_V4, 443)));
     let told = lines(&inside.stdin(Stdio::null()).output()?)?;
     expect(&told[0], &[("/event/action", json!("egress-blocked")), ("/egress/cause", json!("cgroup"))])?;
+    Ok(Outcome::Passed)
+}
+
+/// A group that no file of the host names.
+const GROUP: &str = "61999";
+
+/// A rule for whoever is in a group besides its own: a user is asked for as `/etc/group` has it, and its fix lets
+/// that user through.
+pub(super) fn supplementary_groups() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), fs::read_to_string("/etc/group")? + &format!("\nnonet:x:{GROUP}:nobody\n"))?;
+    let as_seen_there = format!("mount --bind {} /etc/group", file.path().display());
+    for kind in ["nft", "legacy"] {
+        for (program, address) in [("iptables", FAR_V4), ("ip6tables", FAR_V6)] {
+            let lab = Lab::new()?;
+            let _server = echo(&lab.server, &["443"])?;
+            lab.client.nft("table inet t {\n}\n")?;
+            let rules = format!("*filter\n-A OUTPUT -m owner --gid-owner {GROUP} --suppl-groups -j REJECT\nCOMMIT\n");
+            lab.client.feed(&format!("{program}-{kind}-restore"), &["--noflush"], &rules)?;
+            let holds_as = |groups: &str| -> Result<bool> {
+                let mut client = lab.client.command("setpriv");
+                client.args(["--reuid", "65534", "--regid", "65534", groups, "/usr/bin/python3", "-IS", "-"]);
+                client.args(["converse", &seconds(1.0), "tcp", address, "443"]).stdin(traffic::script()?);
+                client.stdout(Stdio::piped()).stderr(Stdio::piped());
+                Ok(traffic::finish(client.spawn()?)?.said == "ok")
+            };
+            let member = format!("--groups={GROUP}");
+            ensure!(!holds_as(&member)? && holds_as("--clear-groups")?, "{kind}: {program}: the lab's rules");
+            let mut asked = command_after(&as_seen_there);
+            asked.args(["check", "-o", "json", "--as", "nobody", "--netns"]).arg(lab.client.path());
+            let told = lines(&asked.arg(word(("tcp", address, 443))).stdin(Stdio::null()).output()?)?;
+            expect(&told[0], &[("/event/action", json!("egress-blocked")), ("/egress/fix/verified", json!(true))])
+                .with_context(|| format!("{kind}: {program}"))?;
+            for command in told[0]["egress"]["fix"]["commands"].as_array().context("no commands")? {
+                lab.client.run("sh", &["-c", command.as_str().context("a command")?])?;
+            }
+            ensure!(holds_as(&member)?, "{kind}: {program}: {}", told[0]);
+            for command in told[0]["egress"]["fix"]["undo"].as_array().context("no undo")? {
+                lab.client.run("sh", &["-c", command.as_str().context("a command")?])?;
+            }
+            ensure!(!holds_as(&member)?, "{kind}: {program}: the undo of {}", told[0]);
+        }
+    }
     Ok(Outcome::Passed)
 }
 
