@@ -78,6 +78,11 @@ impl Snapshot {
     }
 }
 
+/// A line about the rule of what was told before.
+fn by_rule(attempt: Box<Attempt>) -> News {
+    News { at: Timestamp::now(), kind: Kind::Rule(Box::new(attempt.without_packets())), story: None }
+}
+
 #[cfg(test)]
 impl Snapshot {
     /// The only process of a story with this number.
@@ -295,15 +300,17 @@ impl Incidents {
     ) -> Vec<News> {
         let mut news = Vec::new();
         for Named { attempt, decision, share } in mem::take(&mut self.named) {
-            news.push(self.name(attempt, &decision, share, now));
+            news.push(by_rule(self.named(attempt, &decision, share, now)));
         }
         for (waiting, decision) in self.late.take_known(lookup, now, is_over) {
             let late::Waiting { attempt, wanted, packet, share, .. } = waiting;
+            // What is told with a fix has the rule, too.
+            let attempt = self.named(attempt, &decision, share, now);
             if let Some(rule) = &decision.rule {
                 let account = (wanted.netns_cookie, share);
                 self.fixes.consider(&attempt, rule, packet.as_ref(), account, now);
             }
-            news.push(self.name(attempt, &decision, share, now));
+            news.push(by_rule(attempt));
         }
         for (attempt, outcome, story) in self.awaited.take_ended() {
             news.push(News { at: attempt.end, kind: Kind::Outcome(attempt, outcome), story: Some(story) });
@@ -321,8 +328,8 @@ impl Incidents {
         news
     }
 
-    /// Makes of an attempt the news of what stopped it.
-    fn name(&mut self, mut attempt: Box<Attempt>, decision: &Decision, share: Share, now: Instant) -> News {
+    /// An attempt with what stopped it.
+    fn named(&mut self, mut attempt: Box<Attempt>, decision: &Decision, share: Share, now: Instant) -> Box<Attempt> {
         // Where a later packet gave the rule, how it is known stays.
         let told = attempt.rule.take();
         finding::enter(&mut attempt, decision);
@@ -339,7 +346,7 @@ impl Incidents {
         if let Some((words, incident)) = words.zip(self.table.of(share, now).get(&attempt.incident, now)) {
             incident.identity.name(words);
         }
-        News { at: Timestamp::now(), kind: Kind::Rule(Box::new(attempt.without_packets())), story: None }
+        attempt
     }
 
     /// Something is asked for yet, or is to be reported: [`Self::news`] is to be called from time to time.

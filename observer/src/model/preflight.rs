@@ -17,6 +17,8 @@ pub struct Wish {
     pub port: u16,
     /// Its addresses; where it has none that are known, one of each family stands for any.
     pub addresses: Vec<IpAddr>,
+    /// It is known by its name, and the addresses may be others tomorrow.
+    pub is_by_name: bool,
 }
 
 /// A change of rules that is only proposed.
@@ -97,8 +99,6 @@ pub struct Preflight {
     pub later: Option<Later>,
     /// Where to.
     pub wishes: Vec<Wish>,
-    /// Any of them is known by its name, and the addresses may be others tomorrow.
-    pub are_by_name: bool,
     /// What is tried in the private copy first.
     pub after: Option<Change>,
     /// What lets through what is stopped is looked for.

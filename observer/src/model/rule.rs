@@ -228,6 +228,12 @@ impl NamedRule {
         self.statement.as_ref().map(|statement| statement.name.as_str()).or(self.text.as_deref())
     }
 
+    /// It tells senders apart: by user, group or cgroup.
+    pub fn asks_for_users(&self) -> bool {
+        const WORDS: [&str; 6] = ["skuid", "skgid", "cgroupv2", "--uid-owner", "--gid-owner", "--path"];
+        self.words().is_some_and(|words| words.split(' ').any(|word| WORDS.contains(&word)))
+    }
+
     /// It is a chain's policy.
     pub fn is_policy(&self) -> bool {
         self.handle.is_none() && self.position.is_none() && self.text.is_some()

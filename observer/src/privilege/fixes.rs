@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use uuid::Uuid;
 
 use super::{cgroups::Cgroups, netns, replays::Own, shared::lock, trials::Place};
@@ -120,10 +120,15 @@ fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receive
         let home = netns::home(place.number);
         let known = home.as_ref().map(Known::read).unwrap_or_default();
         let stopped_by = stopped.rule.clone();
+        let comes_by = match stopped.packet.origin {
+            Origin::Interface { index } => place.inside(move || interface(index)).ok(),
+            Origin::Socket { .. } => None,
+        };
         let packets = [(stopped.packet, Some(stopped.rule))];
         let asked = Asked {
             packets: &packets,
-            is_by_name: stopped.is_by_name,
+            by_name: &[stopped.is_by_name],
+            comes_by,
             cgroup: cgroup.as_ref(),
             is_later: false,
             finds_others: true,
@@ -136,4 +141,11 @@ fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receive
         let _ = send.send((fix, Instant::now()));
     })?;
     Ok(coming)
+}
+
+/// Name of an interface of the calling thread's namespace.
+fn interface(index: u32) -> Result<String> {
+    let all = nix::net::if_::if_nameindex().context("cannot list the interfaces")?;
+    let own = all.iter().find(|interface| interface.index() == index).context("it is gone")?;
+    Ok(own.name().to_str().context("its name is no text")?.to_owned())
 }

@@ -180,9 +180,12 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let all: Vec<(Packet, Option<NamedRule>)> =
             told.iter().map(|(_, packet, rule)| (packet.clone(), rule.clone())).collect();
         let is_later = asked.later.is_some();
+        let is_by_name = |((wish, _), ..): &JudgedPacket| asked.wishes.get(*wish).is_some_and(|wish| wish.is_by_name);
+        let by_name: Vec<bool> = told.iter().map(is_by_name).collect();
         let wanted = Asked {
             packets: &all,
-            is_by_name: asked.are_by_name,
+            by_name: &by_name,
+            comes_by: None,
             cgroup: procs.as_ref(),
             is_later,
             finds_others: asked.finds_others,

@@ -10,7 +10,7 @@ use anstyle::Style;
 use super::escape::escape;
 use crate::{
     confinement::programs,
-    model::{Attempt, Fix, Lasts, Other},
+    model::{Attempt, Fix, Lasts, Other, Probe},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -91,8 +91,8 @@ pub(super) fn about(fix: &Fix) -> String {
     parts.join(" · ")
 }
 
-/// A fix on a screen: labels, and what stands behind them. Other commands stand below; what ends
-/// by itself takes more rows than a block of a stream has, and is there with `are_all` only.
+/// A fix on a screen: labels, and what stands behind them. Other commands stand below; what ends by itself and the probes take more
+/// rows than a block of a stream has, and are there with `are_all` only.
 pub(super) fn rows(fix: &Fix, command: &'static str, are_all: bool) -> Vec<(&'static str, String)> {
     let commands = |label: &'static str, lines: &[String]| -> Vec<(&'static str, String)> {
         let row = |(at, line): (usize, &String)| {
@@ -108,6 +108,7 @@ pub(super) fn rows(fix: &Fix, command: &'static str, are_all: bool) -> Vec<(&'st
     if !words.is_empty() {
         rows.push(("", escape(&words).into_owned()));
     }
+    rows.extend(probes(fix).into_iter().filter(|_| are_all).map(|words| ("probes", escape(&words).into_owned())));
     for other in fix.others.iter().filter(|other| are_all || other.other != Other::Temporary) {
         rows.extend(commands("or", &other.commands));
         rows.extend(commands("undo", &other.undo));
@@ -117,6 +118,15 @@ pub(super) fn rows(fix: &Fix, command: &'static str, are_all: bool) -> Vec<(&'st
         rows.push(("", escape(&words.collect::<Vec<_>>().join(" · ")).into_owned()));
     }
     rows
+}
+
+/// The conversations that were tried before and after, in words: as many as anybody reads.
+fn probes(fix: &Fix) -> Option<String> {
+    const MOST: usize = 8;
+    let more = fix.probes.len().saturating_sub(MOST);
+    let mut all: Vec<String> = fix.probes.iter().take(MOST).map(Probe::words).collect();
+    all.extend((more > 0).then(|| format!("and {more} more, which JSON has")));
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// Label of a command that belongs to the one above.

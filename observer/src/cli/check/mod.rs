@@ -226,9 +226,9 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
                 transport: target.entry.transport.to_owned(),
                 port: target.entry.port,
                 addresses: target.addresses.clone(),
+                is_by_name: target.known != Known::Given,
             })
             .collect(),
-        are_by_name: targets.iter().any(|target| target.known != Known::Given),
         after: after.clone(),
         finds_fix: !args.no_fix && after.is_none(),
         // Addresses that stand for any are nobody's.

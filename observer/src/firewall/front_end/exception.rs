@@ -41,7 +41,7 @@ pub(super) fn of_family(rule: &NamedRule, target: &Target) -> Vec<IpAddr> {
 
 /// Which packets an exception is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Packets {
+pub(crate) enum Packets {
     /// Those to the port.
     Sent,
     /// What comes back from there.
@@ -52,7 +52,7 @@ pub(super) enum Packets {
 
 impl Packets {
     /// Of that kind a rule has stopped one; nothing where no exception is known for them.
-    pub(super) fn of(rule: &NamedRule) -> Option<Self> {
+    pub(crate) fn of(rule: &NamedRule) -> Option<Self> {
         match rule.packet {
             None | Some(PacketKind::Segment) => Some(Self::Sent),
             Some(PacketKind::Answer) => Some(Self::Answers),
@@ -108,11 +108,31 @@ pub(super) fn answers(
     vec![by_port, plan(from, Scope::Address, target.opens_answers(Some(addresses)))]
 }
 
+/// Whose packets alone an exception is for.
+#[derive(Clone, Copy)]
+pub(super) enum Bound<'a> {
+    /// Everybody's.
+    None,
+    /// This host's own.
+    Host,
+    /// What comes in by that interface.
+    ComesBy(&'a str),
+}
+
 /// Where packets of this host and of others come by, exceptions for all are followed by those for its own alone, which are tried where
-/// the others open too much.
-pub(super) fn also_bound(target: &Target, made: impl Fn(bool) -> Vec<Plan>) -> Vec<Plan> {
-    let mut bound = if target.is_forwarded { Vec::new() } else { made(true) }.into_iter();
-    made(false).into_iter().flat_map(|plan| [Some(plan), bound.next()]).flatten().collect()
+/// the others open too much. What is forwarded comes by an interface, and those for that one are the first.
+pub(super) fn also_bound(target: &Target, made: impl Fn(&Target, Bound<'_>) -> Vec<Plan>) -> Vec<Plan> {
+    let turns = |first: Vec<Plan>, second: Vec<Plan>| -> Vec<Plan> {
+        let mut second = second.into_iter();
+        let mut all: Vec<Plan> = first.into_iter().flat_map(|plan| [Some(plan), second.next()]).flatten().collect();
+        all.extend(second);
+        all
+    };
+    match target.comes_by.as_deref().and_then(plain) {
+        _ if !target.is_forwarded => turns(made(target, Bound::None), made(target, Bound::Host)),
+        Some(name) => turns(made(target, Bound::ComesBy(name)), made(&target.by_any(), Bound::None)),
+        None => made(&target.by_any(), Bound::None),
+    }
 }
 
 /// For the port, and for the addresses alone.

@@ -38,6 +38,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
+pub(crate) use self::exception::Packets;
 pub use self::{
     files::{Load, Needs, Step, Unjudged},
     iptables::NAME as IPTABLES,

@@ -27,6 +27,8 @@ pub struct Target {
     pub is_by_name: bool,
     /// It is forwarded for others.
     pub is_forwarded: bool,
+    /// By which interface it comes in then, where that is known.
+    pub comes_by: Option<String>,
 }
 
 impl Target {
@@ -35,14 +37,27 @@ impl Target {
         format!("{}/{}", self.port, self.transport)
     }
 
+    /// Whose packets: nothing for those of this host.
+    fn whose(&self) -> String {
+        match &self.comes_by {
+            Some(name) if self.is_forwarded => format!(", for what comes in by {name}"),
+            _ if self.is_forwarded => ", for what is forwarded".to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// The same for whatever interface it comes in by.
+    pub(super) fn by_any(&self) -> Self {
+        Self { comes_by: None, ..self.clone() }
+    }
+
     pub(super) fn opens_port(&self) -> String {
-        let whose = if self.is_forwarded { ", for what is forwarded" } else { "" };
-        format!("{} to every destination{whose}", self.port())
+        format!("{} to every destination{}", self.port(), self.whose())
     }
 
     pub(super) fn opens_address(&self, addresses: &[IpAddr]) -> String {
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        format!("{} to {} alone", self.port(), addresses.join(" and "))
+        format!("{} to {} alone{}", self.port(), addresses.join(" and "), self.whose())
     }
 
     /// How much is opened for what was asked: the addresses, or the port where they may be others tomorrow.
@@ -66,7 +81,12 @@ impl Target {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             addresses.join(" and ")
         });
-        format!("answers from {} of {whom} to connections that this host has begun", self.port())
+        let to = match &self.comes_by {
+            Some(name) if self.is_forwarded => format!("forwarded connections that come in by {name}"),
+            _ if self.is_forwarded => "forwarded connections".to_owned(),
+            _ => "connections that this host has begun".to_owned(),
+        };
+        format!("answers from {} of {whom} to {to}", self.port())
     }
 
     /// Those of one family.
@@ -140,9 +160,12 @@ pub fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     }
     let planned = front_end.plans(rule, target, known);
     let mut plans = planned.map_err(|instead| instead.or_else(|| front_end.advice(rule, target)))?;
-    // The narrowest first; but addresses may be others tomorrow, and a rule about the port is taken back by one.
+    // The narrowest first; but addresses may be others tomorrow, and a rule about the port is taken back by one. Nobody asked for
+    // whatever else a rule stops.
     let is_narrow_first = !target.is_by_name && !is_about_the_port(rule, target);
-    plans.sort_by_key(|plan| (plan.lasts == Lasts::Hour, is_narrow_first.then_some(plan.scope)));
+    plans.sort_by_key(|plan| {
+        (plan.lasts == Lasts::Hour, plan.scope == Scope::Rule, is_narrow_first.then_some(plan.scope))
+    });
     if plans.is_empty() { Err(front_end.advice(rule, target)) } else { Ok(plans) }
 }
 

@@ -328,7 +328,7 @@ impl Sandbox {
         self.orders.send((number, task)).context("the copy's thread has ended")?;
         loop {
             // One that came too late is an earlier packet's.
-            let (of, answer) = self.answers.recv_timeout(limit).context("the copy's thread does not answer")?;
+            let (of, answer) = self.answers.recv_timeout(limit).context("the test took too long")?;
             if of == number {
                 return answer;
             }

@@ -1,9 +1,10 @@
 //! What is to get through.
 
-use std::{fs::File, net::IpAddr};
+use std::fs::File;
 
 use anyhow::{Result, ensure};
 
+use super::same::is_same;
 use crate::{
     confinement::child,
     firewall::front_end::Target,
@@ -14,8 +15,10 @@ use crate::{
 pub struct Asked<'a> {
     /// The packets, one for each address and port, and what stops each of them on the host.
     pub packets: &'a [(Packet, Option<NamedRule>)],
-    /// Destinations are known by name, and the addresses may be others tomorrow.
-    pub is_by_name: bool,
+    /// Of each of them, whether its destination is known by name, and its address may be another one tomorrow.
+    pub by_name: &'a [bool],
+    /// Name of the interface by which they come, where they are forwarded.
+    pub comes_by: Option<String>,
     /// The sender's cgroup, where it may be sent from there.
     pub cgroup: Option<&'a File>,
     /// The sender does not run yet, and its cgroup is not there.
@@ -27,24 +30,35 @@ pub struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// What is to get through where this packet is stopped by that rule: all addresses of its port that are stopped.
-    pub(super) fn target(&self, packet: &Packet, rule: &NamedRule) -> Option<Target> {
+    /// What is to get through where a packet, by its place, is stopped by that rule: all addresses of its port that this rule stops.
+    pub(super) fn target(&self, index: usize, rule: &NamedRule, stopped: &[Option<NamedRule>]) -> Option<Target> {
+        let (packet, _) = self.packets.get(index)?;
         let (transport, address, port) = packet.to()?;
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
+        let comes_by = self.comes_by.clone().filter(|_| is_forwarded);
         if let Some(to) = rule.translated {
-            let addresses = vec![to.ip()];
-            return Some(Target { transport, port: to.port(), addresses, is_by_name: false, is_forwarded });
+            let (addresses, port) = (vec![to.ip()], to.port());
+            return Some(Target { transport, port, addresses, is_by_name: false, is_forwarded, comes_by });
         }
-        let stopped = self.packets.iter().filter(|(_, rule)| rule.is_some());
-        let all = stopped.filter_map(|(packet, _)| packet.to()).chain([(transport, address, port)]);
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for (_, address, _) in all.filter(|to| (to.0, to.2) == (transport, port)) {
+        let mut addresses = vec![address];
+        let mut is_by_name = self.by_name.get(index).copied().unwrap_or(false);
+        for (other, ((packet, _), by)) in self.packets.iter().zip(stopped).enumerate() {
+            let is_of_it = by.as_ref().is_some_and(|by| is_same(by, rule));
+            let Some((_, address, _)) = packet.to().filter(|to| is_of_it && (to.0, to.2) == (transport, port)) else {
+                continue;
+            };
+            is_by_name |= self.by_name.get(other).copied().unwrap_or(false);
             // Names may share an address.
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
-        Some(Target { transport, port, addresses, is_by_name: self.is_by_name, is_forwarded })
+        Some(Target { transport, port, addresses, is_by_name, is_forwarded, comes_by })
+    }
+
+    /// What stops each of them on the host.
+    pub(super) fn rules(&self) -> Vec<Option<NamedRule>> {
+        self.packets.iter().map(|(_, rule)| rule.clone()).collect()
     }
 
     /// It was not skipped meanwhile.
@@ -53,8 +67,8 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// The first that is stopped, and by what.
-    pub(super) fn first(&self) -> Option<(&Packet, &NamedRule)> {
-        self.packets.iter().find_map(|(packet, rule)| Some((packet, rule.as_ref()?)))
+    /// The place of the first that is stopped, and by what.
+    pub(super) fn first(&self) -> Option<(usize, &NamedRule)> {
+        self.packets.iter().enumerate().find_map(|(index, (_, rule))| Some((index, rule.as_ref()?)))
     }
 }

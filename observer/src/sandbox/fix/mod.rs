@@ -37,9 +37,9 @@ pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
 
 /// Looks for the commands, and tries them: `enter` does what it is given in a private copy, when there is something to try.
 pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) -> Result<Fix>) -> Option<Fix> {
-    let (packet, rule) = asked.first()?;
+    let (first, rule) = asked.first()?;
     let front_end = front_end::of(rule);
-    if let Err(advice) = plans(rule, &asked.target(packet, rule)?, known) {
+    if let Err(advice) = plans(rule, &asked.target(first, rule, &asked.rules())?, known) {
         return advice.map(advised);
     }
     let tried = enter(Box::new(|mut trial| {
@@ -52,19 +52,26 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
     Some(match tried {
         Ok(fix) => fix,
         // What was tried in vain is no fix.
-        Err(error) if error.is::<InVain>() && is_one_rule => {
-            advised(format!("no command was found that lets it through and opens nothing else: {error}"))
+        Err(error) if error.is::<InVain>() && is_one_rule => advised(format!(
+            "every known command was tried, and none lets it through without opening something else: {error}"
+        )),
+        Err(error) => {
+            let hopeless = error.downcast_ref::<InVain>().and_then(|in_vain| in_vain.rule.as_deref().cloned());
+            Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known, hopeless.as_ref()) }
         }
-        Err(error) => Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known) },
     })
 }
 
-/// The best plan for every rule and port that stops anything, where none could be tried.
-fn untried(asked: &Asked<'_>, known: &Known) -> Fix {
+/// The best plan for every rule and port that stops anything, where none could be tried; none for a rule that is hopeless.
+fn untried(asked: &Asked<'_>, known: &Known, hopeless: Option<&NamedRule>) -> Fix {
     let (mut steps, mut uncovered): (Vec<Plan>, Vec<String>) = (Vec::new(), Vec::new());
     let mut has_more = false;
-    for (packet, rule) in asked.packets.iter().filter_map(|(packet, rule)| Some((packet, rule.as_ref()?))) {
-        let planned = asked.target(packet, rule).and_then(|target| plans(rule, &target, known).ok());
+    let rules = asked.rules();
+    for (index, (packet, rule)) in asked.packets.iter().enumerate() {
+        let Some(rule) = rule else { continue };
+        let is_hopeless = hopeless.is_some_and(|hopeless| is_same(hopeless, rule));
+        let target = asked.target(index, rule, &rules).filter(|_| !is_hopeless);
+        let planned = target.and_then(|target| plans(rule, &target, known).ok());
         match planned.and_then(|planned| planned.into_iter().next()) {
             Some(plan) if steps.iter().any(|step| step.commands == plan.commands) => {}
             Some(plan) if steps.len() < MAX_STEPS => steps.push(plan),
@@ -135,7 +142,7 @@ const MAX_FOR_OTHERS: usize = 2;
 fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let content = trial.content()?;
     let mut view = trial.look()?;
-    let before = stops(asked, &mut view)?;
+    let before = stops(asked, &mut view)?.rules;
     let other = differs(asked.packets.iter().map(|(_, rule)| rule.as_ref()), &before, trial);
     if let Some(words) = &other {
         // Without files of a front end's the copy has the rules that are in force: what stops a connection from its beginning is another
@@ -153,7 +160,8 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let probes = Probes::of(asked, &view);
     let closed = probes.tried(&mut view, asked, None)?;
     drop(view);
-    let Walk { plans, rules, is_restored, outcomes } = walked(asked, known, trial, &before, (&probes, &closed), None)?;
+    let Walk { plans, rules, is_restored, outcomes, notes } =
+        walked(asked, known, trial, &before, (&probes, &closed), None)?;
     // What was seen must have been met on the way: the sender of a copy may lack what a rule asks for, such as a group.
     let is_met = |seen: &NamedRule| {
         let is_it = |met: &NamedRule| is_that(&NamedRule { packet: seen.packet, ..met.clone() }, seen, trial);
@@ -175,13 +183,15 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     let mut others = Vec::new();
     if asked.finds_others && is_restored && addresses.len() <= MAX_FOR_OTHERS {
         // For what is stopped alone.
-        let all = asked.packets.iter().zip(&before).filter(|(_, rule)| rule.is_some());
-        let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet.clone(), rule.clone())).unzip();
-        let stopped = Asked { packets: &packets, ..*asked };
+        let all = asked.packets.iter().zip(asked.by_name).zip(&before).filter(|(_, rule)| rule.is_some());
+        let (packets, before): (Vec<_>, Vec<_>) = all.map(|(packet, rule)| (packet, rule.clone())).unzip();
+        let (packets, by_name): (Vec<_>, Vec<bool>) =
+            packets.into_iter().map(|(of, by_name)| (of.clone(), by_name)).unzip();
+        let stopped = Asked { packets: &packets, by_name: &by_name, comes_by: asked.comes_by.clone(), ..*asked };
         for other in [if opens_more { Other::Narrow } else { Other::Broad }, Other::Temporary] {
-            let is_planned = stopped.first().is_some_and(|(packet, rule)| {
-                let planned =
-                    stopped.target(packet, rule).and_then(|target| front_end::plans(rule, &target, known).ok());
+            let is_planned = stopped.first().is_some_and(|(first, rule)| {
+                let target = stopped.target(first, rule, &before);
+                let planned = target.and_then(|target| front_end::plans(rule, &target, known).ok());
                 planned.is_some_and(|planned| planned.iter().any(|plan| is_such(plan, other)))
             });
             if !is_planned {
@@ -196,14 +206,14 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
                     continue;
                 }
             };
-            let Fix { commands, undo, opens, note, .. } = whole(&walk.plans);
-            let opens = opens.map(|opens| measured(opens, &probes, &closed, &walk.outcomes));
+            let Fix { commands, undo, opens, note, .. } = noted(whole(&walk.plans), walk.notes);
+            let opens = opens.map(|opens| measured(opens, asked, &walk.plans, (&probes, &closed, &walk.outcomes)));
             others.push(OtherFix { other, commands, undo, opens, note });
         }
     }
-    let fix = whole(&plans);
+    let fix = noted(whole(&plans), notes);
     Ok(Fix {
-        opens: fix.opens.map(|opens| measured(opens, &probes, &closed, &outcomes)),
+        opens: fix.opens.map(|opens| measured(opens, asked, &plans, (&probes, &closed, &outcomes))),
         verified: true,
         verified_for: addresses,
         undo_verified: Some(is_restored),
@@ -214,12 +224,31 @@ fn attempt(asked: &Asked<'_>, known: &Known, trial: &Trial) -> Result<Fix> {
     })
 }
 
-/// What a change opens, in words: what its plan says of it, and what probes say.
-fn measured(opens: String, probes: &Probes, before: &Outcomes, after: &Outcomes) -> String {
+/// A fix with more notes.
+fn noted(fix: Fix, notes: Vec<String>) -> Fix {
+    let notes: Vec<String> = fix.note.clone().into_iter().chain(notes).collect();
+    Fix { note: (!notes.is_empty()).then(|| notes.join("; ")), ..fix }
+}
+
+/// What a change opens, in words: what its plans say of it, and what probes say.
+fn measured(
+    opens: String,
+    asked: &Asked<'_>,
+    plans: &[Plan],
+    (probes, before, after): (&Probes, &Outcomes, &Outcomes),
+) -> String {
     let (opened, known) = (probes.opened(before, after), probes.known(before, after).len());
-    // That others may send there, too, is what these words mean.
-    let beside: Vec<String> =
-        opened.iter().filter(|probe| probe.direction != ProbeDirection::Egress).map(Probe::words).collect();
+    let is_for_addresses = plans.iter().all(|plan| plan.scope == Scope::Address);
+    let asks_for_users = asked.packets.iter().filter_map(|(_, rule)| rule.as_ref()).any(NamedRule::asks_for_users);
+    // Whoever may send where the plan says is what its words mean, unless the rule tells users apart.
+    let is_meant = |probe: &Probe| {
+        let is_another = asked
+            .packets
+            .iter()
+            .all(|(packet, _)| packet.to().is_none_or(|(_, to, port)| (to, port) != (probe.address, probe.port)));
+        probe.direction == ProbeDirection::Egress && if is_another { !is_for_addresses } else { !asks_for_users }
+    };
+    let beside: Vec<String> = opened.iter().filter(|probe| !is_meant(probe)).map(Probe::words).collect();
     match (known, opened.is_empty(), beside.as_slice()) {
         (0, ..) => opens,
         (1, true, _) => format!("{opens}; the one probe listed did not open"),
@@ -254,8 +283,15 @@ mod tests {
     #[test]
     fn what_was_not_tried_is_planned_for_every_port() {
         let packets = [stopped("203.0.113.1:443"), stopped("203.0.113.2:443"), stopped("203.0.113.3:80")];
-        let asked =
-            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_others: true, began: 0 };
+        let asked = Asked {
+            packets: &packets,
+            by_name: &[true; 3],
+            comes_by: None,
+            cgroup: None,
+            is_later: false,
+            finds_others: true,
+            began: 0,
+        };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp", "ufw allow out 80/tcp"]);
         assert_eq!(fix.undo, ["ufw delete allow out 80/tcp", "ufw delete allow out 443/tcp"]);
@@ -269,8 +305,15 @@ mod tests {
             Statement { name: "-A ufw-before-output -j DROP".to_owned(), ..rule.clone().unwrap().statement.unwrap() };
         let other = NamedRule { statement: Some(in_a_file), ..rule.unwrap() };
         let packets = [stopped("203.0.113.1:443"), (packet, Some(other))];
-        let asked =
-            Asked { packets: &packets, is_by_name: true, cgroup: None, is_later: false, finds_others: true, began: 0 };
+        let asked = Asked {
+            packets: &packets,
+            by_name: &[true; 3],
+            comes_by: None,
+            cgroup: None,
+            is_later: false,
+            finds_others: true,
+            began: 0,
+        };
         let fix = find(&asked, &Known::default(), |_| bail!("no copy")).unwrap();
         assert_eq!(fix.commands, ["ufw allow out 443/tcp"]);
         assert_eq!(fix.note.as_deref(), Some("no command is known for 203.0.113.3:80/tcp"));

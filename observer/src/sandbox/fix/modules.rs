@@ -20,6 +20,16 @@ pub fn loads_nothing(change: &ProposedChange) -> Result<()> {
     are_there(front_end::of_change(change).context("it is no front end's change")?.modules(change)?)
 }
 
+/// Nor by a command line that was planned.
+pub(super) fn line_loads_nothing(line: &str) -> Result<()> {
+    let words = line.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect();
+    let change = ProposedChange::Command(words);
+    match front_end::of_change(&change) {
+        Some(front_end) => are_there(front_end.modules(&change)?),
+        None => Ok(()),
+    }
+}
+
 fn are_there(needed: BTreeSet<String>) -> Result<()> {
     if needed.is_empty() {
         return Ok(());

@@ -23,6 +23,8 @@ const OTHERS: [IpAddr; 2] = [
 /// Destinations for which all probes are made, and interfaces by which they come.
 const MAX_DESTINATIONS: usize = 3;
 const MAX_LINKS: usize = 4;
+/// More of them take too long.
+const MAX_PROBES: usize = 64;
 
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,39 +56,63 @@ impl Probes {
         let mut all = Vec::new();
         let mut seen = Vec::new();
         let stopped = asked.packets.iter().filter(|(_, rule)| rule.is_some());
-        for packet in stopped.map(|(packet, _)| packet) {
+        for (packet, rule) in stopped {
             let Some((transport, address, port)) = packet.to() else { continue };
             let key = (transport, address.is_ipv6(), port);
-            if seen.contains(&key) || seen.len() >= MAX_DESTINATIONS {
+            let to = SocketAddr::new(address, port);
+            let is_another = seen.contains(&key);
+            if !is_another && seen.len() >= MAX_DESTINATIONS {
+                continue;
+            }
+            let transport = if transport == "tcp" { Transport::Tcp } else { Transport::Udp };
+            let mut probes = Made { transport, all: &mut all };
+            if is_another {
+                probes.through_to(view, packet, to);
                 continue;
             }
             seen.push(key);
-            let transport = if transport == "tcp" { Transport::Tcp } else { Transport::Udp };
-            Self::beside(asked, view, packet, transport, SocketAddr::new(address, port), &mut all);
+            probes.beside(asked, view, packet, to);
+            // Rules may be for both families, and what is done about them, too.
+            let other_family = (key.0, !key.1, port);
+            let are_both = rule.as_ref().is_some_and(|rule| rule.family == "inet" || rule.statement.is_some());
+            if are_both
+                && !asked.packets.iter().any(|(packet, _)| {
+                    packet.to().is_some_and(|(transport, to, port)| (transport, to.is_ipv6(), port) == other_family)
+                })
+            {
+                probes.outside_in(view, !to.is_ipv6(), port);
+            }
         }
         Self(all)
     }
+}
 
-    fn beside(
-        asked: &Asked<'_>,
-        view: &View,
-        packet: &Packet,
-        transport: Transport,
-        to: SocketAddr,
-        all: &mut Vec<(Probe, Template)>,
-    ) {
-        let (v6, port) = (to.is_ipv6(), to.port());
-        let mut add = |direction: Direction, to: SocketAddr, user: Option<u32>, by: Option<String>, from: From| {
-            let probe = Probe {
-                direction,
-                transport: if transport == Transport::Tcp { "tcp" } else { "udp" }.to_owned(),
-                address: to.ip(),
-                port: to.port(),
-                user,
-                interface: by,
-            };
-            all.push((probe, Template { transport, to, from }));
+/// Probes of one protocol as they are made.
+struct Made<'a> {
+    transport: Transport,
+    all: &'a mut Vec<(Probe, Template)>,
+}
+
+impl Made<'_> {
+    fn add(&mut self, direction: Direction, to: SocketAddr, user: Option<u32>, by: Option<String>, from: From) {
+        if self.all.len() >= MAX_PROBES {
+            return;
+        }
+        let transport = self.transport;
+        let probe = Probe {
+            direction,
+            transport: if transport == Transport::Tcp { "tcp" } else { "udp" }.to_owned(),
+            address: to.ip(),
+            port: to.port(),
+            user,
+            interface: by,
         };
+        self.all.push((probe, Template { transport, to, from }));
+    }
+
+    /// The same to another destination, from another port or by another user; and from outside.
+    fn beside(&mut self, asked: &Asked<'_>, view: &View, packet: &Packet, to: SocketAddr) {
+        let (v6, port) = (to.is_ipv6(), to.port());
         let is_asked = |to: SocketAddr| {
             asked.packets.iter().any(|(packet, _)| {
                 packet.to().is_some_and(|(_, address, port)| (address, port) == (to.ip(), to.port()))
@@ -98,46 +124,66 @@ impl Probes {
             Origin::Socket { uid, gid, groups, mark, .. } => {
                 let same = || From::Here { uid: *uid, gid: *gid, groups: groups.clone(), mark: *mark };
                 for other in [elsewhere, other_port].into_iter().filter(|to| !is_asked(*to)) {
-                    add(Direction::Egress, other, Some(*uid), None, same());
+                    self.add(Direction::Egress, other, Some(*uid), None, same());
                 }
                 let user = if *uid == NOBODY { 0 } else { NOBODY };
                 let other = From::Here { uid: user, gid: user, groups: Vec::new(), mark: 0 };
-                add(Direction::Egress, to, Some(user), None, other);
+                self.add(Direction::Egress, to, Some(user), None, other);
             }
             Origin::Interface { index } => {
                 let Some((address, _)) = packet.from() else { return };
                 let index = view.entrance(*index).unwrap_or(*index);
                 for other in [elsewhere, other_port].into_iter().filter(|to| !is_asked(*to)) {
                     let source = SocketAddr::new(address, 0);
-                    add(Direction::Forward, other, None, view.link(index), From::Behind { index, source });
+                    self.add(Direction::Forward, other, None, view.link(index), From::Behind { index, source });
                 }
                 let own = From::Here { uid: 0, gid: 0, groups: Vec::new(), mark: 0 };
-                add(Direction::Egress, to, Some(0), None, own);
+                self.add(Direction::Egress, to, Some(0), None, own);
             }
         }
-        // From outside: to this host itself, and through it.
-        let links: Vec<(u32, IpAddr, IpAddr)> = view.links(v6).into_iter().take(MAX_LINKS).collect();
-        for (index, own, neighbour) in &links {
-            let from = From::Behind { index: *index, source: SocketAddr::new(*neighbour, 0) };
-            add(Direction::Ingress, SocketAddr::new(*own, port), None, view.link(*index), from);
+        self.through_to(view, packet, to);
+        self.outside_in(view, v6, port);
+    }
+
+    /// Whoever this host forwards for may want to go there, too; beside who sends this packet.
+    fn through_to(&mut self, view: &View, packet: &Packet, to: SocketAddr) {
+        if !view.forwards(to.is_ipv6()) {
+            return;
         }
-        if view.forwards(v6) {
-            // Whoever this host forwards for may want to go there, too.
-            if matches!(packet.origin, Origin::Socket { .. }) {
-                for (by, _, source) in &links {
-                    let from = From::Behind { index: *by, source: SocketAddr::new(*source, 0) };
-                    add(Direction::Forward, to, None, view.link(*by), from);
-                }
-            }
-            for (by, _, source) in &links {
-                for (_, _, beyond) in links.iter().filter(|(to, ..)| to != by) {
-                    let from = From::Behind { index: *by, source: SocketAddr::new(*source, 0) };
-                    add(Direction::Forward, SocketAddr::new(*beyond, port), None, view.link(*by), from);
-                }
+        let own = packet.from().map(|(address, _)| address);
+        let has_come = matches!(packet.origin, Origin::Interface { .. });
+        for (by, _, source) in links(view, to.is_ipv6()) {
+            if !has_come || own != Some(source) {
+                let from = From::Behind { index: by, source: SocketAddr::new(source, 0) };
+                self.add(Direction::Forward, to, None, view.link(by), from);
             }
         }
     }
 
+    /// To this host itself, and through it.
+    fn outside_in(&mut self, view: &View, v6: bool, port: u16) {
+        let links = links(view, v6);
+        for (index, own, neighbour) in &links {
+            let from = From::Behind { index: *index, source: SocketAddr::new(*neighbour, 0) };
+            self.add(Direction::Ingress, SocketAddr::new(*own, port), None, view.link(*index), from);
+        }
+        if view.forwards(v6) {
+            for (by, _, source) in &links {
+                for (_, _, beyond) in links.iter().filter(|(to, ..)| to != by) {
+                    let from = From::Behind { index: *by, source: SocketAddr::new(*source, 0) };
+                    self.add(Direction::Forward, SocketAddr::new(*beyond, port), None, view.link(*by), from);
+                }
+            }
+        }
+    }
+}
+
+/// Interfaces, each with an own address and whoever is there.
+fn links(view: &View, v6: bool) -> Vec<(u32, IpAddr, IpAddr)> {
+    view.links(v6).into_iter().take(MAX_LINKS).collect()
+}
+
+impl Probes {
     /// What becomes of each of them now. What comes from outside and was not open before is tried with more
     /// patience.
     pub(super) fn tried(&self, view: &mut View, asked: &Asked<'_>, before: Option<&Outcomes>) -> Result<Outcomes> {

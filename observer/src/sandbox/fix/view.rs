@@ -131,7 +131,7 @@ impl View {
                 let around = self.stage.around();
                 let untried = around.untried(packet.interface.as_deref());
                 let Talked { held, doubt, usual, unheard } = self.stage.hold(talk, (packet.is_made, is_later))?;
-                let usual = usual.map(|words| format!("with packets as most are: it depends on {words}"));
+                let usual = usual.map(|words| format!("for usual packets; it depends on {words}"));
                 let notes: Vec<String> = unheard.into_iter().chain(untried).chain(usual).collect();
                 but = (!notes.is_empty()).then(|| notes.join("; "));
                 match held {

@@ -3,24 +3,27 @@
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Asked,
+    Asked, modules,
     probes::{Outcomes, Probes},
     same::is_same,
     trial::Trial,
-    view::View,
+    view::{Judged, View},
 };
 use crate::{
-    firewall::front_end::{self, Known, Plan, plans},
+    firewall::front_end::{self, Known, Packets, Plan, plans},
     model::{Lasts, NamedRule, Other, Packet, PacketKind, Probe, ProbeDirection, Scope},
 };
 
 /// Rules that are dealt with one by one.
 pub(super) const MAX_STEPS: usize = 32;
 
-/// Commands were tried, and do not let it through; in words.
+/// Commands were tried, and do not let it through; in words, and the rule that still stops it.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct InVain(pub(super) String);
+#[error("{words}")]
+pub(super) struct InVain {
+    pub(super) words: String,
+    pub(super) rule: Option<Box<NamedRule>>,
+}
 
 /// A statement that was let through, and how: as it is run in the copy, and as it is for the host.
 struct Step {
@@ -38,6 +41,8 @@ pub(super) struct Walk {
     pub(super) is_restored: bool,
     /// What became of probes while they were in force.
     pub(super) outcomes: Outcomes,
+    /// What was not tried while they were in force, or may become otherwise.
+    pub(super) notes: Vec<String>,
 }
 
 /// Runs such plans until every packet passes, and takes them back: the plans for the host, and whether everything is then as it was.
@@ -50,7 +55,7 @@ pub(super) fn walked(
     wanted: Option<Other>,
 ) -> Result<Walk> {
     let shape = trial.shape()?;
-    let mut outcomes = closed.clone();
+    let (mut outcomes, mut notes) = (closed.clone(), Vec::new());
     let mut steps: Vec<Step> = Vec::new();
     let mut rules: Vec<NamedRule> = Vec::new();
     let mut blocked = before.to_vec();
@@ -59,16 +64,18 @@ pub(super) fn walked(
             let done: Vec<&str> = steps.iter().flat_map(|step| &step.there.commands).map(String::as_str).collect();
             let behind = if done.is_empty() { String::new() } else { format!("after `{}` ", done.join("; ")) };
             if steps.len() >= MAX_STEPS {
-                return Err(InVain(format!("{behind}more rules stop it than are tried")).into());
+                let words = format!("more than {MAX_STEPS} rules stop it; no more were tried {behind}");
+                return Err(InVain { words: words.trim_end().to_owned(), rule: None }.into());
             }
             let next = step(asked, known, trial, (index, &blocked), (probes, closed), wanted);
-            let (step, after, now) = next.map_err(|error| match error.downcast::<InVain>() {
-                Ok(InVain(words)) => InVain(format!("{behind}{words}")).into(),
-                Err(error) => error,
-            })?;
+            let (step, Seen { rules: after, notes: said }, now) =
+                next.map_err(|error| match error.downcast::<InVain>() {
+                    Ok(InVain { words, rule }) => InVain { words: format!("{behind}{words}"), rule }.into(),
+                    Err(error) => error,
+                })?;
             steps.push(step);
             rules.extend(blocked.get(index).cloned().flatten());
-            (blocked, outcomes) = (after, now);
+            (blocked, notes, outcomes) = (after, said, now);
         }
         Ok(())
     };
@@ -76,12 +83,13 @@ pub(super) fn walked(
     // What takes it back is worth as much only if it does.
     let undone = steps.iter().rev().flat_map(|step| &step.here.undo).try_for_each(|line| trial.run(line));
     walked?;
-    let is_restored = undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|after| {
-        // Which of several rules that is may be another one each time: their shape says whether they are as they were.
-        after.iter().zip(before).all(|(after, before)| after.is_some() == before.is_some())
-    });
+    let is_restored =
+        undone.and_then(|()| stops(asked, &mut trial.look()?)).is_ok_and(|Seen { rules: after, .. }| {
+            // Which of several rules that is may be another one each time: their shape says whether they are as they were.
+            after.iter().zip(before).all(|(after, before)| after.is_some() == before.is_some())
+        });
     let is_restored = is_restored && trial.shape().is_ok_and(|now| now == shape);
-    Ok(Walk { plans: steps.into_iter().map(|step| step.there).collect(), rules, is_restored, outcomes })
+    Ok(Walk { plans: steps.into_iter().map(|step| step.there).collect(), rules, is_restored, outcomes, notes })
 }
 
 /// Lets the packet at `index` through what stops it now, by the first plan that does; and what stops each packet then.
@@ -92,17 +100,19 @@ fn step(
     (index, blocked): (usize, &[Option<NamedRule>]),
     (probes, closed): (&Probes, &Outcomes),
     wanted: Option<Other>,
-) -> Result<(Step, Vec<Option<NamedRule>>, Outcomes)> {
-    let (packet, rule) =
-        asked.packets.get(index).zip(blocked.get(index).and_then(Option::as_ref)).context("no packet")?;
-    if !trial.is_for(front_end::of(rule)) {
-        return Err(InVain(format!("{}, which another front end has made", rule.sentence())).into());
+) -> Result<(Step, Seen, Outcomes)> {
+    let rule = blocked.get(index).and_then(Option::as_ref).context("no packet")?;
+    let in_vain = |words: String| InVain { words, rule: trial.on_the_host(rule).ok().map(Box::new) };
+    let maker = front_end::of(rule);
+    if !trial.is_for(maker) {
+        let words = format!("{}; rules of {} were not changed together with the others", rule.sentence(), maker.name());
+        return Err(in_vain(words).into());
     }
-    let target = asked.target(&packet.0, rule).context("it has no port")?;
+    let target = asked.target(index, rule, blocked).context("it has no port")?;
     let shape = trial.shape()?;
     let here = plans(rule, &target, known).map_err(|advice| {
         let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
-        InVain(format!("{}, for which no command is known{advice}", rule.sentence()))
+        in_vain(format!("{}, for which no command is known{advice}", rule.sentence()))
     })?;
     let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
     let mut why = None;
@@ -112,9 +122,11 @@ fn step(
     // Without some of them nothing is reached, whatever it is for: there is no other scope.
     let scope = here.first().map(|plan| plan.scope);
     let is_only = here.iter().all(|plan| plan.lasts == Lasts::Hour || Some(plan.scope) == scope);
+    let has_temporary = here.iter().any(|plan| plan.lasts == Lasts::Hour);
     let is_wanted = |plan: &Plan| {
         let is_such = match wanted {
-            Some(Other::Temporary) => plan.lasts == Lasts::Hour,
+            // What has no such form stays as long as it does otherwise.
+            Some(Other::Temporary) => plan.lasts == Lasts::Hour || !has_temporary,
             Some(other) => is_such(plan, other) || is_only && plan.lasts != Lasts::Hour,
             None => plan.lasts != Lasts::Hour,
         };
@@ -123,6 +135,11 @@ fn step(
     // What is sent to one of several servers at random may be let through to one, and not yet to the others.
     let is_still = |now: &NamedRule| is_same(now, rule) && now.translated == rule.translated;
     for (here, there) in here.into_iter().zip(there).filter(|(here, _)| is_wanted(here)) {
+        if let Err(error) = here.commands.iter().try_for_each(|line| modules::line_loads_nothing(line)) {
+            why = Some(format!("{error:#}"));
+            is_in_vain = false;
+            continue;
+        }
         let done = here.commands.iter().try_for_each(|line| trial.run(line));
         let after = done.and_then(|()| {
             let mut view = trial.look()?;
@@ -130,22 +147,24 @@ fn step(
             Ok((after, probes.tried(&mut view, asked, Some(closed))?))
         });
         match after {
-            Ok((after, now)) if !after.get(index).and_then(Option::as_ref).is_some_and(is_still) => {
+            Ok((after, now)) if !after.rules.get(index).and_then(Option::as_ref).is_some_and(is_still) => {
                 // Nobody who wants to send has asked to be sent to; but without neighbours there was nobody who could.
                 let are_neighbours = rule.packet == Some(PacketKind::Solicitation);
                 let is_unwanted = |probe: &Probe| match probe.direction {
                     ProbeDirection::Ingress => true,
-                    ProbeDirection::Forward => !target.is_forwarded,
+                    ProbeDirection::Forward => !target.is_forwarded || probe.interface != target.comes_by,
                     ProbeDirection::Egress => false,
                 };
-                let Some(unwanted) =
-                    probes.maybe_opened(closed, &now).into_iter().find(is_unwanted).filter(|_| !are_neighbours)
-                else {
+                let opened = probes.opened(closed, &now).into_iter().find(is_unwanted);
+                let is_opened = opened.is_some();
+                let unwanted = opened.or_else(|| probes.maybe_opened(closed, &now).into_iter().find(is_unwanted));
+                let Some(unwanted) = unwanted.filter(|_| !are_neighbours) else {
                     return Ok((Step { here, there }, after, now));
                 };
                 // What was not seen either way is no finding.
-                is_in_vain &= probes.opened(closed, &now).contains(&unwanted);
-                why = Some(format!("`{}` may open {}, too", here.commands.join("; "), unwanted.words()));
+                is_in_vain &= is_opened;
+                let does = if is_opened { "opens" } else { "may open" };
+                why = Some(format!("`{}` also {does} {}", here.commands.join("; "), unwanted.words()));
             }
             Ok(_) => why = Some(format!("after `{}` the same rule still stops it", here.commands.join("; "))),
             Err(error) => {
@@ -165,16 +184,42 @@ fn step(
         }
     }
     let why = why.context("no command is known")?;
-    if is_in_vain { Err(InVain(why).into()) } else { bail!("{why}") }
+    if is_in_vain { Err(in_vain(why).into()) } else { bail!("{why}") }
 }
 
-/// What stops each packet; an error where that cannot be reported.
-pub(super) fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Vec<Option<NamedRule>>> {
-    let one = |(packet, _): &(Packet, Option<NamedRule>)| {
+/// What becomes of packets.
+pub(super) struct Seen {
+    /// What stops each of them.
+    pub(super) rules: Vec<Option<NamedRule>>,
+    /// What was not tried of those that are to get through, or may become otherwise.
+    pub(super) notes: Vec<String>,
+}
+
+/// What stops each packet; an error where that cannot be reported. One that is to get through is stopped, too, if it passes only as
+/// long as its neighbour is known.
+pub(super) fn stops(asked: &Asked<'_>, view: &mut View) -> Result<Seen> {
+    let mut notes = Vec::new();
+    let mut one = |(packet, on_the_host): &(Packet, Option<NamedRule>)| {
         asked.goes_on()?;
-        Ok(view.may_stop(packet, (asked.cgroup, asked.is_later))?.rule)
+        let Judged { rule, by_known, but } = view.may_stop(packet, (asked.cgroup, asked.is_later))?;
+        if on_the_host.is_none() || rule.is_some() {
+            return Ok(rule);
+        }
+        let mut note = |words: String| {
+            if !notes.contains(&words) {
+                notes.push(words);
+            }
+        };
+        but.into_iter().for_each(&mut note);
+        let Some(search) = by_known else { return Ok(None) };
+        if Packets::of(&search).is_some() {
+            return Ok(Some(search));
+        }
+        note(format!("only while its neighbour is known: {}", search.sentence()));
+        Ok(None)
     };
-    asked.packets.iter().map(one).collect()
+    let rules = asked.packets.iter().map(&mut one).collect::<Result<_>>()?;
+    Ok(Seen { rules, notes })
 }
 
 /// A plan is one that differs so.

@@ -1,5 +1,7 @@
 //! Neighbours who cannot be asked for, or whose answers are stopped: reports name the rule and whoever waits for them.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{FAR_V4, FAR_V6, Lab, SERVER_V4, SERVER_V6},
@@ -48,6 +50,21 @@ fn is_explained(lines: &str, pid: u32) -> bool {
     })
 }
 
+/// A line comes so soon.
+const TOLD: Duration = Duration::from_secs(4);
+
+/// What there is by then.
+fn wait_at_most<T>(limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let until = Instant::now() + limit * harness::slowness();
+    while Instant::now() < until {
+        if let Some(answer) = ready()? {
+            return Ok(Some(answer));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(None)
+}
+
 fn asked() -> Result<Outcome> {
     if let Some(skipped) = unnamed("NEIGH_FAILED") {
         return Ok(skipped);
@@ -66,13 +83,14 @@ fn asked() -> Result<Outcome> {
             for (args, transport, port) in
                 [(&["tcp", address, "443", "3"][..], "tcp", 443), (&["ask", address, "53", "yes"], "udp", 53)]
             {
-                let client = traffic::run(&lab.client, args)?;
-                let pid = client.pid;
-                // The rule's text may come later.
-                wait_for("a line about it with its rule", || Ok(is_explained(&observer.so_far(), pid).then_some(())))
-                    .with_context(|| {
-                    format!("{ruleset}: {address} {transport}: it says {}: {}", client.said, observer.so_far())
-                })?;
+                // Beside other scenarios a packet may be counted only, or come through: then it is sent once more.
+                let pid = wait_for("a line about it with its rule", || {
+                    let client = traffic::run(&lab.client, args)?;
+                    let is_told = || Ok(is_explained(&observer.so_far(), client.pid).then_some(client.pid));
+                    // The rule's text may come later.
+                    wait_at_most(TOLD, is_told)
+                })
+                .with_context(|| format!("{ruleset}: {address} {transport}: {}", observer.so_far()))?;
                 clients.push((pid, transport, port));
             }
             let report = observer.stop()?;

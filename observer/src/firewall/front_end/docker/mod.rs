@@ -31,9 +31,9 @@ impl FrontEnd for Docker {
             return Err(None);
         }
         let Some(own) = Insertion::of(rule)? else { return Ok(Vec::new()) };
+        // Its own chains it makes anew.
         let users = Insertion { chain: "DOCKER-USER", position: Some(1), ..own };
-        let exceptions = [users, own].map(|insertion| iptables::exception(rule, insertion, target, known));
-        Ok(exceptions.into_iter().flatten().collect())
+        Ok(iptables::exception(rule, users, target, known))
     }
 
     fn advice(&self, rule: &NamedRule, _target: &Target) -> Option<String> {

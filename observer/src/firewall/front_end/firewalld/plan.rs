@@ -4,7 +4,7 @@
 use super::{PANIC_ON, words::policy};
 use crate::{
     firewall::front_end::{Plan, Plans, Target, plan::plain},
-    model::{Lasts, NamedRule, Scope},
+    model::{Entrance, Lasts, NamedRule, Scope},
 };
 
 /// Before all others.
@@ -32,6 +32,13 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         (words.next(), words.next().and_then(plain), words.next().and_then(plain), words.next())
         && let Some(before) = priority.parse::<i32>().ok().and_then(|priority| priority.checked_sub(1))
     {
+        // An exception in a chain that others lead to, too, is none of this packet's alone.
+        if rule.entrance != Entrance::Own {
+            return Err(Some(format!(
+                "chain {chain} of direct rules is reached from several hooks: accept it by a direct rule in front of the one that \
+                 leads there"
+            )));
+        }
         return Ok(direct(&format!("{family} {table} {chain} {before}"), family == "ipv6", target));
     }
     Err(Some(

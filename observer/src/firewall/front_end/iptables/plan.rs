@@ -3,7 +3,7 @@
 use crate::{
     firewall::front_end::{
         Known, Plan, Plans, Target,
-        exception::{Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
+        exception::{Bound, Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
     },
     model::{Backend, NamedRule},
 };
@@ -44,8 +44,12 @@ pub(in crate::firewall::front_end) fn exception(
         Some(Packets::Sent) => {}
         Some(Packets::Answers) => {
             const BEGUN_HERE: &str = "-m conntrack --ctstate ESTABLISHED";
-            return also_bound(target, |is_bound| {
-                let own = if is_bound { " -m addrtype --dst-type LOCAL" } else { "" };
+            return also_bound(target, |target, bound| {
+                let own = match bound {
+                    Bound::None => String::new(),
+                    Bound::Host => " -m addrtype --dst-type LOCAL".to_owned(),
+                    Bound::ComesBy(name) => format!(" -o {name}"),
+                };
                 let sport = format!("-p {} --sport {} {BEGUN_HERE}{own}", target.transport, target.port);
                 let from: Vec<String> = addresses.iter().map(|address| format!("-s {address} {sport}")).collect();
                 answers(target, &addresses, lines(&[sport]), lines(&from))
@@ -58,8 +62,12 @@ pub(in crate::firewall::front_end) fn exception(
             return needed(rule, OPENS_NEIGHBOURS, &kinds, lines);
         }
     }
-    also_bound(target, |is_bound| {
-        let own = if is_bound { " -m addrtype --src-type LOCAL" } else { "" };
+    also_bound(target, |target, bound| {
+        let own = match bound {
+            Bound::None => String::new(),
+            Bound::Host => " -m addrtype --src-type LOCAL".to_owned(),
+            Bound::ComesBy(name) => format!(" -i {name}"),
+        };
         let dport = format!("-p {} --dport {}{own}", target.transport, target.port);
         let to: Vec<String> = addresses.iter().map(|address| format!("-d {address} {dport}")).collect();
         both(target, &addresses, lines(&[dport]), lines(&to))

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     firewall::front_end::{
         MARK, Plan, Plans, Target,
-        exception::{Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
+        exception::{Bound, Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
     },
     model::{Lasts, NamedRule},
 };
@@ -37,8 +37,12 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         None => return Ok(Vec::new()),
         Some(Packets::Sent) => {}
         Some(Packets::Answers) => {
-            return Ok(also_bound(target, |is_bound| {
-                let own = if is_bound { "fib daddr type local " } else { "" };
+            return Ok(also_bound(target, |target, bound| {
+                let own = match bound {
+                    Bound::None => String::new(),
+                    Bound::Host => "fib daddr type local ".to_owned(),
+                    Bound::ComesBy(name) => format!("oifname {name} "),
+                };
                 let sport = format!("{own}{} sport {} ct state established", target.transport, target.port);
                 let from = |address: &IpAddr| format!("{} saddr {address} {sport}", protocol(address));
                 let from = lines(&addresses.iter().map(from).collect::<Vec<_>>());
@@ -50,18 +54,19 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
             return Ok(needed(rule, OPENS_NEIGHBOURS, &kinds, lines));
         }
     }
-    let with = |mut plans: Vec<Plan>| {
-        plans.extend(for_an_hour((family, table), (&new, &place), target, &addresses));
-        plans
-    };
-    let made = |is_bound: bool| {
-        let own = if is_bound { "fib saddr type local " } else { "" };
+    Ok(also_bound(target, |target, bound| {
+        let own = match bound {
+            Bound::None => String::new(),
+            Bound::Host => "fib saddr type local ".to_owned(),
+            Bound::ComesBy(name) => format!("iifname {name} "),
+        };
         let dport = format!("{own}{} dport {}", target.transport, target.port);
         let to = |address: &IpAddr| format!("{} daddr {address} {dport}", protocol(address));
         let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());
-        both(target, &addresses, lines(std::slice::from_ref(&dport)), destinations)
-    };
-    Ok(with(also_bound(target, made)))
+        let mut plans = both(target, &addresses, lines(std::slice::from_ref(&dport)), destinations);
+        plans.extend(for_an_hour((family, table), (&new, &place), (target, &own), &addresses));
+        plans
+    }))
 }
 
 /// A rule is deleted by its handle, which it gets when it is made.
@@ -75,7 +80,7 @@ fn deletion(place: &str, tag: &str) -> String {
 fn for_an_hour(
     (family, table): (&str, &str),
     (new, place): (&str, &str),
-    target: &Target,
+    (target, whose): (&Target, &str),
     addresses: &[IpAddr],
 ) -> Option<Plan> {
     let Target { transport, port, is_by_name, .. } = target;
@@ -92,13 +97,13 @@ fn for_an_hour(
         undo.extend([format!("nft delete set {family} {table} {tag}"), deletion(place, &tag)]);
     };
     if *is_by_name {
-        add("inet_service", &[port.to_string()], &format!("{transport} dport"), "");
+        add("inet_service", &[port.to_string()], &format!("{whose}{transport} dport"), "");
     } else {
         for (kind, v6) in [("ipv4", false), ("ipv6", true)] {
             let own = addresses.iter().filter(|address| address.is_ipv6() == v6);
             let own: Vec<String> = own.map(ToString::to_string).collect();
             if !own.is_empty() {
-                let before = format!("{} daddr", if v6 { "ip6" } else { "ip" });
+                let before = format!("{whose}{} daddr", if v6 { "ip6" } else { "ip" });
                 add(&format!("{kind}_addr"), &own, &before, &format!(" {transport} dport {port}"));
             }
         }

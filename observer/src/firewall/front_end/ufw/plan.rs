@@ -62,8 +62,11 @@ pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     if let Some(advice) = advice(statement) {
         return Err(Some(advice));
     }
+    // Bound to the interface by which it comes, and not.
+    let bound = target.comes_by.as_deref().and_then(plain).filter(|_| target.is_forwarded).map(|_| target.clone());
+    let targets: Vec<Target> = bound.into_iter().chain([target.by_any()]).collect();
     if statement.name.starts_with("default ") {
-        return Ok(by_default(target));
+        return Ok(targets.iter().flat_map(by_default).collect());
     }
     if statement.name.starts_with("-A ") {
         let file = statement.what.trim_start_matches("ufw's ").trim_end_matches(':');
@@ -73,7 +76,7 @@ pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
     }
     let Some(words) = Words::of(&statement.name, target.is_forwarded) else { return Ok(Vec::new()) };
     let entries = Entries::of(known.file(USER), known.file(USER6));
-    Ok(of_statement(rule, statement, &words, target, &entries))
+    Ok(targets.iter().flat_map(|target| of_statement(rule, statement, &words, target, &entries)).collect())
 }
 
 /// `ufw insert 1`, `ufw route prepend`, `ufw`.
@@ -83,17 +86,22 @@ fn ufw(target: &Target, place: &str) -> String {
     format!("ufw {route}{place}")
 }
 
+/// `in on docker0 `: by which interface what is forwarded comes.
+fn comes_by(target: &Target) -> String {
+    target.comes_by.as_ref().map(|name| format!("in on {name} ")).unwrap_or_default()
+}
+
 /// What allows the port everywhere, as it is typed, and as ufw writes it.
 fn port(target: &Target) -> String {
     if target.is_forwarded {
-        format!("allow proto {} to any port {}", target.transport, target.port)
+        format!("allow {}proto {} to any port {}", comes_by(target), target.transport, target.port)
     } else {
         format!("allow out {}", target.port())
     }
 }
 
 fn of_address(target: &Target, address: IpAddr) -> String {
-    let out = if target.is_forwarded { "" } else { "out " };
+    let out = if target.is_forwarded { comes_by(target) } else { "out ".to_owned() };
     format!("allow {out}proto {} to {address} port {}", target.transport, target.port)
 }
 
@@ -132,8 +140,6 @@ fn of_statement(
     let delete = |what: &str| format!("{}{what}", ufw(target, "delete"));
     let mut plans = Vec::new();
     let is_the_port = !target.is_forwarded && words.about == target.port();
-    let is_bound = words.about.starts_with("on ") || words.about.contains(" on ");
-
     if is_the_port {
         let commands = vec![format!("ufw allow out {}", target.port())];
         let undo = vec![format!("ufw {}{comment}", words.command(false))];
@@ -160,39 +166,62 @@ fn of_statement(
         note = lost;
     }
     let by_port = plan(Scope::Port, target.opens_port(), commands, undo, note);
-    let by_address = {
-        let (v4, v6) = (target.of_family(false), target.of_family(true));
-        let first = |address: &IpAddr| match (address, number) {
-            (IpAddr::V4(_), Some(number)) => format!("insert {number}"),
-            _ => "prepend".to_owned(),
-        };
-        let all: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
-        let (mut commands, mut undo) = (Vec::new(), Vec::new());
-        let mut notes = vec![target.of_addresses()];
-        for address in &all {
-            let about = format!("to {address} port {} proto {}", target.port, target.transport);
+    let (v4, v6) = (target.of_family(false), target.of_family(true));
+    let all: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
+    // In front of the statement, each with what ufw calls it and what makes it.
+    let inserted = |all: Vec<(Option<IpAddr>, String, String)>, scope: Scope, opens: String, notes: Vec<String>| {
+        let (mut commands, mut undo, mut notes) = (Vec::new(), Vec::new(), notes);
+        for (address, about, made) in all {
             // It is changed where it stands.
             if words.about == about {
-                commands.push(ufw(target, "") + &of_address(target, *address));
+                commands.push(ufw(target, "") + &made);
                 undo.push(format!("{}{}{comment}", ufw(target, ""), words.command(target.is_forwarded)));
                 notes.extend(lost.clone());
                 continue;
             }
+            let place = match (address, number) {
+                (None | Some(IpAddr::V4(_)), Some(number)) => format!("insert {number}"),
+                _ => "prepend".to_owned(),
+            };
             let existing = existing(&about);
             undo.extend(existing.iter().map(|(_, again, _)| again.clone()));
-            undo.push(delete(&of_address(target, *address)));
+            undo.push(delete(&made));
             commands.extend(existing.iter().map(|(delete, ..)| delete.clone()));
-            commands.push(ufw(target, &first(address)) + &of_address(target, *address));
+            commands.push(ufw(target, &place) + &made);
             notes.extend(existing.and_then(|(.., lost)| lost));
         }
         undo.reverse();
-        plan(Scope::Address, target.opens_address(&all), commands, undo, Some(notes.join("; ")))
+        plan(scope, opens, commands, undo, (!notes.is_empty()).then(|| notes.join("; ")))
     };
-    let deleted = deletion(statement, target, number, entries, (&comment, lost));
-    if is_bound {
+    let to = |address: &dyn std::fmt::Display| format!("to {address} port {} proto {}", target.port, target.transport);
+    let each = all.iter().map(|address| (Some(*address), to(address), of_address(target, *address))).collect();
+    let by_address = inserted(each, Scope::Address, target.opens_address(&all), vec![target.of_addresses()]);
+    // For the interface alone that the statement is about.
+    let interface = words.about.strip_prefix("on ").and_then(|rest| plain(rest.split(' ').next()?));
+    let on = interface.filter(|_| !target.is_forwarded).map(|name| format!("on {name} "));
+    let mut bound = Vec::new();
+    if let (Some(on), Some(name)) = (&on, interface) {
+        let made = |about: String| (format!("{on}{about}"), format!("allow out {on}{about}"));
+        let (about, port) = made(to(&"any"));
+        let opens = format!("{} by {name}", target.opens_port());
+        bound.push(inserted(vec![(None, about, port)], Scope::Port, opens, Vec::new()));
+        let each = all.iter().map(|address| {
+            let (about, made) = made(to(address));
+            (Some(*address), about, made)
+        });
+        let opens = format!("{} by {name}", target.opens_address(&all));
+        bound.push(inserted(each.collect(), Scope::Address, opens, vec![target.of_addresses()]));
+    }
+    // It stops nothing else then.
+    let is_exact = on.as_ref().is_some_and(|on| words.about == format!("{on}{}", to(&"any")));
+    let deleted = deletion(statement, target, number, entries, (&comment, lost.clone()));
+    let deleted = deleted.map(|plan| if is_exact { Plan { scope: Scope::Port, ..plan } } else { plan });
+    if is_exact {
         plans.extend(deleted);
+        plans.extend(bound);
         plans.extend([by_port, by_address]);
     } else {
+        plans.extend(bound);
         plans.extend([by_port, by_address]);
         plans.extend(deleted);
     }

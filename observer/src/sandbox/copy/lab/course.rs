@@ -72,7 +72,7 @@ impl Server {
             None => socket.bind(&SocketAddr::new(any, at.port()).into()),
             Some(_) => Err(error),
         });
-        bound.with_context(|| format!("nobody can be at {at} in the copy"))?;
+        bound.with_context(|| format!("nothing can listen on {at} in the copy"))?;
         Ok(match transport {
             Transport::Tcp => {
                 socket.listen(8)?;

@@ -214,16 +214,35 @@ impl Following<'_> {
         Ok(Some(Exit { index, gateway, to }))
     }
 
-    /// Where a packet goes, by the last headers in its trace.
-    pub(super) fn destination(&self, told: &[Body]) -> Option<SocketAddr> {
+    /// Where a packet comes from and where it goes, by the last headers in its trace.
+    fn ends(&self, told: &[Body]) -> Option<[SocketAddr; 2]> {
         let (network, transport) = told.iter().rev().find_map(trace::headers)?;
-        let address = if self.talk.to.is_ipv4() {
-            network.get(16..20).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from)
-        } else {
-            network.get(24..40).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from)
+        let is_v4 = self.talk.to.is_ipv4();
+        let end = |v4: usize, v6: usize, port: usize| {
+            let address = if is_v4 {
+                <[u8; 4]>::try_from(network.get(v4..v4 + 4)?).ok().map(IpAddr::from)
+            } else {
+                <[u8; 16]>::try_from(network.get(v6..v6 + 16)?).ok().map(IpAddr::from)
+            };
+            let port = transport.get(port..port + 2)?.try_into().ok().map(u16::from_be_bytes);
+            Some(SocketAddr::new(address?, port?))
         };
-        let port = transport.get(2..4).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes);
-        Some(SocketAddr::new(address?, port?))
+        Some([end(12, 8, 0)?, end(16, 24, 2)?])
+    }
+
+    /// Where a packet goes.
+    pub(super) fn destination(&self, told: &[Body]) -> Option<SocketAddr> {
+        self.ends(told).map(|[_, to]| to)
+    }
+
+    /// The other end as a packet has it.
+    pub(super) fn other_end(&self, packet: Option<PacketKind>, told: &[Body]) -> Option<SocketAddr> {
+        let [from, to] = self.ends(told)?;
+        match packet {
+            None | Some(PacketKind::Segment) => Some(to),
+            Some(PacketKind::Answer) => Some(from),
+            Some(_) => None,
+        }
     }
 
     /// The address from which its first packet leaves, after everything.
@@ -231,12 +250,7 @@ impl Following<'_> {
         let firsts = self.packets.iter().filter(|seen| self.kind(seen) == Some(Part::First));
         let passed =
             firsts.flat_map(|seen| &seen.told).find(|body| trace::passed(body) && trace::headers(body).is_some())?;
-        let (network, _) = trace::headers(passed)?;
-        if self.talk.to.is_ipv4() {
-            network.get(12..16).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from)
-        } else {
-            network.get(8..24).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from)
-        }
+        self.ends(std::slice::from_ref(passed)).map(|[from, _]| from.ip())
     }
 
     /// The way of the first packet.

@@ -158,7 +158,7 @@ impl Lab {
                 let decides = copied.rules.has_bridges || copied.rules.hangs_on(parts) || copied.mentions("physdev");
                 ensure!(
                     !decides,
-                    "rules about the ports of {}, or about what it is on, decide, too",
+                    "rules about the ports of {}, or about the interface below it, decide, too; the copy does not have these",
                     named(&copied.around, exit.index)
                 );
             }
@@ -257,7 +257,7 @@ impl Lab {
             if let Some((packet, body)) = following.stopped() {
                 let way = self.tracer.follow(&copied.rules, body)?;
                 let end = way.end.context("a packet was stopped by a rule that is not known")?;
-                let translated = following.destination(body).filter(|to| packet.is_none() && *to != talk.to);
+                let translated = following.other_end(packet, body).filter(|to| *to != talk.to);
                 let stop = Stop { end: End::Nft(end), packet, leads_to: None, translated };
                 return self.over(copied, &following, Held::Stopped(Box::new(stop)), &counted);
             }

@@ -68,7 +68,7 @@ pub(super) fn of(talk: &Talk, by_address: bool) -> Result<(u32, Option<IpAddr>)>
         body.fixed[8..12].copy_from_slice(&MATCH.to_ne_bytes());
         let matched = Netlink::open(ROUTES, FIXED)?.get(GET, &body).ok().flatten();
         let has_several = matched.is_some_and(|route| route.attributes.get(HOPS).is_some());
-        ensure!(!has_several, "several next hops lead there, and which of them a connection takes is not known");
+        ensure!(!has_several, "the route has several next hops, and which one a connection takes is not known");
     }
     let index = route.attributes.get(OUTGOING).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     let address = |bytes: &[u8]| match bytes.len() {

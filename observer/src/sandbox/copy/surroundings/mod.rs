@@ -346,23 +346,55 @@ impl Surroundings {
         let of = |index: u32| {
             let own = self.addresses(index);
             let is_own = |address: IpAddr| own.iter().any(|(own, _)| *own == address);
-            own.iter().find_map(|(address, length)| match address {
-                IpAddr::V4(address) if !v6 && *length < 31 => {
-                    let net = ipnet::Ipv4Net::new(*address, *length).ok()?;
-                    let near = net.hosts().take(8).map(IpAddr::from).find(|near| !is_own(*near));
-                    // The first addresses are routers' most often, whom rules may trust.
-                    let far = net.hosts().nth(68).map(IpAddr::from).filter(|far| !is_own(*far));
-                    Some((index, (*address).into(), far.or(near)?))
+            let near = |address: IpAddr, length: u8| -> Option<IpAddr> {
+                let net = ipnet::IpNet::new(address, length).ok()?;
+                let is_free = |near: &IpAddr| net.contains(near) && !is_own(*near);
+                match address {
+                    IpAddr::V4(address) => {
+                        // The first addresses are routers' most often, whom rules may trust.
+                        let net = ipnet::Ipv4Net::new(address, length).ok()?;
+                        net.hosts().skip(68).take(1).chain(net.hosts().take(8)).map(IpAddr::from).find(is_free)
+                    }
+                    IpAddr::V6(address) => {
+                        let bits = [0x4d00, 0x4d, 0x3, 0x2, 0x1].into_iter();
+                        bits.map(|bits| std::net::Ipv6Addr::from(u128::from(address) ^ bits).into()).find(is_free)
+                    }
                 }
-                IpAddr::V6(address) if v6 && *length < 127 && !address.is_unicast_link_local() => {
-                    let near = std::net::Ipv6Addr::from(u128::from(*address) ^ 0x4d00);
-                    let net = ipnet::Ipv6Net::new(*address, *length).ok()?;
-                    (net.contains(&near) && !is_own(near.into())).then(|| (index, (*address).into(), near.into()))
-                }
-                _ => None,
-            })
+            };
+            let is_usable = |address: &IpAddr| {
+                address.is_ipv6() == v6 && !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+            };
+            let (address, length) = own.iter().find(|(address, _)| is_usable(address))?;
+            // With an address alone, whoever is there is reached by a route.
+            let neighbour = near(*address, *length).or_else(|| self.behind(index, v6).find(|near| !is_own(*near)))?;
+            Some((index, *address, neighbour))
         };
         self.indexes().filter_map(of).collect()
+    }
+
+    /// Whom routes by an interface lead to: somebody of each network.
+    fn behind(&self, index: u32, v6: bool) -> impl Iterator<Item = IpAddr> {
+        /// `RTA_DST` and `RTA_OIF`
+        const DESTINATION: u16 = 1;
+        const OUTGOING: u16 = 4;
+        /// Of networks for documentation: where a route leads everywhere.
+        const ANYBODY: [IpAddr; 2] = [
+            IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 69)),
+            IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 69)),
+        ];
+        let family = if v6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+        self.routes.iter().filter_map(move |route| {
+            let is_its = route.attributes.get(OUTGOING) == Some(&index.to_ne_bytes()[..]);
+            if !is_its || route.fixed.first() != Some(&family) {
+                return None;
+            }
+            let Some(bytes) = route.attributes.get(DESTINATION) else { return Some(ANYBODY[usize::from(v6)]) };
+            let (to, length) = (address_of_bytes(bytes)?, *route.fixed.get(1)?);
+            match ipnet::IpNet::new(to, length).ok()? {
+                ipnet::IpNet::V4(net) => net.hosts().nth(68).or_else(|| net.hosts().next()).map(IpAddr::from),
+                ipnet::IpNet::V6(net) => net.hosts().nth(68).or_else(|| net.hosts().next()).map(IpAddr::from),
+            }
+        })
     }
 
     /// Gateways of all routes, whatever leads to them, with the numbers of their interfaces.

@@ -450,5 +450,24 @@ pub(super) fn without_a_carrier() -> Result<Outcome> {
         lab.client.ip(routes)?;
         agrees(&lab.client, &[("tcp", FAR_V4, 443), ("tcp", FAR_V4, 80)], "routes that are not taken")?;
     }
+    // So it does where its own address makes the route; and an address need not make any, or makes a better one.
+    for (setting, addresses) in [
+        ("1", &["addr add 203.0.113.1/24 dev x1"][..]),
+        ("0", &["addr add 203.0.113.1/24 dev x1 noprefixroute"]),
+        ("0", &["addr add 203.0.113.1/24 dev x1 metric 600", "addr add 203.0.113.2/24 dev eth0 metric 100"]),
+    ] {
+        let (lab, _server) = talking()?;
+        lab.client.ip(&["link add x1 type veth peer name x2", "link set x1 up"])?;
+        if setting == "0" {
+            lab.client.ip(&["link set x2 up"])?;
+        }
+        lab.client.set("ipv4/conf/all/ignore_routes_with_linkdown", setting)?;
+        lab.client.ip(addresses)?;
+        lab.client.nft(&inet("oifname \"eth0\" tcp dport 443 reject", ""))?;
+        let told = lines(&check(&lab.client, &["--no-fix", "-o", "json", "203.0.113.10:443"])?)?;
+        ensure!(told[0]["event"]["action"] == "egress-blocked", "{addresses:?}: {}", told[0]);
+        let said = traffic::run(&lab.client, &["tcp", FAR_V4, "443", "1"])?.said;
+        ensure!(said == "ECONNREFUSED", "{addresses:?}: the client finds {said}");
+    }
     Ok(Outcome::Passed)
 }

@@ -191,12 +191,36 @@ pub(super) fn ranges_of_ports() -> Result<Outcome> {
         ("OUTPUT", "-p tcp -m multiport --sports 5,6 -j DROP", "egress-allowed"),
         ("INPUT", "-p tcp --dport 1024:65535 -j DROP", "egress-blocked"),
         ("INPUT", "-p tcp --dport 32768:46000 -j DROP", "egress-unknown"),
+        ("OUTPUT", "-p tcp -m conntrack --ctorigsrcport 32768:46000 -j DROP", "egress-unknown"),
+        ("OUTPUT", "-p tcp -m conntrack --ctorigdstport 443 -j DROP", "egress-blocked"),
     ] {
         let (lab, _server) = talking()?;
         let rule: Vec<&str> = ["-A", chain].into_iter().chain(rule.split(' ')).collect();
         lab.client.run("iptables-nft", &rule)?;
         let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
         ensure!(event["event"]["action"] == wanted, "{rule:?}: {event}");
+    }
+    for (rule, wanted) in [
+        ("tcp dport 443 ct original proto-src 32768-46000 drop", "egress-unknown"),
+        ("tcp dport 443 ct original proto-dst 443 drop", "egress-blocked"),
+        ("meta l4proto tcp @th,0,32 & 0x400001bb == 0x400001bb drop", "egress-unknown"),
+        ("meta l4proto tcp @th,0,32 0x001601bb drop", "egress-allowed"),
+        ("tcp sport & 1 == 1 drop", "egress-unknown"),
+    ] {
+        let (lab, _server) = talking()?;
+        lab.client.nft(&filter(rule))?;
+        let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
+        ensure!(event["event"]["action"] == wanted, "{rule}: {event}");
+    }
+    // Which of several ports it is sent to is another one each time.
+    for (ports, wanted) in [("80-81", "egress-unknown"), ("80", "egress-blocked")] {
+        let (lab, _server) = talking()?;
+        lab.client.nft(&format!(
+            "table ip n {{\n chain o {{\n type nat hook output priority -100; tcp dport 443 dnat to 203.0.113.10:{ports}\n }}\n}}\n{}",
+            filter("tcp dport 80 drop")
+        ))?;
+        let event = action(&lab.client, &["--no-fix", &format!("{FAR_V4}:443")])?;
+        ensure!(event["event"]["action"] == wanted, "{ports}: {event}");
     }
     Ok(Outcome::Passed)
 }

@@ -227,6 +227,20 @@ pub(super) fn of_neighbours() -> Result<Outcome> {
         let after = tries()?;
         ensure!(before != "ok" && after == "ok", "{ruleset}: the client finds {before}, and then {after}: {fix}");
     }
+    // A neighbour that is known now will be asked for again.
+    let lab = Lab::new()?;
+    let _server = lab.web_server(443)?;
+    lab.client.ip(&["neigh del fd00:9::2 dev eth0"])?;
+    lab.client.run("ping", &["-c1", "-W3", FAR_V6])?;
+    lab.client.nft(&output("policy drop; ct state established accept"))?;
+    let answer = told(&check(&lab.client, &["-o", "json", &format!("[{FAR_V6}]:443")])?)?;
+    ensure!(answer[0]["egress"]["fix"]["verified"] == true, "{}", answer[0]);
+    for line in lines(&answer[0], "commands") {
+        lab.client.run("sh", &["-c", &line])?;
+    }
+    lab.client.ip(&["neigh del fd00:9::2 dev eth0"])?;
+    let after = traffic::run(&lab.client, &["tcp", FAR_V6, "443", "3.5"])?.said;
+    ensure!(after == "ok", "the client finds {after}: {}", answer[0]["egress"]["fix"]);
     Ok(Outcome::Passed)
 }
 
@@ -264,6 +278,12 @@ pub(super) fn beside_containers() -> Result<Outcome> {
         (
             "nft",
             "table inet f { chain p { type filter hook prerouting priority -150; iifname eth0 tcp sport 443 drop } }",
+            "fib",
+        ),
+        // It is asked for a port of the sender's first, of which there are many.
+        (
+            "nft",
+            "table inet f { chain o { type filter hook postrouting priority 0; tcp sport { 22, 80 } accept; oifname eth0 tcp dport 443 drop } }",
             "fib",
         ),
         ("iptables", "*mangle\n-A POSTROUTING -o eth0 -p tcp --dport 443 -j DROP\nCOMMIT\n", "LOCAL"),

@@ -137,9 +137,10 @@ pub(super) fn docker() -> Result<Outcome> {
     expect(&event, &[("/egress/fix/verified", json!(true)), ("/egress/fix/undo_verified", json!(true))])?;
     let commands = lines(&event, "commands");
     ensure!(
-        matches!(commands.as_slice(), [line] if line.ends_with("-I DOCKER-USER 1 -p udp --dport 7000 -j ACCEPT")),
+        matches!(commands.as_slice(), [line] if line.ends_with("-I DOCKER-USER 1 -p udp --dport 7000 -i docker0 -j ACCEPT")),
         "{commands:?}"
     );
+    ensure!(event["egress"]["fix"]["opens"].as_str().is_some_and(|opens| opens.contains("docker0")), "{event}");
     Ok(Outcome::Passed)
 }
 

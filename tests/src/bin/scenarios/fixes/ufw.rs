@@ -62,6 +62,17 @@ pub(super) fn wider() -> Result<Outcome> {
                 ("tcp", FAR_V4, 25),
                 &["ufw delete deny out on eth0 to any port 25 proto tcp"],
             ),
+            // Nobody asked for its other ports.
+            (
+                &["default allow outgoing", "deny out on eth0 to any port 25,443 proto tcp", "allow out 22/tcp"],
+                ("tcp", FAR_V4, 443),
+                &["ufw insert 1 allow out on eth0 to any port 443 proto tcp"],
+            ),
+            (
+                &["default allow outgoing", "deny out on eth0", "allow out 22/tcp"],
+                ("udp", FAR_V4, 53),
+                &["ufw insert 1 allow out on eth0 to 203.0.113.10 port 53 proto udp"],
+            ),
         ],
         false,
     )
@@ -163,7 +174,7 @@ pub(super) fn forwarded() -> Result<Outcome> {
             &["default allow routed", "route deny in on docker0 out on eth0 to 203.0.113.10 port 7000 proto udp"][..],
             None,
         ),
-        (&["default deny routed"], Some("ufw route allow proto udp to 203.0.113.10 port 7000")),
+        (&["default deny routed"], Some("ufw route allow in on docker0 proto udp to 203.0.113.10 port 7000")),
     ] {
         let mut lab = Containers::new(Plug::Bridge)?;
         front_ends::with_ufw(&mut lab.host, statements)?;
