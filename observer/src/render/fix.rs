@@ -123,8 +123,19 @@ pub(super) fn rows(fix: &Fix, command: &'static str, are_all: bool) -> Vec<(&'st
 /// The conversations that were tried before and after, in words: as many as anybody reads.
 fn probes(fix: &Fix) -> Option<String> {
     const MOST: usize = 8;
-    let more = fix.probes.len().saturating_sub(MOST);
-    let mut all: Vec<String> = fix.probes.iter().take(MOST).map(Probe::words).collect();
+    // The first ones are of whoever asks.
+    let own = fix.probes.first().and_then(|probe| probe.user);
+    let mut all: Vec<String> = Vec::new();
+    for probe in &fix.probes {
+        let user = probe.user.filter(|user| Some(*user) != own);
+        let words = Probe { user, ..probe.clone() }.words();
+        // Those of both families have the same words.
+        if !all.contains(&words) {
+            all.push(words);
+        }
+    }
+    let more = all.len().saturating_sub(MOST);
+    all.truncate(MOST);
     all.extend((more > 0).then(|| format!("and {more} more, which JSON has")));
     (!all.is_empty()).then(|| all.join(", "))
 }
