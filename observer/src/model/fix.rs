@@ -107,7 +107,10 @@ impl Probe {
         let Self { transport, port, address, user, interface, .. } = self;
         let by = interface.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
         match (self.direction, user) {
-            (ProbeDirection::Ingress, _) => format!("inbound {port}/{transport}{by}"),
+            (ProbeDirection::Ingress, _) => {
+                let family = if address.is_ipv6() { " over IPv6" } else { "" };
+                format!("inbound {port}/{transport}{by}{family}")
+            }
             (ProbeDirection::Forward, _) => format!("forwarded {port}/{transport} to {address}{by}"),
             (ProbeDirection::Egress, Some(user)) => format!("{port}/{transport} to {address} for user {user}"),
             (ProbeDirection::Egress, None) => format!("{port}/{transport} to {address}"),

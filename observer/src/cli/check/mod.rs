@@ -188,7 +188,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         .map_err(|error| usage(&format!("{error:#}"), "name a file that `observer check --save` wrote"))?;
     let save = args.save.as_deref().map(super::run::create).transpose()?;
     let after = match (&args.after, args.ruleset.as_ref().or(args.diff.as_ref())) {
-        (Some(command), _) => Some(ProposedChange::Command(after(command)?)),
+        (Some(command), _) => Some(ProposedChange::Command(after(command, args.netns.as_deref())?)),
         (None, Some(path)) => Some(proposed(path)?),
         (None, None) => None,
     };
@@ -271,6 +271,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         answer,
         live,
         after: what,
+        is_ruleset: args.after.is_none(),
         only_changes: args.diff.is_some(),
         look_ups,
     };

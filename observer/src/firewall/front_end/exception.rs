@@ -87,7 +87,7 @@ pub(super) fn needed(
 }
 
 /// What IPv6 is opened for then.
-pub(super) const OPENS_NEIGHBOURS: &str = "what IPv6 asks its neighbours";
+pub(super) const OPENS_NEIGHBOURS: &str = "IPv6 neighbour discovery";
 
 /// The same for what comes back: from the port, and from the addresses alone.
 pub(super) fn answers(

@@ -52,6 +52,8 @@ pub struct Answer {
     pub live: Vec<Vec<Live>>,
     /// The command or the file that was tried.
     pub after: Option<String>,
+    /// It is a ruleset, which takes the place of the one in force.
+    pub is_ruleset: bool,
     /// Only what changes by it is reported.
     pub only_changes: bool,
     /// Names that were looked up.
@@ -142,6 +144,11 @@ impl Answer {
             }
         }
         all
+    }
+
+    /// The words before and behind what was tried.
+    fn around_change(&self) -> [&'static str; 2] {
+        if self.is_ruleset { ["with", " in place of the live rules"] } else { ["after", ""] }
     }
 
     /// That a destination is reached only as long as a neighbour is known.
@@ -378,8 +385,13 @@ pub fn list(writer: &mut impl Write, profiles: &Profiles) -> io::Result<()> {
 
 /// For a person.
 pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()> {
-    if let Some(command) = &answer.after {
-        writeln!(writer, "{DIM}in a private copy, after{DIM:#} {STRONG}{}{STRONG:#}", escape(command))?;
+    if let Some(what) = &answer.after {
+        let [before, behind] = answer.around_change();
+        writeln!(
+            writer,
+            "{DIM}in a private copy, {before}{DIM:#} {STRONG}{}{STRONG:#}{DIM}{behind}{DIM:#}",
+            escape(what)
+        )?;
     }
     let (unknown, mut told) = (unknown_to_all(&answer.targets), Vec::new());
     let mut rows = Vec::new();
@@ -395,7 +407,7 @@ pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()>
         rest.extend(remarks(target, unknown.is_none()));
         rest.extend(answer.live(index, target, fates));
         if let Some(before) = answer.answer.fates.get(index).filter(|_| answer.only_changes) {
-            rest.push(format!("now {}", answer.verdict(target, before).1));
+            rest.push(format!("was {}", answer.verdict(target, before).1));
         }
         rows.push(table::Row { phase, place: place(target), purpose, style, verdict, rest: rest.join(" · ") });
     }
@@ -445,8 +457,9 @@ pub fn markdown(writer: &mut impl Write, answer: &Answer) -> io::Result<()> {
             cell(&answer.asked())
         )?;
     }
-    if let Some(command) = &answer.after {
-        writeln!(writer, "In a private copy, after {}.\n", cell(command))?;
+    if let Some(what) = &answer.after {
+        let [before, behind] = answer.around_change();
+        writeln!(writer, "In a private copy, {before} {}{behind}.\n", cell(what))?;
     }
     writeln!(writer, "| phase | destination | purpose | verdict | by |\n|---|---|---|---|---|")?;
     for (index, target, fates) in answer.told() {

@@ -110,7 +110,7 @@ impl Made<'_> {
         self.all.push((probe, Template { transport, to, from }));
     }
 
-    /// The same to another destination, from another port or by another user; and from outside.
+    /// The same to another destination, to another port or by another user; and from outside.
     fn beside(&mut self, asked: &Asked<'_>, view: &View, packet: &Packet, to: SocketAddr) {
         let (v6, port) = (to.is_ipv6(), to.port());
         let is_asked = |to: SocketAddr| {

@@ -407,7 +407,7 @@ fn proposed() -> Result<Outcome> {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    ensure!(said.contains("now BLOCKED v4") && said.contains("now allowed v4"), "{said}");
+    ensure!(said.contains("was BLOCKED v4") && said.contains("was allowed v4"), "{said}");
     let wrong =
         file("wrong.conf", "table inet f { chain o { type filter hook output priority 0; tcp dprt 443 drop;\n}\n}\n")?;
     let output = check(&lab.client, &["--ruleset", &wrong, "203.0.113.10:443"])?;
