@@ -12,6 +12,8 @@ const FIRST: i32 = -32_768;
 
 pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
     let Some(statement) = &rule.statement else { return Ok(Vec::new()) };
+    // A policy has zones of its own; nothing else says by which interface something comes.
+    let target = &target.by_any();
     if statement.name == PANIC_ON {
         return Ok(vec![Plan {
             commands: vec!["firewall-cmd --panic-off".to_owned()],
