@@ -99,14 +99,16 @@ pub struct Probe {
     pub user: Option<u32>,
     /// Interface by which it comes, where it comes from outside.
     pub interface: Option<String>,
+    /// Its first packet gets there, and what belongs to it is stopped then, such as the answer.
+    pub is_one_way: bool,
 }
 
 impl Probe {
     /// `443/tcp to 198.51.100.77`, `inbound 443/tcp by eth0`.
     pub fn words(&self) -> String {
-        let Self { transport, port, address, user, interface, .. } = self;
+        let Self { transport, port, address, user, interface, is_one_way, .. } = self;
         let by = interface.as_ref().map(|name| format!(" by {name}")).unwrap_or_default();
-        match (self.direction, user) {
+        let words = match (self.direction, user) {
             (ProbeDirection::Ingress, _) => {
                 let family = if address.is_ipv6() { " over IPv6" } else { "" };
                 format!("inbound {port}/{transport}{by}{family}")
@@ -114,7 +116,8 @@ impl Probe {
             (ProbeDirection::Forward, _) => format!("forwarded {port}/{transport} to {address}{by}"),
             (ProbeDirection::Egress, Some(user)) => format!("{port}/{transport} to {address} for user {user}"),
             (ProbeDirection::Egress, None) => format!("{port}/{transport} to {address}"),
-        }
+        };
+        if *is_one_way { format!("{words} (one way: answers do not get through)") } else { words }
     }
 }
 

@@ -338,9 +338,7 @@ fn entering_by(number: u32, resident: impl FnOnce() -> Option<u32>) -> Option<St
         return None;
     }
     let paths: Vec<PathBuf> = bound(number).map(|(path, _)| path).collect();
-    let named = paths.iter().filter(|path| NAMED.iter().any(|folder| path.parent() == Some(Path::new(folder))));
-    let name = named.filter_map(|path| plain(path.file_name()?.to_str()?)).next();
-    if let Some(name) = name {
+    if let Some(name) = named(&paths) {
         return Some(format!("ip netns exec {name}"));
     }
     // Another user's process can end, and have a process of the host's take its number before a command is run.
@@ -348,6 +346,23 @@ fn entering_by(number: u32, resident: impl FnOnce() -> Option<u32>) -> Option<St
         return Some(format!("nsenter -t {pid} -n"));
     }
     paths.iter().filter_map(|path| plain(path.to_str()?)).next().map(|path| format!("nsenter --net={path}"))
+}
+
+/// The same where this is observer's own namespace: whoever has started it there by `ip netns exec` types what is printed in a shell of
+/// the host's. Nothing where the host's first process lives there, too, or where it has no such name.
+pub(super) fn entering_own(number: u32) -> Option<String> {
+    const FIRST: u32 = 1;
+    if is_in(FIRST, number) {
+        return None;
+    }
+    let paths: Vec<PathBuf> = bound(number).map(|(path, _)| path).collect();
+    Some(format!("ip netns exec {}", named(&paths)?))
+}
+
+/// The name by which `ip netns` knows a namespace, of the paths to it.
+fn named(paths: &[PathBuf]) -> Option<&str> {
+    let named = paths.iter().filter(|path| NAMED.iter().any(|folder| path.parent() == Some(Path::new(folder))));
+    named.filter_map(|path| plain(path.file_name()?.to_str()?)).next()
 }
 
 /// A word that no shell takes for anything else.

@@ -64,8 +64,14 @@ impl Place {
     /// A fix as it is to be typed where observer runs: with the words before each command that enter the namespace. `own_files`:
     /// the front end has others there than the host; `None` where its programs are other ones too, as in a container.
     pub(super) fn placed(&self, fix: Fix, front_end: &dyn FrontEnd, own_files: Option<bool>) -> Fix {
-        if fix.commands.is_empty() || netns::is_in(std::process::id(), self.number) {
+        if fix.commands.is_empty() {
             return fix;
+        }
+        if netns::is_in(std::process::id(), self.number) {
+            return match netns::entering_own(self.number) {
+                Some(entering) => fix.with_prefix(&entering),
+                None => fix,
+            };
         }
         match (front_end.has_files(), own_files, netns::entering(self.number)) {
             // Its programs are the host's own, and its files are not: whoever manages these rules runs it there.

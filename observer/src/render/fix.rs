@@ -128,7 +128,7 @@ fn probes(fix: &Fix) -> Option<String> {
     let mut all: Vec<String> = Vec::new();
     for probe in &fix.probes {
         let user = probe.user.filter(|user| Some(*user) != own);
-        let words = Probe { user, ..probe.clone() }.words();
+        let words = Probe { user, is_one_way: false, ..probe.clone() }.words();
         // Those of both families have the same words.
         if !all.contains(&words) {
             all.push(words);

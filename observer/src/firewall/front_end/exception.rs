@@ -137,6 +137,7 @@ pub(super) fn also_bound(target: &Target, made: impl Fn(&Target, Bound<'_>) -> V
 
 /// For the port, and for the addresses alone.
 pub(super) fn both(
+    rule: &NamedRule,
     target: &Target,
     addresses: &[IpAddr],
     port: (Vec<String>, Vec<String>),
@@ -150,7 +151,7 @@ pub(super) fn both(
         lasts: Lasts::Reload,
         note: more,
     };
-    let by_port = plan(port, Scope::Port, target.opens_port(), None);
+    let by_port = plan(port, Scope::Port, target.opens_port_of(&rule.family), None);
     let by_address = plan(to, Scope::Address, target.opens_address(addresses), Some(target.of_addresses()));
     vec![by_port, by_address]
 }

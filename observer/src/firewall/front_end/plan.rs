@@ -52,7 +52,17 @@ impl Target {
     }
 
     pub(super) fn opens_port(&self) -> String {
-        format!("{} to every destination{}", self.port(), self.whose())
+        self.opens_port_of("")
+    }
+
+    /// The same by a rule of such a table: `ip` and `ip6` are about one family.
+    pub(super) fn opens_port_of(&self, family: &str) -> String {
+        let family = match family {
+            "ip" => "IPv4 ",
+            "ip6" => "IPv6 ",
+            _ => "",
+        };
+        format!("{} to every {family}destination{}", self.port(), self.whose())
     }
 
     pub(super) fn opens_address(&self, addresses: &[IpAddr]) -> String {
@@ -61,8 +71,12 @@ impl Target {
     }
 
     /// How much is opened for what was asked: the addresses, or the port where they may be others tomorrow.
-    pub(super) fn opens(&self, addresses: &[IpAddr]) -> (Scope, String) {
-        if self.is_by_name { (Scope::Port, self.opens_port()) } else { (Scope::Address, self.opens_address(addresses)) }
+    pub(super) fn opens(&self, family: &str, addresses: &[IpAddr]) -> (Scope, String) {
+        if self.is_by_name {
+            (Scope::Port, self.opens_port_of(family))
+        } else {
+            (Scope::Address, self.opens_address(addresses))
+        }
     }
 
     /// What is to be known of a rule for addresses.

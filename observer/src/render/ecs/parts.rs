@@ -116,11 +116,13 @@ struct Probe<'a> {
     user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     interface: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    one_way: bool,
 }
 
 impl<'a> From<&'a model::Probe> for Probe<'a> {
     fn from(probe: &'a model::Probe) -> Self {
-        let model::Probe { direction, transport, port, address, user, interface } = probe;
+        let model::Probe { direction, transport, port, address, user, interface, is_one_way } = probe;
         Self {
             direction: *direction,
             protocol: transport,
@@ -129,6 +131,7 @@ impl<'a> From<&'a model::Probe> for Probe<'a> {
             // As `user.id` is.
             user: user.map(|user| user.to_string()),
             interface: interface.as_deref(),
+            one_way: *is_one_way,
         }
     }
 }

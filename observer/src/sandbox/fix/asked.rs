@@ -33,17 +33,18 @@ impl Asked<'_> {
     /// What is to get through where a packet, by its place, is stopped by that rule: all addresses of its port that this rule stops.
     pub(super) fn target(&self, index: usize, rule: &NamedRule, stopped: &[Option<NamedRule>]) -> Option<Target> {
         let (packet, _) = self.packets.get(index)?;
-        let (transport, address, port) = packet.to()?;
+        let (transport, _, port) = packet.to()?;
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
         let comes_by = self.comes_by.clone().filter(|_| is_forwarded);
         if let Some(to) = rule.translated {
             let (addresses, port) = (vec![to.ip()], to.port());
             return Some(Target { transport, port, addresses, is_by_name: false, is_forwarded, comes_by });
         }
-        let mut addresses = vec![address];
+        let mut addresses = Vec::new();
         let mut is_by_name = self.by_name.get(index).copied().unwrap_or(false);
+        // In the order of the packets, whichever of them is asked about: then the commands are the same.
         for (other, ((packet, _), by)) in self.packets.iter().zip(stopped).enumerate() {
-            let is_of_it = by.as_ref().is_some_and(|by| is_same(by, rule));
+            let is_of_it = other == index || by.as_ref().is_some_and(|by| is_same(by, rule));
             let Some((_, address, _)) = packet.to().filter(|to| is_of_it && (to.0, to.2) == (transport, port)) else {
                 continue;
             };

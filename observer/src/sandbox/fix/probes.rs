@@ -9,8 +9,8 @@ use anyhow::Result;
 
 use super::{Asked, View};
 use crate::{
-    model::{Origin, Packet, Probe, ProbeDirection as Direction},
-    sandbox::copy::{Caller, Talk, Transport},
+    model::{Origin, Packet, PacketKind, Probe, ProbeDirection as Direction},
+    sandbox::copy::{Caller, Held, Talk, Transport},
 };
 
 /// A user whom most hosts have, and another one.
@@ -29,10 +29,32 @@ const MAX_PROBES: usize = 64;
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    Open,
-    Closed,
-    /// The outcome is not known.
+    Known(Reach),
     Unknown,
+}
+
+/// How far it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    /// Its first packet is stopped.
+    Closed,
+    /// The first packet gets there, and something behind it is stopped: datagrams and SYNs of anybody get there, too.
+    OneWay,
+    /// The conversation completes.
+    Open,
+}
+
+impl Reach {
+    fn of(held: &Held) -> Self {
+        match held {
+            Held::Completed | Held::ByKnown(_) => Self::Open,
+            Held::Stopped(stop) => match stop.packet {
+                // Who has no neighbour sends nothing.
+                None | Some(PacketKind::Solicitation | PacketKind::Arp) => Self::Closed,
+                Some(PacketKind::Answer | PacketKind::Segment | PacketKind::TooBig) => Self::OneWay,
+            },
+        }
+    }
 }
 
 /// Probes, and how to make each of them.
@@ -106,6 +128,7 @@ impl Made<'_> {
             port: to.port(),
             user,
             interface: by,
+            is_one_way: false,
         };
         self.all.push((probe, Template { transport, to, from }));
     }
@@ -190,14 +213,13 @@ impl Probes {
         let one = |(at, (probe, template)): (usize, &(Probe, Template))| {
             asked.goes_on()?;
             // What comes from outside must be known.
-            let was_open = before.is_some_and(|before| before.0.get(at) == Some(&Outcome::Open));
+            let was_open = before.is_some_and(|before| before.0.get(at) == Some(&Outcome::Known(Reach::Open)));
             let is_patient = !was_open && probe.direction != Direction::Egress;
             let held = template
                 .held(view, asked, false)
                 .or_else(|error| if is_patient { template.held(view, asked, true) } else { Err(error) });
             Ok(match held {
-                Ok(true) => Outcome::Open,
-                Ok(false) => Outcome::Closed,
+                Ok(reach) => Outcome::Known(reach),
                 Err(why) => {
                     log::debug!("a probe came to nothing: {why:#}");
                     Outcome::Unknown
@@ -211,21 +233,25 @@ impl Probes {
     fn those(&self, before: &Outcomes, after: &Outcomes, wanted: impl Fn(Outcome, Outcome) -> bool) -> Vec<Probe> {
         let all = self.0.iter().zip(before.0.iter().zip(&after.0));
         let all = all.filter(|(_, (before, after))| wanted(**before, **after));
-        all.map(|((probe, _), _)| probe.clone()).collect()
+        let is_one_way = |after| after == Outcome::Known(Reach::OneWay);
+        all.map(|((probe, _), (_, after))| Probe { is_one_way: is_one_way(*after), ..probe.clone() }).collect()
     }
 
-    /// Those that were closed, and are open now.
+    /// Those that get further now.
     pub(super) fn opened(&self, before: &Outcomes, after: &Outcomes) -> Vec<Probe> {
-        self.those(before, after, |before, after| (before, after) == (Outcome::Closed, Outcome::Open))
+        self.those(before, after, |before, after| match (before, after) {
+            (Outcome::Known(before), Outcome::Known(after)) => after > before,
+            _ => false,
+        })
     }
 
-    /// Those that may have been closed, and may be open now.
+    /// Those that may get further now.
     pub(super) fn maybe_opened(&self, before: &Outcomes, after: &Outcomes) -> Vec<Probe> {
-        self.those(before, after, |before, after| {
-            matches!(
-                (before, after),
-                (Outcome::Closed, Outcome::Open | Outcome::Unknown) | (Outcome::Unknown, Outcome::Open)
-            )
+        self.those(before, after, |before, after| match (before, after) {
+            (Outcome::Known(before), Outcome::Known(after)) => after > before,
+            (Outcome::Unknown, Outcome::Known(after)) => after > Reach::Closed,
+            (Outcome::Known(before), Outcome::Unknown) => before < Reach::Open,
+            (Outcome::Unknown, Outcome::Unknown) => false,
         })
     }
 
@@ -240,8 +266,8 @@ impl Probes {
 pub(super) struct Outcomes(Vec<Outcome>);
 
 impl Template {
-    /// The conversation completes.
-    fn held(&self, view: &mut View, asked: &Asked<'_>, is_patient: bool) -> Result<bool> {
+    /// How far the conversation gets.
+    fn held(&self, view: &mut View, asked: &Asked<'_>, is_patient: bool) -> Result<Reach> {
         let from = match &self.from {
             From::Here { uid, gid, groups, mark } => Caller::Here {
                 uid: *uid,
@@ -261,6 +287,6 @@ impl Template {
             own_port: None,
             is_probe: !is_patient,
         };
-        Ok(view.hold(talk, asked.is_later)?.is_completed())
+        Ok(Reach::of(&view.hold(talk, asked.is_later)?))
     }
 }

@@ -67,7 +67,8 @@ pub(super) fn walked(
                 let words = format!("more than {MAX_STEPS} rules stop it; no more were tried {behind}");
                 return Err(InVain { words: words.trim_end().to_owned(), rule: None }.into());
             }
-            let next = step(asked, known, trial, (index, &blocked), (probes, closed), wanted);
+            // What an earlier exception had to open is not this one's.
+            let next = step(asked, known, trial, (index, &blocked), (probes, &outcomes), wanted);
             let (step, Seen { rules: after, notes: said }, now) =
                 next.map_err(|error| match error.downcast::<InVain>() {
                     Ok(InVain { words, rule }) => InVain { words: format!("{behind}{words}"), rule }.into(),
@@ -98,7 +99,7 @@ fn step(
     known: &Known,
     trial: &Trial,
     (index, blocked): (usize, &[Option<NamedRule>]),
-    (probes, closed): (&Probes, &Outcomes),
+    (probes, before): (&Probes, &Outcomes),
     wanted: Option<Other>,
 ) -> Result<(Step, Seen, Outcomes)> {
     let rule = blocked.get(index).and_then(Option::as_ref).context("no packet")?;
@@ -144,7 +145,7 @@ fn step(
         let after = done.and_then(|()| {
             let mut view = trial.look()?;
             let after = stops(asked, &mut view)?;
-            Ok((after, probes.tried(&mut view, asked, Some(closed))?))
+            Ok((after, probes.tried(&mut view, asked, Some(before))?))
         });
         match after {
             Ok((after, now)) if !after.rules.get(index).and_then(Option::as_ref).is_some_and(is_still) => {
@@ -155,9 +156,9 @@ fn step(
                     ProbeDirection::Forward => !target.is_forwarded || probe.interface != target.comes_by,
                     ProbeDirection::Egress => false,
                 };
-                let opened = probes.opened(closed, &now).into_iter().find(is_unwanted);
+                let opened = probes.opened(before, &now).into_iter().find(is_unwanted);
                 let is_opened = opened.is_some();
-                let unwanted = opened.or_else(|| probes.maybe_opened(closed, &now).into_iter().find(is_unwanted));
+                let unwanted = opened.or_else(|| probes.maybe_opened(before, &now).into_iter().find(is_unwanted));
                 let Some(unwanted) = unwanted.filter(|_| !are_neighbours) else {
                     return Ok((Step { here, there }, after, now));
                 };

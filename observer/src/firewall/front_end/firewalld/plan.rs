@@ -64,7 +64,7 @@ fn change(scope: Scope, opens: String, options: &[(String, String)], note: Optio
 
 /// The same of what is in force alone, which ends by itself.
 fn for_an_hour(target: &Target, options: &[(String, String)]) -> Plan {
-    let (scope, opens) = target.opens(&target.addresses);
+    let (scope, opens) = target.opens("", &target.addresses);
     Plan {
         commands: options.iter().map(|(add, _)| format!("firewall-cmd {add} --timeout=1h")).collect(),
         undo: options.iter().rev().map(|(_, remove)| format!("firewall-cmd {remove}")).collect(),
@@ -114,7 +114,7 @@ fn direct(place: &str, v6: bool, target: &Target) -> Vec<Plan> {
     let addresses = target.of_family(v6);
     let to: Vec<(String, String)> = addresses.iter().map(|address| pair(&format!("-d {address} "))).collect();
     vec![
-        change(Scope::Port, target.opens_port(), &[pair("")], None),
+        change(Scope::Port, target.opens_port_of(if v6 { "ip6" } else { "ip" }), &[pair("")], None),
         change(Scope::Address, target.opens_address(&addresses), &to, Some(target.of_addresses())),
     ]
 }

@@ -70,6 +70,6 @@ pub(in crate::firewall::front_end) fn exception(
         };
         let dport = format!("-p {} --dport {}{own}", target.transport, target.port);
         let to: Vec<String> = addresses.iter().map(|address| format!("-d {address} {dport}")).collect();
-        both(target, &addresses, lines(&[dport]), lines(&to))
+        both(rule, target, &addresses, lines(&[dport]), lines(&to))
     })
 }

@@ -63,7 +63,7 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         let dport = format!("{own}{} dport {}", target.transport, target.port);
         let to = |address: &IpAddr| format!("{} daddr {address} {dport}", protocol(address));
         let destinations = lines(&addresses.iter().map(to).collect::<Vec<_>>());
-        let mut plans = both(target, &addresses, lines(std::slice::from_ref(&dport)), destinations);
+        let mut plans = both(rule, target, &addresses, lines(std::slice::from_ref(&dport)), destinations);
         plans.extend(for_an_hour((family, table), (&new, &place), (target, &own), &addresses));
         plans
     }))
@@ -109,7 +109,7 @@ fn for_an_hour(
         }
     }
     undo.reverse();
-    let (scope, opens) = target.opens(addresses);
+    let (scope, opens) = target.opens(family, addresses);
     let note = Some("the rule and its set stay, without effect, until they are deleted".to_owned());
     (!commands.is_empty()).then_some(Plan { commands, undo, scope, opens, lasts: Lasts::Hour, note })
 }

@@ -32,6 +32,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("firewalld_policies", firewalld::policies),
     ("firewalld_direct_and_panic", firewalld::others),
     ("nft_rules", tables::nft),
+    ("in_a_named_namespace", tables::in_a_named_namespace),
     ("iptables_rules", || tables::iptables(false)),
     ("iptables_legacy_rules", || tables::iptables(true)),
     ("chains_of_docker", tables::docker),

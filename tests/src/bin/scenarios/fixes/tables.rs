@@ -5,12 +5,42 @@ use std::{io::Write, process::Stdio};
 use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{Containers, FAR_V4, FAR_V6, Lab, Plug},
-    observer::{Observer, command_among_mounts_of},
+    observer::{Observer, command_among_mounts_of, program},
 };
 use serde_json::{Value, json};
 
 use super::{To, expect, lines, server, told, works};
 use crate::{Outcome, without_egress_hook, without_trials};
+
+/// Who starts observer by `ip netns exec` types what is printed in a shell of the host's.
+pub(super) fn in_a_named_namespace() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    let mut lab = Lab::new()?;
+    lab.client.private_files()?;
+    lab.client.run("sh", &["-c", "touch /run/netns/blue && mount --bind /proc/self/ns/net /run/netns/blue"])?;
+    lab.client
+        .nft("table inet t {\n chain o {\n type filter hook output priority 0; ip daddr 203.0.113.10 drop\n }\n}\n")?;
+    let mut observer = command_among_mounts_of(&lab.client);
+    let netns = lab.client.path();
+    observer.args(["check", "--netns"]).arg(netns).args(["-o", "json", "203.0.113.10:443"]);
+    let by_number = observer.stdin(Stdio::null()).output()?;
+    let mut observer = lab.client.command(program());
+    let inside = observer.args(["check", "-o", "json", "203.0.113.10:443"]).stdin(Stdio::null()).output()?;
+    for (output, place) in [(by_number, json!("ip netns exec blue")), (inside, Value::Null)] {
+        let told = crate::check::lines(&output)?;
+        let event = told.first().context("no line")?;
+        let (commands, undo) = (lines(event, "commands"), lines(event, "undo"));
+        ensure!(event["egress"]["where"] == place && event["egress"]["fix"]["verified"] == true, "{event}");
+        let is_placed = |line: &String| line.starts_with("ip netns exec blue nft ");
+        ensure!(!commands.is_empty() && commands.iter().chain(&undo).all(is_placed), "{event}");
+        for line in commands.iter().chain(&undo) {
+            lab.client.run("sh", &["-c", line])?;
+        }
+    }
+    Ok(Outcome::Passed)
+}
 
 /// Tables that nobody manages.
 pub(super) fn nft() -> Result<Outcome> {
