@@ -179,6 +179,8 @@ pub struct After {
     pub added: Vec<String>,
     /// Rules that it takes away.
     pub removed: Vec<String>,
+    /// What is to be known of it.
+    pub note: Option<String>,
 }
 
 /// What came of a command.

@@ -215,18 +215,30 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
                 after(change, (&told, &all), (sender, until), (trial, on_the_host.as_mut()))
             })
         });
+        let blocked = |fates: &[Vec<Fate>]| fates.iter().flatten().map(Fate::is_blocked).collect::<Vec<_>>();
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
             Ok(Ok((judged, added, removed))) => {
                 let mut fates = fates;
                 set(&mut fates, rules, &all, &judged);
                 programs.enter(&mut fates);
-                Tried::Is(After { fates, added, removed })
+                let is_idle = added.is_empty() && removed.is_empty() && blocked(&fates) == blocked(&answer.fates);
+                let idle = is_idle.then(|| "it adds no rule and removes none".to_owned());
+                let notes: Vec<String> = idle.into_iter().chain(in_force(change)).collect();
+                let note = (!notes.is_empty()).then(|| notes.join("; "));
+                Tried::Is(After { fates, added, removed, note })
             }
             Err(error) => Tried::Unknown(format!("{error:#}")),
         });
     }
     Ok(answer)
+}
+
+/// What is otherwise where a proposed ruleset is loaded on the host.
+fn in_force(change: &ProposedChange) -> Option<String> {
+    let ProposedChange::Ruleset(text) = change else { return None };
+    let (_, load) = front_end::configuration(text).ok()??;
+    load.note.map(str::to_owned)
 }
 
 /// What programs of the sender's cgroup have against packets.

@@ -94,6 +94,8 @@ pub struct Load {
     pub path: &'static str,
     /// The command that loads it.
     pub command: &'static [&'static str],
+    /// What is otherwise where it is loaded on the host.
+    pub note: Option<&'static str>,
 }
 
 /// Where a configuration is written that is no file of a front end's own.

@@ -420,6 +420,9 @@ pub fn human(writer: &mut Screen<impl Write>, answer: &Answer) -> io::Result<()>
                     writeln!(writer, "  {label:<8} {}", escape(rule))?;
                 }
             }
+            if let Some(note) = &after.note {
+                writeln!(writer, "  {:<8} {}", "note", escape(note))?;
+            }
         }
         Some(Tried::Refused(why) | Tried::Unknown(why)) => {
             writeln!(writer, "  what the command would change is not known: {}", escape(why))?;

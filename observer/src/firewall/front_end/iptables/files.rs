@@ -18,5 +18,5 @@ pub(in crate::firewall::front_end) fn is_v6(text: &str) -> bool {
 pub(super) fn load(text: &str) -> Option<Load> {
     let command: &[&str] = if is_v6(text) { &["ip6tables-restore", PROPOSED] } else { &["iptables-restore", PROPOSED] };
     let is_tables = text.lines().any(|line| line.starts_with('*')) && text.contains("COMMIT");
-    is_tables.then_some(Load { before: None, path: PROPOSED, command })
+    is_tables.then_some(Load { before: None, path: PROPOSED, command, note: None })
 }

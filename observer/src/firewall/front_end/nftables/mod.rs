@@ -48,9 +48,12 @@ impl FrontEnd for Nftables {
     }
 
     /// A file for `nft -f`, which is what no other front end knows, in place of everything.
-    fn load(&self, _text: &str) -> Result<Option<Load>, Unjudged> {
+    fn load(&self, text: &str) -> Result<Option<Load>, Unjudged> {
         let command = &["nft", "-f", PROPOSED];
-        Ok(Some(Load { before: Some("nft flush ruleset"), path: PROPOSED, command }))
+        let has_flush = text.lines().any(|line| line.split_whitespace().take(2).eq(["flush", "ruleset"]));
+        let note = "the file has no `flush ruleset`: `nft -f` adds it to the rules in force, which are left out here";
+        let note = (!has_flush).then_some(note);
+        Ok(Some(Load { before: Some("nft flush ruleset"), path: PROPOSED, command, note }))
     }
 
     fn modules(&self, change: &ProposedChange) -> Result<BTreeSet<String>> {

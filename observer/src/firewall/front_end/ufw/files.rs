@@ -49,5 +49,5 @@ pub(super) fn load(text: &str) -> Result<Option<Load>, Unjudged> {
     }
     let path = if iptables::is_v6(text) { USER6 } else { USER };
     let is_own = text.contains("### tuple ###") || text.contains(RULES);
-    Ok(is_own.then_some(Load { before: None, path, command: &["ufw", "reload"] }))
+    Ok(is_own.then_some(Load { before: None, path, command: &["ufw", "reload"], note: None }))
 }
