@@ -74,9 +74,9 @@ pub enum Hook {
     Egress,
     /// Netfilter FORWARD.
     Forward,
-    /// Netfilter PRE_ROUTING, of a packet that another namespace sent.
+    /// Netfilter PRE_ROUTING, of a packet that another namespace sent or of an answer.
     Prerouting,
-    /// On the device that received it from another namespace: netfilter's netdev ingress hook or tc ingress.
+    /// On the device that received it, from another namespace or as an answer: netfilter's netdev ingress hook or tc ingress.
     Ingress,
     /// Netfilter LOCAL_IN, of an answer.
     Input,

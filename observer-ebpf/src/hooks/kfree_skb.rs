@@ -157,12 +157,14 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         let route = skb.route_device();
         put!(scratch.record.key.place, skb.place::<R>(direction, route));
         let nfct = skb.connection::<R>();
-        let bits = skb.answer(direction, nfct);
+        let bits = skb.answer::<R>(direction, nfct);
         put!(scratch.record.key.answer, bits);
         let ethertype = skb.ethertype::<R>();
         put!(scratch.record.key.ethertype, ethertype);
-        if skb.sk != 0 {
-            sock::describe::<R>(skb.sk, scratch);
+        // Until the protocol has begun with an answer, its socket is the one that it was sent from, where that is on this kernel.
+        let sk = skb.sk & u64::from(bits / answer::UNROUTED & 1).wrapping_sub(1);
+        if sk != 0 {
+            sock::describe::<R>(sk, scratch);
         }
         // The namespace whose rules decided: the device's, which is the socket's own unless another one forwards for it, or a
         // tunnel was moved out of the namespace that its packets go through.

@@ -32,7 +32,7 @@ pub fn flow_sock_ops(context: SockOpsContext) -> u32 {
     if context.op() == BPF_SOCK_OPS_TCP_CONNECT_CB {
         // SAFETY: the helper takes the context of this program type.
         let cookie = unsafe { bpf_get_socket_cookie(context.ops.cast()) };
-        flow::emit(cookie, |flow| {
+        flow::begin(cookie, |flow| {
             flow.protocol = protocol::TCP;
             flow.local_port = context.local_port() as u16;
             // The remote port is in network byte order, in the upper half on some kernels and the lower on others.

@@ -13,7 +13,7 @@ use crate::kernel::{
 #[kprobe]
 pub fn flow_connect(context: ProbeContext) -> u32 {
     let sk: u64 = context.arg(0).unwrap_or(0);
-    flow::emit(Probe::field(sk, field!(sk_cookie)).unwrap_or(0), |flow| {
+    flow::begin(Probe::field(sk, field!(sk_cookie)).unwrap_or(0), |flow| {
         flow::addresses::<Probe>(flow, sk);
         flow.protocol = protocol::TCP;
     });

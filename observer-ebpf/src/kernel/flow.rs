@@ -3,7 +3,7 @@
 
 use observer_ebpf::abi::{FlowRecord, ProcessEvent};
 
-use super::{layout::field, owner, process, read::Reader};
+use super::{expected, layout::field, owner, process, read::Reader};
 
 const AF_INET6: u16 = 10;
 
@@ -23,6 +23,29 @@ pub fn addresses<R: Reader>(flow: &mut FlowRecord, sk: u64) {
     }
 }
 
+/// The same for a connection that begins: its answer is expected from now on.
+#[inline(always)]
+pub fn begin(cookie: u64, fill: impl Fn(&mut FlowRecord)) {
+    let mut flow = EMPTY;
+    fill(&mut flow);
+    expected::begin(&flow);
+    emit(cookie, fill);
+}
+
+const EMPTY: FlowRecord = FlowRecord {
+    since_ns: 0,
+    local: [0; 16],
+    remote: [0; 16],
+    netns: 0,
+    uid: 0,
+    local_port: 0,
+    remote_port: 0,
+    protocol: 0,
+    v6: 0,
+    closed: 0,
+    source: 0,
+};
+
 /// Hands over the flow of the socket with this cookie, if it belongs to another namespace.
 #[inline(always)]
 pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
@@ -31,19 +54,7 @@ pub fn emit(cookie: u64, fill: impl FnOnce(&mut FlowRecord)) {
     if owner.holders > 1 || owner.netns == field!(host_netns) || owner.netns == 0 {
         return;
     }
-    let mut flow = FlowRecord {
-        since_ns: owner.bound_ns,
-        local: [0; 16],
-        remote: [0; 16],
-        netns: owner.netns,
-        uid: 0,
-        local_port: 0,
-        remote_port: 0,
-        protocol: 0,
-        v6: 0,
-        closed: 0,
-        source: 0,
-    };
+    let mut flow = FlowRecord { since_ns: owner.bound_ns, netns: owner.netns, ..EMPTY };
     fill(&mut flow);
     let mut record = process::bare(owner.task, ProcessEvent::Flow);
     record.args_bytes = size_of::<FlowRecord>() as u16;

@@ -5,6 +5,7 @@ pub mod awaited;
 pub mod connection;
 pub mod counters;
 pub mod drop;
+pub mod expected;
 pub mod filter;
 pub mod flow;
 pub mod layout;

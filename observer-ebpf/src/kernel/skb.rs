@@ -11,7 +11,7 @@ use observer_ebpf::{
 };
 
 use super::{
-    connection,
+    connection, expected,
     layout::{address, field},
     link::{self, Link},
     read::{Probe, Reader},
@@ -94,6 +94,13 @@ impl Skb {
         let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
         let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
         let kind = skb_kind(head + network, u32::from(self.protocol::<R>()));
+        if iif != 0
+            && self.dst == 0
+            && self.connection::<R>() == 0
+            && expected::is_expected(head + network, self.protocol::<R>())
+        {
+            return Direction::Answer as u64;
+        }
         // A packet that crosses a bridge passes netfilter with a route that leads nowhere, and with its sender's socket: it is nobody's
         // answer here.
         let whose = u64::from(self.is_bridged).wrapping_sub(1);
@@ -146,8 +153,8 @@ impl Skb {
 
     /// Bits of [`answer`] of an answer; 0 of what is none.
     #[inline(always)]
-    pub fn answer(&self, direction: u32, nfct: u64) -> u8 {
-        skb_answer(direction, self.dst, nfct) as u8
+    pub fn answer<R: Reader>(&self, direction: u32, nfct: u64) -> u8 {
+        skb_answer(direction | u32::from(self.protocol::<R>()) << DIRECTION_WIDTH, self.dst, nfct) as u8
     }
 
     /// The route's device, or 0.
@@ -282,7 +289,8 @@ extern "C" fn skb_kind(start: u64, kind: u32) -> u64 {
 /// See [`Skb::answer`]: a function of its own to the verifier too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn skb_answer(direction: u32, dst: u64, nfct: u64) -> u64 {
+extern "C" fn skb_answer(what: u32, dst: u64, nfct: u64) -> u64 {
+    let (direction, kind) = (what & DIRECTION_BITS as u32, what >> DIRECTION_WIDTH);
     if direction != Direction::Answer as u32 {
         return 0;
     }
@@ -290,8 +298,8 @@ extern "C" fn skb_answer(direction: u32, dst: u64, nfct: u64) -> u64 {
     let input: u64 = Probe::field(dst, field!(dst_input)).unwrap_or(0);
     let forwards = |low: u32, high: u32| input != 0 && input == address(low, high);
     if dst == 0 {
-        // Whoever is next on the way answers this host.
-        bits |= if connection::of(nfct) == 0 { answer::LOCAL } else { answer::UNROUTED };
+        // Whoever is next on the way answers this host, and ARP has no routes.
+        bits |= if kind == u32::from(ethertype::ARP) { answer::LOCAL } else { answer::UNROUTED };
     } else if !forwards(field!(ip_forward_low), field!(ip_forward_high))
         && !forwards(field!(ip6_forward_low), field!(ip6_forward_high))
     {
@@ -302,6 +310,8 @@ extern "C" fn skb_answer(direction: u32, dst: u64, nfct: u64) -> u64 {
 
 /// A direction in the low bits of an address, which are free.
 pub const DIRECTION_BITS: u64 = 7;
+/// How many they are.
+const DIRECTION_WIDTH: u32 = 3;
 
 /// See [`Skb::direction`].
 ///

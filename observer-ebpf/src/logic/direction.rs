@@ -114,7 +114,10 @@ fn device_preset(key: &DropKey) -> bool {
 pub fn hook(cause: Cause, direction: Direction, place: Place) -> Option<Hook> {
     match (direction, cause) {
         (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) if place.is_for_here => Some(Hook::Input),
-        (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) if place.is_unrouted => Some(Hook::Prerouting),
+        (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) if place.is_unrouted && place.protocol_reached => {
+            Some(Hook::Prerouting)
+        }
+        (Direction::Answer, _) if place.is_unrouted => Some(Hook::Ingress),
         (Direction::Answer, Cause::Netfilter | Cause::Nfqueue) => hook(cause, Direction::Forward, place),
         (Direction::Answer, Cause::Neighbour) => None,
         (Direction::Answer, _) => hook(cause, Direction::Forward, place),

@@ -168,7 +168,7 @@ impl Dropped {
             destination_port: of.source_port,
             ..of
         };
-        let is_unrouted = self.hook == Some(Hook::Prerouting);
+        let is_unrouted = matches!(self.hook, Some(Hook::Prerouting | Hook::Ingress));
         Self {
             endpoints: self.endpoints.map(turned),
             original: None,

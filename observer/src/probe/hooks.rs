@@ -126,8 +126,8 @@ pub static HOOKS: [Hook; 10] = [
             (program::FLOW_KPROBE, Attachment::Kprobe("tcp_connect"), "4.1"),
         ],
         required: false,
-        purpose: "knows the connections of containers, which the host forwards without their socket",
-        without: "a forwarded connection is named only while its socket is open",
+        purpose: "knows the connections of containers, which the host forwards without their socket, and whose answers are expected",
+        without: "a forwarded connection is named only while its socket is open, and answers that are dropped before connection tracking are not seen",
     },
     Hook {
         name: "seed",

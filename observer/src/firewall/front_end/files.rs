@@ -9,6 +9,8 @@ pub struct Needs {
     pub files: &'static [&'static str],
     /// Those of its files of which plans are made.
     pub planned_from: &'static [&'static str],
+    /// Files of others that a plan's note speaks of. They are not copied.
+    pub noted_from: &'static [&'static str],
     /// Scripts among its files that it runs whenever it loads its rules: they are not copied, and where one would be run nothing
     /// is tried.
     pub hooks: &'static [&'static str],
@@ -30,6 +32,7 @@ impl Needs {
         folders: &[],
         files: &[],
         planned_from: &[],
+        noted_from: &[],
         hooks: &[],
         shell_files: &[],
         variables: &[],

@@ -16,6 +16,7 @@ mod firewalld;
 mod iptables;
 mod iptables_legacy;
 mod kubernetes;
+mod libvirt;
 mod nftables;
 mod podman;
 mod proxmox;
@@ -65,6 +66,7 @@ pub static ALL: &[&dyn FrontEnd] = &[
     &kubernetes::Kubernetes,
     &calico::Calico,
     &cilium::Cilium,
+    &libvirt::Libvirt,
     &fail2ban::Fail2ban,
     &shorewall::Shorewall,
     &tailscale::Tailscale,

@@ -121,7 +121,10 @@ pub struct Known {
 impl Known {
     /// By the host's programs, and files below a root folder.
     pub fn read(root: &Root) -> Self {
-        let paths = ALL.iter().flat_map(|front_end| front_end.needs().planned_from);
+        let paths = ALL
+            .iter()
+            .map(|front_end| front_end.needs())
+            .flat_map(|needs| needs.planned_from.iter().chain(needs.noted_from));
         let files = paths.filter_map(|path| Some((*path, root.read(path).ok()?))).collect();
         Self { iptables: iptables::Version::read().map(|version| version.backend), files }
     }

@@ -69,7 +69,7 @@ fn told(table: &str, chain: &str, text: &str, others: &[&str]) -> NamedRule {
 }
 
 /// A rule of each front end that has words for rules, as it is in force: table, chain, text, and other chains of the table.
-const RULES: [(&str, &str, &str, &str, &[&str]); 20] = [
+const RULES: [(&str, &str, &str, &str, &[&str]); 22] = [
     ("ufw", "filter", "ufw-user-output", "-j DROP", &["OUTPUT"]),
     ("firewalld", "firewalld", "filter_OUT_policy_p_deny", "drop", &[]),
     ("firewalld", "firewalld_policy_drop", "output", "drop", &[]),
@@ -83,6 +83,8 @@ const RULES: [(&str, &str, &str, &str, &[&str]); 20] = [
     ("csf", "filter", "SMTPOUTPUT", "-j REJECT", &["OUTPUT"]),
     ("calico", "filter", "cali-fw-x", "-j DROP", &["OUTPUT"]),
     ("cilium", "filter", "CILIUM_OUTPUT", "-j DROP", &["OUTPUT"]),
+    ("libvirt", "filter", "LIBVIRT_FWI", "-o virbr0 -j REJECT", &["OUTPUT"]),
+    ("libvirt", "libvirt_network", "guest_output", "reject", &[]),
     ("fail2ban", "f2b-table", "f2b-chain", "drop", &[]),
     ("shorewall", "filter", "shorewall", "-j DROP", &["OUTPUT"]),
     ("shorewall", "filter", "fw-net", "-j DROP", &["OUTPUT", "shorewall"]),
@@ -147,7 +149,7 @@ fn every_rule_has_commands_or_advice() {
 }
 
 /// What is advised for a rule, by the chain that it is in.
-const ADVICE: [(&str, &str, &str, &str); 24] = [
+const ADVICE: [(&str, &str, &str, &str); 27] = [
     (
         "filter",
         "KUBE-SERVICES",
@@ -249,6 +251,19 @@ const ADVICE: [(&str, &str, &str, &str); 24] = [
         "-p tcp -j REJECT --reject-with tcp-reset",
         "Proxmox's firewall writes its chains anew: add `OUT ACCEPT -dest 203.0.113.9 -p tcp -dport 443` below [RULES] in /etc/pve/local/host.fw",
     ),
+    (
+        "filter",
+        "LIBVIRT_FWI",
+        "-o virbr0 -j REJECT --reject-with icmp-port-unreachable",
+        "libvirt's network behind virbr0 lets nobody outside begin a connection to its guests",
+    ),
+    (
+        "libvirt_network",
+        "guest_output",
+        "iif \"virbr1\" counter packets 0 bytes 0 reject",
+        "libvirt's network behind virbr1 lets out only what comes from its own addresses",
+    ),
+    ("libvirt_network", "guest_cross", "drop", "libvirt's network made this rule; libvirt writes its rules anew"),
     ("f2b-table", "f2b-chain", "drop", "a jail of fail2ban banned the address"),
     ("filter", "ts-forward", "-j DROP", "Tailscale made this rule"),
     ("netavark", "NETAVARK-ISOLATION-3", "drop", "podman made this rule"),
@@ -370,4 +385,18 @@ fn ufw_is_not_asked_whether_it_is_sure() {
     assert_eq!(of("ufw route delete deny out on eth0"), "ufw --force route delete deny out on eth0");
     assert_eq!(of("ufw allow out 443/tcp"), "ufw allow out 443/tcp");
     assert_eq!(of("iptables -F OUTPUT"), "iptables -F OUTPUT");
+}
+
+#[test]
+fn where_ferm_is_used_an_exception_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("etc/ferm");
+    std::fs::create_dir_all(&file).unwrap();
+    let note = || {
+        let known = Known::read(&Root::open(folder.path()).unwrap());
+        plans(&told("filter", "OUTPUT", "-j DROP", &[]), &target(), &known).unwrap()[0].note.clone().unwrap_or_default()
+    };
+    assert!(!note().contains("ferm"));
+    std::fs::write(file.join("ferm.conf"), "table filter chain OUTPUT policy DROP;\n").unwrap();
+    assert!(note().contains("anew from /etc/ferm/ferm.conf"), "{}", note());
 }

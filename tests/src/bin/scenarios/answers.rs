@@ -1,6 +1,6 @@
 //! What comes back to a connection that was begun here, and is stopped on the way in; and what is nobody's answer.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     lab::{CLIENT_V4, Containers, FAR_V4, FAR_V6, Lab, Plug, Server},
     namespace::Namespace,
@@ -14,6 +14,7 @@ use crate::{Outcome, Scenario};
 pub(crate) const ALL: &[Scenario] = &[
     ("at_the_input_hook", at_input),
     ("before_their_route", before_their_route),
+    ("before_connection_tracking", before_tracking),
     ("without_connection_tracking", untracked),
     ("without_early_demultiplexing", without_early_demux),
     ("translated_on_the_way_out", translated),
@@ -110,6 +111,45 @@ fn before_their_route() -> Result<Outcome> {
     let _servers = servers(&lab.server)?;
     lab.client.nft(&(chain("type filter hook prerouting priority -150;") + TRACKED))?;
     all_told(&lab.client, &lab.client, &KINDS, &[("/egress/hook", json!("prerouting"))])?;
+    Ok(Outcome::Passed)
+}
+
+/// In the `raw` table and on the interface itself nothing but its addresses tells of an answer. What else comes from there is nobody's.
+fn before_tracking() -> Result<Outcome> {
+    let other = "table inet t { chain c { type filter hook prerouting priority -300; tcp sport 443 counter drop } }";
+    let netdev =
+        "table netdev t { chain c { type filter hook ingress device eth0 priority 0; tcp sport 443 counter drop } }";
+    let at = |hook: &str| [("/egress/hook", json!(hook)), ("/egress/interface", json!("eth0"))];
+    for (rules, by_iptables, hook) in [
+        (chain("type filter hook prerouting priority -300;"), false, "prerouting"),
+        ("*raw\n-A PREROUTING -p tcp --sport 443 -j DROP\nCOMMIT\n".to_owned(), true, "prerouting"),
+        (netdev.to_owned(), false, "ingress"),
+    ] {
+        let lab = Lab::new()?;
+        let _servers = servers(&lab.server)?;
+        if by_iptables {
+            for program in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+                lab.client.feed(program, &["--noflush"], &rules)?;
+            }
+        } else {
+            lab.client.nft(&rules)?;
+        }
+        let more = at(hook);
+        all_told(&lab.client, &lab.client, &KINDS[..1], if hook == "ingress" { &more } else { &more[..1] })
+            .context(rules)?;
+    }
+    // Of another host's, as of one that pretends to be the server.
+    let lab = Lab::new()?;
+    lab.client.nft(other)?;
+    let observer = Observer::watch(&lab.client)?;
+    let from_443 = "import socket, sys\nsocket.setdefaulttimeout(0.3)\n\
+         try: socket.create_connection((sys.argv[1], 7000), source_address=('', 443))\nexcept OSError: pass";
+    for address in [CLIENT_V4, "fd00:9::1"] {
+        lab.server.run("python3", &["-c", from_443, address])?;
+    }
+    ensure!(lab.client.counted()? >= 2, "nothing was dropped");
+    let report = observer.stop()?;
+    ensure!(report.events.is_empty(), "told of nobody's answer: {:#?}", report.events);
     Ok(Outcome::Passed)
 }
 

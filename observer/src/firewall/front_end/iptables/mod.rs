@@ -51,7 +51,7 @@ impl FrontEnd for Iptables {
     }
 
     fn needs(&self) -> Needs {
-        Needs { programs: &["iptables-restore", "ip6tables-restore"], ..Needs::NOTHING }
+        Needs { programs: &["iptables-restore", "ip6tables-restore"], noted_from: &[files::FERM], ..Needs::NOTHING }
     }
 
     fn commands(&self) -> &'static [&'static str] {

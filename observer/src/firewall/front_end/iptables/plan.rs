@@ -1,5 +1,6 @@
 //! Commands of `iptables` for rules that it wrote, or that others wrote into its tables.
 
+use super::files::FERM;
 use crate::{
     firewall::front_end::{
         Known, Plan, Plans, Target,
@@ -15,6 +16,22 @@ pub(super) fn plans(rule: &NamedRule, target: &Target, known: &Known) -> Plans {
 
 /// An exception from a rule, put where that says.
 pub(in crate::firewall::front_end) fn exception(
+    rule: &NamedRule,
+    insertion: Insertion<'_>,
+    target: &Target,
+    known: &Known,
+) -> Vec<Plan> {
+    // Its rules have no mark, and may be somebody else's.
+    let ferm = (!known.file(FERM).is_empty())
+        .then(|| format!("where ferm writes these rules, it does so anew from {FERM}: what is to stay belongs there"));
+    let noted = |plan: Plan| {
+        let notes: Vec<String> = plan.note.into_iter().chain(ferm.clone()).collect();
+        Plan { note: (!notes.is_empty()).then(|| notes.join("; ")), ..plan }
+    };
+    in_front(rule, insertion, target, known).into_iter().map(noted).collect()
+}
+
+fn in_front(
     rule: &NamedRule,
     Insertion { table, chain, position, .. }: Insertion<'_>,
     target: &Target,

@@ -17,6 +17,7 @@ pub(super) const NEEDS: Needs = Needs {
     folders: &[FOLDER],
     files: &[DEFAULTS],
     planned_from: &[USER, USER6],
+    noted_from: &[],
     hooks: &["/etc/ufw/before.init", "/etc/ufw/after.init"],
     shell_files: &[DEFAULTS, SETTINGS],
     variables: &[

@@ -1,0 +1,105 @@
+//! Connections that have begun a moment ago: what comes from their other end is their answer, before connection tracking and the socket
+//! have seen it. So it is in the `raw` table, at prerouting and at the ingress hooks.
+
+use aya_ebpf::{
+    btf_maps::{Array, LruHashMap},
+    macros::btf_map,
+};
+use observer_ebpf::{
+    abi::FlowRecord,
+    logic::packet::{ethertype, protocol},
+};
+
+use super::{
+    read::{Probe, Reader},
+    time::boot_ns,
+};
+
+/// Whose answer is expected; IPv4 addresses are mapped into IPv6, ports in host byte order.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Connection {
+    local: [u32; 4],
+    remote: [u32; 4],
+    local_port: u16,
+    remote_port: u16,
+}
+
+/// When it began, nanoseconds of `CLOCK_BOOTTIME`. The oldest make room.
+#[btf_map]
+static EXPECTED: LruHashMap<Connection, u64, 4096> = LruHashMap::new();
+
+/// Slot 0: when the last one began. While there are none, what is freed before it has a route costs no look at its addresses.
+#[btf_map]
+static EXPECTING: Array<u64, 1> = Array::new();
+
+/// TCP gives up a connection after some two minutes (`tcp_syn_retries`).
+const WAIT_NS: u64 = 130_000_000_000;
+
+/// What makes an IPv4 address one of IPv6, as a word in memory.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// An address of a socket: of IPv4 in the first word, or all of it.
+#[inline(always)]
+fn mapped(address: [u8; 16], v6: u8) -> [u32; 4] {
+    let word = |at: usize| u32::from_ne_bytes([address[at], address[at + 1], address[at + 2], address[at + 3]]);
+    if v6 == 0 { [0, 0, MAPPED, word(0)] } else { [word(0), word(4), word(8), word(12)] }
+}
+
+/// A connection begins.
+#[inline(always)]
+pub fn begin(flow: &FlowRecord) {
+    let connection = Connection {
+        local: mapped(flow.local, flow.v6),
+        remote: mapped(flow.remote, flow.v6),
+        local_port: flow.local_port,
+        remote_port: flow.remote_port,
+    };
+    let now = boot_ns();
+    let _ = EXPECTED.insert(&connection, &now, 0);
+    if let Some(last) = EXPECTING.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a live map value; of two at the same time either is right.
+        unsafe { last.write_volatile(now) };
+    }
+}
+
+/// A packet that was received, whose network header begins there, is what a connection waits for.
+#[inline(always)]
+pub fn is_expected(start: u64, kind: u16) -> bool {
+    let is_any = EXPECTING.get(0).is_some_and(|last| *last != 0 && boot_ns().wrapping_sub(*last) < WAIT_NS);
+    is_any && expected_by(start, u32::from(kind)) != 0
+}
+
+/// See [`is_expected`]: a function of its own to the verifier too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn expected_by(start: u64, kind: u32) -> u64 {
+    let mut connection = Connection { local: [0; 4], remote: [0; 4], local_port: 0, remote_port: 0 };
+    let (transport, number): (u64, u8) = if kind == u32::from(ethertype::IPV4) {
+        let (Some(first), Some(number)) = (Probe::field::<u8>(start, 0), Probe::field(start, 9)) else { return 0 };
+        let (Some(from), Some(to)) = (Probe::field(start, 12), Probe::field(start, 16)) else { return 0 };
+        connection.remote = [0, 0, MAPPED, from];
+        connection.local = [0, 0, MAPPED, to];
+        (u64::from(first & 15) * 4, number)
+    } else if kind == u32::from(ethertype::IPV6) {
+        let (Some(number), Some(from), Some(to)) =
+            (Probe::field(start, 6), Probe::field(start, 8), Probe::field(start, 24))
+        else {
+            return 0;
+        };
+        connection.remote = from;
+        connection.local = to;
+        (40, number)
+    } else {
+        return 0;
+    };
+    if number != protocol::TCP {
+        return 0;
+    }
+    let Some([from, to]) = Probe::field::<[u16; 2]>(start.wrapping_add(transport), 0) else { return 0 };
+    connection.remote_port = u16::from_be(from);
+    connection.local_port = u16::from_be(to);
+    // SAFETY: a value that is replaced meanwhile is another one's time.
+    let began = unsafe { EXPECTED.get(&connection) }.map_or(0, |began| *began);
+    u64::from(began != 0 && boot_ns().wrapping_sub(began) < WAIT_NS)
+}
