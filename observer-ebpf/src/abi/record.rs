@@ -282,7 +282,8 @@ pub struct DropRecord {
     pub file_gid: u32,
     /// `sk->sk_mark`; 0 without a socket.
     pub mark: u32,
-    /// `skb->skb_iif`: number of the interface that it came in by; 0 for one that was made here.
+    /// `skb->skb_iif`: number of the interface that it came in by; 0 for one that was made here. Of an answer the one that it was to leave
+    /// by, which is where its connection came in.
     pub arrived_by: u32,
     /// Segments that its TCP connection has sent so far, this one among them; 0 where there is none.
     pub segments: u32,

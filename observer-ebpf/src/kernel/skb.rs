@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Low bit of `skb->_skb_refdst`: the reference is not counted.
-const DST_NOREF: u64 = 1;
+pub const DST_NOREF: u64 = 1;
 /// `DST_METADATA` of `include/net/dst.h` (since 4.3): a tunnel's description, not a route.
 const DST_METADATA: u16 = 0x80;
 /// `DST_FAKE_RTABLE`, likewise.

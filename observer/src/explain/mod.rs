@@ -29,7 +29,7 @@ use crate::{
     attribute::{Asking, Attribution},
     model::{
         Actor, Attempt, Cause, Confirmation, Decider, Decision, Dropped, EgressRule, Hook, NamedRule, NetnsPlace,
-        Origin, Packet, Purpose, RuleSource, Sender, Share, WantedRule,
+        Origin, Packet, PacketKind, Purpose, RuleSource, Sender, Share, WantedRule,
     },
     privilege::HostQueries,
 };
@@ -285,13 +285,22 @@ fn queue<E: HostQueries>(dropped: &Dropped, attribution: &mut Attribution<E>) ->
     }
 }
 
-/// The first packet of the conversation whose answer was blocked, or that waited for a neighbour, as its socket would send it.
+/// The first packet of the conversation whose answer was blocked, or that waited for a neighbour, as its socket would send it, or as it
+/// came in.
 fn answered(dropped: &Dropped) -> Option<Packet> {
-    let (socket, captured) = (dropped.socket?, dropped.captured.as_ref()?);
-    let (uid, gid) = captured.opened_by?;
-    let is_of_it = dropped.hook == Some(Hook::Input) || dropped.waited_for.is_some();
-    let asked = dropped.original.or(dropped.endpoints).filter(|_| is_of_it)?;
-    let origin = Origin::Socket { uid, gid, groups: Vec::new(), mark: captured.mark, cgroup: socket.cgroup };
+    let captured = dropped.captured.as_ref()?;
+    let is_answer = dropped.packet == Some(PacketKind::Answer);
+    let origin = match dropped.hook {
+        Some(Hook::Forward | Hook::Postrouting) if is_answer && dropped.socket.is_none() => {
+            Origin::Interface { index: captured.arrived_by? }
+        }
+        hook if hook == Some(Hook::Input) || dropped.waited_for.is_some() => {
+            let (uid, gid) = captured.opened_by?;
+            Origin::Socket { uid, gid, groups: Vec::new(), mark: captured.mark, cgroup: dropped.socket?.cgroup }
+        }
+        _ => return None,
+    };
+    let asked = dropped.original.or(dropped.endpoints)?;
     let from = (asked.source, asked.source_port?).into();
     let to = (asked.destination, asked.destination_port?).into();
     match asked.protocol {

@@ -140,7 +140,8 @@ pub struct Captured {
     pub opened_by: Option<(u32, u32)>,
     /// The socket's mark.
     pub mark: u32,
-    /// Number of the interface that it came in by, in the namespace whose rules decided.
+    /// Number of the interface that it came in by, in the namespace whose rules decided; of an answer the one that its connection's first
+    /// packet came in by.
     pub arrived_by: Option<u32>,
     /// Segments that its TCP connection had sent by then, this one among them.
     pub segments: Option<u32>,

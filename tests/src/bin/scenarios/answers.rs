@@ -17,6 +17,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("before_connection_tracking", before_tracking),
     ("without_connection_tracking", untracked),
     ("without_early_demultiplexing", without_early_demux),
+    ("over_a_vlan", vlan),
     ("translated_on_the_way_out", translated),
     ("errors_about_a_datagram", errors),
     ("to_a_container", || container(Plug::Veth)),
@@ -171,6 +172,37 @@ fn without_early_demux() -> Result<Outcome> {
     lab.client.set("ipv4/udp_early_demux", "0")?;
     lab.client.nft(&(chain("type filter hook input priority 0;") + TRACKED))?;
     all_told(&lab.client, &lab.client, &KINDS, &[("/egress/hook", json!("input"))])?;
+    Ok(Outcome::Passed)
+}
+
+/// Both ends are on a VLAN: at the input hook, in the `raw` table, and on the interface of the VLAN itself.
+fn vlan() -> Result<Outcome> {
+    let lower =
+        "table netdev t { chain c { type filter hook ingress device v5 priority 0; tcp sport 443 counter drop } }";
+    for (rules, kinds, hook) in [
+        (chain("type filter hook input priority 0;") + TRACKED, &KINDS[..], "input"),
+        (chain("type filter hook prerouting priority -300;"), &KINDS[..1], "prerouting"),
+        (lower.to_owned(), &KINDS[..1], "ingress"),
+    ] {
+        let lab = Lab::new()?;
+        for (namespace, number) in [(&lab.client, 1), (&lab.server, 2)] {
+            if namespace.ip(&["link add link eth0 name v5 type vlan id 5"]).is_err() {
+                return Ok(Outcome::Skipped("this kernel has no VLANs".to_owned()));
+            }
+            namespace.ip(&[
+                &format!("addr add 10.55.0.{number}/24 dev v5"),
+                &format!("addr add fd55::{number}/64 dev v5 nodad"),
+                "link set v5 up",
+            ])?;
+        }
+        lab.client.ip(&[
+            &format!("route replace {FAR_V4}/32 via 10.55.0.2"),
+            &format!("route replace {FAR_V6}/128 via fd55::2"),
+        ])?;
+        let _servers = servers(&lab.server)?;
+        lab.client.nft(&rules)?;
+        all_told(&lab.client, &lab.client, kinds, &[("/egress/hook", json!(hook))]).context(rules)?;
+    }
     Ok(Outcome::Passed)
 }
 

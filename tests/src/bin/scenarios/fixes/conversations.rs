@@ -340,6 +340,40 @@ pub(super) fn beside_containers() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// What comes back to a container is let through for those that come in where it is.
+pub(super) fn answers_to_a_container() -> Result<Outcome> {
+    if let Some(skipped) = without_trials() {
+        return Ok(skipped);
+    }
+    for plug in [Plug::Bridge, Plug::Veth] {
+        for to in [("tcp", FAR_V4, 443), ("tcp", FAR_V6, 443), ("udp", FAR_V4, 53)] {
+            let mut lab = Containers::new(plug)?;
+            let _server = echo(&lab.server, &["53", "443"])?;
+            lab.host.nft(
+                "table inet f {\n chain f {\n type filter hook forward priority 0; iifname eth0 meta l4proto { tcp, udp } th sport { 53, 443 \
+                 } drop\n }\n chain k {\n type filter hook prerouting priority -150; ct state new\n }\n}\n",
+            )?;
+            lab.host.private_files()?;
+            let observer = super::among_mounts_of(&lab.host)?;
+            let event = wait_for("a tested fix", || {
+                found(&lab.containers[0], &[to])?;
+                let told = observer.so_far();
+                let events = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                Ok(events.into_iter().find(|event| event["egress"]["fix"].is_object()))
+            })?;
+            observer.stop()?;
+            let fix = &event["egress"]["fix"];
+            ensure!(event["egress"]["packet"] == "answer" && fix["verified"] == true, "{to:?}: {event}");
+            for line in lines(&event, "commands") {
+                lab.host.run("sh", &["-c", &line])?;
+            }
+            let after = found(&lab.containers[0], &[to])?;
+            ensure!(after == ["ok"], "{to:?}: the container finds {after:?}: {fix}");
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
 /// A connection's first packet passes, its answer is dropped, and what is sent again then is dropped by another rule: the fix for either
 /// is for both.
 pub(super) fn seen_later() -> Result<Outcome> {

@@ -38,6 +38,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("chains_of_docker", tables::docker),
     ("chains_that_two_hooks_lead_to", tables::shared),
     ("of_both_directions", conversations::of_both_directions),
+    ("answers_to_a_container", conversations::answers_to_a_container),
     ("beside_containers", conversations::beside_containers),
     ("of_neighbours", conversations::of_neighbours),
     ("of_later_packets", conversations::of_later_packets),
