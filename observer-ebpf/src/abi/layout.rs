@@ -6,6 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Offset or value that this kernel does not have. A read guarded by it is pruned by the verifier.
 pub const ABSENT: u32 = u32::MAX;
 
+/// What stands for the number of the kernel's `bpf_rdonly_cast` in a call, and is no helper's: the loader writes the kernel's own. A call of it
+/// is guarded by [`Layout::cast_words`].
+pub const CAST: u32 = 0x7f4b_5f01;
+
 macro_rules! layout {
     ($( $(#[$doc:meta])* $field:ident ),* $(,)?) => {
         /// The running kernel's numbers: byte offsets unless the field says otherwise, [`ABSENT`] where it has none.
@@ -24,6 +28,9 @@ macro_rules! layout {
 }
 
 layout! {
+    /// Number of the type as which any word of kernel memory is read directly (a struct of words); [`ABSENT`] where programs have no
+    /// function for that.
+    cast_words,
     /// Position of the reason among the arguments of the `kfree_skb` tracepoint, not an offset.
     reason_arg,
     /// Value of `SKB_DROP_REASON_NETFILTER_DROP`, not an offset.

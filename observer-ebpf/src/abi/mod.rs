@@ -19,7 +19,7 @@ pub use awaited::{AwaitedKey, AwaitedValue, MAX_AWAITED};
 pub use counters::Counter;
 pub use filter::{FILTER_VALUES, FILTER_WORDS, FilterNetwork, KernelFilter, Member, TICK_NS};
 pub use hanging::HangingRecord;
-pub use layout::{ABSENT, Layout};
+pub use layout::{ABSENT, CAST, Layout};
 pub use names::{map, program};
 pub use process::{ARGS_BYTES, FlowRecord, NAME_BYTES, PATH_BYTES, ProcessEvent, ProcessRecord, process_flag};
 pub use record::{

@@ -4,7 +4,20 @@
 //! a field. A raw tracepoint's arguments are plain numbers, for which a helper does the same.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel as probe_read_kernel;
-use observer_ebpf::abi::ABSENT;
+use observer_ebpf::abi::{ABSENT, CAST};
+
+use super::layout::field;
+
+/// An address as one of an object of a type, by its number: then its fields are loaded directly.
+#[inline(always)]
+fn cast(address: u64, kind: u32) -> u64 {
+    // SAFETY: the loader makes it a call of the kernel's function, which gives its first argument back. Where it does not, the verifier
+    // never comes here.
+    unsafe {
+        let function: unsafe extern "C" fn(u64, u64) -> u64 = core::mem::transmute(CAST as usize);
+        function(address, u64::from(kind))
+    }
+}
 
 /// Reads fields of objects that the verifier knows by type, or does not.
 pub trait Reader {
@@ -16,8 +29,16 @@ pub trait Reader {
 /// Direct loads, for what a BTF tracepoint hands out.
 pub struct Direct;
 
-/// Loads through the helper, for everything else.
+/// For everything else: loads of a number by a cast, where the kernel has one, and through the helper.
 pub struct Probe;
+
+impl Probe {
+    /// A number is one load here, and no call.
+    #[inline(always)]
+    pub fn is_direct() -> bool {
+        field!(cast_words) != ABSENT
+    }
+}
 
 impl Reader for Direct {
     #[inline(always)]
@@ -36,6 +57,12 @@ impl Reader for Probe {
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
         if offset == ABSENT {
             return None;
+        }
+        let kind = field!(cast_words);
+        if const { size_of::<T>() == align_of::<T>() && size_of::<T>() <= 8 } && kind != ABSENT {
+            let at = cast(object.wrapping_add(u64::from(offset)), kind);
+            // SAFETY: the kernel makes it a load that gives zero where there is no memory of its own.
+            return Some(unsafe { core::ptr::read_volatile(at as *const T) });
         }
         let mut value = T::default();
         // The status is not looked at: every branch on it would be one more way for the verifier to follow.

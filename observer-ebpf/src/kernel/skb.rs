@@ -240,13 +240,17 @@ fn next_header<R: Reader>(address: u64) -> u8 {
 /// A route that leads to this host itself: its input function, and its flags close behind it.
 #[inline(always)]
 fn is_for_here(dst: u64) -> bool {
-    let Some([input, _, third]) = Probe::field::<[u64; 3]>(dst, field!(dst_input)) else { return false };
-    // In memory the flags are the first two bytes of the next word but one.
-    if field!(dst_flags).wrapping_sub(field!(dst_input)) != 16 {
-        return false;
-    }
-    let bytes = third.to_ne_bytes();
-    let flags = u16::from_ne_bytes([bytes[0], bytes[1]]);
+    let (input, flags): (u64, u16) = if Probe::is_direct() {
+        (Probe::field(dst, field!(dst_input)).unwrap_or(0), Probe::field(dst, field!(dst_flags)).unwrap_or(0))
+    } else {
+        // By one call. In memory the flags are the first two bytes of the next word but one.
+        if field!(dst_flags).wrapping_sub(field!(dst_input)) != 16 {
+            return false;
+        }
+        let [input, _, third] = Probe::field::<[u64; 3]>(dst, field!(dst_input)).unwrap_or_default();
+        let bytes = third.to_ne_bytes();
+        (input, u16::from_ne_bytes([bytes[0], bytes[1]]))
+    };
     let forwards = |low: u32, high: u32| input == address(low, high);
     flags & (DST_METADATA | DST_FAKE_RTABLE) == 0
         && input != 0

@@ -177,6 +177,16 @@ impl Btf {
         self.head(self.find(name, |kind| kind == kind::STRUCT)?).map(|head| head.size_or_type)
     }
 
+    /// Number of a struct's type.
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        self.find(name, |kind| kind == kind::STRUCT)
+    }
+
+    /// Number of a function.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.find(name, |kind| kind == kind::FUNC)
+    }
+
     /// Whether the kernel has a function of that name.
     pub fn has_function(&self, name: &str) -> bool {
         self.find(name, |kind| kind == kind::FUNC).is_some()

@@ -39,11 +39,15 @@ pub enum LayoutError {
 pub struct Kernel {
     /// Numbers for the eBPF side.
     pub layout: Layout,
+    /// Number of the function by which programs read any memory directly (Linux 6.2 and later).
+    pub cast: Option<u32>,
     /// Probes may use maps whose room is made as it is needed (since Linux 6.1). Before, the kernel takes them too, but with a
     /// warning in its log, or a panic where it is set so.
     pub grows_maps: bool,
     /// Names of the drop reasons, without their prefix.
     pub reasons: Reasons,
+    /// Routes that forward are recognised.
+    pub forwarding: bool,
 }
 
 /// The running kernel's drop reasons.
@@ -163,7 +167,10 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
     let givers = symbols.unanswered;
     let dropper = symbols.netfilter.map(|(start, _)| start);
     let mut fields = Fields { btf, wrong: Vec::new() };
+    // Two words: what is read of it are numbers to the verifier, and no pointers.
+    let cast = btf.function_id("bpf_rdonly_cast").zip(btf.struct_id("timespec64"));
     let layout = Layout {
+        cast_words: cast.map_or(ABSENT, |(_, words)| words),
         reason_arg: reason_arg.and_then(|position| u32::try_from(position).ok()).unwrap_or(ABSENT),
         reason_netfilter: reasons.value("NETFILTER_DROP"),
         reason_not_specified: reasons.value("NOT_SPECIFIED"),
@@ -327,7 +334,13 @@ pub fn resolve(btf: &Btf, symbols: Symbols) -> Result<Kernel, LayoutError> {
         cred_user_ns: fields.want("cred", "user_ns", 8),
     };
     if fields.wrong.is_empty() {
-        Ok(Kernel { layout, grows_maps: btf.has_function("bpf_mem_alloc_init"), reasons })
+        Ok(Kernel {
+            layout,
+            cast: cast.map(|(function, _)| function),
+            grows_maps: btf.has_function("bpf_mem_alloc_init"),
+            reasons,
+            forwarding: symbols.ip_forward.is_some(),
+        })
     } else {
         Err(LayoutError::Fields(fields.wrong.join(", ")))
     }

@@ -6,25 +6,27 @@ use anyhow::{Context, ensure};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, KProbe, Program, RawTracePoint, SockOps},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSock, Iter, KProbe, Program, ProgramError, RawTracePoint, SockOps,
+    },
 };
 use aya_log::EbpfLogger;
 use bytes::Bytes;
-use observer_ebpf::abi::{KernelFilter, Owner, map, program};
+use observer_ebpf::abi::{ABSENT, KernelFilter, Owner, map, program};
 use zerocopy::IntoBytes;
 
 use super::{
     Attachment, HOOKS, HookState, Totals,
     hooks::{CONNECT, Hook, PROCESSES},
-    memory, totals,
+    memory,
+    object::object,
+    totals,
 };
 use crate::kernel::{
     btf, cgroup,
-    layout::{self, LayoutError, Reasons, Symbols},
+    layout::{self, Kernel, LayoutError, Reasons, Symbols},
     sock_diag,
 };
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OBSERVER_BPF_OBJECT"));
 
 /// Environment variable with ways to attach that are not to be tried (`tp_btf,cgroup`): for a kernel on which one of them
 /// misbehaves, and to compare them.
@@ -32,6 +34,9 @@ pub(super) const AVOID: &str = "OBSERVER_AVOID";
 
 /// What stands in it for seeing rules live.
 pub(super) const RULES: &str = "rules";
+
+/// What stands in it for reading the kernel's memory by casts.
+const CASTS: &str = "casts";
 
 /// Environment variable with what is to be seen in two ways (`verdicts`): rules where they give their verdicts too, although
 /// they are reported where packets are freed. For a new kernel; it costs passing packets something.
@@ -135,9 +140,30 @@ impl Probes {
             let symbols = scope.spawn(Symbols::of_kernel);
             (btf::Btf::of_kernel(), symbols.join().unwrap_or_default())
         });
-        let kernel = layout::resolve(&btf?, symbols)?;
-        let forwarding = symbols.ip_forward.is_some();
+        let mut kernel = layout::resolve(&btf?, symbols)?;
+        // Whether casts can be used is known by trying: it takes the compiler for programs, and a verifier that follows them.
+        if kernel.cast.is_some() && !is_avoided(CASTS) {
+            match Self::attach_as(&kernel, &sizes, log_level, filter) {
+                Ok((probes, false)) => return Ok(probes),
+                Ok((_, true)) => log::debug!("a program was refused: memory is read by the helper"),
+                Err(error) => log::debug!("memory is read by the helper: {error}"),
+            }
+        }
+        kernel.cast = None;
+        kernel.layout.cast_words = ABSENT;
+        Self::attach_as(&kernel, &sizes, log_level, filter).map(|(probes, _)| probes)
+    }
+
+    /// Attaches everything by the numbers of that kernel, or nothing; and whether its verifier has refused one that is wanted.
+    fn attach_as(
+        kernel: &Kernel,
+        sizes: &memory::Sizes,
+        log_level: u8,
+        filter: &KernelFilter,
+    ) -> Result<(Self, bool), AttachError> {
         let types = AyaBtf::from_sys_fs().map_err(|error| refused("BTF", &error))?;
+        let object = object(kernel.cast);
+        let mut is_refused = false;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&types))
             .override_global(map::LAYOUT, kernel.layout.as_bytes(), true)
@@ -147,7 +173,7 @@ impl Probes {
             .map_max_entries(map::KEYS[0], sizes.keys)
             .map_max_entries(map::KEYS[1], sizes.keys)
             .map_max_entries(map::EVENTS, sizes.ring)
-            .load(OBJECT)
+            .load(&object)
             .map_err(|error| refused("the BPF object", &error))?;
         let counters = ebpf
             .take_map(map::COUNTERS)
@@ -159,14 +185,14 @@ impl Probes {
             lasting: Vec::new(),
             counters,
             states: Vec::new(),
-            reasons: kernel.reasons,
+            reasons: kernel.reasons.clone(),
             grows_maps: kernel.grows_maps,
-            forwarding,
+            forwarding: kernel.forwarding,
             seeded: 0,
             hanging: Bytes::new(),
         };
         for hook in &HOOKS {
-            let mut errors = Vec::new();
+            let (mut errors, mut has_refused) = (Vec::new(), false);
             let way = hook.programs.iter().find_map(|(name, way, _)| {
                 if is_avoided(way.name()) {
                     errors.push(format!("{}: not tried, because {AVOID} names it", way.name()));
@@ -175,11 +201,14 @@ impl Probes {
                 match probes.attach_program(name, *way, hook.symbol, &types) {
                     Ok(()) => Some(*way),
                     Err(error) => {
+                        has_refused |= matches!(error.downcast_ref(), Some(ProgramError::LoadError { .. }));
                         errors.push(format!("{}: {}", way.name(), one_line(&error)));
                         None
                     }
                 }
             });
+            // A second way is as good, but for the drops themselves.
+            is_refused |= has_refused && (way.is_none() || hook.required);
             let result = way.ok_or_else(|| errors.join("; "));
             if let (true, Err(why)) = (hook.required, &result) {
                 return Err(AttachError::Refused { what: hook.symbol.to_owned(), why: why.clone() });
@@ -197,7 +226,7 @@ impl Probes {
                 .rely_on_connects()
                 .map_err(|error| AttachError::Refused { what: "the BPF object".to_owned(), why: one_line(&error) })?;
         }
-        Ok(probes)
+        Ok((probes, is_refused))
     }
 
     /// From now on a TCP socket is bound when it connects, and not before.

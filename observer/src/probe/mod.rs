@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod hooks;
 mod maps;
 pub mod memory;
+mod object;
 pub mod rules;
 pub mod totals;
 
