@@ -36,6 +36,11 @@ pub fn drop_kfree_skb(context: BtfTracePointContext) -> i32 {
         2 => context.arg(2),
         _ => u64::from(NOT_NAMED),
     };
+    // What is dropped most often where nothing of this host's is: before all else, and by loads alone.
+    if reason as u32 == field!(reason_netfilter) && Skb::is_inbound::<Direct>(context.arg(0)) {
+        is_none(context.arg(0));
+        return 0;
+    }
     let location: u64 = context.arg(1);
     let cause = drop_cause(reason as u32, location);
     if cause != 0 {
@@ -112,14 +117,20 @@ fn freed_by_netfilter(location: u64) -> bool {
     start != 0 && location.wrapping_sub(start) < u64::from(field!(netfilter_bytes))
 }
 
+/// The packet is no egress.
+#[inline(always)]
+fn is_none(address: u64) {
+    count(Counter::NotEgress);
+    verdict::forget(address);
+}
+
 #[inline(always)]
 fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, reason: u32, cause: u64) {
     if cause == Cause::Neighbour as u64 && !neighbours::are_stopped() {
         return;
     }
     if Skb::is_inbound::<R>(address) {
-        count(Counter::NotEgress);
-        verdict::forget(address);
+        is_none(address);
         return;
     }
     let skb = Skb::read::<R>(address);
@@ -128,8 +139,7 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
     // Whoever waits for a neighbour to answer somebody with has not begun the connection.
     let is_answer = direction == Direction::Answer as u32;
     if direction == 0 || cause == Cause::Neighbour as u64 && is_answer {
-        count(Counter::NotEgress);
-        verdict::forget(address);
+        is_none(address);
         return;
     }
     let Some(scratch) = scratch::packet() else { return };

@@ -11,16 +11,19 @@ use observer_ebpf::{
 };
 
 use super::{
+    layout::field,
     read::{Probe, Reader},
     time::boot_ns,
 };
 
-/// Whose answer is expected; IPv4 addresses are mapped into IPv6, ports in host byte order.
+/// Whose answer is expected; IPv4 addresses are mapped into IPv6, ports in host byte order. The namespace is its socket's: in another one
+/// somebody else may have the same addresses, and may have taken them for that.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Connection {
     local: [u32; 4],
     remote: [u32; 4],
+    netns: u32,
     local_port: u16,
     remote_port: u16,
 }
@@ -52,6 +55,7 @@ pub fn begin(flow: &FlowRecord) {
     let connection = Connection {
         local: mapped(flow.local, flow.v6),
         remote: mapped(flow.remote, flow.v6),
+        netns: flow.netns,
         local_port: flow.local_port,
         remote_port: flow.remote_port,
     };
@@ -63,42 +67,47 @@ pub fn begin(flow: &FlowRecord) {
     }
 }
 
-/// A packet that was received, whose network header begins there, is what a connection waits for.
+/// A packet that came in by that device, and whose network header begins there, is what a connection waits for.
 #[inline(always)]
-pub fn is_expected(start: u64, kind: u16) -> bool {
+pub fn is_expected(start: u64, kind: u16, device: u64) -> bool {
     let is_any = EXPECTING.get(0).is_some_and(|last| *last != 0 && boot_ns().wrapping_sub(*last) < WAIT_NS);
-    is_any && expected_by(start, u32::from(kind)) != 0
+    is_any && expected_by(start, u32::from(kind), device) != 0
 }
+
+/// The flag of TCP that every answer has, and no first packet of a flood.
+const ACK: u8 = 16;
+/// Where TCP's flags are.
+const FLAGS: u64 = 13;
 
 /// See [`is_expected`]: a function of its own to the verifier too.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn expected_by(start: u64, kind: u32) -> u64 {
-    let mut connection = Connection { local: [0; 4], remote: [0; 4], local_port: 0, remote_port: 0 };
-    let (transport, number): (u64, u8) = if kind == u32::from(ethertype::IPV4) {
-        let (Some(first), Some(number)) = (Probe::field::<u8>(start, 0), Probe::field(start, 9)) else { return 0 };
-        let (Some(from), Some(to)) = (Probe::field(start, 12), Probe::field(start, 16)) else { return 0 };
-        connection.remote = [0, 0, MAPPED, from];
-        connection.local = [0, 0, MAPPED, to];
-        (u64::from(first & 15) * 4, number)
+extern "C" fn expected_by(start: u64, kind: u32, device: u64) -> u64 {
+    let mut connection = Connection { local: [0; 4], remote: [0; 4], netns: 0, local_port: 0, remote_port: 0 };
+    let is_v4 = kind == u32::from(ethertype::IPV4);
+    let (bytes, number): (u64, u8) = if is_v4 {
+        let first: u8 = Probe::field(start, 0).unwrap_or(0);
+        (u64::from(first & 15) * 4, Probe::field(start, 9).unwrap_or(0))
     } else if kind == u32::from(ethertype::IPV6) {
-        let (Some(number), Some(from), Some(to)) =
-            (Probe::field(start, 6), Probe::field(start, 8), Probe::field(start, 24))
-        else {
-            return 0;
-        };
-        connection.remote = from;
-        connection.local = to;
-        (40, number)
+        (40, Probe::field(start, 6).unwrap_or(0))
     } else {
         return 0;
     };
-    if number != protocol::TCP {
+    let transport = start.wrapping_add(bytes);
+    if number != protocol::TCP || Probe::field::<u8>(transport.wrapping_add(FLAGS), 0).unwrap_or(0) & ACK == 0 {
         return 0;
     }
-    let Some([from, to]) = Probe::field::<[u16; 2]>(start.wrapping_add(transport), 0) else { return 0 };
-    connection.remote_port = u16::from_be(from);
-    connection.local_port = u16::from_be(to);
+    if is_v4 {
+        connection.remote = [0, 0, MAPPED, Probe::field(start, 12).unwrap_or(0)];
+        connection.local = [0, 0, MAPPED, Probe::field(start, 16).unwrap_or(0)];
+    } else {
+        connection.remote = Probe::field(start, 8).unwrap_or_default();
+        connection.local = Probe::field(start, 24).unwrap_or_default();
+    }
+    connection.remote_port = u16::from_be(Probe::field(transport, 0).unwrap_or(0));
+    connection.local_port = u16::from_be(Probe::field(transport, 2).unwrap_or(0));
+    let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
+    connection.netns = Probe::field(net, field!(net_inum)).unwrap_or(0);
     // SAFETY: a value that is replaced meanwhile is another one's time.
     let began = unsafe { EXPECTED.get(&connection) }.map_or(0, |began| *began);
     u64::from(began != 0 && boot_ns().wrapping_sub(began) < WAIT_NS)

@@ -26,9 +26,12 @@ pub fn addresses<R: Reader>(flow: &mut FlowRecord, sk: u64) {
 /// The same for a connection that begins: its answer is expected from now on.
 #[inline(always)]
 pub fn begin(cookie: u64, fill: impl Fn(&mut FlowRecord)) {
-    let mut flow = EMPTY;
-    fill(&mut flow);
-    expected::begin(&flow);
+    let netns = owner::get(cookie).map_or(0, |owner| owner.netns);
+    if netns != 0 {
+        let mut flow = FlowRecord { netns, ..EMPTY };
+        fill(&mut flow);
+        expected::begin(&flow);
+    }
     emit(cookie, fill);
 }
 

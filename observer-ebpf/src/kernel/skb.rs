@@ -97,7 +97,7 @@ impl Skb {
         if iif != 0
             && self.dst == 0
             && self.connection::<R>() == 0
-            && expected::is_expected(head + network, self.protocol::<R>())
+            && expected::is_expected(head + network, self.protocol::<R>(), device)
         {
             return Direction::Answer as u64;
         }

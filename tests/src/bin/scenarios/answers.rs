@@ -148,7 +148,21 @@ fn before_tracking() -> Result<Outcome> {
     for address in [CLIENT_V4, "fd00:9::1"] {
         lab.server.run("python3", &["-c", from_443, address])?;
     }
-    ensure!(lab.client.counted()? >= 2, "nothing was dropped");
+    // Nor of somebody in another namespace, who has the same address and waits for the same.
+    let stranger = Namespace::new()?;
+    stranger.ip(&[
+        "link add v0 type veth peer name v1",
+        "link set v0 up",
+        "link set v1 up",
+        &format!("addr add {CLIENT_V4}/24 dev v0"),
+    ])?;
+    let waits = "import socket\nsocket.setdefaulttimeout(0.3)\n\
+         try: socket.create_connection(('10.9.0.2', 443), source_address=('10.9.0.1', 7000))\nexcept OSError: pass";
+    stranger.run("python3", &["-c", waits])?;
+    let answers = "import socket, struct\ns = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)\n\
+         s.sendto(struct.pack('!HHIIBBHHH', 443, 7000, 1, 1, 0x50, 0x12, 1000, 0, 0), ('10.9.0.1', 0))";
+    lab.server.run("python3", &["-c", answers])?;
+    ensure!(lab.client.counted()? >= 3, "nothing was dropped");
     let report = observer.stop()?;
     ensure!(report.events.is_empty(), "told of nobody's answer: {:#?}", report.events);
     Ok(Outcome::Passed)
