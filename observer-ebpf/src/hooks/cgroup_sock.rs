@@ -4,6 +4,8 @@
 //! that binds it where it can be observed. Both run in the caller's context, once a socket, and never on the path of a
 //! packet. Both always allow.
 
+use core::hint::black_box;
+
 use aya_ebpf::{EbpfContext, macros::cgroup_sock, programs::SockContext};
 use observer_ebpf::{
     abi::{ABSENT, OwnerSource},
@@ -44,17 +46,17 @@ pub fn own_sock_close(context: SockContext) -> i32 {
     let cookie = sock::make_cookie(context.as_ptr());
     // What the program type lets be read by name leaves the ports out; the context is the socket itself.
     let sk = context.as_ptr() as u64;
-    let kind = u32::from(Probe::field::<u16>(sk, field!(sk_type)).unwrap_or(0));
+    let kind = u32::from(black_box(Probe::field::<u16>(sk, field!(sk_type)).unwrap_or(0)));
     if kind == sock::SOCK_DGRAM || kind == sock::SOCK_RAW {
         flow::emit(cookie, |flow| {
             flow.closed = 1;
-            flow.protocol = Probe::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0) as u8;
+            flow.protocol = black_box(Probe::field::<u16>(sk, field!(sk_protocol)).unwrap_or(0)) as u8;
             flow::addresses::<Probe>(flow, sk);
         });
     }
     // A connection goes on sending after the close: its last state retires it. One that never began has no such state.
     // Where states are not observed nothing else would.
-    let state: u8 = Probe::field(sk, field!(sk_state)).unwrap_or(0);
+    let state: u8 = black_box(Probe::field(sk, field!(sk_state)).unwrap_or(0));
     if !is_tcp(sk) || u32::from(state) == sock::CLOSE || !owner::bound_by_connect() {
         owner::retire(cookie);
     }
@@ -64,7 +66,8 @@ pub fn own_sock_close(context: SockContext) -> i32 {
 /// A TCP socket, and not a raw one that sends such packets.
 #[inline(always)]
 fn is_tcp(sk: u64) -> bool {
-    let protocol: u16 = Probe::field(sk, field!(sk_protocol)).unwrap_or(0);
-    let kind: u16 = Probe::field(sk, field!(sk_type)).unwrap_or(0);
+    // As they stand: where they are absent, the compiler would work on what is left in a register, and the verifier refuses that.
+    let protocol: u16 = black_box(Probe::field(sk, field!(sk_protocol)).unwrap_or(0));
+    let kind: u16 = black_box(Probe::field(sk, field!(sk_type)).unwrap_or(0));
     protocol == u16::from(packet::protocol::TCP) && u32::from(kind) == sock::SOCK_STREAM
 }

@@ -105,6 +105,8 @@ pub struct NamedRule {
     pub leads_to: Option<SocketAddr>,
     /// Where the packet went as the rule saw it: an earlier one had sent it to another address or port.
     pub translated: Option<SocketAddr>,
+    /// Its hook is one that forwarded packets pass, too, where that is known.
+    pub sees_forwarded: bool,
 }
 
 /// Where an exception from a rule belongs, so that it holds for packets of the same hook alone.
@@ -389,6 +391,7 @@ impl NamedRule {
             packet: None,
             leads_to: None,
             translated: None,
+            sees_forwarded: false,
         }
     }
 }

@@ -120,6 +120,7 @@ fn legacy_table(wanted: &WantedRule, function: &str) -> Result<Option<NamedRule>
         packet: None,
         leads_to: None,
         translated: None,
+        sees_forwarded: false,
     }))
 }
 

@@ -130,6 +130,7 @@ fn begin(stopped: Stopped, own: Own, cgroups: &Mutex<Cgroups>) -> Result<Receive
             by_name: &[stopped.is_by_name],
             comes_by,
             cgroup: cgroup.as_ref(),
+            others: front_end::Others::Nobody,
             is_later: false,
             finds_others: true,
             began,

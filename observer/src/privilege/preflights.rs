@@ -187,6 +187,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
             by_name: &by_name,
             comes_by: None,
             cgroup: procs.as_ref(),
+            others: front_end::Others::Nobody,
             is_later,
             finds_others: asked.finds_others,
             began,
@@ -223,8 +224,11 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
                 set(&mut fates, rules, &all, &judged);
                 programs.enter(&mut fates);
                 let is_idle = added.is_empty() && removed.is_empty() && blocked(&fates) == blocked(&answer.fates);
-                let idle = is_idle.then(|| "it adds no rule and removes none".to_owned());
-                let notes: Vec<String> = idle.into_iter().chain(in_force(change)).collect();
+                let idle = is_idle.then_some(match change {
+                    ProposedChange::Command(_) => "it adds no rule and removes none",
+                    ProposedChange::Ruleset(_) => "it has no other rules than those in force",
+                });
+                let notes: Vec<String> = idle.map(str::to_owned).into_iter().chain(in_force(change)).collect();
                 let note = (!notes.is_empty()).then(|| notes.join("; "));
                 Tried::Is(After { fates, added, removed, note })
             }

@@ -192,6 +192,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         (None, Some(path)) => Some(proposed(path)?),
         (None, None) => None,
     };
+    wanted::mention_stray_addresses(args, &entries);
     let sender = sender(args)?;
     let is_direct = entries.iter().any(|entry| entry.profile.is_none());
     if let Some(proxies) = sender.proxies.as_ref().or(shell.as_ref()).filter(|_| is_direct) {

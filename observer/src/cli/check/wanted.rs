@@ -81,6 +81,16 @@ pub(super) fn no_profile(error: &anyhow::Error, name: &str, known: &profiles::Pr
     usage(&format!("{error:#}"), &if nearest.is_empty() { more.to_owned() } else { format!("{nearest} {more}") })
 }
 
+/// Says which name was given an address in vain: a typing error would be looked up instead.
+pub(super) fn mention_stray_addresses(args: &Args, entries: &[Entry]) {
+    let names = || entries.iter().map(|entry| entry.probe.as_ref().unwrap_or(&entry.host).as_str());
+    for (name, _) in args.resolve.iter().filter(|(name, _)| !names().any(|known| known == name)) {
+        let nearest = did_you_mean(name, names());
+        let sentence = format!("observer: no destination is called `{name}`, for which `--resolve` has an address");
+        note(if nearest.is_empty() { sentence } else { format!("{sentence}; {nearest}") }.as_str());
+    }
+}
+
 /// Addresses of all; and how many names were looked up.
 pub(super) fn targets(args: &Args, entries: Vec<Entry>) -> Result<(Vec<Target>, usize)> {
     let given = |host: &str| -> Vec<IpAddr> {

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::{Plan, Target, plan::plain};
+use super::{Others, Plan, Target, plan::plain};
 use crate::model::{Entrance, Lasts, NamedRule, PacketKind, Scope};
 
 /// Where a rule's exception is put.
@@ -87,7 +87,8 @@ pub(super) fn needed(
 }
 
 /// What IPv6 is opened for then.
-pub(super) const OPENS_NEIGHBOURS: &str = "IPv6 neighbour discovery";
+pub(super) const OPENS_NEIGHBOURS: &str =
+    "IPv6 neighbour discovery, without which nobody was reached by IPv6: whatever other rules allow passes then";
 
 /// The same for what comes back: from the port, and from the addresses alone.
 pub(super) fn answers(
@@ -113,15 +114,20 @@ pub(super) fn answers(
 pub(super) enum Bound<'a> {
     /// Everybody's.
     None,
-    /// This host's own.
-    Host,
+    /// This host's own; with what is to be left out where others' may have its address.
+    Host(Others),
     /// What comes in by that interface.
     ComesBy(&'a str),
 }
 
-/// Where packets of this host and of others come by, exceptions for all are followed by those for its own alone, which are tried where
-/// the others open too much. What is forwarded comes by an interface, and those for that one are the first.
-pub(super) fn also_bound(target: &Target, made: impl Fn(&Target, Bound<'_>) -> Vec<Plan>) -> Vec<Plan> {
+/// Where packets of others come by, exceptions for this host's own are the first: which of the others would get through by one for all
+/// is no probe's to find out. Elsewhere those for all are followed by them. What is forwarded comes by an interface, and those for that
+/// one are the first.
+pub(super) fn also_bound(
+    rule: &NamedRule,
+    target: &Target,
+    made: impl Fn(&Target, Bound<'_>) -> Vec<Plan>,
+) -> Vec<Plan> {
     let turns = |first: Vec<Plan>, second: Vec<Plan>| -> Vec<Plan> {
         let mut second = second.into_iter();
         let mut all: Vec<Plan> = first.into_iter().flat_map(|plan| [Some(plan), second.next()]).flatten().collect();
@@ -129,7 +135,10 @@ pub(super) fn also_bound(target: &Target, made: impl Fn(&Target, Bound<'_>) -> V
         all
     };
     match target.comes_by.as_deref().and_then(plain) {
-        _ if !target.is_forwarded => turns(made(target, Bound::None), made(target, Bound::Host)),
+        _ if !target.is_forwarded => {
+            let (all, own) = (made(target, Bound::None), made(target, Bound::Host(target.others)));
+            if rule.sees_forwarded && target.others != Others::Nobody { turns(own, all) } else { turns(all, own) }
+        }
         Some(name) => turns(made(target, Bound::ComesBy(name)), made(&target.by_any(), Bound::None)),
         None => made(&target.by_any(), Bound::None),
     }

@@ -46,7 +46,7 @@ pub use self::{
     iptables_legacy::NAME as IPTABLES_LEGACY,
     nftables::NAME as NFTABLES,
     page::{Page, Port},
-    plan::{Known, MARK, Plan, Plans, Target, plans},
+    plan::{Known, MARK, Others, Plan, Plans, Target, plans},
     recognise::{Found, Seen, is_iptables},
     words::Place,
 };

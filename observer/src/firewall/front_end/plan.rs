@@ -29,6 +29,19 @@ pub struct Target {
     pub is_forwarded: bool,
     /// By which interface it comes in then, where that is known.
     pub comes_by: Option<String>,
+    /// Who else may send by this host.
+    pub others: Others,
+}
+
+/// Whose packets pass a host beside its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Nobody's, as far as is known.
+    Nobody,
+    /// It forwards for others.
+    Forwarded,
+    /// The same, and some may have its address then, as by a masquerade.
+    Translated,
 }
 
 impl Target {

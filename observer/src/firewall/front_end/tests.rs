@@ -29,6 +29,7 @@ fn rule(table: &str, chain: &str, text: &str) -> NamedRule {
         packet: None,
         leads_to: None,
         translated: None,
+        sees_forwarded: false,
     }
 }
 
@@ -96,7 +97,15 @@ const RULES: [(&str, &str, &str, &str, &[&str]); 22] = [
 
 fn target() -> Target {
     let addresses = vec!["203.0.113.9".parse().unwrap()];
-    Target { transport: "tcp", port: 443, addresses, is_by_name: false, is_forwarded: false, comes_by: None }
+    Target {
+        transport: "tcp",
+        port: 443,
+        addresses,
+        is_by_name: false,
+        is_forwarded: false,
+        comes_by: None,
+        others: Others::Nobody,
+    }
 }
 
 #[test]

@@ -83,6 +83,7 @@ impl Saved {
                 listing.iptables(table.layout.family, &table.name, &spot.chain, position, here).map(str::to_owned)
             })
         });
+        let sees_forwarded = !["INPUT", "OUTPUT"].contains(&base.as_str());
         Ok(NamedRule {
             backend: Backend::IptablesLegacy,
             family: family::name(table.layout.family).to_owned(),
@@ -100,6 +101,7 @@ impl Saved {
             packet: None,
             leads_to: None,
             translated: None,
+            sees_forwarded,
         })
     }
 }

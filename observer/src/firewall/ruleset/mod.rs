@@ -241,6 +241,9 @@ impl Ruleset {
             packet: None,
             leads_to: None,
             translated: None,
+            sees_forwarded: base.hook.is_some_and(|hook| {
+                hook::name(table.family, hook).is_some_and(|name| !["input", "output"].contains(&name))
+            }),
         }
     }
 

@@ -198,6 +198,11 @@ impl Copied {
         self.rules.mentions(words) || self.legacy.iter().any(in_legacy)
     }
 
+    /// The namespace forwards packets.
+    pub fn forwards(&self) -> bool {
+        self.around.forwards(false) || self.around.forwards(true)
+    }
+
     /// Something in it asks for the sender's cgroup.
     pub(super) fn asks_for_cgroups(&self) -> bool {
         let has_cgroup = |entry: &LegacyEntry| entry.matches.iter().any(|name| name == "cgroup");

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::same::is_same;
 use crate::{
     confinement::child,
-    firewall::front_end::Target,
+    firewall::front_end::{Others, Target},
     model::{NamedRule, Origin, Packet},
 };
 
@@ -19,6 +19,8 @@ pub struct Asked<'a> {
     pub by_name: &'a [bool],
     /// Name of the interface by which they come, where they are forwarded.
     pub comes_by: Option<String>,
+    /// Who else may send by the host, where that is known.
+    pub others: Others,
     /// The sender's cgroup, where it may be sent from there.
     pub cgroup: Option<&'a File>,
     /// The sender does not run yet, and its cgroup is not there.
@@ -36,9 +38,10 @@ impl Asked<'_> {
         let (transport, _, port) = packet.to()?;
         let is_forwarded = matches!(packet.origin, Origin::Interface { .. });
         let comes_by = self.comes_by.clone().filter(|_| is_forwarded);
+        let others = self.others;
         if let Some(to) = rule.translated {
             let (addresses, port) = (vec![to.ip()], to.port());
-            return Some(Target { transport, port, addresses, is_by_name: false, is_forwarded, comes_by });
+            return Some(Target { transport, port, addresses, is_by_name: false, is_forwarded, comes_by, others });
         }
         let mut addresses = Vec::new();
         let mut is_by_name = self.by_name.get(index).copied().unwrap_or(false);
@@ -54,7 +57,7 @@ impl Asked<'_> {
                 addresses.push(address);
             }
         }
-        Some(Target { transport, port, addresses, is_by_name, is_forwarded, comes_by })
+        Some(Target { transport, port, addresses, is_by_name, is_forwarded, comes_by, others })
     }
 
     /// What stops each of them on the host.

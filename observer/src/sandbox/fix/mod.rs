@@ -45,7 +45,9 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
     let tried = enter(Box::new(|mut trial| {
         let packets: Vec<&Packet> = asked.packets.iter().map(|(packet, _)| packet).collect();
         trial.prepare(front_end, &[rule], &packets)?;
-        attempt(asked, known, &trial)
+        let others = trial.others();
+        let asked = Asked { others, comes_by: asked.comes_by.clone(), ..*asked };
+        attempt(&asked, known, &trial)
     }));
     // Of several rules one may be hopeless, and a command for the others not.
     let is_one_rule = asked.packets.iter().filter_map(|(_, rule)| rule.as_ref()).all(|other| is_same(other, rule));
@@ -263,7 +265,10 @@ mod tests {
     use anyhow::bail;
 
     use super::*;
-    use crate::model::{Origin, Statement};
+    use crate::{
+        firewall::front_end::Others,
+        model::{Origin, Statement},
+    };
 
     fn stopped(to: &str) -> (Packet, Option<NamedRule>) {
         let origin = Origin::Socket { uid: 0, gid: 0, groups: Vec::new(), mark: 0, cgroup: None };
@@ -288,6 +293,7 @@ mod tests {
             by_name: &[true; 3],
             comes_by: None,
             cgroup: None,
+            others: Others::Nobody,
             is_later: false,
             finds_others: true,
             began: 0,
@@ -310,6 +316,7 @@ mod tests {
             by_name: &[true; 3],
             comes_by: None,
             cgroup: None,
+            others: Others::Nobody,
             is_later: false,
             finds_others: true,
             began: 0,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     confinement::child::{Confined, Ended, Group},
     firewall::{
-        front_end::{self, FrontEnd, Step},
+        front_end::{self, FrontEnd, Others, Step},
         inventory,
         ruleset::{MAX_BYTES, Ruleset},
     },
@@ -136,6 +136,16 @@ impl Trial {
     /// The rules as they are in it now, whatever they are numbered.
     pub(super) fn shape(&self) -> Result<Shape> {
         self.copied.again()?.shape()
+    }
+
+    /// Whose packets pass it beside its own.
+    pub(super) fn others(&self) -> Others {
+        let translates = || ["masq\0", "nat\0", "MASQUERADE", "SNAT"].iter().any(|words| self.copied.mentions(words));
+        match self.copied.forwards() {
+            false => Others::Nobody,
+            true if translates() => Others::Translated,
+            true => Others::Forwarded,
+        }
     }
 
     /// What is in it now.

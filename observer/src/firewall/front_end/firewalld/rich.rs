@@ -153,6 +153,7 @@ mod tests {
             packet: None,
             leads_to: None,
             translated: None,
+            sees_forwarded: false,
         };
         let place =
             Place { named: &named, base: "filter_OUTPUT", rules: &[&in_force], all: &[], chains: &[], saved: None };

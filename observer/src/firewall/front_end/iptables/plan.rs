@@ -3,7 +3,7 @@
 use super::files::FERM;
 use crate::{
     firewall::front_end::{
-        Known, Plan, Plans, Target,
+        Known, Others, Plan, Plans, Target,
         exception::{Bound, Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
     },
     model::{Backend, NamedRule},
@@ -29,6 +29,11 @@ pub(in crate::firewall::front_end) fn exception(
         Plan { note: (!notes.is_empty()).then(|| notes.join("; ")), ..plan }
     };
     in_front(rule, insertion, target, known).into_iter().map(noted).collect()
+}
+
+/// Leaves out what only has this host's address, as by a masquerade.
+fn untranslated(others: Others) -> &'static str {
+    if others == Others::Translated { " -m conntrack ! --ctstate SNAT" } else { "" }
 }
 
 fn in_front(
@@ -60,11 +65,11 @@ fn in_front(
         None => return Vec::new(),
         Some(Packets::Sent) => {}
         Some(Packets::Answers) => {
-            const BEGUN_HERE: &str = "-m conntrack --ctstate ESTABLISHED";
-            return also_bound(target, |target, bound| {
+            const BEGUN_HERE: &str = "-m conntrack --ctstate ESTABLISHED --ctdir REPLY";
+            return also_bound(rule, target, |target, bound| {
                 let own = match bound {
                     Bound::None => String::new(),
-                    Bound::Host => " -m addrtype --dst-type LOCAL".to_owned(),
+                    Bound::Host(others) => format!(" -m addrtype --dst-type LOCAL{}", untranslated(others)),
                     Bound::ComesBy(name) => format!(" -o {name}"),
                 };
                 let sport = format!("-p {} --sport {} {BEGUN_HERE}{own}", target.transport, target.port);
@@ -79,10 +84,10 @@ fn in_front(
             return needed(rule, OPENS_NEIGHBOURS, &kinds, lines);
         }
     }
-    also_bound(target, |target, bound| {
+    also_bound(rule, target, |target, bound| {
         let own = match bound {
             Bound::None => String::new(),
-            Bound::Host => " -m addrtype --src-type LOCAL".to_owned(),
+            Bound::Host(others) => format!(" -m addrtype --src-type LOCAL{}", untranslated(others)),
             Bound::ComesBy(name) => format!(" -i {name}"),
         };
         let dport = format!("-p {} --dport {}{own}", target.transport, target.port);

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     firewall::front_end::{
-        MARK, Plan, Plans, Target,
+        MARK, Others, Plan, Plans, Target,
         exception::{Bound, Insertion, OPENS_NEIGHBOURS, Packets, also_bound, answers, both, needed, of_family},
     },
     model::{Lasts, NamedRule},
@@ -14,7 +14,7 @@ use crate::{
 
 pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
     let Some(Insertion { table, chain, handle, .. }) = Insertion::of(rule)? else { return Ok(Vec::new()) };
-    const FAMILIES: [&str; 4] = ["inet", "ip", "ip6", "netdev"];
+    const FAMILIES: [&str; 4] = ["inet", "ip", "ip6", NETDEV];
     let Some(family) = FAMILIES.into_iter().find(|family| *family == rule.family) else { return Ok(Vec::new()) };
     let place = format!("{family} {table} {chain}");
     // A chain's policy comes behind its last rule.
@@ -37,13 +37,18 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         None => return Ok(Vec::new()),
         Some(Packets::Sent) => {}
         Some(Packets::Answers) => {
-            return Ok(also_bound(target, |target, bound| {
+            // Such a table does not know connections.
+            if family == NETDEV {
+                return Ok(Vec::new());
+            }
+            return Ok(also_bound(rule, target, |target, bound| {
                 let own = match bound {
                     Bound::None => String::new(),
-                    Bound::Host => "fib daddr type local ".to_owned(),
+                    Bound::Host(others) => format!("fib daddr type local {}", untranslated(others)),
                     Bound::ComesBy(name) => format!("oifname {name} "),
                 };
-                let sport = format!("{own}{} sport {} ct state established", target.transport, target.port);
+                let sport =
+                    format!("{own}{} sport {} ct state established ct direction reply", target.transport, target.port);
                 let from = |address: &IpAddr| format!("{} saddr {address} {sport}", protocol(address));
                 let from = lines(&addresses.iter().map(from).collect::<Vec<_>>());
                 answers(target, &addresses, lines(std::slice::from_ref(&sport)), from)
@@ -54,10 +59,12 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
             return Ok(needed(rule, OPENS_NEIGHBOURS, &kinds, lines));
         }
     }
-    Ok(also_bound(target, |target, bound| {
+    Ok(also_bound(rule, target, |target, bound| {
         let own = match bound {
             Bound::None => String::new(),
-            Bound::Host => "fib saddr type local ".to_owned(),
+            // It has no routes either: only what is of this host has a socket there.
+            Bound::Host(_) if family == NETDEV => "meta skuid 0-4294967294 ".to_owned(),
+            Bound::Host(others) => format!("fib saddr type local {}", untranslated(others)),
             Bound::ComesBy(name) => format!("iifname {name} "),
         };
         let dport = format!("{own}{} dport {}", target.transport, target.port);
@@ -67,6 +74,14 @@ pub(super) fn plans(rule: &NamedRule, target: &Target) -> Plans {
         plans.extend(for_an_hour((family, table), (&new, &place), (target, &own), &addresses));
         plans
     }))
+}
+
+/// The family of tables at an interface.
+const NETDEV: &str = "netdev";
+
+/// Leaves out what only has this host's address, as by a masquerade.
+fn untranslated(others: Others) -> &'static str {
+    if others == Others::Translated { "ct status and snat == 0 " } else { "" }
 }
 
 /// A rule is deleted by its handle, which it gets when it is made.

@@ -89,6 +89,7 @@ fn told(rules: &[Rule], chain: &str, position: Option<usize>, text: &str, root: 
         packet: None,
         leads_to: None,
         translated: None,
+        sees_forwarded: false,
     };
     let chains = ["OUTPUT", "ufw-user-output"].map(|name| Chain {
         family: family::IPV4,

@@ -200,7 +200,14 @@ pub(super) fn the_same_rules() -> Result<Outcome> {
     let file = file.display().to_string();
     let output = check(&lab.client, &["--diff", &file, "203.0.113.10:443"])?;
     let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && !said.contains("adds") && !said.contains("removes"), "{said}");
+    ensure!(output.status.success() && !said.contains("\n  adds ") && !said.contains("\n  removes "), "{said}");
+    ensure!(
+        said.contains("note     it has no other rules than those in force; the file has no `flush ruleset`"),
+        "{said}"
+    );
+    let output = check(&lab.client, &["--after", "nft add table inet other", "203.0.113.10:443"])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.contains("note     it adds no rule and removes none\n"), "{said}");
     let listed = lab.client.run("nft", &["-a", "list", "chain", "inet", "t", "o"])?;
     let handle = listed.lines().find(|line| line.contains("{ 80, 443 }")).and_then(|line| line.rsplit(' ').next());
     let command = format!("nft delete rule inet t o handle {}", handle.context("no rule")?);

@@ -242,6 +242,12 @@ fn names() -> Result<Outcome> {
     let is = |event: &Value, action: &str| event["event"]["action"] == action;
     ensure!(told.len() == 4 && is(&told[0], "egress-blocked") && is(&told[1], "egress-allowed"), "{told:?}");
     ensure!(is(&told[2], "egress-allowed") && told[2]["egress"]["check"]["any_address"].is_string(), "{told:?}");
+    let misspelt = check(&lab.client, &["b.example:443", "--no-dns", "--resolve", "b.exmaple:203.0.113.10"])?;
+    let said = String::from_utf8_lossy(&misspelt.stderr);
+    ensure!(
+        said.contains("no destination is called `b.exmaple`") && said.contains("did you mean `b.example`?"),
+        "{said}"
+    );
     // A name that no resolver knows is judged all the same.
     let output = check(&lab.client, &["no-such-host.invalid:443"])?;
     let said = String::from_utf8_lossy(&output.stdout);
