@@ -346,6 +346,7 @@ impl Incidents {
         if let Some((words, incident)) = words.zip(self.table.of(share, now).get(&attempt.incident, now)) {
             incident.identity.name(words);
         }
+        self.awaited.named(&attempt);
         attempt
     }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::Lookup;
 use crate::model::{
-    Attempt, FlowEnd, Outcome, Preceding, Process, Reached, Restored, RestoredBy, RulesetChange, Sender,
+    Attempt, Cause, FlowEnd, Outcome, Preceding, Process, Reached, Restored, RestoredBy, RulesetChange, Sender,
 };
 
 /// How long changes of rules that came before may take to be heard.
@@ -168,6 +168,15 @@ impl Awaited {
         }
     }
 
+    /// The rule of what was reported is known now.
+    pub(super) fn named(&mut self, attempt: &Attempt) {
+        let is_it = |story: &&mut Blocked| story.attempt.incident == attempt.incident;
+        for story in self.blocked.values_mut().flatten().filter(is_it) {
+            story.attempt.rule.clone_from(&attempt.rule);
+            story.attempt.rule_name.clone_from(&attempt.rule_name);
+        }
+    }
+
     /// Rules were changed, as the line with this id tells.
     pub(super) fn changed(&mut self, boot_ns: u64, at: Timestamp, id: Option<Uuid>, change: &RulesetChange) {
         if self.blocked.is_empty() || self.changes.len() >= MAX_NAMESPACES {
@@ -278,10 +287,15 @@ impl Awaited {
         let who = Who { gid: reached.gid, source: Some(reached.local.ip()), ..Who::from(sender) };
         let stories = self.blocked.get_mut(&key)?;
         let changes = &self.changes;
+        let pid = |sender: &Sender| sender.process.as_ref().map(|process| process.pid);
         let is_it = |story: &Blocked| {
             story.last_ns < reached.boot_ns
                 && is_same(&story.attempt, story.gid, &who)
                 && (reached.protocol != protocol::UDP || is_answer(story, reached, changes))
+                // Who gets through may never have been meant.
+                && (!may_mean_others(&story.attempt)
+                    || pid(&story.attempt.sender) == pid(sender)
+                    || is_changed(story, reached, changes))
         };
         let story = stories.swap_remove(stories.iter().position(is_it)?);
         if stories.is_empty() {
@@ -324,9 +338,20 @@ fn last_change(changes: &HashMap<u32, VecDeque<Changed>>, netns: u32, from_ns: u
 /// made after the last block, or rules were changed since.
 fn is_answer(story: &Blocked, reached: &Reached, changes: &HashMap<u32, VecDeque<Changed>>) -> bool {
     let is_new = reached.owner.and_then(|owner| owner.bound_ns).is_some_and(|bound_ns| bound_ns > story.last_ns);
+    story.last_ns + LATE_NS < reached.boot_ns && (is_new || is_changed(story, reached, changes))
+}
+
+/// Rules were changed between the last block and that.
+fn is_changed(story: &Blocked, reached: &Reached, changes: &HashMap<u32, VecDeque<Changed>>) -> bool {
     let netns = story.attempt.netns.unwrap_or(0);
-    let is_changed = last_change(changes, netns, story.last_ns, reached.boot_ns).is_some();
-    story.last_ns + LATE_NS < reached.boot_ns && (is_new || is_changed)
+    last_change(changes, netns, story.last_ns, reached.boot_ns).is_some()
+}
+
+/// The rule that blocked it asks for all groups of a process, which are not known; or what it asks for is not known yet.
+fn may_mean_others(attempt: &Attempt) -> bool {
+    let is_unknown = attempt.cause == Some(Cause::Netfilter) && attempt.rule.is_none() && attempt.decided_by.is_none();
+    let asks = |name: &str| name.split(' ').any(|word| word == "--suppl-groups");
+    is_unknown || attempt.rule_name.as_ref().is_some_and(|rule| asks(&rule.name))
 }
 
 /// For whom it was blocked, or works.

@@ -21,6 +21,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("while_it_hangs", hanging),
     ("for_whom_it_was_blocked", for_whom),
     ("another_group_was_never_blocked", group),
+    ("who_is_not_in_a_group_was_never_blocked", supplementary_group),
     ("from_a_container", from_a_container),
     ("answers_to_datagrams", answers),
     ("in_words", in_words),
@@ -187,6 +188,31 @@ fn group() -> Result<Outcome> {
     let report = observer.stop()?;
     ensure!(report.restored.len() == 1, "{:?}", report.restored);
     check(&report, &report.restored[0], pid, 443)?;
+    Ok(Outcome::Passed)
+}
+
+/// Of its other groups a process shows nothing: that somebody else gets through says nothing of whoever was blocked.
+fn supplementary_group() -> Result<Outcome> {
+    let lab = Lab::new()?;
+    let _server = lab.web_server(443)?;
+    let rule = "*filter\n-A OUTPUT -m owner --gid-owner 4242 --suppl-groups -j REJECT\nCOMMIT\n";
+    lab.client.feed("iptables-nft-restore", &["--noflush"], rule)?;
+    let observer = Observer::watch(&lab.client)?;
+    let in_groups = |groups: &[&str]| -> Result<traffic::Client> {
+        let mut client = lab.client.command("setpriv");
+        client.args(["--reuid", NOBODY, "--regid", NOBODY]).args(groups);
+        client.args(["/usr/bin/python3", "-IS", "-", "tcp", FAR_V4, "443", "0.6"]);
+        client.stdin(traffic::script()?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        traffic::finish(client.spawn()?)
+    };
+    let blocked = observer.tells(|| in_groups(&["--groups", "4242"]))?;
+    ensure!(blocked.said != "ok", "the client in the group gets through");
+    for _ in 0..3 {
+        let other = in_groups(&["--clear-groups"])?;
+        ensure!(other.said == "ok", "the client without the group says {}", other.said);
+    }
+    let report = observer.stop()?;
+    ensure!(report.restored.is_empty(), "{:?}", report.restored);
     Ok(Outcome::Passed)
 }
 
