@@ -8,7 +8,7 @@ use crate::{
         netfilter::family,
         nft::{Chain, Rule, RuleVerdict},
     },
-    model::{Entrance, Jump, Lasts, Scope},
+    model::{Entrance, Jump, Lasts, PacketKind, Scope},
 };
 
 fn rule(table: &str, chain: &str, text: &str) -> NamedRule {
@@ -408,4 +408,28 @@ fn where_ferm_is_used_an_exception_says_so() {
     assert!(!note().contains("ferm"));
     std::fs::write(file.join("ferm.conf"), "table filter chain OUTPUT policy DROP;\n").unwrap();
     assert!(note().contains("anew from /etc/ferm/ferm.conf"), "{}", note());
+}
+
+#[test]
+fn answers_are_those_to_connections_that_were_begun_here() {
+    let commands = |rule: NamedRule| {
+        let rule = NamedRule { packet: Some(PacketKind::Answer), ..rule };
+        let plans = plans(&rule, &target(), &Known::default()).unwrap();
+        plans.into_iter().flat_map(|plan| plan.commands).collect::<Vec<_>>()
+    };
+    let native = commands(told("t", "o", "drop", &[]));
+    assert!(!native.is_empty() && native.iter().all(|line| line.contains("ct direction reply")), "{native:?}");
+    let iptables = commands(told("filter", "INPUT", "-j DROP", &["OUTPUT"]));
+    assert!(!iptables.is_empty() && iptables.iter().all(|line| line.contains("--ctdir REPLY")), "{iptables:?}");
+}
+
+#[test]
+fn where_others_pass_the_bound_command_is_the_first() {
+    let first = |others: Others, sees_forwarded: bool| {
+        let rule = NamedRule { sees_forwarded, ..told("t", "o", "drop", &[]) };
+        plans(&rule, &Target { others, ..target() }, &Known::default()).unwrap()[0].commands[0].clone()
+    };
+    assert!(!first(Others::Nobody, true).contains("fib") && !first(Others::Forwarded, false).contains("fib"));
+    assert!(first(Others::Forwarded, true).contains("fib saddr type local"));
+    assert!(first(Others::Translated, true).contains("fib saddr type local ct status and snat == 0"));
 }
