@@ -69,9 +69,9 @@ impl Skb {
         if iif == 0 || dst == 0 || connection::is_answer(nfct) {
             return false;
         }
-        let kind = u16::from_be(R::field(address, field!(skb_protocol)).unwrap_or(0));
         // Connection tracking leaves neighbour discovery out. What it does not know may be what a socket waits for.
         if connection::of(nfct) == 0 {
+            let kind = u16::from_be(R::field(address, field!(skb_protocol)).unwrap_or(0));
             let sk: u64 = R::field(address, field!(skb_sk)).unwrap_or(0);
             let may_be_discovery = kind == ethertype::IPV6 && next_header::<R>(address) == protocol::ICMPV6;
             if sk != 0 || kind == ethertype::ARP || may_be_discovery {
