@@ -167,8 +167,9 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         let route = skb.route_device();
         put!(scratch.record.key.place, skb.place::<R>(direction, route));
         let nfct = skb.connection::<R>();
-        let bits = skb.answer::<R>(direction, nfct);
+        let (bits, leaves_by) = skb.answer::<R>(direction, nfct);
         put!(scratch.record.key.answer, bits);
+        put!(scratch.record.arrived_by, leaves_by);
         let ethertype = skb.ethertype::<R>();
         put!(scratch.record.key.ethertype, ethertype);
         // Until the protocol has begun with an answer, its socket is the one that it was sent from, where that is on this kernel.

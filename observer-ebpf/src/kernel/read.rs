@@ -21,6 +21,8 @@ fn cast(address: u64, kind: u32) -> u64 {
 
 /// Reads fields of objects that the verifier knows by type, or does not.
 pub trait Reader {
+    /// There is room on the stack for a look at what is expected.
+    const HAS_ROOM: bool;
     /// Field of type `T` at `object + offset`, zero where the memory cannot be read; `None` for an absent field. A NULL
     /// object gives `None` or zero.
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T>;
@@ -41,6 +43,8 @@ impl Probe {
 }
 
 impl Reader for Direct {
+    const HAS_ROOM: bool = true;
+
     #[inline(always)]
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
         if object == 0 || offset == ABSENT {
@@ -53,6 +57,8 @@ impl Reader for Direct {
 }
 
 impl Reader for Probe {
+    const HAS_ROOM: bool = false;
+
     #[inline(always)]
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T> {
         if offset == ABSENT {

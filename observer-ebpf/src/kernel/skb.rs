@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Low bit of `skb->_skb_refdst`: the reference is not counted.
-pub const DST_NOREF: u64 = 1;
+const DST_NOREF: u64 = 1;
 /// `DST_METADATA` of `include/net/dst.h` (since 4.3): a tunnel's description, not a route.
 const DST_METADATA: u16 = 0x80;
 /// `DST_FAKE_RTABLE`, likewise.
@@ -94,7 +94,8 @@ impl Skb {
         let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
         let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
         let kind = skb_kind(head + network, u32::from(self.protocol::<R>()));
-        if iif != 0
+        if R::HAS_ROOM
+            && iif != 0
             && self.dst == 0
             && self.connection::<R>() == 0
             && expected::is_expected(head + network, self.protocol::<R>(), device)
@@ -151,10 +152,11 @@ impl Skb {
         R::field(self.address, field!(skb_len)).unwrap_or(0)
     }
 
-    /// Bits of [`answer`] of an answer; 0 of what is none.
+    /// Bits of [`answer`] of an answer, 0 of what is none; and above them the number of the interface that it was to leave by.
     #[inline(always)]
-    pub fn answer<R: Reader>(&self, direction: u32, nfct: u64) -> u8 {
-        skb_answer(direction | u32::from(self.protocol::<R>()) << DIRECTION_WIDTH, self.dst, nfct) as u8
+    pub fn answer<R: Reader>(&self, direction: u32, nfct: u64) -> (u8, u32) {
+        let known = skb_answer(direction | u32::from(self.protocol::<R>()) << DIRECTION_WIDTH, self.dst, nfct);
+        (known as u8, (known >> 32) as u32)
     }
 
     /// The route's device, or 0.
@@ -309,7 +311,10 @@ extern "C" fn skb_answer(what: u32, dst: u64, nfct: u64) -> u64 {
     {
         bits |= answer::LOCAL;
     }
-    u64::from(bits)
+    // Whoever began the connection is where its answer goes to.
+    let leaves_by: u64 = Probe::field(dst, field!(dst_dev)).unwrap_or(0);
+    let index: u32 = Probe::field(leaves_by, field!(dev_ifindex)).unwrap_or(0);
+    u64::from(bits) | u64::from(index) << 32
 }
 
 /// A direction in the low bits of an address, which are free.

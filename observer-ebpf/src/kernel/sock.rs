@@ -12,7 +12,6 @@ use super::{
     layout::field,
     read::{Probe, Reader},
     scratch::{self, Packet, get, put},
-    skb::DST_NOREF,
 };
 
 /// `TCP_TIME_WAIT` and `TCP_NEW_SYN_RECV`: states of the smaller socket structs, which share only the first part with a
@@ -153,14 +152,10 @@ extern "C" fn sock_one() -> u64 {
     // SAFETY: the scratch space is this CPU's.
     unsafe {
         let (skb, sk): (u64, u64) = (get!(scratch.skb), get!(scratch.sk));
-        let mut device = Probe::field(skb, field!(skb_iif)).unwrap_or(0);
-        // Whoever began the connection is where its answer goes to.
-        if get!(scratch.record.key.direction) == Direction::Answer as u8 {
-            let route = Probe::field::<u64>(skb, field!(skb_refdst)).unwrap_or(0) & !DST_NOREF;
-            let leaves_by: u64 = Probe::field(route, field!(dst_dev)).unwrap_or(0);
-            device = Probe::field(leaves_by, field!(dev_ifindex)).unwrap_or(0);
+        // Of an answer it is known already.
+        if get!(scratch.record.key.direction) != Direction::Answer as u8 {
+            put!(scratch.record.arrived_by, Probe::field(skb, field!(skb_iif)).unwrap_or(0));
         }
-        put!(scratch.record.arrived_by, device);
         let flags: u16 = get!(scratch.record.key.flags);
         if flags & flag::FULL_SOCKET == 0 {
             return 0;
