@@ -21,7 +21,7 @@ fn cast(address: u64, kind: u32) -> u64 {
 
 /// Reads fields of objects that the verifier knows by type, or does not.
 pub trait Reader {
-    /// There is room on the stack for a look at what is expected.
+    /// There is room on the stack for a look at what is expected: Linux 6.1 counts a program's stack in steps of 32 bytes.
     const HAS_ROOM: bool;
     /// Field of type `T` at `object + offset`, zero where the memory cannot be read; `None` for an absent field. A NULL
     /// object gives `None` or zero.
