@@ -26,6 +26,16 @@ pub trait Reader {
     /// Field of type `T` at `object + offset`, zero where the memory cannot be read; `None` for an absent field. A NULL
     /// object gives `None` or zero.
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T>;
+
+    /// The same, with zero for an absent field as well: by a zero that is written, where the payload of a `None` would be whatever a
+    /// register held before. Where that is a pointer, the verifier lets nobody compute with it.
+    #[inline(always)]
+    fn or_zero<T: Copy + Default>(object: u64, offset: u32) -> T {
+        if offset == ABSENT {
+            return T::default();
+        }
+        Self::field(object, offset).unwrap_or_default()
+    }
 }
 
 /// Direct loads, for what a BTF tracepoint hands out.

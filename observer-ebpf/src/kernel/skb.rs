@@ -62,7 +62,7 @@ impl Skb {
     /// it takes more.
     #[inline(always)]
     pub fn is_inbound<R: Reader>(address: u64) -> bool {
-        let iif: u32 = R::field(address, field!(skb_iif)).unwrap_or(0);
+        let iif: u32 = R::or_zero(address, field!(skb_iif));
         let refdst: u64 = R::field(address, field!(skb_refdst)).unwrap_or(0);
         let nfct: u64 = R::field(address, field!(skb_nfct)).unwrap_or(0);
         let dst = refdst & !DST_NOREF;
