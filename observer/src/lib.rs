@@ -42,6 +42,9 @@ mod render;
 /// Where lines go, each with its thread.
 mod sink;
 
+/// What was recorded, in a file.
+mod store;
+
 /// The command of `observer run`: started, passed signals, waited for.
 mod launch;
 

@@ -18,7 +18,7 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 /// The oldest compiler with the language that the eBPF side is written in.
 const OLDEST: (u32, u32) = (1, 88);
 /// Programs that tests and the demo run, with the Debian package that brings each.
-const TEST_TOOLS: [(&str, &str); 20] = [
+const TEST_TOOLS: [(&str, &str); 21] = [
     ("nft", "nftables"),
     ("iptables-nft", "iptables"),
     ("iptables-legacy", "iptables"),
@@ -32,6 +32,7 @@ const TEST_TOOLS: [(&str, &str); 20] = [
     ("python3", "python3"),
     ("pip3", "python3-pip"),
     ("ipset", "ipset"),
+    ("sqlite3", "sqlite3"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("dnsmasq", "dnsmasq-base"),

@@ -88,12 +88,17 @@ fn suggested(error: &FilterError) -> String {
 }
 
 impl Filters {
-    /// What is meant. Resolves names by the host's resolver, before anything is observed.
+    /// What is meant of what happens from now on. Resolves names by the host's resolver, before anything is observed.
     pub fn plan(self) -> Result<Filter> {
-        let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
-        for words in absent(&pid, &exe, &unit, &container) {
+        for words in absent(&self.pid, &self.exe, &self.unit, &self.container) {
             note(&format!("observer: warning: {words}"));
         }
+        self.of_the_past()
+    }
+
+    /// The same of what was recorded: whom it is about may be gone.
+    pub fn of_the_past(self) -> Result<Filter> {
+        let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
         Ok(Filter {
             pids: pid,
             comms: comm.into_iter().map(kernel_name).collect(),
@@ -184,7 +189,7 @@ fn real_path(path: String) -> String {
     std::fs::canonicalize(&path).ok().and_then(|real| real.into_os_string().into_string().ok()).unwrap_or(path)
 }
 
-fn user_id(text: &str) -> Result<u32> {
+pub(super) fn user_id(text: &str) -> Result<u32> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }

@@ -5,11 +5,15 @@ mod completions;
 mod doctor;
 mod exit;
 mod filters;
+mod forget;
 mod man;
 mod overview;
 mod progress;
+mod record;
+mod report;
 mod run;
 mod session;
+mod times;
 mod watch;
 
 use std::{
@@ -34,7 +38,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 ///
 /// Reports every outbound packet that this host drops or rejects, with the process that sent it, the firewall rule and a
 /// tested fix. It changes no rule and no setting, and writes only the files that you
-/// name. With no command (as root): print a one-screen
+/// name, and the store of `record`. With no command (as root): print a one-screen
 /// status.
 #[derive(Debug, Parser)]
 #[command(name = "observer", version, max_term_width = 80, after_help = AFTER_HELP)]
@@ -59,6 +63,8 @@ Examples:
   observer run -- apt-get update        Report what this command was denied
   observer check datadog                Test what the Datadog agent needs
   observer check example.com:443        Test one destination
+  observer record                       Record every block in a store
+  observer report --events --since 2h   Print what was recorded
 
 Exit status:
   0  done, nothing wrong found
@@ -76,6 +82,18 @@ enum Command {
     Run(Box<run::Args>),
     /// Test whether destinations are allowed; name the rule and the fix
     Check(Box<check::Args>),
+    /// Record every block in a store, as a service does
+    ///
+    /// Every line is on the disk before it is acknowledged. Rules are reported as the eBPF programs see them: no ruleset is copied and no
+    /// fix is looked for. `observer report` prints what was recorded.
+    Record(Box<record::Args>),
+    /// Print what was recorded
+    Report(Box<report::Args>),
+    /// Remove something from the store for good
+    ///
+    /// What is removed is written over in the file. A note stays that something was removed: when, of whom, how many lines. Copies of the
+    /// file are not reached.
+    Forget(forget::Args),
     /// Check system support and run a self-test
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -116,6 +134,9 @@ pub fn run() -> Exit {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
         Some(Command::Run(args)) => run::run(&args, cli.verbose),
         Some(Command::Check(args)) => check::run(&args),
+        Some(Command::Record(args)) => record::run(*args, cli.verbose),
+        Some(Command::Report(args)) => report::run(*args),
+        Some(Command::Forget(args)) => forget::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => man::run(),

@@ -145,7 +145,7 @@ fn ignores(signal: i32) -> bool {
 }
 
 /// Waits, or for ever.
-async fn after(duration: Option<Duration>) {
+pub(super) async fn after(duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::time::sleep(duration).await,
         None => std::future::pending().await,

@@ -10,4 +10,5 @@ pub mod process;
 pub mod programs;
 pub mod reader;
 pub mod root;
+pub mod store;
 pub mod syscalls;

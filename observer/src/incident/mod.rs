@@ -69,12 +69,14 @@ pub struct Snapshot {
     pub others: usize,
     /// There may be more of them: no more are counted.
     pub are_more: bool,
+    /// On whose account it is looked at; `None` in news.
+    pub share: Option<Share>,
 }
 
 impl Snapshot {
     /// Of news, which counts nobody.
     pub fn of(story: Uuid) -> Self {
-        Self { story, others: 0, are_more: false }
+        Self { story, others: 0, are_more: false, share: None }
     }
 }
 
@@ -87,7 +89,7 @@ fn by_rule(attempt: Box<Attempt>) -> News {
 impl Snapshot {
     /// The only process of a story with this number.
     pub(crate) fn example(story: u128) -> Self {
-        Self { story: Uuid::from_u128(story), others: 0, are_more: false }
+        Self { story: Uuid::from_u128(story), others: 0, are_more: false, share: Some(Share::Host) }
     }
 }
 
@@ -249,7 +251,7 @@ impl Incidents {
             stories.remove(0);
         }
         stories.push(story);
-        Snapshot { story: id, others, are_more }
+        Snapshot { story: id, others, are_more, share: Some(share) }
     }
 
     /// From now on it is reported when the destination is reached, if somebody waits for it.

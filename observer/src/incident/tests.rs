@@ -169,7 +169,7 @@ fn processes_and_parties_are_bounded() {
     let again = count(&mut incidents, &attempt, Share::Host);
     assert_eq!(
         again,
-        Snapshot { story, others: 0, are_more: false },
+        Snapshot { story, others: 0, are_more: false, share: Some(Share::Host) },
         "its processes are forgotten, and it is the same story still"
     );
 }

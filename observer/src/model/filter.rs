@@ -48,7 +48,7 @@ pub enum Destination {
 }
 
 /// All filters of a command line; empty ones match everything.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// The process or one of its parents.
     pub pids: Vec<u32>,

@@ -63,6 +63,22 @@ pub struct Coverage {
     pub account: Account,
 }
 
+impl Kind {
+    /// What it is about, where that is something that was tried.
+    pub fn attempt_mut(&mut self) -> Option<&mut Attempt> {
+        match self {
+            Self::Blocked(attempt)
+            | Self::Dropped(attempt)
+            | Self::Hanging(attempt)
+            | Self::Rule(attempt)
+            | Self::Fix(attempt, _)
+            | Self::Outcome(attempt, _)
+            | Self::Restored(attempt, _) => Some(attempt),
+            Self::RulesetChanged(_) | Self::Summary(_) => None,
+        }
+    }
+}
+
 impl Line {
     /// What kind of line it is.
     pub fn action(&self) -> Action {

@@ -1,4 +1,4 @@
-//! Where lines go: [`terminal`] for a person, [`run`] for whoever runs a command, [`jsonl`] for programs. Each has a thread of its own behind a
+//! Where lines go: [`terminal`] for a person, [`run`] for whoever runs a command, [`jsonl`] for programs, [`store`] for later. Each has a thread of its own behind a
 //! bounded queue ([`fan`]).
 
 pub mod fan;
@@ -9,6 +9,7 @@ pub mod notice;
 pub mod ordered;
 mod repeats;
 pub mod run;
+pub mod store;
 pub mod terminal;
 mod top;
 

@@ -22,6 +22,7 @@ mod owners;
 mod packets;
 mod privileges;
 mod processes;
+mod recording;
 mod replay;
 mod restored;
 mod rules;
@@ -135,7 +136,7 @@ type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 fn main() {
     // A caller that ignores Ctrl-C, such as a shell for what it runs in the background, must not make observer ignore it.
     harness::listen_to_interrupts();
-    let groups: [(&str, &[Scenario]); 31] = [
+    let groups: [(&str, &[Scenario]); 32] = [
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),
@@ -157,6 +158,7 @@ fn main() {
         ("hanging", hanging::ALL),
         ("overview", overview::ALL),
         ("run", run::ALL),
+        ("recording", recording::ALL),
         ("storms", storms::ALL),
         ("shares", shares::ALL),
         ("cli", cli::ALL),

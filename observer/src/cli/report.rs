@@ -1,0 +1,85 @@
+//! `observer report`
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+};
+
+use anyhow::{Result, anyhow};
+use jiff::Timestamp;
+
+use super::{Exit, exit::UsageError, filters, times};
+use crate::{
+    model::Filter,
+    render::ecs,
+    store::{self, OpenError, QueryError, Range, Store, Stored},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print the recorded events, one JSON object a line, as they were
+    ///
+    /// Where older lines were folded, one stands for several of the same incident: its counts are their sums, and `event.start` and
+    /// `event.end` are the first packet's time and the last one's.
+    #[arg(long, required = true)]
+    events: bool,
+    /// Choose the output format
+    #[arg(short, long, value_enum, default_value = "json")]
+    output: Format,
+    /// Print what was reported from this time on: 2024-01-22T14:30Z, 14:30, 2h, yesterday
+    #[arg(long, value_name = "TIME", value_parser = times::parse)]
+    since: Option<Timestamp>,
+    /// Print what was reported before this time
+    #[arg(long, value_name = "TIME", value_parser = times::parse)]
+    until: Option<Timestamp>,
+    /// Read this store
+    #[arg(long, value_name = "PATH", default_value = store::DEFAULT)]
+    store: PathBuf,
+    #[command(flatten)]
+    filters: filters::Filters,
+}
+
+/// `-o`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// One JSON object per line
+    Json,
+}
+
+pub(super) fn run(args: Args) -> Result<Exit> {
+    let Args { filters, events: _, output: Format::Json, since, until, store } = args;
+    if since.zip(until).is_some_and(|(since, until)| since >= until) {
+        let sentence = "--since is not before --until: no line can be between them".to_owned();
+        return Err(UsageError { sentence, hint: "a time of day without a date is today's".to_owned() }.into());
+    }
+    let filter = filters.of_the_past()?;
+    let opened = Store::open(&store).map_err(|error| match error {
+        // A file that cannot be read is wrong input.
+        QueryError::Open(error @ (OpenError::Missing(_) | OpenError::Forbidden(_) | OpenError::Foreign(_))) => {
+            anyhow!(UsageError {
+                sentence: error.to_string(),
+                hint: "`observer report --help` has the options".to_owned()
+            })
+        }
+        other => other.into(),
+    })?;
+    let mut writer = BufWriter::new(io::stdout().lock());
+    let every = Filter::default();
+    let printed = opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
+        // Accounts and changes of rules are about nobody: they are left out only where somebody is asked for.
+        if filter.matches(&line) || line.attempt().is_none() && filter == every {
+            ecs::write(&mut writer, &line, &reporter)?;
+        }
+        Ok(())
+    });
+    let printed = printed.and_then(|()| writer.flush().map_err(Into::into));
+    match printed {
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(Exit::Done)
+        }
+        Err(error) => Err(error),
+        Ok(()) => Ok(Exit::Done),
+    }
+}

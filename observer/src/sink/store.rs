@@ -1,0 +1,121 @@
+//! Lines on their way into the store. A line is passed on to the next sink once it is on the disk.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{Sink, notice::say_within};
+use crate::{
+    incident::{self, Snapshot},
+    model::{Account, Coverage, Kind, Line, Share},
+    store::{Entry, Recorder},
+};
+
+/// How long a notice may wait for who reads it.
+const NOTICE: Duration = Duration::from_secs(1);
+/// What the keeper says is heard so often while lines are on their way, and else.
+const SOON: Duration = Duration::from_millis(100);
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Writes to the store.
+pub struct StoreSink {
+    recorder: Recorder,
+    /// Lines that are not on the disk yet, for `next`.
+    waiting: VecDeque<(Line, Option<Snapshot>)>,
+    next: Option<Box<dyn Sink>>,
+    sent: u64,
+    /// Lines that were stored or lost.
+    decided: u64,
+    /// Packets that the store has lost.
+    lost: Arc<AtomicU64>,
+}
+
+impl StoreSink {
+    /// `next` is told what is stored; `lost` counts packets that were not.
+    pub fn new(recorder: Recorder, next: Option<Box<dyn Sink>>, lost: Arc<AtomicU64>) -> Self {
+        Self { recorder, waiting: VecDeque::new(), next, sent: 0, decided: 0, lost }
+    }
+
+    fn send(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
+        let of = line.attempt().map(|attempt| {
+            let (id, share) = story.map_or((incident::story(attempt), None), |story| (story.story, story.share));
+            (id, share.unwrap_or(Share::Host))
+        });
+        self.recorder.put(Entry::of(line, of)?)?;
+        self.sent += 1;
+        if self.next.is_some() {
+            self.waiting.push_back((line.clone(), story));
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self) -> io::Result<()> {
+        let (progress, notices) = self.recorder.hear()?;
+        self.note(progress, &notices)
+    }
+
+    fn note(&mut self, progress: crate::store::Progress, notices: &[String]) -> io::Result<()> {
+        for notice in notices {
+            say_within(&format!("observer: {notice}"), NOTICE);
+        }
+        self.lost.store(progress.lost_packets, Ordering::Relaxed);
+        let decided = progress.stored + progress.lost;
+        let new = decided.saturating_sub(self.decided);
+        self.decided = decided;
+        if let Some(next) = &mut self.next {
+            // Which of them were lost is not known one by one: whoever is told of a line finds it, so then none is.
+            for _ in 0..new {
+                let Some((line, story)) = self.waiting.pop_front() else { break };
+                if progress.lost == 0 {
+                    next.take(&line, story)?;
+                }
+            }
+            next.tick()?;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for StoreSink {
+    fn take(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
+        self.send(line, story)?;
+        self.hear()
+    }
+
+    fn tick(&mut self) -> io::Result<Option<Duration>> {
+        self.hear()?;
+        Ok(Some(if self.decided < self.sent { SOON } else { IDLE }))
+    }
+
+    fn finish(&mut self, line: &Line, coverage: &Coverage) -> io::Result<()> {
+        let with_losses = |lost: u64| Coverage { account: without(&coverage.account, lost), ..coverage.clone() };
+        let told = with_losses(self.lost.load(Ordering::Relaxed));
+        let summary = Line { kind: Kind::Summary(Box::new(told.clone())), ..line.clone() };
+        self.send(&summary, None)?;
+        let ended =
+            self.recorder.finish(&told.account, line.at).map_err(|error| io::Error::other(format!("{error:#}")));
+        let (progress, notices) = ended?;
+        // The summary is the next sink's own to tell.
+        self.waiting.pop_back();
+        self.note(progress, &notices)?;
+        match &mut self.next {
+            Some(next) => next.finish(line, &with_losses(progress.lost_packets)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The account where the store lost so many packets.
+fn without(account: &Account, lost: u64) -> Account {
+    let mut account = account.clone();
+    let lost = lost.min(account.reported);
+    account.reported -= lost;
+    account.lost.store += lost;
+    account
+}

@@ -1,0 +1,126 @@
+//! The store's files: where they may be, whose they are, and that one recorder alone writes.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::confinement::programs;
+
+/// The group that may read the store. Packages make it.
+const GROUP: &str = "observer";
+
+/// Why a place is none for a store.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// Somebody else could put files there.
+    #[error("other users can write to {}: choose a folder that only root can write to", .0.display())]
+    Open(PathBuf),
+    /// Not a file of this user's.
+    #[error("{} is not a plain file of this user: name another one with --store", .0.display())]
+    Foreign(PathBuf),
+    /// It has a recorder.
+    #[error("{} is being recorded to by another observer: stop that one, or name another file with --store", .0.display())]
+    Taken(PathBuf),
+    /// A file operation.
+    #[error("cannot use {}: {error}", .path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// The folder of a store.
+pub(super) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Held while a recorder runs.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "the file is locked as long as it is open")] File);
+
+/// Makes the folder and an empty store where there is none, and takes its lock. Whatever somebody else could have put there is refused.
+pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
+    let folder = folder(path);
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| PlaceError::File { path, error }
+    };
+    if !folder.exists() {
+        let group = group();
+        DirBuilder::new().mode(0o750).create(folder).map_err(failed(folder))?;
+        if let Some(group) = group {
+            chown(folder, None, Some(group)).map_err(failed(folder))?;
+            // What is made in it later is of the group too.
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o2750)).map_err(failed(folder))?;
+        }
+    }
+    let about = fs::metadata(folder).map_err(failed(folder))?;
+    let own = rustix::process::geteuid().as_raw();
+    if about.mode() & 0o022 != 0 || ![0, own].contains(&about.uid()) {
+        return Err(PlaceError::Open(folder.to_owned()));
+    }
+    let mut named = path.as_os_str().to_owned();
+    named.push("-lock");
+    let named = PathBuf::from(named);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let lock = options.open(&named).map_err(failed(&named))?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        rustix::io::Errno::WOULDBLOCK => PlaceError::Taken(path.to_owned()),
+        error => PlaceError::File { path: named.clone(), error: error.into() },
+    })?;
+    match fs::symlink_metadata(path) {
+        Ok(about) if !about.is_file() || about.uid() != own => return Err(PlaceError::Foreign(path.to_owned())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
+            let file = options.open(path).map_err(failed(path))?;
+            // Whatever the caller's mask takes away: files beside it get the same mode.
+            file.set_permissions(fs::Permissions::from_mode(0o640)).map_err(failed(path))?;
+        }
+        Err(error) => return Err(failed(path)(error)),
+    }
+    Ok(Lock(lock))
+}
+
+/// Number of the group, where there is one. `getent` knows groups of directories too.
+fn group() -> Option<u32> {
+    let output = programs::command("getent").ok()?.args(["group", "--", GROUP]).output().ok()?;
+    // name:password:id:members
+    String::from_utf8(output.stdout).ok()?.split(':').nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_recorder_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("s.db");
+        let lock = prepare(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o640, 0o750));
+        assert!(matches!(prepare(&path), Err(PlaceError::Taken(_))));
+        drop(lock);
+        assert!(prepare(&path).is_ok());
+    }
+
+    #[test]
+    fn places_of_others_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(prepare(&folder.path().join("s.db")), Err(PlaceError::Open(_))));
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("s.db")).unwrap();
+        assert!(matches!(prepare(&folder.path().join("s.db")), Err(PlaceError::Foreign(_))));
+    }
+}

@@ -1,0 +1,466 @@
+//! The process that keeps the store. It alone writes into it, has no privilege but its user's, and reaches no other file.
+//!
+//! It is told lines over a socket and says how many of them are on the disk. Where they cannot be stored it keeps what it has room for, counts the
+//! rest, tries again every second, and goes on by itself. When its socket closes, it stores what it has and ends.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{self, Read, Write},
+    os::unix::{fs::MetadataExt, net::UnixStream},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use rusqlite::ErrorCode;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    entry::{Entry, nanoseconds},
+    retention::{self, Limits, Room},
+    schema::{self, OpenError},
+    write::{Gap, Writer},
+};
+
+/// What the keeper is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Told {
+    /// A line.
+    Line(Box<Entry>),
+    /// The end of the run: its account, JSON, and when it was.
+    End(String, i64),
+}
+
+/// What the keeper says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Said {
+    /// So many lines are on the disk, since the beginning; and so many lines and packets were lost.
+    Stored(u64, u64, u64),
+    /// Something for whoever looks after the host, in a sentence.
+    Notice(String),
+    /// The store is open.
+    Open,
+    /// It cannot be opened, and why.
+    Failed(String),
+    /// All is stored that could be.
+    Ended,
+}
+
+/// What is to be kept where.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The database.
+    pub path: PathBuf,
+    /// How much is kept.
+    pub limits: Limits,
+    /// Bytes that are allocated at the start.
+    pub reserve: u64,
+}
+
+/// A message has no more bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+/// Lines are stored together: after this time, or when there are so many.
+const GATHER: Duration = Duration::from_millis(500);
+const BATCH: usize = 2000;
+/// Lines that wait where nothing can be stored, and their bytes.
+const MAX_WAITING: usize = 50_000;
+const MAX_WAITING_BYTES: usize = 32 << 20;
+/// It is tried again so often.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Old lines are looked after so often; while there is much to do, a little after each batch.
+const TIDY: Duration = Duration::from_secs(30);
+const TIDY_MORE: Duration = Duration::from_millis(100);
+
+/// Sends one message.
+pub(super) fn send<T: Serialize>(mut socket: &UnixStream, message: &T) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    let mut whole = length.to_ne_bytes().to_vec();
+    whole.extend(bytes);
+    socket.write_all(&whole)
+}
+
+/// Bytes that have come, and the messages in them.
+#[derive(Default)]
+pub(super) struct Inbox(Vec<u8>);
+
+impl Inbox {
+    /// Takes what can be read at once: false at the end.
+    pub(super) fn read(&mut self, mut socket: &UnixStream) -> io::Result<bool> {
+        let mut bytes = [0; 64 * 1024];
+        match socket.read(&mut bytes) {
+            Ok(0) => Ok(false),
+            Ok(count) => {
+                self.0.extend(&bytes[..count]);
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next whole message.
+    pub(super) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let Some((length, rest)) = self.0.split_first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_ne_bytes(*length) as usize;
+        if length > MAX_MESSAGE {
+            return Err(io::Error::other("a message is too long"));
+        }
+        let Some(message) = rest.get(..length) else { return Ok(None) };
+        let message = postcard::from_bytes(message).map_err(io::Error::other)?;
+        self.0.drain(..4 + length);
+        Ok(Some(message))
+    }
+}
+
+/// Lines on their way into the store.
+struct Keeper<'a> {
+    settings: &'a Settings,
+    reporter: &'a str,
+    /// When the run began.
+    started_ns: i64,
+    /// `None` while it cannot be opened.
+    writer: Option<Writer>,
+    /// The file that is open.
+    inode: Option<u64>,
+    waiting: VecDeque<Entry>,
+    waiting_bytes: usize,
+    stored: u64,
+    lost: Lost,
+    /// What is failing, since when; it is said once.
+    failing: Option<(String, Instant)>,
+    tidied: Instant,
+    has_more: bool,
+    /// The file system has less room than its rest.
+    is_tight: bool,
+}
+
+/// Lines that found no room since the last word about it; and all.
+#[derive(Default)]
+struct Lost {
+    since: Option<Gap>,
+    lines: u64,
+    packets: u64,
+}
+
+/// Serves until the socket closes. The run began at `started_ns`.
+pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStream) -> io::Result<()> {
+    let (writer, notice) = match open(settings, reporter, started_ns) {
+        Ok(opened) => opened,
+        Err(error) => return send(socket, &Said::Failed(error.to_string())),
+    };
+    let mut keeper = Keeper {
+        inode: inode(&settings.path),
+        settings,
+        reporter,
+        started_ns,
+        writer: Some(writer),
+        waiting: VecDeque::new(),
+        waiting_bytes: 0,
+        stored: 0,
+        lost: Lost::default(),
+        failing: None,
+        tidied: Instant::now(),
+        has_more: true,
+        is_tight: false,
+    };
+    send(socket, &Said::Open)?;
+    for notice in notice.into_iter().chain(keeper.reserve()) {
+        send(socket, &Said::Notice(notice))?;
+    }
+    let mut inbox = Inbox::default();
+    let mut due: Option<Instant> = None;
+    loop {
+        let wait = match (due, keeper.has_more) {
+            (Some(due), _) => due.saturating_duration_since(Instant::now()),
+            (None, true) => TIDY_MORE,
+            (None, false) => TIDY,
+        };
+        socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+        let is_open = match inbox.read(socket) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => true,
+            other => other.unwrap_or(false),
+        };
+        while let Some(told) = inbox.next()? {
+            match told {
+                Told::Line(entry) => keeper.take(*entry),
+                Told::End(account, ended_ns) => {
+                    let said = keeper.end(&account, ended_ns);
+                    said.iter().try_for_each(|said| send(socket, said))?;
+                    return send(socket, &Said::Ended);
+                }
+            }
+            due = due.or_else(|| Some(Instant::now() + GATHER));
+        }
+        if !is_open {
+            // Nobody hears what comes of it.
+            keeper.store();
+            return Ok(());
+        }
+        let is_due = due.is_some_and(|due| due <= Instant::now());
+        let may_try = keeper.failing.as_ref().is_none_or(|_| is_due);
+        if is_due || keeper.waiting.len() >= BATCH && may_try {
+            keeper.store().iter().try_for_each(|said| send(socket, said))?;
+            due = keeper.failing.is_some().then(|| Instant::now() + AGAIN);
+        }
+        if let Some(notice) = keeper.tidy() {
+            send(socket, &Said::Notice(notice))?;
+        }
+    }
+}
+
+/// Opens the store. One that is damaged is moved aside, which is said.
+fn open(settings: &Settings, reporter: &str, started_ns: i64) -> Result<(Writer, Option<String>), OpenError> {
+    let path = &settings.path;
+    let opened = Writer::open(path, reporter, started_ns).and_then(|writer| match is_whole(&writer) {
+        Ok(()) => Ok(writer),
+        Err(error) => Err(OpenError::Database { path: path.clone(), error }),
+    });
+    match opened {
+        Ok(writer) => Ok((writer, None)),
+        Err(OpenError::Database { error, .. }) if is_damage(&error) => {
+            let failed = |error| OpenError::Copy { path: path.clone(), error };
+            let aside = schema::set_aside(path, Timestamp::now()).map_err(failed)?;
+            let writer = Writer::open(path, reporter, started_ns)?;
+            Ok((writer, Some(damaged(path, &aside, &error))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn damaged(path: &Path, aside: &Path, error: &rusqlite::Error) -> String {
+    format!(
+        "the store {} is damaged ({error}): it is now {}, which `sqlite3 FILE .recover` may still read; recording goes on in a new one",
+        path.display(),
+        aside.display()
+    )
+}
+
+/// Looks through it after a run that was ended by force: the machine may have lost power.
+fn is_whole(writer: &Writer) -> rusqlite::Result<()> {
+    let sql =
+        "SELECT count(*) FROM (SELECT ended_ns FROM runs ORDER BY id DESC LIMIT 1 OFFSET 1) WHERE ended_ns IS NULL";
+    let by_force: i64 = writer.connection.query_row(sql, [], |row| row.get(0))?;
+    if by_force == 0 {
+        return Ok(());
+    }
+    let said: String = writer.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if said == "ok" {
+        return Ok(());
+    }
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    Err(rusqlite::Error::SqliteFailure(code, Some(said)))
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    Some(fs::metadata(path).ok()?.ino())
+}
+
+fn now_ns() -> i64 {
+    nanoseconds(Timestamp::now())
+}
+
+impl Keeper<'_> {
+    /// Takes a line, or counts it where there is no room.
+    fn take(&mut self, entry: Entry) {
+        let bytes = weight(&entry);
+        if self.waiting.len() >= MAX_WAITING || self.waiting_bytes + bytes > MAX_WAITING_BYTES {
+            self.lost.lines += 1;
+            self.lost.packets += entry.packets;
+            let gap = self.lost.since.get_or_insert_with(|| Gap {
+                from_ns: entry.at_ns,
+                until_ns: entry.at_ns,
+                lines: 0,
+                packets: 0,
+                why: String::new(),
+            });
+            (gap.lines, gap.packets) = (gap.lines + 1, gap.packets + entry.packets);
+            (gap.from_ns, gap.until_ns) = (gap.from_ns.min(entry.at_ns), gap.until_ns.max(entry.at_ns));
+            return;
+        }
+        self.waiting_bytes += bytes;
+        self.waiting.push_back(entry);
+    }
+
+    /// Stores what waits; what is to be said of it.
+    fn store(&mut self) -> Vec<Said> {
+        let mut said = Vec::new();
+        while !self.waiting.is_empty() || self.lost.since.is_some() {
+            match self.store_some(&mut said) {
+                Ok(()) => {
+                    if let Some((why, since)) = self.failing.take() {
+                        let lost = self.lost.lines;
+                        said.push(Said::Notice(format!(
+                            "the store takes lines again after {} s ({why}); {lost} lines are missing from it so far",
+                            since.elapsed().as_secs()
+                        )));
+                    }
+                    said.push(self.counts());
+                }
+                Err(why) => {
+                    if self.failing.is_none() {
+                        said.push(Said::Notice(format!(
+                            "{why}; observing goes on, and it is tried again every second"
+                        )));
+                        self.failing = Some((why, Instant::now()));
+                    }
+                    said.push(self.counts());
+                    break;
+                }
+            }
+        }
+        said
+    }
+
+    fn counts(&self) -> Said {
+        Said::Stored(self.stored, self.lost.lines, self.lost.packets)
+    }
+
+    /// Stores one batch.
+    fn store_some(&mut self, said: &mut Vec<Said>) -> Result<(), String> {
+        self.look_at_the_file(said);
+        let path = self.settings.path.display();
+        if self.writer.is_none() {
+            let (writer, notice) =
+                open(self.settings, self.reporter, self.started_ns).map_err(|error| error.to_string())?;
+            said.extend(notice.map(Said::Notice));
+            self.writer = Some(writer);
+            self.inode = inode(&self.settings.path);
+        }
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let gap = self.lost.since.as_ref().map(|gap| {
+            let why = self.failing.as_ref().map_or("the store was too slow", |(why, _)| why).to_owned();
+            Gap { why, ..gap.clone() }
+        });
+        let count = self.waiting.len().min(BATCH);
+        let result = writer.store(&self.waiting.make_contiguous()[..count], gap.as_ref(), now_ns());
+        match result {
+            Ok(()) => {
+                let bytes: usize = self.waiting.drain(..count).map(|entry| weight(&entry)).sum();
+                self.waiting_bytes -= bytes;
+                self.stored += count as u64;
+                self.lost.since = None;
+                Ok(())
+            }
+            Err(error) => {
+                if is_damage(&error) {
+                    self.writer = None;
+                    let aside =
+                        schema::set_aside(&self.settings.path, Timestamp::now()).map_err(|error| error.to_string())?;
+                    said.push(Said::Notice(damaged(&self.settings.path, &aside, &error)));
+                } else if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) {
+                    // A text was removed meanwhile whose number was remembered. That is forgotten now.
+                    return Err(format!("the store {path} has changed"));
+                } else if !matches!(
+                    error.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
+                ) {
+                    // What is open may be what is wrong.
+                    self.writer = None;
+                }
+                Err(format!("cannot write to the store {path}: {}", words(&error)))
+            }
+        }
+    }
+
+    /// Somebody may have moved or removed the file: what is written to it from then on nobody finds.
+    fn look_at_the_file(&mut self, said: &mut Vec<Said>) {
+        let path = &self.settings.path;
+        if self.writer.is_some() && inode(path) != self.inode {
+            self.writer = None;
+            said.push(Said::Notice(format!("the store {} was moved or removed: a new one is begun", path.display())));
+        }
+    }
+
+    /// Looks after what is kept, a little at a time.
+    fn tidy(&mut self) -> Option<String> {
+        let every = if self.has_more { TIDY_MORE } else { TIDY };
+        if self.failing.is_some() || self.tidied.elapsed() < every {
+            return None;
+        }
+        let writer = self.writer.as_mut()?;
+        let limits = &self.settings.limits;
+        let mut notice = None;
+        let tidied: rusqlite::Result<bool> = (|| {
+            let Room { used, free } = Room::of(&writer.connection)?;
+            let is_tight = available(&self.settings.path).is_some_and(|left| left < limits.rest);
+            if is_tight && !self.is_tight {
+                notice = Some(format!(
+                    "the file system of {} has less than {} MiB left: the store grows no more, and what is oldest makes room",
+                    self.settings.path.display(),
+                    limits.rest >> 20
+                ));
+            }
+            self.is_tight = is_tight;
+            // The reserve counts: the file takes no more than was said.
+            let whole = limits.bytes.saturating_sub(self.settings.reserve);
+            let limit = if is_tight { whole.min(used + free - free.min(self.settings.reserve)) } else { whole };
+            let has_more = retention::step(&writer.connection, limits, limit, now_ns())?;
+            writer.forget_numbers();
+            if !has_more {
+                retention::shrink(&writer.connection, self.settings.reserve)?;
+            }
+            Ok(has_more)
+        })();
+        self.tidied = Instant::now();
+        self.has_more = tidied.unwrap_or_else(|error| {
+            log::debug!("old lines were not looked after: {error}");
+            false
+        });
+        notice
+    }
+
+    /// Allocates the reserve; what is to be said where that is not possible.
+    fn reserve(&mut self) -> Option<String> {
+        let writer = self.writer.as_ref()?;
+        let Settings { path, limits, reserve } = self.settings;
+        let failed = if available(path).is_some_and(|left| left < limits.rest + 2 * reserve) {
+            "the file system is nearly full".to_owned()
+        } else {
+            retention::reserve(&writer.connection, *reserve).err().map(|error| words(&error))?
+        };
+        Some(format!("no room is held in reserve for the store {}: {failed}", path.display()))
+    }
+
+    /// The end of the run.
+    fn end(&mut self, account: &str, ended_ns: i64) -> Vec<Said> {
+        let mut said = self.store();
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.end(account, ended_ns)
+        {
+            said.push(Said::Notice(format!("the end of recording was not stored: {}", words(&error))));
+        }
+        for entry in std::mem::take(&mut self.waiting) {
+            (self.lost.lines, self.lost.packets) = (self.lost.lines + 1, self.lost.packets + entry.packets);
+        }
+        said.push(self.counts());
+        said
+    }
+}
+
+/// Bytes that a line takes in memory, about.
+fn weight(entry: &Entry) -> usize {
+    size_of::<Entry>() + entry.body.len() + entry.who.as_ref().map_or(0, |who| who.body.len())
+}
+
+/// Bytes that the file system of the store has for others than root.
+fn available(path: &Path) -> Option<u64> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let about = rustix::fs::statvfs(folder).ok()?;
+    Some(about.f_bavail * about.f_frsize)
+}
+
+/// What SQLite's error means, in an administrator's words.
+fn words(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "no space is left in its file system".to_owned(),
+        Some(ErrorCode::ReadOnly) => "it is read-only".to_owned(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program holds its lock".to_owned(),
+        Some(ErrorCode::SystemIoFailure) => format!("the disk does not take it ({error})"),
+        _ => error.to_string(),
+    }
+}

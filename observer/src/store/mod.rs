@@ -1,0 +1,198 @@
+//! The store: everything that was recorded, in one file of SQLite's.
+//!
+//! A process of its own writes it ([`keeper`]), and [`Recorder`] is this process's side of that. [`entry`] is a line as it is stored, [`schema`]
+//! what the file looks like, [`retention`] what stays in it for how long. [`query`] reads it, from any process that may read the file.
+//!
+//! A line is acknowledged once it is on the disk. What was acknowledged is there after a kill and after a loss of power.
+
+mod entry;
+mod files;
+mod keeper;
+pub mod query;
+mod retention;
+mod schema;
+mod write;
+
+use std::{
+    ffi::CString,
+    io,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
+use nix::{
+    sys::{
+        prctl,
+        signal::{SigHandler, Signal},
+    },
+    unistd::ForkResult,
+};
+use rustix::{fd::AsFd, net::RecvFlags};
+
+pub use self::{
+    entry::Entry,
+    files::Lock,
+    keeper::Settings,
+    query::{Forget, QueryError, Range, Store, Stored},
+    retention::Limits,
+    schema::OpenError,
+};
+use self::{
+    entry::nanoseconds,
+    keeper::{Inbox, Said, Told},
+};
+use crate::{
+    confinement,
+    model::{Account, Reporter},
+    sys,
+};
+
+/// Where the store is if nobody names another file.
+pub const DEFAULT: &str = "/var/lib/observer/observer.db";
+/// Name of the process that keeps it.
+const NAME: &str = "observer-store";
+/// A store that was not closed is looked through when it is opened: that takes a second for each few hundred megabytes.
+const OPENING: Duration = Duration::from_secs(120);
+/// How long what waits may take at the end.
+const CLOSING: Duration = Duration::from_secs(30);
+
+/// What is stored, as the keeper says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Lines that are on the disk.
+    pub stored: u64,
+    /// Lines that were lost.
+    pub lost: u64,
+    /// Packets that they told of.
+    pub lost_packets: u64,
+}
+
+/// This process's side of a store that is written.
+pub struct Recorder {
+    socket: UnixStream,
+    inbox: Inbox,
+    progress: Progress,
+    has_ended: bool,
+    _lock: Lock,
+}
+
+impl Recorder {
+    /// Opens a store for what is told from now on. It forks: must be called before any thread is started.
+    pub fn start(settings: &Settings, reporter: &Reporter) -> Result<Self> {
+        let lock = files::prepare(&settings.path)?;
+        let reporter = serde_json::to_string(reporter).context("what is known of this host")?;
+        let started_ns = nanoseconds(Timestamp::now());
+        let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
+        match sys::fork_single_threaded().context("cannot start the process that keeps the store")? {
+            ForkResult::Parent { .. } => {
+                drop(theirs);
+                let mut recorder = Self {
+                    socket: ours,
+                    inbox: Inbox::default(),
+                    progress: Progress::default(),
+                    has_ended: false,
+                    _lock: lock,
+                };
+                recorder.await_opening()?;
+                Ok(recorder)
+            }
+            ForkResult::Child => {
+                drop(ours);
+                sys::close_all_but(theirs.as_fd());
+                let status = i32::from(keep(settings, &reporter, started_ns, &theirs).is_err());
+                std::process::exit(status);
+            }
+        }
+    }
+
+    fn await_opening(&mut self) -> Result<()> {
+        let deadline = Instant::now() + OPENING;
+        loop {
+            match self.inbox.next()? {
+                Some(Said::Open) => return Ok(()),
+                Some(Said::Failed(why)) => bail!("{why}"),
+                Some(_) => bail!("the process that keeps the store says something else than that it is open"),
+                None if !self.wait(deadline)? => bail!("the process that keeps the store has ended"),
+                None => {}
+            }
+        }
+    }
+
+    /// Waits for more of what the keeper says: false where there is no more.
+    fn wait(&mut self, deadline: Instant) -> Result<bool> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.socket.set_read_timeout(Some(left))?;
+        self.inbox.read(&self.socket).context("the store does not answer")
+    }
+
+    /// Hands a line over. It waits where the keeper is behind, and fails where it is gone.
+    pub fn put(&mut self, entry: Entry) -> io::Result<()> {
+        keeper::send(&self.socket, &Told::Line(Box::new(entry)))
+    }
+
+    /// What has become of the lines so far, and what whoever looks after the host is to hear.
+    pub fn hear(&mut self) -> io::Result<(Progress, Vec<String>)> {
+        let mut bytes = [0; 4096];
+        let is_ready = match rustix::net::recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
+            Ok((0, _)) => return Err(io::Error::other("the process that keeps the store has ended")),
+            Ok(_) => true,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if is_ready {
+            self.inbox.read(&self.socket)?;
+        }
+        let mut notices = Vec::new();
+        while let Some(said) = self.inbox.next()? {
+            self.note(said, &mut notices);
+        }
+        Ok((self.progress, notices))
+    }
+
+    fn note(&mut self, said: Said, notices: &mut Vec<String>) {
+        match said {
+            Said::Stored(stored, lost, lost_packets) => self.progress = Progress { stored, lost, lost_packets },
+            Said::Notice(notice) => notices.push(notice),
+            Said::Ended => self.has_ended = true,
+            Said::Open | Said::Failed(_) => {}
+        }
+    }
+
+    /// Ends the run, and waits until everything is on the disk.
+    pub fn finish(&mut self, account: &Account, at: Timestamp) -> Result<(Progress, Vec<String>)> {
+        let account = serde_json::to_string(account).context("the account")?;
+        keeper::send(&self.socket, &Told::End(account, nanoseconds(at))).context("the store does not answer")?;
+        let deadline = Instant::now() + CLOSING;
+        let mut notices = Vec::new();
+        while !self.has_ended {
+            match self.inbox.next()? {
+                Some(said) => self.note(said, &mut notices),
+                None if !self.wait(deadline)? => bail!("the process that keeps the store has ended"),
+                None => {}
+            }
+        }
+        Ok((self.progress, notices))
+    }
+}
+
+/// The keeper's whole life.
+fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStream) -> Result<()> {
+    let _ = prctl::set_name(&CString::new(NAME)?);
+    // Ctrl-C and a service manager's stop reach the whole group; the end comes by the socket, once everything is told.
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        sys::set_signal_handler(signal, SigHandler::SigIgn)?;
+    }
+    confinement::store::confine(files::folder(&settings.path))?;
+    keeper::serve(settings, reporter, started_ns, socket)?;
+    Ok(())
+}
+
+/// Removes what must not be kept, and leaves word of it. How many lines it was.
+pub fn forget(path: &Path, what: &Forget) -> Result<u64> {
+    anyhow::ensure!(path.exists(), OpenError::Missing(path.to_owned()));
+    let connection = schema::open(path)?;
+    retention::forget(&connection, what, nanoseconds(Timestamp::now())).context("cannot remove it from the store")
+}

@@ -1,0 +1,140 @@
+//! What the store is asked: lines of a time and of whom, what is missing, and what is to be removed.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use rusqlite::{Row, ToSql};
+
+use super::{
+    entry::{Entry, Who, nanoseconds},
+    schema::{self, OpenError, Readable},
+};
+use crate::model::{Line, Reporter};
+
+/// A store that is open to be read. Lines that are stored meanwhile are not in what it gives.
+pub struct Store(Readable);
+
+/// Which lines are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// From this time on.
+    pub since: Option<Timestamp>,
+    /// Before this time.
+    pub until: Option<Timestamp>,
+}
+
+/// A line as it was stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The line.
+    pub line: Line,
+    /// The host and the program that told it.
+    pub reporter: Reporter,
+}
+
+/// Why a store cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// SQLite's own words.
+    #[error("cannot read the store: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A line of another version.
+    #[error("line {0} of the store cannot be understood: {1}")]
+    Line(i64, serde_json::Error),
+}
+
+impl Store {
+    /// Opens it.
+    pub fn open(path: &Path) -> Result<Self, QueryError> {
+        Ok(Self(schema::open_to_read(path)?))
+    }
+
+    /// Gives lines in the order in which they were stored, one after the other.
+    pub fn lines(&self, range: Range, mut each: impl FnMut(Stored) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let (since, until) = (range.since.map_or(i64::MIN, nanoseconds), range.until.map_or(i64::MAX, nanoseconds));
+        let sql = "SELECT l.id, l.line, l.sequence, l.action, l.at_ns, l.start_ns, l.end_ns, l.packets, l.bytes, l.source,
+                          r.reporter, p.body, w.body
+                   FROM lines l JOIN runs r ON r.id = l.run JOIN parts p ON p.id = l.part LEFT JOIN processes w ON w.id = l.process
+                   WHERE l.at_ns >= ?1 AND l.at_ns < ?2 ORDER BY l.id";
+        let mut statement = self.0.connection.prepare(sql).map_err(QueryError::from)?;
+        let mut rows = statement.query([since, until]).map_err(QueryError::from)?;
+        while let Some(row) = rows.next().map_err(QueryError::from)? {
+            each(stored(row)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn stored(row: &Row<'_>) -> Result<Stored, QueryError> {
+    let id: i64 = row.get(0)?;
+    let unsigned = |at: usize| row.get::<_, i64>(at).map(|number| u64::try_from(number).unwrap_or(0));
+    let start: Option<i64> = row.get(5)?;
+    let end: Option<i64> = row.get(6)?;
+    let who = row.get::<_, Option<String>>(12)?.map(|body| Who {
+        pid: None,
+        name: None,
+        executable: None,
+        uid: None,
+        unit: None,
+        container: None,
+        body,
+    });
+    let entry = Entry {
+        line: row.get::<_, Option<[u8; 16]>>(1)?.map(uuid::Uuid::from_bytes),
+        sequence: row.get::<_, Option<i64>>(2)?.and_then(|number| u64::try_from(number).ok()),
+        action: row.get(3)?,
+        at_ns: row.get(4)?,
+        span_ns: start.zip(end),
+        packets: unsigned(7)?,
+        bytes: unsigned(8)?,
+        source: row.get(9)?,
+        of: None,
+        who,
+        destination: None,
+        port: None,
+        protocol: None,
+        body: row.get(11)?,
+    };
+    let reporter: String = row.get(10)?;
+    Ok(Stored {
+        line: entry.into_line().map_err(|error| QueryError::Line(id, error))?,
+        reporter: serde_json::from_str(&reporter).map_err(|error| QueryError::Line(id, error))?,
+    })
+}
+
+/// What is to be removed for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forget {
+    /// Lines of this user.
+    User(u32),
+    /// Lines of this container: its id, or how that begins.
+    Container(String),
+    /// Lines of what happened before this time.
+    Before(Timestamp),
+}
+
+impl Forget {
+    /// Which lines they are: SQL over `lines l`, and what it is given.
+    pub(super) fn condition(&self) -> (&'static str, Box<dyn ToSql>) {
+        match self {
+            Self::User(uid) => ("l.process IN (SELECT id FROM processes WHERE uid = ?1)", Box::new(*uid)),
+            Self::Container(id) => (
+                "l.process IN (SELECT id FROM processes WHERE substr(container, 1, length(?1)) = ?1)",
+                Box::new(id.clone()),
+            ),
+            Self::Before(time) => ("l.at_ns < ?1", Box::new(nanoseconds(*time))),
+        }
+    }
+
+    /// In words, as they are left in the store.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::User(uid) => format!("removed on request: user {uid}"),
+            Self::Container(id) => format!("removed on request: container {id}"),
+            Self::Before(time) => format!("removed on request: before {time}"),
+        }
+    }
+}

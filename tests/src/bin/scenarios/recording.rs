@@ -1,0 +1,386 @@
+//! `observer record`: what it acknowledges is in the store, whatever happens to it, to the disk and to the file; and who reads it.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    lab::{FAR_V4, Lab},
+    namespace::Namespace,
+    observer::{self, Observer},
+    traffic, wait_for,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{Outcome, Scenario};
+
+pub(crate) const ALL: &[Scenario] = &[
+    ("what_is_stored_is_read", read_back),
+    ("killed_again_and_again", killed),
+    ("one_recorder_for_a_store", only_one),
+    ("a_full_file_system", full),
+    ("a_lock_that_others_hold", locked),
+    ("a_damaged_store", damaged),
+    ("a_store_that_is_moved_away", moved),
+    ("the_group_reads_it", by_the_group),
+    ("what_must_not_be_kept", forgotten),
+    ("other_files_are_refused", refused),
+];
+
+const DROP: &str = "table inet t { chain c { type filter hook output priority 0; udp dport { 53, 9 } counter drop } }";
+
+/// A folder that only root writes to, on the disk.
+fn folder() -> Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix("observer-store-").tempdir_in("/var/tmp")?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
+    Ok(folder)
+}
+
+fn record_with(lab: &Namespace, store: &Path, more: &[&str]) -> Result<Observer> {
+    let mut command = observer::command();
+    command.args(["record", "-o", "json", "--netns"]).arg(lab.path()).arg("--store").arg(store).args(more);
+    Observer::start_command(&mut command)
+}
+
+fn record(lab: &Namespace, store: &Path) -> Result<Observer> {
+    record_with(lab, store, &["--reserve", "1MiB"])
+}
+
+fn observer(args: &[&str], store: &Path) -> Result<Output> {
+    observer::command()
+        .args(args)
+        .arg("--store")
+        .arg(store)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start observer")
+}
+
+/// The lines of a store, as `report` prints them.
+fn report(store: &Path) -> Result<Vec<Value>> {
+    let output = observer(&["report", "--events"], store)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+fn sqlite(store: &Path, sql: &str) -> Result<String> {
+    let output = Command::new("sqlite3").arg(store).arg(sql).output().context("sqlite3")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn ids(lines: &[Value]) -> Vec<&str> {
+    lines.iter().filter_map(|line| line["event"]["id"].as_str()).collect()
+}
+
+fn blocked() -> Result<Lab> {
+    let lab = Lab::new()?;
+    lab.client.nft(DROP)?;
+    Ok(lab)
+}
+
+fn send(lab: &Lab) -> Result<()> {
+    traffic::run(&lab.client, &["udp", FAR_V4, "53"]).map(drop)
+}
+
+/// Everything that was printed is in the store, as it was printed, and other programs read it.
+fn read_back() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    for _ in 0..3 {
+        recorder.tells(|| send(&lab))?;
+    }
+    let live = report(&store)?;
+    ensure!(!live.is_empty(), "a store that is being written is not read");
+    let (status, stdout, _) = recorder.end(Signal::SIGTERM)?;
+    ensure!(status.success(), "{status}");
+    let printed: Vec<Value> =
+        String::from_utf8(stdout)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect::<Result<_>>()?;
+    let stored = report(&store)?;
+    ensure!(stored == printed, "printed {printed:#?}\nstored {stored:#?}");
+    ensure!(stored.last().is_some_and(|line| line["event"]["action"] == "summary"), "{stored:#?}");
+    ensure!(!folder.path().join("s.db-wal").exists(), "a log is left beside a store at rest");
+    ensure!(sqlite(&store, "PRAGMA integrity_check")? == "ok");
+    let sent: u64 = stored.iter().filter_map(|line| line["egress"]["count"].as_u64()).sum();
+    ensure!(sent == lab.client.counted()?, "{sent} packets are stored");
+    ensure!(sqlite(&store, "SELECT sum(packets) FROM lines")? == sent.to_string());
+    ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NOT NULL AND account IS NOT NULL")? == "1");
+    // Of one user, and of nobody.
+    let only = |args: &[&str]| -> Result<usize> {
+        let output = observer(&[&["report", "--events"], args].concat(), &store)?;
+        Ok(String::from_utf8(output.stdout)?.lines().count())
+    };
+    ensure!(only(&["--user", "0", "--port", "53"])? > 0 && only(&["--port", "99"])? == 0);
+    ensure!(only(&["--until", "2020-01-01"])? == 0 && only(&["--since", "1h"])? == stored.len());
+    Ok(Outcome::Passed)
+}
+
+/// Whatever was acknowledged is there after a kill at any moment.
+fn killed() -> Result<Outcome> {
+    /// `OBSERVER_ROUNDS` has more.
+    const ROUNDS: u32 = 20;
+    let rounds = std::env::var("OBSERVER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let mut acknowledged: Vec<String> = Vec::new();
+    for round in 0..rounds {
+        let recorder = record(&lab.client, &store)?;
+        let mut sender =
+            traffic::command(&lab.client, &["flood", FAR_V4, "9", "200000"])?.stdout(Stdio::null()).spawn()?;
+        wait_for("a line", || Ok((recorder.told() > 0).then_some(())))?;
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(round % 10) * 70));
+        let (_, stdout, _) = recorder.end(Signal::SIGKILL)?;
+        let _ = sender.kill();
+        let _ = sender.wait();
+        // The last line may be cut.
+        for line in stdout.split(|byte| *byte == b'\n') {
+            let line: Option<Value> = serde_json::from_slice(line).ok();
+            acknowledged.extend(line.and_then(|line| line["event"]["id"].as_str().map(str::to_owned)));
+        }
+    }
+    ensure!(acknowledged.len() >= rounds as usize, "{} lines were acknowledged", acknowledged.len());
+    let stored = report(&store)?;
+    let found: std::collections::HashSet<&str> = ids(&stored).into_iter().collect();
+    let missing: Vec<&String> = acknowledged.iter().filter(|id| !found.contains(id.as_str())).collect();
+    ensure!(missing.is_empty(), "of {} acknowledged lines {} are missing", acknowledged.len(), missing.len());
+    ensure!(sqlite(&store, "PRAGMA integrity_check")? == "ok");
+    ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NULL")? == rounds.to_string());
+    Ok(Outcome::Passed)
+}
+
+fn only_one() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    let second = observer(&["record", "--for", "1s"], &store)?;
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    ensure!(second.status.code() == Some(3) && said.contains("is being recorded to by another observer"), "{said}");
+    let watch = Observer::watch(&lab.client)?;
+    recorder.tells(|| watch.tells(|| send(&lab)))?;
+    watch.stop()?;
+    ensure!(recorder.end(Signal::SIGINT)?.0.success(), "it goes on");
+    Ok(Outcome::Passed)
+}
+
+/// A file system of its own.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(folder: &Path, size: &str) -> Result<Self> {
+        let at = folder.join("small");
+        fs::create_dir(&at)?;
+        let options = format!("size={size},mode=0700");
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&at).status()?;
+        ensure!(status.success(), "mount: {status}");
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Other programs fill the file system: the reserve is used; without one lines wait, and nothing is lost once there is room.
+fn full() -> Result<Outcome> {
+    for reserve in ["1MiB", "0"] {
+        let lab = blocked()?;
+        let folder = folder()?;
+        let mounted = Mounted::new(folder.path(), "24m")?;
+        let store = mounted.0.join("s.db");
+        let recorder = record_with(&lab.client, &store, &["--reserve", reserve, "--keep-free", "4KiB"])?;
+        recorder.tells(|| send(&lab))?;
+        let filling = mounted.0.join("filling");
+        ensure!(fs::write(&filling, vec![1; 64 << 20]).is_err(), "it was not filled");
+        if reserve == "0" {
+            let before = recorder.told();
+            // Enough for more than the log's last page.
+            for _ in 0..20 {
+                send(&lab)?;
+            }
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            ensure!(recorder.told() == before, "lines were acknowledged that cannot be stored");
+            fs::remove_file(&filling)?;
+        } else {
+            recorder.tells(|| send(&lab)).context("the reserve is not used")?;
+        }
+        recorder.tells(|| send(&lab)).context("it does not go on")?;
+        let (status, _, said) = recorder.end(Signal::SIGTERM)?;
+        ensure!(status.success(), "{status}: {said}");
+        ensure!(said.contains("no space is left in its file system") == (reserve == "0"), "{reserve}: {said}");
+        let stored: u64 = report(&store)?.iter().filter_map(|line| line["egress"]["count"].as_u64()).sum();
+        ensure!(stored == lab.client.counted()?, "{stored} packets are stored: {said}");
+    }
+    Ok(Outcome::Passed)
+}
+
+/// What holds the lock for a while costs nothing but time.
+fn locked() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    let mut holder = Command::new("sqlite3").arg(&store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    {
+        use std::io::{BufRead, BufReader, Write};
+        let mut to = holder.stdin.take().context("stdin")?;
+        writeln!(to, "BEGIN IMMEDIATE; SELECT 'held';")?;
+        let mut said = String::new();
+        BufReader::new(holder.stdout.take().context("stdout")?).read_line(&mut said)?;
+        ensure!(said.trim() == "held", "{said}");
+        let before = recorder.told();
+        send(&lab)?;
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        ensure!(recorder.told() == before, "a line was acknowledged that cannot be stored");
+        writeln!(to, "ROLLBACK;")?;
+    }
+    holder.wait()?;
+    recorder.tells(|| send(&lab))?;
+    let (status, _, said) = recorder.end(Signal::SIGTERM)?;
+    ensure!(
+        status.success() && said.contains("another program holds its lock") && said.contains("takes lines again"),
+        "{said}"
+    );
+    let stored: u64 = report(&store)?.iter().filter_map(|line| line["egress"]["count"].as_u64()).sum();
+    ensure!(stored == lab.client.counted()?, "{stored} packets are stored");
+    Ok(Outcome::Passed)
+}
+
+/// Bytes of the file were changed while nobody had it open, after a run that was ended by force.
+fn damaged() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    for _ in 0..5 {
+        recorder.tells(|| send(&lab))?;
+    }
+    recorder.end(Signal::SIGKILL)?;
+    ensure!(sqlite(&store, "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA integrity_check")?.ends_with("ok"));
+    let mut bytes = fs::read(&store)?;
+    // Every page but the first.
+    for page in bytes.chunks_mut(4096).skip(1) {
+        page[..32].fill(0xa5);
+    }
+    fs::write(&store, bytes)?;
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    let (_, _, said) = recorder.end(Signal::SIGTERM)?;
+    ensure!(said.contains("is damaged") && said.contains("recording goes on in a new one"), "{said}");
+    let aside: Vec<String> = fs::read_dir(folder.path())?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("s.db.damaged-"))
+        .collect();
+    ensure!(!aside.is_empty(), "the damaged store was not kept");
+    ensure!(!report(&store)?.is_empty());
+    Ok(Outcome::Passed)
+}
+
+/// An administrator moves the file while it is written.
+fn moved() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    fs::rename(&store, folder.path().join("other.db"))?;
+    recorder.tells(|| send(&lab))?;
+    let (_, _, said) = recorder.end(Signal::SIGTERM)?;
+    ensure!(said.contains("was moved or removed: a new one is begun"), "{said}");
+    ensure!(!report(&store)?.is_empty());
+    Ok(Outcome::Passed)
+}
+
+/// A member of the group reads the store while it is written, after the end, and after a kill; nobody else does.
+fn by_the_group() -> Result<Outcome> {
+    const GROUP: u32 = 54_321;
+    let lab = blocked()?;
+    let folder = folder()?;
+    chown(folder.path(), None, Some(GROUP))?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2750))?;
+    let store = folder.path().join("s.db");
+    let as_a_member = |group: u32| -> Result<Output> {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "54322", "--regid", &group.to_string(), "--clear-groups", "--"]);
+        command.arg(observer::program()).args(["report", "--events", "--store"]).arg(&store);
+        command.output().context("setpriv")
+    };
+    let is_read = |when: &str| -> Result<()> {
+        let output = as_a_member(GROUP)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && !output.stdout.is_empty(), "{when}: {said}");
+        let other = as_a_member(GROUP + 1)?;
+        let said = String::from_utf8_lossy(&other.stderr).into_owned();
+        ensure!(other.status.code() == Some(2) && said.contains("may not be read by this user"), "{when}: {said}");
+        Ok(())
+    };
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    is_read("while it is written")?;
+    recorder.end(Signal::SIGTERM)?;
+    is_read("after the end")?;
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    recorder.end(Signal::SIGKILL)?;
+    is_read("after a kill")?;
+    Ok(Outcome::Passed)
+}
+
+/// Lines of a user are removed while it records, and word of it stays.
+fn forgotten() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    let output = observer(&["forget", "--user", "0"], &store)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success() && said.contains("lines were removed"), "{said}");
+    ensure!(report(&store)?.is_empty(), "they are still there");
+    recorder.tells(|| send(&lab)).context("it does not go on")?;
+    recorder.end(Signal::SIGTERM)?;
+    ensure!(report(&store)?.iter().any(|line| line["event"]["action"] == "egress-blocked"));
+    ensure!(sqlite(&store, "SELECT why FROM gaps")? == "removed on request: user 0");
+    let wrong = observer(&["forget", "--container", "abc"], &store)?;
+    ensure!(wrong.status.code() == Some(2), "{wrong:?}");
+    Ok(Outcome::Passed)
+}
+
+/// What is no store, of a later version, or in a place of others is refused in a sentence, and stays as it is.
+fn refused() -> Result<Outcome> {
+    let folder = folder()?;
+    let foreign = folder.path().join("foreign.db");
+    sqlite(&foreign, "CREATE TABLE t (a)")?;
+    let later = folder.path().join("later.db");
+    sqlite(&later, "PRAGMA application_id = 1868723062; PRAGMA user_version = 99; CREATE TABLE t (a)")?;
+    let open = folder.path().join("open");
+    fs::create_dir(&open)?;
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
+    for (store, words) in [
+        (&foreign, "is a database of another program"),
+        (&later, "use the newer observer"),
+        (&open.join("s.db"), "other users can write to"),
+    ] {
+        let before = fs::read(store).ok();
+        let output = observer(&["record", "--for", "1s"], store)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(3) && said.contains(words), "{said}");
+        ensure!(fs::read(store).ok() == before, "{} was changed", store.display());
+    }
+    let missing = observer(&["report", "--events"], &folder.path().join("none.db"))?;
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    ensure!(missing.status.code() == Some(2) && said.contains("there is no store at"), "{said}");
+    Ok(Outcome::Passed)
+}
