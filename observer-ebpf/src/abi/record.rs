@@ -61,6 +61,8 @@ pub mod answer {
     pub const UNROUTED: u8 = 2;
     /// It is an ICMP error about a packet of the connection: type and code are its own, all else is the connection's.
     pub const ERROR: u8 = 4;
+    /// The connection was begun in another namespace, as far as its addresses tell.
+    pub const ELSEWHERE: u8 = 8;
 }
 
 /// Where on its way out a packet died.

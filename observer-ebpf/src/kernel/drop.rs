@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel as probe_read_kernel};
 use observer_ebpf::{
-    abi::{Cause, Direction, DropKey, PACKET_BYTES, Tuple, flag, place},
+    abi::{Cause, Direction, DropKey, PACKET_BYTES, Tuple, answer, flag, place},
     logic::packet::{self, Addresses, Bytes, Transport, encapsulated, protocol},
 };
 
@@ -13,6 +13,7 @@ use super::{
     owner,
     read::{Probe, Reader},
     scratch::{self, Packet, TUPLE_BYTES, get, put},
+    skb::ANSWERS_ANOTHER,
     sock, task,
 };
 
@@ -50,13 +51,17 @@ pub unsafe fn decided_by(scratch: *mut Packet, device: u64, direction: u32) {
     drop_netns(direction);
 }
 
-/// The other network namespace that the packet came from.
+/// The other network namespace that the packet came from, or [`ANSWERS_ANOTHER`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn drop_origin(net: u64) -> u64 {
     let Some(scratch) = scratch::packet() else { return 0 };
     // SAFETY: the scratch space is this CPU's.
     unsafe {
+        if net == ANSWERS_ANOTHER {
+            put!(scratch.record.key.answer, answer::ELSEWHERE);
+            return 0;
+        }
         put!(scratch.origin, net);
         put!(scratch.record.key.origin_netns, Probe::field(net, field!(net_inum)).unwrap_or(0));
     }

@@ -17,7 +17,8 @@ use super::{
 };
 
 /// Whose answer is expected; IPv4 addresses are mapped into IPv6, ports in host byte order. The namespace is its socket's: in another one
-/// somebody else may have the same addresses, and may have taken them for that.
+/// somebody else may have the same addresses, and may have taken them for that. One of another namespace than the host's is noted a second
+/// time, under namespace 0: others forward its answers.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Connection {
@@ -59,19 +60,32 @@ pub fn begin(flow: &FlowRecord) {
         local_port: flow.local_port,
         remote_port: flow.remote_port,
     };
+    // What stays on this host has its socket all the way, and would push out what does not.
+    if connection.local == connection.remote {
+        return;
+    }
     let now = boot_ns();
     let _ = EXPECTED.insert(&connection, &now, 0);
+    if flow.netns != field!(host_netns) {
+        let _ = EXPECTED.insert(&Connection { netns: 0, ..connection }, &now, 0);
+    }
     if let Some(last) = EXPECTING.get_ptr_mut(0) {
         // SAFETY: the pointer is to a live map value; of two at the same time either is right.
         unsafe { last.write_volatile(now) };
     }
 }
 
-/// A packet that came in by that device, and whose network header begins there, is what a connection waits for.
+/// A connection of the device's own namespace waits for it; one of another namespace does.
+const HERE: u64 = 1;
+/// See [`HERE`].
+pub const ELSEWHERE: u64 = 2;
+
+/// Whether a packet that came in by that device, and whose network header begins there, is what a connection waits for: 0, [`HERE`] or
+/// [`ELSEWHERE`].
 #[inline(always)]
-pub fn is_expected(start: u64, kind: u16, device: u64) -> bool {
+pub fn is_expected(start: u64, kind: u16, device: u64) -> u64 {
     let is_any = EXPECTING.get(0).is_some_and(|last| *last != 0 && boot_ns().wrapping_sub(*last) < WAIT_NS);
-    is_any && expected_by(start, u32::from(kind), device) != 0
+    if is_any { expected_by(start, u32::from(kind), device) } else { 0 }
 }
 
 /// The flag of TCP that every answer has, and no first packet of a flood.
@@ -109,6 +123,13 @@ extern "C" fn expected_by(start: u64, kind: u32, device: u64) -> u64 {
     let net: u64 = Probe::field(device, field!(dev_net)).unwrap_or(0);
     connection.netns = Probe::field(net, field!(net_inum)).unwrap_or(0);
     // SAFETY: a value that is replaced meanwhile is another one's time.
-    let began = unsafe { EXPECTED.get(&connection) }.map_or(0, |began| *began);
-    u64::from(began != 0 && boot_ns().wrapping_sub(began) < WAIT_NS)
+    let mut began = unsafe { EXPECTED.get(&connection) }.map_or(0, |began| *began);
+    let mut whose = HERE;
+    if began == 0 {
+        connection.netns = 0;
+        whose = ELSEWHERE;
+        // SAFETY: likewise.
+        began = unsafe { EXPECTED.get(&connection) }.map_or(0, |began| *began);
+    }
+    u64::from(began != 0 && boot_ns().wrapping_sub(began) < WAIT_NS) * whose
 }

@@ -23,7 +23,7 @@ pub fn addresses<R: Reader>(flow: &mut FlowRecord, sk: u64) {
     }
 }
 
-/// The same for a connection that begins: its answer is expected from now on.
+/// Hands over the flow of a connection that begins, and notes it, so that its answer is recognised.
 #[inline(always)]
 pub fn begin(cookie: u64, fill: impl Fn(&mut FlowRecord)) {
     let netns = owner::get(cookie).map_or(0, |owner| owner.netns);

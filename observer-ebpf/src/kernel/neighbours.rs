@@ -17,7 +17,7 @@ use super::{
 #[btf_map]
 static STOPPED: Array<u64, 1> = Array::new();
 
-/// Of a neighbour that did not answer it may be a rule's doing.
+/// A rule has dropped neighbour discovery a short time ago: a neighbour that does not answer may not have been asked.
 #[inline(always)]
 pub fn are_stopped() -> bool {
     STOPPED.get(0).is_some_and(|last| *last != 0 && boot_ns().wrapping_sub(*last) < NEIGHBOUR_WAIT_NS)

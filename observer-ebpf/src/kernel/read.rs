@@ -27,15 +27,8 @@ pub trait Reader {
     /// object gives `None` or zero.
     fn field<T: Copy + Default>(object: u64, offset: u32) -> Option<T>;
 
-    /// The same, with zero for an absent field as well: by a zero that is written, where the payload of a `None` would be whatever a
-    /// register held before. Where that is a pointer, the verifier lets nobody compute with it.
-    #[inline(always)]
-    fn or_zero<T: Copy + Default>(object: u64, offset: u32) -> T {
-        if offset == ABSENT {
-            return T::default();
-        }
-        Self::field(object, offset).unwrap_or_default()
-    }
+    /// The same, with zero for an absent field as well.
+    fn or_zero<T: Copy + Default>(object: u64, offset: u32) -> T;
 }
 
 /// Direct loads, for what a BTF tracepoint hands out.
@@ -64,6 +57,11 @@ impl Reader for Direct {
         // faults into zero.
         Some(unsafe { core::ptr::read_volatile((object + u64::from(offset)) as *const T) })
     }
+
+    #[inline(always)]
+    fn or_zero<T: Copy + Default>(object: u64, offset: u32) -> T {
+        Self::field(object, offset).unwrap_or_default()
+    }
 }
 
 impl Reader for Probe {
@@ -91,5 +89,15 @@ impl Reader for Probe {
             );
         }
         Some(value)
+    }
+
+    /// By a zero that is written: the payload of a `None` would be whatever a register held before, and where that is a pointer the
+    /// verifier lets nobody compute with it.
+    #[inline(always)]
+    fn or_zero<T: Copy + Default>(object: u64, offset: u32) -> T {
+        if offset == ABSENT {
+            return T::default();
+        }
+        Self::field(object, offset).unwrap_or_default()
     }
 }

@@ -94,13 +94,12 @@ impl Skb {
         let head: u64 = Probe::field(self.address, field!(skb_head)).unwrap_or(0);
         let network = u64::from(R::field::<u16>(self.address, field!(skb_network_header)).unwrap_or(0));
         let kind = skb_kind(head + network, u32::from(self.protocol::<R>()));
-        if R::HAS_ROOM
-            && iif != 0
-            && self.dst == 0
-            && self.connection::<R>() == 0
-            && expected::is_expected(head + network, self.protocol::<R>(), device)
-        {
-            return Direction::Answer as u64;
+        if R::HAS_ROOM && iif != 0 && self.connection::<R>() == 0 {
+            let whose = expected::is_expected(head + network, self.protocol::<R>(), device);
+            if whose != 0 {
+                return Direction::Answer as u64
+                    | (whose & expected::ELSEWHERE) * (ANSWERS_ANOTHER / expected::ELSEWHERE);
+            }
         }
         // A packet that crosses a bridge passes netfilter with a route that leads nowhere, and with its sender's socket: it is nobody's
         // answer here.
@@ -316,6 +315,9 @@ extern "C" fn skb_answer(what: u32, dst: u64, nfct: u64) -> u64 {
     let index: u32 = Probe::field(leaves_by, field!(dev_ifindex)).unwrap_or(0);
     u64::from(bits) | u64::from(index) << 32
 }
+
+/// Stands for the namespace of an answer to a connection that another one has begun: no address.
+pub const ANSWERS_ANOTHER: u64 = 8;
 
 /// A direction in the low bits of an address, which are free.
 pub const DIRECTION_BITS: u64 = 7;

@@ -338,6 +338,11 @@ impl<E: HostQueries> Owners<E> {
         if let Some(to) = answered_to(dropped) {
             return Poll::Ready(self.may_own(dropped.netns, to));
         }
+        // Somebody has taken the addresses of this namespace's own in another one.
+        let began = dropped.original.or(dropped.endpoints).map(|endpoints| endpoints.source);
+        if dropped.answers_another && began.is_some_and(|address| self.is_own(dropped.netns, address)) {
+            return Poll::Ready(false);
+        }
         if dropped.direction != Direction::Unrouted {
             return Poll::Ready(true);
         }

@@ -131,9 +131,9 @@ impl Explainer {
     }
 
     /// Remembers what asks for a neighbour; and finds what stopped a packet that has waited for one. False where that was nobody's decision.
-    pub(crate) fn look_at_neighbours(&mut self, dropped: &mut Dropped) -> bool {
+    pub(crate) fn look_at_neighbours(&mut self, dropped: &mut Dropped, share: Share) -> bool {
         // At once: whoever waits may be given up before the line about the question is made.
-        self.neighbours.note(dropped);
+        self.neighbours.note(dropped, share);
         self.neighbours.explain(dropped)
     }
 

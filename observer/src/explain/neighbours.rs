@@ -5,14 +5,16 @@ use std::{collections::VecDeque, net::IpAddr};
 
 use observer_ebpf::abi::{NEIGHBOUR_WAIT_NS, RuleAnswer};
 
-use crate::model::{Dropped, Hook, PacketKind};
+use crate::model::{Dropped, Hook, PacketKind, Share};
 
-/// Neighbours that are remembered, and of one namespace.
+/// Neighbours that are remembered, of one namespace, and of all that are on one account.
 const MAX: usize = 1024;
 const MAX_OF_A_NETNS: usize = 64;
+const MAX_OF_A_SHARE: usize = 256;
 
 /// What was stopped of one.
 struct Unasked {
+    share: Share,
     netns: u32,
     neighbour: IpAddr,
     at_ns: u64,
@@ -26,23 +28,24 @@ struct Unasked {
 pub(super) struct Neighbours(VecDeque<Unasked>);
 
 impl Neighbours {
-    /// A packet was stopped.
-    pub(super) fn note(&mut self, dropped: &Dropped) {
+    /// A packet was stopped, which is looked at on that account.
+    pub(super) fn note(&mut self, dropped: &Dropped, share: Share) {
         let kind = dropped.packet.filter(|kind| matches!(kind, PacketKind::Arp | PacketKind::Solicitation));
         // One that has waited is of the kind that it waited for.
         let kind = kind.filter(|_| dropped.waited_for.is_none());
         let (Some(kind), Some(neighbour)) = (kind, asked_for(dropped)) else { return };
         let (netns, at_ns) = (dropped.netns, dropped.boot_ns);
         self.0.retain(|known| (known.netns, known.neighbour) != (netns, neighbour));
-        let of_it = self.0.iter().filter(|known| known.netns == netns).count();
-        if of_it >= MAX_OF_A_NETNS
-            && let Some(eldest) = self.0.iter().position(|known| known.netns == netns)
-        {
-            self.0.remove(eldest);
-        } else if self.0.len() >= MAX {
-            self.0.pop_front();
-        }
-        self.0.push_back(Unasked { netns, neighbour, at_ns, kind, answer: dropped.rule, hook: dropped.hook });
+        let is_full = |most: usize, of: &dyn Fn(&Unasked) -> bool| {
+            (self.0.iter().filter(|known| of(known)).count() >= most).then(|| self.0.iter().position(of)).flatten()
+        };
+        // Whoever has many makes room among its own.
+        let eldest = is_full(MAX_OF_A_NETNS, &|known| known.netns == netns)
+            .or_else(|| is_full(MAX_OF_A_SHARE, &|known| known.share == share))
+            .or_else(|| (self.0.len() >= MAX).then(|| self.0.iter().position(|known| known.share != Share::Host))?)
+            .or_else(|| (self.0.len() >= MAX).then_some(0));
+        eldest.map(|eldest| self.0.remove(eldest));
+        self.0.push_back(Unasked { share, netns, neighbour, at_ns, kind, answer: dropped.rule, hook: dropped.hook });
     }
 
     /// What a packet that has waited for a neighbour was stopped by: what stopped the question, or its answer. False where that is not
@@ -107,10 +110,10 @@ mod tests {
         let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1];
         request.extend([0; 16]);
         request.extend([10, 9, 0, 2]);
-        neighbours.note(&dropped(Some(PacketKind::Arp), request, 1_000));
+        neighbours.note(&dropped(Some(PacketKind::Arp), request, 1_000), Share::Host);
         let mut solicitation = vec![0; 48];
         solicitation.extend("fd00:9::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
-        neighbours.note(&dropped(Some(PacketKind::Solicitation), solicitation, 1_000));
+        neighbours.note(&dropped(Some(PacketKind::Solicitation), solicitation, 1_000), Share::Host);
         let of = |netns, address, at_ns| {
             let mut dropped = waited(netns, address, at_ns);
             neighbours.explain(&mut dropped).then_some(dropped.packet).flatten()
@@ -133,10 +136,14 @@ mod tests {
             bytes.extend([10, 9, 0, last]);
             dropped(Some(PacketKind::Arp), bytes, at_ns)
         };
-        neighbours.note(&Dropped { netns: 8, ..request(1, 1) });
-        (0..=200).for_each(|last| neighbours.note(&request(last, 2)));
+        neighbours.note(&Dropped { netns: 8, ..request(1, 1) }, Share::Host);
+        (0..=200).for_each(|last| neighbours.note(&request(last, 2), Share::User(1000)));
         assert!(neighbours.explain(&mut waited(8, "10.9.0.1", 3)));
         assert!(neighbours.explain(&mut waited(7, "10.9.0.200", 3)));
         assert!(!neighbours.explain(&mut waited(7, "10.9.0.1", 3)), "it was the eldest");
+        for netns in 100..400 {
+            (0..20).for_each(|last| neighbours.note(&Dropped { netns, ..request(last, 2) }, Share::User(netns)));
+        }
+        assert!(neighbours.explain(&mut waited(8, "10.9.0.1", 3)), "nor do many");
     }
 }

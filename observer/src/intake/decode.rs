@@ -117,6 +117,7 @@ pub fn of_key(key: &DropKey, counted: &Counted) -> Result<Dropped, DecodeError> 
         direction,
         packet: packet_kind(key, direction),
         waited_for,
+        answers_another: key.answer & answer::ELSEWHERE != 0,
         origin_netns: (key.origin_netns != 0).then_some(key.origin_netns),
         original: sent.filter(|_| translated.is_some()),
         encapsulated: has(flag::ENCAPSULATED),

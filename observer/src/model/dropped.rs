@@ -103,6 +103,8 @@ pub struct Dropped {
     pub verdict_agrees: Option<bool>,
     /// It died because this neighbour, the next on its way, did not answer.
     pub waited_for: Option<IpAddr>,
+    /// It answers a connection that was begun in another namespace, as far as its addresses tell.
+    pub answers_another: bool,
     /// Bytes as the firewall's counters count them.
     pub bytes: u64,
     /// Inode number of the network namespace whose rules decided.
@@ -176,6 +178,7 @@ impl Dropped {
             direction: if is_unrouted { Direction::Unrouted } else { Direction::Forward },
             packet: None,
             waited_for: None,
+            answers_another: false,
             ..self
         }
     }
@@ -233,6 +236,7 @@ impl Dropped {
             direction: Direction::Local,
             packet: None,
             waited_for: None,
+            answers_another: false,
             origin_netns: None,
             original: None,
             encapsulated: false,

@@ -56,7 +56,7 @@ impl Making {
     /// Looks as far as can be known now, with `is_last` for the last time: whether it is to be reported, once that is known.
     pub(super) fn look<E: HostQueries>(&mut self, rooms: &mut Rooms<E>, filter: &Filter, is_last: bool) -> Poll<bool> {
         if let Stage::Sender(dropped, search) = &mut self.stage {
-            let is_stopped = rooms.explainer.look_at_neighbours(dropped);
+            let is_stopped = rooms.explainer.look_at_neighbours(dropped, self.share);
             let attempt = ready!(rooms.attribution.attempt(dropped, search, is_last));
             self.stage = match attempt {
                 None => Stage::Inbound(dropped.packets),

@@ -121,7 +121,7 @@ const BUDGET: [(&str, u32); 13] = [
     ("own_sock_create", 5_000),
     ("own_sock_close", 5_000),
     ("flow_sock_ops", 2_000),
-    ("flow_connect", 2_000),
+    ("flow_connect", 4_000),
     ("seed_task_file", 5_000),
     ("seed_with_diag", 5_000),
     ("drop_kfree_skb", 45_000),
