@@ -201,7 +201,7 @@ async fn datagram(trial: ConnectionTest) -> io::Result<Live> {
             question[0] = TIME_QUESTION.0;
             question
         }
-        _ => return Ok(Live::untried("nothing answers a datagram there that nobody understands: none was sent")),
+        _ => return Ok(Live::untried("observer has no question for this UDP port, so it sent nothing")),
     };
     let began = Instant::now();
     socket.send(&question).await?;

@@ -167,7 +167,8 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
         sink: Box::new(JsonLines::new(file, reporter.clone())),
         is_needed: false,
     }));
-    let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), report, reporter };
+    let unwatched = session.unwatched();
+    let subject = Subject { pid: launcher.pid(), command, only_netns: netns.is_some(), unwatched, report, reporter };
     let verdict = VerdictSink::new(notice::stderr(), subject, Arc::clone(&findings));
     outlets.push(Outlet { name: "the verdict", sink: Box::new(verdict), is_needed: false });
     let limits = Limits { count: None, counts: |_| false, late: LATE };

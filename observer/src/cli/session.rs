@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fs, io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -30,6 +30,7 @@ use crate::{
         changes::Changes,
         rules::{Allowed, Rules},
     },
+    firewall::inventory::Inventory,
     incident::Incidents,
     intake::hanging,
     kernel::clock::boot_ns,
@@ -47,7 +48,7 @@ pub(super) struct Session {
     helper: Helper,
     filter: Filter,
     probes: Probes,
-    firewalls: String,
+    firewalls: Result<Inventory, String>,
     since_ns: u64,
     degraded: Vec<Degraded>,
     hanging: Vec<Hanging>,
@@ -154,6 +155,26 @@ impl Session {
         &self.identity.reporter
     }
 
+    /// Base chains that may drop answers unseen: of the namespace that is watched, and of the host's first one, which may forward for it.
+    /// Where they are not known, observing is degraded.
+    pub(super) fn unwatched(&mut self) -> Vec<String> {
+        let first = fs::metadata("/proc/1/ns/net").ok().and_then(|about| u32::try_from(about.ino()).ok());
+        let of_first = first.filter(|_| !is_own_netns(first)).map(|first| firewalls(&mut self.helper, Some(first)));
+        let mut chains = Vec::new();
+        for (of, place) in [(Some(&self.firewalls), ""), (of_first.as_ref(), " (first namespace)")] {
+            let Some(of) = of else { continue };
+            match of.as_ref().map_err(Clone::clone).and_then(|inventory| inventory.before_tracking.clone()) {
+                Ok(found) => chains.extend(found.into_iter().map(|chain| format!("{chain}{place}"))),
+                Err(why) => self.degraded.push(Degraded {
+                    what: "answers".to_owned(),
+                    why: format!("the rules on the way in were not read{place}: {why}"),
+                    consequence: "answers may be dropped unseen before connection tracking".to_owned(),
+                }),
+            }
+        }
+        chains
+    }
+
     /// Processes that live in the trees that are kept track of; once.
     pub(super) fn tree(&mut self) -> Result<Tree> {
         self.probes.take_tree()
@@ -243,7 +264,7 @@ impl Session {
             (true, false) => ", and by replay",
         };
         parts.push(format!("{rules}{replayed}"));
-        parts.push(self.firewalls.clone());
+        parts.push(firewalls_words(&self.firewalls, filter.netns));
         let only = filter.words();
         if !only.is_empty() {
             parts.push(format!("only {}", only.join(", ")));
@@ -281,13 +302,18 @@ pub(super) fn is_own_netns(netns: Option<u32>) -> bool {
 
 /// Inode number of the network namespace that observer itself is in.
 fn own_netns() -> Option<u32> {
-    let number = std::fs::metadata("/proc/self/ns/net").ok()?.ino();
+    let number = fs::metadata("/proc/self/ns/net").ok()?.ino();
     u32::try_from(number).ok()
 }
 
 /// Which firewalls decide in observer's own namespace, or in the only one that is watched.
-fn firewalls(helper: &mut Helper, netns: Option<u32>) -> String {
-    match helper.firewalls(netns).map_err(|error| error.to_string()).and_then(|read| read) {
+fn firewalls(helper: &mut Helper, netns: Option<u32>) -> Result<Inventory, String> {
+    helper.firewalls(netns).map_err(|error| error.to_string()).and_then(|read| read)
+}
+
+/// The same in words.
+fn firewalls_words(firewalls: &Result<Inventory, String>, netns: Option<u32>) -> String {
+    match firewalls {
         Ok(inventory) => {
             let names: Vec<&str> = inventory.active().map(|front_end| front_end.name.as_str()).collect();
             match (names.is_empty(), netns) {

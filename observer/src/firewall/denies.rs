@@ -11,7 +11,7 @@ use super::{
     inventory::nftables_in_use,
     legacy,
     netfilter::{DROP, family, hook},
-    nft::{Chain, Rule, RuleVerdict},
+    nft::{Chain, RULESET, Rule, RuleVerdict, Snapshot},
     ruleset::{MAX_BYTES, Ruleset},
 };
 use crate::model::{self, Backend, Statement, WantedRule};
@@ -149,11 +149,64 @@ fn say(
     Ok(())
 }
 
+/// Base chains that can drop what comes in without connection tracking having looked at it, each once. Reads the namespace of the calling
+/// thread.
+pub fn before_tracking() -> Result<Vec<String>> {
+    let (mut sets, mut tracks) = (Vec::new(), false);
+    if nftables_in_use() {
+        let (Snapshot { chains, rules, tracks: by_nft, .. }, _) = RULESET.ask_within(0, MAX_BYTES)?;
+        tracks |= by_nft;
+        sets.push((chains, rules));
+    }
+    for table in legacy::tables()? {
+        tracks |= table.tracks()?;
+        sets.push(table.as_nft()?);
+    }
+    Ok(sets.iter().flat_map(|(chains, rules)| droppers(chains, rules, tracks)).collect())
+}
+
+/// See [`before_tracking`]; `tracks`: connection tracking is at work. Pure.
+fn droppers(chains: &[Chain], rules: &[Rule], tracks: bool) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let way_in = |chain: &Chain| untracked_way_in(chain, tracks);
+    for base in chains.iter().filter(|base| way_in(base).is_some()) {
+        let Denies { denies, maps, .. } = walk_from([base], rules, way_in);
+        let name = place(base.family, &base.table, &base.name);
+        if (!denies.is_empty() || maps > 0) && !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// The hook of a chain that comes before connection tracking, or of any on the way in where there is none.
+fn untracked_way_in(chain: &Chain, tracks: bool) -> Option<&'static str> {
+    /// `NF_IP_PRI_CONNTRACK`; of equal priority either may be first.
+    const CONNTRACK: i32 = -200;
+    let name = hook::name(chain.family, chain.hook?).filter(|_| chain.family != family::ARP)?;
+    let is_before = match name {
+        "ingress" => true,
+        "prerouting" => !tracks || chain.priority? <= CONNTRACK,
+        "input" | FORWARD => !tracks,
+        _ => false,
+    };
+    is_before.then_some(name)
+}
+
 /// From every chain on the way out along jumps. Pure.
 fn walk(chains: &[Chain], rules: &[Rule]) -> Denies {
+    walk_from(chains, rules, |chain| way_out(chain.family, chain.hook?))
+}
+
+/// From every chain that has a hook of those. Pure.
+fn walk_from<'a>(
+    chains: impl IntoIterator<Item = &'a Chain>,
+    rules: &'a [Rule],
+    hook: impl Fn(&Chain) -> Option<&'static str>,
+) -> Denies {
     let mut found = Denies::default();
     for base in chains {
-        let Some(hook) = base.hook.and_then(|hook| way_out(base.family, hook)) else { continue };
+        let Some(hook) = hook(base) else { continue };
         let mut waiting = vec![base.name.as_str()];
         let mut seen = waiting.clone();
         while let Some(chain) = waiting.pop() {
@@ -265,5 +318,28 @@ mod tests {
         let told: Vec<_> = found.denies.iter().map(|deny| (deny.handle, deny.verdict.as_str())).collect();
         assert_eq!(told, [(Some(4), "reject"), (None, "drop")]);
         assert_eq!((found.maps, found.denies[0].place.as_str()), (1, "ip filter user"));
+    }
+
+    #[test]
+    fn what_drops_before_connection_tracking() {
+        let at = |name: &str, number, priority| Chain { priority: Some(priority), ..chain(name, Some(number), None) };
+        let chains = [
+            at("raw", hook::PRE_ROUTING, -300),
+            at("mangle", hook::PRE_ROUTING, -150),
+            at("accepts", hook::PRE_ROUTING, -300),
+            at("out", hook::LOCAL_OUT, -300),
+            Chain { policy: Some(DROP), ..at("input", hook::LOCAL_IN, 0) },
+            Chain { family: family::NETDEV, policy: Some(DROP), ..at("device", hook::NETDEV_INGRESS, 0) },
+            chain("user", None, None),
+        ];
+        let rules = [
+            rule("raw", 1, RuleVerdict::Chain("user".to_owned())),
+            rule("user", 2, RuleVerdict::Drop),
+            rule("mangle", 3, RuleVerdict::Drop),
+            rule("out", 4, RuleVerdict::Drop),
+        ];
+        assert_eq!(droppers(&chains, &rules, true), ["ip filter raw", "netdev filter device"]);
+        let untracked = ["ip filter raw", "ip filter mangle", "ip filter input", "netdev filter device"];
+        assert_eq!(droppers(&chains, &rules, false), untracked);
     }
 }

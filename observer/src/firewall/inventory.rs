@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    denies,
     front_end::{self, Found, FrontEnd, IPTABLES, IPTABLES_LEGACY, NFTABLES, Seen, is_iptables},
     legacy,
     netfilter::{family, hook},
@@ -14,12 +15,15 @@ use super::{
 };
 
 /// The firewalls of a host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// All that were found.
     pub front_ends: Vec<Found>,
     /// Where several have rules: the order in which they decide, by hook.
     pub order: Vec<String>,
+    /// Base chains that can drop what comes in without connection tracking knowing it: `ip raw PREROUTING`. Not all answers
+    /// are seen there. Else why that is not known.
+    pub before_tracking: Result<Vec<String>, String>,
 }
 
 impl Inventory {
@@ -44,7 +48,12 @@ pub fn read() -> Result<Inventory> {
     } else {
         Vec::new()
     };
-    Ok(Inventory { front_ends: found.into_iter().map(|(_, found)| found).collect(), order })
+    let front_ends = found.into_iter().map(|(_, found)| found).collect();
+    Ok(Inventory {
+        front_ends,
+        order,
+        before_tracking: denies::before_tracking().map_err(|error| format!("{error:#}")),
+    })
 }
 
 /// nftables is in this kernel, or its module is loaded. Asking for rules would load it.

@@ -108,6 +108,8 @@ pub struct Snapshot {
     pub chains: Vec<Chain>,
     /// All rules, each chain's in order.
     pub rules: Vec<Rule>,
+    /// A rule has connection tracking look at packets.
+    pub tracks: bool,
 }
 
 /// The ruleset of the calling thread's namespace, read by a confined process.
@@ -122,11 +124,11 @@ const ATTEMPTS: usize = 4;
 fn ruleset() -> Result<Snapshot> {
     let mut before = generation()?;
     for _ in 0..ATTEMPTS {
-        let read = tables().and_then(|tables| Ok((tables, chains()?, rules()?)));
+        let read = tables().and_then(|tables| Ok((tables, chains()?, listed()?)));
         let after = generation()?;
         match read {
-            Ok((tables, chains, rules)) if after == before => {
-                return Ok(Snapshot { generation: before, tables, chains, rules });
+            Ok((tables, chains, (rules, tracks))) if after == before => {
+                return Ok(Snapshot { generation: before, tables, chains, rules, tracks });
             }
             // A listing that a change interrupts fails.
             Err(error) if after == before => return Err(error),
@@ -192,10 +194,20 @@ pub fn chains() -> Result<Vec<Chain>> {
 
 /// All rules of all families in this thread's network namespace, each chain's in order.
 pub fn rules() -> Result<Vec<Rule>> {
+    Ok(listed()?.0)
+}
+
+/// Expressions that have connection tracking look at packets, and what iptables has for them.
+const TRACKING: [&CStr; 7] = [c"ct", c"connlimit", c"nat", c"masq", c"redir", c"synproxy", c"flow_offload"];
+const TRACKING_MATCHES: [&CStr; 7] =
+    [c"conntrack", c"state", c"connmark", c"connbytes", c"connlimit", c"connlabel", c"helper"];
+
+/// The same, and whether a rule has connection tracking look at packets.
+fn listed() -> Result<(Vec<Rule>, bool)> {
     // The kernel looks for where it stood in each part of a long list: in parts as small as the library's the list of a chain of a
     // hundred thousand rules takes about three times as long.
     let mut netlink = Netlink::open(NETFILTER, FAMILY_HEADER)?;
-    let mut rules = Vec::new();
+    let (mut rules, mut tracks) = (Vec::new(), false);
     let listed = netlink.dump_each(GET_RULE, &Body::new(&[family::UNSPEC, 0, 0, 0]), |message| {
         ensure!(rules.len() < MAX_RULES, "the namespace has more than {MAX_RULES} rules");
         let Some((header, attributes)) = message.split_at_checked(FAMILY_HEADER) else { return Ok(()) };
@@ -207,14 +219,20 @@ pub fn rules() -> Result<Vec<Rule>> {
         // An expression that the library does not know decides nothing that is looked for here.
         for expression in rule.get_expressions().into_iter().flatten().flatten() {
             let ExprListAttrs::Elem(expression) = expression;
+            tracks |= expression.get_name().is_ok_and(|name| TRACKING.contains(&name));
             match expression.get_data() {
                 Ok(ExprOps::Immediate(immediate)) => {
                     verdicts.extend(immediate.get_data().and_then(|data| data.get_verdict()).ok().and_then(verdict));
                 }
+                Ok(ExprOps::Match(asked)) => {
+                    tracks |= asked.get_name().is_ok_and(|name| TRACKING_MATCHES.contains(&name));
+                }
                 Ok(ExprOps::Reject(_)) => verdicts.push(RuleVerdict::Reject),
                 Ok(ExprOps::Target(target)) if target.get_name() == Ok(c"REJECT") => verdicts.push(RuleVerdict::Reject),
                 Ok(ExprOps::Target(target)) => {
+                    tracks |= target.get_name().is_ok_and(|name| name == c"CONNMARK");
                     let how = TRANSLATING.iter().find(|(name, _)| target.get_name() == Ok(*name));
+                    tracks |= how.is_some();
                     verdicts.extend(how.map(|(_, how)| RuleVerdict::Translate(*how)));
                 }
                 Ok(ExprOps::Nat(_)) => verdicts.push(RuleVerdict::Translate(Translation::Named)),
@@ -242,7 +260,7 @@ pub fn rules() -> Result<Vec<Rule>> {
         Ok(())
     });
     listed.context("cannot list nftables rules")?;
-    Ok(rules)
+    Ok((rules, tracks))
 }
 
 fn verdict(verdict: IterableVerdictAttrs<'_>) -> Option<RuleVerdict> {

@@ -19,7 +19,8 @@ use uuid::Uuid;
 
 use super::Lookup;
 use crate::model::{
-    Attempt, Cause, FlowEnd, Outcome, Preceding, Process, Reached, Restored, RestoredBy, RulesetChange, Sender,
+    Attempt, Cause, FlowEnd, Outcome, PacketKind, Preceding, Process, Reached, Restored, RestoredBy, RuleName,
+    RulesetChange, Sender,
 };
 
 /// How long changes of rules that came before may take to be heard.
@@ -347,11 +348,74 @@ fn is_changed(story: &Blocked, reached: &Reached, changes: &HashMap<u32, VecDequ
     last_change(changes, netns, story.last_ns, reached.boot_ns).is_some()
 }
 
-/// The rule that blocked it asks for all groups of a process, which are not known; or what it asks for is not known yet.
+/// What two connections of one program to one destination may differ in, as words of a rule: nftables', and iptables' without its dashes.
+const OF_ONE_CONNECTION: [&str; 41] = [
+    "sport",
+    "sports",
+    "source-port",
+    "ports",
+    "dscp",
+    "dscp-class",
+    "tos",
+    "tclass",
+    "priority",
+    "flowlabel",
+    "ttl",
+    "ttl-eq",
+    "ttl-lt",
+    "ttl-gt",
+    "hoplimit",
+    "hl-eq",
+    "hl-lt",
+    "hl-gt",
+    "option",
+    "tcp-option",
+    "tcp-flags",
+    "mss",
+    "length",
+    "mark",
+    "label",
+    "limit",
+    "hashlimit",
+    "hashlimit-upto",
+    "quota",
+    "count",
+    "connlimit-above",
+    "numgen",
+    "statistic",
+    "random",
+    "probability",
+    "jhash",
+    "symhash",
+    "u32",
+    "string",
+    "bytecode",
+    "suppl-groups",
+];
+/// The same where the rest of the word is anything.
+const BEGINNINGS: [&str; 3] = ["@th", "@nh", "@ih"];
+
+/// Who gets through may be somebody whom the rule never meant: it asks for what another connection may not have, as may a rule that leads
+/// to it; or what it asks for is not known yet.
 fn may_mean_others(attempt: &Attempt) -> bool {
     let is_unknown = attempt.cause == Some(Cause::Netfilter) && attempt.rule.is_none() && attempt.decided_by.is_none();
-    let asks = |name: &str| name.split(' ').any(|word| word == "--suppl-groups");
-    is_unknown || attempt.rule_name.as_ref().is_some_and(|rule| asks(&rule.name))
+    let asks = |words: &str| {
+        words.split([' ', '"']).any(|word| {
+            let word = word.trim_start_matches('-');
+            OF_ONE_CONNECTION.contains(&word) || BEGINNINGS.iter().any(|of| word.starts_with(of))
+        })
+    };
+    let name = attempt.rule_name.as_ref();
+    // Of an answer the port that it comes to is the client's own.
+    let is_by_port = |words: &str| attempt.packet == Some(PacketKind::Answer) && words.contains("dport");
+    let words = name
+        .map(|name| name.name.as_str())
+        .into_iter()
+        .chain(attempt.rule.as_ref().and_then(|rule| rule.text.as_deref()));
+    // A front end of its own leads to its chains whatever a connection has.
+    let is_plain = |name: &RuleName| ["nftables", "iptables"].contains(&name.ruleset.as_str());
+    let is_led_to = attempt.rule.as_ref().is_some_and(|rule| rule.path.len() > 1) && name.is_some_and(is_plain);
+    is_unknown || is_led_to || words.into_iter().any(|words| asks(words) || is_by_port(words))
 }
 
 /// For whom it was blocked, or works.
@@ -413,4 +477,33 @@ fn key_of(address: IpAddr, port: u16, netns: u32, protocol: u8) -> AwaitedKey {
 
 fn milliseconds(nanoseconds: u64) -> u64 {
     nanoseconds / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_may_mean_other_connections() {
+        let asked = |words: &str| {
+            let name =
+                RuleName { ruleset: "nftables".to_owned(), id: Uuid::nil(), name: words.to_owned(), description: None };
+            may_mean_others(&Attempt { cause: Some(Cause::Route), rule_name: Some(name), ..Attempt::example() })
+        };
+        for words in [
+            "tcp sport 40000-40010 drop",
+            "ip dscp cs1 drop",
+            "ip ttl 10 drop",
+            "tcp option maxseg size < 700 drop",
+            "-A OUTPUT -p tcp -m tcp --sport 5 -j DROP",
+            "-A OUTPUT -m owner --gid-owner 1 --suppl-groups -j REJECT",
+            "@th,0,16 5 drop",
+        ] {
+            assert!(asked(words), "{words}");
+        }
+        for words in ["tcp dport 443 drop", "-P OUTPUT DROP", "ip daddr 203.0.113.10 counter drop", "deny out 443/tcp"]
+        {
+            assert!(!asked(words), "{words}");
+        }
+    }
 }

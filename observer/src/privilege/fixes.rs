@@ -18,7 +18,7 @@ use super::{cgroups::Cgroups, netns, replays::Own, shared::lock, trials::Place};
 use crate::{
     confinement::child,
     firewall::front_end::{self, Known},
-    model::{Fix, Origin, Remedy, Stopped},
+    model::{Fix, Origin, Remedy, Share, Stopped},
     patience,
     sandbox::fix::{self, Asked},
 };
@@ -26,7 +26,7 @@ use crate::{
 /// After each trial none begins for so many times as long as it took, but no longer than this.
 const SHARE: u32 = 3;
 const REST: Duration = Duration::from_secs(30);
-/// A trial that takes longer is forgotten.
+/// A trial that takes longer is ended.
 const GIVE_UP: Duration = Duration::from_secs(150);
 /// What nobody asked for in this time is not told any more.
 const FRESH: Duration = Duration::from_secs(10);
@@ -45,6 +45,7 @@ struct Trying {
     key: FixKey,
     began: Instant,
     coming: Receiver<(Option<Fix>, Instant)>,
+    share: Share,
     is_urgent: bool,
     /// It was given up for another one: what comes of it is no answer.
     is_given_up: bool,
@@ -62,7 +63,7 @@ impl Fixes {
     /// What lets this packet through, as far as it is known by now.
     pub(super) fn of(
         &mut self,
-        (stopped, is_urgent): (&Stopped, bool),
+        (stopped, share, is_urgent): (&Stopped, Share, bool),
         own: Own,
         cgroups: &Mutex<Cgroups>,
     ) -> Result<Remedy> {
@@ -76,9 +77,15 @@ impl Fixes {
             let found = match trying.coming.try_recv() {
                 Ok(found) => found,
                 // A file system of a stranger's may keep it for ever.
-                Err(TryRecvError::Empty) if trying.began.elapsed() > patience::here(GIVE_UP) => (None, Instant::now()),
+                Err(TryRecvError::Empty) if trying.began.elapsed() > patience::here(GIVE_UP) => {
+                    child::end_trials();
+                    (None, Instant::now())
+                }
                 Err(TryRecvError::Empty) => {
-                    if is_urgent && !trying.is_urgent && trying.key != key && !trying.is_given_up {
+                    // Nobody else's takes the time of the host's own.
+                    let goes_first =
+                        is_urgent && !trying.is_urgent || share == Share::Host && trying.share != Share::Host;
+                    if goes_first && trying.key != key && !trying.is_given_up {
                         // Whoever waits for one of its programs ends with it.
                         child::end_trials();
                         trying.is_given_up = true;
@@ -102,7 +109,7 @@ impl Fixes {
             return Ok(Remedy::NotYet);
         }
         let coming = begin(stopped.clone(), own, cgroups)?;
-        self.trying = Some(Trying { key, began: Instant::now(), coming, is_urgent, is_given_up: false });
+        self.trying = Some(Trying { key, began: Instant::now(), coming, share, is_urgent, is_given_up: false });
         Ok(Remedy::NotYet)
     }
 }

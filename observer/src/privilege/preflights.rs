@@ -124,7 +124,7 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
     }
     let mut answer =
         Preflighted { rules: Vec::new(), fates, after: None, fix: None, entering: netns::entering(place.number) };
-    // Whoever asked what comes of a change must not take what is for it.
+    // Never report the state as it is for the state after the change.
     let untried = |why: &str| asked.after.as_ref().map(|_| Tried::Unknown(why.to_owned()));
     if packets.is_empty() {
         answer.after = untried("no route leads to any of these destinations");
@@ -219,12 +219,12 @@ fn examine(asked: &Preflight, place: &Place, cgroup: Option<&Cgroup>, has_rules:
         let blocked = |fates: &[Vec<Fate>]| fates.iter().flatten().map(Fate::is_blocked).collect::<Vec<_>>();
         answer.after = Some(match after {
             Ok(Err(said)) => Tried::Refused(said),
-            Ok(Ok((judged, added, removed))) => {
+            Ok(Ok(Made { judged, added, removed, is_idle })) => {
                 let mut fates = fates;
                 set(&mut fates, rules, &all, &judged);
                 programs.enter(&mut fates);
-                let is_idle = added.is_empty() && removed.is_empty() && blocked(&fates) == blocked(&answer.fates);
-                let idle = is_idle.then_some(match change {
+                let is_same = added.is_empty() && removed.is_empty() && blocked(&fates) == blocked(&answer.fates);
+                let idle = (is_idle && is_same).then_some(match change {
                     ProposedChange::Command(_) => "it adds no rule and removes none",
                     ProposedChange::Ruleset(_) => "it has no other rules than those in force",
                 });
@@ -328,7 +328,13 @@ fn set(fates: &mut [Vec<Fate>], rules: &mut Vec<NamedRule>, packets: &[(Spot, Pa
 /// A packet, and what stops it now.
 type JudgedPacket = (Spot, Packet, Option<NamedRule>);
 /// What the command makes of packets, and which rules it makes and takes away.
-type Made = (Vec<Result<Judged>>, Vec<String>, Vec<String>);
+struct Made {
+    judged: Vec<Result<Judged>>,
+    added: Vec<String>,
+    removed: Vec<String>,
+    /// The rules are as they were, of iptables-legacy and in sets too.
+    is_idle: bool,
+}
 
 /// Runs the command in the copy; the inner error is what it says where it fails.
 fn after(
@@ -351,6 +357,7 @@ fn after(
     if let Some(words) = fix::differs(told.iter().map(|(_, _, rule)| rule.as_ref()), &here, &trial) {
         bail!("{words}");
     }
+    let shape = trial.shape()?;
     if let Err(said) = trial.make(change) {
         return Ok(Err(format!("{said:#}")));
     }
@@ -358,5 +365,5 @@ fn after(
     view.not_after(until.0);
     let judged = all.iter().map(|(_, packet)| within(until, || view.judge(packet, sender))).collect();
     let (added, removed) = view.difference(&mut before);
-    Ok(Ok((judged, added, removed)))
+    Ok(Ok(Made { judged, added, removed, is_idle: trial.shape()? == shape }))
 }

@@ -89,7 +89,7 @@ impl Shared {
                 let remedy = self
                     .replays
                     .own()
-                    .and_then(|own| lock(&self.fixes).of((&fix.stopped, fix.is_urgent), own, &self.cgroups));
+                    .and_then(|own| lock(&self.fixes).of((&fix.stopped, share, fix.is_urgent), own, &self.cgroups));
                 encode::<FixOf>(&remedy.map_err(told))
             }
             _ => return None,

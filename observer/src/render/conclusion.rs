@@ -1,6 +1,9 @@
 //! What came of a command that was run: as the closing lines of `run`, as Markdown for a ticket, as JSON for a program.
 
-use std::io::{self, Write};
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+};
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
@@ -165,6 +168,8 @@ pub struct Conclusion {
     pub queues: u64,
     /// Only one network namespace was watched.
     pub only_netns: bool,
+    /// Base chains that may drop answers unseen: `ip raw PREROUTING`.
+    pub unwatched: Vec<String>,
     /// When observing began and ended.
     pub start: Timestamp,
     /// See [`Self::start`].
@@ -178,7 +183,7 @@ pub struct Conclusion {
 }
 
 impl Conclusion {
-    /// `nothing was blocked` is said only when nothing can have been missed.
+    /// `nothing was blocked` is said only when nothing can have been missed but what [`Self::unwatched`] says.
     pub fn judgement(&self) -> Judgement {
         let Account { lost, missed_max, degraded, .. } = &self.account;
         let whole = lost.total() == 0 && *missed_max == 0 && degraded.is_empty();
@@ -204,6 +209,10 @@ impl Conclusion {
         }
         if judgement != Judgement::Blocked && self.only_netns {
             sentence.push_str(" (in the network namespace that was watched)");
+        }
+        if judgement != Judgement::Blocked && !self.unwatched.is_empty() {
+            let chains: Vec<_> = self.unwatched.iter().map(|chain| escape(chain)).collect();
+            let _ = write!(sentence, "; what `{}` drops on the way in is not all seen", chains.join("`, `"));
         }
         sentence
     }
@@ -238,7 +247,7 @@ impl Conclusion {
             }
             (Judgement::NothingBlocked, _) if has_failed => (
                 "observer check HOST:PORT".to_owned(),
-                "also tests what `run` cannot see: the raw table, ingress hooks, answers without connection tracking",
+                "also tests what `run` does not see: answers to datagrams in the raw table and at ingress hooks, or without connection tracking",
             ),
             _ => return None,
         };
@@ -413,6 +422,8 @@ struct EgressState<'a> {
     own_background: u64,
     background: u64,
     queues: u64,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    unwatched: &'a [String],
     account: &'a Account,
 }
 
@@ -447,6 +458,7 @@ pub fn json(writer: &mut impl Write, conclusion: &Conclusion) -> io::Result<()> 
             own_background: conclusion.own_background,
             background: conclusion.background,
             queues: conclusion.queues,
+            unwatched: &conclusion.unwatched,
             account: &conclusion.account,
         },
     };
@@ -470,6 +482,7 @@ mod tests {
             background: 0,
             queues: 0,
             only_netns: false,
+            unwatched: Vec::new(),
             start: Timestamp::UNIX_EPOCH,
             end: Timestamp::UNIX_EPOCH,
             account: Account::default(),
@@ -515,6 +528,11 @@ mod tests {
         let limited = Conclusion { own_background: 1, only_netns: true, ..conclusion() }.sentence();
         assert!(limited.starts_with("nothing was blocked, but background"), "{limited}");
         assert_eq!(Conclusion { inside: vec![story()], ..outside }.judgement(), Judgement::Blocked);
+        let unwatched = Conclusion { unwatched: vec!["ip raw PREROUTING".to_owned()], ..conclusion() };
+        assert_eq!(
+            unwatched.sentence(),
+            "nothing was blocked; what `ip raw PREROUTING` drops on the way in is not all seen"
+        );
     }
 
     #[test]

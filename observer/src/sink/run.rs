@@ -97,6 +97,8 @@ pub struct Subject {
     pub command: Vec<String>,
     /// Only one network namespace is watched.
     pub only_netns: bool,
+    /// Base chains that may drop answers unseen.
+    pub unwatched: Vec<String>,
     /// Where the conclusion goes.
     pub report: Option<(Form, BufWriter<File>)>,
     /// This host.
@@ -229,6 +231,7 @@ impl<W: Write + Send> Sink for VerdictSink<W> {
             command: mem::take(&mut self.subject.command),
             ended: self.findings.ended.get().cloned(),
             only_netns: self.subject.only_netns,
+            unwatched: mem::take(&mut self.subject.unwatched),
             inside: mem::take(&mut self.inside.list),
             unknown: mem::take(&mut self.unknown.list),
             outside: mem::take(&mut self.outside.list),
@@ -266,6 +269,7 @@ mod tests {
             pid: COMMAND,
             command: vec!["curl".to_owned()],
             only_netns: false,
+            unwatched: Vec::new(),
             report: None,
             reporter: Reporter::example(),
         };

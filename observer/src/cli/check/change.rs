@@ -15,7 +15,9 @@ const MAX_RULESET: usize = 96 << 10;
 
 /// The words of a front end's command; what enters the network namespace that is tested is left out.
 pub(super) fn after(command: &str, netns: Option<&str>) -> Result<Vec<String>> {
-    let words = shlex::split(command).unwrap_or_default();
+    let words = shlex::split(command).ok_or_else(|| {
+        usage("a quote in `--after` is not closed", "write the command as you would type it to a shell")
+    })?;
     let mut words: Vec<String> = words.into_iter().skip_while(|word| word == "sudo").collect();
     if let ["ip", "netns", "exec", name, ..] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         let is_tested = netns.is_some_and(|netns| netns == name || netns == format!("/run/netns/{name}"));

@@ -120,8 +120,8 @@ pub(super) enum Bound<'a> {
     ComesBy(&'a str),
 }
 
-/// Where packets of others come by, exceptions for this host's own are the first: which of the others would get through by one for all
-/// is no probe's to find out. Elsewhere those for all are followed by them. What is forwarded comes by an interface, and those for that
+/// Where packets of others come by, exceptions for this host's own are the first: probes cannot show which forwarded packets an unbound
+/// exception would admit. Elsewhere those for all are followed by them. What is forwarded comes by an interface, and those for that
 /// one are the first.
 pub(super) fn also_bound(
     rule: &NamedRule,

@@ -393,6 +393,15 @@ impl Table {
         Ok(rules)
     }
 
+    /// A rule has connection tracking look at packets: its extensions' names are in it.
+    pub fn tracks(&self) -> Result<bool> {
+        const NAMES: [&[u8]; 7] =
+            [b"conntrack\0", b"state\0", b"connmark\0", b"connbytes\0", b"connlimit\0", b"connlabel\0", b"helper\0"];
+        let rules = self.rules()?;
+        let has = |name: &&[u8]| memchr::memmem::find(&rules, name).is_some();
+        Ok(NAMES.iter().any(has) || self.name == "nat" && !self.as_nft()?.1.is_empty())
+    }
+
     /// The same as chains and rules of nftables', for whoever knows those; a rule's place in its chain stands for its handle.
     pub fn as_nft(&self) -> Result<(Vec<Chain>, Vec<Rule>)> {
         let entries = self.entries()?;

@@ -52,7 +52,7 @@ pub const MAX_BYTES: u64 = 64 << 20;
 impl Ruleset {
     /// Reads the namespace of the calling thread; neither the rules nor their text may have more than so many bytes.
     pub fn read(most: u64) -> Result<Self> {
-        let (Snapshot { generation, tables, chains, rules }, bytes) = RULESET.ask_within(0, most)?;
+        let (Snapshot { generation, tables, chains, rules, .. }, bytes) = RULESET.ask_within(0, most)?;
         let by_iptables = chains.iter().any(front_end::is_iptables) && inventory::has_compat();
         // What is listed from now on may be of a later ruleset: the listing knows its own number.
         let listing = Some(listing::begin(by_iptables, most));

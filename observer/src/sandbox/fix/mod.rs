@@ -10,7 +10,10 @@ mod trial;
 mod view;
 mod walk;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::OnceLock,
+};
 
 use anyhow::{Result, ensure};
 
@@ -25,10 +28,10 @@ pub use self::{
 use self::{
     probes::{Outcomes, Probes},
     same::{is_same, is_that},
-    walk::{InVain, MAX_STEPS, Walk, is_such, stops, walked},
+    walk::{InVain, MAX_STEPS, Undecided, Walk, is_such, stops, walked},
 };
 use crate::{
-    firewall::front_end::{self, Known, MARK, Plan, plans},
+    firewall::front_end::{self, Known, MARK, Others, Plan, plans},
     model::{Fix, Lasts, NamedRule, Other, OtherFix, Packet, Probe, ProbeDirection, Scope},
 };
 
@@ -37,16 +40,29 @@ pub type Attempt<'a> = Box<dyn FnOnce(Trial) -> Result<Fix> + Send + 'a>;
 
 /// Looks for the commands, and tries them: `enter` does what it is given in a private copy, when there is something to try.
 pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) -> Result<Fix>) -> Option<Fix> {
-    let (first, rule) = asked.first()?;
-    let front_end = front_end::of(rule);
-    if let Err(advice) = plans(rule, &asked.target(first, rule, &asked.rules())?, known) {
-        return advice.map(advised);
+    let rules = asked.rules();
+    // The first that a command is known for; where there is none, what is known instead.
+    let (mut planned, mut advice) = (None, None);
+    for (index, rule) in asked.packets.iter().enumerate().filter_map(|(index, (_, rule))| Some((index, rule.as_ref()?)))
+    {
+        match asked.target(index, rule, &rules).map(|target| plans(rule, &target, known)) {
+            Some(Ok(_)) => {
+                planned = Some(rule);
+                break;
+            }
+            Some(Err(words)) => advice = advice.or(words),
+            None => {}
+        }
     }
+    let Some(rule) = planned else { return advice.map(advised) };
+    let front_end = front_end::of(rule);
+    // Until the copy tells, others' packets may pass this host: an untested command is for its own alone.
+    let others = OnceLock::new();
     let tried = enter(Box::new(|mut trial| {
         let packets: Vec<&Packet> = asked.packets.iter().map(|(packet, _)| packet).collect();
         trial.prepare(front_end, &[rule], &packets)?;
-        let others = trial.others();
-        let asked = Asked { others, comes_by: asked.comes_by.clone(), ..*asked };
+        let asked =
+            Asked { others: *others.get_or_init(|| trial.others()), comes_by: asked.comes_by.clone(), ..*asked };
         attempt(&asked, known, &trial)
     }));
     // Of several rules one may be hopeless, and a command for the others not.
@@ -54,18 +70,24 @@ pub fn find(asked: &Asked<'_>, known: &Known, enter: impl FnOnce(Attempt<'_>) ->
     Some(match tried {
         Ok(fix) => fix,
         // What was tried in vain is no fix.
-        Err(error) if error.is::<InVain>() && is_one_rule => advised(format!(
-            "every known command was tried, and none lets it through without opening something else: {error}"
-        )),
+        Err(error) if error.downcast_ref::<InVain>().is_some_and(|in_vain| in_vain.was_tried) && is_one_rule => {
+            advised(format!(
+                "every known command was tried, and none lets it through without opening something else: {error}"
+            ))
+        }
         Err(error) => {
-            let hopeless = error.downcast_ref::<InVain>().and_then(|in_vain| in_vain.rule.as_deref().cloned());
-            Fix { unverified: Some(format!("{error:#}")), ..untried(asked, known, hopeless.as_ref()) }
+            let hopeless = error.downcast_ref::<InVain>().and_then(|in_vain| in_vain.rule.as_deref());
+            let refuted = error.downcast_ref::<Undecided>().map_or(&[][..], |undecided| &undecided.refuted);
+            let others = *others.get().unwrap_or(&Others::Translated);
+            let asked = Asked { others, comes_by: asked.comes_by.clone(), ..*asked };
+            Fix { unverified: Some(format!("{error:#}")), ..untried(&asked, known, hopeless, refuted) }
         }
     })
 }
 
-/// The best plan for every rule and port that stops anything, where none could be tried; none for a rule that is hopeless.
-fn untried(asked: &Asked<'_>, known: &Known, hopeless: Option<&NamedRule>) -> Fix {
+/// The best plan for every rule and port that stops anything, where none could be tried; none for a rule that is hopeless, and none of
+/// those that were `refuted`.
+fn untried(asked: &Asked<'_>, known: &Known, hopeless: Option<&NamedRule>, refuted: &[Vec<String>]) -> Fix {
     let (mut steps, mut uncovered): (Vec<Plan>, Vec<String>) = (Vec::new(), Vec::new());
     let mut has_more = false;
     let rules = asked.rules();
@@ -74,7 +96,7 @@ fn untried(asked: &Asked<'_>, known: &Known, hopeless: Option<&NamedRule>) -> Fi
         let is_hopeless = hopeless.is_some_and(|hopeless| is_same(hopeless, rule));
         let target = asked.target(index, rule, &rules).filter(|_| !is_hopeless);
         let planned = target.and_then(|target| plans(rule, &target, known).ok());
-        match planned.and_then(|planned| planned.into_iter().next()) {
+        match planned.and_then(|planned| planned.into_iter().find(|plan| !refuted.contains(&plan.commands))) {
             Some(plan) if steps.iter().any(|step| step.commands == plan.commands) => {}
             Some(plan) if steps.len() < MAX_STEPS => steps.push(plan),
             Some(_) => has_more = true,

@@ -134,7 +134,7 @@ impl Trial {
     }
 
     /// The rules as they are in it now, whatever they are numbered.
-    pub(super) fn shape(&self) -> Result<Shape> {
+    pub fn shape(&self) -> Result<Shape> {
         self.copied.again()?.shape()
     }
 
@@ -177,18 +177,19 @@ impl Trial {
     /// Runs a command line to its end, by a shell.
     pub(super) fn run(&self, line: &str) -> Result<()> {
         let words = ["sh", "-c", line].map(str::to_owned);
-        self.run_words(&words).map_err(|said| anyhow::anyhow!("`{line}` failed in the copy: {said:#}"))
+        // What a fix does is seen by its packets, also where its program says that it did nothing.
+        self.run_words(&words, None).map_err(|said| anyhow::anyhow!("`{line}` failed in the copy: {said:#}"))
     }
 
-    /// Runs a program to its end; what it said is the error where it fails.
-    fn run_words(&self, words: &[String]) -> Result<()> {
+    /// Runs a program to its end; what it said is the error where it fails, or where the front end's words say so.
+    fn run_words(&self, words: &[String], front_end: Option<&dyn FrontEnd>) -> Result<()> {
         let (program, args) = words.split_first().context("no command")?;
         let Ended { said, status } = self.program(program)?.args(args).run(true, MAX_SAID)?;
         let said = String::from_utf8_lossy(&said).trim().to_owned();
         log::debug!("{words:?}: {status}, {said}");
         ensure!(status.success(), "{}", if said.is_empty() { status.to_string() } else { said });
         // The status of some says nothing of it.
-        let is_refused = front_end::of_command(program).is_some_and(|front_end| front_end.has_refused(&said));
+        let is_refused = front_end.is_some_and(|front_end| front_end.has_refused(&said));
         ensure!(!is_refused, "{said}");
         Ok(())
     }
@@ -219,7 +220,8 @@ impl Trial {
                     let mut own = self.handles.iter().filter(|(_, known)| **known == there).map(|(own, _)| own);
                     own.find(|(of, name, _)| (of.as_str(), name.as_str()) == (family, table)).map(|own| own.2)
                 };
-                self.run_words(&front_end.in_the_copy(words, &handle)?)
+                let by = words.first().and_then(|program| front_end::of_command(program));
+                self.run_words(&front_end.in_the_copy(words, &handle)?, by)
             }
             ProposedChange::Ruleset(text) => {
                 staging::harmless(text)?;
@@ -231,7 +233,8 @@ impl Trial {
                 }
                 let path = load.path;
                 fs::write(self.staging.at(path), text).with_context(|| format!("cannot write {path} in the copy"))?;
-                self.run_words(&load.command.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+                let by = load.command.first().and_then(|program| front_end::of_command(program));
+                self.run_words(&load.command.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(), by)
             }
         }
     }

@@ -23,6 +23,17 @@ pub(super) const MAX_STEPS: usize = 32;
 pub(super) struct InVain {
     pub(super) words: String,
     pub(super) rule: Option<Box<NamedRule>>,
+    /// Every command that is known for the rule was tried; else there are too many rules, or none is known.
+    pub(super) was_tried: bool,
+}
+
+/// What came of some commands is not known.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+pub(super) struct Undecided {
+    words: String,
+    /// Commands of plans that did not let it through, or opened something else.
+    pub(super) refuted: Vec<Vec<String>>,
 }
 
 /// A statement that was let through, and how: as it is run in the copy, and as it is for the host.
@@ -65,13 +76,13 @@ pub(super) fn walked(
             let behind = if done.is_empty() { String::new() } else { format!("after `{}` ", done.join("; ")) };
             if steps.len() >= MAX_STEPS {
                 let words = format!("more than {MAX_STEPS} rules stop it; no more were tried {behind}");
-                return Err(InVain { words: words.trim_end().to_owned(), rule: None }.into());
+                return Err(InVain { words: words.trim_end().to_owned(), rule: None, was_tried: false }.into());
             }
             // What an earlier exception had to open is not this one's.
             let next = step(asked, known, trial, (index, &blocked), (probes, &outcomes), wanted);
             let (step, Seen { rules: after, notes: said }, now) =
                 next.map_err(|error| match error.downcast::<InVain>() {
-                    Ok(InVain { words, rule }) => InVain { words: format!("{behind}{words}"), rule }.into(),
+                    Ok(in_vain) => InVain { words: format!("{behind}{}", in_vain.words), ..in_vain }.into(),
                     Err(error) => error,
                 })?;
             steps.push(step);
@@ -103,21 +114,23 @@ fn step(
     wanted: Option<Other>,
 ) -> Result<(Step, Seen, Outcomes)> {
     let rule = blocked.get(index).and_then(Option::as_ref).context("no packet")?;
-    let in_vain = |words: String| InVain { words, rule: trial.on_the_host(rule).ok().map(Box::new) };
+    let in_vain =
+        |words: String, was_tried| InVain { words, rule: trial.on_the_host(rule).ok().map(Box::new), was_tried };
     let maker = front_end::of(rule);
     if !trial.is_for(maker) {
         let words = format!("{}; rules of {} were not changed together with the others", rule.sentence(), maker.name());
-        return Err(in_vain(words).into());
+        return Err(in_vain(words, false).into());
     }
     let target = asked.target(index, rule, blocked).context("it has no port")?;
     let shape = trial.shape()?;
     let here = plans(rule, &target, known).map_err(|advice| {
         let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
-        in_vain(format!("{}, for which no command is known{advice}", rule.sentence()))
+        in_vain(format!("{}, for which no command is known{advice}", rule.sentence()), false)
     })?;
     let there = plans(&trial.on_the_host(rule)?, &target, known).unwrap_or_default();
     let mut why = None;
     let mut is_in_vain = true;
+    let mut refuted = Vec::new();
     // Of what was sent elsewhere nobody has asked for every destination of that port.
     let is_by_address = rule.translated.is_some() && here.iter().any(|plan| plan.scope == Scope::Address);
     // Without some of them nothing is reached, whatever it is for: there is no other scope.
@@ -149,7 +162,8 @@ fn step(
         });
         match after {
             Ok((after, now)) if !after.rules.get(index).and_then(Option::as_ref).is_some_and(is_still) => {
-                // Nobody who wants to send has asked to be sent to; but without neighbours there was nobody who could.
+                // A fix for outbound traffic must not open inbound traffic. Neighbour discovery is the exception: without it nothing
+                // passes.
                 let are_neighbours = rule.packet == Some(PacketKind::Solicitation);
                 let is_unwanted = |probe: &Probe| match probe.direction {
                     ProbeDirection::Ingress => true,
@@ -164,10 +178,16 @@ fn step(
                 };
                 // What was not seen either way is no finding.
                 is_in_vain &= is_opened;
+                if is_opened {
+                    refuted.push(there.commands.clone());
+                }
                 let does = if is_opened { "opens" } else { "may open" };
                 why = Some(format!("`{}` also {does} {}", here.commands.join("; "), unwanted.words()));
             }
-            Ok(_) => why = Some(format!("after `{}` the same rule still stops it", here.commands.join("; "))),
+            Ok(_) => {
+                refuted.push(there.commands.clone());
+                why = Some(format!("after `{}` the same rule still stops it", here.commands.join("; ")));
+            }
             Err(error) => {
                 why = Some(format!("{error:#}"));
                 is_in_vain = false;
@@ -184,8 +204,8 @@ fn step(
             bail!("{}, and it cannot be taken back in the copy", why.unwrap_or_default());
         }
     }
-    let why = why.context("no command is known")?;
-    if is_in_vain { Err(in_vain(why).into()) } else { bail!("{why}") }
+    let words = why.context("no command is known")?;
+    Err(if is_in_vain { in_vain(words, true).into() } else { Undecided { words, refuted }.into() })
 }
 
 /// What becomes of packets.

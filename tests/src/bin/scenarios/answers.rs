@@ -15,6 +15,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("at_the_input_hook", at_input),
     ("before_their_route", before_their_route),
     ("before_connection_tracking", before_tracking),
+    ("of_datagrams_before_connection_tracking", of_datagrams_before_tracking),
     ("without_connection_tracking", untracked),
     ("without_early_demultiplexing", without_early_demux),
     ("over_a_vlan", vlan),
@@ -22,6 +23,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("errors_about_a_datagram", errors),
     ("to_a_container", || container(Plug::Veth)),
     ("to_a_container_behind_a_bridge", || container(Plug::Bridge)),
+    ("to_a_container_without_connection_tracking", container_untracked),
     ("of_a_container", of_a_container),
     ("which_fit_are_not_told", fitting),
     ("nobodys", nobodys),
@@ -72,7 +74,7 @@ fn all_told(
         let port = port.map_or(Value::Null, |port| json!(port));
         let wanted = [
             ("/egress/packet", json!("answer")),
-            ("/event/action", event["event"]["action"].clone()),
+            ("/egress/verdict", json!("drop")),
             ("/destination/ip", json!(address)),
             ("/destination/port", port),
             ("/network/transport", json!(transport)),
@@ -112,6 +114,30 @@ fn before_their_route() -> Result<Outcome> {
     let _servers = servers(&lab.server)?;
     lab.client.nft(&(chain("type filter hook prerouting priority -150;") + TRACKED))?;
     all_told(&lab.client, &lab.client, &KINDS, &[("/egress/hook", json!("prerouting"))])?;
+    Ok(Outcome::Passed)
+}
+
+/// Whoever sent the question is not known there: `run` names the chain and does not say that nothing was blocked at all.
+fn of_datagrams_before_tracking() -> Result<Outcome> {
+    let said = |rules: &str| -> Result<String> {
+        let lab = Lab::new()?;
+        lab.client.nft(rules)?;
+        let output = lab.client.command(harness::observer::program()).args(["run", "--", "true"]).output()?;
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let unseen = said(&chain("type filter hook prerouting priority -300;"))?;
+    let named = "what `inet t c` drops on the way in is not all seen";
+    ensure!(unseen.contains("VERDICT ") && unseen.contains(named), "{unseen}");
+    let input = "table inet t { chain c { type filter hook input priority 0; RULE udp sport 53 drop } }";
+    let untracked = said(&input.replace("RULE", ""))?;
+    ensure!(untracked.contains("VERDICT ") && untracked.contains(named), "{untracked}");
+    for rules in [
+        input.replace("RULE", "ct state established accept; "),
+        "table inet t { chain c { type filter hook prerouting priority -300; counter accept } }".to_owned(),
+    ] {
+        let passing = said(&rules)?;
+        ensure!(passing.contains("VERDICT ") && !passing.contains("`inet t c` drops on the way in"), "{passing}");
+    }
     Ok(Outcome::Passed)
 }
 
@@ -284,6 +310,17 @@ fn container(plug: Plug) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// Whoever forwards it knows nothing of the connection.
+fn container_untracked() -> Result<Outcome> {
+    for (hook, place) in [("forward priority 0", "forward"), ("prerouting priority -300", "prerouting")] {
+        let lab = Containers::new(Plug::Veth)?;
+        let _servers = servers(&lab.server)?;
+        lab.host.nft(&chain(&format!("type filter hook {hook};")))?;
+        all_told(&lab.containers[0], &lab.host, &KINDS[..1], &[("/egress/hook", json!(place))])?;
+    }
+    Ok(Outcome::Passed)
+}
+
 /// What a container answers belongs to whoever has contacted it, where that is somebody on this host.
 fn of_a_container() -> Result<Outcome> {
     let lab = Containers::new(Plug::Bridge)?;
@@ -294,6 +331,7 @@ fn of_a_container() -> Result<Outcome> {
     let client = observer.tells(|| traffic::run(&lab.server, &["tcp", &lab.addresses[0], "443", "0.5"]))?;
     let report = observer.stop()?;
     ensure!(lab.host.counted()? > 0, "nothing was dropped");
+    ensure!(!report.events.is_empty(), "the drop was not told");
     for event in &report.events {
         expect(
             event,

@@ -128,9 +128,10 @@ fn dead() -> Result<Outcome> {
     let lab = lab()?;
     lab.client.nft("table arp a { chain o { type filter hook output priority 0; arp daddr ip 10.9.0.2 drop } }")?;
     let observer = Observer::watch(&lab.client)?;
-    traffic::run(&lab.client, &["tcp", SERVER_V4, "443", "1.5"])?;
+    let stopped = traffic::run(&lab.client, &["tcp", SERVER_V4, "443", "1.5"])?;
     let dead = traffic::run(&lab.client, &["tcp", "10.9.0.77", "443", "1.5"])?;
     let report = observer.stop()?;
+    ensure!(report.events.iter().any(|event| event["process"]["pid"] == stopped.pid), "{:#?}", report.events);
     ensure!(report.events.iter().all(|event| event["process"]["pid"] != dead.pid), "{:#?}", report.events);
     Ok(Outcome::Passed)
 }

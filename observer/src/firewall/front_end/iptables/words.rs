@@ -1,6 +1,6 @@
 //! iptables' own words: a rule as `iptables-save` writes it, or a policy.
 
-use super::NAME;
+use super::{NAME, files::FERM};
 use crate::{
     firewall::{
         files::Root,
@@ -8,9 +8,6 @@ use crate::{
     },
     model::{Backend, Statement},
 };
-
-/// Where ferm keeps what it makes rules of.
-const FERM: &str = "/etc/ferm/ferm.conf";
 
 /// A rule as `iptables-save` writes it, or a policy.
 pub(super) fn statement(place: &Place<'_>, roots: &mut dyn FnMut() -> Vec<Root>) -> Option<Statement> {

@@ -214,8 +214,13 @@ impl Lab {
             }),
             // On a busy machine: it is held again.
             Err(error) if error.downcast_ref::<NothingCame>().is_some() => return Err(error),
+            // Another time it may be known: it is not remembered.
+            Err(error) => {
+                log::debug!("whether that neighbour can be asked for is not known: {error:#}");
+                return Ok(None);
+            }
             // What that would be is not what was asked.
-            Ok(_) | Err(_) => None,
+            Ok(_) => None,
         };
         self.asked.borrow_mut().insert(neighbour, stop.clone());
         Ok(stop)

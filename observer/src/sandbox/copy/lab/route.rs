@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{Caller, LOOPBACK, Talk};
 use crate::{
     kernel::netlink::{Body, Netlink},
-    sandbox::copy::surroundings::PROTOCOL as ROUTES,
+    sandbox::copy::surroundings::{PROTOCOL as ROUTES, gateway},
 };
 
 /// Interface and gateway of a route in the calling thread's namespace. `by_address`: which of several next hops is taken follows from
@@ -23,9 +23,7 @@ pub(super) fn of(talk: &Talk, by_address: bool) -> Result<(u32, Option<IpAddr>)>
     const SOURCE: u16 = 2;
     const INCOMING: u16 = 3;
     const OUTGOING: u16 = 4;
-    const GATEWAY: u16 = 5;
     const MARK: u16 = 16;
-    const VIA: u16 = 18;
     const USER: u16 = 25;
     const PROTOCOL: u16 = 27;
     const PORT: u16 = 29;
@@ -71,14 +69,7 @@ pub(super) fn of(talk: &Talk, by_address: bool) -> Result<(u32, Option<IpAddr>)>
         ensure!(!has_several, "the route has several next hops, and which one a connection takes is not known");
     }
     let index = route.attributes.get(OUTGOING).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-    let address = |bytes: &[u8]| match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
-    };
-    let via = route.attributes.get(VIA).and_then(|bytes| bytes.get(2..)).and_then(address);
-    let gateway = route.attributes.get(GATEWAY).and_then(address).or(via);
-    Ok((index.context("the route names no interface")?, gateway))
+    Ok((index.context("the route names no interface")?, gateway(&route)))
 }
 
 /// The gateway by which an address is reached through that interface, in the calling thread's namespace.
@@ -94,10 +85,5 @@ pub(super) fn gateway_of(to: SocketAddr, through: u32) -> Result<Option<IpAddr>>
     body.attributes.set(1, bytes);
     body.attributes.set(4, through.to_ne_bytes().to_vec());
     let Ok(Some(route)) = Netlink::open(ROUTES, FIXED)?.get(GET, &body) else { return Ok(None) };
-    let bytes = route.attributes.get(5).unwrap_or_default();
-    Ok(match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
-    })
+    Ok(gateway(&route))
 }

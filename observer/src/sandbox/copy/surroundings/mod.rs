@@ -400,10 +400,9 @@ impl Surroundings {
     /// Gateways of all routes, whatever leads to them, with the numbers of their interfaces.
     pub(super) fn gateways(&self) -> impl Iterator<Item = (u32, IpAddr)> {
         const OUTGOING: u16 = 4;
-        const GATEWAY: u16 = 5;
         self.routes.iter().filter_map(|route| {
             let index = u32::from_ne_bytes(route.attributes.get(OUTGOING)?.try_into().ok()?);
-            Some((index, address_of_bytes(route.attributes.get(GATEWAY)?)?))
+            Some((index, gateway(route)?))
         })
     }
 
@@ -412,6 +411,15 @@ impl Surroundings {
         let place = if v6 { "ipv6/conf/all/forwarding" } else { "ipv4/ip_forward" };
         self.settings.iter().any(|(of, value)| of == place && value == "1")
     }
+}
+
+/// The gateway of a route, of the other family too (`via inet6`).
+pub(super) fn gateway(route: &Body) -> Option<IpAddr> {
+    /// `RTA_GATEWAY`; `RTA_VIA`, which has the family before the address.
+    const GATEWAY: u16 = 5;
+    const VIA: u16 = 18;
+    let via = || route.attributes.get(VIA)?.get(2..).and_then(address_of_bytes);
+    route.attributes.get(GATEWAY).and_then(address_of_bytes).or_else(via)
 }
 
 /// What is known of a neighbour: bits of `NUD_…`.
