@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     entry::{Entry, nanoseconds},
-    retention::{self, Limits, Room},
+    retention::{self, Age, Limits, Room},
     schema::{self, OpenError},
     write::{Gap, Writer},
 };
@@ -66,6 +66,8 @@ const BATCH: usize = 2000;
 /// Lines that wait where nothing can be stored, and their bytes.
 const MAX_WAITING: usize = 50_000;
 const MAX_WAITING_BYTES: usize = 32 << 20;
+/// Bytes of the write-ahead log, beside what the reserve takes of it. Whoever reads for long keeps it from being emptied.
+const MAX_LOG: u64 = 64 << 20;
 /// It is tried again so often.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Old lines are looked after so often; while there is much to do, a little after each batch.
@@ -130,6 +132,7 @@ struct Keeper<'a> {
     /// What is failing, since when; it is said once.
     failing: Option<(String, Instant)>,
     tidied: Instant,
+    age: Option<Age>,
     has_more: bool,
     /// The file system has less room than its rest.
     is_tight: bool,
@@ -161,6 +164,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         lost: Lost::default(),
         failing: None,
         tidied: Instant::now(),
+        age: None,
         has_more: true,
         is_tight: false,
     };
@@ -329,6 +333,7 @@ impl Keeper<'_> {
                 open(self.settings, self.reporter, self.started_ns).map_err(|error| error.to_string())?;
             said.extend(notice.map(Said::Notice));
             self.writer = Some(writer);
+            self.age = None;
             self.inode = inode(&self.settings.path);
         }
         let Some(writer) = &mut self.writer else { return Ok(()) };
@@ -336,6 +341,14 @@ impl Keeper<'_> {
             let why = self.failing.as_ref().map_or("the store was too slow", |(why, _)| why).to_owned();
             Gap { why, ..gap.clone() }
         });
+        let log = fs::metadata(schema::beside(&self.settings.path, "-wal")).map_or(0, |about| about.len());
+        if log > MAX_LOG + self.settings.reserve
+            && writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) != Ok(0)
+        {
+            return Err(format!(
+                "cannot write to the store {path}: a program that reads it keeps its log from being emptied"
+            ));
+        }
         let count = self.waiting.len().min(BATCH);
         let result = writer.store(&self.waiting.make_contiguous()[..count], gap.as_ref(), now_ns());
         match result {
@@ -399,7 +412,12 @@ impl Keeper<'_> {
             // The reserve counts: the file takes no more than was said.
             let whole = limits.bytes.saturating_sub(self.settings.reserve);
             let limit = if is_tight { whole.min(used + free - free.min(self.settings.reserve)) } else { whole };
-            let has_more = retention::step(&writer.connection, limits, limit, now_ns())?;
+            let age = match &mut self.age {
+                Some(age) => age,
+                None => self.age.insert(Age::read(&writer.connection, now_ns())?),
+            };
+            let now_ns = age.now(&writer.connection, now_ns())?;
+            let has_more = retention::step(&writer.connection, limits, limit, now_ns)?;
             writer.forget_numbers();
             if !has_more {
                 retention::shrink(&writer.connection, self.settings.reserve)?;

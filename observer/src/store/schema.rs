@@ -108,8 +108,7 @@ CREATE TABLE state (
 
 /// A lock that somebody else holds is waited for so long; then lines wait, and it is tried again.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Pages of the write-ahead log after which it goes into the database. A reader that stays can keep that from happening: then the log
-/// grows, and counts towards the store's size.
+/// Pages of the write-ahead log after which it goes into the database.
 const CHECKPOINT: u32 = 1000;
 
 /// Why a store cannot be opened.
@@ -250,7 +249,7 @@ impl Drop for Copy {
 }
 
 /// A file beside the store, which is named after it.
-fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)

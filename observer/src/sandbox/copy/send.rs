@@ -17,7 +17,7 @@ use super::{
     packet::Whole,
     surroundings::{address_of, peer_of},
 };
-use crate::sys;
+use crate::{patience, sys};
 
 /// `IPPROTO_RAW`: whoever sends gives the headers, too.
 const RAW: i32 = 255;
@@ -52,7 +52,12 @@ pub(super) fn socket_of(kind: Kind, owner: SocketOwner<'_>, cgroup: Option<&File
         Some(procs) => {
             let (domain, of, protocol) = kind;
             let kind = [domain.into(), of.into(), protocol.map_or(0, Into::into)];
-            let made = sys::socket_in_cgroup(procs.as_fd(), kind, (owner.uid, owner.gid, owner.groups), IN_CGROUP);
+            let made = sys::socket_in_cgroup(
+                procs.as_fd(),
+                kind,
+                (owner.uid, owner.gid, owner.groups),
+                patience::here(IN_CGROUP),
+            );
             made.context("no socket could be made in the sender's cgroup")?.into()
         }
         None => plain_socket(kind, owner)?,

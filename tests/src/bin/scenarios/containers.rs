@@ -190,9 +190,10 @@ fn answers() -> Result<Outcome> {
     let mut server = traffic::command(&lab.containers[0], &["accepted", "7000", &go])?.spawn()?;
     let mut lines = BufReader::new(server.stdout.take().context("no stdout")?).lines();
     ensure!(lines.next().transpose()?.as_deref() == Some("listening"), "the server does not listen");
-    let observer = Observer::watch(&lab.host)?;
     let peer = traffic::command(&lab.server, &["tcp", &lab.addresses[0], "7000", "5"])?.spawn()?;
     ensure!(lines.next().transpose()?.as_deref() == Some("accepted"), "the connection did not come in");
+    // Who has begun it is on this host, too, and would be told: of a peer elsewhere nothing is known.
+    let observer = Observer::watch(&lab.host)?;
     lab.host.nft("table inet t { chain c { type filter hook forward priority 0; tcp sport 7000 counter drop; } }")?;
     std::fs::write(&go, "")?;
     let pid = server.id();
