@@ -421,6 +421,10 @@ impl Keeper<'_> {
             writer.forget_numbers();
             if !has_more {
                 retention::shrink(&writer.connection, self.settings.reserve)?;
+                // New lines have taken its pages. While there is room, others take their place.
+                if !is_tight && free < self.settings.reserve / 2 {
+                    retention::reserve(&writer.connection, self.settings.reserve)?;
+                }
             }
             Ok(has_more)
         })();
