@@ -79,16 +79,21 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
     match fs::symlink_metadata(path) {
         Ok(about) if !about.is_file() || about.uid() != own => return Err(PlaceError::Foreign(path.to_owned())),
         Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
-            let file = options.open(path).map_err(failed(path))?;
-            // Whatever the caller's mask takes away: files beside it get the same mode.
-            file.set_permissions(fs::Permissions::from_mode(0o640)).map_err(failed(path))?;
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path).map_err(failed(path))?,
         Err(error) => return Err(failed(path)(error)),
     }
     Ok(Lock(lock))
+}
+
+/// Makes an empty store where there is none, for its owner and group. Files that SQLite makes beside it get the same mode.
+pub(super) fn make(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        // Whatever the caller's mask takes away.
+        opened => opened?.set_permissions(fs::Permissions::from_mode(0o640)),
+    }
 }
 
 /// Number of the group, where there is one. `getent` knows groups of directories too.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     entry::{Entry, nanoseconds},
+    files,
     retention::{self, Age, Limits, Room},
     schema::{self, OpenError},
     write::{Gap, Writer},
@@ -70,6 +71,8 @@ const MAX_WAITING_BYTES: usize = 32 << 20;
 const MAX_LOG: u64 = 64 << 20;
 /// It is tried again so often.
 const AGAIN: Duration = Duration::from_secs(1);
+/// At the end it is tried again for so long.
+const LAST: Duration = Duration::from_secs(20);
 /// Old lines are looked after so often; while there is much to do, a little after each batch.
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_MORE: Duration = Duration::from_millis(100);
@@ -134,8 +137,8 @@ struct Keeper<'a> {
     tidied: Instant,
     age: Option<Age>,
     has_more: bool,
-    /// The file system has less room than its rest.
-    is_tight: bool,
+    /// Bytes in use when the file system came to have less room than its rest; `None` while it has.
+    tight_at: Option<u64>,
 }
 
 /// Lines that found no room since the last word about it; and all.
@@ -166,7 +169,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         tidied: Instant::now(),
         age: None,
         has_more: true,
-        is_tight: false,
+        tight_at: None,
     };
     send(socket, &Said::Open)?;
     for notice in notice.into_iter().chain(keeper.reserve()) {
@@ -216,6 +219,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
 /// Opens the store. One that is damaged is moved aside, which is said.
 fn open(settings: &Settings, reporter: &str, started_ns: i64) -> Result<(Writer, Option<String>), OpenError> {
     let path = &settings.path;
+    files::make(path).map_err(|error| OpenError::Copy { path: path.clone(), error })?;
     let opened = Writer::open(path, reporter, started_ns).and_then(|writer| match is_whole(&writer) {
         Ok(()) => Ok(writer),
         Err(error) => Err(OpenError::Database { path: path.clone(), error }),
@@ -224,7 +228,12 @@ fn open(settings: &Settings, reporter: &str, started_ns: i64) -> Result<(Writer,
         Ok(writer) => Ok((writer, None)),
         Err(OpenError::Database { error, .. }) if is_damage(&error) => {
             let failed = |error| OpenError::Copy { path: path.clone(), error };
+            // A file of another kind was named by mistake.
+            if !schema::has_been_one(path) {
+                return Err(OpenError::Foreign(path.clone()));
+            }
             let aside = schema::set_aside(path, Timestamp::now()).map_err(failed)?;
+            files::make(path).map_err(failed)?;
             let writer = Writer::open(path, reporter, started_ns)?;
             Ok((writer, Some(damaged(path, &aside, &error))))
         }
@@ -366,8 +375,8 @@ impl Keeper<'_> {
                         schema::set_aside(&self.settings.path, Timestamp::now()).map_err(|error| error.to_string())?;
                     said.push(Said::Notice(damaged(&self.settings.path, &aside, &error)));
                 } else if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) {
-                    // A text was removed meanwhile whose number was remembered. That is forgotten now.
-                    return Err(format!("the store {path} has changed"));
+                    // Somebody else has written: what was known of the store is read anew.
+                    self.writer = None;
                 } else if !matches!(
                     error.sqlite_error_code(),
                     Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
@@ -383,10 +392,13 @@ impl Keeper<'_> {
     /// Somebody may have moved or removed the file: what is written to it from then on nobody finds.
     fn look_at_the_file(&mut self, said: &mut Vec<Said>) {
         let path = &self.settings.path;
-        if self.writer.is_some() && inode(path) != self.inode {
-            self.writer = None;
-            said.push(Said::Notice(format!("the store {} was moved or removed: a new one is begun", path.display())));
+        let Some(writer) = self.writer.as_ref().filter(|_| inode(path) != self.inode) else { return };
+        // What is in the log belongs to the file that was moved: a new store would throw it away.
+        if writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) != Ok(0) {
+            return;
         }
+        self.writer = None;
+        said.push(Said::Notice(format!("the store {} was moved or removed: a new one is begun", path.display())));
     }
 
     /// Looks after what is kept, a little at a time.
@@ -401,17 +413,18 @@ impl Keeper<'_> {
         let tidied: rusqlite::Result<bool> = (|| {
             let Room { used, free } = Room::of(&writer.connection)?;
             let is_tight = available(&self.settings.path).is_some_and(|left| left < limits.rest);
-            if is_tight && !self.is_tight {
+            if is_tight && self.tight_at.is_none() {
                 notice = Some(format!(
                     "the file system of {} has less than {} MiB left: the store grows no more, and what is oldest makes room",
                     self.settings.path.display(),
                     limits.rest >> 20
                 ));
             }
-            self.is_tight = is_tight;
             // The reserve counts: the file takes no more than was said.
             let whole = limits.bytes.saturating_sub(self.settings.reserve);
-            let limit = if is_tight { whole.min(used + free - free.min(self.settings.reserve)) } else { whole };
+            // As much as there was when it began.
+            self.tight_at = is_tight.then(|| self.tight_at.unwrap_or(used));
+            let limit = self.tight_at.map_or(whole, |used| whole.min(used));
             let age = match &mut self.age {
                 Some(age) => age,
                 None => self.age.insert(Age::read(&writer.connection, now_ns())?),
@@ -429,10 +442,22 @@ impl Keeper<'_> {
             Ok(has_more)
         })();
         self.tidied = Instant::now();
-        self.has_more = tidied.unwrap_or_else(|error| {
-            log::debug!("old lines were not looked after: {error}");
-            false
-        });
+        self.has_more = match tidied {
+            Ok(has_more) => has_more,
+            Err(error) if is_damage(&error) => {
+                self.writer = None;
+                return match schema::set_aside(&self.settings.path, Timestamp::now()) {
+                    Ok(aside) => Some(damaged(&self.settings.path, &aside, &error)),
+                    Err(other) => {
+                        Some(format!("the store {} is damaged ({error}): {other}", self.settings.path.display()))
+                    }
+                };
+            }
+            Err(error) => {
+                log::debug!("old lines were not looked after: {error}");
+                false
+            }
+        };
         notice
     }
 
@@ -451,6 +476,11 @@ impl Keeper<'_> {
     /// The end of the run.
     fn end(&mut self, account: &str, ended_ns: i64) -> Vec<Said> {
         let mut said = self.store();
+        let deadline = Instant::now() + LAST;
+        while !self.waiting.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(AGAIN);
+            said.extend(self.store());
+        }
         if let Some(writer) = &mut self.writer
             && let Err(error) = writer.end(account, ended_ns)
         {

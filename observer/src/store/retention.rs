@@ -317,11 +317,16 @@ impl Age {
 pub(super) fn shrink(connection: &Connection, reserve: u64) -> rusqlite::Result<()> {
     /// Not page by page.
     const SLACK: u64 = 8 << 20;
+    /// Pages of one step.
+    const MOST: u64 = 4000;
     let Room { free, .. } = Room::of(connection)?;
     if free > reserve + SLACK {
         let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = (free - reserve) / u64::try_from(page).unwrap_or(4096);
-        connection.execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let pages = ((free - reserve) / u64::try_from(page).unwrap_or(4096)).min(MOST);
+        // It is done row by row.
+        let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
     }
     Ok(())
 }
@@ -332,10 +337,17 @@ pub(super) fn reserve(connection: &Connection, bytes: u64) -> rusqlite::Result<(
     let free = Room::of(connection)?.free;
     let Some(missing) = bytes.checked_sub(free).filter(|missing| *missing > 0) else { return Ok(()) };
     // Written, and only then given up: pages that are new and free at once would be a hole in the file.
-    connection.execute_batch("BEGIN IMMEDIATE; CREATE TABLE reserve (bytes BLOB)")?;
     let filled = connection
-        .execute("INSERT INTO reserve VALUES (zeroblob(?1))", params![i64::try_from(missing).unwrap_or(0)])
-        .and_then(|_| connection.execute_batch("COMMIT; PRAGMA wal_checkpoint(PASSIVE); DROP TABLE reserve"));
+        .execute_batch("BEGIN IMMEDIATE; DROP TABLE IF EXISTS reserve; CREATE TABLE reserve (bytes BLOB)")
+        .and_then(|()| {
+            let missing = i64::try_from(missing).unwrap_or(0);
+            connection.execute("INSERT INTO reserve VALUES (zeroblob(?1))", params![missing])
+        })
+        .and_then(|_| {
+            connection.execute_batch(
+                "COMMIT; PRAGMA wal_checkpoint(PASSIVE); DROP TABLE reserve; PRAGMA wal_checkpoint(PASSIVE)",
+            )
+        });
     if filled.is_err() {
         let _ = connection.execute_batch("ROLLBACK");
         let _ = connection.execute_batch("DROP TABLE IF EXISTS reserve");
@@ -600,5 +612,8 @@ mod tests {
         assert!(after.used > before.used && after.used + after.free == before.used + before.free, "{after:?}");
         shrink(&lab.writer.connection, 1 << 20).unwrap();
         assert_eq!(Room::of(&lab.writer.connection).unwrap(), after, "it is kept");
+        reserve(&lab.writer.connection, 16 << 20).unwrap();
+        shrink(&lab.writer.connection, 1 << 20).unwrap();
+        assert!(Room::of(&lab.writer.connection).unwrap().free < 2 << 20, "what is beyond it is given back");
     }
 }

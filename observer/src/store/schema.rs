@@ -1,7 +1,8 @@
 //! The database: how it is opened, what is in it, and how an older one becomes a newer one.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -55,6 +56,8 @@ CREATE TABLE stories (
   bytes       INTEGER NOT NULL
 );
 CREATE INDEX stories_by_time ON stories(last_ns);
+CREATE INDEX stories_by_share ON stories(share, last_ns);
+CREATE INDEX stories_by_start ON stories(first_ns);
 CREATE INDEX stories_by_incident ON stories(incident);
 CREATE INDEX stories_by_rule ON stories(rule) WHERE rule IS NOT NULL;
 CREATE TABLE processes (
@@ -100,6 +103,7 @@ CREATE INDEX lines_by_time ON lines(at_ns);
 CREATE INDEX lines_by_story ON lines(story, at_ns) WHERE story IS NOT NULL;
 CREATE INDEX lines_by_process ON lines(process) WHERE process IS NOT NULL;
 CREATE INDEX lines_by_part ON lines(part);
+CREATE INDEX lines_by_run ON lines(run);
 CREATE TABLE state (
   name        TEXT PRIMARY KEY,
   value       INTEGER NOT NULL
@@ -123,7 +127,7 @@ pub enum OpenError {
         found: i64,
     },
     /// Some other database.
-    #[error("{} is a database of another program: name another file with --store", .0.display())]
+    #[error("{} is a file of another program: name another one with --store", .0.display())]
     Foreign(PathBuf),
     /// It is not there.
     #[error("there is no store at {}: `observer record` makes one, `--store` names another", .0.display())]
@@ -167,6 +171,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT).map_err(failed)?;
     connection.pragma_update(None, "temp_store", "MEMORY").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+    // What is removed is written over.
+    connection.pragma_update(None, "secure_delete", true).map_err(failed)?;
     if found != STEPS.len() {
         if found > 0 {
             copy(&connection, path, found)?;
@@ -291,6 +297,13 @@ fn upgrade(connection: &Connection, steps: &[&str]) -> rusqlite::Result<()> {
         connection.execute_batch(&format!("BEGIN IMMEDIATE; {step} PRAGMA user_version = {version}; COMMIT;"))?;
     }
     Ok(())
+}
+
+/// The file begins as SQLite's do, or has the mark of a store: what is damaged was one.
+pub(super) fn has_been_one(path: &Path) -> bool {
+    let mut head = [0; 72];
+    let is_read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok();
+    is_read && (head.starts_with(b"SQLite format 3\0") || head[68..] == APPLICATION.to_be_bytes()[4..])
 }
 
 /// Moves a damaged database aside, with what belongs to it. Nothing of it is removed: `sqlite3 FILE .recover` reads what can be read.

@@ -29,6 +29,8 @@ pub(super) struct Writer {
     pub(super) connection: Connection,
     run: i64,
     next_line: i64,
+    /// Changes when somebody else writes.
+    version: i64,
     /// Numbers of texts, by their hash. Right only as long as every transaction is committed.
     parts: HashMap<[u8; 16], i64>,
     processes: HashMap<[u8; 16], i64>,
@@ -40,13 +42,18 @@ impl Writer {
         let connection = schema::open(path)?;
         let begun = begin(&connection, reporter, started_ns);
         let (run, next_line) = begun.map_err(|error| OpenError::Database { path: path.to_owned(), error })?;
-        Ok(Self { connection, run, next_line, parts: HashMap::new(), processes: HashMap::new() })
+        Ok(Self { connection, run, next_line, version: 0, parts: HashMap::new(), processes: HashMap::new() })
     }
 
     /// Stores lines and what is missing between them: all, or none of it. It is on the disk when this returns.
     pub(super) fn store(&mut self, entries: &[Entry], gap: Option<&Gap>, now_ns: i64) -> rusqlite::Result<()> {
         let next_line = self.next_line;
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        // Somebody else may have removed texts, and given their numbers to others.
+        let version = self.connection.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap_or(0);
+        if std::mem::replace(&mut self.version, version) != version {
+            self.forget_numbers();
+        }
         let stored = self.put_all(entries, gap, now_ns).and_then(|()| self.connection.execute_batch("COMMIT"));
         if stored.is_err() {
             // Some errors have done that already.

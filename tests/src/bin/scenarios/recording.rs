@@ -295,10 +295,13 @@ fn moved() -> Result<Outcome> {
     let store = folder.path().join("s.db");
     let recorder = record(&lab.client, &store)?;
     recorder.tells(|| send(&lab))?;
-    fs::rename(&store, folder.path().join("other.db"))?;
+    let other = folder.path().join("other.db");
+    fs::rename(&store, &other)?;
     recorder.tells(|| send(&lab))?;
     let (_, _, said) = recorder.end(Signal::SIGTERM)?;
     ensure!(said.contains("was moved or removed: a new one is begun"), "{said}");
+    ensure!(sqlite(&other, "SELECT count(*) FROM lines")? == "1", "what was stored before is gone");
+    ensure!(fs::metadata(&store)?.permissions().mode() & 0o777 == 0o640);
     ensure!(!report(&store)?.is_empty());
     Ok(Outcome::Passed)
 }
@@ -368,8 +371,11 @@ fn refused() -> Result<Outcome> {
     let open = folder.path().join("open");
     fs::create_dir(&open)?;
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
+    let text = folder.path().join("text");
+    fs::write(&text, "no store: ".repeat(100))?;
     for (store, words) in [
-        (&foreign, "is a database of another program"),
+        (&foreign, "is a file of another program"),
+        (&text, "is a file of another program"),
         (&later, "use the newer observer"),
         (&open.join("s.db"), "other users can write to"),
     ] {
