@@ -87,7 +87,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     let settings = Settings { path: store, limits, reserve };
     let recorder = Recorder::start(&settings, &Identity::read().reporter)?;
     let helper = Helper::start()?;
-    // While it only records nobody waits for a fix, and no ruleset is copied: a host's audit log stays as it is.
+    // Nobody waits for a fix here. Without copies of rulesets the host's audit log stays quiet.
     let allowed = Allowed { replays: false, enters_cgroups: false, finds_fixes: false, first: None };
     let session = Session::attach(helper, filter, allowed, verbose)?;
     let ready = format!("{} · store {}", session.ready_line(), settings.path.display());

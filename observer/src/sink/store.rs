@@ -37,7 +37,7 @@ pub struct StoreSink {
 }
 
 impl StoreSink {
-    /// `next` is told what is stored; `lost` counts packets that were not.
+    /// `next` takes the lines that are stored; `lost` counts packets that were not.
     pub fn new(recorder: Recorder, next: Option<Box<dyn Sink>>, lost: Arc<AtomicU64>) -> Self {
         Self { recorder, waiting: VecDeque::new(), next, sent: 0, decided: 0, lost }
     }
@@ -69,7 +69,7 @@ impl StoreSink {
         let new = decided.saturating_sub(self.decided);
         self.decided = decided;
         if let Some(next) = &mut self.next {
-            // Which of them were lost is not known one by one: whoever is told of a line finds it, so then none is.
+            // After a loss it is not known which lines are stored. A line that is passed on must be, so none is.
             for _ in 0..new {
                 let Some((line, story)) = self.waiting.pop_front() else { break };
                 if progress.lost == 0 {

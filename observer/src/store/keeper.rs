@@ -1,7 +1,7 @@
 //! The process that keeps the store. It alone writes into it, has no privilege but its user's, and reaches no other file.
 //!
-//! It is told lines over a socket and says how many of them are on the disk. Where they cannot be stored it keeps what it has room for, counts the
-//! rest, tries again every second, and goes on by itself. When its socket closes, it stores what it has and ends.
+//! It receives lines over a socket and answers how many of them are on the disk. If they cannot be stored, it keeps what it has room for,
+//! counts the rest, and tries again every second. When the socket closes, it stores what it has and ends.
 
 use std::{
     collections::VecDeque,
@@ -17,14 +17,15 @@ use rusqlite::ErrorCode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    age::Age,
     entry::{Entry, nanoseconds},
     files,
-    retention::{self, Age, Limits, Room},
+    retention::{self, Limits, Room},
     schema::{self, OpenError},
     write::{Gap, Writer},
 };
 
-/// What the keeper is told.
+/// What the keeper receives.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Told {
     /// A line.
@@ -352,8 +353,13 @@ impl Keeper<'_> {
         });
         let log = fs::metadata(schema::beside(&self.settings.path, "-wal")).map_or(0, |about| about.len());
         if log > MAX_LOG + self.settings.reserve
-            && writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) != Ok(0)
+            && let emptied =
+                writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+            && emptied != Ok(0)
         {
+            if let Err(error) = emptied {
+                return Err(format!("cannot write to the store {path}: {}", words(&error)));
+            }
             return Err(format!(
                 "cannot write to the store {path}: a program that reads it keeps its log from being emptied"
             ));

@@ -5,6 +5,7 @@
 //!
 //! A line is acknowledged once it is on the disk. What was acknowledged is there after a kill and after a loss of power.
 
+mod age;
 mod entry;
 mod files;
 mod keeper;
@@ -80,7 +81,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Opens a store for what is told from now on. It forks: must be called before any thread is started.
+    /// Opens a store for lines from now on. It forks: call it before any thread is started.
     pub fn start(settings: &Settings, reporter: &Reporter) -> Result<Self> {
         let lock = files::prepare(&settings.path)?;
         let reporter = serde_json::to_string(reporter).context("what is known of this host")?;
@@ -181,7 +182,7 @@ impl Recorder {
 /// The keeper's whole life.
 fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStream) -> Result<()> {
     let _ = prctl::set_name(&CString::new(NAME)?);
-    // Ctrl-C and a service manager's stop reach the whole group; the end comes by the socket, once everything is told.
+    // Ctrl-C and a service manager's stop reach the whole group. The main process still has lines to send then; it closes the socket.
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         sys::set_signal_handler(signal, SigHandler::SigIgn)?;
     }

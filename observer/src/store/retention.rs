@@ -3,10 +3,7 @@
 //! Everything is done in small steps, between two transactions of lines. The first and the last line of a story stay as long as it does, and its
 //! sums are of all its lines, also of those that are gone.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
@@ -275,44 +272,6 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
     Ok(true)
 }
 
-/// The time by which lines grow old. It follows the clock, but no faster than [`CATCHES_UP`]: a clock that was set wrong, or a machine that
-/// was off for a year, must not make everything old at once.
-pub(super) struct Age {
-    /// Nanoseconds since 1970.
-    now_ns: i64,
-    at: Instant,
-    kept_ns: i64,
-}
-
-/// So many times as fast as time goes by.
-const CATCHES_UP: i64 = 10;
-/// It is kept in the store so often.
-const KEPT: i64 = 3600 * SECOND;
-/// Its name there.
-const AGE: &str = "age";
-
-impl Age {
-    /// As it was when the store was closed.
-    pub(super) fn read(connection: &Connection, clock_ns: i64) -> rusqlite::Result<Self> {
-        let kept = "SELECT value FROM state WHERE name = ?1";
-        let kept: Option<i64> = connection.query_row(kept, [AGE], |row| row.get(0)).optional()?;
-        Ok(Self { now_ns: kept.unwrap_or(clock_ns), at: Instant::now(), kept_ns: kept.unwrap_or(0) })
-    }
-
-    /// What it is now, by that clock.
-    pub(super) fn now(&mut self, connection: &Connection, clock_ns: i64) -> rusqlite::Result<i64> {
-        let gone = i64::try_from(self.at.elapsed().as_nanos()).unwrap_or(i64::MAX);
-        self.at = Instant::now();
-        self.now_ns = clock_ns.min(self.now_ns.saturating_add(gone.saturating_mul(CATCHES_UP)));
-        if (self.now_ns - self.kept_ns).abs() > KEPT {
-            let keep = "INSERT INTO state (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-            connection.prepare_cached(keep)?.execute((AGE, self.now_ns))?;
-            self.kept_ns = self.now_ns;
-        }
-        Ok(self.now_ns)
-    }
-}
-
 /// Gives pages back to the file system that are neither in use nor part of the reserve.
 pub(super) fn shrink(connection: &Connection, reserve: u64) -> rusqlite::Result<()> {
     /// Not page by page.
@@ -568,19 +527,6 @@ mod tests {
         };
         assert_eq!((before, of("root"), of("user 1001")), (150, 100, 50));
         assert!(of("user 1000") < 10_000, "{}", of("user 1000"));
-    }
-
-    #[test]
-    fn a_clock_that_jumps_makes_nothing_old() {
-        let lab = Lab::new();
-        let connection = &lab.writer.connection;
-        let mut age = Age::read(connection, DAY * SECOND).unwrap();
-        assert_eq!(age.now(connection, DAY * SECOND).unwrap(), DAY * SECOND);
-        let jumped = age.now(connection, 40_000 * DAY * SECOND).unwrap();
-        assert!((jumped - DAY * SECOND) < HOUR * SECOND, "{jumped}");
-        assert_eq!(age.now(connection, HOUR * SECOND).unwrap(), HOUR * SECOND, "it goes back at once");
-        let mut again = Age::read(connection, 40_000 * DAY * SECOND).unwrap();
-        assert!(again.now(connection, 40_000 * DAY * SECOND).unwrap() < 2 * HOUR * SECOND);
     }
 
     #[test]

@@ -192,7 +192,7 @@ fn answers() -> Result<Outcome> {
     ensure!(lines.next().transpose()?.as_deref() == Some("listening"), "the server does not listen");
     let peer = traffic::command(&lab.server, &["tcp", &lab.addresses[0], "7000", "5"])?.spawn()?;
     ensure!(lines.next().transpose()?.as_deref() == Some("accepted"), "the connection did not come in");
-    // Who has begun it is on this host, too, and would be told: of a peer elsewhere nothing is known.
+    // The peer is on this host, too: if observer saw it connect, it would name the peer. A peer elsewhere is not known.
     let observer = Observer::watch(&lab.host)?;
     lab.host.nft("table inet t { chain c { type filter hook forward priority 0; tcp sport 7000 counter drop; } }")?;
     std::fs::write(&go, "")?;
