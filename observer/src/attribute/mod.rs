@@ -42,12 +42,30 @@ pub struct Attribution<E> {
     users: Users,
     unsent: Unsent,
     clock: Clock,
-    redact: bool,
+    command_lines: CommandLines,
+}
+
+/// What is told of command lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandLines {
+    /// Secrets are masked.
+    Redacted,
+    /// As they are: a person asked for that.
+    AsTheyAre,
+    /// Nothing.
+    None,
+}
+
+impl CommandLines {
+    /// Secrets are masked, unless a person asked for them.
+    pub fn of(no_redact: bool) -> Self {
+        if no_redact { Self::AsTheyAre } else { Self::Redacted }
+    }
 }
 
 impl<E: HostQueries> Attribution<E> {
-    /// `redact` masks secrets in command lines.
-    pub fn new(identity: Identity, reasons: Reasons, owners: Owners<E>, redact: bool) -> Self {
+    /// `command_lines` is what is told of command lines.
+    pub fn new(identity: Identity, reasons: Reasons, owners: Owners<E>, command_lines: CommandLines) -> Self {
         Self {
             identity,
             reasons,
@@ -56,7 +74,7 @@ impl<E: HostQueries> Attribution<E> {
             users: Users::default(),
             unsent: Unsent::default(),
             clock: Clock::default(),
-            redact,
+            command_lines,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Attribution,
+    Attribution, CommandLines,
     owner::{Found, Who as Asks},
     processes::Ran,
     redact, unit,
@@ -105,7 +105,7 @@ impl<E: HostQueries> Attribution<E> {
         let cgroup_path = entry.and_then(|entry| entry.cgroup_path.clone());
         let cgroup = cgroup_id.and_then(|id| self.owners.cgroup_path(id)).or(cgroup_path);
         let image = image.as_deref();
-        let args = image.filter(|image| !image.args.is_empty()).map(|image| self.arguments(image));
+        let args = image.filter(|image| !image.args.is_empty()).and_then(|image| self.arguments(image));
         Who {
             process: Process {
                 pid: found.id.pid,
@@ -131,9 +131,13 @@ impl<E: HostQueries> Attribution<E> {
         }
     }
 
-    fn arguments(&self, image: &Image) -> Vec<String> {
-        let args: Vec<String> = image.args.iter().map(str::to_owned).collect();
-        if self.redact { redact::redact(&args) } else { args }
+    fn arguments(&self, image: &Image) -> Option<Vec<String>> {
+        let args = || image.args.iter().map(str::to_owned).collect::<Vec<_>>();
+        match self.command_lines {
+            CommandLines::Redacted => Some(redact::redact(&args())),
+            CommandLines::AsTheyAre => Some(args()),
+            CommandLines::None => None,
+        }
     }
 
     fn user(&mut self, uid: u32, euid: Option<u32>) -> User {

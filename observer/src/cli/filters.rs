@@ -23,7 +23,7 @@ use crate::{
 const NAMED: &str = "/run/netns";
 
 /// Which events are reported. The same option again: one of them is enough; different options: all must match.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Filters (repeat one: any matches; use several: all must match)")]
 pub struct Filters {
     /// Report this process and its children

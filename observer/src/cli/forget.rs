@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Exit, exit::UsageError, filters, times};
 use crate::{
     sink::notice::note,
-    store::{self, Forget},
+    store::{self, Forget, Forgotten},
 };
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,16 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         // clap asks for one of them.
         (None, None, None) => return Ok(Exit::Usage),
     };
-    let lines = store::forget(&args.store, &what)?;
-    note(&format!("observer: {lines} lines were removed from {}", args.store.display()));
+    let Forgotten { lines, are_in_the_log } = store::forget(&args.store, &what)?;
+    let store = args.store.display();
+    note(&format!("observer: {lines} lines were removed from {store}"));
+    if are_in_the_log {
+        note(
+            "observer: another program reads the store: until it ends, they are still in the log beside it; then run this again",
+        );
+    }
+    for copy in store::copies(&args.store) {
+        note(&format!("observer: {} is a copy and was not searched", copy.display()));
+    }
     Ok(Exit::Done)
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod config;
 mod doctor;
 mod exit;
 mod filters;
@@ -134,7 +135,7 @@ pub fn run() -> Exit {
         Some(Command::Watch(args)) => watch::run(*args, cli.verbose),
         Some(Command::Run(args)) => run::run(&args, cli.verbose),
         Some(Command::Check(args)) => check::run(&args),
-        Some(Command::Record(args)) => record::run(*args, cli.verbose),
+        Some(Command::Record(_)) => record::run(cli.verbose),
         Some(Command::Report(args)) => report::run(*args),
         Some(Command::Forget(args)) => forget::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),

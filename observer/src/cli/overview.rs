@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Cli, Exit, Format, exit, session::Session};
 use crate::{
-    attribute::host::Identity,
+    attribute::{CommandLines, host::Identity},
     explain::rules::Allowed,
     incident::Snapshot,
     model::{Coverage, Filter, Line},
@@ -70,7 +70,7 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
     };
     let outlets = vec![Outlet { name: "the output", sink, is_needed: true }];
     let limits = Limits { count: None, counts: |_| false, late: LATE / 4 };
-    let run = session.confined(outlets, limits, true, &[]);
+    let run = session.confined(outlets, limits, CommandLines::Redacted, &[]);
     let news = Arc::clone(&run.news);
     let until = async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;

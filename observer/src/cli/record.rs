@@ -2,11 +2,11 @@
 
 use std::{
     env,
-    io::{self, BufWriter},
-    os::unix::net::UnixDatagram,
-    path::PathBuf,
+    ffi::OsString,
+    io::{self, BufWriter, IsTerminal},
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,24 +16,43 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Exit, filters,
+    Exit,
+    config::{self, InForce},
+    exit::UsageError,
+    filters,
     session::Session,
     watch::{after, anything_lost},
+    written,
 };
 use crate::{
-    attribute::host::Identity,
+    attribute::{CommandLines, host::Identity},
     explain::rules::Allowed,
     privilege::Helper,
-    service::{Ended, LATE, Limits},
+    service::{Ended, LATE, Limits, manager::Manager},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, notice::note, store::StoreSink},
-    store::{self, Recorder, Settings},
+    store::{self, HeldDown, Recorder, Settings},
 };
 
 /// Bytes collected before a write.
 const BUFFER: usize = 64 * 1024;
+/// Where this file is, nothing is recorded: a brake for a whole fleet.
+const DISABLED: &str = "/etc/observer/disabled";
+/// It is looked for so often.
+const LOOK: Duration = Duration::from_secs(10);
+/// Keys of the configuration file that need no restart.
+const AT_ONCE: [&str; 3] = ["keep", "max_size", "keep_free"];
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Read options from this TOML file
+    ///
+    /// The default is /etc/observer/observer.toml, if it exists. Each option below is a key, with `_` for `-`; filters are keys of the table
+    /// `[filter]`. Options that are typed go before the file. SIGHUP has it read again.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the options in force as such a file, and exit
+    #[arg(long)]
+    print_config: bool,
     /// Record into this file
     ///
     /// Its folder must be one that only root can write to. It is made if it is missing.
@@ -51,6 +70,12 @@ pub(super) struct Args {
     /// Stop growing when the file system has less than this left
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     keep_free: u64,
+    /// What to record of command lines
+    #[arg(long, value_enum, default_value = "redacted")]
+    args: RecordedArgs,
+    /// When to copy rulesets and test fixes
+    #[arg(long, value_enum, default_value = "on-demand")]
+    prove: Prove,
     /// Print each line once it is stored: json is one object a line
     #[arg(short, long, value_enum)]
     output: Option<Format>,
@@ -61,7 +86,7 @@ pub(super) struct Args {
     #[arg(long)]
     strict: bool,
     /// Record command lines with the secrets in them
-    #[arg(long)]
+    #[arg(long, conflicts_with = "args")]
     no_redact: bool,
     #[command(flatten)]
     filters: filters::Filters,
@@ -74,41 +99,111 @@ enum Format {
     Json,
 }
 
-pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
-    let Args { filters, store, keep, max_size, reserve, keep_free, output, duration, strict, no_redact } = args;
-    if max_size < MIN_SIZE + reserve {
-        let sentence = format!("--max-size is too small: {} MiB beside the reserve are the least", MIN_SIZE >> 20);
-        return Err(super::exit::UsageError { sentence, hint: "leave it out for 256 MiB".to_owned() }.into());
+/// `--args`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RecordedArgs {
+    /// Arguments, with secrets masked
+    Redacted,
+    /// The name of the program and its path only
+    None,
+}
+
+/// `--prove`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Prove {
+    /// When a person runs `check` or `run`: the audit log stays quiet
+    OnDemand,
+    /// For each incident, as `watch` does
+    Always,
+}
+
+impl Args {
+    fn limits(&self) -> Result<store::Limits> {
+        if self.max_size < MIN_SIZE + self.reserve {
+            let sentence = format!("--max-size is too small: {} MiB beside the reserve are the least", MIN_SIZE >> 20);
+            return Err(UsageError { sentence, hint: "leave it out for 256 MiB".to_owned() }.into());
+        }
+        Ok(store::Limits { age: self.keep, bytes: self.max_size, rest: self.keep_free })
     }
+
+    fn command_lines(&self) -> CommandLines {
+        match self.args {
+            RecordedArgs::None => CommandLines::None,
+            RecordedArgs::Redacted => CommandLines::of(self.no_redact),
+        }
+    }
+
+    /// Nobody waits for a fix here. Without copies of rulesets the host's audit log stays quiet.
+    fn allowed(&self) -> Allowed {
+        let proves = self.prove == Prove::Always;
+        Allowed { replays: proves, enters_cgroups: proves, finds_fixes: proves, first: None }
+    }
+}
+
+pub(super) fn run(verbose: u8) -> Result<Exit> {
+    let typed: Vec<OsString> = env::args_os().collect();
+    let in_force = InForce::of(&typed)?;
+    if in_force.args.print_config {
+        let text = in_force.toml()?;
+        written(io::Write::write_all(&mut io::stdout(), text.as_bytes()))?;
+        return Ok(Exit::Done);
+    }
+    if Path::new(DISABLED).exists() {
+        note(&format!("observer: nothing is recorded: remove {DISABLED} to record again"));
+        return Ok(Exit::Done);
+    }
+    let args = &in_force.args;
     let service = Manager::of_environment();
-    let filter = filters.plan()?;
+    let filter = args.filters.clone().plan()?;
+    let limits = args.limits()?;
     // Both are forked, and that takes a process with one thread.
-    let limits = store::Limits { age: keep, bytes: max_size, rest: keep_free };
-    let settings = Settings { path: store, limits, reserve };
-    let recorder = Recorder::start(&settings, &Identity::read().reporter)?;
+    let settings = Settings { path: args.store.clone(), limits, reserve: args.reserve, has_brake: service.is_there() };
+    let recorder = Recorder::start(&settings, &Identity::read().reporter).map_err(held_down)?;
     let helper = Helper::start()?;
-    // Nobody waits for a fix here. Without copies of rulesets the host's audit log stays quiet.
-    let allowed = Allowed { replays: false, enters_cgroups: false, finds_fixes: false, first: None };
-    let session = Session::attach(helper, filter, allowed, verbose)?;
+    let session = Session::attach(helper, filter, args.allowed(), verbose)?;
     let ready = format!("{} · store {}", session.ready_line(), settings.path.display());
     let lost = Arc::new(AtomicU64::new(0));
-    let next = output.map(|Format::Json| -> Box<dyn Sink> {
+    let next = args.output.map(|Format::Json| -> Box<dyn Sink> {
         let writer = BufWriter::with_capacity(BUFFER, io::stdout());
         Box::new(JsonLines::new(writer, session.reporter().clone()))
     });
-    let sink = StoreSink::new(recorder, next, Arc::clone(&lost));
+    let changed_limits = Arc::new(Mutex::new(None));
+    let sink = StoreSink::new(recorder, next, Arc::clone(&lost), Arc::clone(&changed_limits));
     let outlets = vec![Outlet { name: "the store", sink: Box::new(sink), is_needed: true }];
-    let limits = Limits { count: None, counts: |_| false, late: LATE };
-    let run = session.confined(outlets, limits, !no_redact, &[]);
-    let alive = service.clone();
+    let run_limits = Limits { count: None, counts: |_| false, late: LATE };
+    let run = session.confined(outlets, run_limits, args.command_lines(), &[]);
+    let (manager, duration, strict) = (service.clone(), args.duration, args.strict);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            () = after(duration) => {}
-            () = alive.keep_alive() => {}
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+        let has_terminal = io::stdin().is_terminal();
+        let ends = async {
+            tokio::select! {
+                () = after(duration) => {}
+                () = manager.keep_alive() => {}
+                () = disabled() => note(&format!("observer: recording ends: {DISABLED} is there")),
+            }
+        };
+        tokio::pin!(ends);
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                () = &mut ends => break,
+                _ = hangup.recv() => {
+                    // Its terminal is gone.
+                    if has_terminal {
+                        break;
+                    }
+                    manager.tell("RELOADING=1");
+                    match reload(&typed, &in_force, &changed_limits) {
+                        Ok(words) => note(&format!("observer: {words}")),
+                        Err(error) => note(&format!("observer: nothing was changed: {error:#}")),
+                    }
+                    manager.tell("READY=1");
+                }
+            }
         }
         Ok(())
     };
@@ -128,6 +223,41 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         Ended::Clean(..) | Ended::ClosedPipe => Ok(Exit::Done),
         Ended::Stuck => anyhow::bail!("the store takes nothing; the last lines and the account were not stored"),
     }
+}
+
+/// A brake is what somebody wanted: the service manager must not start it again.
+fn held_down(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<HeldDown>() {
+        Ok(held) => UsageError {
+            sentence: held.to_string(),
+            hint: "see `journalctl -u observer`; it can be started again when the ten minutes are over".to_owned(),
+        }
+        .into(),
+        Err(error) => error,
+    }
+}
+
+/// Ends when somebody has put the brake on.
+async fn disabled() {
+    while !Path::new(DISABLED).exists() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Reads the configuration again, and has what needs no restart take effect; in words.
+fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Limits>>) -> Result<String> {
+    let now = InForce::of(typed)?;
+    let file = now.file.as_deref().unwrap_or(Path::new(config::DEFAULT)).display();
+    let wanted = now.args.limits()?;
+    if let Ok(mut limits) = limits.lock() {
+        *limits = Some(wanted);
+    }
+    let (_, later): (Vec<String>, Vec<String>) =
+        now.differs_in(before).into_iter().partition(|key| AT_ONCE.contains(&key.as_str()));
+    Ok(match later.as_slice() {
+        [] => format!("{file} was read again"),
+        keys => format!("{file} was read again; these keys take effect after a restart: {}", keys.join(", ")),
+    })
 }
 
 /// Room for a day of a busy host.
@@ -150,52 +280,6 @@ fn size(text: &str) -> Result<u64, String> {
     let (number, unit) =
         UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes))).unwrap_or((text, 1));
     number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
-}
-
-/// The service manager, where one started this process (`sd_notify(3)`).
-#[derive(Clone)]
-struct Manager {
-    /// Connected at once: later this process may not make sockets.
-    socket: Option<Arc<UnixDatagram>>,
-    /// It wants to hear something so often.
-    watchdog: Option<Duration>,
-}
-
-impl Manager {
-    fn of_environment() -> Self {
-        let socket = env::var_os("NOTIFY_SOCKET").and_then(|path| {
-            let socket = UnixDatagram::unbound().ok()?;
-            let name = path.to_str().and_then(|path| path.strip_prefix('@'));
-            match name {
-                Some(name) => {
-                    use std::os::linux::net::SocketAddrExt;
-                    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).ok()?;
-                    socket.connect_addr(&address).ok()?;
-                }
-                None => socket.connect(&path).ok()?,
-            }
-            Some(Arc::new(socket))
-        });
-        let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
-        let is_meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
-        let watchdog = number("WATCHDOG_USEC").filter(|_| is_meant).map(|micros| Duration::from_micros(micros) / 2);
-        Self { socket, watchdog }
-    }
-
-    fn tell(&self, what: &str) {
-        if let Some(socket) = &self.socket {
-            let _ = socket.send(what.as_bytes());
-        }
-    }
-
-    /// Says that it lives, for ever.
-    async fn keep_alive(&self) {
-        let Some(every) = self.watchdog else { return std::future::pending().await };
-        loop {
-            self.tell("WATCHDOG=1");
-            tokio::time::sleep(every).await;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use super::{
     watch::anything_lost,
 };
 use crate::{
-    attribute::redact,
+    attribute::{CommandLines, redact},
     explain::rules::Allowed,
     launch::{self, Launcher, NOT_OBSERVED, NotStarted, Plan, Running, Signals, User, split_variables},
     model::Filter,
@@ -173,7 +173,7 @@ fn observed(args: &Args, verbose: u8) -> Result<Exit> {
     outlets.push(Outlet { name: "the verdict", sink: Box::new(verdict), is_needed: false });
     let limits = Limits { count: None, counts: |_| false, late: LATE };
     // The command may be another user's, and signals are passed on to it.
-    let mut run = session.confined(outlets, limits, !args.no_redact, &[Capability::CAP_KILL]);
+    let mut run = session.confined(outlets, limits, CommandLines::of(args.no_redact), &[Capability::CAP_KILL]);
     let news = Arc::clone(&run.news);
     // Nothing of the command can hang yet.
     run.hanging.clear();

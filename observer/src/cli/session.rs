@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{exit, kernel_log_level};
 use crate::{
-    attribute::{Attribution, Owners, host::Identity, owner::ProcessEvents, processes::Processes},
+    attribute::{Attribution, CommandLines, Owners, host::Identity, owner::ProcessEvents, processes::Processes},
     check::{
         hints::Hints,
         profiles::{self, Profiles},
@@ -185,7 +185,7 @@ impl Session {
         mut self,
         outlets: Vec<Outlet>,
         limits: Limits,
-        redact: bool,
+        command_lines: CommandLines,
         keep: &[Capability],
     ) -> Run<Helper> {
         if let Err(error) = self.helper.hurry() {
@@ -201,7 +201,7 @@ impl Session {
         let tell =
             Box::new(move |key: &_, is_awaited| awaited.set(key, is_awaited).map_err(|error| format!("{error:#}")));
         let rooms = Rooms {
-            attribution: Attribution::new(self.identity, reasons, owners, redact),
+            attribution: Attribution::new(self.identity, reasons, owners, command_lines),
             explainer: Explainer::new(self.rules, Box::new(move |sender| hints.of(sender))),
             changes: self.changes,
             incidents: Incidents::new(self.allowed.finds_fixes, self.allowed.first),

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Format, filters, session::Session};
 use crate::{
+    attribute::CommandLines,
     explain::rules::Allowed,
     model::{Account, Degraded},
     privilege::Helper,
@@ -103,7 +104,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
         },
     };
     let outlets = vec![Outlet { name: "the output", sink, is_needed: true }];
-    let run = session.confined(outlets, limits, !args.no_redact, &[]);
+    let run = session.confined(outlets, limits, CommandLines::of(args.no_redact), &[]);
     let ignores_hangups = ignores(libc::SIGHUP);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;

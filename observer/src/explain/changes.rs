@@ -176,7 +176,7 @@ impl Changes {
     ) -> Option<(u64, RulesetChange)> {
         let (at, place, difference) =
             (0..self.changing.len()).find_map(|at| self.compared(at, attribution, is_over))?;
-        let Changing { commit, sender, is_last, burst, .. } = self.changing.remove(at)?;
+        let Changing { commit, sender, share, is_last, burst, .. } = self.changing.remove(at)?;
         let burst = burst.or_else(|| if is_last { self.bursts.remove(&commit.netns) } else { None });
         if let Some(difference) = &difference {
             if self.compared.len() >= MAX_COMPARED
@@ -200,6 +200,7 @@ impl Changes {
             is_elsewhere: place.is_other,
             ruleset,
             sender,
+            share,
         };
         Some((commit.boot_ns, change))
     }

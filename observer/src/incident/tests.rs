@@ -370,6 +370,7 @@ fn a_change_of_rules_that_came_before_is_named() {
             difference: None,
         },
         sender: Sender::default(),
+        share: Share::Host,
     };
     let id = Some(Uuid::from_u128(9));
     incidents.ruleset_changed(2_000_000_000, Timestamp::UNIX_EPOCH, id, &change);

@@ -6,6 +6,7 @@ use super::{
     decider::Actor,
     rule::Backend,
     sender::{Ancestor, Sender},
+    share::Share,
 };
 
 /// What the kernel announced of one commit.
@@ -61,6 +62,8 @@ pub struct RulesetChange {
     pub ruleset: ChangedRuleset,
     /// Who changed it.
     pub sender: Sender,
+    /// Whose namespace it is.
+    pub share: Share,
 }
 
 /// `egress.ruleset`

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whoever can make the helper work. Each has a share of the helper's time and memory, whatever others ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(proptest_derive::Arbitrary))]
 pub enum Share {
     /// Root in observer's own network namespace, and observer itself.
     Host,

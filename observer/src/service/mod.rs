@@ -13,6 +13,7 @@ mod ledger;
 mod listen;
 mod lookups;
 mod making;
+pub mod manager;
 pub mod modules;
 mod writer;
 

@@ -100,7 +100,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::model::{Account, Attempt, Backend, ChangedRuleset, Difference, RulesetChange, Sender};
+    use crate::model::{Account, Attempt, Backend, ChangedRuleset, Difference, RulesetChange, Sender, Share};
 
     #[derive(Default)]
     struct Seen(Vec<i64>);
@@ -145,8 +145,14 @@ mod tests {
         let change = |second, difference: Option<Difference>| {
             let ruleset =
                 ChangedRuleset { backend: Backend::Nft, generation: None, changed_by: None, changes: 1, difference };
-            let change =
-                RulesetChange { netns: 1, entering: None, is_elsewhere: false, ruleset, sender: Sender::default() };
+            let change = RulesetChange {
+                netns: 1,
+                entering: None,
+                is_elsewhere: false,
+                ruleset,
+                sender: Sender::default(),
+                share: Share::Host,
+            };
             Line { kind: Kind::RulesetChanged(Box::new(change)), ..line(second) }
         };
         let mut ordered = Ordered::new(Seen::default(), Arc::new(AtomicBool::new(false)));

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,7 +14,7 @@ use super::{Sink, notice::say_within};
 use crate::{
     incident::{self, Snapshot},
     model::{Account, Coverage, Kind, Line, Share},
-    store::{Entry, Recorder},
+    store::{Entry, Limits, Recorder},
 };
 
 /// How long a notice may wait for who reads it.
@@ -34,20 +34,31 @@ pub struct StoreSink {
     decided: u64,
     /// Packets that the store has lost.
     lost: Arc<AtomicU64>,
+    /// Limits that are to hold from now on.
+    limits: Arc<Mutex<Option<Limits>>>,
 }
 
 impl StoreSink {
-    /// `next` takes the lines that are stored; `lost` counts packets that were not.
-    pub fn new(recorder: Recorder, next: Option<Box<dyn Sink>>, lost: Arc<AtomicU64>) -> Self {
-        Self { recorder, waiting: VecDeque::new(), next, sent: 0, decided: 0, lost }
+    /// `next` takes the lines that are stored; `lost` counts packets that were not; `limits` is looked into now and then.
+    pub fn new(
+        recorder: Recorder,
+        next: Option<Box<dyn Sink>>,
+        lost: Arc<AtomicU64>,
+        limits: Arc<Mutex<Option<Limits>>>,
+    ) -> Self {
+        Self { recorder, waiting: VecDeque::new(), next, sent: 0, decided: 0, lost, limits }
     }
 
     fn send(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
-        let of = line.attempt().map(|attempt| {
-            let (id, share) = story.map_or((incident::story(attempt), None), |story| (story.story, story.share));
-            (id, share.unwrap_or(Share::Host))
-        });
-        self.recorder.put(Entry::of(line, of)?)?;
+        let (of, share) = match (line.attempt(), &line.kind) {
+            (Some(attempt), _) => {
+                let (id, share) = story.map_or((incident::story(attempt), None), |story| (story.story, story.share));
+                (Some(id), share.unwrap_or(Share::Host))
+            }
+            (None, Kind::RulesetChanged(change)) => (None, change.share),
+            (None, _) => (None, Share::Host),
+        };
+        self.recorder.put(Entry::of(line, of, share)?)?;
         self.sent += 1;
         if self.next.is_some() {
             self.waiting.push_back((line.clone(), story));
@@ -56,6 +67,8 @@ impl StoreSink {
     }
 
     fn hear(&mut self) -> io::Result<()> {
+        let limits = self.limits.lock().ok().and_then(|mut limits| limits.take());
+        limits.map_or(Ok(()), |limits| self.recorder.limit(limits))?;
         let (progress, notices) = self.recorder.hear()?;
         self.note(progress, &notices)
     }

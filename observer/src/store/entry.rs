@@ -37,8 +37,6 @@ pub struct Who {
 pub struct Of {
     pub(super) story: Uuid,
     pub(super) incident: Uuid,
-    /// Who fills the store with it.
-    pub(super) share: String,
     /// Hash of the rule's statement.
     pub(super) rule: Option<Uuid>,
 }
@@ -57,6 +55,8 @@ pub struct Entry {
     /// Where from, JSON.
     pub(super) source: Option<String>,
     pub(super) of: Option<Of>,
+    /// Who fills the store with it.
+    pub(super) share: String,
     pub(super) who: Option<Who>,
     pub(super) destination: Option<String>,
     pub(super) port: Option<u16>,
@@ -66,14 +66,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Of a line; `story` is what it belongs to and who fills the store with it, where it belongs to one.
-    pub fn of(line: &Line, story: Option<(Uuid, Share)>) -> serde_json::Result<Self> {
+    /// Of a line; `story` is what it belongs to, `share` who fills the store with it.
+    pub fn of(line: &Line, story: Option<Uuid>, share: Share) -> serde_json::Result<Self> {
         let mut kind = line.kind.clone();
         let attempt = kind.attempt_mut().map(|attempt| std::mem::replace(attempt, shared(attempt)));
-        let of = attempt.as_ref().zip(story).map(|(attempt, (story, share))| Of {
+        let of = attempt.as_ref().zip(story).map(|(attempt, story)| Of {
             story,
             incident: attempt.incident,
-            share: share_name(share, attempt),
             rule: attempt.rule_name.as_ref().map(|name| name.id),
         });
         let destination = attempt.as_ref().and_then(|attempt| attempt.destination);
@@ -91,6 +90,7 @@ impl Entry {
                 .map(|end| serde_json::to_string(&end))
                 .transpose()?,
             of,
+            share: share_name(share, line.attempt()),
             destination: destination.map(|end| end.ip.to_string()),
             port: destination.and_then(|end| end.port),
             protocol: attempt.as_ref().and_then(|attempt| attempt.protocol),
@@ -143,11 +143,13 @@ fn shared(attempt: &Attempt) -> Attempt {
     }
 }
 
-/// Who fills the store with it: a share of the host's is one for each user, since any of them can cause as many lines as it likes.
-fn share_name(share: Share, attempt: &Attempt) -> String {
-    let user = attempt.sender.user.as_ref().map(|user| user.id);
+/// Who fills the store with it. A share of the host's is one for each user, since any of them can cause as many lines as it likes; what
+/// belongs to no sender, as an account, is the host's own.
+fn share_name(share: Share, attempt: Option<&Attempt>) -> String {
+    let user = attempt.map(|attempt| attempt.sender.user.as_ref().map(|user| user.id));
     match (share, user) {
-        (Share::Host, Some(uid)) if uid != 0 => format!("user {uid}"),
+        (Share::Host, Some(Some(uid))) if uid != 0 => Share::User(uid).to_string(),
+        (Share::Host, Some(None)) => "unknown users".to_owned(),
         // Of these there are so many that one takes the place of another.
         (Share::Forwarded(_), _) => "forwarded".to_owned(),
         _ => share.to_string(),
@@ -171,7 +173,7 @@ mod tests {
 
     fn all_come_back() {
         let result = TestRunner::new(ProptestConfig::with_cases(48)).run(&any::<Line>(), |line| {
-            let entry = Entry::of(&line, Some((Uuid::from_u128(1), Share::Host)));
+            let entry = Entry::of(&line, Some(Uuid::from_u128(1)), Share::Host);
             let entry = entry.map_err(|error| TestCaseError::fail(error.to_string()))?;
             let read = entry.into_line().map_err(|error| TestCaseError::fail(error.to_string()))?;
             prop_assert_eq!(read, line);
@@ -192,7 +194,7 @@ mod tests {
             let kind = Kind::Blocked(Box::new(Attempt { packets, start, end: start, ..Attempt::example() }));
             Line { id: None, sequence: Some(1), at: start, kind }
         };
-        let entry = |line: &Line| Entry::of(line, Some((Uuid::from_u128(1), Share::Host))).unwrap();
+        let entry = |line: &Line| Entry::of(line, Some(Uuid::from_u128(1)), Share::Host).unwrap();
         let (one, other) = (entry(&line(1, 5)), entry(&line(7, 9)));
         assert_eq!((&one.body, one.who.as_ref()), (&other.body, other.who.as_ref()));
         assert_eq!((other.packets, other.at_ns, other.port), (7, 9_000_000_000, Some(443)));
@@ -202,12 +204,15 @@ mod tests {
     #[test]
     fn each_user_of_the_host_has_a_share() {
         let mut attempt = Attempt::example();
-        let named = |attempt: &Attempt| share_name(Share::Host, attempt);
+        let named = |attempt: &Attempt| share_name(Share::Host, Some(attempt));
         attempt.sender.user = Some(crate::model::User { id: 1000, name: None, effective: None });
         assert_eq!(named(&attempt), "user 1000");
-        assert_eq!(share_name(Share::Namespace(7), &attempt), "network namespace 7");
+        assert_eq!(share_name(Share::Namespace(7), Some(&attempt)), "network namespace 7");
         attempt.sender.user = Some(crate::model::User { id: 0, name: None, effective: None });
         assert_eq!(named(&attempt), "root");
-        assert_eq!(share_name(Share::Forwarded(3), &attempt), "forwarded");
+        attempt.sender.user = None;
+        assert_eq!(named(&attempt), "unknown users");
+        assert_eq!(share_name(Share::Host, None), "root");
+        assert_eq!(share_name(Share::Forwarded(3), Some(&attempt)), "forwarded");
     }
 }

@@ -66,23 +66,43 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
     if about.mode() & 0o022 != 0 || ![0, own].contains(&about.uid()) {
         return Err(PlaceError::Open(folder.to_owned()));
     }
-    let mut named = path.as_os_str().to_owned();
-    named.push("-lock");
-    let named = PathBuf::from(named);
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let lock = options.open(&named).map_err(failed(&named))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        rustix::io::Errno::WOULDBLOCK => PlaceError::Taken(path.to_owned()),
-        error => PlaceError::File { path: named.clone(), error: error.into() },
-    })?;
+    let lock = lock(path)?;
     match fs::symlink_metadata(path) {
         Ok(about) if !about.is_file() || about.uid() != own => return Err(PlaceError::Foreign(path.to_owned())),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => make(path).map_err(failed(path))?,
         Err(error) => return Err(failed(path)(error)),
     }
+    Ok(lock)
+}
+
+/// Takes the lock of a store, which one recorder alone has.
+pub(super) fn lock(path: &Path) -> Result<Lock, PlaceError> {
+    let named = beside(path, "-lock");
+    let failed = |error| PlaceError::File { path: named.clone(), error };
+    let open = |is_new: bool| {
+        let mut options = OpenOptions::new();
+        options.write(is_new).read(true).create(is_new).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.open(&named)
+    };
+    // On a file system that has become read-only, what is there can still be locked.
+    let lock = match open(true) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => open(false),
+        opened => opened,
+    };
+    let lock = lock.map_err(failed)?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        rustix::io::Errno::WOULDBLOCK => PlaceError::Taken(path.to_owned()),
+        error => failed(error.into()),
+    })?;
     Ok(Lock(lock))
+}
+
+/// A file beside the store, which is named after it.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 /// Makes an empty store where there is none, for its owner and group. Files that SQLite makes beside it get the same mode.

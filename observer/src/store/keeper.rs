@@ -30,6 +30,8 @@ use super::{
 pub(super) enum Told {
     /// A line.
     Line(Box<Entry>),
+    /// What is kept from now on.
+    Limits(Limits),
     /// The end of the run: its account, JSON, and when it was.
     End(String, i64),
 }
@@ -45,6 +47,8 @@ pub(super) enum Said {
     Open,
     /// It cannot be opened, and why.
     Failed(String),
+    /// It was ended by force too often.
+    HeldDown,
     /// All is stored that could be.
     Ended,
 }
@@ -58,6 +62,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Bytes that are allocated at the start.
     pub reserve: u64,
+    /// Where it was ended by force again and again, it does not start.
+    pub has_brake: bool,
 }
 
 /// A message has no more bytes.
@@ -74,6 +80,13 @@ const MAX_LOG: u64 = 64 << 20;
 const AGAIN: Duration = Duration::from_secs(1);
 /// At the end it is tried again for so long.
 const LAST: Duration = Duration::from_secs(20);
+/// What is said beside a failure.
+const GOES_ON: &str = "observing goes on, and it is tried again every second";
+/// So many ends by force within this time, nanoseconds, are too many.
+const BRAKE: i64 = 3;
+const BRAKE_TIME: i64 = 600_000_000_000;
+/// While nothing is stored, word that the run goes on is left so often.
+const ALIVE: Duration = Duration::from_secs(300);
 /// Old lines are looked after so often; while there is much to do, a little after each batch.
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_MORE: Duration = Duration::from_millis(100);
@@ -122,6 +135,7 @@ impl Inbox {
 /// Lines on their way into the store.
 struct Keeper<'a> {
     settings: &'a Settings,
+    limits: Limits,
     reporter: &'a str,
     /// When the run began.
     started_ns: i64,
@@ -135,6 +149,8 @@ struct Keeper<'a> {
     lost: Lost,
     /// What is failing, since when; it is said once.
     failing: Option<(String, Instant)>,
+    /// When word was left that it goes on.
+    lived: Instant,
     tidied: Instant,
     age: Option<Age>,
     has_more: bool,
@@ -152,21 +168,32 @@ struct Lost {
 
 /// Serves until the socket closes. The run began at `started_ns`.
 pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStream) -> io::Result<()> {
-    let (writer, notice) = match open(settings, reporter, started_ns) {
-        Ok(opened) => opened,
+    let (writer, failing, notice) = match open(settings, reporter, started_ns) {
+        Ok((writer, notice)) => (Some(writer), None, notice),
+        // It is tried again.
+        Err(error) if error.may_pass() => {
+            (None, Some((error.to_string(), Instant::now())), Some(format!("{error}; {GOES_ON}")))
+        }
         Err(error) => return send(socket, &Said::Failed(error.to_string())),
     };
+    let by_force = writer.as_ref().and_then(|writer| writer.ended_by_force(started_ns - BRAKE_TIME).ok());
+    if let Some(writer) = writer.as_ref().filter(|_| settings.has_brake && by_force >= Some(BRAKE)) {
+        let _ = writer.withdraw();
+        return send(socket, &Said::HeldDown);
+    }
     let mut keeper = Keeper {
         inode: inode(&settings.path),
         settings,
+        limits: settings.limits,
         reporter,
         started_ns,
-        writer: Some(writer),
+        writer,
         waiting: VecDeque::new(),
         waiting_bytes: 0,
         stored: 0,
         lost: Lost::default(),
-        failing: None,
+        failing,
+        lived: Instant::now(),
         tidied: Instant::now(),
         age: None,
         has_more: true,
@@ -177,7 +204,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         send(socket, &Said::Notice(notice))?;
     }
     let mut inbox = Inbox::default();
-    let mut due: Option<Instant> = None;
+    let mut due: Option<Instant> = keeper.failing.is_some().then(|| Instant::now() + AGAIN);
     loop {
         let wait = match (due, keeper.has_more) {
             (Some(due), _) => due.saturating_duration_since(Instant::now()),
@@ -192,6 +219,10 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         while let Some(told) = inbox.next()? {
             match told {
                 Told::Line(entry) => keeper.take(*entry),
+                Told::Limits(limits) => {
+                    (keeper.limits, keeper.has_more) = (limits, true);
+                    continue;
+                }
                 Told::End(account, ended_ns) => {
                     let said = keeper.end(&account, ended_ns);
                     said.iter().try_for_each(|said| send(socket, said))?;
@@ -303,7 +334,7 @@ impl Keeper<'_> {
     /// Stores what waits; what is to be said of it.
     fn store(&mut self) -> Vec<Said> {
         let mut said = Vec::new();
-        while !self.waiting.is_empty() || self.lost.since.is_some() {
+        while self.failing.is_some() || !self.waiting.is_empty() || self.lost.since.is_some() {
             match self.store_some(&mut said) {
                 Ok(()) => {
                     if let Some((why, since)) = self.failing.take() {
@@ -317,9 +348,7 @@ impl Keeper<'_> {
                 }
                 Err(why) => {
                     if self.failing.is_none() {
-                        said.push(Said::Notice(format!(
-                            "{why}; observing goes on, and it is tried again every second"
-                        )));
+                        said.push(Said::Notice(format!("{why}; {GOES_ON}")));
                         self.failing = Some((why, Instant::now()));
                     }
                     said.push(self.counts());
@@ -351,7 +380,7 @@ impl Keeper<'_> {
             let why = self.failing.as_ref().map_or("the store was too slow", |(why, _)| why).to_owned();
             Gap { why, ..gap.clone() }
         });
-        let log = fs::metadata(schema::beside(&self.settings.path, "-wal")).map_or(0, |about| about.len());
+        let log = fs::metadata(files::beside(&self.settings.path, "-wal")).map_or(0, |about| about.len());
         if log > MAX_LOG + self.settings.reserve
             && let emptied =
                 writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
@@ -414,9 +443,13 @@ impl Keeper<'_> {
             return None;
         }
         let writer = self.writer.as_mut()?;
-        let limits = &self.settings.limits;
+        let limits = &self.limits;
         let mut notice = None;
         let tidied: rusqlite::Result<bool> = (|| {
+            if self.lived.elapsed() > ALIVE {
+                writer.live(now_ns())?;
+                self.lived = Instant::now();
+            }
             let Room { used, free } = Room::of(&writer.connection)?;
             let is_tight = available(&self.settings.path).is_some_and(|left| left < limits.rest);
             if is_tight && self.tight_at.is_none() {
@@ -470,7 +503,7 @@ impl Keeper<'_> {
     /// Allocates the reserve; what is to be said where that is not possible.
     fn reserve(&mut self) -> Option<String> {
         let writer = self.writer.as_ref()?;
-        let Settings { path, limits, reserve } = self.settings;
+        let Settings { path, limits, reserve, .. } = self.settings;
         let failed = if available(path).is_some_and(|left| left < limits.rest + 2 * reserve) {
             "the file system is nearly full".to_owned()
         } else {

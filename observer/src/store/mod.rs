@@ -16,9 +16,9 @@ mod write;
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -38,7 +38,7 @@ pub use self::{
     files::Lock,
     keeper::Settings,
     query::{Forget, QueryError, Range, Store, Stored},
-    retention::Limits,
+    retention::{Forgotten, Limits},
     schema::OpenError,
 };
 use self::{
@@ -70,6 +70,11 @@ pub struct Progress {
     /// Packets that they told of.
     pub lost_packets: u64,
 }
+
+/// It was ended by force again and again.
+#[derive(Debug, thiserror::Error)]
+#[error("recording was ended by force three times within ten minutes, and does not start again by itself")]
+pub struct HeldDown;
 
 /// This process's side of a store that is written.
 pub struct Recorder {
@@ -115,6 +120,7 @@ impl Recorder {
             match self.inbox.next()? {
                 Some(Said::Open) => return Ok(()),
                 Some(Said::Failed(why)) => bail!("{why}"),
+                Some(Said::HeldDown) => bail!(HeldDown),
                 Some(_) => bail!("the process that keeps the store says something else than that it is open"),
                 None if !self.wait(deadline)? => bail!("the process that keeps the store has ended"),
                 None => {}
@@ -132,6 +138,11 @@ impl Recorder {
     /// Hands a line over. It waits where the keeper is behind, and fails where it is gone.
     pub fn put(&mut self, entry: Entry) -> io::Result<()> {
         keeper::send(&self.socket, &Told::Line(Box::new(entry)))
+    }
+
+    /// These limits hold from now on.
+    pub fn limit(&mut self, limits: Limits) -> io::Result<()> {
+        keeper::send(&self.socket, &Told::Limits(limits))
     }
 
     /// What has become of the lines so far, and what whoever looks after the host is to hear.
@@ -158,7 +169,7 @@ impl Recorder {
             Said::Stored(stored, lost, lost_packets) => self.progress = Progress { stored, lost, lost_packets },
             Said::Notice(notice) => notices.push(notice),
             Said::Ended => self.has_ended = true,
-            Said::Open | Said::Failed(_) => {}
+            Said::Open | Said::Failed(_) | Said::HeldDown => {}
         }
     }
 
@@ -191,9 +202,28 @@ fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStrea
     Ok(())
 }
 
-/// Removes what must not be kept, and leaves word of it. How many lines it was.
-pub fn forget(path: &Path, what: &Forget) -> Result<u64> {
+/// Removes what must not be kept, and leaves word of it.
+pub fn forget(path: &Path, what: &Forget) -> Result<Forgotten> {
     anyhow::ensure!(path.exists(), OpenError::Missing(path.to_owned()));
     let connection = schema::open(path)?;
-    retention::forget(&connection, what, nanoseconds(Timestamp::now())).context("cannot remove it from the store")
+    let forgotten = retention::forget(&connection, what, nanoseconds(Timestamp::now()))
+        .context("cannot remove it from the store")?;
+    // Nobody records: it is at rest again.
+    if let Ok(_lock) = files::lock(path) {
+        schema::rest(&connection);
+    }
+    Ok(forgotten)
+}
+
+/// Copies of a store beside it that [`forget`] does not reach: one that was damaged, or is of an older version.
+pub fn copies(path: &Path) -> Vec<PathBuf> {
+    let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return Vec::new() };
+    let is_copy = |other: &str| {
+        other.strip_prefix(&name).is_some_and(|rest| rest.starts_with(".damaged-") || rest.starts_with(".version-"))
+    };
+    let entries = fs::read_dir(files::folder(path)).into_iter().flatten().flatten();
+    let mut copies: Vec<PathBuf> =
+        entries.filter(|entry| is_copy(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect();
+    copies.sort();
+    copies
 }

@@ -92,6 +92,7 @@ fn stored(row: &Row<'_>) -> Result<Stored, QueryError> {
         bytes: unsigned(8)?,
         source: row.get(9)?,
         of: None,
+        share: String::new(),
         who,
         destination: None,
         port: None,

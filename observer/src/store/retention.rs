@@ -6,14 +6,15 @@
 use std::{collections::HashSet, time::Duration};
 
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
+use serde::{Deserialize, Serialize};
 
 use super::{
     query::Forget,
-    write::{Gap, LINE, note},
+    write::{Gap, note},
 };
 
 /// How much is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// What has happened longer ago goes.
     pub age: Duration,
@@ -101,20 +102,15 @@ impl Fold {
         let done = done.min(until);
         let next = "SELECT min(at_ns) FROM lines WHERE at_ns >= ?1 AND at_ns < ?2";
         let next: Option<i64> = connection.prepare_cached(next)?.query_row([done, until], |row| row.get(0))?;
-        let (end, is_more) = match next {
-            Some(first) => {
-                let start = first.div_euclid(self.span) * self.span;
-                let end = start + self.span;
-                self.fold(connection, start, end)?;
-                (end, true)
-            }
-            None => (until, false),
-        };
-        if end != done {
-            let sql = "INSERT INTO state (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-            connection.prepare_cached(sql)?.execute((self.name, end))?;
-        }
-        Ok(is_more)
+        // Where there is nothing to fold nothing is written: an idle host's disk may sleep.
+        let Some(first) = next else { return Ok(false) };
+        let start = first.div_euclid(self.span) * self.span;
+        let end = start + self.span;
+        self.fold(connection, start, end)?;
+        let sql =
+            "INSERT INTO state (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        connection.prepare_cached(sql)?.execute((self.name, end))?;
+        Ok(true)
     }
 
     /// Makes the lines of each story in this span one, with their sums.
@@ -166,8 +162,7 @@ fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
         parts.insert(part);
         processes.extend(process);
         if let Some(story) = story {
-            let sql = "UPDATE stories SET lines = lines - 1, weight = max(weight - ?2, 0) WHERE id = ?1";
-            connection.prepare_cached(sql)?.execute([story, LINE])?;
+            connection.prepare_cached("UPDATE stories SET lines = lines - 1 WHERE id = ?1")?.execute([story])?;
         }
     }
     let unused = "DELETE FROM parts WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM lines WHERE part = ?1)";
@@ -210,6 +205,8 @@ fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
                 AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id)
                 AND NOT EXISTS (SELECT 1 FROM gaps WHERE run = runs.id)";
     connection.prepare_cached(runs)?.execute([before_ns])?;
+    // What has no weight has nothing in the store.
+    connection.prepare_cached("DELETE FROM shares WHERE weight <= 0")?.execute([])?;
     Ok(!over.is_empty() || !middle.is_empty() || !others.is_empty())
 }
 
@@ -221,9 +218,6 @@ fn remove_story(connection: &Connection, story: i64) -> rusqlite::Result<bool> {
         return Ok(true);
     }
     connection.prepare_cached("DELETE FROM stories WHERE id = ?1")?.execute([story])?;
-    connection
-        .prepare_cached("DELETE FROM shares WHERE NOT EXISTS (SELECT 1 FROM stories WHERE share = shares.id)")?
-        .execute([])?;
     Ok(false)
 }
 
@@ -237,10 +231,7 @@ struct Part {
 /// Removes a little of whoever has more than is due to it: true when there may be more. With less in use than `limit` only who is over its
 /// own part of `whole` loses anything.
 fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Result<bool> {
-    let mut statement = connection.prepare_cached(
-        "SELECT s.share, h.name = ?1, sum(s.weight) FROM stories s JOIN shares h ON h.id = s.share
-         GROUP BY s.share ORDER BY 3 DESC",
-    )?;
+    let mut statement = connection.prepare_cached("SELECT id, name = ?1, weight FROM shares ORDER BY weight DESC")?;
     let parts = statement
         .query_map([HOST], |row| Ok(Part { share: row.get(0)?, is_host: row.get(1)?, weight: row.get(2)? }))?;
     let parts: Vec<Part> = parts.collect::<Result<_, _>>()?;
@@ -265,11 +256,21 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
         remove(connection, &middle)?;
         return Ok(true);
     }
-    let oldest = "SELECT id FROM stories WHERE share = ?1 ORDER BY last_ns LIMIT 50";
-    for story in numbers(connection, oldest, &[&from.share])? {
-        remove_story(connection, story)?;
+    // What belongs to no story stays as long as one of the share that it may have to do with.
+    let others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
+                  AND at_ns < (SELECT coalesce(min(first_ns), 9223372036854775807) FROM stories WHERE share = ?1)
+                  ORDER BY at_ns LIMIT ?2";
+    let others = numbers(connection, others, &[&from.share, &STEP])?;
+    if !others.is_empty() {
+        remove(connection, &others)?;
+        return Ok(true);
     }
-    Ok(true)
+    let oldest =
+        numbers(connection, "SELECT id FROM stories WHERE share = ?1 ORDER BY last_ns LIMIT 50", &[&from.share])?;
+    for story in &oldest {
+        remove_story(connection, *story)?;
+    }
+    Ok(!oldest.is_empty())
 }
 
 /// Gives pages back to the file system that are neither in use nor part of the reserve.
@@ -314,42 +315,65 @@ pub(super) fn reserve(connection: &Connection, bytes: u64) -> rusqlite::Result<(
     filled
 }
 
-/// Removes what must not be kept from every page, and leaves word that something was removed. How many lines it was.
-pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rusqlite::Result<u64> {
+/// Between two steps of [`forget`] others may write.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What [`forget`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// So many lines were removed.
+    pub lines: u64,
+    /// They are still in the log: somebody reads the store as it was.
+    pub are_in_the_log: bool,
+}
+
+/// Removes what must not be kept from every page, and leaves word that something was removed.
+pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rusqlite::Result<Forgotten> {
     // What is removed is written over.
     connection.pragma_update(None, "secure_delete", true)?;
     connection.busy_timeout(Duration::from_secs(10))?;
     let (condition, parameter) = what.condition();
-    let find =
-        format!("SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE {condition} ORDER BY l.id LIMIT {STEP}");
+    let find = format!(
+        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE {condition} AND l.id > ?2 ORDER BY l.id LIMIT {STEP}"
+    );
     let mut gap = Gap { from_ns: i64::MAX, until_ns: i64::MIN, lines: 0, packets: 0, why: what.words() };
+    let mut after = 0;
     loop {
         connection.execute_batch("BEGIN IMMEDIATE")?;
-        let removed = forget_some(connection, &find, &*parameter, &mut gap);
-        let is_more = match removed {
-            Ok(is_more) => is_more,
+        let next = forget_some(connection, &find, (&*parameter, after), &mut gap).and_then(|next| {
+            if next.is_none() && gap.lines > 0 {
+                let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
+                note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
+            }
+            Ok(next)
+        });
+        match next {
+            Ok(next) => {
+                connection.execute_batch("COMMIT")?;
+                let Some(next) = next else { break };
+                after = next;
+            }
             Err(error) => {
                 let _ = connection.execute_batch("ROLLBACK");
                 return Err(error);
             }
-        };
-        if !is_more && gap.lines > 0 {
-            let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
-            note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
         }
-        connection.execute_batch("COMMIT")?;
-        if !is_more {
-            break;
-        }
+        std::thread::sleep(PAUSE);
     }
     // The log still has it as it was.
-    let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-    Ok(gap.lines)
+    let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+    Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
 }
 
-fn forget_some(connection: &Connection, find: &str, parameter: &dyn ToSql, gap: &mut Gap) -> rusqlite::Result<bool> {
+/// Removes the next lines; the last one's number, where there may be more.
+fn forget_some(
+    connection: &Connection,
+    find: &str,
+    (parameter, after): (&dyn ToSql, i64),
+    gap: &mut Gap,
+) -> rusqlite::Result<Option<i64>> {
     let mut statement = connection.prepare_cached(find)?;
-    let rows = statement.query_map([parameter], |row| {
+    let rows = statement.query_map(params![parameter, after], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
     })?;
     let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
@@ -371,7 +395,7 @@ fn forget_some(connection: &Connection, find: &str, parameter: &dyn ToSql, gap: 
             remove_story(connection, story)?;
         }
     }
-    Ok(ids.len() >= STEP as usize)
+    Ok(ids.last().copied().filter(|_| ids.len() >= STEP as usize))
 }
 
 #[cfg(test)]
@@ -444,7 +468,7 @@ mod tests {
         attempt.sender.user = Some(User { id: uid, name: None, effective: None });
         attempt.incident = Uuid::from_u128(story);
         let line = Line { id: None, sequence: Some(1), at, kind: Kind::Blocked(Box::new(attempt)) };
-        Entry::of(&line, Some((Uuid::from_u128(story), Share::Host))).unwrap()
+        Entry::of(&line, Some(Uuid::from_u128(story)), Share::Host).unwrap()
     }
 
     fn packets(lines: &[Line]) -> u64 {
@@ -537,7 +561,8 @@ mod tests {
             who.name = Some("a-name-that-nobody-else-has".to_owned());
         }
         lab.store(&[secret, packet(2, 0, 0)]);
-        assert_eq!(forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap(), 1);
+        let forgotten = forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!(forgotten, Forgotten { lines: 1, are_in_the_log: false });
         assert_eq!(lab.lines().len(), 1);
         assert_eq!(lab.number("SELECT lines FROM gaps"), 1);
         assert_eq!(lab.number("SELECT count(*) FROM gaps WHERE why = 'removed on request: user 1000'"), 1);

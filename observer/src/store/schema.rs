@@ -11,6 +11,8 @@ use std::{
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::files::beside;
+
 /// `application_id` of a store: `obsv`, which `file` shows.
 pub(super) const APPLICATION: i64 = 0x6f62_7376;
 /// What brings a database of each version to the next one, from an empty file on. A published step is never changed: a store of that
@@ -38,7 +40,8 @@ CREATE TABLE gaps (
 );
 CREATE TABLE shares (
   id          INTEGER PRIMARY KEY,
-  name        TEXT    NOT NULL UNIQUE    -- a user or a namespace that fills the store
+  name        TEXT    NOT NULL UNIQUE,   -- a user or a namespace that fills the store
+  weight      INTEGER NOT NULL DEFAULT 0 -- bytes that it takes, about: the triggers keep it
 );
 CREATE TABLE stories (
   id          INTEGER PRIMARY KEY,
@@ -51,7 +54,6 @@ CREATE TABLE stories (
   first_line  INTEGER NOT NULL,
   last_line   INTEGER NOT NULL,
   lines       INTEGER NOT NULL,          -- rows of `lines`
-  weight      INTEGER NOT NULL,          -- bytes that they take, about
   packets     INTEGER NOT NULL,          -- of all lines, those that were folded or removed too
   bytes       INTEGER NOT NULL
 );
@@ -63,6 +65,7 @@ CREATE INDEX stories_by_rule ON stories(rule) WHERE rule IS NOT NULL;
 CREATE TABLE processes (
   id          INTEGER PRIMARY KEY,
   hash        BLOB    NOT NULL UNIQUE,
+  share       INTEGER NOT NULL REFERENCES shares, -- of the first line with it
   pid         INTEGER,
   name        TEXT,
   executable  TEXT,
@@ -76,6 +79,7 @@ CREATE INDEX processes_by_user ON processes(uid);
 CREATE TABLE parts (
   id          INTEGER PRIMARY KEY,
   hash        BLOB    NOT NULL UNIQUE,
+  share       INTEGER NOT NULL REFERENCES shares, -- of the first line with it
   destination TEXT,
   port        INTEGER,
   protocol    INTEGER,
@@ -91,6 +95,7 @@ CREATE TABLE lines (
   at_ns       INTEGER NOT NULL,
   start_ns    INTEGER,
   end_ns      INTEGER,
+  share       INTEGER NOT NULL REFERENCES shares,
   story       INTEGER REFERENCES stories,
   process     INTEGER REFERENCES processes,
   part        INTEGER NOT NULL REFERENCES parts,
@@ -101,9 +106,26 @@ CREATE TABLE lines (
 );
 CREATE INDEX lines_by_time ON lines(at_ns);
 CREATE INDEX lines_by_story ON lines(story, at_ns) WHERE story IS NOT NULL;
+CREATE INDEX lines_of_no_story ON lines(share, at_ns) WHERE story IS NULL;
 CREATE INDEX lines_by_process ON lines(process) WHERE process IS NOT NULL;
 CREATE INDEX lines_by_part ON lines(part);
 CREATE INDEX lines_by_run ON lines(run);
+CREATE TRIGGER line_stored AFTER INSERT ON lines BEGIN
+  UPDATE shares SET weight = weight + 200 WHERE id = NEW.share; END;
+CREATE TRIGGER line_removed AFTER DELETE ON lines BEGIN
+  UPDATE shares SET weight = weight - 200 WHERE id = OLD.share; END;
+CREATE TRIGGER story_stored AFTER INSERT ON stories BEGIN
+  UPDATE shares SET weight = weight + 300 WHERE id = NEW.share; END;
+CREATE TRIGGER story_removed AFTER DELETE ON stories BEGIN
+  UPDATE shares SET weight = weight - 300 WHERE id = OLD.share; END;
+CREATE TRIGGER process_stored AFTER INSERT ON processes BEGIN
+  UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
+CREATE TRIGGER process_removed AFTER DELETE ON processes BEGIN
+  UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
+CREATE TRIGGER part_stored AFTER INSERT ON parts BEGIN
+  UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
+CREATE TRIGGER part_removed AFTER DELETE ON parts BEGIN
+  UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
 CREATE TABLE state (
   name        TEXT PRIMARY KEY,
   value       INTEGER NOT NULL
@@ -153,6 +175,23 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// It is the disk's or another program's doing, and may pass.
+    pub(super) fn may_pass(&self) -> bool {
+        let Self::Database { error, .. } = self else { return false };
+        matches!(
+            error.sqlite_error_code(),
+            Some(
+                ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::DiskFull
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::SystemIoFailure
+            )
+        )
+    }
+}
+
 /// Opens a store to write, makes it where there is none, and brings an older one to this version.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
@@ -180,6 +219,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
         upgrade(&connection, &STEPS).map_err(failed)?;
     }
     Ok(connection)
+}
+
+/// A store at rest is one file, which the group can read: of a log beside it SQLite wants to write an index. Where somebody reads meanwhile it
+/// stays as it is, which is no harm.
+pub(super) fn rest(connection: &Connection) {
+    let _ = connection.pragma_update(None, "journal_mode", "DELETE");
 }
 
 /// A store that is open to be read.
@@ -252,13 +297,6 @@ impl Drop for Copy {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// A file beside the store, which is named after it.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    PathBuf::from(name)
 }
 
 /// Its version, 0 for an empty file.

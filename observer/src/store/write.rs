@@ -9,8 +9,6 @@ use super::{
     schema::{self, OpenError},
 };
 
-/// Bytes that a line takes in the store beside its texts, with its places in the indexes; about.
-pub(super) const LINE: i64 = 200;
 /// Texts whose numbers are remembered.
 const REMEMBERED: usize = 10_000;
 
@@ -34,6 +32,7 @@ pub(super) struct Writer {
     /// Numbers of texts, by their hash. Right only as long as every transaction is committed.
     parts: HashMap<[u8; 16], i64>,
     processes: HashMap<[u8; 16], i64>,
+    shares: HashMap<String, i64>,
 }
 
 impl Writer {
@@ -42,7 +41,15 @@ impl Writer {
         let connection = schema::open(path)?;
         let begun = begin(&connection, reporter, started_ns);
         let (run, next_line) = begun.map_err(|error| OpenError::Database { path: path.to_owned(), error })?;
-        Ok(Self { connection, run, next_line, version: 0, parts: HashMap::new(), processes: HashMap::new() })
+        Ok(Self {
+            connection,
+            run,
+            next_line,
+            version: 0,
+            parts: HashMap::new(),
+            processes: HashMap::new(),
+            shares: HashMap::new(),
+        })
     }
 
     /// Stores lines and what is missing between them: all, or none of it. It is on the disk when this returns.
@@ -68,10 +75,11 @@ impl Writer {
     pub(super) fn forget_numbers(&mut self) {
         self.parts.clear();
         self.processes.clear();
+        self.shares.clear();
     }
 
     fn put_all(&mut self, entries: &[Entry], gap: Option<&Gap>, now_ns: i64) -> rusqlite::Result<()> {
-        if self.parts.len() + self.processes.len() > REMEMBERED {
+        if self.parts.len() + self.processes.len() + self.shares.len() > REMEMBERED {
             self.forget_numbers();
         }
         for entry in entries {
@@ -80,19 +88,18 @@ impl Writer {
         if let Some(gap) = gap {
             note(&self.connection, self.run, gap)?;
         }
-        let alive = "UPDATE runs SET alive_ns = max(alive_ns, ?1) WHERE id = ?2";
-        self.connection.prepare_cached(alive)?.execute((now_ns, self.run)).map(drop)
+        self.live(now_ns)
     }
 
     fn put(&mut self, entry: &Entry) -> rusqlite::Result<()> {
-        let (process, of_process) = entry.who.as_ref().map(|who| self.process(who)).transpose()?.unzip();
-        let (part, of_part) = self.part(entry)?;
-        let weight = LINE + of_process.unwrap_or(0) + of_part;
+        let share = self.share(&entry.share)?;
+        let process = entry.who.as_ref().map(|who| self.process(who, share)).transpose()?;
+        let part = self.part(entry, share)?;
         let line = self.next_line;
-        let story = entry.of.as_ref().map(|of| self.story(of, entry, line, weight)).transpose()?;
+        let story = entry.of.as_ref().map(|of| self.story(of, entry, line, share)).transpose()?;
         let mut statement = self.connection.prepare_cached(
-            "INSERT INTO lines (id, run, line, sequence, action, at_ns, start_ns, end_ns, story, process, part, source, packets, bytes)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            "INSERT INTO lines (id, run, line, sequence, action, at_ns, start_ns, end_ns, share, story, process, part, source, packets, bytes)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )?;
         statement.execute(params![
             line,
@@ -103,6 +110,7 @@ impl Writer {
             entry.at_ns,
             entry.span_ns.map(|(start, _)| start),
             entry.span_ns.map(|(_, end)| end),
+            share,
             story,
             process,
             part,
@@ -114,60 +122,75 @@ impl Writer {
         Ok(())
     }
 
-    /// Number of a sender, and how many bytes it is new.
-    fn process(&mut self, who: &Who) -> rusqlite::Result<(i64, i64)> {
+    /// Number of a share.
+    fn share(&mut self, name: &str) -> rusqlite::Result<i64> {
+        if let Some(known) = self.shares.get(name) {
+            return Ok(*known);
+        }
+        let find = "SELECT id FROM shares WHERE name = ?1";
+        let known = self.connection.prepare_cached(find)?.query_row([name], |row| row.get(0)).optional()?;
+        let number = match known {
+            Some(number) => number,
+            None => self.connection.prepare_cached("INSERT INTO shares (name) VALUES (?1)")?.insert([name])?,
+        };
+        self.shares.insert(name.to_owned(), number);
+        Ok(number)
+    }
+
+    /// Number of a sender.
+    fn process(&mut self, who: &Who, share: i64) -> rusqlite::Result<i64> {
         let key = hash(&who.body);
         if let Some(known) = self.processes.get(&key) {
-            return Ok((*known, 0));
+            return Ok(*known);
         }
         let find = "SELECT id FROM processes WHERE hash = ?1";
         let known = self.connection.prepare_cached(find)?.query_row([key], |row| row.get(0)).optional()?;
-        let (number, bytes) = if let Some(number) = known {
-            (number, 0)
+        let number = if let Some(number) = known {
+            number
         } else {
             let Who { pid, name, executable, uid, unit, container, body } = who;
             let mut insert = self.connection.prepare_cached(
-                "INSERT INTO processes (hash, pid, name, executable, uid, unit, container, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                "INSERT INTO processes (hash, share, pid, name, executable, uid, unit, container, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?;
-            (insert.insert(params![key, pid, name, executable, uid, unit, container, body])?, LINE + length(body))
+            insert.insert(params![key, share, pid, name, executable, uid, unit, container, body])?
         };
         self.processes.insert(key, number);
-        Ok((number, bytes))
+        Ok(number)
     }
 
-    /// The same of what lines share beside it.
-    fn part(&mut self, entry: &Entry) -> rusqlite::Result<(i64, i64)> {
+    /// Number of what lines share beside it.
+    fn part(&mut self, entry: &Entry, share: i64) -> rusqlite::Result<i64> {
         let key = hash(&entry.body);
         if let Some(known) = self.parts.get(&key) {
-            return Ok((*known, 0));
+            return Ok(*known);
         }
         let find = "SELECT id FROM parts WHERE hash = ?1";
         let known = self.connection.prepare_cached(find)?.query_row([key], |row| row.get(0)).optional()?;
-        let (number, bytes) = if let Some(number) = known {
-            (number, 0)
+        let number = if let Some(number) = known {
+            number
         } else {
             let Entry { destination, port, protocol, body, .. } = entry;
-            let insert = "INSERT INTO parts (hash, destination, port, protocol, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+            let insert =
+                "INSERT INTO parts (hash, share, destination, port, protocol, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
             let mut insert = self.connection.prepare_cached(insert)?;
-            (insert.insert(params![key, destination, port, protocol, body])?, LINE + length(body))
+            insert.insert(params![key, share, destination, port, protocol, body])?
         };
         self.parts.insert(key, number);
-        Ok((number, bytes))
+        Ok(number)
     }
 
     /// Number of the story, which has one more line.
-    fn story(&self, of: &Of, entry: &Entry, line: i64, weight: i64) -> rusqlite::Result<i64> {
-        let share = "INSERT INTO shares (name) VALUES (?1) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id";
-        let share: i64 = self.connection.prepare_cached(share)?.query_row([&of.share], |row| row.get(0))?;
+    fn story(&self, of: &Of, entry: &Entry, line: i64, share: i64) -> rusqlite::Result<i64> {
         let (first, last) = entry.span_ns.unwrap_or((entry.at_ns, entry.at_ns));
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO stories
-               (story, incident, share, rule, first_ns, last_ns, first_line, last_line, lines, weight, packets, bytes)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, 1, ?8, ?9, ?10)
+               (story, incident, share, rule, first_ns, last_ns, first_line, last_line, lines, packets, bytes)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, 1, ?8, ?9)
              ON CONFLICT (story) DO UPDATE SET
                rule = coalesce(rule, excluded.rule), first_ns = min(first_ns, excluded.first_ns),
                last_ns = max(last_ns, excluded.last_ns), last_line = excluded.last_line, lines = lines + 1,
-               weight = weight + excluded.weight, packets = packets + excluded.packets, bytes = bytes + excluded.bytes
+               packets = packets + excluded.packets, bytes = bytes + excluded.bytes
              RETURNING id",
         )?;
         statement.query_row(
@@ -179,7 +202,6 @@ impl Writer {
                 first,
                 last.max(entry.at_ns),
                 line,
-                weight,
                 signed(entry.packets),
                 signed(entry.bytes),
             ],
@@ -187,13 +209,30 @@ impl Writer {
         )
     }
 
+    /// Leaves word that the run goes on.
+    pub(super) fn live(&self, now_ns: i64) -> rusqlite::Result<()> {
+        let alive = "UPDATE runs SET alive_ns = max(alive_ns, ?1) WHERE id = ?2";
+        self.connection.prepare_cached(alive)?.execute((now_ns, self.run)).map(drop)
+    }
+
+    /// How many other runs of which something was heard after that time were ended by force.
+    pub(super) fn ended_by_force(&self, since_ns: i64) -> rusqlite::Result<i64> {
+        let sql = "SELECT count(*) FROM runs WHERE ended_ns IS NULL AND id <> ?1 AND alive_ns > ?2";
+        self.connection.query_row(sql, (self.run, since_ns), |row| row.get(0))
+    }
+
+    /// Takes the run back: nothing is recorded in it.
+    pub(super) fn withdraw(&self) -> rusqlite::Result<()> {
+        self.connection.execute("DELETE FROM runs WHERE id = ?1", [self.run])?;
+        schema::rest(&self.connection);
+        Ok(())
+    }
+
     /// Ends the run: `account` is JSON.
     pub(super) fn end(&mut self, account: &str, ended_ns: i64) -> rusqlite::Result<()> {
         let end = "UPDATE runs SET ended_ns = ?1, alive_ns = max(alive_ns, ?1), account = ?2 WHERE id = ?3";
         self.connection.execute(end, (ended_ns, account, self.run))?;
-        // A store at rest is one file, which the group can read: of a log beside it SQLite wants to write an index. Where somebody
-        // reads meanwhile it stays as it is, which is no harm.
-        let _ = self.connection.pragma_update(None, "journal_mode", "DELETE");
+        schema::rest(&self.connection);
         Ok(())
     }
 }
@@ -222,8 +261,4 @@ pub(super) fn note(connection: &Connection, run: i64, gap: &Gap) -> rusqlite::Re
 /// SQLite's numbers have a sign.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn length(text: &str) -> i64 {
-    i64::try_from(text.len()).unwrap_or(i64::MAX)
 }

@@ -1,5 +1,7 @@
 //! `observer record`: what it acknowledges is in the store, whatever happens to it, to the disk and to the file; and who reads it.
 
+mod configuration;
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown},
@@ -30,6 +32,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("the_group_reads_it", by_the_group),
     ("what_must_not_be_kept", forgotten),
     ("other_files_are_refused", refused),
+    ("a_configuration_file", configuration::file),
+    ("a_configuration_that_is_read_again", configuration::read_again),
+    ("ended_by_force_three_times", configuration::held_down),
 ];
 
 const DROP: &str = "table inet t { chain c { type filter hook output priority 0; udp dport { 53, 9 } counter drop } }";

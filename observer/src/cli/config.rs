@@ -1,0 +1,278 @@
+//! The configuration file of `record`: TOML, whose keys are the command's options. What is typed goes before what is in the file.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    ffi::OsString,
+    fmt::Write,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::{
+    Arg, ArgMatches, CommandFactory, FromArgMatches,
+    error::{ContextKind, ContextValue},
+    parser::ValueSource,
+};
+use toml::de::{DeTable, DeValue};
+
+use super::{Cli, did_you_mean, exit::UsageError, record};
+
+/// Read where nobody names another file, if it is there.
+pub(super) const DEFAULT: &str = "/etc/observer/observer.toml";
+/// The command whose options they are.
+const COMMAND: &str = "record";
+/// Options that are no keys: they are about one call.
+const NOT_KEYS: [&str; 10] =
+    ["config", "print-config", "output", "for", "strict", "no-redact", "help", "verbose", "quiet", "version"];
+/// The table in which filters are.
+const FILTERS: &str = "filter";
+
+/// Options that are in force: what was typed, what the file says, and defaults.
+pub(super) struct InForce {
+    /// The options.
+    pub(super) args: record::Args,
+    /// The file, if one was read.
+    pub(super) file: Option<PathBuf>,
+    /// Values by key, as they would be typed.
+    values: BTreeMap<String, Vec<String>>,
+}
+
+/// A value of the file, and the line in which it stands.
+struct Value {
+    key: String,
+    text: String,
+    line: usize,
+}
+
+impl InForce {
+    /// Of what was typed, the name of the program first.
+    pub(super) fn of(typed: &[OsString]) -> Result<Self> {
+        let matches = of_record(typed.to_vec())?;
+        let named = matches.get_one::<PathBuf>("config");
+        let path = named.map_or_else(|| PathBuf::from(DEFAULT), Clone::clone);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                let sentence = format!("cannot read {}: {error}", path.display());
+                return Err(wrong(sentence, "name a file in TOML with --config"));
+            }
+        };
+        let mut words = typed.to_vec();
+        for Value { key, text, .. } in text.as_deref().map(|text| values(&path, text)).transpose()?.unwrap_or_default()
+        {
+            if matches.value_source(&id(&key)) != Some(ValueSource::CommandLine) {
+                words.push(format!("--{key}={text}").into());
+            }
+        }
+        let matches = of_record(words)?;
+        let values = keys().into_iter().map(|key| {
+            let raw = matches.get_raw(&id(key.get_long().unwrap_or_default())).into_iter().flatten();
+            (name(&key), raw.map(|value| value.to_string_lossy().into_owned()).collect())
+        });
+        Ok(Self {
+            values: values.collect(),
+            args: record::Args::from_arg_matches(&matches)?,
+            file: text.is_some().then_some(path),
+        })
+    }
+
+    /// Keys whose values are others than those of `other`.
+    pub(super) fn differs_in(&self, other: &Self) -> Vec<String> {
+        self.values
+            .iter()
+            .filter(|(key, value)| other.values.get(*key) != Some(value))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    /// All keys with their values, as a file that means the same.
+    pub(super) fn toml(&self) -> Result<String> {
+        let mut text =
+            String::from("# Options of `observer record`: each key is an option too, as --max-size for max_size.\n");
+        let (filters, others): (Vec<Arg>, Vec<Arg>) = keys().into_iter().partition(is_filter);
+        for key in &others {
+            self.write(&mut text, key)?;
+        }
+        let _ = write!(text, "\n# Record only what matches: one of the values of each key.\n[{FILTERS}]\n");
+        for key in &filters {
+            self.write(&mut text, key)?;
+        }
+        Ok(text)
+    }
+
+    fn write(&self, text: &mut String, key: &Arg) -> Result<()> {
+        let name = name(key);
+        let values = self.values.get(&name).map(Vec::as_slice).unwrap_or_default();
+        // A text of JSON is one of TOML.
+        let quoted: Vec<String> = values.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        let help = key.get_help().map(ToString::to_string).unwrap_or_default();
+        let _ = match (key.get_action().takes_values() && key.get_num_args().is_some(), quoted.as_slice()) {
+            (_, []) => writeln!(text, "\n# {help}\n# {} = []", last(&name)),
+            _ if is_list(key) => writeln!(text, "\n# {help}\n{} = [{}]", last(&name), quoted.join(", ")),
+            _ => writeln!(text, "\n# {help}\n{} = {}", last(&name), quoted.join(", ")),
+        };
+        Ok(())
+    }
+}
+
+/// What clap makes of the words, which begin with the name of the program.
+fn of_record(words: Vec<OsString>) -> Result<ArgMatches> {
+    let mut matches = Cli::command().try_get_matches_from(words)?;
+    let (_, of_record) =
+        matches.remove_subcommand().filter(|(name, _)| name == COMMAND).context("this is not `record`")?;
+    Ok(of_record)
+}
+
+/// The options that are keys.
+fn keys() -> Vec<Arg> {
+    let command = Cli::command();
+    let record = command.find_subcommand(COMMAND).into_iter().flat_map(clap::Command::get_arguments);
+    record.filter(|arg| arg.get_long().is_some_and(|long| !NOT_KEYS.contains(&long))).cloned().collect()
+}
+
+fn is_filter(arg: &Arg) -> bool {
+    arg.get_help_heading().is_some()
+}
+
+fn is_list(arg: &Arg) -> bool {
+    matches!(arg.get_action(), clap::ArgAction::Append)
+}
+
+/// A key with the table in which it is: `max_size`, `filter.dst`.
+fn name(arg: &Arg) -> String {
+    let own = arg.get_long().unwrap_or_default().replace('-', "_");
+    if is_filter(arg) { format!("{FILTERS}.{own}") } else { own }
+}
+
+/// The key alone.
+fn last(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+/// clap's name of an option.
+fn id(long: &str) -> String {
+    long.replace('-', "_")
+}
+
+fn wrong(sentence: String, hint: &str) -> anyhow::Error {
+    UsageError { sentence, hint: hint.to_owned() }.into()
+}
+
+/// All values of a file, each of which is one that its option takes.
+fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
+    let hint = "`observer record --print-config` prints all keys";
+    let line = |at: usize| 1 + text.get(..at).unwrap_or(text).matches('\n').count();
+    let at = |line: usize, what: &str| wrong(format!("{}:{line}: {what}", path.display()), hint);
+    let table = DeTable::parse(text)
+        .map_err(|error| at(line(error.span().map_or(0, |span| span.start)), error.message().trim_end()))?;
+    let known = keys();
+    let mut found = Vec::new();
+    let mut take = |table: &DeTable<'_>, prefix: &str| -> Result<()> {
+        for (key, value) in table {
+            let full = format!("{prefix}{}", key.get_ref());
+            if full == FILTERS && value.get_ref().is_table() {
+                continue;
+            }
+            let line = line(key.span().start);
+            let names: Vec<String> = known.iter().map(name).collect();
+            let Some(arg) = known.iter().find(|arg| name(arg) == full) else {
+                let nearest = did_you_mean(&full, names.iter().map(String::as_str));
+                let nearest = if nearest.is_empty() { nearest } else { format!("; {nearest}") };
+                return Err(at(line, &format!("there is no key `{full}`{nearest}")));
+            };
+            let texts = texts(value.get_ref(), is_list(arg)).map_err(|what| at(line, &format!("`{full}` {what}")))?;
+            for text in texts {
+                let long = arg.get_long().unwrap_or_default().to_owned();
+                refused(&long, &text).map_or(Ok(()), |why| Err(at(line, &format!("`{full}`: {why}"))))?;
+                found.push(Value { key: long, text, line });
+            }
+        }
+        Ok(())
+    };
+    take(table.get_ref(), "")?;
+    if let Some(DeValue::Table(filters)) = table.get_ref().get(FILTERS).map(toml::Spanned::get_ref) {
+        take(filters, &format!("{FILTERS}."))?;
+    }
+    found.sort_by_key(|value| value.line);
+    Ok(found)
+}
+
+/// A value as it would be typed; what it should be, where it cannot be.
+fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, &'static str> {
+    match value {
+        DeValue::String(text) => Ok(vec![text.to_string()]),
+        DeValue::Integer(number) if number.radix() == 10 => Ok(vec![number.as_str().to_owned()]),
+        DeValue::Array(array) if is_list => {
+            let of_each: Result<Vec<_>, _> = array.iter().map(|value| texts(value.get_ref(), false)).collect();
+            Ok(of_each?.concat())
+        }
+        _ if is_list => Err("takes a list of texts"),
+        _ => Err("takes a text"),
+    }
+}
+
+/// Why an option does not take a value, if it does not.
+fn refused(long: &str, text: &str) -> Option<String> {
+    let words = ["observer", COMMAND].map(str::to_owned).into_iter().chain([format!("--{long}={text}")]);
+    let error = Cli::command().try_get_matches_from(words).err()?;
+    Some(match (error.source(), error.get(ContextKind::ValidValue)) {
+        (Some(why), _) => why.to_string(),
+        (None, Some(ContextValue::Strings(valid))) => format!("`{text}` is none of {}", valid.join(", ")),
+        _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_force(text: &str, typed: &[&str]) -> Result<InForce> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("observer.toml");
+        fs::write(&path, text)?;
+        let mut words: Vec<OsString> = ["observer", "record", "--config"].map(OsString::from).to_vec();
+        words.push(path.into());
+        words.extend(typed.iter().map(OsString::from));
+        InForce::of(&words)
+    }
+
+    fn sentence(text: &str) -> String {
+        let error = in_force(text, &[]).err().unwrap().to_string();
+        error.rsplit_once(".toml").unwrap().1.lines().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn what_is_typed_goes_before_the_file() {
+        let text = "keep = \"7d\"\nmax_size = \"1GiB\"\n[filter]\nport = [443, \"https\"]\nuser = [0]\n";
+        let found = in_force(text, &["--keep", "1d"]).unwrap();
+        assert_eq!(found.values["keep"], ["1d"]);
+        assert_eq!(found.values["max_size"], ["1GiB"]);
+        assert_eq!(found.values["filter.port"], ["443", "https"]);
+        assert_eq!(found.values["reserve"], ["16MiB"]);
+        let other = in_force(text, &["--keep", "1d", "--port", "53"]).unwrap();
+        assert_eq!(found.differs_in(&other), ["filter.port"]);
+    }
+
+    #[test]
+    fn what_is_printed_means_the_same() {
+        let text = "keep = \"7d\"\n[filter]\ncomm = [\"a\\\"b\"]\nport = 53\n";
+        let found = in_force(text, &[]).unwrap();
+        let again = in_force(&found.toml().unwrap(), &[]).unwrap();
+        assert_eq!(found.values, again.values, "{}", found.toml().unwrap());
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_line_and_key() {
+        assert_eq!(sentence("keep = \"7d\"\nkep = 1\n"), ":2: there is no key `kep`; did you mean `keep`?");
+        assert_eq!(sentence("\n\nkeep = \"soon\""), ":3: `keep`: write for example `90s`, `15m`, `2h` or `1d`");
+        assert_eq!(sentence("prove = \"never\""), ":1: `prove`: `never` is none of on-demand, always");
+        assert_eq!(sentence("[filter]\nport = [\"no\"]").split(':').nth(2), Some(" `filter.port`"));
+        assert_eq!(sentence("keep = true"), ":1: `keep` takes a text");
+        assert!(sentence("strict = true").starts_with(":1: there is no key `strict`"));
+        assert!(sentence("keep = ").starts_with(":1: "), "{}", sentence("keep = "));
+        assert!(sentence("port = 53").starts_with(":1: there is no key `port`"));
+    }
+}
