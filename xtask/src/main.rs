@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod floors;
 mod lint;
+mod package;
 mod published;
 mod record;
 mod setup;
@@ -62,6 +63,8 @@ enum Verb {
     },
     /// Scenarios on other kernels, in virtual machines; without names, all of them.
     Vm(vm::Wanted),
+    /// Make a .deb, a .rpm and a tar, with checksums and a list of the program's parts.
+    Package(package::Wanted),
     /// Format and lint checks.
     Lint,
     /// What the kernel side costs: interleaved runs, medians and spread.
@@ -104,6 +107,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Record { folder, against, filter } => record::run(&folder, against.as_deref(), filter.as_deref()),
         Verb::Vm(wanted) => vm::run(&wanted),
+        Verb::Package(wanted) => package::run(&wanted).map(|()| ExitCode::SUCCESS),
         Verb::Lint => lint::run(),
         Verb::Bench { args } => {
             setup::test_tools()?;

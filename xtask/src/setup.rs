@@ -48,6 +48,10 @@ const WELCOME_TOOLS: [(&str, &str); 4] =
 /// thing that a test may bring.
 const SERVICES: [(&str, &str); 2] = [("firewalld", "firewalld"), ("dbus-daemon", "dbus-daemon")];
 
+/// Programs that make packages.
+const PACKAGE_TOOLS: [(&str, &str); 5] =
+    [("dpkg-deb", "dpkg"), ("rpmbuild", "rpm"), ("strip", "binutils"), ("tar", "tar"), ("xz", "xz-utils")];
+
 /// Programs that boot other kernels, whatever their architecture.
 const MACHINE_TOOLS: [(&str, &str); 8] = [
     ("modprobe", "kmod"),
@@ -133,6 +137,21 @@ pub(crate) fn machine_tools(arch: &str) -> Result<()> {
     tools(&wanted, "virtual machines")
 }
 
+/// Programs that make packages; installed when missing.
+pub(crate) fn package_tools() -> Result<()> {
+    tools(&PACKAGE_TOOLS, "packages")
+}
+
+/// A tool that cargo brings, in one version; installed when missing.
+pub(crate) fn cargo_tool(name: &str, version: &str) -> Result<()> {
+    let installed = command::output(command::cargo().args(["install", "--list"]));
+    if installed.is_some_and(|list| list.contains(&format!("{name} v{version}:"))) {
+        return Ok(());
+    }
+    println!("xtask: installing {name} {version}");
+    command::check(command::cargo().args(["install", "--quiet", "--locked", name, "--version", version]))
+}
+
 /// What builds for another architecture, and runs it.
 pub(crate) struct Cross {
     pub(crate) linker: String,
@@ -194,7 +213,8 @@ pub(crate) fn keyring(distribution: &str) -> Result<Option<&'static str>> {
     Ok(Some(path))
 }
 
-fn tools(wanted: &[(&str, &'static str)], purpose: &str) -> Result<()> {
+/// Programs, each with the package that brings it; installed when missing.
+pub(crate) fn tools(wanted: &[(&str, &'static str)], purpose: &str) -> Result<()> {
     let mut packages: Vec<&str> =
         wanted.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
     packages.dedup();

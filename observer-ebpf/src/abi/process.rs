@@ -100,9 +100,9 @@ pub struct ProcessRecord {
     pub name_bytes: u16,
     /// Bytes of arguments.
     pub args_bytes: u16,
-    /// Of what was reached: group with which the socket's file was opened, in the initial user namespace; all ones where that is not
-    /// known.
-    pub gid: u32,
+    /// Of a process that was made or runs another program: user that made its user namespace. Of what was reached: group with which the
+    /// socket's file was opened; all ones where that is not known. In the initial user namespace.
+    pub ident: u32,
 }
 
 const _: () = assert!(size_of::<ProcessRecord>() == 8 + size_of::<Task>() + 8 + 3 * 4 + 2 + 3 * 2 + 4);

@@ -49,6 +49,7 @@ pub fn record(task: u64, facts: Task, event: ProcessEvent) -> ProcessRecord {
         pid_namespace: Probe::field(namespace, field!(pid_ns_inum)).unwrap_or(0),
         inner_pid: Probe::field(number, field!(upid_nr)).unwrap_or(0),
         user_namespace: Probe::field(user_namespace, field!(user_ns_inum)).unwrap_or(0),
+        ident: Probe::field(user_namespace, field!(user_ns_owner)).unwrap_or(0),
         ..bare(facts, event)
     }
 }
@@ -68,7 +69,7 @@ pub fn bare(task: Task, event: ProcessEvent) -> ProcessRecord {
         path_bytes: 0,
         name_bytes: 0,
         args_bytes: 0,
-        gid: 0,
+        ident: 0,
     }
 }
 
@@ -109,7 +110,7 @@ pub fn emit_reached(owner: Option<&Task>, flow: &FlowRecord, gid: u32) {
         }
         (*whole).record = bare(Task::default(), ProcessEvent::Reached);
         (*whole).record.args_bytes = size_of::<FlowRecord>() as u16;
-        (*whole).record.gid = gid;
+        (*whole).record.ident = gid;
         if let Some(owner) = owner {
             (*whole).record.task = *owner;
         }

@@ -8,6 +8,7 @@ mod asking;
 mod attempt;
 pub mod flows;
 pub mod host;
+mod invocation;
 pub mod owner;
 mod places;
 pub mod processes;
@@ -26,7 +27,7 @@ pub(crate) use self::{
     places::Places,
     sender::Credentials,
 };
-use self::{host::Identity, unsent::Unsent, users::Users};
+use self::{host::Identity, invocation::Invocations, unsent::Unsent, users::Users};
 use crate::{
     kernel::{clock::Clock, layout::Reasons},
     model::{Actor, Degraded, NetnsPlace, OwnerBy, OwnerKnown, Reached, Sender, Share},
@@ -40,6 +41,7 @@ pub struct Attribution<E> {
     owners: Owners<E>,
     places: Places,
     users: Users,
+    invocations: Invocations,
     unsent: Unsent,
     clock: Clock,
     command_lines: CommandLines,
@@ -72,6 +74,7 @@ impl<E: HostQueries> Attribution<E> {
             owners,
             places: Places::default(),
             users: Users::default(),
+            invocations: Invocations::default(),
             unsent: Unsent::default(),
             clock: Clock::default(),
             command_lines,

@@ -140,7 +140,7 @@ impl Processes {
             name: facts.name.clone(),
             start_ns: None,
             parent,
-            namespaces: Namespaces::default(),
+            namespaces: facts.namespaces,
             euid: facts.euid,
             cgroup: 0,
             cgroup_path: facts.cgroup,
@@ -451,6 +451,7 @@ mod tests {
         let facts = Facts {
             id: id(10, 1),
             parent_pid: 1,
+            namespaces: Namespaces::default(),
             name: "late".to_owned(),
             image: image("/late"),
             euid: None,

@@ -32,6 +32,7 @@ impl<E: HostQueries> Attribution<E> {
             _ => socket.cgroup.and_then(|id| self.owners.cgroup_path(id)),
         };
         let user = socket.uid.map(|uid| self.user(uid, who.as_ref().and_then(|who| who.euid)));
+        let unit = cgroup.as_deref().and_then(unit::unit);
         let mut container = cgroup.as_deref().and_then(unit::container);
         let named = container.as_ref().and_then(|container| self.owners.container_name(&container.id));
         let (name, pod) = named.map(|named| (named.name, named.pod)).unzip();
@@ -53,7 +54,8 @@ impl<E: HostQueries> Attribution<E> {
             user,
             container,
             pod,
-            unit: cgroup.as_deref().and_then(unit::unit),
+            invocation: unit.as_deref().and_then(|unit| self.invocations.of(unit)),
+            unit,
             slice: cgroup.as_deref().and_then(unit::slice),
             cgroup,
             script,
@@ -173,7 +175,12 @@ fn executable(image: &Image) -> Option<String> {
 
 fn namespaces(numbers: Namespaces) -> Option<ProcessNamespaces> {
     let known = |number: u32| (number != 0).then_some(number);
-    let namespaces =
-        ProcessNamespaces { pid: known(numbers.pid), inner_pid: known(numbers.inner_pid), user: known(numbers.user) };
+    let namespaces = ProcessNamespaces {
+        pid: known(numbers.pid),
+        inner_pid: known(numbers.inner_pid),
+        user: known(numbers.user),
+        // Root's number is 0.
+        user_owner: known(numbers.user).map(|_| numbers.user_owner),
+    };
     (namespaces.pid.is_some() || namespaces.user.is_some()).then_some(namespaces)
 }

@@ -171,7 +171,8 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     let sink = StoreSink::new(recorder, next, Arc::clone(&lost), Arc::clone(&changed_limits));
     let outlets = vec![Outlet { name: "the store", sink: Box::new(sink), is_needed: true }];
     let run_limits = Limits { count: None, counts: |_| false, late: LATE };
-    let run = session.confined(outlets, run_limits, args.command_lines(), &[]);
+    let mut run = session.confined(outlets, run_limits, args.command_lines(), &[]);
+    run.with_documents = true;
     let (manager, duration, strict) = (service.clone(), args.duration, args.strict);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;

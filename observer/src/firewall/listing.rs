@@ -21,6 +21,8 @@ use crate::{
 
 /// What a program that lists rules may use of a processor.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How hard a text is compressed, of 10: rulesets repeat themselves, and little effort is enough.
+const LEVEL: u8 = 3;
 /// A rule's text is cut after so many characters, and marked.
 const MAX_TEXT: usize = 1024;
 
@@ -33,6 +35,9 @@ pub struct Listing {
     pub generation: Option<u32>,
     /// SHA-256 of everything that `nft` wrote but handles, in hexadecimal digits.
     pub sha256: String,
+    /// What the digest is of, compressed (zlib), and its bytes before.
+    packed: Vec<u8>,
+    bytes: u64,
     /// Rules as iptables writes them, by family, table and chain.
     saved: Saved,
 }
@@ -96,6 +101,12 @@ impl Pending {
 }
 
 impl Pending {
+    /// The listing's text, compressed, and its bytes before, where this is its digest.
+    pub fn packed(&self, sha256: &str) -> Option<(u64, &[u8])> {
+        let listing = self.known().filter(|listing| listing.sha256 == sha256)?;
+        Some((listing.bytes, &listing.packed))
+    }
+
     /// The listing, if it is there already.
     pub fn known(&self) -> Option<&Listing> {
         self.come.as_ref()?.as_ref()
@@ -106,7 +117,7 @@ impl Pending {
         let Some(Some(listing)) = &self.come else { return 0 };
         let texts = listing.texts.values().map(|text| text.len() + 64).sum::<usize>();
         let saved = listing.saved.values().flatten().map(|rule| rule.len() + 24).sum::<usize>();
-        (texts + saved) as u64
+        (texts + saved + listing.packed.len()) as u64
     }
 
     /// A rule as iptables writes it, if the listing is there and of that generation.
@@ -215,7 +226,7 @@ enum Block {
 
 fn parse(text: &str) -> Listing {
     let mut listing = Listing::default();
-    let mut hash = Sha256::new();
+    let mut digested = String::with_capacity(text.len());
     let mut blocks: Vec<Block> = Vec::new();
     let mut table = 0;
     // A rule with a long set stands in several lines.
@@ -224,8 +235,8 @@ fn parse(text: &str) -> Listing {
     for line in text.lines() {
         let marked = handle(line);
         let plain = marked.map_or(line, |(plain, _)| plain);
-        hash.update(plain);
-        hash.update("\n");
+        digested.push_str(plain);
+        digested.push('\n');
         let line = plain.trim();
         match (blocks.last(), marked) {
             (None, Some((_, handle))) if line.starts_with("table ") => {
@@ -270,7 +281,9 @@ fn parse(text: &str) -> Listing {
     for handles in ambiguous {
         listing.texts.remove(&handles);
     }
-    for byte in hash.finalize() {
+    listing.bytes = digested.len() as u64;
+    listing.packed = miniz_oxide::deflate::compress_to_vec_zlib(digested.as_bytes(), LEVEL);
+    for byte in Sha256::digest(&digested) {
         let _ = write!(listing.sha256, "{byte:02x}");
     }
     listing

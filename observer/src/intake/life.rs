@@ -48,6 +48,7 @@ fn born(record: &ProcessRecord) -> Born {
     let ProcessRecord { time_ns: boot_ns, task, .. } = *record;
     let foreign = |number: u32, initial: u32| if number == initial { 0 } else { number };
     let pid_namespace = foreign(record.pid_namespace, INITIAL_PID_NAMESPACE);
+    let user_namespace = foreign(record.user_namespace, INITIAL_USER_NAMESPACE);
     Born {
         boot_ns,
         task,
@@ -55,7 +56,8 @@ fn born(record: &ProcessRecord) -> Born {
         namespaces: Namespaces {
             pid: pid_namespace,
             inner_pid: if pid_namespace == 0 { 0 } else { record.inner_pid },
-            user: foreign(record.user_namespace, INITIAL_USER_NAMESPACE),
+            user: user_namespace,
+            user_owner: if user_namespace == 0 { 0 } else { record.ident },
         },
     }
 }
@@ -72,7 +74,7 @@ fn reached(record: &ProcessRecord, bytes: &[u8]) -> Option<Box<Reached>> {
         boot_ns: record.time_ns,
         owner,
         uid: said.uid,
-        gid: (record.gid != u32::MAX).then_some(record.gid),
+        gid: (record.ident != u32::MAX).then_some(record.ident),
         netns: flow.netns,
         protocol: flow.protocol,
         local: SocketAddr::new(flow.local?, flow.local_port),
@@ -152,7 +154,7 @@ mod tests {
             path_bytes,
             name_bytes,
             args_bytes,
-            gid: u32::MAX,
+            ident: u32::MAX,
         };
         Bytes::from([record.as_bytes(), &parts.concat()].concat())
     }
@@ -163,7 +165,7 @@ mod tests {
         let Ok(ProcessChange::Exec(born, image)) = life else { panic!("{life:?}") };
         assert_eq!((born.boot_ns, born.task.pid, born.task.cgroup), (7, 12, 9));
         assert_eq!(born.parent, Some(ProcessId { pid: 5, start_ticks: 1 }));
-        assert_eq!(born.namespaces, Namespaces { pid: 77, inner_pid: 3, user: 0 });
+        assert_eq!(born.namespaces, Namespaces { pid: 77, inner_pid: 3, user: 0, user_owner: 0 });
         assert_eq!(image.executable.as_deref(), Some("/usr/bin/curl"));
         assert_eq!(image.args.iter().collect::<Vec<_>>(), ["curl", "-s", "", "x"], "an empty argument is an argument");
         assert_eq!((image.script, image.executable_cut, image.args_cut), (None, false, false));

@@ -85,6 +85,8 @@ pub struct Namespaces {
     pub inner_pid: u32,
     /// Inode number of its user namespace.
     pub user: u32,
+    /// User id, in the initial user namespace, of whoever made that.
+    pub user_owner: u32,
 }
 
 /// What /proc says about a process.
@@ -94,6 +96,8 @@ pub struct Facts {
     pub id: ProcessId,
     /// Its parent's process id; 0 for none.
     pub parent_pid: u32,
+    /// Its namespaces.
+    pub namespaces: Namespaces,
     /// Name (`comm`).
     pub name: String,
     /// What it runs.

@@ -19,6 +19,8 @@ pub struct Sender {
     pub pod: Option<Pod>,
     /// systemd unit.
     pub unit: Option<String>,
+    /// What tells one run of the unit from another: systemd's invocation id.
+    pub invocation: Option<String>,
     /// systemd slice.
     pub slice: Option<String>,
     /// The program that carries other processes' traffic in its own name: a rootless container's network.
@@ -213,6 +215,9 @@ pub struct ProcessNamespaces {
     /// Inode number of its user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
+    /// User id, in the initial user namespace, of whoever made that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_owner: Option<u32>,
 }
 
 #[cfg(test)]

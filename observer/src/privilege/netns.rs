@@ -402,9 +402,9 @@ pub(super) fn keep_mounts_apart() {
     }
 }
 /// Inode number of the initial user namespace (`PROC_USER_INIT_INO` of `include/linux/proc_ns.h`).
-const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+pub(super) const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 /// The same of processes (`PROC_PID_INIT_INO`).
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+pub(super) const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// How long a root folder is waited for.
 const ROOT: Duration = Duration::from_secs(1);
 /// Mount namespaces in which files are looked for.

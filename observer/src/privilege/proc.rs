@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     io::Read,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     sync::{Mutex, PoisonError, mpsc::channel},
     thread,
@@ -11,12 +12,13 @@ use std::{
 };
 
 use observer_ebpf::abi::ARGS_BYTES;
-use procfs::process::Process;
+use procfs::process::{Process, Status};
 use rustix::fs::{Dir, Mode, OFlags, readlinkat};
 
+use super::netns;
 use crate::{
-    model::{Arguments, Facts, Image, ProcessId},
-    patience,
+    model::{Arguments, Facts, Image, Namespaces, ProcessId},
+    patience, sys,
 };
 
 /// How long one walk over all open files answers questions.
@@ -56,8 +58,10 @@ fn read(pid: u32, start_ticks: Option<u64>, with_arguments: bool) -> Option<Fact
         return None;
     }
     let euid = status.as_ref().map(|status| status.euid);
+    let namespaces = namespaces(&process, status.as_ref());
     let read = if with_arguments { in_time(&process, status.map_or(0, |status| status.ruid)) } else { None };
     let facts = Facts {
+        namespaces,
         id: ProcessId { pid, start_ticks: stat.starttime },
         parent_pid: u32::try_from(stat.ppid).unwrap_or(0),
         image: Image {
@@ -75,6 +79,25 @@ fn read(pid: u32, start_ticks: Option<u64>, with_arguments: bool) -> Option<Fact
     // The pid may have been taken over while the files were read one by one.
     let still = process.stat().ok()?.starttime == facts.id.start_ticks;
     still.then_some(facts)
+}
+
+/// Its namespaces that are not the initial ones; what cannot be read is left out.
+fn namespaces(process: &Process, status: Option<&Status>) -> Namespaces {
+    let number = |name: &str| {
+        let file = process.open_relative(format!("ns/{name}")).ok()?;
+        Some((file.metadata().ok()?.ino(), file))
+    };
+    let mut found = Namespaces::default();
+    if let Some((inode, _)) = number("pid").filter(|(inode, _)| *inode != netns::INITIAL_PID_NAMESPACE) {
+        let inner = status.and_then(|status| status.nspid.as_ref()?.last().copied());
+        found.pid = u32::try_from(inode).unwrap_or(0);
+        found.inner_pid = inner.and_then(|inner| u32::try_from(inner).ok()).unwrap_or(0);
+    }
+    if let Some((inode, file)) = number("user").filter(|(inode, _)| *inode != netns::INITIAL_USER_NAMESPACE) {
+        found.user = u32::try_from(inode).unwrap_or(0);
+        found.user_owner = sys::maker_of_user_namespace(file.as_fd()).unwrap_or(0);
+    }
+    found
 }
 
 /// True while this very process runs.

@@ -11,8 +11,8 @@ use crate::{
     firewall::{denies::Denies, inventory::Inventory},
     kernel::symbols::Functions,
     model::{
-        Connect, ContainerName, Decision, Difference, Facts, NetnsPlace, Packet, Preflight, Preflighted, Remedy,
-        Replay, Share, Stopped, Wanted, WantedRule,
+        Connect, ContainerName, Decision, Difference, DocumentPart, Facts, NetnsPlace, Packet, Preflight, Preflighted,
+        Remedy, Replay, Share, Stopped, Wanted, WantedRule,
     },
     probe::calibrate::{
         proof::{Prepared, Unproven},
@@ -35,6 +35,7 @@ impl Polled for Differ {}
 impl Polled for Resend {}
 impl Polled for FixOf {}
 impl Polled for Place {}
+impl Polled for RulesetText {}
 
 impl Request {
     /// It takes long, because something is tried: others are not to wait behind it.
@@ -217,6 +218,15 @@ questions! {
         /// Number of the earlier ruleset: that of the last difference; without one the first that was read.
         since: Option<u32>,
     } => Result<Option<Difference>, String>;
+    /// A part of a ruleset that was read, compressed; nothing when it is not kept any more.
+    RulesetText {
+        /// Inode number of its network namespace.
+        netns: u32,
+        /// SHA-256 of its text.
+        sha256: String,
+        /// The part begins with this byte.
+        from: u64,
+    } => Result<Option<DocumentPart>, String>;
     /// Where the kernel's functions are that the eBPF side must know.
     FunctionsNow {
         /// How often its modules have changed: asked again, the answer is the same.

@@ -20,7 +20,7 @@ use crate::{
         ruleset::{MAX_BYTES, Ruleset},
     },
     kernel::netns_cookie,
-    model::{Difference, NamedRule, Share, WantedRule},
+    model::{Difference, DocumentPart, NamedRule, Share, WantedRule},
     patience,
 };
 
@@ -35,6 +35,9 @@ const MAX_NAMESPACES: usize = 256;
 /// Rulesets of a namespace that are kept, and rules in those that are not in force: a rule that is gone is still named.
 const MAX_KEPT: usize = 8;
 const MAX_OLDER_RULES: usize = 50_000;
+
+/// Bytes of a text in one answer.
+const PART: usize = 64 * 1024;
 
 /// Numbers of rulesets that differences were given up to, and are remembered.
 const MAX_ANSWERED: usize = 8;
@@ -262,6 +265,21 @@ impl Rulesets {
             space.answered.push_back(difference.generation);
         }
         Ok(difference)
+    }
+}
+
+impl Rulesets {
+    /// A part of the text of a ruleset that is kept.
+    pub(super) fn text(&self, number: u32, sha256: &str, from: u64) -> Result<Option<DocumentPart>> {
+        let cookie = netns::inside(Some(number), netns_cookie)??;
+        let Some(slot) = self.all().get(&cookie).cloned() else { return Ok(None) };
+        let space = slot.space.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((bytes, packed)) = space.rulesets.iter().find_map(|ruleset| ruleset.packed(sha256)) else {
+            return Ok(None);
+        };
+        let rest = usize::try_from(from).ok().and_then(|from| packed.get(from..)).unwrap_or_default();
+        let part = rest[..rest.len().min(PART)].to_vec();
+        Ok(Some(DocumentPart { bytes, packed: packed.len() as u64, part }))
     }
 }
 

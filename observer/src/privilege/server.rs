@@ -292,6 +292,7 @@ impl Server {
             Request::Rule(_)
             | Request::Listen(_)
             | Request::Differ(_)
+            | Request::RulesetText(_)
             | Request::Resend(_)
             | Request::Place(_)
             | Request::FixOf(_) => Vec::new(),

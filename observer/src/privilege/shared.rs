@@ -12,7 +12,7 @@ use super::{
     deciders::Deciders,
     fixes::Fixes,
     listening, netns,
-    protocol::{Differ, FixOf, Listen, Place, Request, Resend, Rule, encode},
+    protocol::{Differ, FixOf, Listen, Place, Request, Resend, Rule, RulesetText, encode},
     replays::Replays,
     rulesets::Rulesets,
     server::told,
@@ -74,6 +74,10 @@ impl Shared {
             }
             Request::Differ(differ) => {
                 encode::<Differ>(&self.rulesets.difference(differ.netns, differ.since).map_err(told))
+            }
+            Request::RulesetText(wanted) => {
+                let part = self.rulesets.text(wanted.netns, &wanted.sha256, wanted.from);
+                encode::<RulesetText>(&part.map_err(told))
             }
             // Reading rules would load it.
             Request::Resend(_) if !self.knows_nftables() => encode::<Resend>(&Err("nftables is not loaded".to_owned())),

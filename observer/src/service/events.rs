@@ -21,6 +21,7 @@ use observer_ebpf::abi::{Counted, DropKey, answer};
 
 use super::{
     backlog::Backlog,
+    documents::Documents,
     epochs::{Beyond, Epochs, Reported, Said, is_by},
     held::Waiting,
     ledger::{Flags, Ledger},
@@ -95,6 +96,7 @@ pub(super) struct Consumer<E> {
     held_of: HashMap<Share, usize>,
     epochs: Epochs,
     writer: LineWriter,
+    documents: Documents,
     /// How long late rules are waited for at the end.
     late: Duration,
     /// Follow-up lines may still come.
@@ -130,9 +132,11 @@ impl<E: HostQueries> Consumer<E> {
         counts: Counts,
         (writer, late): (LineWriter, Duration),
         (news, changing): (Arc<AtomicBool>, Arc<AtomicBool>),
+        documents: Documents,
     ) -> Self {
         Self {
             rooms,
+            documents,
             backlog: Backlog::new(),
             held_of: HashMap::new(),
             epochs: Epochs::new(counts),
@@ -400,12 +404,12 @@ impl<E: HostQueries> Consumer<E> {
         let comes = self.rooms.attribution.has_reached() || self.rooms.changes.are_waiting() || is_stale;
         self.changing.store(self.rooms.changes.are_waiting(), Ordering::Release);
         self.news.store(comes || self.rooms.incidents.news_may_come(), Ordering::Release);
-        comes || self.rooms.incidents.is_waiting()
+        comes || self.rooms.incidents.is_waiting() || self.documents.are_waiting()
     }
 
     /// A rule of what was reported, or what changed by a change, may still come.
     fn rules_may_come(&self) -> bool {
-        self.rooms.incidents.rules_may_come() || self.rooms.changes.are_waiting()
+        self.rooms.incidents.rules_may_come() || self.rooms.changes.are_waiting() || self.documents.are_waiting()
     }
 
     /// Tells what has become known of what was reported, and changes of rules.
@@ -426,10 +430,19 @@ impl<E: HostQueries> Consumer<E> {
         explainer.rules().refresh(attribution.queries());
         changes.progress(attribution.queries());
         let mut lookups = Lookups { attribution, explainer, tell };
-        for News { at, kind, story } in
-            incidents.news(&mut lookups, |netns, boot_ns| changes.is_changing(netns, boot_ns), now, is_over)
-        {
-            self.writer.news(at, kind, story.map(Snapshot::of));
+        let news = incidents.news(&mut lookups, |netns, boot_ns| changes.is_changing(netns, boot_ns), now, is_over);
+        for News { at, mut kind, story } in news {
+            let share = kind.attempt_mut().and_then(|attempt| {
+                let uid = attempt.sender.user.as_ref().map(|user| user.id);
+                Some(self.rooms.attribution.share(attempt.netns?, 0, uid))
+            });
+            if let (Kind::Rule(attempt), Some(share)) = (&kind, share) {
+                self.documents.want(attempt, share);
+            }
+            self.writer.news(at, kind, story.map(|story| Snapshot { share, ..Snapshot::of(story) }));
+        }
+        for document in self.documents.come(self.rooms.attribution.queries()) {
+            self.writer.document(document);
         }
     }
 
@@ -540,6 +553,7 @@ impl<E: HostQueries> Consumer<E> {
 
     /// Tells of packets that were stopped.
     fn tell(&mut self, attempt: Box<Attempt>, share: Share) {
+        self.documents.want(&attempt, share);
         let Self { writer, rooms, .. } = self;
         writer.packets(attempt, |attempt| rooms.incidents.count(attempt, share, Instant::now()));
     }

@@ -6,6 +6,7 @@
 //! empty the ring, let the queue run dry, sweep what is left, write the account.
 
 mod backlog;
+mod documents;
 mod epochs;
 mod events;
 mod held;
@@ -40,6 +41,7 @@ use tokio::{
 
 pub use self::events::Rooms;
 use self::{
+    documents::Documents,
     events::{Consumed, Consumer},
     ledger::{Flags, Ledger},
     writer::LineWriter,
@@ -120,6 +122,8 @@ pub struct Run<E> {
     pub degraded: Vec<Degraded>,
     /// Connections that hang already, to be reported first.
     pub hanging: Vec<Hanging>,
+    /// Rulesets that lines refer to are handed to the sinks.
+    pub with_documents: bool,
 }
 
 impl<E: HostQueries + Send + 'static> Run<E> {
@@ -168,7 +172,9 @@ impl<E: HostQueries + Send + 'static> Run<E> {
         let progress = fan.progress();
         let run = self.rooms.attribution.identity().run_id();
         let writer = LineWriter::new(fan, self.filter, self.limits, run, stop);
-        let consumer = Consumer::new(self.rooms, counts, (writer, self.limits.late), (self.news, self.changing));
+        let documents = Documents::new(self.with_documents);
+        let consumer =
+            Consumer::new(self.rooms, counts, (writer, self.limits.late), (self.news, self.changing), documents);
         let (finished, done) = oneshot::channel();
         let consumer = {
             let hanging = std::mem::take(&mut self.hanging);

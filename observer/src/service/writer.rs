@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Limits, ledger::Ledger};
 use crate::{
     incident::Snapshot,
-    model::{Attempt, Cause, Filter, Kind, Line},
+    model::{Attempt, Cause, Document, Filter, Kind, Line},
     sink::fan::Fan,
 };
 
@@ -92,6 +92,13 @@ impl LineWriter {
     pub(super) fn change(&mut self, id: Uuid, at: Timestamp, kind: Kind) {
         if !self.is_over() {
             self.put(Line { id: Some(id), sequence: None, at, kind }, None);
+        }
+    }
+
+    /// Hands over what lines refer to.
+    pub(super) fn document(&mut self, document: Document) {
+        if self.error.is_none() {
+            self.fan.document(document);
         }
     }
 

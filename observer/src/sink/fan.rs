@@ -16,7 +16,7 @@ use std::{
 use super::Sink;
 use crate::{
     incident::Snapshot,
-    model::{Coverage, Line},
+    model::{Coverage, Document, Line},
 };
 
 /// Lines that may wait for a sink.
@@ -52,6 +52,7 @@ pub struct Failed {
 
 enum Message {
     Line(Arc<Line>, Option<Snapshot>),
+    Document(Arc<Document>),
     Finish(Arc<Line>, Arc<Coverage>),
 }
 
@@ -122,6 +123,14 @@ impl Fan {
         }
     }
 
+    /// Hands over what lines refer to.
+    pub fn document(&self, document: Document) {
+        let document = Arc::new(document);
+        for running in &self.0 {
+            let _ = running.queue.send(Message::Document(Arc::clone(&document)));
+        }
+    }
+
     /// Takes the error of a sink that is needed: later calls do not see it.
     pub fn failure(&self) -> Option<io::Error> {
         self.0.iter().filter(|running| running.is_needed).find_map(|running| running.state.take_error())
@@ -170,6 +179,7 @@ fn serve(mut sink: Box<dyn Sink>, lines: &Receiver<Message>, state: &State) -> i
                 sink.take(&line, story)?;
                 state.taken.fetch_add(1, Ordering::Relaxed);
             }
+            Ok(Message::Document(document)) => sink.document(&document)?,
             Ok(Message::Finish(line, coverage)) => return sink.finish(&line, &coverage),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),

@@ -13,7 +13,7 @@ use std::{
 use super::{Sink, notice::say_within};
 use crate::{
     incident::{self, Snapshot},
-    model::{Account, Coverage, Kind, Line, Share},
+    model::{Account, Coverage, Document, Kind, Line, Share},
     store::{Entry, Limits, Recorder},
 };
 
@@ -99,6 +99,10 @@ impl Sink for StoreSink {
     fn take(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
         self.send(line, story)?;
         self.hear()
+    }
+
+    fn document(&mut self, document: &Document) -> io::Result<()> {
+        self.recorder.keep(document.clone())
     }
 
     fn tick(&mut self) -> io::Result<Option<Duration>> {

@@ -61,6 +61,8 @@ pub struct Entry {
     pub(super) destination: Option<String>,
     pub(super) port: Option<u16>,
     pub(super) protocol: Option<u8>,
+    /// SHA-256 of the ruleset that its rule is in.
+    pub(super) ruleset: Option<String>,
     /// [`Kind`] without all that, JSON.
     pub(super) body: String,
 }
@@ -94,6 +96,7 @@ impl Entry {
             destination: destination.map(|end| end.ip.to_string()),
             port: destination.and_then(|end| end.port),
             protocol: attempt.as_ref().and_then(|attempt| attempt.protocol),
+            ruleset: attempt.as_ref().and_then(|attempt| attempt.rule.as_ref()?.ruleset_sha256.clone()),
             who: attempt.map(|attempt| Who::of(&attempt.sender)).transpose()?,
             body: serde_json::to_string(&kind)?,
         })
@@ -145,8 +148,10 @@ fn shared(attempt: &Attempt) -> Attempt {
 
 /// Who fills the store with it. A share of the host's is one for each user, since any of them can cause as many lines as it likes; what
 /// belongs to no sender, as an account, is the host's own.
-fn share_name(share: Share, attempt: Option<&Attempt>) -> String {
-    let user = attempt.map(|attempt| attempt.sender.user.as_ref().map(|user| user.id));
+pub(super) fn share_name(share: Share, attempt: Option<&Attempt>) -> String {
+    // Whoever makes user namespaces has many users.
+    let maker = attempt.and_then(|attempt| attempt.sender.namespaces?.user_owner).filter(|uid| *uid != 0);
+    let user = attempt.map(|attempt| maker.or_else(|| attempt.sender.user.as_ref().map(|user| user.id)));
     match (share, user) {
         (Share::Host, Some(Some(uid))) if uid != 0 => Share::User(uid).to_string(),
         (Share::Host, Some(None)) => "unknown users".to_owned(),
@@ -167,6 +172,7 @@ mod tests {
     use proptest::{prelude::*, test_runner::TestRunner};
 
     use super::*;
+    use crate::model::ProcessNamespaces;
 
     /// A line has many fields, and proptest keeps what makes them on the stack.
     const STACK: usize = 64 << 20;
@@ -210,7 +216,10 @@ mod tests {
         assert_eq!(share_name(Share::Namespace(7), Some(&attempt)), "network namespace 7");
         attempt.sender.user = Some(crate::model::User { id: 0, name: None, effective: None });
         assert_eq!(named(&attempt), "root");
-        attempt.sender.user = None;
+        attempt.sender.namespaces =
+            Some(ProcessNamespaces { pid: None, inner_pid: None, user: Some(7), user_owner: Some(1001) });
+        assert_eq!(named(&attempt), "user 1001");
+        (attempt.sender.user, attempt.sender.namespaces) = (None, None);
         assert_eq!(named(&attempt), "unknown users");
         assert_eq!(share_name(Share::Host, None), "root");
         assert_eq!(share_name(Share::Forwarded(3), Some(&attempt)), "forwarded");

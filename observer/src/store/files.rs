@@ -11,8 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::confinement::programs;
 
-/// The group that may read the store. Packages make it.
-const GROUP: &str = "observer";
+/// The group that may read the store. Packages make it; the underscore keeps it apart from groups of a directory.
+const GROUP: &str = "_observer";
 
 /// Why a place is none for a store.
 #[derive(Debug, thiserror::Error)]

@@ -24,12 +24,15 @@ use super::{
     schema::{self, OpenError},
     write::{Gap, Writer},
 };
+use crate::model::Document;
 
 /// What the keeper receives.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Told {
     /// A line.
     Line(Box<Entry>),
+    /// What lines refer to.
+    Document(Box<Document>),
     /// What is kept from now on.
     Limits(Limits),
     /// The end of the run: its account, JSON, and when it was.
@@ -74,6 +77,8 @@ const BATCH: usize = 2000;
 /// Lines that wait where nothing can be stored, and their bytes.
 const MAX_WAITING: usize = 50_000;
 const MAX_WAITING_BYTES: usize = 32 << 20;
+/// Bytes of rulesets that wait.
+const MAX_WAITING_DOCUMENTS: usize = 16 << 20;
 /// Bytes of the write-ahead log, beside what the reserve takes of it. Whoever reads for long keeps it from being emptied.
 const MAX_LOG: u64 = 64 << 20;
 /// It is tried again so often.
@@ -145,6 +150,7 @@ struct Keeper<'a> {
     inode: Option<u64>,
     waiting: VecDeque<Entry>,
     waiting_bytes: usize,
+    documents: Vec<Document>,
     stored: u64,
     lost: Lost,
     /// What is failing, since when; it is said once.
@@ -190,6 +196,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         writer,
         waiting: VecDeque::new(),
         waiting_bytes: 0,
+        documents: Vec::new(),
         stored: 0,
         lost: Lost::default(),
         failing,
@@ -219,6 +226,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         while let Some(told) = inbox.next()? {
             match told {
                 Told::Line(entry) => keeper.take(*entry),
+                Told::Document(document) => keeper.keep(*document),
                 Told::Limits(limits) => {
                     (keeper.limits, keeper.has_more) = (limits, true);
                     continue;
@@ -331,10 +339,31 @@ impl Keeper<'_> {
         self.waiting.push_back(entry);
     }
 
+    /// Takes what lines refer to, or leaves word that it is missing.
+    fn keep(&mut self, document: Document) {
+        let waiting: usize = self.documents.iter().map(|document| document.packed.len()).sum();
+        if waiting + document.packed.len() <= MAX_WAITING_DOCUMENTS {
+            self.documents.push(document);
+        } else {
+            let now_ns = now_ns();
+            self.lost.since.get_or_insert_with(|| Gap {
+                from_ns: now_ns,
+                until_ns: now_ns,
+                lines: 0,
+                packets: 0,
+                why: String::new(),
+            });
+        }
+    }
+
     /// Stores what waits; what is to be said of it.
     fn store(&mut self) -> Vec<Said> {
         let mut said = Vec::new();
-        while self.failing.is_some() || !self.waiting.is_empty() || self.lost.since.is_some() {
+        while self.failing.is_some()
+            || !self.waiting.is_empty()
+            || !self.documents.is_empty()
+            || self.lost.since.is_some()
+        {
             match self.store_some(&mut said) {
                 Ok(()) => {
                     if let Some((why, since)) = self.failing.take() {
@@ -394,13 +423,14 @@ impl Keeper<'_> {
             ));
         }
         let count = self.waiting.len().min(BATCH);
-        let result = writer.store(&self.waiting.make_contiguous()[..count], gap.as_ref(), now_ns());
+        let result = writer.store(&self.waiting.make_contiguous()[..count], &self.documents, gap.as_ref(), now_ns());
         match result {
             Ok(()) => {
                 let bytes: usize = self.waiting.drain(..count).map(|entry| weight(&entry)).sum();
                 self.waiting_bytes -= bytes;
                 self.stored += count as u64;
                 self.lost.since = None;
+                self.documents.clear();
                 Ok(())
             }
             Err(error) => {

@@ -47,7 +47,7 @@ use self::{
 };
 use crate::{
     confinement,
-    model::{Account, Reporter},
+    model::{Account, Document, Reporter},
     sys,
 };
 
@@ -138,6 +138,11 @@ impl Recorder {
     /// Hands a line over. It waits where the keeper is behind, and fails where it is gone.
     pub fn put(&mut self, entry: Entry) -> io::Result<()> {
         keeper::send(&self.socket, &Told::Line(Box::new(entry)))
+    }
+
+    /// Hands over what lines refer to.
+    pub fn keep(&mut self, document: Document) -> io::Result<()> {
+        keeper::send(&self.socket, &Told::Document(Box::new(document)))
     }
 
     /// These limits hold from now on.

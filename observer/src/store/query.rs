@@ -97,6 +97,7 @@ fn stored(row: &Row<'_>) -> Result<Stored, QueryError> {
         destination: None,
         port: None,
         protocol: None,
+        ruleset: None,
         body: row.get(11)?,
     };
     let reporter: String = row.get(10)?;

@@ -165,9 +165,16 @@ fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
             connection.prepare_cached("UPDATE stories SET lines = lines - 1 WHERE id = ?1")?.execute([story])?;
         }
     }
-    let unused = "DELETE FROM parts WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM lines WHERE part = ?1)";
+    let unused =
+        "DELETE FROM parts WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM lines WHERE part = ?1) RETURNING ruleset";
+    let mut rulesets: HashSet<String> = HashSet::new();
     for part in parts {
-        connection.prepare_cached(unused)?.execute([part])?;
+        let removed = connection.prepare_cached(unused)?.query_row([part], |row| row.get(0)).optional()?;
+        rulesets.extend(removed.flatten());
+    }
+    let unused = "DELETE FROM rulesets WHERE sha256 = ?1 AND NOT EXISTS (SELECT 1 FROM parts WHERE ruleset = ?1)";
+    for ruleset in rulesets {
+        connection.prepare_cached(unused)?.execute([ruleset])?;
     }
     let unused = "DELETE FROM processes WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM lines WHERE process = ?1)";
     for process in processes {
@@ -201,6 +208,10 @@ fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
     let others = numbers(connection, others, &[&before_ns, &STEP])?;
     remove(connection, &others)?;
     connection.prepare_cached("DELETE FROM gaps WHERE until_ns < ?1")?.execute([before_ns])?;
+    // The line that it was stored for may have gone before it came.
+    let unused =
+        "DELETE FROM rulesets WHERE stored_ns < ?1 AND NOT EXISTS (SELECT 1 FROM parts WHERE ruleset = sha256)";
+    connection.prepare_cached(unused)?.execute([before_ns])?;
     let runs = "DELETE FROM runs WHERE alive_ns < ?1 AND id < (SELECT max(id) FROM runs)
                 AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id)
                 AND NOT EXISTS (SELECT 1 FROM gaps WHERE run = runs.id)";
@@ -436,7 +447,7 @@ mod tests {
         }
 
         fn store(&mut self, entries: &[Entry]) {
-            self.writer.store(entries, None, 0).unwrap();
+            self.writer.store(entries, &[], None, 0).unwrap();
         }
 
         /// Does everything that is to be done at this time.

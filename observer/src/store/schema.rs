@@ -76,6 +76,14 @@ CREATE TABLE processes (
 );
 CREATE INDEX processes_by_pid ON processes(pid);
 CREATE INDEX processes_by_user ON processes(uid);
+CREATE TABLE rulesets (
+  id          INTEGER PRIMARY KEY,
+  sha256      TEXT    NOT NULL UNIQUE,   -- of the text: what rules have as `ruleset_sha256`
+  share       INTEGER NOT NULL REFERENCES shares,
+  stored_ns   INTEGER NOT NULL,
+  bytes       INTEGER NOT NULL,          -- of the text
+  body        BLOB    NOT NULL           -- as `nft` lists it: sqlar_uncompress(body, bytes)
+);
 CREATE TABLE parts (
   id          INTEGER PRIMARY KEY,
   hash        BLOB    NOT NULL UNIQUE,
@@ -83,9 +91,11 @@ CREATE TABLE parts (
   destination TEXT,
   port        INTEGER,
   protocol    INTEGER,
+  ruleset     TEXT,                      -- SHA-256: it may be in `rulesets`
   body        TEXT    NOT NULL           -- what a line says beside its sender, times and numbers, JSON
 );
 CREATE INDEX parts_by_destination ON parts(destination, port);
+CREATE INDEX parts_by_ruleset ON parts(ruleset) WHERE ruleset IS NOT NULL;
 CREATE TABLE lines (
   id          INTEGER PRIMARY KEY,
   run         INTEGER NOT NULL REFERENCES runs,
@@ -125,6 +135,10 @@ CREATE TRIGGER process_removed AFTER DELETE ON processes BEGIN
 CREATE TRIGGER part_stored AFTER INSERT ON parts BEGIN
   UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
 CREATE TRIGGER part_removed AFTER DELETE ON parts BEGIN
+  UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
+CREATE TRIGGER ruleset_stored AFTER INSERT ON rulesets BEGIN
+  UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
+CREATE TRIGGER ruleset_removed AFTER DELETE ON rulesets BEGIN
   UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
 CREATE TABLE state (
   name        TEXT PRIMARY KEY,

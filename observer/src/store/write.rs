@@ -5,9 +5,10 @@ use std::{collections::HashMap, path::Path};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    entry::{Entry, Of, Who, hash},
+    entry::{Entry, Of, Who, hash, share_name},
     schema::{self, OpenError},
 };
+use crate::model::Document;
 
 /// Texts whose numbers are remembered.
 const REMEMBERED: usize = 10_000;
@@ -53,7 +54,13 @@ impl Writer {
     }
 
     /// Stores lines and what is missing between them: all, or none of it. It is on the disk when this returns.
-    pub(super) fn store(&mut self, entries: &[Entry], gap: Option<&Gap>, now_ns: i64) -> rusqlite::Result<()> {
+    pub(super) fn store(
+        &mut self,
+        entries: &[Entry],
+        documents: &[Document],
+        gap: Option<&Gap>,
+        now_ns: i64,
+    ) -> rusqlite::Result<()> {
         let next_line = self.next_line;
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         // Somebody else may have removed texts, and given their numbers to others.
@@ -61,7 +68,8 @@ impl Writer {
         if std::mem::replace(&mut self.version, version) != version {
             self.forget_numbers();
         }
-        let stored = self.put_all(entries, gap, now_ns).and_then(|()| self.connection.execute_batch("COMMIT"));
+        let stored =
+            self.put_all(entries, documents, gap, now_ns).and_then(|()| self.connection.execute_batch("COMMIT"));
         if stored.is_err() {
             // Some errors have done that already.
             let _ = self.connection.execute_batch("ROLLBACK");
@@ -78,12 +86,26 @@ impl Writer {
         self.shares.clear();
     }
 
-    fn put_all(&mut self, entries: &[Entry], gap: Option<&Gap>, now_ns: i64) -> rusqlite::Result<()> {
+    fn put_all(
+        &mut self,
+        entries: &[Entry],
+        documents: &[Document],
+        gap: Option<&Gap>,
+        now_ns: i64,
+    ) -> rusqlite::Result<()> {
         if self.parts.len() + self.processes.len() + self.shares.len() > REMEMBERED {
             self.forget_numbers();
         }
         for entry in entries {
             self.put(entry)?;
+        }
+        for document in documents {
+            let share = self.share(&share_name(document.share, None))?;
+            let insert =
+                "INSERT OR IGNORE INTO rulesets (sha256, share, stored_ns, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+            let bytes = signed(document.bytes);
+            let mut insert = self.connection.prepare_cached(insert)?;
+            insert.execute(params![document.sha256, share, now_ns, bytes, document.packed])?;
         }
         if let Some(gap) = gap {
             note(&self.connection, self.run, gap)?;
@@ -92,11 +114,16 @@ impl Writer {
     }
 
     fn put(&mut self, entry: &Entry) -> rusqlite::Result<()> {
-        let share = self.share(&entry.share)?;
+        let line = self.next_line;
+        let mut share = self.share(&entry.share)?;
+        let story = entry.of.as_ref().map(|of| self.story(of, entry, line, share)).transpose()?;
+        let story = story.map(|(story, of_story)| {
+            // What comes later of a story is on the account of whoever began it.
+            share = of_story;
+            story
+        });
         let process = entry.who.as_ref().map(|who| self.process(who, share)).transpose()?;
         let part = self.part(entry, share)?;
-        let line = self.next_line;
-        let story = entry.of.as_ref().map(|of| self.story(of, entry, line, share)).transpose()?;
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO lines (id, run, line, sequence, action, at_ns, start_ns, end_ns, share, story, process, part, source, packets, bytes)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
@@ -170,18 +197,18 @@ impl Writer {
         let number = if let Some(number) = known {
             number
         } else {
-            let Entry { destination, port, protocol, body, .. } = entry;
-            let insert =
-                "INSERT INTO parts (hash, share, destination, port, protocol, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let Entry { destination, port, protocol, ruleset, body, .. } = entry;
+            let insert = "INSERT INTO parts (hash, share, destination, port, protocol, ruleset, body)
+                          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
             let mut insert = self.connection.prepare_cached(insert)?;
-            insert.insert(params![key, share, destination, port, protocol, body])?
+            insert.insert(params![key, share, destination, port, protocol, ruleset, body])?
         };
         self.parts.insert(key, number);
         Ok(number)
     }
 
-    /// Number of the story, which has one more line.
-    fn story(&self, of: &Of, entry: &Entry, line: i64, share: i64) -> rusqlite::Result<i64> {
+    /// Number of the story, which has one more line, and of its share.
+    fn story(&self, of: &Of, entry: &Entry, line: i64, share: i64) -> rusqlite::Result<(i64, i64)> {
         let (first, last) = entry.span_ns.unwrap_or((entry.at_ns, entry.at_ns));
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO stories
@@ -191,7 +218,7 @@ impl Writer {
                rule = coalesce(rule, excluded.rule), first_ns = min(first_ns, excluded.first_ns),
                last_ns = max(last_ns, excluded.last_ns), last_line = excluded.last_line, lines = lines + 1,
                packets = packets + excluded.packets, bytes = bytes + excluded.bytes
-             RETURNING id",
+             RETURNING id, share",
         )?;
         statement.query_row(
             params![
@@ -205,7 +232,7 @@ impl Writer {
                 signed(entry.packets),
                 signed(entry.bytes),
             ],
-            |row| row.get(0),
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )
     }
 

@@ -21,7 +21,7 @@ pub(crate) use packages::unpack_foreign;
 use packages::{Fetched, Unpacked};
 
 use crate::{
-    build, command, root, setup, speed,
+    build, command, package, root, setup, speed,
     test::{self, Count},
 };
 
@@ -190,6 +190,8 @@ struct Built {
     observer: String,
     testbed: String,
     scenarios: String,
+    /// Folder with the .deb of two versions.
+    packages: String,
     is_short: bool,
 }
 
@@ -216,8 +218,16 @@ impl Built {
             aside(&scenarios.with_file_name(neighbour))?;
         }
         aside(&testbed.with_file_name("unlogged-bpf"))?;
+        let observer = build::release()?;
+        let packages = root().join("target/vm/packages");
+        let _ = fs::remove_dir_all(&packages);
+        setup::package_tools()?;
+        for version in ["0.0.1", "0.0.2"] {
+            package::deb(&observer, version, &packages)?;
+        }
         Ok(Self {
-            observer: aside(&build::release()?)?,
+            packages: quote(&packages.display().to_string()),
+            observer: aside(&observer)?,
             testbed: aside(&testbed)?,
             scenarios: aside(&scenarios)?,
             _lock: lock,
@@ -276,13 +286,14 @@ impl Built {
     fn job_of_scenarios(&self, modules: &Path, only: &[String], is_accelerated: bool) -> String {
         let slowness = (if is_accelerated { 1.0 } else { SLOWNESS } * speed::slowness()).ceil();
         format!(
-            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={slowness} OBSERVER_SAMPLE={} OBSERVER_MACHINE=yes\n\
+            "VM_MODULES={}\nexport OBSERVER={} OBSERVER_TESTBED={} OBSERVER_SLOWNESS={slowness} OBSERVER_SAMPLE={} OBSERVER_MACHINE=yes OBSERVER_PACKAGES={}\n\
              prepare() {{ for module in {MODULES}; do modprobe -q $module; done; cd {}; }}\n\
              job() {{ OBSERVER_ONLY={} {} --color never --test-threads {AT_ONCE}; }}\n",
             quote(&modules.display().to_string()),
             self.observer,
             self.testbed,
             if self.is_short { SAMPLE } else { 1 },
+            self.packages,
             quote(&root().display().to_string()),
             quote(&only.join(",")),
             self.scenarios,

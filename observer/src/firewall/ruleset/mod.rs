@@ -50,6 +50,11 @@ const MAX_NAMED: usize = 256;
 pub const MAX_BYTES: u64 = 64 << 20;
 
 impl Ruleset {
+    /// Its text as `nft` lists it, compressed, and its bytes before, where this is its digest.
+    pub fn packed(&self, sha256: &str) -> Option<(u64, &[u8])> {
+        self.listing.as_ref()?.packed(sha256)
+    }
+
     /// Reads the namespace of the calling thread; neither the rules nor their text may have more than so many bytes.
     pub fn read(most: u64) -> Result<Self> {
         let (Snapshot { generation, tables, chains, rules, .. }, bytes) = RULESET.ask_within(0, most)?;

@@ -272,6 +272,8 @@ struct Egress<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    invocation: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     slice: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     relay: Option<&'a str>,
@@ -483,6 +485,7 @@ fn egress<'a>(attempt: &'a Attempt, fix: Option<Fix<'a>>, restored: Option<&'a R
         truncated: &sender.truncated,
         namespaces: sender.namespaces,
         unit: sender.unit.as_deref(),
+        invocation: sender.invocation.as_deref(),
         slice: sender.slice.as_deref(),
         relay: sender.relay.as_deref(),
         cgroup: sender.cgroup.as_deref(),

@@ -19,6 +19,7 @@ mod kernel_made;
 mod neighbours;
 mod overview;
 mod owners;
+mod packages;
 mod packets;
 mod privileges;
 mod processes;
@@ -136,7 +137,8 @@ type Scenario = (&'static str, fn() -> anyhow::Result<Outcome>);
 fn main() {
     // A caller that ignores Ctrl-C, such as a shell for what it runs in the background, must not make observer ignore it.
     harness::listen_to_interrupts();
-    let groups: [(&str, &[Scenario]); 32] = [
+    let groups: [(&str, &[Scenario]); 33] = [
+        ("packages", packages::ALL),
         ("packets", packets::ALL),
         ("firewalls", firewalls::ALL),
         ("front_ends", front_ends::ALL),

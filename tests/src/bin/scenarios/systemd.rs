@@ -29,7 +29,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("observer_as_a_service", || in_a_machine(as_a_service)),
 ];
 
-fn in_a_machine(scenario: fn() -> Result<Outcome>) -> Result<Outcome> {
+pub(crate) fn in_a_machine(scenario: fn() -> Result<Outcome>) -> Result<Outcome> {
     if let Some(skipped) = without_a_machine() {
         return Ok(skipped);
     }

@@ -117,6 +117,15 @@ fn read_back() -> Result<Outcome> {
     ensure!(sent == lab.client.counted()?, "{sent} packets are stored");
     ensure!(sqlite(&store, "SELECT sum(packets) FROM lines")? == sent.to_string());
     ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NOT NULL AND account IS NOT NULL")? == "1");
+    // The ruleset as it stood then, by the digest that the lines have.
+    let digest = stored.iter().find_map(|line| line["egress"]["rule"]["ruleset_sha256"].as_str());
+    let text = sqlite(&store, "SELECT sqlar_uncompress(body, bytes) FROM rulesets")?;
+    ensure!(text.contains("udp dport { 9, 53 } counter drop"), "{text}");
+    let written = folder.path().join("ruleset");
+    let write = format!("SELECT writefile('{}', sqlar_uncompress(body, bytes)) FROM rulesets", written.display());
+    sqlite(&store, &write)?;
+    let digested = String::from_utf8(Command::new("sha256sum").arg(&written).output()?.stdout)?;
+    ensure!(digest.is_some_and(|digest| digested.starts_with(digest)), "{digest:?} {digested}");
     // Of one user, and of nobody.
     let only = |args: &[&str]| -> Result<usize> {
         let output = observer(&[&["report", "--events"], args].concat(), &store)?;
