@@ -28,7 +28,7 @@ pub(crate) struct Wanted {
     /// Sign the checksums with this key file (minisign)
     #[arg(long)]
     sign: Option<PathBuf>,
-    /// Run lintian on the .deb
+    /// Run lintian and rpmlint
     #[arg(long)]
     lint: bool,
 }
@@ -38,10 +38,15 @@ pub(crate) fn run(wanted: &Wanted) -> Result<()> {
     setup::package_tools()?;
     let observer = build::release()?;
     let into = root().join(&wanted.into);
-    if into.exists() {
-        fs::remove_dir_all(&into).with_context(|| format!("cannot empty {}", into.display()))?;
-    }
     fs::create_dir_all(&into)?;
+    // What another version left; nothing else of the folder.
+    for entry in fs::read_dir(&into)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.metadata()?.is_file() && (name.starts_with(NAME) || name.starts_with("SHA256SUMS")) {
+            fs::remove_file(entry.path())?;
+        }
+    }
     let version = env!("CARGO_PKG_VERSION");
     let packages = [deb(&observer, version, &into)?, rpm(&observer, version, &into)?, tar(&observer, version, &into)?];
     let mut files = packages.to_vec();
@@ -57,8 +62,11 @@ pub(crate) fn run(wanted: &Wanted) -> Result<()> {
         files.push(into.join("SHA256SUMS.minisig"));
     }
     if wanted.lint {
-        setup::tools(&[("lintian", "lintian")], "checking packages")?;
-        command::check(command::new("lintian").args(["--tag-display-limit", "0"]).arg(&packages[0]))?;
+        setup::tools(&[("lintian", "lintian"), ("rpmlint", "rpmlint")], "checking packages")?;
+        command::check(
+            command::new("lintian").args(["--tag-display-limit", "0", "--fail-on", "warning"]).arg(&packages[0]),
+        )?;
+        command::check(command::new("rpmlint").args(["--config", "packaging/rpm/rpmlint.toml"]).arg(&packages[1]))?;
     }
     for file in files {
         println!("{}", file.display());
@@ -97,7 +105,7 @@ pub(crate) fn deb(observer: &Path, version: &str, into: &Path) -> Result<PathBuf
         write(&control.join(name), text.as_bytes(), if text.starts_with("#!") { 0o755 } else { 0o644 })?;
     }
     let sums = command::output(
-        Command::new("sh").args(["-c", "find lib usr -type f | LC_ALL=C sort | xargs md5sum"]).current_dir(&tree),
+        Command::new("sh").args(["-c", "find usr -type f | LC_ALL=C sort | xargs md5sum"]).current_dir(&tree),
     );
     write(&control.join("md5sums"), (sums.context("md5sum failed")? + "\n").as_bytes(), 0o644)?;
     let package = into.join(format!("{NAME}_{version}_{arch}.deb"));
@@ -114,7 +122,14 @@ pub(crate) fn rpm(observer: &Path, version: &str, into: &Path) -> Result<PathBuf
     files(observer, &tree, Layout::RedHat)?;
     fs::create_dir_all(&work)?;
     let spec = fs::read_to_string(root().join("packaging/rpm/egress-observer.spec")).context("the spec file")?;
+    let date = command::output(Command::new("date").env("LC_ALL", "C").args([
+        "-u",
+        "+%a %b %d %Y",
+        "-d",
+        &format!("@{}", epoch()),
+    ]));
     let spec = spec.replace("@VERSION@", version).replace("@ROOT@", &tree.display().to_string());
+    let spec = spec.replace("@DATE@", &date.context("date failed")?);
     fs::write(work.join("egress-observer.spec"), spec)?;
     let mut pack = command::new("rpmbuild");
     pack.arg("--quiet").arg("-bb").arg("--define").arg(format!("_topdir {}", work.display()));
@@ -175,9 +190,9 @@ enum Layout {
 
 /// Puts every file where the system has it, below `tree`.
 fn files(observer: &Path, tree: &Path, layout: Layout) -> Result<()> {
-    let (units, zsh) = match layout {
-        Layout::Debian => ("lib/systemd/system", "vendor-completions"),
-        Layout::RedHat => ("usr/lib/systemd/system", "site-functions"),
+    let zsh = match layout {
+        Layout::Debian => "vendor-completions",
+        Layout::RedHat => "site-functions",
     };
     let said = |args: &[&str]| -> Result<Vec<u8>> {
         let output = Command::new(observer).args(args).output().with_context(|| format!("cannot run {args:?}"))?;
@@ -190,13 +205,14 @@ fn files(observer: &Path, tree: &Path, layout: Layout) -> Result<()> {
     // The symbols serve nobody who has the package.
     command::check(command::new("strip").arg(&program))?;
     let mut texts = vec![
-        (format!("{units}/observer.service"), copied("packaging/observer.service")?),
+        ("usr/lib/systemd/system/observer.service".to_owned(), copied("packaging/observer.service")?),
         (format!("usr/lib/sysusers.d/{NAME}.conf"), copied("packaging/sysusers.conf")?),
         (format!("usr/lib/tmpfiles.d/{NAME}.conf"), copied("packaging/tmpfiles.conf")?),
         ("etc/observer/observer.toml".to_owned(), configuration(&said(&["record", "--print-config"])?)?),
         ("usr/share/bash-completion/completions/observer".to_owned(), said(&["completions", "bash"])?),
         (format!("usr/share/zsh/{zsh}/_observer"), said(&["completions", "zsh"])?),
         ("usr/share/fish/vendor_completions.d/observer.fish".to_owned(), said(&["completions", "fish"])?),
+        (document("prove-always.conf"), copied("packaging/prove-always.conf")?),
         (document("README.md"), copied("README.md")?),
         (document("SECURITY.md"), copied("SECURITY.md")?),
         (document("copyright"), copied("packaging/debian/copyright")?),
@@ -214,10 +230,8 @@ fn files(observer: &Path, tree: &Path, layout: Layout) -> Result<()> {
     fs::create_dir_all(tree.join("etc/observer/profiles"))?;
     compressed(&tree.join("usr/share/man/man8/observer.8"), &said(&["man"])?)?;
     compressed(&tree.join(document("NEWS.md")), &copied("CHANGELOG.md")?)?;
-    for entry in ["etc/observer", "etc/observer/profiles"] {
-        fs::set_permissions(tree.join(entry), fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(())
+    // Whatever the mask of whoever builds it takes away.
+    command::check(command::new("chmod").args(["-R", "u=rwX,go=rX"]).arg(tree))
 }
 
 /// The configuration that is installed: every key, with its default, as a comment.

@@ -42,8 +42,8 @@ const TEST_TOOLS: [(&str, &str); 21] = [
     ("update-ca-certificates", "ca-certificates"),
 ];
 /// Programs without which a scenario is skipped: not every release has a package of that name.
-const WELCOME_TOOLS: [(&str, &str); 4] =
-    [("bpftool", "bpftool"), ("ipvsadm", "ipvsadm"), ("secilc", "secilc"), ("tmux", "tmux")];
+const WELCOME_TOOLS: [(&str, &str); 5] =
+    [("bpftool", "bpftool"), ("ipvsadm", "ipvsadm"), ("secilc", "secilc"), ("tmux", "tmux"), ("dnf", "dnf")];
 /// The same whose packages start a service: only where no systemd runs that would. A firewall that nobody asked for is the last
 /// thing that a test may bring.
 const SERVICES: [(&str, &str); 2] = [("firewalld", "firewalld"), ("dbus-daemon", "dbus-daemon")];

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build, command, published, setup, speed, vm};
+use crate::{build, command, package, published, root, setup, speed, vm};
 
 /// What test runners counted.
 #[derive(Clone, Copy, Default)]
@@ -67,6 +67,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     setup::test_tools()?;
     let observer = build::release()?;
     let testbed = build::ebpf_side()?.with_file_name("testbed-bpf");
+    let packages = root().join("target/test-packages");
+    setup::package_tools()?;
+    package::rpm(&observer, "0.0.1", &packages)?;
     let mut total = Count::default();
     let mut clean = true;
 
@@ -77,6 +80,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     let scenarios = build::test_program("scenarios")?;
     let mut scenarios = command::new(scenarios);
     scenarios.env("OBSERVER", observer).env("OBSERVER_TESTBED", testbed).args(filter);
+    scenarios.env("OBSERVER_PACKAGES", packages);
     if let Some(script) = published::firewall_of_a_container() {
         scenarios.env("OBSERVER_PUBLISHED_SCRIPT", script);
     }

@@ -1,48 +1,28 @@
 //! Which run of a systemd unit it was: the id that systemd gives each, and by which the journal finds its messages.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
-/// Where systemd keeps them, as links to nowhere: `invocation:UNIT`.
-const FOLDER: &str = "/run/systemd/units";
-/// They are read again after so long: a unit may have been started anew.
-const FRESH: Duration = Duration::from_secs(1);
-/// Units that are remembered.
-const MAX_UNITS: usize = 256;
+use jiff::Timestamp;
 
-/// Ids by unit.
-#[derive(Default)]
-pub(super) struct Invocations(HashMap<String, (Instant, Option<String>)>);
+/// Where systemd keeps them, as links to nowhere: `invocation:UNIT`. A link is made when the unit is started.
+pub(super) const FOLDER: &str = "/run/systemd/units";
+/// A process's start is known to a hundredth of a second.
+const EXACT: Duration = Duration::from_millis(20);
 
-impl Invocations {
-    /// The id of the unit's run. Units of users' managers have none here.
-    pub(super) fn of(&mut self, unit: &str) -> Option<String> {
-        self.of_folder(Path::new(FOLDER), unit)
+/// The id of the run that a unit's process belongs to, which sent something at that time. `None` where another run may have begun since,
+/// and for units of users' managers, whose names may be those of the system's.
+pub(super) fn of(folder: &Path, unit: &str, cgroup: &str, started: Option<Timestamp>, at: Timestamp) -> Option<String> {
+    if unit.contains('/') || cgroup.split('/').any(|part| part.starts_with("user@")) {
+        return None;
     }
-
-    fn of_folder(&mut self, folder: &Path, unit: &str) -> Option<String> {
-        if let Some((_, id)) = self.0.get(unit).filter(|(read, _)| read.elapsed() < FRESH) {
-            return id.clone();
-        }
-        // A unit's name is a file's name but for this, which no name has.
-        let link =
-            (!unit.contains('/')).then(|| fs::read_link(folder.join(format!("invocation:{unit}"))).ok()).flatten();
-        let id = link.and_then(|link| link.into_os_string().into_string().ok()).filter(|id| is_id(id));
-        if self.0.len() >= MAX_UNITS {
-            self.0.clear();
-        }
-        self.0.insert(unit.to_owned(), (Instant::now(), id.clone()));
-        id
+    let link = folder.join(format!("invocation:{unit}"));
+    let about = fs::symlink_metadata(&link).ok()?;
+    let began = Timestamp::new(about.mtime(), i32::try_from(about.mtime_nsec()).ok()?).ok()?;
+    if at < began || started.is_some_and(|started| started + EXACT < began) {
+        return None;
     }
-}
-
-/// 128 bits in hexadecimal digits.
-fn is_id(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    let id = fs::read_link(&link).ok()?.into_os_string().into_string().ok()?;
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
 
 #[cfg(test)]
@@ -52,16 +32,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_and_kept_for_a_while() {
+    fn an_id_is_that_of_the_run_that_sent_it() {
+        const ID: &str = "0123456789abcdef0123456789abcdef";
         let folder = tempfile::tempdir().unwrap();
-        let id = "0123456789abcdef0123456789abcdef";
-        symlink(id, folder.path().join("invocation:a.service")).unwrap();
+        let before = Timestamp::now() - Duration::from_secs(5);
+        symlink(ID, folder.path().join("invocation:a.service")).unwrap();
         symlink("/etc/passwd", folder.path().join("invocation:b.service")).unwrap();
-        let mut invocations = Invocations::default();
-        assert_eq!(invocations.of_folder(folder.path(), "a.service").as_deref(), Some(id));
-        assert_eq!(invocations.of_folder(folder.path(), "b.service"), None);
-        assert_eq!(invocations.of_folder(folder.path(), "../a.service"), None);
-        fs::remove_file(folder.path().join("invocation:a.service")).unwrap();
-        assert_eq!(invocations.of_folder(folder.path(), "a.service").as_deref(), Some(id));
+        let after = Timestamp::now() + Duration::from_secs(5);
+        let id = |unit: &str, cgroup: &str, started, at| of(folder.path(), unit, cgroup, started, at);
+        let system = "/system.slice/a.service";
+        assert_eq!(id("a.service", system, Some(after), after).as_deref(), Some(ID));
+        assert_eq!(id("a.service", system, None, after).as_deref(), Some(ID));
+        assert_eq!(id("a.service", system, Some(before), after), None, "it is a process of a run before");
+        assert_eq!(id("a.service", system, None, before), None, "it was sent before this run");
+        assert_eq!(id("a.service", "/user.slice/user@1000.service/app.slice/a.service", None, after), None);
+        assert_eq!(id("b.service", system, None, after), None, "it is no id");
+        assert_eq!(id("../a.service", system, None, after), None);
     }
 }

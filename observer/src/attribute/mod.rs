@@ -27,7 +27,7 @@ pub(crate) use self::{
     places::Places,
     sender::Credentials,
 };
-use self::{host::Identity, invocation::Invocations, unsent::Unsent, users::Users};
+use self::{host::Identity, unsent::Unsent, users::Users};
 use crate::{
     kernel::{clock::Clock, layout::Reasons},
     model::{Actor, Degraded, NetnsPlace, OwnerBy, OwnerKnown, Reached, Sender, Share},
@@ -41,7 +41,6 @@ pub struct Attribution<E> {
     owners: Owners<E>,
     places: Places,
     users: Users,
-    invocations: Invocations,
     unsent: Unsent,
     clock: Clock,
     command_lines: CommandLines,
@@ -53,7 +52,7 @@ pub enum CommandLines {
     /// Secrets are masked.
     Redacted,
     /// As they are: a person asked for that.
-    AsTheyAre,
+    Unredacted,
     /// Nothing.
     None,
 }
@@ -61,7 +60,7 @@ pub enum CommandLines {
 impl CommandLines {
     /// Secrets are masked, unless a person asked for them.
     pub fn of(no_redact: bool) -> Self {
-        if no_redact { Self::AsTheyAre } else { Self::Redacted }
+        if no_redact { Self::Unredacted } else { Self::Redacted }
     }
 }
 
@@ -74,7 +73,6 @@ impl<E: HostQueries> Attribution<E> {
             owners,
             places: Places::default(),
             users: Users::default(),
-            invocations: Invocations::default(),
             unsent: Unsent::default(),
             clock: Clock::default(),
             command_lines,

@@ -1,9 +1,9 @@
 //! Who sent it, as a line tells it: the process with its parents, the user, unit and container.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use super::{
-    Attribution, CommandLines,
+    Attribution, CommandLines, invocation,
     owner::{Found, Who as Asks},
     processes::Ran,
     redact, unit,
@@ -48,13 +48,17 @@ impl<E: HostQueries> Attribution<E> {
             Some(who) => (Some(who.process), who.script, who.truncated, who.namespaces),
             None => (None, None, Vec::new(), None),
         };
+        let started = process.as_ref().and_then(|process| process.start);
+        let invocation = unit.as_deref().zip(cgroup.as_deref()).and_then(|(unit, cgroup)| {
+            invocation::of(Path::new(invocation::FOLDER), unit, cgroup, started, self.clock.wall(boot_ns))
+        });
         Sender {
             relay: process.as_ref().and_then(relay),
             process,
             user,
             container,
             pod,
-            invocation: unit.as_deref().and_then(|unit| self.invocations.of(unit)),
+            invocation,
             unit,
             slice: cgroup.as_deref().and_then(unit::slice),
             cgroup,
@@ -137,7 +141,7 @@ impl<E: HostQueries> Attribution<E> {
         let args = || image.args.iter().map(str::to_owned).collect::<Vec<_>>();
         match self.command_lines {
             CommandLines::Redacted => Some(redact::redact(&args())),
-            CommandLines::AsTheyAre => Some(args()),
+            CommandLines::Unredacted => Some(args()),
             CommandLines::None => None,
         }
     }
@@ -180,7 +184,7 @@ fn namespaces(numbers: Namespaces) -> Option<ProcessNamespaces> {
         inner_pid: known(numbers.inner_pid),
         user: known(numbers.user),
         // Root's number is 0.
-        user_owner: known(numbers.user).map(|_| numbers.user_owner),
+        user_owner: known(numbers.user).map(|_| numbers.user_owner).filter(|owner| *owner != u32::MAX),
     };
     (namespaces.pid.is_some() || namespaces.user.is_some()).then_some(namespaces)
 }

@@ -109,8 +109,8 @@ impl InForce {
         // A text of JSON is one of TOML.
         let quoted: Vec<String> = values.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
         let help = key.get_help().map(ToString::to_string).unwrap_or_default();
-        let _ = match (key.get_action().takes_values() && key.get_num_args().is_some(), quoted.as_slice()) {
-            (_, []) => writeln!(text, "\n# {help}\n# {} = []", last(&name)),
+        let _ = match quoted.as_slice() {
+            [] => writeln!(text, "\n# {help}\n# {} = []", last(&name)),
             _ if is_list(key) => writeln!(text, "\n# {help}\n{} = [{}]", last(&name), quoted.join(", ")),
             _ => writeln!(text, "\n# {help}\n{} = {}", last(&name), quoted.join(", ")),
         };

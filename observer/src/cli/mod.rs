@@ -85,8 +85,8 @@ enum Command {
     Check(Box<check::Args>),
     /// Record every block in a store, as a service does
     ///
-    /// Every line is on the disk before it is acknowledged. Rules are reported as the eBPF programs see them: no ruleset is copied and no
-    /// fix is looked for. `observer report` prints what was recorded.
+    /// Every line is on the disk before it is acknowledged. Rules are reported as the eBPF programs see them; `--prove always` also copies
+    /// rulesets and tests fixes. `observer report` prints what was recorded.
     Record(Box<record::Args>),
     /// Print what was recorded
     Report(Box<report::Args>),

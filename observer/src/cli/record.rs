@@ -47,10 +47,10 @@ pub(super) struct Args {
     /// Read options from this TOML file
     ///
     /// The default is /etc/observer/observer.toml, if it exists. Each option below is a key, with `_` for `-`; filters are keys of the table
-    /// `[filter]`. Options that are typed go before the file. SIGHUP has it read again.
+    /// `[filter]`. Command-line options override the file. SIGHUP reloads it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print the options in force as such a file, and exit
+    /// Print the effective options as TOML and exit
     #[arg(long)]
     print_config: bool,
     /// Record into this file
@@ -58,7 +58,7 @@ pub(super) struct Args {
     /// Its folder must be one that only root can write to. It is made if it is missing.
     #[arg(long, value_name = "PATH", default_value = store::DEFAULT)]
     store: PathBuf,
-    /// Keep what is not older than this: 30d, 12w
+    /// Remove lines that are older than this: 30d, 12w
     #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = super::duration)]
     keep: Duration,
     /// Keep the file below this size: 256MiB, 1GiB
@@ -86,7 +86,7 @@ pub(super) struct Args {
     #[arg(long)]
     strict: bool,
     /// Record command lines with the secrets in them
-    #[arg(long, conflicts_with = "args")]
+    #[arg(long)]
     no_redact: bool,
     #[command(flatten)]
     filters: filters::Filters,
@@ -111,15 +111,16 @@ enum RecordedArgs {
 /// `--prove`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Prove {
-    /// When a person runs `check` or `run`: the audit log stays quiet
+    /// Only when a person runs `check` or `run`: recording leaves no audit records
     OnDemand,
     /// For each incident, as `watch` does
     Always,
 }
 
 impl Args {
-    fn limits(&self) -> Result<store::Limits> {
-        if self.max_size < MIN_SIZE + self.reserve {
+    /// What is kept, beside a reserve.
+    fn limits(&self, reserve: u64) -> Result<store::Limits> {
+        if self.max_size < MIN_SIZE.saturating_add(reserve) {
             let sentence = format!("--max-size is too small: {} MiB beside the reserve are the least", MIN_SIZE >> 20);
             return Err(UsageError { sentence, hint: "leave it out for 256 MiB".to_owned() }.into());
         }
@@ -128,8 +129,10 @@ impl Args {
 
     fn command_lines(&self) -> CommandLines {
         match self.args {
+            // What a person typed goes before the file.
+            _ if self.no_redact => CommandLines::Unredacted,
             RecordedArgs::None => CommandLines::None,
-            RecordedArgs::Redacted => CommandLines::of(self.no_redact),
+            RecordedArgs::Redacted => CommandLines::Redacted,
         }
     }
 
@@ -155,7 +158,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     let args = &in_force.args;
     let service = Manager::of_environment();
     let filter = args.filters.clone().plan()?;
-    let limits = args.limits()?;
+    let limits = args.limits(args.reserve)?;
     // Both are forked, and that takes a process with one thread.
     let settings = Settings { path: args.store.clone(), limits, reserve: args.reserve, has_brake: service.is_there() };
     let recorder = Recorder::start(&settings, &Identity::read().reporter).map_err(held_down)?;
@@ -206,6 +209,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
                 }
             }
         }
+        manager.tell("STOPPING=1");
         Ok(())
     };
     let ended = run.run(
@@ -216,7 +220,6 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         },
         until,
     );
-    service.tell("STOPPING=1");
     match ended.context("recording has ended")? {
         Ended::Clean(account, _) if strict && (anything_lost(&account) || lost.load(Ordering::Relaxed) > 0) => {
             Ok(Exit::Lost)
@@ -231,7 +234,8 @@ fn held_down(error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<HeldDown>() {
         Ok(held) => UsageError {
             sentence: held.to_string(),
-            hint: "see `journalctl -u observer`; it can be started again when the ten minutes are over".to_owned(),
+            hint: "`journalctl -u observer` shows why; start it with `systemctl start observer` after ten minutes"
+                .to_owned(),
         }
         .into(),
         Err(error) => error,
@@ -240,7 +244,18 @@ fn held_down(error: anyhow::Error) -> anyhow::Error {
 
 /// Ends when somebody has put the brake on.
 async fn disabled() {
-    while !Path::new(DISABLED).exists() {
+    let mut is_known = true;
+    loop {
+        match Path::new(DISABLED).try_exists() {
+            Ok(true) => return,
+            Ok(false) => {}
+            // By now this process is an unprivileged user's.
+            Err(error) if is_known => {
+                note(&format!("observer: cannot look for {DISABLED} while recording: {error}"));
+                is_known = false;
+            }
+            Err(_) => {}
+        }
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -249,7 +264,8 @@ async fn disabled() {
 fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Limits>>) -> Result<String> {
     let now = InForce::of(typed)?;
     let file = now.file.as_deref().unwrap_or(Path::new(config::DEFAULT)).display();
-    let wanted = now.args.limits()?;
+    // The reserve that was allocated stays until a restart.
+    let wanted = now.args.limits(before.args.reserve)?;
     if let Ok(mut limits) = limits.lock() {
         *limits = Some(wanted);
     }

@@ -95,7 +95,7 @@ fn namespaces(process: &Process, status: Option<&Status>) -> Namespaces {
     }
     if let Some((inode, file)) = number("user").filter(|(inode, _)| *inode != netns::INITIAL_USER_NAMESPACE) {
         found.user = u32::try_from(inode).unwrap_or(0);
-        found.user_owner = sys::maker_of_user_namespace(file.as_fd()).unwrap_or(0);
+        found.user_owner = sys::maker_of_user_namespace(file.as_fd()).unwrap_or(u32::MAX);
     }
     found
 }

@@ -55,7 +55,10 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
     if !folder.exists() {
         let group = group();
         DirBuilder::new().mode(0o750).create(folder).map_err(failed(folder))?;
-        if let Some(group) = group {
+        // Below a folder of the group's it is the group's already.
+        let is_the_groups =
+            |group| fs::metadata(folder).is_ok_and(|about| about.gid() == group && about.mode() & 0o2000 != 0);
+        if let Some(group) = group.filter(|group| !is_the_groups(*group)) {
             chown(folder, None, Some(group)).map_err(failed(folder))?;
             // What is made in it later is of the group too.
             fs::set_permissions(folder, fs::Permissions::from_mode(0o2750)).map_err(failed(folder))?;

@@ -157,6 +157,8 @@ struct Keeper<'a> {
     failing: Option<(String, Instant)>,
     /// When word was left that it goes on.
     lived: Instant,
+    /// Old lines could not be removed, which was said.
+    is_untidy: bool,
     tidied: Instant,
     age: Option<Age>,
     has_more: bool,
@@ -182,7 +184,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         }
         Err(error) => return send(socket, &Said::Failed(error.to_string())),
     };
-    let by_force = writer.as_ref().and_then(|writer| writer.ended_by_force(started_ns - BRAKE_TIME).ok());
+    let by_force = writer.as_ref().and_then(|writer| writer.ended_by_force(started_ns - BRAKE_TIME, started_ns).ok());
     if let Some(writer) = writer.as_ref().filter(|_| settings.has_brake && by_force >= Some(BRAKE)) {
         let _ = writer.withdraw();
         return send(socket, &Said::HeldDown);
@@ -201,6 +203,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         lost: Lost::default(),
         failing,
         lived: Instant::now(),
+        is_untidy: false,
         tidied: Instant::now(),
         age: None,
         has_more: true,
@@ -406,7 +409,11 @@ impl Keeper<'_> {
         }
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let gap = self.lost.since.as_ref().map(|gap| {
-            let why = self.failing.as_ref().map_or("the store was too slow", |(why, _)| why).to_owned();
+            let why = match &self.failing {
+                Some((why, _)) => why.clone(),
+                None if gap.lines == 0 => "a ruleset was not stored: others were waiting".to_owned(),
+                None => "the store was too slow".to_owned(),
+            };
             Gap { why, ..gap.clone() }
         });
         let log = fs::metadata(files::beside(&self.settings.path, "-wal")).map_or(0, |about| about.len());
@@ -523,7 +530,17 @@ impl Keeper<'_> {
                 };
             }
             Err(error) => {
-                log::debug!("old lines were not looked after: {error}");
+                let passes = matches!(
+                    error.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull)
+                );
+                if !passes && !std::mem::replace(&mut self.is_untidy, true) {
+                    notice = Some(format!(
+                        "cannot remove old lines from the store {}: {}; it is tried again",
+                        self.settings.path.display(),
+                        words(&error)
+                    ));
+                }
                 false
             }
         };

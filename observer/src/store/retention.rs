@@ -267,9 +267,9 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
         remove(connection, &middle)?;
         return Ok(true);
     }
-    // What belongs to no story stays as long as one of the share that it may have to do with.
+    // What belongs to no story goes before stories in which something has happened since.
     let others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
-                  AND at_ns < (SELECT coalesce(min(first_ns), 9223372036854775807) FROM stories WHERE share = ?1)
+                  AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
                   ORDER BY at_ns LIMIT ?2";
     let others = numbers(connection, others, &[&from.share, &STEP])?;
     if !others.is_empty() {

@@ -59,13 +59,14 @@ CREATE TABLE stories (
 );
 CREATE INDEX stories_by_time ON stories(last_ns);
 CREATE INDEX stories_by_share ON stories(share, last_ns);
+CREATE INDEX stories_with_more ON stories(share, last_ns) WHERE lines > 2;
 CREATE INDEX stories_by_start ON stories(first_ns);
 CREATE INDEX stories_by_incident ON stories(incident);
 CREATE INDEX stories_by_rule ON stories(rule) WHERE rule IS NOT NULL;
 CREATE TABLE processes (
   id          INTEGER PRIMARY KEY,
   hash        BLOB    NOT NULL UNIQUE,
-  share       INTEGER NOT NULL REFERENCES shares, -- of the first line with it
+  share       INTEGER NOT NULL,          -- of the first line with it
   pid         INTEGER,
   name        TEXT,
   executable  TEXT,
@@ -79,7 +80,7 @@ CREATE INDEX processes_by_user ON processes(uid);
 CREATE TABLE rulesets (
   id          INTEGER PRIMARY KEY,
   sha256      TEXT    NOT NULL UNIQUE,   -- of the text: what rules have as `ruleset_sha256`
-  share       INTEGER NOT NULL REFERENCES shares,
+  share       INTEGER NOT NULL,          -- of the first namespace with it
   stored_ns   INTEGER NOT NULL,
   bytes       INTEGER NOT NULL,          -- of the text
   body        BLOB    NOT NULL           -- as `nft` lists it: sqlar_uncompress(body, bytes)
@@ -87,7 +88,7 @@ CREATE TABLE rulesets (
 CREATE TABLE parts (
   id          INTEGER PRIMARY KEY,
   hash        BLOB    NOT NULL UNIQUE,
-  share       INTEGER NOT NULL REFERENCES shares, -- of the first line with it
+  share       INTEGER NOT NULL,          -- of the first line with it
   destination TEXT,
   port        INTEGER,
   protocol    INTEGER,
@@ -105,7 +106,7 @@ CREATE TABLE lines (
   at_ns       INTEGER NOT NULL,
   start_ns    INTEGER,
   end_ns      INTEGER,
-  share       INTEGER NOT NULL REFERENCES shares,
+  share       INTEGER NOT NULL,          -- of its story, where it has one
   story       INTEGER REFERENCES stories,
   process     INTEGER REFERENCES processes,
   part        INTEGER NOT NULL REFERENCES parts,

@@ -242,10 +242,10 @@ impl Writer {
         self.connection.prepare_cached(alive)?.execute((now_ns, self.run)).map(drop)
     }
 
-    /// How many other runs of which something was heard after that time were ended by force.
-    pub(super) fn ended_by_force(&self, since_ns: i64) -> rusqlite::Result<i64> {
-        let sql = "SELECT count(*) FROM runs WHERE ended_ns IS NULL AND id <> ?1 AND alive_ns > ?2";
-        self.connection.query_row(sql, (self.run, since_ns), |row| row.get(0))
+    /// How many other runs that were alive last between these times were ended by force. With a clock that was set back nothing is known.
+    pub(super) fn ended_by_force(&self, since_ns: i64, until_ns: i64) -> rusqlite::Result<i64> {
+        let sql = "SELECT count(*) FROM runs WHERE ended_ns IS NULL AND id <> ?1 AND alive_ns BETWEEN ?2 AND ?3";
+        self.connection.query_row(sql, (self.run, since_ns, until_ns), |row| row.get(0))
     }
 
     /// Takes the run back: nothing is recorded in it.

@@ -140,6 +140,11 @@ fn machine(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path, shell: bool) 
     Ok(command)
 }
 
+/// The program of a machine that runs a job.
+pub(super) fn command(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<Command> {
+    machine(kernel, unpacked, initramfs, false)
+}
+
 /// A terminal inside; returns when it ends.
 pub(crate) fn shell(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<()> {
     let mut machine = machine(kernel, unpacked, initramfs, true)?;

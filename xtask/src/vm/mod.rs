@@ -5,6 +5,7 @@ mod initramfs;
 mod kernels;
 mod machine;
 mod packages;
+mod power;
 
 use std::{
     fs::{self, File},
@@ -55,6 +56,9 @@ pub(crate) struct Wanted {
     /// A shell inside instead of scenarios
     #[arg(long, requires = "kernel", conflicts_with = "scenarios")]
     shell: bool,
+    /// Cut the machine's power so many times while it records a storm, instead of scenarios
+    #[arg(long, requires = "kernel", conflicts_with_all = ["shell", "scenarios"])]
+    power_cuts: Option<u32>,
     /// Only scenarios whose name contains one of these
     scenarios: Vec<String>,
 }
@@ -75,6 +79,17 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
     if wanted.shell {
         let [kernel] = chosen.as_slice() else { bail!("a shell is in one machine") };
         return shell(kernel);
+    }
+    if let Some(rounds) = wanted.power_cuts {
+        let [kernel] = chosen.as_slice() else { bail!("the power of one machine is cut") };
+        setup::machine_tools(&kernel.arch)?;
+        let built = Built::new()?;
+        let unpacked = match packages::fetch(kernel)? {
+            Fetched::Kernel(unpacked) => unpacked,
+            Fetched::Unavailable(why) => bail!("{why}"),
+        };
+        power::cuts(&built, kernel, &unpacked, rounds)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let only = if wanted.short { catalogue.in_every_run } else { wanted.scenarios.clone() };
     let (count, clean) = scenarios(&chosen, &only, wanted.short)?;
