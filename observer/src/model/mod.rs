@@ -37,7 +37,7 @@ pub use background::Background;
 pub use check::{Check, Diagnosis, Status};
 pub use command::Finished;
 pub use decider::{Actor, BpfProgram, Connections, Decider, Decision, Purpose};
-pub use document::{Document, DocumentPart};
+pub use document::{Document, DocumentKind, DocumentPart};
 pub use dropped::{Captured, Dropped, Endpoints, Owner, Socket};
 pub use filter::{Destination as DestinationFilter, Filter, FilterError, parse_action, parse_cause, parse_protocol};
 pub use fix::{Fix, Lasts, Other, OtherFix, Probe, ProbeDirection, Remedy, Scope, Stopped};

@@ -31,6 +31,7 @@ mod server;
 mod shared;
 mod sockets;
 mod spare;
+mod texts;
 mod trials;
 mod verdicts;
 

@@ -36,6 +36,8 @@ impl Polled for Resend {}
 impl Polled for FixOf {}
 impl Polled for Place {}
 impl Polled for RulesetText {}
+impl Polled for RoutesText {}
+impl Polled for UnitText {}
 
 impl Request {
     /// It takes long, because something is tried: others are not to wait behind it.
@@ -227,6 +229,16 @@ questions! {
         /// The part begins with this byte.
         from: u64,
     } => Result<Option<DocumentPart>, String>;
+    /// Routes of a network namespace, as text.
+    RoutesText {
+        /// Its inode number.
+        netns: u32,
+    } => Result<String, String>;
+    /// What a systemd unit of the system says of networks; nothing where it has no file.
+    UnitText {
+        /// Its name.
+        unit: String,
+    } => Option<String>;
     /// Where the kernel's functions are that the eBPF side must know.
     FunctionsNow {
         /// How often its modules have changed: asked again, the answer is the same.

@@ -293,6 +293,8 @@ impl Server {
             | Request::Listen(_)
             | Request::Differ(_)
             | Request::RulesetText(_)
+            | Request::RoutesText(_)
+            | Request::UnitText(_)
             | Request::Resend(_)
             | Request::Place(_)
             | Request::FixOf(_) => Vec::new(),

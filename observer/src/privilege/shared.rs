@@ -12,11 +12,12 @@ use super::{
     deciders::Deciders,
     fixes::Fixes,
     listening, netns,
-    protocol::{Differ, FixOf, Listen, Place, Request, Resend, Rule, RulesetText, encode},
+    protocol::{Differ, FixOf, Listen, Place, Request, Resend, RoutesText, Rule, RulesetText, UnitText, encode},
     replays::Replays,
     rulesets::Rulesets,
     server::told,
     sockets::Residents,
+    texts,
 };
 use crate::{kernel::symbols::Functions, model::Share};
 
@@ -79,6 +80,11 @@ impl Shared {
                 let part = self.rulesets.text(wanted.netns, &wanted.sha256, wanted.from);
                 encode::<RulesetText>(&part.map_err(told))
             }
+            Request::RoutesText(wanted) => {
+                let text = netns::inside(Some(wanted.netns), texts::routes).and_then(|text| text);
+                encode::<RoutesText>(&text.map_err(told))
+            }
+            Request::UnitText(wanted) => encode::<UnitText>(&texts::unit(&wanted.unit)),
             // Reading rules would load it.
             Request::Resend(_) if !self.knows_nftables() => encode::<Resend>(&Err("nftables is not loaded".to_owned())),
             Request::Resend(resend) => {

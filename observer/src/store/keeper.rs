@@ -20,8 +20,9 @@ use super::{
     age::Age,
     entry::{Entry, nanoseconds},
     files,
-    retention::{self, Limits, Room},
-    schema::{self, OpenError},
+    retention::{self, Limits},
+    schema::{self, OpenError, words},
+    space::{self, Room},
     write::{Gap, Writer},
 };
 use crate::model::Document;
@@ -509,10 +510,10 @@ impl Keeper<'_> {
             let has_more = retention::step(&writer.connection, limits, limit, now_ns)?;
             writer.forget_numbers();
             if !has_more {
-                retention::shrink(&writer.connection, self.settings.reserve)?;
+                space::shrink(&writer.connection, self.settings.reserve)?;
                 // New lines have taken its pages. While there is room, others take their place.
                 if !is_tight && free < self.settings.reserve / 2 {
-                    retention::reserve(&writer.connection, self.settings.reserve)?;
+                    space::reserve(&writer.connection, self.settings.reserve)?;
                 }
             }
             Ok(has_more)
@@ -554,7 +555,7 @@ impl Keeper<'_> {
         let failed = if available(path).is_some_and(|left| left < limits.rest + 2 * reserve) {
             "the file system is nearly full".to_owned()
         } else {
-            retention::reserve(&writer.connection, *reserve).err().map(|error| words(&error))?
+            space::reserve(&writer.connection, *reserve).err().map(|error| words(&error))?
         };
         Some(format!("no room is held in reserve for the store {}: {failed}", path.display()))
     }
@@ -590,15 +591,4 @@ fn available(path: &Path) -> Option<u64> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let about = rustix::fs::statvfs(folder).ok()?;
     Some(about.f_bavail * about.f_frsize)
-}
-
-/// What SQLite's error means, in an administrator's words.
-fn words(error: &rusqlite::Error) -> String {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "no space is left in its file system".to_owned(),
-        Some(ErrorCode::ReadOnly) => "it is read-only".to_owned(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program holds its lock".to_owned(),
-        Some(ErrorCode::SystemIoFailure) => format!("the disk does not take it ({error})"),
-        _ => error.to_string(),
-    }
 }

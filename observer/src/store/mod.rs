@@ -1,17 +1,21 @@
 //! The store: everything that was recorded, in one file of SQLite's.
 //!
 //! A process of its own writes it ([`keeper`]), and [`Recorder`] is this process's side of that. [`entry`] is a line as it is stored, [`schema`]
-//! what the file looks like, [`retention`] what stays in it for how long. [`query`] reads it, from any process that may read the file.
+//! what the file looks like, [`retention`] what stays in it for how long, [`space`] how much room it takes, [`forget`] what is removed on request. [`query`] reads it, from any process that may read the file.
 //!
 //! A line is acknowledged once it is on the disk. What was acknowledged is there after a kill and after a loss of power.
 
 mod age;
 mod entry;
 mod files;
+mod forget;
 mod keeper;
+#[cfg(test)]
+mod lab;
 pub mod query;
 mod retention;
 mod schema;
+mod space;
 mod write;
 
 use std::{
@@ -36,9 +40,10 @@ use rustix::{fd::AsFd, net::RecvFlags};
 pub use self::{
     entry::Entry,
     files::Lock,
+    forget::Forgotten,
     keeper::Settings,
     query::{Forget, QueryError, Range, Store, Stored},
-    retention::{Forgotten, Limits},
+    retention::Limits,
     schema::OpenError,
 };
 use self::{
@@ -211,8 +216,8 @@ fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStrea
 pub fn forget(path: &Path, what: &Forget) -> Result<Forgotten> {
     anyhow::ensure!(path.exists(), OpenError::Missing(path.to_owned()));
     let connection = schema::open(path)?;
-    let forgotten = retention::forget(&connection, what, nanoseconds(Timestamp::now()))
-        .context("cannot remove it from the store")?;
+    let forgotten =
+        forget::forget(&connection, what, nanoseconds(Timestamp::now())).context("cannot remove it from the store")?;
     // Nobody records: it is at rest again.
     if let Ok(_lock) = files::lock(path) {
         schema::rest(&connection);

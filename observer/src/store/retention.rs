@@ -5,13 +5,10 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use rusqlite::{Connection, OptionalExtension, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, ToSql};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    query::Forget,
-    write::{Gap, note},
-};
+use super::space::Room;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +21,10 @@ pub struct Limits {
     pub rest: u64,
 }
 
+/// Bytes that a row takes, at least about.
+const ROW: i64 = 400;
 /// Rows that are removed in one step.
-const STEP: i64 = 500;
+pub(super) const STEP: i64 = 500;
 /// Lines of one story within a minute become one after an hour, and within an hour after a day.
 const FOLDS: [Fold; 2] = [
     Fold { name: "folded_minutes", span: 60 * SECOND, after: 3600 * SECOND },
@@ -45,24 +44,6 @@ struct Fold {
     span: i64,
     /// Once they are so old.
     after: i64,
-}
-
-/// Room in the store, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
-    /// Pages with something in them.
-    pub(super) used: u64,
-    /// Pages without.
-    pub(super) free: u64,
-}
-
-impl Room {
-    pub(super) fn of(connection: &Connection) -> rusqlite::Result<Self> {
-        let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let (page, pages, free) = (number("page_size")?, number("page_count")?, number("freelist_count")?);
-        let bytes = |pages: i64| u64::try_from(pages.saturating_mul(page)).unwrap_or(0);
-        Ok(Self { used: bytes(pages - free), free: bytes(free) })
-    }
 }
 
 /// Does a part of what is to be done: true when there may be more. `limit` is how many bytes may be in use.
@@ -149,7 +130,7 @@ fn fold_into_one(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
 }
 
 /// Removes lines, and texts that no other line has.
-fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+pub(super) fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
     let (mut parts, mut processes) = (HashSet::new(), HashSet::new());
     for id in ids {
         let removed = connection
@@ -172,15 +153,33 @@ fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
         let removed = connection.prepare_cached(unused)?.query_row([part], |row| row.get(0)).optional()?;
         rulesets.extend(removed.flatten());
     }
-    let unused = "DELETE FROM rulesets WHERE sha256 = ?1 AND NOT EXISTS (SELECT 1 FROM parts WHERE ruleset = ?1)";
     for ruleset in rulesets {
-        connection.prepare_cached(unused)?.execute([ruleset])?;
+        remove_document(connection, &ruleset)?;
     }
     let unused = "DELETE FROM processes WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM lines WHERE process = ?1)";
     for process in processes {
         connection.prepare_cached(unused)?.execute([process])?;
     }
     Ok(())
+}
+
+/// Removes states, and texts that nothing refers to any more.
+fn remove_states(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    for id in ids {
+        let removed = connection
+            .prepare_cached("DELETE FROM states WHERE id = ?1 RETURNING sha256")?
+            .query_row([id], |row| row.get::<_, String>(0))
+            .optional()?;
+        removed.map_or(Ok(()), |sha256| remove_document(connection, &sha256))?;
+    }
+    Ok(())
+}
+
+/// Removes a text that nothing refers to any more.
+fn remove_document(connection: &Connection, sha256: &str) -> rusqlite::Result<()> {
+    let unused = "DELETE FROM documents WHERE sha256 = ?1 AND NOT EXISTS (SELECT 1 FROM parts WHERE ruleset = ?1)
+                  AND NOT EXISTS (SELECT 1 FROM states WHERE sha256 = ?1)";
+    connection.prepare_cached(unused)?.execute([sha256]).map(drop)
 }
 
 /// Numbers that a query finds.
@@ -208,21 +207,25 @@ fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
     let others = numbers(connection, others, &[&before_ns, &STEP])?;
     remove(connection, &others)?;
     connection.prepare_cached("DELETE FROM gaps WHERE until_ns < ?1")?.execute([before_ns])?;
-    // The line that it was stored for may have gone before it came.
-    let unused =
-        "DELETE FROM rulesets WHERE stored_ns < ?1 AND NOT EXISTS (SELECT 1 FROM parts WHERE ruleset = sha256)";
-    connection.prepare_cached(unused)?.execute([before_ns])?;
+    // What was so when the oldest story began is still of use.
+    let over_states = "SELECT s.id FROM states s WHERE s.at_ns < ?1 AND (
+                         EXISTS (SELECT 1 FROM states later
+                                 WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
+                                 AND later.at_ns <= min(?1, (SELECT coalesce(min(first_ns), ?1) FROM stories)))
+                         OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share AND last_ns >= s.at_ns)) LIMIT ?2";
+    let over_states = numbers(connection, over_states, &[&before_ns, &STEP])?;
+    remove_states(connection, &over_states)?;
     let runs = "DELETE FROM runs WHERE alive_ns < ?1 AND id < (SELECT max(id) FROM runs)
                 AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id)
                 AND NOT EXISTS (SELECT 1 FROM gaps WHERE run = runs.id)";
     connection.prepare_cached(runs)?.execute([before_ns])?;
     // What has no weight has nothing in the store.
     connection.prepare_cached("DELETE FROM shares WHERE weight <= 0")?.execute([])?;
-    Ok(!over.is_empty() || !middle.is_empty() || !others.is_empty())
+    Ok(!over.is_empty() || !middle.is_empty() || !others.is_empty() || !over_states.is_empty())
 }
 
 /// Removes a story with all its lines, the last line last: true when it has more of them than one step removes.
-fn remove_story(connection: &Connection, story: i64) -> rusqlite::Result<bool> {
+pub(super) fn remove_story(connection: &Connection, story: i64) -> rusqlite::Result<bool> {
     let lines = numbers(connection, "SELECT id FROM lines WHERE story = ?1 ORDER BY id LIMIT ?2", &[&story, &STEP])?;
     remove(connection, &lines)?;
     if lines.len() >= STEP as usize {
@@ -249,20 +252,25 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
     let whole = i64::try_from(whole).unwrap_or(i64::MAX);
     let of_strangers: i64 = parts.iter().filter(|part| !part.is_host).map(|part| part.weight).sum();
     let largest_stranger = parts.iter().find(|part| !part.is_host);
-    let is_full = Room::of(connection)?.used > limit;
+    let too_much = i64::try_from(Room::of(connection)?.used.saturating_sub(limit)).unwrap_or(i64::MAX);
     let from = match largest_stranger {
-        Some(part) if part.weight > whole / OF_ONE || of_strangers > whole / OF_ALL => Some(part),
-        _ if is_full => {
+        Some(part) if part.weight > whole / OF_ONE || of_strangers > whole / OF_ALL => {
+            Some((part, (part.weight - whole / OF_ONE).max(of_strangers - whole / OF_ALL)))
+        }
+        _ if too_much > 0 => {
             let host = parts.iter().find(|part| part.is_host);
-            host.filter(|host| host.weight >= of_strangers).or(largest_stranger).or(host)
+            let from = host.filter(|host| host.weight >= of_strangers).or(largest_stranger).or(host);
+            from.map(|from| (from, too_much))
         }
         _ => None,
     };
-    let Some(from) = from else { return Ok(false) };
+    let Some((from, too_much)) = from else { return Ok(false) };
+    // No more than is needed, about.
+    let most = (too_much / ROW + 1).min(STEP);
     // What is neither the first nor the last of its story, the oldest first; then whole stories.
     let middle = "SELECT l.id FROM stories s JOIN lines l ON l.story = s.id
                   WHERE s.share = ?1 AND s.lines > 2 AND l.id NOT IN (s.first_line, s.last_line) ORDER BY s.last_ns, l.id LIMIT ?2";
-    let middle = numbers(connection, middle, &[&from.share, &STEP])?;
+    let middle = numbers(connection, middle, &[&from.share, &most])?;
     if !middle.is_empty() {
         remove(connection, &middle)?;
         return Ok(true);
@@ -271,142 +279,25 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
     let others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
                   AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
                   ORDER BY at_ns LIMIT ?2";
-    let others = numbers(connection, others, &[&from.share, &STEP])?;
+    let others = numbers(connection, others, &[&from.share, &most])?;
     if !others.is_empty() {
         remove(connection, &others)?;
         return Ok(true);
     }
-    let oldest =
-        numbers(connection, "SELECT id FROM stories WHERE share = ?1 ORDER BY last_ns LIMIT 50", &[&from.share])?;
+    let states = "SELECT id FROM states WHERE share = ?1
+                  AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
+                  ORDER BY at_ns LIMIT ?2";
+    let states = numbers(connection, states, &[&from.share, &most])?;
+    if !states.is_empty() {
+        remove_states(connection, &states)?;
+        return Ok(true);
+    }
+    let oldest = "SELECT id FROM stories WHERE share = ?1 ORDER BY last_ns LIMIT ?2";
+    let oldest = numbers(connection, oldest, &[&from.share, &most.min(50)])?;
     for story in &oldest {
         remove_story(connection, *story)?;
     }
     Ok(!oldest.is_empty())
-}
-
-/// Gives pages back to the file system that are neither in use nor part of the reserve.
-pub(super) fn shrink(connection: &Connection, reserve: u64) -> rusqlite::Result<()> {
-    /// Not page by page.
-    const SLACK: u64 = 8 << 20;
-    /// Pages of one step.
-    const MOST: u64 = 4000;
-    let Room { free, .. } = Room::of(connection)?;
-    if free > reserve + SLACK {
-        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = ((free - reserve) / u64::try_from(page).unwrap_or(4096)).min(MOST);
-        // It is done row by row.
-        let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
-        let mut rows = statement.query([])?;
-        while rows.next()?.is_some() {}
-    }
-    Ok(())
-}
-
-/// Has so many bytes in the database's file without anything in them, and as many in its log: what is stored later takes their place,
-/// where the file system has no room for anybody any more.
-pub(super) fn reserve(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
-    let free = Room::of(connection)?.free;
-    let Some(missing) = bytes.checked_sub(free).filter(|missing| *missing > 0) else { return Ok(()) };
-    // Written, and only then given up: pages that are new and free at once would be a hole in the file.
-    let filled = connection
-        .execute_batch("BEGIN IMMEDIATE; DROP TABLE IF EXISTS reserve; CREATE TABLE reserve (bytes BLOB)")
-        .and_then(|()| {
-            let missing = i64::try_from(missing).unwrap_or(0);
-            connection.execute("INSERT INTO reserve VALUES (zeroblob(?1))", params![missing])
-        })
-        .and_then(|_| {
-            connection.execute_batch(
-                "COMMIT; PRAGMA wal_checkpoint(PASSIVE); DROP TABLE reserve; PRAGMA wal_checkpoint(PASSIVE)",
-            )
-        });
-    if filled.is_err() {
-        let _ = connection.execute_batch("ROLLBACK");
-        let _ = connection.execute_batch("DROP TABLE IF EXISTS reserve");
-    }
-    filled
-}
-
-/// Between two steps of [`forget`] others may write.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// What [`forget`] has done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgotten {
-    /// So many lines were removed.
-    pub lines: u64,
-    /// They are still in the log: somebody reads the store as it was.
-    pub are_in_the_log: bool,
-}
-
-/// Removes what must not be kept from every page, and leaves word that something was removed.
-pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rusqlite::Result<Forgotten> {
-    // What is removed is written over.
-    connection.pragma_update(None, "secure_delete", true)?;
-    connection.busy_timeout(Duration::from_secs(10))?;
-    let (condition, parameter) = what.condition();
-    let find = format!(
-        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE {condition} AND l.id > ?2 ORDER BY l.id LIMIT {STEP}"
-    );
-    let mut gap = Gap { from_ns: i64::MAX, until_ns: i64::MIN, lines: 0, packets: 0, why: what.words() };
-    let mut after = 0;
-    loop {
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        let next = forget_some(connection, &find, (&*parameter, after), &mut gap).and_then(|next| {
-            if next.is_none() && gap.lines > 0 {
-                let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
-                note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
-            }
-            Ok(next)
-        });
-        match next {
-            Ok(next) => {
-                connection.execute_batch("COMMIT")?;
-                let Some(next) = next else { break };
-                after = next;
-            }
-            Err(error) => {
-                let _ = connection.execute_batch("ROLLBACK");
-                return Err(error);
-            }
-        }
-        std::thread::sleep(PAUSE);
-    }
-    // The log still has it as it was.
-    let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-    Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
-}
-
-/// Removes the next lines; the last one's number, where there may be more.
-fn forget_some(
-    connection: &Connection,
-    find: &str,
-    (parameter, after): (&dyn ToSql, i64),
-    gap: &mut Gap,
-) -> rusqlite::Result<Option<i64>> {
-    let mut statement = connection.prepare_cached(find)?;
-    let rows = statement.query_map(params![parameter, after], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
-    })?;
-    let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
-    let ids: Vec<i64> = rows.iter().map(|(id, ..)| *id).collect();
-    remove(connection, &ids)?;
-    for (_, _, packets, at_ns) in &rows {
-        gap.lines += 1;
-        gap.packets += u64::try_from(*packets).unwrap_or(0);
-        (gap.from_ns, gap.until_ns) = (gap.from_ns.min(*at_ns), gap.until_ns.max(*at_ns));
-    }
-    let stories: HashSet<i64> = rows.iter().filter_map(|(_, story, ..)| *story).collect();
-    for story in stories {
-        // One that is left has another first or last line.
-        let left = "UPDATE stories SET
-                      first_line = (SELECT min(id) FROM lines WHERE story = ?1),
-                      last_line = (SELECT max(id) FROM lines WHERE story = ?1)
-                    WHERE id = ?1 AND EXISTS (SELECT 1 FROM lines WHERE story = ?1)";
-        if connection.prepare_cached(left)?.execute([story])? == 0 {
-            remove_story(connection, story)?;
-        }
-    }
-    Ok(ids.last().copied().filter(|_| ids.len() >= STEP as usize))
 }
 
 #[cfg(test)]
@@ -416,11 +307,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Attempt, Kind, Line, Share, User},
+        model::{Backend, ChangedRuleset, Kind, Line, RulesetChange, Sender, Share},
         store::{
-            entry::{Entry, nanoseconds},
-            query::{Range, Store},
-            write::Writer,
+            entry::Entry,
+            lab::{Lab, packet},
         },
     };
 
@@ -429,57 +319,6 @@ mod tests {
 
     fn limits(bytes: u64) -> Limits {
         Limits { age: Duration::from_secs(30 * 86_400), bytes, rest: 0 }
-    }
-
-    struct Lab {
-        _folder: tempfile::TempDir,
-        path: std::path::PathBuf,
-        writer: Writer,
-    }
-
-    impl Lab {
-        fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("s.db");
-            let reporter = serde_json::to_string(&crate::model::Reporter::example()).unwrap();
-            let writer = Writer::open(&path, &reporter, 0).unwrap();
-            Self { _folder: folder, path, writer }
-        }
-
-        fn store(&mut self, entries: &[Entry]) {
-            self.writer.store(entries, &[], None, 0).unwrap();
-        }
-
-        /// Does everything that is to be done at this time.
-        fn tidy(&mut self, limits: &Limits, now: i64) {
-            let now_ns = now * SECOND;
-            while step(&self.writer.connection, limits, limits.bytes, now_ns).unwrap() {}
-            self.writer.forget_numbers();
-        }
-
-        fn lines(&self) -> Vec<Line> {
-            let mut lines = Vec::new();
-            let each = |stored: crate::store::Stored| {
-                lines.push(stored.line);
-                Ok(())
-            };
-            Store::open(&self.path).unwrap().lines(Range::default(), each).unwrap();
-            lines
-        }
-
-        fn number(&self, sql: &str) -> i64 {
-            self.writer.connection.query_row(sql, [], |row| row.get(0)).unwrap()
-        }
-    }
-
-    /// A packet of this story at that second.
-    fn packet(story: u128, second: i64, uid: u32) -> Entry {
-        let at = Timestamp::from_second(second).unwrap();
-        let mut attempt = Attempt { start: at, end: at, packets: 2, bytes: 120, ..Attempt::example() };
-        attempt.sender.user = Some(User { id: uid, name: None, effective: None });
-        attempt.incident = Uuid::from_u128(story);
-        let line = Line { id: None, sequence: Some(1), at, kind: Kind::Blocked(Box::new(attempt)) };
-        Entry::of(&line, Some(Uuid::from_u128(story)), Share::Host).unwrap()
     }
 
     fn packets(lines: &[Line]) -> u64 {
@@ -517,19 +356,16 @@ mod tests {
         assert_eq!(lab.number("SELECT count(*) FROM parts") + lab.number("SELECT count(*) FROM stories"), 0);
     }
 
-    /// Of a week ago, while many flows are blocked for hours.
+    /// Of a week ago, while a thousand flows are blocked for a day.
     #[test]
     fn noise_never_evicts_evidence() {
         let mut lab = Lab::new();
         lab.store(&(0..40).map(|at| packet(1, at, 0)).collect::<Vec<_>>());
-        let limits = limits(1 << 20);
-        for quarter in 0..12 {
-            let second = 7 * DAY + quarter * 900;
-            for minute in 0..15 {
-                let noise: Vec<Entry> = (0..200).map(|flow| packet(100 + flow, second + minute * 60, 0)).collect();
-                lab.store(&noise);
-            }
-            lab.tidy(&limits, second + 900);
+        let limits = limits(4 << 20);
+        for half_hour in 0..48 {
+            let second = 7 * DAY + half_hour * 1800;
+            lab.store(&(0..1000).map(|flow| packet(100 + flow, second, 0)).collect::<Vec<_>>());
+            lab.tidy(&limits, second + 1800);
             assert!(Room::of(&lab.writer.connection).unwrap().used <= limits.bytes);
         }
         let lines = lab.lines();
@@ -539,8 +375,9 @@ mod tests {
             .collect();
         assert_eq!(evidence.first().unwrap().at, Timestamp::UNIX_EPOCH);
         assert_eq!(evidence.last().unwrap().at, Timestamp::from_second(39).unwrap());
-        let sum = "SELECT packets FROM stories WHERE story = (SELECT story FROM stories ORDER BY first_ns LIMIT 1)";
-        assert_eq!(lab.number(sum), 80);
+        // Of each flow too the first and the last line, and the sum of all.
+        assert_eq!(lab.number("SELECT count(*) FROM stories WHERE lines >= 2"), 1001);
+        assert_eq!(lab.number("SELECT sum(packets) FROM stories"), 80 + 48 * 1000 * 2);
     }
 
     #[test]
@@ -564,38 +401,67 @@ mod tests {
         assert!(of("user 1000") < 10_000, "{}", of("user 1000"));
     }
 
-    #[test]
-    fn what_is_forgotten_is_in_no_page() {
-        let mut lab = Lab::new();
-        let mut secret = packet(1, 0, 1000);
-        if let Some(who) = &mut secret.who {
-            who.name = Some("a-name-that-nobody-else-has".to_owned());
-        }
-        lab.store(&[secret, packet(2, 0, 0)]);
-        let forgotten = forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
-        assert_eq!(forgotten, Forgotten { lines: 1, are_in_the_log: false });
-        assert_eq!(lab.lines().len(), 1);
-        assert_eq!(lab.number("SELECT lines FROM gaps"), 1);
-        assert_eq!(lab.number("SELECT count(*) FROM gaps WHERE why = 'removed on request: user 1000'"), 1);
-        for ending in ["", "-wal"] {
-            let bytes = std::fs::read(format!("{}{ending}", lab.path.display())).unwrap_or_default();
-            assert!(memchr::memmem::find(&bytes, b"a-name-that-nobody-else-has").is_none(), "{ending}");
-        }
+    /// A change of rules in another namespace.
+    fn change(second: i64, netns: u32) -> Entry {
+        let at = Timestamp::from_second(second).unwrap();
+        let ruleset = ChangedRuleset {
+            backend: Backend::Nft,
+            generation: Some(u32::try_from(second).unwrap()),
+            changed_by: None,
+            changes: 1,
+            difference: None,
+        };
+        let change = RulesetChange {
+            netns,
+            entering: None,
+            is_elsewhere: true,
+            ruleset,
+            sender: Sender::default(),
+            share: Share::Namespace(netns),
+        };
+        let line = Line { id: None, sequence: Some(1), at, kind: Kind::RulesetChanged(Box::new(change)) };
+        Entry::of(&line, None, Share::Namespace(netns)).unwrap()
     }
 
     #[test]
-    fn a_reserve_is_taken_in_place_of_new_pages() {
+    fn changes_of_rules_push_out_only_those_of_their_namespace() {
         let mut lab = Lab::new();
-        reserve(&lab.writer.connection, 1 << 20).unwrap();
-        let before = Room::of(&lab.writer.connection).unwrap();
-        assert!(before.free >= 1 << 20, "{before:?}");
-        lab.store(&(0..500).map(|story| packet(story, 0, 0)).collect::<Vec<_>>());
-        let after = Room::of(&lab.writer.connection).unwrap();
-        assert!(after.used > before.used && after.used + after.free == before.used + before.free, "{after:?}");
-        shrink(&lab.writer.connection, 1 << 20).unwrap();
-        assert_eq!(Room::of(&lab.writer.connection).unwrap(), after, "it is kept");
-        reserve(&lab.writer.connection, 16 << 20).unwrap();
-        shrink(&lab.writer.connection, 1 << 20).unwrap();
-        assert!(Room::of(&lab.writer.connection).unwrap().free < 2 << 20, "what is beyond it is given back");
+        lab.store(&(0..100).map(|story| packet(story, 0, 0)).collect::<Vec<_>>());
+        lab.store(&[change(1, 8)]);
+        for round in 0..20 {
+            lab.store(&(0..500).map(|at| change(10 + round * 500 + at, 7)).collect::<Vec<_>>());
+            lab.tidy(&limits(2 << 20), 20_000);
+        }
+        let changes = |netns: u32| {
+            let sql = "SELECT count(*) FROM lines l JOIN shares h ON h.id = l.share WHERE h.name";
+            lab.number(&format!("{sql} = 'network namespace {netns}'"))
+        };
+        assert_eq!((lab.number("SELECT count(*) FROM stories"), changes(8)), (100, 1));
+        assert!(changes(7) < 1000, "{}", changes(7));
+        assert_eq!(lab.number("SELECT max(at_ns) / 1000000000 FROM lines"), 10 + 20 * 500 - 1, "the last one is there");
+    }
+
+    #[test]
+    fn the_weight_of_a_share_is_that_of_its_rows() {
+        let mut lab = Lab::new();
+        lab.store(&(0..2 * HOUR).step_by(60).map(|second| packet(1, second, 1000)).collect::<Vec<_>>());
+        lab.store(&(0..50).map(|story| packet(100 + story, 0, 0)).collect::<Vec<_>>());
+        lab.store(&(0..50).map(|at| change(at, 7)).collect::<Vec<_>>());
+        for (second, text) in [(1, "one"), (2, "one"), (3, "other"), (4, "one")] {
+            lab.keep(second, text, Share::Namespace(7));
+        }
+        assert_eq!(lab.number("SELECT 10 * (SELECT count(*) FROM states) + (SELECT count(*) FROM documents)"), 32);
+        let differ = "SELECT count(*) FROM shares s WHERE weight <>
+               (SELECT 200 * count(*) FROM lines WHERE share = s.id) + (SELECT 300 * count(*) FROM stories WHERE share = s.id)
+             + (SELECT coalesce(sum(200 + length(body)), 0) FROM parts WHERE share = s.id)
+             + (SELECT coalesce(sum(200 + length(body)), 0) FROM processes WHERE share = s.id)
+             + (SELECT coalesce(sum(200 + length(body)), 0) FROM documents WHERE share = s.id)
+             + (SELECT 300 * count(*) FROM states WHERE share = s.id)";
+        assert_eq!(lab.number(differ), 0);
+        lab.tidy(&limits(1 << 30), 3 * DAY);
+        assert_eq!(lab.number(differ), 0);
+        lab.tidy(&limits(1 << 30), 40 * DAY);
+        assert_eq!(lab.number("SELECT count(*) FROM shares"), 0);
+        assert_eq!(lab.number("SELECT (SELECT count(*) FROM states) + (SELECT count(*) FROM documents)"), 0);
     }
 }

@@ -77,14 +77,26 @@ CREATE TABLE processes (
 );
 CREATE INDEX processes_by_pid ON processes(pid);
 CREATE INDEX processes_by_user ON processes(uid);
-CREATE TABLE rulesets (
+CREATE TABLE documents (
   id          INTEGER PRIMARY KEY,
   sha256      TEXT    NOT NULL UNIQUE,   -- of the text: what rules have as `ruleset_sha256`
-  share       INTEGER NOT NULL,          -- of the first namespace with it
+  share       INTEGER NOT NULL,          -- of the first who had it
   stored_ns   INTEGER NOT NULL,
   bytes       INTEGER NOT NULL,          -- of the text
-  body        BLOB    NOT NULL           -- as `nft` lists it: sqlar_uncompress(body, bytes)
+  body        BLOB    NOT NULL           -- compressed: sqlar_uncompress(body, bytes)
 );
+CREATE TABLE states (
+  id          INTEGER PRIMARY KEY,
+  run         INTEGER NOT NULL REFERENCES runs,
+  share       INTEGER NOT NULL,
+  kind        TEXT    NOT NULL,          -- ruleset, routes, unit
+  subject     TEXT    NOT NULL,          -- a network namespace, or a unit
+  at_ns       INTEGER NOT NULL,          -- from this time on it was seen to be so
+  sha256      TEXT    NOT NULL           -- its text, in `documents`
+);
+CREATE INDEX states_by_subject ON states(kind, subject, at_ns);
+CREATE INDEX states_by_document ON states(sha256);
+CREATE INDEX states_by_share ON states(share, at_ns);
 CREATE TABLE parts (
   id          INTEGER PRIMARY KEY,
   hash        BLOB    NOT NULL UNIQUE,
@@ -92,7 +104,7 @@ CREATE TABLE parts (
   destination TEXT,
   port        INTEGER,
   protocol    INTEGER,
-  ruleset     TEXT,                      -- SHA-256: it may be in `rulesets`
+  ruleset     TEXT,                      -- SHA-256: it may be in `documents`
   body        TEXT    NOT NULL           -- what a line says beside its sender, times and numbers, JSON
 );
 CREATE INDEX parts_by_destination ON parts(destination, port);
@@ -137,10 +149,14 @@ CREATE TRIGGER part_stored AFTER INSERT ON parts BEGIN
   UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
 CREATE TRIGGER part_removed AFTER DELETE ON parts BEGIN
   UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
-CREATE TRIGGER ruleset_stored AFTER INSERT ON rulesets BEGIN
+CREATE TRIGGER document_stored AFTER INSERT ON documents BEGIN
   UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
-CREATE TRIGGER ruleset_removed AFTER DELETE ON rulesets BEGIN
+CREATE TRIGGER document_removed AFTER DELETE ON documents BEGIN
   UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
+CREATE TRIGGER state_stored AFTER INSERT ON states BEGIN
+  UPDATE shares SET weight = weight + 300 WHERE id = NEW.share; END;
+CREATE TRIGGER state_removed AFTER DELETE ON states BEGIN
+  UPDATE shares SET weight = weight - 300 WHERE id = OLD.share; END;
 CREATE TABLE state (
   name        TEXT PRIMARY KEY,
   value       INTEGER NOT NULL
@@ -173,7 +189,7 @@ pub enum OpenError {
     #[error("{} may not be read by this user: join its group, or use sudo", .0.display())]
     Forbidden(PathBuf),
     /// SQLite's own words.
-    #[error("cannot open {}: {error}", .path.display())]
+    #[error("cannot open {}: {}", .path.display(), words(.error))]
     Database {
         /// The store.
         path: PathBuf,
@@ -188,6 +204,17 @@ pub enum OpenError {
         /// What failed.
         error: io::Error,
     },
+}
+
+/// What SQLite's error means, in an administrator's words.
+pub(super) fn words(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "no space is left in its file system".to_owned(),
+        Some(ErrorCode::ReadOnly) => "it is read-only".to_owned(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another program holds its lock".to_owned(),
+        Some(ErrorCode::SystemIoFailure) => format!("the disk does not take it ({error})"),
+        _ => error.to_string(),
+    }
 }
 
 impl OpenError {

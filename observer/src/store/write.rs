@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    entry::{Entry, Of, Who, hash, share_name},
+    entry::{Entry, Of, Who, hash, nanoseconds, share_name},
     schema::{self, OpenError},
 };
 use crate::model::Document;
@@ -100,17 +100,37 @@ impl Writer {
             self.put(entry)?;
         }
         for document in documents {
-            let share = self.share(&share_name(document.share, None))?;
-            let insert =
-                "INSERT OR IGNORE INTO rulesets (sha256, share, stored_ns, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5)";
-            let bytes = signed(document.bytes);
-            let mut insert = self.connection.prepare_cached(insert)?;
-            insert.execute(params![document.sha256, share, now_ns, bytes, document.packed])?;
+            self.keep(document, now_ns)?;
         }
         if let Some(gap) = gap {
             note(&self.connection, self.run, gap)?;
         }
         self.live(now_ns)
+    }
+
+    /// Stores a text once, and that it is so from then on where it was otherwise before.
+    fn keep(&mut self, document: &Document, now_ns: i64) -> rusqlite::Result<()> {
+        let share = self.share(&share_name(document.share, None))?;
+        let insert =
+            "INSERT OR IGNORE INTO documents (sha256, share, stored_ns, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.connection.prepare_cached(insert)?.execute(params![
+            document.sha256,
+            share,
+            now_ns,
+            signed(document.bytes),
+            document.packed
+        ])?;
+        let (kind, at_ns): (&str, i64) = (document.kind.into(), nanoseconds(document.at));
+        let last = "SELECT sha256 FROM states WHERE kind = ?1 AND subject = ?2 ORDER BY at_ns DESC, id DESC LIMIT 1";
+        let last: Option<String> =
+            self.connection.prepare_cached(last)?.query_row((kind, &document.subject), |row| row.get(0)).optional()?;
+        if last.as_ref() != Some(&document.sha256) {
+            let insert =
+                "INSERT INTO states (run, share, kind, subject, at_ns, sha256) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let mut insert = self.connection.prepare_cached(insert)?;
+            insert.execute(params![self.run, share, kind, document.subject, at_ns, document.sha256])?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, entry: &Entry) -> rusqlite::Result<()> {
@@ -288,4 +308,32 @@ pub(super) fn note(connection: &Connection, run: i64, gap: &Gap) -> rusqlite::Re
 /// SQLite's numbers have a sign.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ends by force, with the clock at these times.
+    fn by_force(path: &Path, starts: &[i64]) {
+        for started_ns in starts {
+            Writer::open(path, "{}", *started_ns).unwrap();
+        }
+    }
+
+    #[test]
+    fn ends_by_force_count_for_a_while() {
+        const MINUTE: i64 = 60_000_000_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.db");
+        by_force(&path, &[100 * MINUTE, 101 * MINUTE, 102 * MINUTE]);
+        let count = |at: i64| {
+            let writer = Writer::open(&path, "{}", at).unwrap();
+            let count = writer.ended_by_force(at - 10 * MINUTE, at).unwrap();
+            writer.withdraw().unwrap();
+            count
+        };
+        assert_eq!((count(103 * MINUTE), count(111 * MINUTE), count(200 * MINUTE)), (3, 2, 0));
+        assert_eq!(count(MINUTE), 0, "the clock was set back");
+    }
 }

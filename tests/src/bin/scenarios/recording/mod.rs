@@ -26,6 +26,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("killed_again_and_again", killed),
     ("one_recorder_for_a_store", only_one),
     ("a_full_file_system", full),
+    ("a_file_system_that_becomes_read_only", read_only),
     ("a_lock_that_others_hold", locked),
     ("a_damaged_store", damaged),
     ("a_store_that_is_moved_away", moved),
@@ -119,10 +120,14 @@ fn read_back() -> Result<Outcome> {
     ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NOT NULL AND account IS NOT NULL")? == "1");
     // The ruleset as it stood then, by the digest that the lines have.
     let digest = stored.iter().find_map(|line| line["egress"]["rule"]["ruleset_sha256"].as_str());
-    let text = sqlite(&store, "SELECT sqlar_uncompress(body, bytes) FROM rulesets")?;
+    let of = |kind: &str| format!("FROM documents JOIN states USING (sha256) WHERE kind = '{kind}'");
+    let text = sqlite(&store, &format!("SELECT sqlar_uncompress(body, bytes) {}", of("ruleset")))?;
+    let routes = sqlite(&store, &format!("SELECT sqlar_uncompress(body, bytes) {}", of("routes")))?;
+    ensure!(routes.contains("rule 0: from all lookup local") && routes.contains("10.9.0.0/"), "{routes}");
     ensure!(text.contains("udp dport { 9, 53 } counter drop"), "{text}");
     let written = folder.path().join("ruleset");
-    let write = format!("SELECT writefile('{}', sqlar_uncompress(body, bytes)) FROM rulesets", written.display());
+    let target = written.display();
+    let write = format!("SELECT writefile('{target}', sqlar_uncompress(body, bytes)) {}", of("ruleset"));
     sqlite(&store, &write)?;
     let digested = String::from_utf8(Command::new("sha256sum").arg(&written).output()?.stdout)?;
     ensure!(digest.is_some_and(|digest| digested.starts_with(digest)), "{digest:?} {digested}");
@@ -235,6 +240,37 @@ fn full() -> Result<Outcome> {
         let stored: u64 = report(&store)?.iter().filter_map(|line| line["egress"]["count"].as_u64()).sum();
         ensure!(stored == lab.client.counted()?, "{stored} packets are stored: {said}");
     }
+    Ok(Outcome::Passed)
+}
+
+/// As ext4 becomes after an error: lines wait, also of a recorder that starts meanwhile, and all are stored once it is writable.
+fn read_only() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let mounted = Mounted::new(folder.path(), "24m")?;
+    let store = mounted.0.join("s.db");
+    let remount = |how: &str| -> Result<()> {
+        let options = format!("remount,{how},size=24m,mode=0700");
+        wait_for("the remount", || {
+            let status = Command::new("mount").args(["-o", &options]).arg(&mounted.0).stderr(Stdio::null()).status()?;
+            Ok(status.success().then_some(()))
+        })
+    };
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    recorder.end(Signal::SIGTERM)?;
+    // A file that is open to be written keeps it from becoming read-only: it is so when the recorder starts.
+    remount("ro")?;
+    let recorder = record(&lab.client, &store)?;
+    send(&lab)?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    ensure!(recorder.told() == 0, "a line was acknowledged that cannot be stored");
+    remount("rw")?;
+    recorder.tells(|| send(&lab))?;
+    let (status, _, said) = recorder.end(Signal::SIGTERM)?;
+    ensure!(status.success() && said.contains("read-only") && said.contains("takes lines again"), "{said}");
+    let stored: u64 = report(&store)?.iter().filter_map(|line| line["egress"]["count"].as_u64()).sum();
+    ensure!(stored == lab.client.counted()?, "{stored} packets are stored");
     Ok(Outcome::Passed)
 }
 

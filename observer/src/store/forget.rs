@@ -1,0 +1,124 @@
+//! Removes what must not be kept.
+
+use std::{collections::HashSet, time::Duration};
+
+use rusqlite::{Connection, ToSql, params};
+
+use super::{
+    query::Forget,
+    retention::{STEP, remove, remove_story},
+    write::{Gap, note},
+};
+
+/// Between two steps of [`forget`] others may write.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What [`forget`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// So many lines were removed.
+    pub lines: u64,
+    /// They are still in the log: somebody reads the store as it was.
+    pub are_in_the_log: bool,
+}
+
+/// Removes what must not be kept from every page, and leaves word that something was removed.
+pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rusqlite::Result<Forgotten> {
+    // What is removed is written over.
+    connection.pragma_update(None, "secure_delete", true)?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    let (condition, parameter) = what.condition();
+    let find = format!(
+        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE {condition} AND l.id > ?2 ORDER BY l.id LIMIT {STEP}"
+    );
+    let mut gap = Gap { from_ns: i64::MAX, until_ns: i64::MIN, lines: 0, packets: 0, why: what.words() };
+    let mut after = 0;
+    loop {
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        let next = forget_some(connection, &find, (&*parameter, after), &mut gap).and_then(|next| {
+            if next.is_none() && gap.lines > 0 {
+                let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
+                note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
+            }
+            Ok(next)
+        });
+        match next {
+            Ok(next) => {
+                connection.execute_batch("COMMIT")?;
+                let Some(next) = next else { break };
+                after = next;
+            }
+            Err(error) => {
+                let _ = connection.execute_batch("ROLLBACK");
+                return Err(error);
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+    // The log still has it as it was.
+    let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+    Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
+}
+
+/// Removes the next lines; the last one's number, where there may be more.
+fn forget_some(
+    connection: &Connection,
+    find: &str,
+    (parameter, after): (&dyn ToSql, i64),
+    gap: &mut Gap,
+) -> rusqlite::Result<Option<i64>> {
+    let mut statement = connection.prepare_cached(find)?;
+    let rows = statement.query_map(params![parameter, after], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
+    })?;
+    let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
+    let ids: Vec<i64> = rows.iter().map(|(id, ..)| *id).collect();
+    remove(connection, &ids)?;
+    for (_, _, packets, at_ns) in &rows {
+        gap.lines += 1;
+        gap.packets += u64::try_from(*packets).unwrap_or(0);
+        (gap.from_ns, gap.until_ns) = (gap.from_ns.min(*at_ns), gap.until_ns.max(*at_ns));
+    }
+    let stories: HashSet<i64> = rows.iter().filter_map(|(_, story, ..)| *story).collect();
+    for story in stories {
+        // One that is left has another first or last line.
+        let left = "UPDATE stories SET
+                      first_line = (SELECT min(id) FROM lines WHERE story = ?1),
+                      last_line = (SELECT max(id) FROM lines WHERE story = ?1)
+                    WHERE id = ?1 AND EXISTS (SELECT 1 FROM lines WHERE story = ?1)";
+        if connection.prepare_cached(left)?.execute([story])? == 0 {
+            remove_story(connection, story)?;
+        }
+    }
+    Ok(ids.last().copied().filter(|_| ids.len() >= STEP as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::store::{
+        entry::nanoseconds,
+        lab::{Lab, packet},
+    };
+
+    #[test]
+    fn what_is_forgotten_is_in_no_page() {
+        let mut lab = Lab::new();
+        let mut secret = packet(1, 0, 1000);
+        if let Some(who) = &mut secret.who {
+            who.name = Some("a-name-that-nobody-else-has".to_owned());
+        }
+        lab.store(&[secret, packet(2, 0, 0)]);
+        let forgotten = forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!(forgotten, Forgotten { lines: 1, are_in_the_log: false });
+        assert_eq!(lab.lines().len(), 1);
+        assert_eq!(lab.number("SELECT lines FROM gaps"), 1);
+        assert_eq!(lab.number("SELECT count(*) FROM gaps WHERE why = 'removed on request: user 1000'"), 1);
+        for ending in ["", "-wal"] {
+            let bytes = std::fs::read(format!("{}{ending}", lab.path.display())).unwrap_or_default();
+            assert!(memchr::memmem::find(&bytes, b"a-name-that-nobody-else-has").is_none(), "{ending}");
+        }
+    }
+}
