@@ -175,7 +175,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     let outlets = vec![Outlet { name: "the store", sink: Box::new(sink), is_needed: true }];
     let run_limits = Limits { count: None, counts: |_| false, late: LATE };
     let mut run = session.confined(outlets, run_limits, args.command_lines(), &[]);
-    run.with_documents = true;
+    (run.with_documents, run.manager) = (true, service.clone());
     let (manager, duration, strict) = (service.clone(), args.duration, args.strict);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
@@ -185,7 +185,6 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         let ends = async {
             tokio::select! {
                 () = after(duration) => {}
-                () = manager.keep_alive() => {}
                 () = disabled() => note(&format!("observer: recording ends: {DISABLED} is there")),
             }
         };

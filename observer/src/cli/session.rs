@@ -37,7 +37,7 @@ use crate::{
     model::{Degraded, Facts, Filter, Hanging, Reporter},
     privilege::{Helper, Listening, proc},
     probe::{Awaited, Probes, Tree},
-    service::{Limits, Rooms, Run, modules},
+    service::{Limits, Rooms, Run, manager::Manager, modules},
     sink::fan::Outlet,
 };
 
@@ -239,6 +239,7 @@ impl Session {
             degraded: self.degraded,
             hanging: self.hanging,
             with_documents: false,
+            manager: Manager::default(),
         }
     }
 

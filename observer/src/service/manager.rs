@@ -12,11 +12,11 @@ use std::{
 };
 
 /// Where it listens, if there is one.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Manager {
     /// Connected at once: later this process may not make sockets.
     socket: Option<Arc<UnixDatagram>>,
-    /// It wants to hear something so often.
+    /// See [`Self::watchdog`].
     watchdog: Option<Duration>,
 }
 
@@ -50,12 +50,8 @@ impl Manager {
         }
     }
 
-    /// Says that it lives, for ever.
-    pub async fn keep_alive(&self) {
-        let Some(every) = self.watchdog else { return std::future::pending().await };
-        loop {
-            self.tell("WATCHDOG=1");
-            tokio::time::sleep(every).await;
-        }
+    /// How often it is to hear something, twice in the time after which it would end this process.
+    pub fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
     }
 }

@@ -44,6 +44,7 @@ use self::{
     documents::Documents,
     events::{Consumed, Consumer},
     ledger::{Flags, Ledger},
+    manager::Manager,
     writer::LineWriter,
 };
 use crate::{
@@ -122,6 +123,8 @@ pub struct Run<E> {
     pub degraded: Vec<Degraded>,
     /// Connections that hang already, to be reported first.
     pub hanging: Vec<Hanging>,
+    /// Hears that observing goes on.
+    pub manager: Manager,
     /// Rulesets that lines refer to are handed to the sinks.
     pub with_documents: bool,
 }
@@ -162,6 +165,7 @@ impl<E: HostQueries + Send + 'static> Run<E> {
         let nudge = tokio::spawn(nudge(filling, sender.clone(), Arc::clone(&flags)));
         let modules = tokio::spawn(modules::watch(self.modules, sender.clone(), Arc::clone(&flags)));
         let changes = tokio::spawn(listen::watch(self.listening, sender.clone()));
+        let alive = tokio::spawn(alive(self.manager, wake.clone(), Arc::clone(&flags)));
         let sweeping = Arc::clone(&flags.sweeping);
         let mut reader = Reader::new(self.probes.take_ring()?, Epoch::new(self.probes.take_epoch()?), sender, sweeping)
             .context("cannot watch the ring")?;
@@ -208,7 +212,7 @@ impl<E: HostQueries + Send + 'static> Run<E> {
         if let Ok(mut waker) = waker.lock() {
             waker.take();
         }
-        for task in [nudge, modules, changes] {
+        for task in [nudge, modules, changes, alive] {
             task.abort();
             let _ = task.await;
         }
@@ -369,6 +373,20 @@ fn shortages(
         ));
     }
     shortages
+}
+
+/// Tells the service manager that observing goes on, as long as the slower half takes from its queue: a sink that takes nothing stops that
+/// too, once its queue is full.
+async fn alive(manager: Manager, wake: Wake, flags: Arc<Flags>) {
+    let Some(every) = manager.watchdog() else { return };
+    loop {
+        let before = flags.taken.load(Ordering::Relaxed);
+        wake();
+        tokio::time::sleep(every).await;
+        if flags.taken.load(Ordering::Relaxed) != before {
+            manager.tell("WATCHDOG=1");
+        }
+    }
 }
 
 /// Has the slower half take in process records before their ring is full. A full queue is no matter: it does so at every

@@ -118,6 +118,8 @@ fn whole_life() -> Result<Outcome> {
         return Ok(Outcome::Skipped("no packages of two versions were made: `cargo xtask vm` makes them".to_owned()));
     };
 
+    // An image of a container forbids that packages start services: this is a machine.
+    let _ = fs::remove_file("/usr/sbin/policy-rc.d");
     // A first attempt may have left it.
     let _ = apt(&["purge", "egress-observer"]);
     // Installed is not started.
@@ -141,8 +143,9 @@ fn whole_life() -> Result<Outcome> {
     let of_a_service = ready_line(&degraded)?;
     // By hand it has all privileges: the unit takes away nothing that it needs.
     let (_, by_hand) = said("observer", &["record", "--store", "/run/by-hand/observer.db", "--for", "1s"])?;
+    fs::remove_dir_all("/run/by-hand")?;
     ensure!(shortcomings(&of_a_service) == shortcomings(&ready_line(&by_hand)?), "{of_a_service}\n{by_hand}");
-    println!("packages: {}", must("sh", &["-c", "systemd-analyze security --no-pager observer.service"])?);
+    println!("packages: {}", must("sh", &["-c", "systemd-analyze security --no-pager observer.service | tail -n 1"])?);
 
     // Killed, it is started again; after three times within ten minutes it stays down, and says why.
     for runs in 2..=3 {

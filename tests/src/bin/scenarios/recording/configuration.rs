@@ -1,8 +1,8 @@
 //! The configuration file of `record`, and what keeps a fleet's recorders down.
 
-use std::{fs, os::unix::net::UnixDatagram, process::Stdio};
+use std::{fs, io::ErrorKind, os::unix::net::UnixDatagram, process::Stdio, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::{
     lab::FAR_V4,
     observer::{self, Observer},
@@ -122,6 +122,49 @@ pub(super) fn held_down() -> Result<Outcome> {
     let recorder = Observer::start_command(&mut command(false))?;
     send(&lab)?;
     wait_for("a stored line", || Ok((!report(&store)?.is_empty()).then_some(())))?;
+    ensure!(recorder.end(Signal::SIGTERM)?.0.success());
+    Ok(Outcome::Passed)
+}
+
+/// The service manager hears that observing goes on, and no more once the store takes nothing and everything before it is full.
+pub(super) fn watchdog() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let (store, socket) = (folder.path().join("s.db"), folder.path().join("notify"));
+    let manager = UnixDatagram::bind(&socket)?;
+    let mut command = observer::command();
+    command.args(["record", "--reserve", "0", "--netns"]).arg(lab.client.path()).arg("--store").arg(&store);
+    command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "1000000");
+    let recorder = Observer::start_command(&mut command)?;
+    let hears = |within: Duration| -> Result<Option<String>> {
+        manager.set_read_timeout(Some(within))?;
+        let mut said = [0; 64];
+        let length = match manager.recv(&mut said) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            length => length?,
+        };
+        Ok(Some(String::from_utf8_lossy(&said[..length]).into_owned()))
+    };
+    ensure!(hears(harness::patience())?.as_deref() == Some("READY=1"));
+    for _ in 0..3 {
+        ensure!(hears(harness::patience())?.as_deref() == Some("WATCHDOG=1"), "an idle recorder is silent");
+    }
+    let pid = recorder.child.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let keeper = children.split_whitespace().find(|child| {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "observer-store")
+    });
+    let keeper = Pid::from_raw(keeper.context("no process keeps the store")?.parse()?);
+    kill(keeper, Signal::SIGSTOP)?;
+    // More than the socket, the queues and the backlog take.
+    wait_for("silence", || {
+        let client = std::env::current_exe()?.with_file_name("client");
+        lab.client.run(&client.display().to_string(), &["scan", "10.9.0.1", "53", "4000"])?;
+        while hears(Duration::from_millis(1))?.is_some() {}
+        Ok(hears(Duration::from_secs(3))?.is_none().then_some(()))
+    })?;
+    kill(keeper, Signal::SIGCONT)?;
+    wait_for("a sign of life", || Ok(hears(harness::patience())?.filter(|said| said == "WATCHDOG=1")))?;
     ensure!(recorder.end(Signal::SIGTERM)?.0.success());
     Ok(Outcome::Passed)
 }

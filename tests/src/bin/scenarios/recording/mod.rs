@@ -36,6 +36,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_configuration_file", configuration::file),
     ("a_configuration_that_is_read_again", configuration::read_again),
     ("ended_by_force_three_times", configuration::held_down),
+    ("the_watchdog_of_the_service_manager", configuration::watchdog),
 ];
 
 const DROP: &str = "table inet t { chain c { type filter hook output priority 0; udp dport { 53, 9 } counter drop } }";
