@@ -108,7 +108,12 @@ impl InForce {
         let values = self.values.get(&name).map(Vec::as_slice).unwrap_or_default();
         // A text of JSON is one of TOML.
         let quoted: Vec<String> = values.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-        let help = key.get_help().map(ToString::to_string).unwrap_or_default();
+        let mut help = key.get_help().map(ToString::to_string).unwrap_or_default();
+        let possible = key.get_possible_values();
+        if !possible.is_empty() {
+            let names: Vec<&str> = possible.iter().map(clap::builder::PossibleValue::get_name).collect();
+            let _ = write!(help, ": {}", names.join(", "));
+        }
         let _ = match quoted.as_slice() {
             [] => writeln!(text, "\n# {help}\n# {} = []", last(&name)),
             _ if is_list(key) => writeln!(text, "\n# {help}\n{} = [{}]", last(&name), quoted.join(", ")),
