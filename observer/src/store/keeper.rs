@@ -5,8 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    fs,
-    io::{self, Read, Write},
+    fs, io,
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -14,10 +13,10 @@ use std::{
 
 use jiff::Timestamp;
 use rusqlite::ErrorCode;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     age::Age,
+    channel::{Inbox, Reply, Request, send},
     entry::{Entry, nanoseconds},
     files,
     retention::{self, Limits},
@@ -26,36 +25,6 @@ use super::{
     write::{Gap, Writer},
 };
 use crate::model::Document;
-
-/// What the keeper receives.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Told {
-    /// A line.
-    Line(Box<Entry>),
-    /// What lines refer to.
-    Document(Box<Document>),
-    /// What is kept from now on.
-    Limits(Limits),
-    /// The end of the run: its account, JSON, and when it was.
-    End(String, i64),
-}
-
-/// What the keeper says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Said {
-    /// So many lines are on the disk, since the beginning; and so many lines and packets were lost.
-    Stored(u64, u64, u64),
-    /// Something for whoever looks after the host, in a sentence.
-    Notice(String),
-    /// The store is open.
-    Open,
-    /// It cannot be opened, and why.
-    Failed(String),
-    /// It was ended by force too often.
-    HeldDown,
-    /// All is stored that could be.
-    Ended,
-}
 
 /// What is to be kept where.
 #[derive(Clone, Debug)]
@@ -70,8 +39,6 @@ pub struct Settings {
     pub has_brake: bool,
 }
 
-/// A message has no more bytes.
-const MAX_MESSAGE: usize = 4 << 20;
 /// Lines are stored together: after this time, or when there are so many.
 const GATHER: Duration = Duration::from_millis(500);
 const BATCH: usize = 2000;
@@ -96,47 +63,6 @@ const ALIVE: Duration = Duration::from_secs(300);
 /// Old lines are looked after so often; while there is much to do, a little after each batch.
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_MORE: Duration = Duration::from_millis(100);
-
-/// Sends one message.
-pub(super) fn send<T: Serialize>(mut socket: &UnixStream, message: &T) -> io::Result<()> {
-    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
-    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    let mut whole = length.to_ne_bytes().to_vec();
-    whole.extend(bytes);
-    socket.write_all(&whole)
-}
-
-/// Bytes that have come, and the messages in them.
-#[derive(Default)]
-pub(super) struct Inbox(Vec<u8>);
-
-impl Inbox {
-    /// Takes what can be read at once: false at the end.
-    pub(super) fn read(&mut self, mut socket: &UnixStream) -> io::Result<bool> {
-        let mut bytes = [0; 64 * 1024];
-        match socket.read(&mut bytes) {
-            Ok(0) => Ok(false),
-            Ok(count) => {
-                self.0.extend(&bytes[..count]);
-                Ok(true)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The next whole message.
-    pub(super) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
-        let Some((length, rest)) = self.0.split_first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_ne_bytes(*length) as usize;
-        if length > MAX_MESSAGE {
-            return Err(io::Error::other("a message is too long"));
-        }
-        let Some(message) = rest.get(..length) else { return Ok(None) };
-        let message = postcard::from_bytes(message).map_err(io::Error::other)?;
-        self.0.drain(..4 + length);
-        Ok(Some(message))
-    }
-}
 
 /// Lines on their way into the store.
 struct Keeper<'a> {
@@ -183,12 +109,12 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         Err(error) if error.may_pass() => {
             (None, Some((error.to_string(), Instant::now())), Some(format!("{error}; {GOES_ON}")))
         }
-        Err(error) => return send(socket, &Said::Failed(error.to_string())),
+        Err(error) => return send(socket, &Reply::Failed(error.to_string())),
     };
     let by_force = writer.as_ref().and_then(|writer| writer.ended_by_force(started_ns - BRAKE_TIME, started_ns).ok());
     if let Some(writer) = writer.as_ref().filter(|_| settings.has_brake && by_force >= Some(BRAKE)) {
         let _ = writer.withdraw();
-        return send(socket, &Said::HeldDown);
+        return send(socket, &Reply::HeldDown);
     }
     let mut keeper = Keeper {
         inode: inode(&settings.path),
@@ -210,9 +136,9 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         has_more: true,
         tight_at: None,
     };
-    send(socket, &Said::Open)?;
+    send(socket, &Reply::Open)?;
     for notice in notice.into_iter().chain(keeper.reserve()) {
-        send(socket, &Said::Notice(notice))?;
+        send(socket, &Reply::Notice(notice))?;
     }
     let mut inbox = Inbox::default();
     let mut due: Option<Instant> = keeper.failing.is_some().then(|| Instant::now() + AGAIN);
@@ -227,18 +153,18 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => true,
             other => other.unwrap_or(false),
         };
-        while let Some(told) = inbox.next()? {
-            match told {
-                Told::Line(entry) => keeper.take(*entry),
-                Told::Document(document) => keeper.keep(*document),
-                Told::Limits(limits) => {
+        while let Some(request) = inbox.next()? {
+            match request {
+                Request::Line(entry) => keeper.take(*entry),
+                Request::Document(document) => keeper.keep(*document),
+                Request::Limits(limits) => {
                     (keeper.limits, keeper.has_more) = (limits, true);
                     continue;
                 }
-                Told::End(account, ended_ns) => {
+                Request::End(account, ended_ns) => {
                     let said = keeper.end(&account, ended_ns);
                     said.iter().try_for_each(|said| send(socket, said))?;
-                    return send(socket, &Said::Ended);
+                    return send(socket, &Reply::Ended);
                 }
             }
             due = due.or_else(|| Some(Instant::now() + GATHER));
@@ -255,7 +181,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
             due = keeper.failing.is_some().then(|| Instant::now() + AGAIN);
         }
         if let Some(notice) = keeper.tidy() {
-            send(socket, &Said::Notice(notice))?;
+            send(socket, &Reply::Notice(notice))?;
         }
     }
 }
@@ -361,7 +287,7 @@ impl Keeper<'_> {
     }
 
     /// Stores what waits; what is to be said of it.
-    fn store(&mut self) -> Vec<Said> {
+    fn store(&mut self) -> Vec<Reply> {
         let mut said = Vec::new();
         while self.failing.is_some()
             || !self.waiting.is_empty()
@@ -372,7 +298,7 @@ impl Keeper<'_> {
                 Ok(()) => {
                     if let Some((why, since)) = self.failing.take() {
                         let lost = self.lost.lines;
-                        said.push(Said::Notice(format!(
+                        said.push(Reply::Notice(format!(
                             "the store takes lines again after {} s ({why}); {lost} lines are missing from it so far",
                             since.elapsed().as_secs()
                         )));
@@ -381,7 +307,7 @@ impl Keeper<'_> {
                 }
                 Err(why) => {
                     if self.failing.is_none() {
-                        said.push(Said::Notice(format!("{why}; {GOES_ON}")));
+                        said.push(Reply::Notice(format!("{why}; {GOES_ON}")));
                         self.failing = Some((why, Instant::now()));
                     }
                     said.push(self.counts());
@@ -392,18 +318,18 @@ impl Keeper<'_> {
         said
     }
 
-    fn counts(&self) -> Said {
-        Said::Stored(self.stored, self.lost.lines, self.lost.packets)
+    fn counts(&self) -> Reply {
+        Reply::Stored(self.stored, self.lost.lines, self.lost.packets)
     }
 
     /// Stores one batch.
-    fn store_some(&mut self, said: &mut Vec<Said>) -> Result<(), String> {
+    fn store_some(&mut self, said: &mut Vec<Reply>) -> Result<(), String> {
         self.look_at_the_file(said);
         let path = self.settings.path.display();
         if self.writer.is_none() {
             let (writer, notice) =
                 open(self.settings, self.reporter, self.started_ns).map_err(|error| error.to_string())?;
-            said.extend(notice.map(Said::Notice));
+            said.extend(notice.map(Reply::Notice));
             self.writer = Some(writer);
             self.age = None;
             self.inode = inode(&self.settings.path);
@@ -446,7 +372,7 @@ impl Keeper<'_> {
                     self.writer = None;
                     let aside =
                         schema::set_aside(&self.settings.path, Timestamp::now()).map_err(|error| error.to_string())?;
-                    said.push(Said::Notice(damaged(&self.settings.path, &aside, &error)));
+                    said.push(Reply::Notice(damaged(&self.settings.path, &aside, &error)));
                 } else if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) {
                     // Somebody else has written: what was known of the store is read anew.
                     self.writer = None;
@@ -463,7 +389,7 @@ impl Keeper<'_> {
     }
 
     /// Somebody may have moved or removed the file: what is written to it from then on nobody finds.
-    fn look_at_the_file(&mut self, said: &mut Vec<Said>) {
+    fn look_at_the_file(&mut self, said: &mut Vec<Reply>) {
         let path = &self.settings.path;
         let Some(writer) = self.writer.as_ref().filter(|_| inode(path) != self.inode) else { return };
         // What is in the log belongs to the file that was moved: a new store would throw it away.
@@ -471,7 +397,7 @@ impl Keeper<'_> {
             return;
         }
         self.writer = None;
-        said.push(Said::Notice(format!("the store {} was moved or removed: a new one is begun", path.display())));
+        said.push(Reply::Notice(format!("the store {} was moved or removed: a new one is begun", path.display())));
     }
 
     /// Looks after what is kept, a little at a time.
@@ -561,7 +487,7 @@ impl Keeper<'_> {
     }
 
     /// The end of the run.
-    fn end(&mut self, account: &str, ended_ns: i64) -> Vec<Said> {
+    fn end(&mut self, account: &str, ended_ns: i64) -> Vec<Reply> {
         let mut said = self.store();
         let deadline = Instant::now() + LAST;
         while !self.waiting.is_empty() && Instant::now() < deadline {
@@ -571,7 +497,7 @@ impl Keeper<'_> {
         if let Some(writer) = &mut self.writer
             && let Err(error) = writer.end(account, ended_ns)
         {
-            said.push(Said::Notice(format!("the end of recording was not stored: {}", words(&error))));
+            said.push(Reply::Notice(format!("the end of recording was not stored: {}", words(&error))));
         }
         for entry in std::mem::take(&mut self.waiting) {
             (self.lost.lines, self.lost.packets) = (self.lost.lines + 1, self.lost.packets + entry.packets);

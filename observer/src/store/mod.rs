@@ -1,11 +1,12 @@
 //! The store: everything that was recorded, in one file of SQLite's.
 //!
-//! A process of its own writes it ([`keeper`]), and [`Recorder`] is this process's side of that. [`entry`] is a line as it is stored, [`schema`]
+//! A process of its own writes it ([`keeper`]), and [`Recorder`] is this process's side of that; [`channel`] is between them. [`entry`] is a line as it is stored, [`schema`]
 //! what the file looks like, [`retention`] what stays in it for how long, [`space`] how much room it takes, [`forget`] what is removed on request. [`query`] reads it, from any process that may read the file.
 //!
 //! A line is acknowledged once it is on the disk. What was acknowledged is there after a kill and after a loss of power.
 
 mod age;
+mod channel;
 mod entry;
 mod files;
 mod forget;
@@ -37,6 +38,10 @@ use nix::{
 };
 use rustix::{fd::AsFd, net::RecvFlags};
 
+use self::{
+    channel::{Inbox, Reply, Request},
+    entry::nanoseconds,
+};
 pub use self::{
     entry::Entry,
     files::Lock,
@@ -45,10 +50,6 @@ pub use self::{
     query::{Forget, QueryError, Range, Store, Stored},
     retention::Limits,
     schema::OpenError,
-};
-use self::{
-    entry::nanoseconds,
-    keeper::{Inbox, Said, Told},
 };
 use crate::{
     confinement,
@@ -123,9 +124,9 @@ impl Recorder {
         let deadline = Instant::now() + OPENING;
         loop {
             match self.inbox.next()? {
-                Some(Said::Open) => return Ok(()),
-                Some(Said::Failed(why)) => bail!("{why}"),
-                Some(Said::HeldDown) => bail!(HeldDown),
+                Some(Reply::Open) => return Ok(()),
+                Some(Reply::Failed(why)) => bail!("{why}"),
+                Some(Reply::HeldDown) => bail!(HeldDown),
                 Some(_) => bail!("the process that keeps the store says something else than that it is open"),
                 None if !self.wait(deadline)? => bail!("the process that keeps the store has ended"),
                 None => {}
@@ -142,17 +143,17 @@ impl Recorder {
 
     /// Hands a line over. It waits where the keeper is behind, and fails where it is gone.
     pub fn put(&mut self, entry: Entry) -> io::Result<()> {
-        keeper::send(&self.socket, &Told::Line(Box::new(entry)))
+        channel::send(&self.socket, &Request::Line(Box::new(entry)))
     }
 
     /// Hands over what lines refer to.
     pub fn keep(&mut self, document: Document) -> io::Result<()> {
-        keeper::send(&self.socket, &Told::Document(Box::new(document)))
+        channel::send(&self.socket, &Request::Document(Box::new(document)))
     }
 
     /// These limits hold from now on.
     pub fn limit(&mut self, limits: Limits) -> io::Result<()> {
-        keeper::send(&self.socket, &Told::Limits(limits))
+        channel::send(&self.socket, &Request::Limits(limits))
     }
 
     /// What has become of the lines so far, and what whoever looks after the host is to hear.
@@ -174,19 +175,19 @@ impl Recorder {
         Ok((self.progress, notices))
     }
 
-    fn note(&mut self, said: Said, notices: &mut Vec<String>) {
+    fn note(&mut self, said: Reply, notices: &mut Vec<String>) {
         match said {
-            Said::Stored(stored, lost, lost_packets) => self.progress = Progress { stored, lost, lost_packets },
-            Said::Notice(notice) => notices.push(notice),
-            Said::Ended => self.has_ended = true,
-            Said::Open | Said::Failed(_) | Said::HeldDown => {}
+            Reply::Stored(stored, lost, lost_packets) => self.progress = Progress { stored, lost, lost_packets },
+            Reply::Notice(notice) => notices.push(notice),
+            Reply::Ended => self.has_ended = true,
+            Reply::Open | Reply::Failed(_) | Reply::HeldDown => {}
         }
     }
 
     /// Ends the run, and waits until everything is on the disk.
     pub fn finish(&mut self, account: &Account, at: Timestamp) -> Result<(Progress, Vec<String>)> {
         let account = serde_json::to_string(account).context("the account")?;
-        keeper::send(&self.socket, &Told::End(account, nanoseconds(at))).context("the store does not answer")?;
+        channel::send(&self.socket, &Request::End(account, nanoseconds(at))).context("the store does not answer")?;
         let deadline = Instant::now() + CLOSING;
         let mut notices = Vec::new();
         while !self.has_ended {

@@ -96,7 +96,7 @@ fn run(built: &Built, kernel: &Kernel, unpacked: &Unpacked, disk: &Path, round: 
         } else if let Some(checked) = line.strip_prefix(CHECKED) {
             said.checked = Some(checked.to_owned());
         } else if let Some(id) = id(&line) {
-            said.acknowledged.insert(id.to_owned());
+            said.acknowledged.insert(id);
             let first = *first.get_or_insert_with(Instant::now);
             if first.elapsed() >= wait {
                 break;
@@ -113,10 +113,10 @@ fn run(built: &Built, kernel: &Kernel, unpacked: &Unpacked, disk: &Path, round: 
     Ok(said)
 }
 
-/// The id of an event in a whole line of JSON.
-fn id(line: &str) -> Option<&str> {
+/// The id of an event in a whole line of JSON, as digits alone.
+fn id(line: &str) -> Option<String> {
     let event = line.strip_prefix('{').filter(|line| line.ends_with('}'))?.split_once("\"event\":{")?.1;
-    event.split_once("\"id\":\"")?.1.split_once('"').map(|(id, _)| id)
+    event.split_once("\"id\":\"")?.1.split_once('"').map(|(id, _)| id.replace('-', ""))
 }
 
 fn job(built: &Built, unpacked: &Unpacked, is_last: bool) -> String {
@@ -135,8 +135,8 @@ fn job(built: &Built, unpacked: &Unpacked, is_last: bool) -> String {
         "VM_MODULES={}\nOBSERVER={} CLIENT={}\nprepare() {{ for module in ext4 virtio_blk nf_tables veth; do modprobe -q $module; done; }}\n\
          job() {{\n        mkdir -p /store\n        mount -t ext4 /dev/vda /store\n        mkdir -p -m 750 /store/s\n\
          if [ -e /store/s/observer.db ]; then\n\
-         $OBSERVER report --events --store /store/s/observer.db | sed 's/.*\"event\":{{[^}}]*\"id\":\"\\([^\"]*\\)\".*/{STORED}\\1/'\n\
          cp /store/s/observer.db* /run/\n\
+         sqlite3 /run/observer.db \"SELECT '{STORED}' || lower(hex(line)) FROM lines WHERE line IS NOT NULL\"\n\
          echo \"{CHECKED}$(sqlite3 /run/observer.db 'PRAGMA integrity_check')\"\n\
          fi\n        {record}\n}}\n",
         quote(&modules.display().to_string()),
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn ids_of_whole_lines() {
-        assert_eq!(id("{\"a\":1,\"event\":{\"kind\":\"event\",\"id\":\"x-1\",\"b\":2}}"), Some("x-1"));
+        assert_eq!(id("{\"a\":1,\"event\":{\"kind\":\"event\",\"id\":\"x-1\",\"b\":2}}"), Some("x1".to_owned()));
         assert_eq!(id("{\"a\":1,\"event\":{\"kind\":\"event\",\"id\":\"x-1\""), None);
         assert_eq!(id("observer: ready"), None);
     }
