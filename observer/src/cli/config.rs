@@ -57,7 +57,11 @@ impl InForce {
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 let sentence = format!("cannot read {}: {error}", path.display());
-                return Err(wrong(sentence, "name a file in TOML with --config"));
+                let hint = match error.kind() {
+                    io::ErrorKind::PermissionDenied => "let all users read it: while recording observer is not root",
+                    _ => "name a file in TOML with --config",
+                };
+                return Err(wrong(sentence, hint));
             }
         };
         let mut words = typed.to_vec();

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{SigHandler, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -31,6 +32,7 @@ use crate::{
     service::{Ended, LATE, Limits, manager::Manager},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, notice::note, store::StoreSink},
     store::{self, HeldDown, Recorder, Settings},
+    sys,
 };
 
 /// Bytes collected before a write.
@@ -154,6 +156,10 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     if Path::new(DISABLED).exists() {
         note(&format!("observer: nothing is recorded: remove {DISABLED} to record again"));
         return Ok(Exit::Done);
+    }
+    // What comes before there is anything to reload must not end it.
+    if !io::stdin().is_terminal() {
+        sys::set_signal_handler(Signal::SIGHUP, SigHandler::SigIgn)?;
     }
     let args = &in_force.args;
     let service = Manager::of_environment();

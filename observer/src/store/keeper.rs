@@ -189,7 +189,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
 /// Opens the store. One that is damaged is moved aside, which is said.
 fn open(settings: &Settings, reporter: &str, started_ns: i64) -> Result<(Writer, Option<String>), OpenError> {
     let path = &settings.path;
-    files::make(path).map_err(|error| OpenError::Copy { path: path.clone(), error })?;
+    files::make(path).map_err(|error| OpenError::Make { path: path.clone(), error })?;
     let opened = Writer::open(path, reporter, started_ns).and_then(|writer| match is_whole(&writer) {
         Ok(()) => Ok(writer),
         Err(error) => Err(OpenError::Database { path: path.clone(), error }),

@@ -143,17 +143,23 @@ impl Recorder {
 
     /// Hands a line over. It waits where the keeper is behind, and fails where it is gone.
     pub fn put(&mut self, entry: Entry) -> io::Result<()> {
-        channel::send(&self.socket, &Request::Line(Box::new(entry)))
+        self.send(&Request::Line(Box::new(entry)))
+    }
+
+    /// A keeper that is gone is no reader of the output who has had enough: its closed socket must not look like that.
+    fn send(&self, request: &Request) -> io::Result<()> {
+        channel::send(&self.socket, request)
+            .map_err(|error| io::Error::other(format!("the process that keeps the store does not answer: {error}")))
     }
 
     /// Hands over what lines refer to.
     pub fn keep(&mut self, document: Document) -> io::Result<()> {
-        channel::send(&self.socket, &Request::Document(Box::new(document)))
+        self.send(&Request::Document(Box::new(document)))
     }
 
     /// These limits hold from now on.
     pub fn limit(&mut self, limits: Limits) -> io::Result<()> {
-        channel::send(&self.socket, &Request::Limits(limits))
+        self.send(&Request::Limits(limits))
     }
 
     /// What has become of the lines so far, and what whoever looks after the host is to hear.
@@ -187,7 +193,7 @@ impl Recorder {
     /// Ends the run, and waits until everything is on the disk.
     pub fn finish(&mut self, account: &Account, at: Timestamp) -> Result<(Progress, Vec<String>)> {
         let account = serde_json::to_string(account).context("the account")?;
-        channel::send(&self.socket, &Request::End(account, nanoseconds(at))).context("the store does not answer")?;
+        self.send(&Request::End(account, nanoseconds(at)))?;
         let deadline = Instant::now() + CLOSING;
         let mut notices = Vec::new();
         while !self.has_ended {

@@ -196,6 +196,14 @@ pub enum OpenError {
         /// What failed.
         error: rusqlite::Error,
     },
+    /// Its file.
+    #[error("cannot make {}: {error}", .path.display())]
+    Make {
+        /// The store.
+        path: PathBuf,
+        /// What failed.
+        error: io::Error,
+    },
     /// A file beside it.
     #[error("cannot copy {}: {error}", .path.display())]
     Copy {

@@ -2,7 +2,7 @@
 
 use std::{fs, io::ErrorKind, os::unix::net::UnixDatagram, process::Stdio, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use harness::{
     lab::FAR_V4,
     observer::{self, Observer},
@@ -149,12 +149,7 @@ pub(super) fn watchdog() -> Result<Outcome> {
     for _ in 0..3 {
         ensure!(hears(harness::patience())?.as_deref() == Some("WATCHDOG=1"), "an idle recorder is silent");
     }
-    let pid = recorder.child.id();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let keeper = children.split_whitespace().find(|child| {
-        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "observer-store")
-    });
-    let keeper = Pid::from_raw(keeper.context("no process keeps the store")?.parse()?);
+    let keeper = super::keeper(&recorder)?;
     kill(keeper, Signal::SIGSTOP)?;
     // More than the socket, the queues and the backlog take.
     wait_for("silence", || {

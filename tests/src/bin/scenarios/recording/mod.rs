@@ -16,7 +16,10 @@ use harness::{
     observer::{self, Observer},
     traffic, wait_for,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{Outcome, Scenario};
@@ -25,6 +28,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("what_is_stored_is_read", read_back),
     ("killed_again_and_again", killed),
     ("one_recorder_for_a_store", only_one),
+    ("the_process_that_keeps_it_is_killed", keeper_killed),
     ("a_full_file_system", full),
     ("a_file_system_that_becomes_read_only", read_only),
     ("a_lock_that_others_hold", locked),
@@ -189,6 +193,32 @@ fn only_one() -> Result<Outcome> {
     watch.stop()?;
     ensure!(recorder.end(Signal::SIGINT)?.0.success(), "it goes on");
     Ok(Outcome::Passed)
+}
+
+/// The service manager must see that as a failure, and start it again.
+fn keeper_killed() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let mut recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    kill(keeper(&recorder)?, Signal::SIGKILL)?;
+    send(&lab)?;
+    send(&lab)?;
+    let status = wait_for("its end", || Ok(recorder.child.try_wait()?))?;
+    ensure!(status.code() == Some(3), "{status}");
+    ensure!(!report(&store)?.is_empty());
+    Ok(Outcome::Passed)
+}
+
+/// The process that keeps a recorder's store.
+fn keeper(recorder: &Observer) -> Result<Pid> {
+    let pid = recorder.child.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let keeper = children.split_whitespace().find(|child| {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "observer-store")
+    });
+    Ok(Pid::from_raw(keeper.context("no process keeps the store")?.parse()?))
 }
 
 /// A file system of its own.
