@@ -46,7 +46,7 @@ pub struct Attribution<E> {
     command_lines: CommandLines,
 }
 
-/// What is told of command lines.
+/// What lines have of command lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandLines {
     /// Secrets are masked.
@@ -65,7 +65,7 @@ impl CommandLines {
 }
 
 impl<E: HostQueries> Attribution<E> {
-    /// `command_lines` is what is told of command lines.
+    /// `command_lines` is what lines have of command lines.
     pub fn new(identity: Identity, reasons: Reasons, owners: Owners<E>, command_lines: CommandLines) -> Self {
         Self {
             identity,
