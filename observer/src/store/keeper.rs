@@ -63,6 +63,9 @@ const ALIVE: Duration = Duration::from_secs(300);
 /// Old lines are looked after so often; while there is much to do, a little after each batch.
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_MORE: Duration = Duration::from_millis(100);
+/// More than this part over the limit is too much; then room is made for so long before anything else.
+const CROWDED: u64 = 8;
+const CROWDED_TIME: Duration = Duration::from_millis(200);
 
 /// Lines on their way into the store.
 struct Keeper<'a> {
@@ -73,8 +76,10 @@ struct Keeper<'a> {
     started_ns: i64,
     /// `None` while it cannot be opened.
     writer: Option<Writer>,
-    /// The file that is open.
-    inode: Option<u64>,
+    /// The files that are open.
+    files: Files,
+    /// The folder that they are in: this process reaches no other.
+    folder: Option<u64>,
     waiting: VecDeque<Entry>,
     waiting_bytes: usize,
     documents: Vec<Document>,
@@ -89,6 +94,8 @@ struct Keeper<'a> {
     tidied: Instant,
     age: Option<Age>,
     has_more: bool,
+    /// More is in use than may be: nothing is stored until there is room.
+    is_crowded: bool,
     /// Bytes in use when the file system came to have less room than its rest; `None` while it has.
     tight_at: Option<u64>,
 }
@@ -117,7 +124,8 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         return send(socket, &Reply::HeldDown);
     }
     let mut keeper = Keeper {
-        inode: inode(&settings.path),
+        files: Files::of(&settings.path),
+        folder: inode(files::folder(&settings.path)),
         settings,
         limits: settings.limits,
         reporter,
@@ -134,6 +142,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         tidied: Instant::now(),
         age: None,
         has_more: true,
+        is_crowded: false,
         tight_at: None,
     };
     send(socket, &Reply::Open)?;
@@ -144,6 +153,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
     let mut due: Option<Instant> = keeper.failing.is_some().then(|| Instant::now() + AGAIN);
     loop {
         let wait = match (due, keeper.has_more) {
+            _ if keeper.is_crowded => Duration::ZERO,
             (Some(due), _) => due.saturating_duration_since(Instant::now()),
             (None, true) => TIDY_MORE,
             (None, false) => TIDY,
@@ -176,9 +186,13 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         }
         let is_due = due.is_some_and(|due| due <= Instant::now());
         let may_try = keeper.failing.as_ref().is_none_or(|_| is_due);
-        if is_due || keeper.waiting.len() >= BATCH && may_try {
+        if !keeper.is_crowded && (is_due || keeper.waiting.len() >= BATCH && may_try) {
             keeper.store().iter().try_for_each(|said| send(socket, said))?;
-            due = keeper.failing.is_some().then(|| Instant::now() + AGAIN);
+            due = match (&keeper.failing, keeper.is_crowded) {
+                (Some(_), _) => Some(Instant::now() + AGAIN),
+                (None, true) => Some(Instant::now()),
+                (None, false) => None,
+            };
         }
         if let Some(notice) = keeper.tidy() {
             send(socket, &Reply::Notice(notice))?;
@@ -237,6 +251,19 @@ fn is_whole(writer: &Writer) -> rusqlite::Result<()> {
 
 fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Inode numbers of a store and its log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Files {
+    store: Option<u64>,
+    log: Option<u64>,
+}
+
+impl Files {
+    fn of(path: &Path) -> Self {
+        Self { store: inode(path), log: inode(&files::beside(path, "-wal")) }
+    }
 }
 
 fn inode(path: &Path) -> Option<u64> {
@@ -304,6 +331,9 @@ impl Keeper<'_> {
                         )));
                     }
                     said.push(self.counts());
+                    if self.is_crowded {
+                        break;
+                    }
                 }
                 Err(why) => {
                     if self.failing.is_none() {
@@ -327,12 +357,15 @@ impl Keeper<'_> {
         self.look_at_the_file(said);
         let path = self.settings.path.display();
         if self.writer.is_none() {
+            if inode(files::folder(&self.settings.path)) != self.folder {
+                return Err(format!("the folder of the store {path} was replaced: restart observer to record there"));
+            }
             let (writer, notice) =
                 open(self.settings, self.reporter, self.started_ns).map_err(|error| error.to_string())?;
             said.extend(notice.map(Reply::Notice));
             self.writer = Some(writer);
             self.age = None;
-            self.inode = inode(&self.settings.path);
+            self.files = Files::of(&self.settings.path);
         }
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let gap = self.lost.since.as_ref().map(|gap| {
@@ -365,6 +398,11 @@ impl Keeper<'_> {
                 self.stored += count as u64;
                 self.lost.since = None;
                 self.documents.clear();
+                // What comes in must not be faster than what goes.
+                let used = Room::of(&writer.connection).map_or(0, |room| room.used);
+                let limit = limit(&self.limits, self.settings.reserve, self.tight_at);
+                self.has_more |= used > limit;
+                self.is_crowded = used > limit + limit / CROWDED;
                 Ok(())
             }
             Err(error) => {
@@ -391,21 +429,37 @@ impl Keeper<'_> {
     /// Somebody may have moved or removed the file: what is written to it from then on nobody finds.
     fn look_at_the_file(&mut self, said: &mut Vec<Reply>) {
         let path = &self.settings.path;
-        let Some(writer) = self.writer.as_ref().filter(|_| inode(path) != self.inode) else { return };
-        // What is in the log belongs to the file that was moved: a new store would throw it away.
+        let now = Files::of(path);
+        // It is there with the first transaction.
+        self.files.log = self.files.log.or(now.log);
+        let Some(writer) = self.writer.as_ref().filter(|_| now != self.files) else { return };
+        // What is in the log belongs to the file that was open: a new store, or a new log, would throw it away.
         if writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) != Ok(0) {
             return;
         }
         self.writer = None;
-        said.push(Reply::Notice(format!("the store {} was moved or removed: a new one is begun", path.display())));
+        if inode(files::folder(path)) != self.folder {
+            return;
+        }
+        let store = path.display();
+        said.push(Reply::Notice(if now.store == self.files.store {
+            format!("the log of the store {store} was removed; what was in it is in the store")
+        } else {
+            format!("the store {store} was moved or removed: a new one is begun")
+        }));
     }
 
     /// Looks after what is kept, a little at a time.
     fn tidy(&mut self) -> Option<String> {
-        let every = if self.has_more { TIDY_MORE } else { TIDY };
+        let every = match (self.is_crowded, self.has_more) {
+            (true, _) => Duration::ZERO,
+            (false, true) => TIDY_MORE,
+            (false, false) => TIDY,
+        };
         if self.failing.is_some() || self.tidied.elapsed() < every {
             return None;
         }
+        let was_crowded = std::mem::replace(&mut self.is_crowded, false);
         let writer = self.writer.as_mut()?;
         let limits = &self.limits;
         let mut notice = None;
@@ -423,18 +477,24 @@ impl Keeper<'_> {
                     limits.rest >> 20
                 ));
             }
-            // The reserve counts: the file takes no more than was said.
-            let whole = limits.bytes.saturating_sub(self.settings.reserve);
             // As much as there was when it began.
             self.tight_at = is_tight.then(|| self.tight_at.unwrap_or(used));
-            let limit = self.tight_at.map_or(whole, |used| whole.min(used));
+            let limit = limit(limits, self.settings.reserve, self.tight_at);
             let age = match &mut self.age {
                 Some(age) => age,
                 None => self.age.insert(Age::read(&writer.connection, now_ns())?),
             };
             let now_ns = age.now(&writer.connection, now_ns())?;
-            let has_more = retention::step(&writer.connection, limits, limit, now_ns)?;
+            let until = Instant::now() + if was_crowded { CROWDED_TIME } else { Duration::ZERO };
+            let has_more = loop {
+                let has_more = retention::step(&writer.connection, limits, limit, now_ns)?;
+                if !has_more || Instant::now() >= until {
+                    break has_more;
+                }
+            };
             writer.forget_numbers();
+            // Where nothing can be removed, lines are stored all the same.
+            self.is_crowded = was_crowded && has_more && Room::of(&writer.connection)?.used > limit;
             if !has_more {
                 space::shrink(&writer.connection, self.settings.reserve)?;
                 // New lines have taken its pages. While there is room, others take their place.
@@ -491,7 +551,11 @@ impl Keeper<'_> {
         let mut said = self.store();
         let deadline = Instant::now() + LAST;
         while !self.waiting.is_empty() && Instant::now() < deadline {
-            std::thread::sleep(AGAIN);
+            if self.is_crowded {
+                self.tidy();
+            } else {
+                std::thread::sleep(AGAIN);
+            }
             said.extend(self.store());
         }
         if let Some(writer) = &mut self.writer
@@ -505,6 +569,13 @@ impl Keeper<'_> {
         said.push(self.counts());
         said
     }
+}
+
+/// Bytes that may be in use. The reserve counts: the file takes no more than was said. On a file system that is nearly full there are no more
+/// than when it came to that.
+fn limit(limits: &Limits, reserve: u64, tight_at: Option<u64>) -> u64 {
+    let whole = limits.bytes.saturating_sub(reserve);
+    tight_at.map_or(whole, |used| whole.min(used))
 }
 
 /// Bytes that a line takes in memory, about.

@@ -21,8 +21,9 @@ pub struct Limits {
     pub rest: u64,
 }
 
-/// Bytes that a row takes, at least about.
+/// Bytes that a line takes at least, and a story with its first line and texts; about.
 const ROW: i64 = 400;
+const STORY: i64 = 2000;
 /// Rows that are removed in one step.
 pub(super) const STEP: i64 = 500;
 /// Lines of one story within a minute become one after an hour, and within an hour after a day.
@@ -60,6 +61,10 @@ pub(super) fn step(connection: &Connection, limits: &Limits, limit: u64, now_ns:
 }
 
 fn in_transaction(connection: &Connection, limits: &Limits, limit: u64, now_ns: i64) -> rusqlite::Result<bool> {
+    // Folding a long past must not keep a full store from having room.
+    if Room::of(connection)?.used > limit && make_room(connection, limits.bytes, limit)? {
+        return Ok(true);
+    }
     for fold in &FOLDS {
         if fold.step(connection, now_ns)? {
             return Ok(true);
@@ -252,48 +257,58 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
     let whole = i64::try_from(whole).unwrap_or(i64::MAX);
     let of_strangers: i64 = parts.iter().filter(|part| !part.is_host).map(|part| part.weight).sum();
     let largest_stranger = parts.iter().find(|part| !part.is_host);
-    let too_much = i64::try_from(Room::of(connection)?.used.saturating_sub(limit)).unwrap_or(i64::MAX);
+    let too_full = i64::try_from(Room::of(connection)?.used.saturating_sub(limit)).unwrap_or(i64::MAX);
     let from = match largest_stranger {
         Some(part) if part.weight > whole / OF_ONE || of_strangers > whole / OF_ALL => {
             Some((part, (part.weight - whole / OF_ONE).max(of_strangers - whole / OF_ALL)))
         }
-        _ if too_much > 0 => {
+        _ if too_full > 0 => {
             let host = parts.iter().find(|part| part.is_host);
             let from = host.filter(|host| host.weight >= of_strangers).or(largest_stranger).or(host);
-            from.map(|from| (from, too_much))
+            from.map(|from| (from, too_full))
         }
         _ => None,
     };
     let Some((from, too_much)) = from else { return Ok(false) };
+    // The heaviest may have nothing but texts that others refer to: then the next one.
+    let others = parts.iter().filter(|part| part.share != from.share && (!part.is_host || too_full > 0));
+    for part in std::iter::once(from).chain(others) {
+        if make_room_of(connection, part.share, too_much)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes about so many bytes of a share: false where it has nothing.
+fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite::Result<bool> {
     // No more than is needed, about.
     let most = (too_much / ROW + 1).min(STEP);
     // What is neither the first nor the last of its story, the oldest first; then whole stories.
     let middle = "SELECT l.id FROM stories s JOIN lines l ON l.story = s.id
                   WHERE s.share = ?1 AND s.lines > 2 AND l.id NOT IN (s.first_line, s.last_line) ORDER BY s.last_ns, l.id LIMIT ?2";
-    let middle = numbers(connection, middle, &[&from.share, &most])?;
-    if !middle.is_empty() {
-        remove(connection, &middle)?;
-        return Ok(true);
-    }
     // What belongs to no story goes before stories in which something has happened since.
     let others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
                   AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
                   ORDER BY at_ns LIMIT ?2";
-    let others = numbers(connection, others, &[&from.share, &most])?;
-    if !others.is_empty() {
-        remove(connection, &others)?;
-        return Ok(true);
+    for lines in [middle, others] {
+        let lines = numbers(connection, lines, &[&share, &most])?;
+        if !lines.is_empty() {
+            remove(connection, &lines)?;
+            return Ok(true);
+        }
     }
     let states = "SELECT id FROM states WHERE share = ?1
                   AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
                   ORDER BY at_ns LIMIT ?2";
-    let states = numbers(connection, states, &[&from.share, &most])?;
+    let states = numbers(connection, states, &[&share, &most])?;
     if !states.is_empty() {
         remove_states(connection, &states)?;
         return Ok(true);
     }
+    let stories = (too_much / STORY + 1).min(STEP);
     let oldest = "SELECT id FROM stories WHERE share = ?1 ORDER BY last_ns LIMIT ?2";
-    let oldest = numbers(connection, oldest, &[&from.share, &most.min(50)])?;
+    let oldest = numbers(connection, oldest, &[&share, &stories])?;
     for story in &oldest {
         remove_story(connection, *story)?;
     }

@@ -34,6 +34,9 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_lock_that_others_hold", locked),
     ("a_damaged_store", damaged),
     ("a_store_that_is_moved_away", moved),
+    ("a_log_that_is_removed", log_removed),
+    ("a_folder_that_is_replaced", folder_replaced),
+    ("a_flood_of_destinations", flood),
     ("the_group_reads_it", by_the_group),
     ("what_must_not_be_kept", forgotten),
     ("other_files_are_refused", refused),
@@ -384,6 +387,85 @@ fn moved() -> Result<Outcome> {
     ensure!(sqlite(&other, "SELECT count(*) FROM lines")? == "1", "what was stored before is gone");
     ensure!(fs::metadata(&store)?.permissions().mode() & 0o777 == 0o640);
     ensure!(!report(&store)?.is_empty());
+    Ok(Outcome::Passed)
+}
+
+/// What was acknowledged is in the store again with the next line.
+fn log_removed() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    for ending in ["-wal", "-shm"] {
+        fs::remove_file(folder.path().join(format!("s.db{ending}")))?;
+    }
+    recorder.tells(|| send(&lab))?;
+    recorder.tells(|| send(&lab))?;
+    ensure!(report(&store)?.len() >= 3, "acknowledged lines are missing");
+    kill(keeper(&recorder)?, Signal::SIGKILL)?;
+    let (_, _, said) = recorder.end(Signal::SIGKILL)?;
+    ensure!(said.contains("the log of the store") && said.contains("was removed"), "{said}");
+    ensure!(report(&store)?.len() >= 3 && sqlite(&store, "PRAGMA integrity_check")? == "ok");
+    Ok(Outcome::Passed)
+}
+
+/// The process that keeps the store reaches its own folder alone: it says so, and goes on where that comes back.
+fn folder_replaced() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let (inner, aside) = (folder.path().join("a"), folder.path().join("b"));
+    fs::create_dir(&inner)?;
+    fs::set_permissions(&inner, fs::Permissions::from_mode(0o700))?;
+    let store = inner.join("s.db");
+    let recorder = record(&lab.client, &store)?;
+    recorder.tells(|| send(&lab))?;
+    fs::rename(&inner, &aside)?;
+    fs::create_dir(&inner)?;
+    let before = recorder.told();
+    send(&lab)?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    ensure!(recorder.told() == before, "a line was acknowledged that nobody finds");
+    fs::remove_dir(&inner)?;
+    fs::rename(&aside, &inner)?;
+    recorder.tells(|| send(&lab))?;
+    let (status, _, said) = recorder.end(Signal::SIGTERM)?;
+    ensure!(status.success() && said.contains("was replaced: restart observer"), "{status}: {said}");
+    let stored: u64 = report(&store)?.iter().filter_map(|line| line["egress"]["count"].as_u64()).sum();
+    ensure!(stored == lab.client.counted()?, "{stored} packets are stored");
+    Ok(Outcome::Passed)
+}
+
+/// Somebody makes up destinations faster than they can be removed: the file keeps its size, and every packet is in the account.
+fn flood() -> Result<Outcome> {
+    const MOST: u64 = 8 << 20;
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let recorder = record_with(&lab.client, &store, &["--reserve", "0", "--max-size", "8MiB", "--keep-free", "0"])?;
+    let client = std::env::current_exe()?.with_file_name("client");
+    let mut largest = 0;
+    for first in 1..=5 {
+        lab.client.run(&client.display().to_string(), &["scan", &format!("198.{first}.0.1"), "53", "8000"])?;
+        for _ in 0..20 {
+            largest = largest.max(fs::metadata(&store)?.len());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+    let (status, stdout, said) = recorder.end(Signal::SIGTERM)?;
+    ensure!(status.success(), "{status}: {said}");
+    largest = largest.max(fs::metadata(&store)?.len());
+    // A batch of lines, and what is too much before they wait.
+    ensure!(largest < MOST + MOST / 8 + (6 << 20), "the store grew to {} MiB", largest >> 20);
+    let account = stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).context("no account")?;
+    let account: Value = serde_json::from_slice(account)?;
+    let number = |path: &str| account.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let lost: u64 =
+        ["map", "ring", "decode", "queue", "store"].iter().map(|of| number(&format!("/egress/lost/{of}"))).sum();
+    // What is filtered is of other namespaces.
+    let (seen, own) = (number("/egress/seen") - number("/egress/filtered"), number("/egress/reported") + lost);
+    let counted = lab.client.counted()?;
+    ensure!(seen == own && own == counted, "seen {seen}, told {own}, counted {counted}: {account:#}");
     Ok(Outcome::Passed)
 }
 
