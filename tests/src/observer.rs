@@ -40,6 +40,13 @@ pub fn command_among_mounts_of(host: &Namespace) -> Command {
     prepared(command)
 }
 
+/// The program in the network namespace of a scenario's host, which is then its own.
+pub fn command_in_network_of(host: &Namespace) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", host.path().display())).arg(program());
+    prepared(command)
+}
+
 /// The program in a mount namespace of its own, in which a script has been run as root first. The host's own programs are those
 /// that it finds there.
 pub fn command_after(script: &str) -> Command {

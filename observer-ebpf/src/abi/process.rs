@@ -100,7 +100,8 @@ pub struct ProcessRecord {
     pub name_bytes: u16,
     /// Bytes of arguments.
     pub args_bytes: u16,
-    /// Of a process that was made or runs another program: user that made its user namespace. Of what was reached: group with which the
+    /// Of a process that was made or runs another program: user that made its user namespace, the
+    /// outermost one below the initial one; all ones where that is not known. Of what was reached: group with which the
     /// socket's file was opened; all ones where that is not known. In the initial user namespace.
     pub ident: u32,
 }

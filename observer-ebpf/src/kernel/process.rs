@@ -16,6 +16,7 @@ use super::{
     layout::field,
     read::{Probe, Reader},
     scratch::{DATA_BYTES, Process},
+    share::maker,
     time::boot_ns,
 };
 
@@ -49,7 +50,7 @@ pub fn record(task: u64, facts: Task, event: ProcessEvent) -> ProcessRecord {
         pid_namespace: Probe::field(namespace, field!(pid_ns_inum)).unwrap_or(0),
         inner_pid: Probe::field(number, field!(upid_nr)).unwrap_or(0),
         user_namespace: Probe::field(user_namespace, field!(user_ns_inum)).unwrap_or(0),
-        ident: Probe::field(user_namespace, field!(user_ns_owner)).unwrap_or(u32::MAX),
+        ident: maker(user_namespace).1.unwrap_or(u32::MAX),
         ..bare(facts, event)
     }
 }

@@ -93,16 +93,9 @@ unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
             get!(scratch.net)
         };
         let netns: u32 = Probe::field(net, field!(net_inum)).unwrap_or(0);
-        let mut user_ns: u64 = Probe::field(net, field!(net_user_ns)).unwrap_or(0);
-        let mut level: u32 = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
-        for _ in 0..MAX_LEVELS {
-            if level <= 1 {
-                break;
-            }
-            user_ns = Probe::field(user_ns, field!(user_ns_parent)).unwrap_or(0);
-            level = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
-        }
-        let owner: u32 = if level == 1 { Probe::field(user_ns, field!(user_ns_owner)).unwrap_or(0) } else { 0 };
+        let user_ns: u64 = Probe::field(net, field!(net_user_ns)).unwrap_or(0);
+        let (level, owner) = maker(user_ns);
+        let owner = owner.unwrap_or(0);
         if owner != 0 {
             return (Account::User, owner);
         }
@@ -111,6 +104,23 @@ unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
         }
         (Account::Netns, netns)
     }
+}
+
+/// How deep a user namespace is, 0 or 1, once those in between are left out; and who made the outermost one below the initial one. Whoever
+/// made that has more users inside, who may make more.
+#[inline(always)]
+pub fn maker(user_namespace: u64) -> (u32, Option<u32>) {
+    let mut user_ns = user_namespace;
+    let mut level: u32 = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
+    for _ in 0..MAX_LEVELS {
+        if level <= 1 {
+            break;
+        }
+        user_ns = Probe::field(user_ns, field!(user_ns_parent)).unwrap_or(0);
+        level = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
+    }
+    let owner = if level == 1 { Probe::field(user_ns, field!(user_ns_owner)) } else { None };
+    (level, owner)
 }
 
 /// Number of a source of forwarded packets. There are few of them, so that whoever makes source addresses up has few accounts.

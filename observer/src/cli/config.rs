@@ -5,7 +5,9 @@ use std::{
     error::Error,
     ffi::OsString,
     fmt::Write,
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -52,7 +54,7 @@ impl InForce {
         let matches = of_record(typed.to_vec())?;
         let named = matches.get_one::<PathBuf>("config");
         let path = named.map_or_else(|| PathBuf::from(DEFAULT), Clone::clone);
-        let text = match fs::read_to_string(&path) {
+        let text = match read(&path) {
             Ok(text) => Some(text),
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -107,6 +109,18 @@ impl InForce {
         Ok(text)
     }
 
+    /// What keeps the file from being read again while recording.
+    pub(super) fn cannot_be_reloaded(&self) -> Option<String> {
+        let path = self.file.as_ref()?;
+        let is_for_all = |path: &Path, bit| fs::metadata(path).is_ok_and(|about| about.mode() & bit != 0);
+        let closed =
+            path.ancestors().skip(1).find(|folder| !folder.as_os_str().is_empty() && !is_for_all(folder, 0o001));
+        let closed = closed.or_else(|| (!is_for_all(path, 0o004)).then_some(path));
+        closed.map(|closed| {
+            format!("{} cannot be reloaded: other users than root cannot read {}", path.display(), closed.display())
+        })
+    }
+
     fn write(&self, text: &mut String, key: &Arg) -> Result<()> {
         let name = name(key);
         let values = self.values.get(&name).map(Vec::as_slice).unwrap_or_default();
@@ -125,6 +139,21 @@ impl InForce {
         };
         Ok(())
     }
+}
+
+/// The text of a file, which must be a plain one: others may never end.
+fn read(path: &Path) -> io::Result<String> {
+    /// Far more than all keys take.
+    const MOST: u64 = 1 << 20;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    if file.take(MOST + 1).read_to_string(&mut text)? as u64 > MOST {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(text)
 }
 
 /// What clap makes of the words, which begin with the name of the program.
@@ -182,15 +211,15 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
     let mut take = |table: &DeTable<'_>, prefix: &str| -> Result<()> {
         for (key, value) in table {
             let full = format!("{prefix}{}", key.get_ref());
-            if full == FILTERS && value.get_ref().is_table() {
-                continue;
-            }
             let line = line(key.span().start);
-            let names: Vec<String> = known.iter().map(name).collect();
+            if full == FILTERS {
+                if value.get_ref().is_table() {
+                    continue;
+                }
+                return Err(at(line, &format!("`{FILTERS}` is a table: write `[{FILTERS}]`, and its keys below it")));
+            }
             let Some(arg) = known.iter().find(|arg| name(arg) == full) else {
-                let nearest = did_you_mean(&full, names.iter().map(String::as_str));
-                let nearest = if nearest.is_empty() { nearest } else { format!("; {nearest}") };
-                return Err(at(line, &format!("there is no key `{full}`{nearest}")));
+                return Err(at(line, &unknown(&full, value.get_ref(), &known)));
             };
             let texts = texts(value.get_ref(), is_list(arg)).map_err(|what| at(line, &format!("`{full}` {what}")))?;
             for text in texts {
@@ -209,6 +238,27 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
     Ok(found)
 }
 
+/// That there is no such key, and which one was meant.
+fn unknown(key: &str, value: &DeValue<'_>, known: &[Arg]) -> String {
+    let meant = |words: &str| format!("there is no key `{key}`; {words}");
+    if value.is_table() {
+        return format!("there is no table `[{key}]`; the only one is `[{FILTERS}]`");
+    }
+    if let Some(filter) = known.iter().find(|arg| is_filter(arg) && last(&name(arg)) == key) {
+        return meant(&format!("did you mean `{}` in the table `[{FILTERS}]`?", last(&name(filter))));
+    }
+    if let Some(other) = key.strip_prefix(FILTERS).and_then(|rest| rest.strip_prefix('.'))
+        && known.iter().any(|arg| name(arg) == other)
+    {
+        return meant(&format!("`{other}` belongs before the table `[{FILTERS}]`"));
+    }
+    let names: Vec<String> = known.iter().map(name).collect();
+    match did_you_mean(key, names.iter().map(String::as_str)) {
+        nearest if nearest.is_empty() => format!("there is no key `{key}`"),
+        nearest => meant(&nearest),
+    }
+}
+
 /// A value as it would be typed; what it should be, where it cannot be.
 fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, &'static str> {
     match value {
@@ -225,6 +275,9 @@ fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, &'static str
 
 /// Why an option does not take a value, if it does not.
 fn refused(long: &str, text: &str) -> Option<String> {
+    if text.is_empty() {
+        return Some("must not be empty".to_owned());
+    }
     let words = ["observer", COMMAND].map(str::to_owned).into_iter().chain([format!("--{long}={text}")]);
     let error = Cli::command().try_get_matches_from(words).err()?;
     Some(match (error.source(), error.get(ContextKind::ValidValue)) {
@@ -280,6 +333,12 @@ mod tests {
         assert_eq!(sentence("prove = \"never\""), ":1: `prove`: `never` is none of on-demand, always");
         assert_eq!(sentence("[filter]\nport = [\"no\"]").split(':').nth(2), Some(" `filter.port`"));
         assert_eq!(sentence("keep = true"), ":1: `keep` takes a text");
+        assert_eq!(sentence("store = \"\""), ":1: `store`: must not be empty");
+        assert_eq!(sentence("keep = \"0s\""), ":1: `keep`: must be longer than 0");
+        assert_eq!(sentence("[filters]\nport = 3"), ":1: there is no table `[filters]`; the only one is `[filter]`");
+        assert!(sentence("filter = 3").starts_with(":1: `filter` is a table"));
+        assert!(sentence("netns = \"a\"").ends_with("did you mean `netns` in the table `[filter]`?"));
+        assert!(sentence("[filter]\nkeep = \"1d\"").ends_with("`keep` belongs before the table `[filter]`"));
         assert!(sentence("strict = true").starts_with(":1: there is no key `strict`"));
         assert!(sentence("keep = ").starts_with(":1: "), "{}", sentence("keep = "));
         assert!(sentence("port = 53").starts_with(":1: there is no key `port`"));

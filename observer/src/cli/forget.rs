@@ -16,6 +16,8 @@ use crate::{
 #[command(group = clap::ArgGroup::new("what").required(true).args(["user", "container", "before"]))]
 pub(super) struct Args {
     /// Remove lines of this user, by name or number
+    ///
+    /// Lines of the user's rootless containers are removed too, whatever user they are of in there.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// Remove lines of this container, by id or the beginning of it

@@ -61,7 +61,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH", default_value = store::DEFAULT)]
     store: PathBuf,
     /// Remove lines that are older than this: 30d, 12w
-    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = super::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = age)]
     keep: Duration,
     /// Keep the file below this size: 256MiB, 1GiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
@@ -126,6 +126,10 @@ impl Args {
             let sentence = format!("--max-size is too small: {} MiB beside the reserve are the least", MIN_SIZE >> 20);
             return Err(UsageError { sentence, hint: "leave it out for 256 MiB".to_owned() }.into());
         }
+        if reserve > store::MAX_RESERVE {
+            let sentence = format!("--reserve is too large: {} MiB are the most", store::MAX_RESERVE >> 20);
+            return Err(UsageError { sentence, hint: "leave it out for 16 MiB".to_owned() }.into());
+        }
         Ok(store::Limits { age: self.keep, bytes: self.max_size, rest: self.keep_free })
     }
 
@@ -149,6 +153,9 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     let typed: Vec<OsString> = env::args_os().collect();
     let in_force = InForce::of(&typed)?;
     if in_force.args.print_config {
+        // What would be refused at a start is refused here too.
+        in_force.args.limits(in_force.args.reserve)?;
+        in_force.args.filters.clone().of_the_past()?;
         let text = in_force.toml()?;
         written(io::Write::write_all(&mut io::stdout(), text.as_bytes()))?;
         return Ok(Exit::Done);
@@ -181,7 +188,8 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     let outlets = vec![Outlet { name: "the store", sink: Box::new(sink), is_needed: true }];
     let run_limits = Limits { count: None, counts: |_| false, late: LATE };
     let mut run = session.confined(outlets, run_limits, args.command_lines(), &[]);
-    (run.with_documents, run.manager) = (true, service.clone());
+    (run.is_recorded, run.manager) = (true, service.clone());
+    let cannot_be_reloaded = in_force.cannot_be_reloaded();
     let (manager, duration, strict) = (service.clone(), args.duration, args.strict);
     let until = async move {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
@@ -220,6 +228,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     let ended = run.run(
         || {
             note(&ready);
+            cannot_be_reloaded.iter().for_each(|words| note(&format!("observer: warning: {words}")));
             service.tell("READY=1");
             Ok(())
         },
@@ -268,7 +277,10 @@ async fn disabled() {
 /// Reads the configuration again, and has what needs no restart take effect; in words.
 fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Limits>>) -> Result<String> {
     let now = InForce::of(typed)?;
-    let file = now.file.as_deref().unwrap_or(Path::new(config::DEFAULT)).display();
+    let Some(file) = now.file.as_deref().or(before.file.as_deref()) else {
+        return Ok(format!("nothing was changed: there is no {}", config::DEFAULT));
+    };
+    let file = file.display();
     // The reserve that was allocated stays until a restart.
     let wanted = now.args.limits(before.args.reserve)?;
     if let Ok(mut limits) = limits.lock() {
@@ -276,14 +288,23 @@ fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Lim
     }
     let (_, later): (Vec<String>, Vec<String>) =
         now.differs_in(before).into_iter().partition(|key| AT_ONCE.contains(&key.as_str()));
+    let what = if now.file.is_some() { "was read again" } else { "is gone: the defaults are in force" };
     Ok(match later.as_slice() {
-        [] => format!("{file} was read again"),
-        keys => format!("{file} was read again; these keys take effect after a restart: {}", keys.join(", ")),
+        [] => format!("{file} {what}"),
+        keys => format!("{file} {what}; these keys take effect after a restart: {}", keys.join(", ")),
     })
 }
 
 /// Room for a day of a busy host.
 const MIN_SIZE: u64 = 8 << 20;
+
+/// How old lines may become.
+fn age(text: &str) -> Result<Duration, String> {
+    match super::duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
+        other => other,
+    }
+}
 
 /// Bytes: `256MiB`, `1GB`, `4096`.
 fn size(text: &str) -> Result<u64, String> {

@@ -238,7 +238,7 @@ impl Session {
             limits,
             degraded: self.degraded,
             hanging: self.hanging,
-            with_documents: false,
+            is_recorded: false,
             manager: Manager::default(),
         }
     }

@@ -5,7 +5,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    account::Account, attempt::Attempt, fix::Fix, names::Action, outcome::Outcome, restored::Restored,
+    account::{Account, Degraded},
+    attempt::Attempt,
+    fix::Fix,
+    names::Action,
+    outcome::Outcome,
+    restored::Restored,
     ruleset::RulesetChange,
 };
 
@@ -45,6 +50,10 @@ pub enum Kind {
     Restored(Box<Attempt>, Box<Restored>),
     /// Firewall rules were changed.
     RulesetChanged(Box<RulesetChange>),
+    /// Recording began, with what worked worse than it could then.
+    Started(Vec<Degraded>),
+    /// Recording was ended.
+    Stopped,
     /// The end of a stream: what became of every packet.
     Summary(Box<Coverage>),
 }
@@ -74,7 +83,7 @@ impl Kind {
             | Self::Fix(attempt, _)
             | Self::Outcome(attempt, _)
             | Self::Restored(attempt, _) => Some(attempt),
-            Self::RulesetChanged(_) | Self::Summary(_) => None,
+            Self::RulesetChanged(_) | Self::Started(_) | Self::Stopped | Self::Summary(_) => None,
         }
     }
 }
@@ -91,6 +100,8 @@ impl Line {
             Kind::Outcome(..) => Action::EgressOutcome,
             Kind::Restored(..) => Action::EgressRestored,
             Kind::RulesetChanged(_) => Action::RulesetChanged,
+            Kind::Started(_) => Action::ObserverStarted,
+            Kind::Stopped => Action::ObserverStopped,
             Kind::Summary(_) => Action::Summary,
         }
     }
@@ -107,6 +118,8 @@ impl Line {
             | Kind::Outcome(..)
             | Kind::Restored(..)
             | Kind::RulesetChanged(_)
+            | Kind::Started(_)
+            | Kind::Stopped
             | Kind::Summary(_) => false,
         }
     }
@@ -121,7 +134,7 @@ impl Line {
             | Kind::Fix(attempt, _)
             | Kind::Outcome(attempt, _)
             | Kind::Restored(attempt, _) => Some(attempt),
-            Kind::RulesetChanged(_) | Kind::Summary(_) => None,
+            Kind::RulesetChanged(_) | Kind::Started(_) | Kind::Stopped | Kind::Summary(_) => None,
         }
     }
 }

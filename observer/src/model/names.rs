@@ -31,6 +31,10 @@ pub enum Action {
     EgressRestored,
     /// Firewall rules were changed.
     RulesetChanged,
+    /// Recording began.
+    ObserverStarted,
+    /// Recording was ended.
+    ObserverStopped,
     /// The account line.
     Summary,
 }
@@ -191,14 +195,17 @@ mod tests {
 
     #[test]
     fn all_that_a_stream_has_can_be_asked_for() {
-        let of_check = ["egress-allowed", "egress-unreachable", "egress-unknown", "summary"];
+        let others = [
+            "egress-allowed",
+            "egress-unreachable",
+            "egress-unknown",
+            "observer-started",
+            "observer-stopped",
+            "summary",
+        ];
         let asked = Action::IN_A_STREAM.map(Action::name);
         let missing: Vec<_> = Action::VARIANTS.iter().filter(|name| !asked.contains(name)).collect();
-        assert_eq!(
-            missing,
-            of_check.iter().collect::<Vec<_>>(),
-            "the last is the account, and the others are `check`'s"
-        );
+        assert_eq!(missing, others.iter().collect::<Vec<_>>(), "they are `check`'s, and what no filter concerns");
         let asked = Cause::IN_A_STREAM.map(Cause::name);
         let missing: Vec<_> = Cause::VARIANTS.iter().filter(|name| !asked.contains(name)).collect();
         assert_eq!(missing, [&"route"]);

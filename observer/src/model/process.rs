@@ -85,7 +85,7 @@ pub struct Namespaces {
     pub inner_pid: u32,
     /// Inode number of its user namespace.
     pub user: u32,
-    /// User id, in the initial user namespace, of whoever made that; all ones where it is not known.
+    /// User id, in the initial user namespace, of whoever made that; of one within others, the outermost of them; all ones where it is not known.
     pub user_owner: u32,
 }
 

@@ -215,7 +215,7 @@ pub struct ProcessNamespaces {
     /// Inode number of its user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
-    /// User id, in the initial user namespace, of whoever made that.
+    /// User id, in the initial user namespace, of whoever made that; of one within others, the outermost of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_owner: Option<u32>,
 }

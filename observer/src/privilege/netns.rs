@@ -305,10 +305,14 @@ fn is_a_strangers(pid: u32, number: u32) -> bool {
 /// Whoever made the outermost user namespace below the initial one to which a namespace belongs; root where it belongs to the initial
 /// one.
 fn owner(namespace: &File) -> Option<u32> {
+    maker(sys::owning_user_namespace(namespace.as_fd()).ok()?)
+}
+
+/// Whoever made a user namespace; of one within others, the outermost below the initial one. Root for that one.
+pub(super) fn maker(mut users: OwnedFd) -> Option<u32> {
     /// The kernel allows no more, one in the other.
     const LEVELS: usize = 33;
     let inode = |users: &OwnedFd| rustix::fs::fstat(users).ok().map(|meta| meta.st_ino);
-    let mut users = sys::owning_user_namespace(namespace.as_fd()).ok()?;
     if inode(&users)? == INITIAL_USER_NAMESPACE {
         return Some(0);
     }

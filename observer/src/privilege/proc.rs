@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     io::Read,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{Mutex, PoisonError, mpsc::channel},
     thread,
@@ -18,7 +18,7 @@ use rustix::fs::{Dir, Mode, OFlags, readlinkat};
 use super::netns;
 use crate::{
     model::{Arguments, Facts, Image, Namespaces, ProcessId},
-    patience, sys,
+    patience,
 };
 
 /// How long one walk over all open files answers questions.
@@ -95,7 +95,7 @@ fn namespaces(process: &Process, status: Option<&Status>) -> Namespaces {
     }
     if let Some((inode, file)) = number("user").filter(|(inode, _)| *inode != netns::INITIAL_USER_NAMESPACE) {
         found.user = u32::try_from(inode).unwrap_or(0);
-        found.user_owner = sys::maker_of_user_namespace(file.as_fd()).unwrap_or(u32::MAX);
+        found.user_owner = netns::maker(file.into()).unwrap_or(u32::MAX);
     }
     found
 }

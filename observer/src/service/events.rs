@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use observer_ebpf::abi::{Counted, DropKey, answer};
 
 use super::{
@@ -150,9 +151,19 @@ impl<E: HostQueries> Consumer<E> {
         }
     }
 
-    /// Reports connections that hang, then items until the queue is closed and empty, then the remaining counts. After an error or the
+    /// Reports that recording begins, with what is degraded, where it is recorded; connections that hang, then items until the queue is closed and empty, then the remaining counts. After an error or the
     /// last event that was asked for it only counts; in a hurry likewise.
-    pub(super) fn run(mut self, hanging: &[Hanging], queue: &Receiver<Item>, flags: &Flags) -> Consumed {
+    pub(super) fn run(
+        mut self,
+        begun: Option<Vec<Degraded>>,
+        hanging: &[Hanging],
+        queue: &Receiver<Item>,
+        flags: &Flags,
+    ) -> Consumed {
+        let is_recorded = begun.is_some();
+        if let Some(degraded) = begun {
+            self.writer.unfiltered(Timestamp::now(), Kind::Started(degraded));
+        }
         for hanging in in_turn(hanging, |hanging| self.rooms.attribution.share(hanging.netns, 0, Some(hanging.uid))) {
             self.state(hanging);
         }
@@ -181,7 +192,7 @@ impl<E: HostQueries> Consumer<E> {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.finish(flags)
+        self.finish(is_recorded, flags)
     }
 
     /// Works off the next item; false where there is none.
@@ -253,7 +264,7 @@ impl<E: HostQueries> Consumer<E> {
     }
 
     /// Tells what waits, sweeps what is left, and waits a moment for late news.
-    fn finish(mut self, flags: &Flags) -> Consumed {
+    fn finish(mut self, is_recorded: bool, flags: &Flags) -> Consumed {
         // Nothing counts any more. Both epochs may still hold counts; the older one comes first.
         self.settle(flags);
         for epoch in self.epochs.last() {
@@ -270,6 +281,9 @@ impl<E: HostQueries> Consumer<E> {
             self.tell_late(false);
         }
         self.tell_late(true);
+        if is_recorded {
+            self.writer.unfiltered(Timestamp::now(), Kind::Stopped);
+        }
         self.degraded.extend(self.rooms.attribution.degraded());
         self.degraded.extend(self.epochs.degraded());
         if let Some(why) = self.rooms.incidents.failure() {

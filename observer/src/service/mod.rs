@@ -125,8 +125,8 @@ pub struct Run<E> {
     pub hanging: Vec<Hanging>,
     /// Hears that observing goes on.
     pub manager: Manager,
-    /// Rulesets that lines refer to are handed to the sinks.
-    pub with_documents: bool,
+    /// What is told is kept: beginning and end have lines, and the sinks get texts that lines refer to.
+    pub is_recorded: bool,
 }
 
 impl<E: HostQueries + Send + 'static> Run<E> {
@@ -176,16 +176,17 @@ impl<E: HostQueries + Send + 'static> Run<E> {
         let progress = fan.progress();
         let run = self.rooms.attribution.identity().run_id();
         let writer = LineWriter::new(fan, self.filter, self.limits, run, stop);
-        let documents = Documents::new(self.with_documents);
+        let documents = Documents::new(self.is_recorded);
         let consumer =
             Consumer::new(self.rooms, counts, (writer, self.limits.late), (self.news, self.changing), documents);
         let (finished, done) = oneshot::channel();
         let consumer = {
             let hanging = std::mem::take(&mut self.hanging);
+            let begun = self.is_recorded.then(|| self.degraded.clone());
             let flags = Arc::clone(&flags);
             move || {
                 // The other end is gone only when the program is.
-                let _ = finished.send(consumer.run(&hanging, &receiver, &flags));
+                let _ = finished.send(consumer.run(begun, &hanging, &receiver, &flags));
             }
         };
         thread::Builder::new().name("events".to_owned()).spawn(consumer).context("cannot start a thread")?;

@@ -95,6 +95,12 @@ impl LineWriter {
         }
     }
 
+    /// Reports what no filter concerns.
+    pub(super) fn unfiltered(&mut self, at: Timestamp, kind: Kind) {
+        let id = self.id();
+        self.change(id, at, kind);
+    }
+
     /// Hands over what lines refer to.
     pub(super) fn document(&mut self, document: Document) {
         if self.error.is_none() {

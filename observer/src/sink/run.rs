@@ -216,7 +216,7 @@ impl<W: Write + Send> Sink for VerdictSink<W> {
                     let _ = self.writer.flush();
                 }
             }
-            Kind::Hanging(_) | Kind::RulesetChanged(_) | Kind::Summary(_) => {}
+            Kind::Hanging(_) | Kind::RulesetChanged(_) | Kind::Started(_) | Kind::Stopped | Kind::Summary(_) => {}
         }
         Ok(())
     }

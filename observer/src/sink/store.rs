@@ -14,14 +14,14 @@ use super::{Sink, notice::say_within};
 use crate::{
     incident::{self, Snapshot},
     model::{Account, Coverage, Document, Kind, Line, Share},
-    store::{Entry, Limits, Recorder},
+    store::{Entry, Limits, Progress, Recorder},
 };
 
 /// How long a notice may wait for who reads it.
 const NOTICE: Duration = Duration::from_secs(1);
 /// What the keeper says is heard so often while lines are on their way, and else.
 const SOON: Duration = Duration::from_millis(100);
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Writes to the store.
 pub struct StoreSink {
@@ -32,6 +32,11 @@ pub struct StoreSink {
     sent: u64,
     /// Lines that were stored or lost.
     decided: u64,
+    /// Lines for `next` that were looked at, and those of them that were passed on.
+    looked_at: u64,
+    passed_on: u64,
+    /// Lines that are not to be passed on: the number of the first, and how many.
+    lost_lines: VecDeque<(u64, u64)>,
     /// Packets that the store has lost.
     lost: Arc<AtomicU64>,
     /// Limits that are to hold from now on.
@@ -46,7 +51,18 @@ impl StoreSink {
         lost: Arc<AtomicU64>,
         limits: Arc<Mutex<Option<Limits>>>,
     ) -> Self {
-        Self { recorder, waiting: VecDeque::new(), next, sent: 0, decided: 0, lost, limits }
+        Self {
+            recorder,
+            waiting: VecDeque::new(),
+            next,
+            sent: 0,
+            decided: 0,
+            looked_at: 0,
+            passed_on: 0,
+            lost_lines: VecDeque::new(),
+            lost,
+            limits,
+        }
     }
 
     fn send(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
@@ -70,22 +86,26 @@ impl StoreSink {
         let limits = self.limits.lock().ok().and_then(|mut limits| limits.take());
         limits.map_or(Ok(()), |limits| self.recorder.limit(limits))?;
         let (progress, notices) = self.recorder.hear()?;
-        self.note(progress, &notices)
+        self.note(&progress, &notices)
     }
 
-    fn note(&mut self, progress: crate::store::Progress, notices: &[String]) -> io::Result<()> {
+    fn note(&mut self, progress: &Progress, notices: &[String]) -> io::Result<()> {
         for notice in notices {
             say_within(&format!("observer: {notice}"), NOTICE);
         }
         self.lost.store(progress.lost_packets, Ordering::Relaxed);
-        let decided = progress.stored + progress.lost;
-        let new = decided.saturating_sub(self.decided);
-        self.decided = decided;
+        self.decided = progress.stored + progress.lost;
         if let Some(next) = &mut self.next {
-            // After a loss it is not known which lines are stored. A line that is passed on must be, so none is.
-            for _ in 0..new {
-                let Some((line, story)) = self.waiting.pop_front() else { break };
-                if progress.lost == 0 {
+            self.lost_lines.extend(&progress.newly_lost);
+            while let Some((line, story)) = self.waiting.pop_front() {
+                let is_lost = is_lost(&mut self.lost_lines, self.looked_at);
+                if !is_lost && self.passed_on == progress.stored {
+                    self.waiting.push_front((line, story));
+                    break;
+                }
+                self.looked_at += 1;
+                if !is_lost {
+                    self.passed_on += 1;
                     next.take(&line, story)?;
                 }
             }
@@ -120,12 +140,20 @@ impl Sink for StoreSink {
         let (progress, notices) = ended?;
         // The summary is the next sink's own to tell.
         self.waiting.pop_back();
-        self.note(progress, &notices)?;
+        self.note(&progress, &notices)?;
         match &mut self.next {
             Some(next) => next.finish(line, &with_losses(progress.lost_packets)),
             None => Ok(()),
         }
     }
+}
+
+/// A line is one of those that were lost. Each is asked for once, in order.
+fn is_lost(lost: &mut VecDeque<(u64, u64)>, number: u64) -> bool {
+    while lost.front().is_some_and(|(first, lines)| first + lines <= number) {
+        lost.pop_front();
+    }
+    lost.front().is_some_and(|(first, _)| *first <= number)
 }
 
 /// The account where the store lost so many packets.
@@ -135,4 +163,16 @@ fn without(account: &Account, lost: u64) -> Account {
     account.reported -= lost;
     account.lost.store += lost;
     account
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_were_lost_are_known() {
+        let mut lost = VecDeque::from([(1, 2), (3, 1), (6, 1)]);
+        let of_each: Vec<bool> = (0..8).map(|number| is_lost(&mut lost, number)).collect();
+        assert_eq!(of_each, [false, true, true, true, false, false, true, false]);
+    }
 }

@@ -291,7 +291,7 @@ impl<W: Write + Send> Sink for Terminal<W> {
                 self.text.restored(&mut self.writer, attempt, restored)
             }
             Kind::RulesetChanged(change) => self.change(line.at, change),
-            Kind::Summary(_) => Ok(()),
+            Kind::Started(_) | Kind::Stopped | Kind::Summary(_) => Ok(()),
         }
     }
 

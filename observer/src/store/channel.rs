@@ -29,8 +29,8 @@ pub(super) enum Request {
 /// What it answers, and what it has to say by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Reply {
-    /// So many lines are on the disk, since the beginning; and so many lines and packets were lost.
-    Stored(u64, u64, u64),
+    /// What has become of the lines.
+    Stored(Progress),
     /// Something for whoever looks after the host, in a sentence.
     Notice(String),
     /// The store is open.
@@ -41,6 +41,19 @@ pub(super) enum Reply {
     HeldDown,
     /// All is stored that could be.
     Ended,
+}
+
+/// What has become of lines, in the order in which they were handed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// So many are on the disk, since the beginning.
+    pub stored: u64,
+    /// So many were lost, since the beginning.
+    pub lost: u64,
+    /// Packets that they told of.
+    pub lost_packets: u64,
+    /// Those that were lost since the last word: the number of the first, counted from 0, and how many.
+    pub newly_lost: Vec<(u64, u64)>,
 }
 
 /// Sends one message.

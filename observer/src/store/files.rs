@@ -69,12 +69,17 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
     if about.mode() & 0o022 != 0 || ![0, own].contains(&about.uid()) {
         return Err(PlaceError::Open(folder.to_owned()));
     }
+    let look = || match fs::symlink_metadata(path) {
+        Ok(about) if !about.is_file() || about.uid() != own => Err(PlaceError::Foreign(path.to_owned())),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(path)(error)),
+    };
+    // Nothing is left beside what is refused.
+    look()?;
     let lock = lock(path)?;
-    match fs::symlink_metadata(path) {
-        Ok(about) if !about.is_file() || about.uid() != own => return Err(PlaceError::Foreign(path.to_owned())),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path).map_err(failed(path))?,
-        Err(error) => return Err(failed(path)(error)),
+    if !look()? {
+        make(path).map_err(failed(path))?;
     }
     Ok(lock)
 }

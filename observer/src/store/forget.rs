@@ -104,6 +104,20 @@ mod tests {
     };
 
     #[test]
+    fn what_is_in_a_users_namespaces_is_that_users() {
+        let mut lab = Lab::new();
+        let mut inner = packet(1, 0, 100_007);
+        let who = inner.who.as_mut().unwrap();
+        let mut sender: crate::model::Sender = serde_json::from_str(&who.body).unwrap();
+        sender.namespaces =
+            Some(crate::model::ProcessNamespaces { pid: None, inner_pid: None, user: Some(7), user_owner: Some(1000) });
+        who.body = serde_json::to_string(&sender).unwrap();
+        lab.store(&[inner, packet(2, 0, 1001)]);
+        let forgotten = forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!((forgotten.lines, lab.lines().len()), (1, 1));
+    }
+
+    #[test]
     fn what_is_forgotten_is_in_no_page() {
         let mut lab = Lab::new();
         let mut secret = packet(1, 0, 1000);

@@ -16,7 +16,7 @@ use rusqlite::ErrorCode;
 
 use super::{
     age::Age,
-    channel::{Inbox, Reply, Request, send},
+    channel::{Inbox, Progress, Reply, Request, send},
     entry::{Entry, nanoseconds},
     files,
     retention::{self, Limits},
@@ -83,6 +83,8 @@ struct Keeper<'a> {
     waiting: VecDeque<Entry>,
     waiting_bytes: usize,
     documents: Vec<Document>,
+    /// Lines that were handed over.
+    taken: u64,
     stored: u64,
     lost: Lost,
     /// What is failing, since when; it is said once.
@@ -106,6 +108,18 @@ struct Lost {
     since: Option<Gap>,
     lines: u64,
     packets: u64,
+    /// Which they are, since the last word.
+    which: Vec<(u64, u64)>,
+}
+
+impl Lost {
+    fn count(&mut self, number: u64, packets: u64) {
+        (self.lines, self.packets) = (self.lines + 1, self.packets + packets);
+        match self.which.last_mut() {
+            Some((first, lines)) if *first + *lines == number => *lines += 1,
+            _ => self.which.push((number, 1)),
+        }
+    }
 }
 
 /// Serves until the socket closes. The run began at `started_ns`.
@@ -134,6 +148,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         waiting: VecDeque::new(),
         waiting_bytes: 0,
         documents: Vec::new(),
+        taken: 0,
         stored: 0,
         lost: Lost::default(),
         failing,
@@ -278,9 +293,9 @@ impl Keeper<'_> {
     /// Takes a line, or counts it where there is no room.
     fn take(&mut self, entry: Entry) {
         let bytes = weight(&entry);
+        self.taken += 1;
         if self.waiting.len() >= MAX_WAITING || self.waiting_bytes + bytes > MAX_WAITING_BYTES {
-            self.lost.lines += 1;
-            self.lost.packets += entry.packets;
+            self.lost.count(self.taken - 1, entry.packets);
             let gap = self.lost.since.get_or_insert_with(|| Gap {
                 from_ns: entry.at_ns,
                 until_ns: entry.at_ns,
@@ -348,8 +363,13 @@ impl Keeper<'_> {
         said
     }
 
-    fn counts(&self) -> Reply {
-        Reply::Stored(self.stored, self.lost.lines, self.lost.packets)
+    fn counts(&mut self) -> Reply {
+        Reply::Stored(Progress {
+            stored: self.stored,
+            lost: self.lost.lines,
+            lost_packets: self.lost.packets,
+            newly_lost: std::mem::take(&mut self.lost.which),
+        })
     }
 
     /// Stores one batch.
@@ -563,8 +583,10 @@ impl Keeper<'_> {
         {
             said.push(Reply::Notice(format!("the end of recording was not stored: {}", words(&error))));
         }
-        for entry in std::mem::take(&mut self.waiting) {
-            (self.lost.lines, self.lost.packets) = (self.lost.lines + 1, self.lost.packets + entry.packets);
+        // Which of them are lost does not matter: those on the disk came before.
+        let left = self.taken - u64::try_from(self.waiting.len()).unwrap_or(0);
+        for (number, entry) in (left..).zip(std::mem::take(&mut self.waiting)) {
+            self.lost.count(number, entry.packets);
         }
         said.push(self.counts());
         said

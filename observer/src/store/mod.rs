@@ -38,11 +38,8 @@ use nix::{
 };
 use rustix::{fd::AsFd, net::RecvFlags};
 
-use self::{
-    channel::{Inbox, Reply, Request},
-    entry::nanoseconds,
-};
 pub use self::{
+    channel::Progress,
     entry::Entry,
     files::Lock,
     forget::Forgotten,
@@ -50,6 +47,11 @@ pub use self::{
     query::{Forget, QueryError, Range, Store, Stored},
     retention::Limits,
     schema::OpenError,
+    space::MAX_RESERVE,
+};
+use self::{
+    channel::{Inbox, Reply, Request},
+    entry::nanoseconds,
 };
 use crate::{
     confinement,
@@ -65,17 +67,6 @@ const NAME: &str = "observer-store";
 const OPENING: Duration = Duration::from_secs(120);
 /// How long what waits may take at the end.
 const CLOSING: Duration = Duration::from_secs(30);
-
-/// What is stored, as the keeper says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Lines that are on the disk.
-    pub stored: u64,
-    /// Lines that were lost.
-    pub lost: u64,
-    /// Packets that they told of.
-    pub lost_packets: u64,
-}
 
 /// It was ended by force again and again.
 #[derive(Debug, thiserror::Error)]
@@ -178,12 +169,18 @@ impl Recorder {
         while let Some(said) = self.inbox.next()? {
             self.note(said, &mut notices);
         }
-        Ok((self.progress, notices))
+        let progress = self.progress.clone();
+        self.progress.newly_lost.clear();
+        Ok((progress, notices))
     }
 
     fn note(&mut self, said: Reply, notices: &mut Vec<String>) {
         match said {
-            Reply::Stored(stored, lost, lost_packets) => self.progress = Progress { stored, lost, lost_packets },
+            Reply::Stored(mut progress) => {
+                let mut newly_lost = std::mem::take(&mut self.progress.newly_lost);
+                newly_lost.append(&mut progress.newly_lost);
+                self.progress = Progress { newly_lost, ..progress };
+            }
             Reply::Notice(notice) => notices.push(notice),
             Reply::Ended => self.has_ended = true,
             Reply::Open | Reply::Failed(_) | Reply::HeldDown => {}
@@ -203,7 +200,9 @@ impl Recorder {
                 None => {}
             }
         }
-        Ok((self.progress, notices))
+        let progress = self.progress.clone();
+        self.progress.newly_lost.clear();
+        Ok((progress, notices))
     }
 }
 

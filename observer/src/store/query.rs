@@ -110,7 +110,7 @@ fn stored(row: &Row<'_>) -> Result<Stored, QueryError> {
 /// What is to be removed for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Forget {
-    /// Lines of this user.
+    /// Lines of this user, and of whom there is in its user namespaces.
     User(u32),
     /// Lines of this container: its id, or how that begins.
     Container(String),
@@ -122,7 +122,10 @@ impl Forget {
     /// Which lines they are: SQL over `lines l`, and what it is given.
     pub(super) fn condition(&self) -> (&'static str, Box<dyn ToSql>) {
         match self {
-            Self::User(uid) => ("l.process IN (SELECT id FROM processes WHERE uid = ?1)", Box::new(*uid)),
+            Self::User(uid) => (
+                "l.process IN (SELECT id FROM processes WHERE uid = ?1 OR json_extract(body, '$.namespaces.user_owner') = ?1)",
+                Box::new(*uid),
+            ),
             Self::Container(id) => (
                 "l.process IN (SELECT id FROM processes WHERE substr(container, 1, length(?1)) = ?1)",
                 Box::new(id.clone()),

@@ -2,6 +2,9 @@
 
 use rusqlite::{Connection, params};
 
+/// The most that can be held in reserve, in bytes: SQLite fills no more in one value.
+pub const MAX_RESERVE: u64 = 900 << 20;
+
 /// Room in the store, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {

@@ -17,9 +17,9 @@ pub(crate) use self::parts::Fix;
 use self::parts::{Decider, Ruleset};
 use super::json::write_line;
 use crate::model::{
-    Account, Action, Agent, Ancestor, Attempt, Background, Cause, EgressRule, Family, FlowEnd, Hook, Host, Kind, Line,
-    OwnerBy, OwnerKnown, PacketKind, Parent, ProcessNamespaces, Reporter, Restored, RuleName, Sender, Truncated,
-    Verdict,
+    Account, Action, Agent, Ancestor, Attempt, Background, Cause, Degraded, EgressRule, Family, FlowEnd, Hook, Host,
+    Kind, Line, OwnerBy, OwnerKnown, PacketKind, Parent, ProcessNamespaces, Reporter, Restored, RuleName, Sender,
+    Truncated, Verdict,
 };
 
 /// Version of the record.
@@ -309,12 +309,21 @@ struct ChangeEgress<'a> {
     ancestry: Vec<AncestorProcess<'a>>,
 }
 
+/// `egress` of the beginning and the end of recording.
+#[derive(Serialize)]
+struct LifeEgress<'a> {
+    schema: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<&'a [Degraded]>,
+}
+
 /// `egress`, by the kind of line.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Details<'a> {
     Attempt(Box<Egress<'a>>),
     Change(Box<ChangeEgress<'a>>),
+    Life(LifeEgress<'a>),
     Account(&'a Account),
 }
 
@@ -380,6 +389,8 @@ fn meta(line: &Line) -> Meta {
     let meta = Meta { id: line.id, sequence: line.sequence, ..Meta::new(line.action(), "event", line.at) };
     match &line.kind {
         Kind::Summary(coverage) => Meta { kind: "metric", start: coverage.start, end: coverage.end, ..meta },
+        Kind::Started(_) => Meta { category: &["process"], r#type: &["start"], ..meta },
+        Kind::Stopped => Meta { category: &["process"], r#type: &["end"], ..meta },
         Kind::RulesetChanged(change) => Meta {
             category: &["configuration"],
             r#type: &["change"],
@@ -431,6 +442,8 @@ fn of_an_attempt(meta: &Meta, attempt: &Attempt) -> Meta {
 fn details(line: &Line) -> Details<'_> {
     match &line.kind {
         Kind::Summary(coverage) => Details::Account(&coverage.account),
+        Kind::Started(degraded) => Details::Life(LifeEgress { schema: SCHEMA, degraded: Some(degraded) }),
+        Kind::Stopped => Details::Life(LifeEgress { schema: SCHEMA, degraded: None }),
         Kind::RulesetChanged(change) => Details::Change(Box::new(ChangeEgress {
             schema: SCHEMA,
             netns: change.netns,
