@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufWriter, Write},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,7 @@ use crate::{
     attribute::{CommandLines, host::Identity},
     explain::rules::Allowed,
     incident::Snapshot,
-    model::{Coverage, Filter, Line},
+    model::{Coverage, Filter, Line, Recorded},
     privilege::Helper,
     probe::attach::check_privilege,
     render::{
@@ -28,6 +29,7 @@ use crate::{
     },
     service::{Ended, LATE, Limits},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, ordered::Ordered, terminal::Terminal},
+    store::{self, OpenError, QueryError, Store},
 };
 
 /// How long it looks for what is blocked, and how long a fix is waited for then.
@@ -46,6 +48,7 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
         reporter: Identity::read().reporter,
         firewalls: helper.firewalls(None).map_err(|error| error.to_string()).and_then(|firewalls| firewalls),
         denies: helper.denies().map_err(|error| error.to_string()).and_then(|denies| denies),
+        recorded: recorded(),
     };
     let zone = TimeZone::system();
     let width = if output == Format::Human { screen::stdout_width } else { screen::unlimited };
@@ -98,6 +101,16 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
         Ended::Clean(..) | Ended::ClosedPipe | Ended::Stuck => {}
     }
     Ok(Exit::Done)
+}
+
+/// The last incidents in the store; `None` where there is no store.
+fn recorded() -> Option<Result<Vec<Recorded>, String>> {
+    const SHOWN: usize = 5;
+    const OF_A_SHARE: usize = 3;
+    match Store::open(Path::new(store::DEFAULT)).and_then(|store| store.last_incidents(SHOWN, OF_A_SHARE)) {
+        Err(QueryError::Open(OpenError::Missing(_))) => None,
+        other => Some(other.map_err(|error| error.to_string())),
+    }
 }
 
 /// Notes whether there was anything to tell.

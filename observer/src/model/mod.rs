@@ -23,6 +23,7 @@ mod packet_kind;
 mod place;
 mod preflight;
 mod process;
+mod recorded;
 mod replay;
 mod restored;
 mod rule;
@@ -53,6 +54,7 @@ pub use preflight::{
     AddressLists, After, Change as ProposedChange, Connect, Fate, Later, Preflight, Preflighted, Programs, Tried, Wish,
 };
 pub use process::{Arguments, Born, ContainerName, Facts, Image, Namespaces, ProcessChange, ProcessId, Reached};
+pub use recorded::Recorded;
 pub use replay::{End, Ends, Origin, Packet, Replay, ReplayCounts, Replayed};
 pub use restored::{Preceding, Restored, RestoredBy};
 pub use rule::{

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use jiff::Zoned;
+use jiff::{Timestamp, Zoned};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::{
     escape::escape,
@@ -16,7 +17,7 @@ use crate::{
         denies::{Denies, Deny, Forwarded},
         inventory::Inventory,
     },
-    model::{Backend, Reporter, Statement},
+    model::{Backend, Recorded, Reporter, Statement},
 };
 
 const STRONG: Style = Style::new().bold();
@@ -30,6 +31,8 @@ pub struct Standing {
     pub firewalls: Result<Inventory, String>,
     /// What can block outbound traffic, or why it is not known.
     pub denies: Result<Denies, String>,
+    /// The last incidents in the store, or why they are not known. `None` where nothing is recorded.
+    pub recorded: Option<Result<Vec<Recorded>, String>>,
 }
 
 /// What is not known is absent, and why.
@@ -43,15 +46,51 @@ struct Found<'a> {
     outbound: Option<&'a Denies>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outbound_unknown: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recorded: Option<Vec<Incident<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recorded_unknown: Option<&'a str>,
+}
+
+/// An incident in the store.
+#[derive(Serialize)]
+struct Incident<'a> {
+    incident: Uuid,
+    start: Timestamp,
+    end: Timestamp,
+    packets: u64,
+    sender: String,
+    destination: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+impl<'a> From<&'a Recorded> for Incident<'a> {
+    fn from(recorded: &'a Recorded) -> Self {
+        let Recorded { attempt, packets, first, last } = recorded;
+        Self {
+            incident: attempt.incident,
+            start: *first,
+            end: *last,
+            packets: *packets,
+            sender: attempt.sender.words(),
+            destination: attempt.to().to_string(),
+            reason: attempt.finding.as_deref(),
+        }
+    }
 }
 
 /// Host, firewalls and denies for a program: one object on one line, before those of what hangs and is blocked.
 pub fn json(writer: &mut impl Write, standing: &Standing) -> io::Result<()> {
+    let known = standing.recorded.as_ref().and_then(|recorded| recorded.as_ref().ok());
+    let unknown = standing.recorded.as_ref().and_then(|recorded| recorded.as_ref().err());
     let egress = Found {
         firewalls: standing.firewalls.as_ref().ok(),
         firewalls_unknown: standing.firewalls.as_ref().err().map(String::as_str),
         outbound: standing.denies.as_ref().ok(),
         outbound_unknown: standing.denies.as_ref().err().map(String::as_str),
+        recorded: known.map(|incidents| incidents.iter().map(Incident::from).collect()),
+        recorded_unknown: unknown.map(String::as_str),
     };
     let state = State::new(&standing.reporter, "observer.status", None, egress);
     json::write_line(writer, &state)?;
@@ -81,7 +120,28 @@ pub fn standing(writer: &mut impl Write, standing: &Standing, now: &Zoned) -> io
         Ok(denies) => outbound(writer, denies)?,
         Err(why) => line(writer, "outbound", &format!("not known: {}", escape(why)))?,
     }
+    match &standing.recorded {
+        None => {}
+        Some(Ok(incidents)) => recorded(writer, incidents, now)?,
+        Some(Err(why)) => line(writer, "recorded", &format!("not known: {}", escape(why)))?,
+    }
     line(writer, "now", "hanging connections, and blocks within one second:")
+}
+
+/// `recorded   Tue 03:12  curl[7] → 203.0.113.10:443/tcp  ×12  ufw rule 1 …`
+fn recorded(writer: &mut impl Write, incidents: &[Recorded], now: &Zoned) -> io::Result<()> {
+    if incidents.is_empty() {
+        return line(writer, "recorded", "no blocked connection");
+    }
+    for (number, Recorded { attempt, packets, last, .. }) in incidents.iter().enumerate() {
+        let last = last.to_zoned(now.time_zone().clone());
+        let format = if last.date() == now.date() { "%H:%M:%S" } else { "%Y-%m-%d %H:%M" };
+        let by = attempt.finding.as_deref().map(|finding| format!("  {}", escape(finding))).unwrap_or_default();
+        let (time, who, to) = (last.strftime(format), attempt.sender.words(), attempt.to());
+        let label = if number == 0 { "recorded" } else { "" };
+        line(writer, label, &format!("last {time}  {} → {to}  ×{packets}{by}", escape(&who)))?;
+    }
+    line(writer, "", "`observer report --events` prints all that was recorded")
 }
 
 fn outbound(writer: &mut impl Write, denies: &Denies) -> io::Result<()> {

@@ -6,7 +6,7 @@ use rusqlite::{Connection, ToSql, params};
 
 use super::{
     query::Forget,
-    retention::{STEP, remove, remove_story},
+    retention::{STEP, numbers, remove, remove_states, remove_story},
     write::{Gap, note},
 };
 
@@ -27,37 +27,45 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     // What is removed is written over.
     connection.pragma_update(None, "secure_delete", true)?;
     connection.busy_timeout(Duration::from_secs(10))?;
-    let (condition, parameter) = what.condition();
+    let (condition, parameter) = (what.lines(), what.parameter());
     let find = format!(
-        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE {condition} AND l.id > ?2 ORDER BY l.id LIMIT {STEP}"
+        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE ({condition}) AND l.id > ?2 ORDER BY l.id LIMIT {STEP}"
     );
     let mut gap = Gap { from_ns: i64::MAX, until_ns: i64::MIN, lines: 0, packets: 0, why: what.words() };
     let mut after = 0;
-    loop {
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        let next = forget_some(connection, &find, (&*parameter, after), &mut gap).and_then(|next| {
-            if next.is_none() && gap.lines > 0 {
-                let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
-                note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
-            }
-            Ok(next)
-        });
-        match next {
-            Ok(next) => {
-                connection.execute_batch("COMMIT")?;
-                let Some(next) = next else { break };
-                after = next;
-            }
-            Err(error) => {
-                let _ = connection.execute_batch("ROLLBACK");
-                return Err(error);
-            }
+    in_steps(connection, || {
+        let next = forget_some(connection, &find, (&*parameter, after), &mut gap)?;
+        if next.is_none() && gap.lines > 0 {
+            let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
+            note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
         }
-        std::thread::sleep(PAUSE);
-    }
+        after = next.unwrap_or(after);
+        Ok(next.is_some())
+    })?;
+    let find = format!("SELECT s.id FROM states s WHERE {} LIMIT {STEP}", what.states());
+    in_steps(connection, || {
+        let states = numbers(connection, &find, &[&*parameter])?;
+        remove_states(connection, &states)?;
+        Ok(states.len() >= STEP as usize)
+    })?;
     // The log still has it as it was.
     let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
     Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
+}
+
+/// Does something in transactions, between which others may write, as long as there is more of it.
+fn in_steps(connection: &Connection, mut step: impl FnMut() -> rusqlite::Result<bool>) -> rusqlite::Result<()> {
+    loop {
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        let has_more = step().and_then(|has_more| connection.execute_batch("COMMIT").map(|()| has_more));
+        if has_more.is_err() {
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        if !has_more? {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Removes the next lines; the last one's number, where there may be more.
@@ -98,10 +106,32 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::store::{
-        entry::nanoseconds,
-        lab::{Lab, packet},
+    use crate::{
+        model::Share,
+        store::{
+            entry::nanoseconds,
+            lab::{Lab, change, packet},
+        },
     };
+
+    #[test]
+    fn rulesets_of_a_user_are_forgotten_with_it() {
+        let mut lab = Lab::new();
+        lab.store(&[packet(1, 5, 1000), packet(2, 5, 0), change(5, 7, 1000), change(5, 7, 0)]);
+        lab.keep(1, "of the user", Share::User(1000));
+        lab.keep(1, "of the host", Share::Host);
+        let texts =
+            |lab: &Lab| lab.number("SELECT (SELECT count(*) FROM states) * 10 + (SELECT count(*) FROM documents)");
+        assert_eq!(texts(&lab), 22);
+        forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!((texts(&lab), lab.lines().len()), (11, 2));
+        let before = |second| Forget::Before(Timestamp::from_second(second).unwrap());
+        lab.keep(3, "of the host later", Share::Host);
+        forget(&lab.writer.connection, &before(4), nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!((texts(&lab), lab.lines().len()), (11, 2), "what was in force then is still of use");
+        forget(&lab.writer.connection, &before(9), nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!((texts(&lab), lab.lines().len()), (0, 0));
+    }
 
     #[test]
     fn what_is_in_a_users_namespaces_is_that_users() {

@@ -63,6 +63,8 @@ const ALIVE: Duration = Duration::from_secs(300);
 /// Old lines are looked after so often; while there is much to do, a little after each batch.
 const TIDY: Duration = Duration::from_secs(30);
 const TIDY_MORE: Duration = Duration::from_millis(100);
+/// And so often while lines come.
+const TIDY_BESIDE: Duration = Duration::from_secs(2);
 /// More than this part over the limit is too much; then room is made for so long before anything else.
 const CROWDED: u64 = 8;
 const CROWDED_TIME: Duration = Duration::from_millis(200);
@@ -421,7 +423,8 @@ impl Keeper<'_> {
                 // What comes in must not be faster than what goes.
                 let used = Room::of(&writer.connection).map_or(0, |room| room.used);
                 let limit = limit(&self.limits, self.settings.reserve, self.tight_at);
-                self.has_more |= used > limit;
+                // Nor may one share be over its part for long.
+                self.has_more |= used > limit || self.tidied.elapsed() > TIDY_BESIDE;
                 self.is_crowded = used > limit + limit / CROWDED;
                 Ok(())
             }

@@ -11,7 +11,9 @@ use super::{
     retention::{self, Limits},
     write::Writer,
 };
-use crate::model::{Attempt, Document, DocumentKind, Kind, Line, Reporter, Share, User};
+use crate::model::{
+    Attempt, Backend, ChangedRuleset, Document, DocumentKind, Kind, Line, Reporter, RulesetChange, Sender, Share, User,
+};
 
 /// A new store that is open.
 pub(super) struct Lab {
@@ -77,4 +79,26 @@ pub(super) fn packet(story: u128, second: i64, uid: u32) -> Entry {
     attempt.incident = Uuid::from_u128(story);
     let line = Line { id: None, sequence: Some(1), at, kind: Kind::Blocked(Box::new(attempt)) };
     Entry::of(&line, Some(Uuid::from_u128(story)), Share::Host).unwrap()
+}
+
+/// A change of rules in another namespace, by this user.
+pub(super) fn change(second: i64, netns: u32, uid: u32) -> Entry {
+    let at = Timestamp::from_second(second).unwrap();
+    let ruleset = ChangedRuleset {
+        backend: Backend::Nft,
+        generation: Some(u32::try_from(second).unwrap()),
+        changed_by: None,
+        changes: 1,
+        difference: None,
+    };
+    let change = RulesetChange {
+        netns,
+        entering: None,
+        is_elsewhere: true,
+        ruleset,
+        sender: Sender { user: Some(User { id: uid, name: None, effective: None }), ..Sender::default() },
+        share: Share::Namespace(netns),
+    };
+    let line = Line { id: None, sequence: Some(1), at, kind: Kind::RulesetChanged(Box::new(change)) };
+    Entry::of(&line, None, Share::Namespace(netns)).unwrap()
 }

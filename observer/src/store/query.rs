@@ -1,15 +1,15 @@
 //! What the store is asked: lines of a time and of whom, what is missing, and what is to be removed.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use jiff::Timestamp;
 use rusqlite::{Row, ToSql};
 
 use super::{
-    entry::{Entry, Who, nanoseconds},
+    entry::{Entry, Who, nanoseconds, time},
     schema::{self, OpenError, Readable},
 };
-use crate::model::{Line, Reporter};
+use crate::model::{Line, Recorded, Reporter};
 
 /// A store that is open to be read. Lines that are stored meanwhile are not in what it gives.
 pub struct Store(Readable);
@@ -55,18 +55,54 @@ impl Store {
     /// Gives lines in the order in which they were stored, one after the other.
     pub fn lines(&self, range: Range, mut each: impl FnMut(Stored) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let (since, until) = (range.since.map_or(i64::MIN, nanoseconds), range.until.map_or(i64::MAX, nanoseconds));
-        let sql = "SELECT l.id, l.line, l.sequence, l.action, l.at_ns, l.start_ns, l.end_ns, l.packets, l.bytes, l.source,
-                          r.reporter, p.body, w.body
-                   FROM lines l JOIN runs r ON r.id = l.run JOIN parts p ON p.id = l.part LEFT JOIN processes w ON w.id = l.process
-                   WHERE l.at_ns >= ?1 AND l.at_ns < ?2 ORDER BY l.id";
-        let mut statement = self.0.connection.prepare(sql).map_err(QueryError::from)?;
+        let sql = format!("SELECT {COLUMNS} FROM lines l {TEXTS} WHERE l.at_ns >= ?1 AND l.at_ns < ?2 ORDER BY l.id");
+        let mut statement = self.0.connection.prepare(&sql).map_err(QueryError::from)?;
         let mut rows = statement.query([since, until]).map_err(QueryError::from)?;
         while let Some(row) = rows.next().map_err(QueryError::from)? {
             each(stored(row)?)?;
         }
         Ok(())
     }
+
+    /// The last incidents, the newest first, without background. At most `of_a_share` are of the same user or namespace, so that one with
+    /// many does not hide the others.
+    pub fn last_incidents(&self, count: usize, of_a_share: usize) -> Result<Vec<Recorded>, QueryError> {
+        /// Looked at of each share.
+        const NEWEST: usize = 20;
+        let sql = format!(
+            "SELECT {COLUMNS}, s.share, s.packets, s.first_ns, s.last_ns
+             FROM shares h JOIN stories s ON s.id IN
+                    (SELECT id FROM stories WHERE share = h.id ORDER BY last_ns DESC LIMIT {NEWEST})
+                  JOIN lines l ON l.id = s.last_line {TEXTS}
+             ORDER BY s.last_ns DESC"
+        );
+        let mut statement = self.0.connection.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        let mut of_share: HashMap<i64, usize> = HashMap::new();
+        while let Some(row) = rows.next()?
+            && found.len() < count
+        {
+            let share = of_share.entry(row.get(13)?).or_default();
+            let Some(attempt) = stored(row)?.line.attempt().filter(|attempt| attempt.background.is_none()).cloned()
+            else {
+                continue;
+            };
+            *share += 1;
+            if *share <= of_a_share {
+                let packets = u64::try_from(row.get::<_, i64>(14)?).unwrap_or(0);
+                found.push(Recorded { attempt, packets, first: time(row.get(15)?), last: time(row.get(16)?) });
+            }
+        }
+        Ok(found)
+    }
 }
+
+/// What [`stored`] makes a line of, and where it is.
+const COLUMNS: &str = "l.id, l.line, l.sequence, l.action, l.at_ns, l.start_ns, l.end_ns, l.packets, l.bytes, l.source,
+                       r.reporter, p.body, w.body";
+const TEXTS: &str =
+    "JOIN runs r ON r.id = l.run JOIN parts p ON p.id = l.part LEFT JOIN processes w ON w.id = l.process";
 
 fn stored(row: &Row<'_>) -> Result<Stored, QueryError> {
     let id: i64 = row.get(0)?;
@@ -119,18 +155,47 @@ pub enum Forget {
 }
 
 impl Forget {
-    /// Which lines they are: SQL over `lines l`, and what it is given.
-    pub(super) fn condition(&self) -> (&'static str, Box<dyn ToSql>) {
+    /// Which lines they are: SQL over `lines l`, with what is asked for as `?1`. Whoever changed rules is in the line's own text.
+    pub(super) fn lines(&self) -> &'static str {
         match self {
-            Self::User(uid) => (
-                "l.process IN (SELECT id FROM processes WHERE uid = ?1 OR json_extract(body, '$.namespaces.user_owner') = ?1)",
-                Box::new(*uid),
-            ),
-            Self::Container(id) => (
-                "l.process IN (SELECT id FROM processes WHERE substr(container, 1, length(?1)) = ?1)",
-                Box::new(id.clone()),
-            ),
-            Self::Before(time) => ("l.at_ns < ?1", Box::new(nanoseconds(*time))),
+            Self::User(_) => {
+                "l.process IN (SELECT id FROM processes WHERE uid = ?1 OR json_extract(body, '$.namespaces.user_owner') = ?1)
+                 OR l.part IN (SELECT id FROM parts WHERE json_extract(body, '$.RulesetChanged.sender.user.id') = ?1
+                               OR json_extract(body, '$.RulesetChanged.sender.namespaces.user_owner') = ?1)
+                 OR ?1 <> 0 AND l.share IN (SELECT id FROM shares WHERE name = 'user ' || ?1)"
+            }
+            Self::Container(_) => {
+                "l.process IN (SELECT id FROM processes WHERE substr(container, 1, length(?1)) = ?1)
+                 OR l.part IN (SELECT id FROM parts
+                               WHERE substr(json_extract(body, '$.RulesetChanged.sender.container.id'), 1, length(?1)) = ?1)"
+            }
+            Self::Before(_) => "l.at_ns < ?1",
+        }
+    }
+
+    /// Which texts go with them: SQL over `states s`. What was so in a user's namespaces, what others came after, and what belongs to
+    /// nothing that is left.
+    pub(super) fn states(&self) -> &'static str {
+        match self {
+            Self::User(_) => {
+                "?1 <> 0 AND s.share IN (SELECT id FROM shares WHERE name = 'user ' || ?1)
+                 OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share)"
+            }
+            Self::Container(_) => "?1 IS NULL OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share)",
+            Self::Before(_) => {
+                "s.at_ns < ?1 AND (NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share)
+                   OR EXISTS (SELECT 1 FROM states later WHERE later.kind = s.kind AND later.subject = s.subject
+                              AND later.at_ns > s.at_ns AND later.at_ns <= ?1))"
+            }
+        }
+    }
+
+    /// What `?1` is.
+    pub(super) fn parameter(&self) -> Box<dyn ToSql> {
+        match self {
+            Self::User(uid) => Box::new(*uid),
+            Self::Container(id) => Box::new(id.clone()),
+            Self::Before(time) => Box::new(nanoseconds(*time)),
         }
     }
 

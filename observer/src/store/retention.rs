@@ -169,7 +169,7 @@ pub(super) fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<(
 }
 
 /// Removes states, and texts that nothing refers to any more.
-fn remove_states(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+pub(super) fn remove_states(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
     for id in ids {
         let removed = connection
             .prepare_cached("DELETE FROM states WHERE id = ?1 RETURNING sha256")?
@@ -188,7 +188,7 @@ fn remove_document(connection: &Connection, sha256: &str) -> rusqlite::Result<()
 }
 
 /// Numbers that a query finds.
-fn numbers(connection: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<Vec<i64>> {
+pub(super) fn numbers(connection: &Connection, sql: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<Vec<i64>> {
     let mut statement = connection.prepare_cached(sql)?;
     statement.query_map(parameters, |row| row.get(0))?.collect()
 }
@@ -271,7 +271,8 @@ fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Resul
     };
     let Some((from, too_much)) = from else { return Ok(false) };
     // The heaviest may have nothing but texts that others refer to: then the next one.
-    let others = parts.iter().filter(|part| part.share != from.share && (!part.is_host || too_full > 0));
+    // While the store has room, nobody else loses anything for that.
+    let others = parts.iter().filter(|part| too_full > 0 && part.share != from.share);
     for part in std::iter::once(from).chain(others) {
         if make_room_of(connection, part.share, too_much)? {
             return Ok(true);
@@ -322,10 +323,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Backend, ChangedRuleset, Kind, Line, RulesetChange, Sender, Share},
+        model::{Line, Share},
         store::{
             entry::Entry,
-            lab::{Lab, packet},
+            lab::{Lab, change, packet},
         },
     };
 
@@ -416,35 +417,13 @@ mod tests {
         assert!(of("user 1000") < 10_000, "{}", of("user 1000"));
     }
 
-    /// A change of rules in another namespace.
-    fn change(second: i64, netns: u32) -> Entry {
-        let at = Timestamp::from_second(second).unwrap();
-        let ruleset = ChangedRuleset {
-            backend: Backend::Nft,
-            generation: Some(u32::try_from(second).unwrap()),
-            changed_by: None,
-            changes: 1,
-            difference: None,
-        };
-        let change = RulesetChange {
-            netns,
-            entering: None,
-            is_elsewhere: true,
-            ruleset,
-            sender: Sender::default(),
-            share: Share::Namespace(netns),
-        };
-        let line = Line { id: None, sequence: Some(1), at, kind: Kind::RulesetChanged(Box::new(change)) };
-        Entry::of(&line, None, Share::Namespace(netns)).unwrap()
-    }
-
     #[test]
     fn changes_of_rules_push_out_only_those_of_their_namespace() {
         let mut lab = Lab::new();
         lab.store(&(0..100).map(|story| packet(story, 0, 0)).collect::<Vec<_>>());
-        lab.store(&[change(1, 8)]);
+        lab.store(&[change(1, 8, 0)]);
         for round in 0..20 {
-            lab.store(&(0..500).map(|at| change(10 + round * 500 + at, 7)).collect::<Vec<_>>());
+            lab.store(&(0..500).map(|at| change(10 + round * 500 + at, 7, 0)).collect::<Vec<_>>());
             lab.tidy(&limits(2 << 20), 20_000);
         }
         let changes = |netns: u32| {
@@ -461,7 +440,7 @@ mod tests {
         let mut lab = Lab::new();
         lab.store(&(0..2 * HOUR).step_by(60).map(|second| packet(1, second, 1000)).collect::<Vec<_>>());
         lab.store(&(0..50).map(|story| packet(100 + story, 0, 0)).collect::<Vec<_>>());
-        lab.store(&(0..50).map(|at| change(at, 7)).collect::<Vec<_>>());
+        lab.store(&(0..50).map(|at| change(at, 7, 0)).collect::<Vec<_>>());
         for (second, text) in [(1, "one"), (2, "one"), (3, "other"), (4, "one")] {
             lab.keep(second, text, Share::Namespace(7));
         }

@@ -191,6 +191,7 @@ pub(super) const PROGRAMS: &[Program] = &[
     Program {
         names: "ldapsearch ldapadd ldapmodify ldapdelete ldapmodrdn ldapcompare ldapwhoami ldappasswd ldapexop",
         secret: "-w",
+        attached: "-xw -Zw",
         ..NONE
     },
     Program { names: "ldappasswd slappasswd", secret: "-s -a", ..NONE },

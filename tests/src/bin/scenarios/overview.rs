@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use harness::{
     copy_program,
     lab::{FAR_V4, Lab},
-    observer::program,
-    traffic,
+    observer::{self, Observer, program},
+    traffic, wait_for,
 };
+use nix::sys::signal::Signal;
 
 use crate::{Outcome, Scenario};
 
@@ -17,6 +18,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_host_that_denies_nothing", nothing),
     ("ufw_and_iptables_legacy", front_ends),
     ("help_for_an_ordinary_user", ordinary),
+    ("incidents_of_the_store", recorded),
 ];
 
 fn screen(lab: &Lab) -> Result<String> {
@@ -98,5 +100,47 @@ fn ordinary() -> Result<Outcome> {
     let said = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(3) && text.contains("Usage: observer"), "{}: {text}", output.status);
     ensure!(said.contains("root") && said.contains("sudo"), "{said}");
+    Ok(Outcome::Passed)
+}
+
+/// What was recorded is shown, of each user in turn, and not what is background.
+fn recorded() -> Result<Outcome> {
+    const STRANGER: &str = "54321";
+    let lab = Lab::new()?;
+    lab.client.nft(
+        "table inet t { chain out { type filter hook output priority 0; udp dport { 53, 5353, 100-200 } drop; } }",
+    )?;
+    let folder = tempfile::tempdir()?;
+    let bound = format!("mkdir -p /var/lib/observer\nmount --bind {} /var/lib/observer", folder.path().display());
+    let inside = |command: &str| {
+        let mut observer = observer::command_after(&format!(
+            "{bound}\nexec nsenter --net={} {} {command}",
+            lab.client.path().display(),
+            program().display()
+        ));
+        observer.stdin(Stdio::null());
+        observer
+    };
+    let recorder = Observer::start_command(&mut inside("record -o json --reserve 0"))?;
+    wait_for("a beginning", || Ok((recorder.told() > 0).then_some(())))?;
+    recorder.tells(|| traffic::run(&lab.client, &["udp", FAR_V4, "53"]))?;
+    recorder.tells(|| traffic::run(&lab.client, &["udp", "224.0.0.251", "5353"]))?;
+    for port in 100..105 {
+        let words = ["--reuid", STRANGER, "--regid", STRANGER, "--clear-groups", "bash", "-c"];
+        let send = format!("echo x > /dev/udp/{FAR_V4}/{port}; true");
+        recorder.tells(|| lab.client.run("setpriv", &[&words[..], &[&send]].concat()))?;
+    }
+    let output = inside("").output()?;
+    recorder.end(Signal::SIGTERM)?;
+    let text = String::from_utf8(output.stdout)?;
+    let rows: Vec<&str> = text.lines().filter(|row| row.contains(" last ")).collect();
+    ensure!(rows.len() == 4 && rows[0].starts_with("recorded "), "{text}");
+    ensure!(rows.iter().filter(|row| row.contains("bash[")).count() == 3, "one user has all of it: {text}");
+    ensure!(rows.iter().any(|row| row.contains(&format!("→ {FAR_V4}:53/udp  ×1"))), "{text}");
+    ensure!(!text.contains(":5353/udp  ×"), "{text}");
+    let status = inside("-o json").output()?;
+    let first = status.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let first: serde_json::Value = serde_json::from_slice(first)?;
+    ensure!(first["egress"]["recorded"].as_array().is_some_and(|incidents| incidents.len() == 4), "{first:#}");
     Ok(Outcome::Passed)
 }

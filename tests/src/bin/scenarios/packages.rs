@@ -61,9 +61,18 @@ fn apt(args: &[&str]) -> Result<String> {
     must("apt-get", &[&fixed[..], args].concat())
 }
 
+/// Asks nftables for the number of the last change of rules.
+const GENERATION: &str = "
+import socket, struct
+nftables = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+nftables.send(struct.pack('=IHHII4x', 20, 10 << 8 | 16, 1, 1, 0))
+print(struct.unpack_from('>I', nftables.recv(4096), 24)[0])
+";
+
 /// What of the host's settings observer could have changed.
-fn settings() -> Result<[String; 4]> {
+fn settings() -> Result<[String; 5]> {
     Ok([
+        must("python3", &["-IS", "-c", GENERATION])?,
         must("sh", &["-c", "nft list ruleset"])?,
         must("sh", &["-c", "iptables-nft-save | grep -v ^#; iptables-legacy-save | grep -v ^#; true"])?,
         // These count, or are different each time that they are read.

@@ -1,6 +1,7 @@
 //! `observer record`: what it acknowledges is in the store, whatever happens to it, to the disk and to the file; and who reads it.
 
 mod configuration;
+mod quiet;
 
 use std::{
     fs,
@@ -37,6 +38,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_log_that_is_removed", log_removed),
     ("a_folder_that_is_replaced", folder_replaced),
     ("a_flood_of_destinations", flood),
+    ("no_audit_records", quiet::audit),
     ("a_users_nested_namespaces", nested),
     ("the_group_reads_it", by_the_group),
     ("what_must_not_be_kept", forgotten),
