@@ -12,6 +12,8 @@ pub struct NetnsPlace {
     pub is_other: bool,
     /// Another observer made it, for a copy of rules or a self-test.
     pub is_an_observers: bool,
+    /// It is gone, and another observer runs, whose copies do not last longer.
+    pub may_be_an_observers: bool,
     /// User id of whoever made the outermost user namespace below the initial one to which it belongs; root's where it belongs to
     /// the initial one, `None` where that is not known.
     pub owner: Option<u32>,

@@ -1,9 +1,12 @@
-//! Listening to changes of a namespace's rules, as long as somebody lives there.
+//! Listening to changes of a namespace's rules, as long as a process or a path keeps it.
 
-use std::os::fd::OwnedFd;
+use std::{fs::File, os::fd::OwnedFd};
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use anyhow::{Context, Result};
+use rustix::{
+    fs::inotify::{self, CreateFlags, WatchFlags},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use super::netns;
 use crate::intake::commits;
@@ -15,7 +18,7 @@ pub struct Listening {
     pub netns: u32,
     /// Hears of changes, and keeps the namespace alive.
     pub socket: OwnedFd,
-    /// A process that lives there: readable when it ends.
+    /// Readable when what keeps the namespace may be gone: a process that lives there, or the path to which it is bound.
     pub resident: OwnedFd,
 }
 
@@ -28,15 +31,33 @@ impl Listening {
     }
 }
 
-/// A socket that hears of changes, and a process that lives in the namespace: the socket keeps it alive, and must be closed
-/// when that process ends.
+/// A socket that hears of changes, and what tells that it must be closed: it keeps the namespace alive.
 pub(super) fn begin(number: u32) -> Result<[OwnedFd; 2]> {
-    let pid = netns::resident(number).context("no process lives in the network namespace")?;
+    let (resident, namespace) = match netns::resident(number) {
+        Some(pid) => of_a_process(pid, number)?,
+        None => of_a_path(number)?,
+    };
+    let socket = netns::enter(namespace, commits::listen)?.context("cannot listen to changes of nftables' rules")?;
+    Ok([socket, resident])
+}
+
+/// A namespace in which a process lives: its end is heard of.
+fn of_a_process(pid: u32, number: u32) -> Result<(OwnedFd, File)> {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process has such a number")?;
     let resident = pidfd_open(raw, PidfdFlags::NONBLOCK).context("the process is gone")?;
     // Now that it cannot be taken for another one any more.
-    ensure!(netns::is_in(pid, number), "the process is in another namespace now");
-    let socket =
-        netns::inside_of(pid, number, commits::listen)?.context("cannot listen to changes of nftables' rules")?;
-    Ok([socket, resident])
+    let namespace = netns::of(pid, number).context("the process is in another namespace now")?;
+    Ok((resident, namespace))
+}
+
+/// A namespace that is bound to a path (`ip netns add`) and in which nobody lives: that some file was removed from that folder is heard of.
+fn of_a_path(number: u32) -> Result<(OwnedFd, File)> {
+    let bound = || netns::bound(number).next().context("the network namespace has neither a process nor a path");
+    let (path, _) = bound()?;
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let folder = path.parent().context("a namespace is bound to no file")?;
+    inotify::add_watch(&watch, folder, WatchFlags::DELETE | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)
+        .context("cannot watch the folder to which the namespace is bound")?;
+    // It may have been removed before it was watched.
+    Ok((watch, bound()?.1))
 }

@@ -156,12 +156,17 @@ impl Process {
     }
 }
 
+/// A process's network namespace, if that has this inode number.
+pub(super) fn of(pid: u32, number: u32) -> Option<File> {
+    Process::open(pid)?.net(number)
+}
+
 /// True when a process is in the namespace with this inode number.
 pub(super) fn is_in(pid: u32, number: u32) -> bool {
     fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|meta| meta.ino() == u64::from(number))
 }
 
-fn enter<T: Send + 'static>(namespace: File, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) fn enter<T: Send + 'static>(namespace: File, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     // A namespace belongs to a thread; this one ends with the work.
     thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
@@ -290,7 +295,9 @@ pub(super) fn place(number: u32, resident: Option<u32>) -> NetnsPlace {
     let is_other = !is_in(std::process::id(), number);
     let is_lonely = is_other && entering.is_none() && resident.is_none();
     let owner = resident.filter(|_| is_other).and_then(Process::open).and_then(|process| owner(&process.net(number)?));
-    NetnsPlace { is_an_observers: is_lonely && is_an_observers(number), is_other, entering, owner }
+    let is_an_observers = is_lonely && is_an_observers(number);
+    let may_be_an_observers = is_lonely && !is_an_observers && is_there_another();
+    NetnsPlace { is_an_observers, may_be_an_observers, is_other, entering, owner }
 }
 
 /// The namespace in which a process lives belongs to another user namespace than the initial one; so it is where that is not known.
@@ -324,6 +331,11 @@ pub(super) fn maker(mut users: OwnedFd) -> Option<u32> {
         users = above;
     }
     None
+}
+
+/// Another observer runs on this host.
+fn is_there_another() -> bool {
+    pids().filter(|pid| *pid != std::process::id()).any(is_a_helper)
 }
 
 /// Another observer made it: a thread of its helper lives there, in a copy of rules or a self-test.
@@ -421,7 +433,7 @@ fn of_a_process(number: u32) -> Option<File> {
 }
 
 /// Paths to which a namespace is bound, each with the namespace.
-fn bound(number: u32) -> impl Iterator<Item = (PathBuf, File)> {
+pub(super) fn bound(number: u32) -> impl Iterator<Item = (PathBuf, File)> {
     let mounts = procfs::process::Process::myself().and_then(|process| process.mountinfo());
     let paths = mounts.into_iter().flatten().filter(|mount| mount.fs_type == "nsfs").map(|mount| mount.mount_point);
     paths.filter_map(move |path| {

@@ -1,6 +1,6 @@
 //! Changes of rules: who made them, and what changed since.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -20,6 +20,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("in_words", in_words),
     ("by_action", by_action),
     ("a_namespace_is_let_go", let_go),
+    ("a_namespace_with_a_name", named),
 ];
 
 const BEFORE: &str = "table inet t { chain o { type filter hook output priority 0; udp dport 77 drop\n} }";
@@ -170,5 +171,61 @@ fn let_go() -> Result<Outcome> {
     })?;
     let report = observer.stop()?;
     ensure!(report.changes.iter().any(|change| change["egress"]["netns"] == netns), "not heard: {report:?}");
+    Ok(Outcome::Passed)
+}
+
+/// A namespace that `ip netns` has made.
+struct Named(String);
+
+impl Named {
+    fn make(suffix: &str) -> Result<Self> {
+        let named = Self(format!("observer-test-{}-{suffix}", std::process::id()));
+        named.ip("add")?;
+        Ok(named)
+    }
+
+    fn ip(&self, what: &str) -> Result<()> {
+        let status = Command::new("ip").args(["netns", what, &self.0]).status()?;
+        ensure!(status.success(), "ip netns {what} {}: {status}", self.0);
+        Ok(())
+    }
+
+    fn nft(&self, rules: &str) -> Result<()> {
+        let status = Command::new("ip").args(["netns", "exec", &self.0, "nft", rules]).status()?;
+        ensure!(status.success(), "nft {rules}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = self.ip("delete");
+    }
+}
+
+/// Nobody lives there: it is listened to by its path, also after another namespace was removed beside it, and does not outlive its name.
+fn named() -> Result<Outcome> {
+    let named = Named::make("a")?;
+    let other = Named::make("b")?;
+    named.nft("add table inet one; add chain inet one c { type filter hook output priority 0; }")?;
+    let observer = Observer::start(["watch", "--no-fix", "-o", "json", "--netns", &named.0])?;
+    observer.tells(|| named.nft("add rule inet one c udp dport 9 drop"))?;
+    let beside = observer.told();
+    drop(other);
+    // It is listened to anew in a moment; what is changed meanwhile may not be heard.
+    wait_for("a change after that", || {
+        named.nft("add rule inet one c udp dport 10 drop")?;
+        Ok((observer.told() > beside).then_some(()))
+    })?;
+    let pid = observer.child.id();
+    let watched = || -> Result<usize> {
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let targets = files.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        Ok(targets.filter(|target| target.to_string_lossy().contains("inotify")).count())
+    };
+    ensure!(watched()? == 1, "{} folders are watched", watched()?);
+    drop(named);
+    wait_for("the end of listening", || Ok((watched()? == 0).then_some(())))?;
+    observer.stop()?;
     Ok(Outcome::Passed)
 }
