@@ -209,13 +209,15 @@ fn named() -> Result<Outcome> {
     let other = Named::make("b")?;
     named.nft("add table inet one; add chain inet one c { type filter hook output priority 0; }")?;
     let observer = Observer::start(["watch", "--no-fix", "-o", "json", "--netns", &named.0])?;
-    observer.tells(|| named.nft("add rule inet one c udp dport 9 drop"))?;
-    let beside = observer.told();
+    let told = || observer.so_far().matches("ruleset-changed").count();
+    named.nft("add rule inet one c udp dport 9 drop")?;
+    wait_for("a change", || Ok((told() > 0).then_some(())))?;
+    let beside = told();
     drop(other);
     // It is listened to anew in a moment; what is changed meanwhile may not be heard.
     wait_for("a change after that", || {
         named.nft("add rule inet one c udp dport 10 drop")?;
-        Ok((observer.told() > beside).then_some(()))
+        Ok((told() > beside).then_some(()))
     })?;
     let pid = observer.child.id();
     let watched = || -> Result<usize> {
