@@ -204,11 +204,16 @@ fn files(observer: &Path, tree: &Path, layout: Layout) -> Result<()> {
     write(&program, &fs::read(observer)?, 0o755)?;
     // The symbols serve nobody who has the package.
     command::check(command::new("strip").arg(&program))?;
+    // Not what this machine's own file says.
+    let empty = tree.with_extension("toml");
+    fs::write(&empty, "")?;
+    let defaults = said(&["record", "--print-config", "--config", &empty.display().to_string()])?;
+    fs::remove_file(&empty)?;
     let mut texts = vec![
         ("usr/lib/systemd/system/observer.service".to_owned(), copied("packaging/observer.service")?),
         (format!("usr/lib/sysusers.d/{NAME}.conf"), copied("packaging/sysusers.conf")?),
         (format!("usr/lib/tmpfiles.d/{NAME}.conf"), copied("packaging/tmpfiles.conf")?),
-        ("etc/observer/observer.toml".to_owned(), configuration(&said(&["record", "--print-config"])?)?),
+        ("etc/observer/observer.toml".to_owned(), configuration(&defaults)?),
         ("usr/share/bash-completion/completions/observer".to_owned(), said(&["completions", "bash"])?),
         (format!("usr/share/zsh/{zsh}/_observer"), said(&["completions", "zsh"])?),
         ("usr/share/fish/vendor_completions.d/observer.fish".to_owned(), said(&["completions", "fish"])?),

@@ -94,6 +94,12 @@ impl InForce {
             .collect()
     }
 
+    /// These keys with their values, for a sentence.
+    pub(super) fn words_for(&self, keys: &[&str]) -> String {
+        let values = keys.iter().filter_map(|key| Some(format!("{key} {}", self.values.get(*key)?.join(", "))));
+        values.collect::<Vec<_>>().join(", ")
+    }
+
     /// All keys with their values, as a file that means the same.
     pub(super) fn toml(&self) -> Result<String> {
         let mut text =
@@ -201,7 +207,7 @@ fn wrong(sentence: String, hint: &str) -> anyhow::Error {
 
 /// All values of a file, each of which is one that its option takes.
 fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
-    let hint = "`observer record --print-config` prints all keys";
+    let hint = "`observer record --help` has all keys: its options, with `_` for `-`";
     let line = |at: usize| 1 + text.get(..at).unwrap_or(text).matches('\n').count();
     let at = |line: usize, what: &str| wrong(format!("{}:{line}: {what}", path.display()), hint);
     let table = DeTable::parse(text)
@@ -209,7 +215,10 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
     let known = keys();
     let mut found = Vec::new();
     let mut take = |table: &DeTable<'_>, prefix: &str| -> Result<()> {
-        for (key, value) in table {
+        // The first mistake of the file is told.
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in entries {
             let full = format!("{prefix}{}", key.get_ref());
             let line = line(key.span().start);
             if full == FILTERS {
@@ -252,6 +261,10 @@ fn unknown(key: &str, value: &DeValue<'_>, known: &[Arg]) -> String {
     {
         return meant(&format!("`{other}` belongs before the table `[{FILTERS}]`"));
     }
+    let long = key.replace('_', "-");
+    if NOT_KEYS.contains(&long.as_str()) {
+        return format!("`{key}` is no key: type `--{long}` where it is wanted");
+    }
     let names: Vec<String> = known.iter().map(name).collect();
     match did_you_mean(key, names.iter().map(String::as_str)) {
         nearest if nearest.is_empty() => format!("there is no key `{key}`"),
@@ -279,7 +292,18 @@ fn refused(long: &str, text: &str) -> Option<String> {
         return Some("must not be empty".to_owned());
     }
     let words = ["observer", COMMAND].map(str::to_owned).into_iter().chain([format!("--{long}={text}")]);
-    let error = Cli::command().try_get_matches_from(words).err()?;
+    let error = match Cli::command().try_get_matches_from(words) {
+        Ok(mut matches) => {
+            let (_, matches) = matches.remove_subcommand()?;
+            let filters = record::Args::from_arg_matches(&matches).ok()?.filters;
+            // While recording it is not root, and sees not what they name. They take effect after a restart.
+            if !nix::unistd::geteuid().is_root() {
+                return None;
+            }
+            return filters.of_the_past().err().map(|error| error.to_string());
+        }
+        Err(error) => error,
+    };
     Some(match (error.source(), error.get(ContextKind::ValidValue)) {
         (Some(why), _) => why.to_string(),
         (None, Some(ContextValue::Strings(valid))) => format!("`{text}` is none of {}", valid.join(", ")),
@@ -329,7 +353,7 @@ mod tests {
     #[test]
     fn a_mistake_is_named_with_its_line_and_key() {
         assert_eq!(sentence("keep = \"7d\"\nkep = 1\n"), ":2: there is no key `kep`; did you mean `keep`?");
-        assert_eq!(sentence("\n\nkeep = \"soon\""), ":3: `keep`: write for example `90s`, `15m`, `2h` or `1d`");
+        assert_eq!(sentence("\n\nkeep = \"soon\""), ":3: `keep`: write for example 30d, 12w or 36h");
         assert_eq!(sentence("prove = \"never\""), ":1: `prove`: `never` is none of on-demand, always");
         assert_eq!(sentence("[filter]\nport = [\"no\"]").split(':').nth(2), Some(" `filter.port`"));
         assert_eq!(sentence("keep = true"), ":1: `keep` takes a text");
@@ -339,7 +363,9 @@ mod tests {
         assert!(sentence("filter = 3").starts_with(":1: `filter` is a table"));
         assert!(sentence("netns = \"a\"").ends_with("did you mean `netns` in the table `[filter]`?"));
         assert!(sentence("[filter]\nkeep = \"1d\"").ends_with("`keep` belongs before the table `[filter]`"));
-        assert!(sentence("strict = true").starts_with(":1: there is no key `strict`"));
+        assert!(sentence("strict = true").starts_with(":1: `strict` is no key: type `--strict`"));
+        assert!(sentence("[filter]\nuser = [\"no-such-user\"]").starts_with(":2: `filter.user`: "));
+        assert!(sentence("max_size = \"1X\"\nkep = \"1d\"").starts_with(":1: "));
         assert!(sentence("keep = ").starts_with(":1: "), "{}", sentence("keep = "));
         assert!(sentence("port = 53").starts_with(":1: there is no key `port`"));
     }

@@ -64,7 +64,7 @@ pub struct Filters {
     /// and ruleset-changed.
     #[arg(long, value_name = "ACTION", value_parser = action)]
     action: Vec<Action>,
-    /// Watch one network namespace, by path or name
+    /// Only of this network namespace, by path or name
     #[arg(long, default_value = "all", value_name = "all|PATH|NAME")]
     netns: String,
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Exit, exit::UsageError, filters, times};
 use crate::{
     sink::notice::note,
-    store::{self, Forget, Forgotten},
+    store::{self, Forget, Forgotten, OpenError},
 };
 
 #[derive(Debug, clap::Args)]
@@ -43,12 +43,22 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         // clap asks for one of them.
         (None, None, None) => return Ok(Exit::Usage),
     };
-    let Forgotten { lines, are_in_the_log } = store::forget(&args.store, &what)?;
+    if let Some(time) = args.before.filter(|time| *time > Timestamp::now()) {
+        let sentence = format!("--before {time} is in the future: everything would be removed");
+        return Err(UsageError { sentence, hint: "`--before 0s` removes all until now".to_owned() }.into());
+    }
+    let forgotten = store::forget(&args.store, &what).map_err(|error| match error.downcast_ref::<OpenError>() {
+        Some(error @ (OpenError::Missing(_) | OpenError::Foreign(_) | OpenError::ReadOnly(_))) => {
+            UsageError { sentence: error.to_string(), hint: "`--store` names another one".to_owned() }.into()
+        }
+        _ => error,
+    });
+    let Forgotten { lines, are_in_the_log } = forgotten?;
     let store = args.store.display();
     note(&format!("observer: {lines} lines were removed from {store}"));
     if are_in_the_log {
         note(
-            "observer: another program reads the store: until it ends, they are still in the log beside it; then run this again",
+            "observer: another program reads the store: the removed lines stay in the log until it ends; then run this command again",
         );
     }
     for copy in store::copies(&args.store) {

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     Exit,
     config::{self, InForce},
-    exit::UsageError,
+    exit::{self, UsageError},
     filters,
     session::Session,
     watch::{after, anything_lost},
@@ -29,6 +29,7 @@ use crate::{
     attribute::{CommandLines, host::Identity},
     explain::rules::Allowed,
     privilege::Helper,
+    probe::attach::check_privilege,
     service::{Ended, LATE, Limits, manager::Manager},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, notice::note, store::StoreSink},
     store::{self, HeldDown, Recorder, Settings},
@@ -91,7 +92,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_redact: bool,
     #[command(flatten)]
-    filters: filters::Filters,
+    pub(super) filters: filters::Filters,
 }
 
 /// `-o`
@@ -113,7 +114,7 @@ enum RecordedArgs {
 /// `--prove`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Prove {
-    /// Only when a person runs `check` or `run`: recording leaves no audit records
+    /// Only for `check` and `run`: recording writes no audit records
     OnDemand,
     /// For each incident, as `watch` does
     Always,
@@ -122,13 +123,16 @@ enum Prove {
 impl Args {
     /// What is kept, beside a reserve.
     fn limits(&self, reserve: u64) -> Result<store::Limits> {
-        if self.max_size < MIN_SIZE.saturating_add(reserve) {
-            let sentence = format!("--max-size is too small: {} MiB beside the reserve are the least", MIN_SIZE >> 20);
-            return Err(UsageError { sentence, hint: "leave it out for 256 MiB".to_owned() }.into());
-        }
         if reserve > store::MAX_RESERVE {
-            let sentence = format!("--reserve is too large: {} MiB are the most", store::MAX_RESERVE >> 20);
-            return Err(UsageError { sentence, hint: "leave it out for 16 MiB".to_owned() }.into());
+            let sentence = format!("reserve (--reserve) is too large: {} MiB are the most", store::MAX_RESERVE >> 20);
+            return Err(UsageError { sentence, hint: "the default is 16 MiB".to_owned() }.into());
+        }
+        if self.max_size < MIN_SIZE.saturating_add(reserve) {
+            let sentence = format!(
+                "max_size (--max-size) is too small for reserve (--reserve): it must be at least {} MiB larger",
+                MIN_SIZE >> 20
+            );
+            return Err(UsageError { sentence, hint: "the defaults are 256 MiB and 16 MiB".to_owned() }.into());
         }
         Ok(store::Limits { age: self.keep, bytes: self.max_size, rest: self.keep_free })
     }
@@ -160,6 +164,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         written(io::Write::write_all(&mut io::stdout(), text.as_bytes()))?;
         return Ok(Exit::Done);
     }
+    check_privilege().map_err(|error| exit::with_hint(&error))?;
     if Path::new(DISABLED).exists() {
         note(&format!("observer: nothing is recorded: remove {DISABLED} to record again"));
         return Ok(Exit::Done);
@@ -235,10 +240,13 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         until,
     );
     match ended.context("recording has ended")? {
-        Ended::Clean(account, _) if strict && (anything_lost(&account) || lost.load(Ordering::Relaxed) > 0) => {
-            Ok(Exit::Lost)
+        Ended::Clean(account, _) => {
+            let of_the_store = lost.load(Ordering::Relaxed);
+            let account = account.with_store_losses(of_the_store);
+            note(&format!("observer: {} packets recorded, {} lost", account.reported, account.lost.total()));
+            Ok(if strict && anything_lost(&account) { Exit::Lost } else { Exit::Done })
         }
-        Ended::Clean(..) | Ended::ClosedPipe => Ok(Exit::Done),
+        Ended::ClosedPipe => Ok(Exit::Done),
         Ended::Stuck => anyhow::bail!("the store takes nothing; the last lines and the account were not stored"),
     }
 }
@@ -289,9 +297,10 @@ fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Lim
     let (_, later): (Vec<String>, Vec<String>) =
         now.differs_in(before).into_iter().partition(|key| AT_ONCE.contains(&key.as_str()));
     let what = if now.file.is_some() { "was read again" } else { "is gone: the defaults are in force" };
+    let at_once = now.words_for(&AT_ONCE);
     Ok(match later.as_slice() {
-        [] => format!("{file} {what}"),
-        keys => format!("{file} {what}; these keys take effect after a restart: {}", keys.join(", ")),
+        [] => format!("{file} {what}: {at_once}"),
+        keys => format!("{file} {what}: {at_once}; these keys take effect after a restart: {}", keys.join(", ")),
     })
 }
 
@@ -302,11 +311,15 @@ const MIN_SIZE: u64 = 8 << 20;
 fn age(text: &str) -> Result<Duration, String> {
     match super::duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
-        other => other,
+        // Days are meant as often as seconds.
+        Ok(_) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(format!("write a unit: {text}d, {text}w or {text}h"))
+        }
+        other => other.map_err(|_| "write for example 30d, 12w or 36h".to_owned()),
     }
 }
 
-/// Bytes: `256MiB`, `1GB`, `4096`.
+/// Bytes: `256MiB`, `1GB`; K, M and G are powers of 1024.
 fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [
         ("KiB", 1 << 10),
@@ -320,6 +333,9 @@ fn size(text: &str) -> Result<u64, String> {
         ("G", 1 << 30),
     ];
     let wrong = || format!("write for example 256MiB or 1GiB: `{text}` is no size");
+    if text != "0" && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("write a unit: {text}MiB or {text}GiB"));
+    }
     let (number, unit) =
         UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes))).unwrap_or((text, 1));
     number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
@@ -332,7 +348,8 @@ mod tests {
     #[test]
     fn sizes_as_they_are_typed() {
         assert_eq!(size("256MiB"), Ok(256 << 20));
-        assert_eq!((size("1G"), size("5MB"), size("4096")), (Ok(1 << 30), Ok(5_000_000), Ok(4096)));
+        assert_eq!((size("1G"), size("5MB"), size("0")), (Ok(1 << 30), Ok(5_000_000), Ok(0)));
+        assert!(size("4096").is_err() && age("90").is_err() && age("90d").is_ok());
         assert!(size("much").is_err() && size("-1M").is_err() && size("99999999999999G").is_err());
     }
 }

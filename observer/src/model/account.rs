@@ -29,6 +29,17 @@ impl Lost {
     }
 }
 
+impl Account {
+    /// The same where the store lost so many packets more.
+    pub fn with_store_losses(&self, packets: u64) -> Self {
+        let mut account = self.clone();
+        let packets = packets.min(account.reported);
+        account.reported -= packets;
+        account.lost.store += packets;
+        account
+    }
+}
+
 /// Something that works worse than it could.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(proptest_derive::Arbitrary))]

@@ -47,7 +47,7 @@ impl Spare {
             ForkResult::Child => {
                 drop(ours);
                 // What the caller of observer had open is not this process's business, nor its children's.
-                sys::close_all_but(theirs.as_fd());
+                sys::close_all_but(&[theirs.as_fd()]);
                 let status = i32::from(wait(theirs, may_connect).is_err());
                 std::process::exit(status);
             }

@@ -100,14 +100,14 @@ impl Documents {
         !self.waiting.is_empty()
     }
 
-    /// Those that have come. What the helper does not have is given up; the next line of it asks again.
+    /// Those that have come. A ruleset that the helper does not have yet is asked for again by the next line of it.
     pub(super) fn come<E: HostQueries>(&mut self, queries: &mut E) -> Vec<Document> {
         let mut whole = Vec::new();
         let known = &mut self.known;
         self.waiting.retain_mut(|waiting| match waiting.progress(queries) {
             Poll::Pending => true,
             Poll::Ready(document) => {
-                if document.is_none() {
+                if document.is_none() && waiting.may_come() {
                     known.remove(&waiting.wanted);
                 }
                 whole.extend(document);
@@ -119,6 +119,11 @@ impl Documents {
 }
 
 impl Waiting {
+    /// What there is not may be there the next time: a ruleset is, once it was read. What is too long stays so.
+    fn may_come(&self) -> bool {
+        matches!(self.wanted, Wanted::Ruleset { .. }) && self.packed.is_empty()
+    }
+
     fn progress<E: HostQueries>(&mut self, queries: &mut E) -> Poll<Option<Document>> {
         let share = self.share;
         let (kind, subject, sha256, bytes, packed) = match &self.wanted {
@@ -153,7 +158,9 @@ impl Waiting {
                 packed(DocumentKind::Unit, name.clone(), &text)
             }
         };
-        Poll::Ready(Some(Document { kind, subject, at: self.at, sha256, bytes, packed, share }))
+        // A ruleset is the one of the drop by its digest. Routes and units are as they are now.
+        let at = if kind == DocumentKind::Ruleset { self.at } else { Timestamp::now() };
+        Poll::Ready(Some(Document { kind, subject, at, sha256, bytes, packed, share }))
     }
 }
 

@@ -223,7 +223,7 @@ impl<E: HostQueries + Send + 'static> Run<E> {
 
         // What waits in the queues is still told, but not for ever: a second signal, or an output that takes nothing, ends
         // that too.
-        let mut patience = Patience { interrupt, terminate, flags: Arc::clone(&flags), progress };
+        let mut patience = Patience { interrupt, terminate, flags: Arc::clone(&flags), progress, idle: 1 };
         let Some(consumed) = patience.wait(done).await else { return Ok(Ended::Stuck) };
         let Consumed { ledger, fan, degraded, rules, error } =
             consumed.context("the thread that makes lines failed")?;
@@ -253,6 +253,10 @@ impl<E: HostQueries + Send + 'static> Run<E> {
             let _ = finished.send(fan.finish(line, coverage));
         };
         thread::Builder::new().name("end".to_owned()).spawn(finish).context("cannot start a thread")?;
+        if self.is_recorded {
+            // Somebody else may hold the store's lock: its end takes no more than that.
+            patience.idle = MAX_DRAINS / 2;
+        }
         let Some(failed) = patience.wait(done).await else { return Ok(Ended::Stuck) };
         let (needed, others): (Vec<_>, Vec<_>) =
             failed.context("the threads that write failed")?.into_iter().partition(|failed| failed.is_needed);
@@ -270,6 +274,8 @@ struct Patience {
     terminate: Signal,
     flags: Arc<Flags>,
     progress: Progress,
+    /// So many periods may go by without progress.
+    idle: u32,
 }
 
 impl Patience {
@@ -279,7 +285,7 @@ impl Patience {
 
     /// Waits for what comes at the end, as long as that makes progress; `None` when it is given up.
     async fn wait<T>(&mut self, mut done: oneshot::Receiver<T>) -> Option<Result<T, oneshot::error::RecvError>> {
-        let (mut before, mut drains) = (self.taken(), 0);
+        let (mut before, mut drains, mut idle) = (self.taken(), 0, 0);
         loop {
             let in_hurry = self.flags.hurry.load(Ordering::Relaxed);
             let is_over = tokio::select! {
@@ -289,7 +295,8 @@ impl Patience {
                 () = tokio::time::sleep(if in_hurry { GIVE_UP } else { DRAIN }) => {
                     drains += 1;
                     let now = self.taken();
-                    std::mem::replace(&mut before, now) == now || drains >= MAX_DRAINS
+                    idle = if std::mem::replace(&mut before, now) == now { idle + 1 } else { 0 };
+                    idle >= self.idle || drains >= MAX_DRAINS
                 }
             };
             match (in_hurry, is_over) {

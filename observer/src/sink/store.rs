@@ -13,7 +13,7 @@ use std::{
 use super::{Sink, notice::say_within};
 use crate::{
     incident::{self, Snapshot},
-    model::{Account, Coverage, Document, Kind, Line, Share},
+    model::{Coverage, Document, Kind, Line, Share},
     store::{Entry, Limits, Progress, Recorder},
 };
 
@@ -131,7 +131,8 @@ impl Sink for StoreSink {
     }
 
     fn finish(&mut self, line: &Line, coverage: &Coverage) -> io::Result<()> {
-        let with_losses = |lost: u64| Coverage { account: without(&coverage.account, lost), ..coverage.clone() };
+        let with_losses =
+            |lost: u64| Coverage { account: coverage.account.with_store_losses(lost), ..coverage.clone() };
         let told = with_losses(self.lost.load(Ordering::Relaxed));
         let summary = Line { kind: Kind::Summary(Box::new(told.clone())), ..line.clone() };
         self.send(&summary, None)?;
@@ -142,7 +143,11 @@ impl Sink for StoreSink {
         self.waiting.pop_back();
         self.note(&progress, &notices)?;
         match &mut self.next {
-            Some(next) => next.finish(line, &with_losses(progress.lost_packets)),
+            Some(next) => {
+                let coverage = with_losses(progress.lost_packets);
+                let summary = Line { kind: Kind::Summary(Box::new(coverage.clone())), ..line.clone() };
+                next.finish(&summary, &coverage)
+            }
             None => Ok(()),
         }
     }
@@ -154,15 +159,6 @@ fn is_lost(lost: &mut VecDeque<(u64, u64)>, number: u64) -> bool {
         lost.pop_front();
     }
     lost.front().is_some_and(|(first, _)| *first <= number)
-}
-
-/// The account where the store lost so many packets.
-fn without(account: &Account, lost: u64) -> Account {
-    let mut account = account.clone();
-    let lost = lost.min(account.reported);
-    account.reported -= lost;
-    account.lost.store += lost;
-    account
 }
 
 #[cfg(test)]

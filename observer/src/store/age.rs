@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
+
+use super::retention::{keep_value, value};
 
 /// The time by which lines grow old. It follows the clock, forwards and back, but no faster than [`CATCHES_UP`]: a clock that was set wrong,
 /// or a machine that was off for a year, must not make everything old at once; and a machine that begins each start in 1970 must not make
@@ -24,8 +26,7 @@ const AGE: &str = "age";
 impl Age {
     /// As it was when the store was closed.
     pub(super) fn read(connection: &Connection, clock_ns: i64) -> rusqlite::Result<Self> {
-        let kept = "SELECT value FROM state WHERE name = ?1";
-        let kept: Option<i64> = connection.query_row(kept, [AGE], |row| row.get(0)).optional()?;
+        let kept = value(connection, AGE)?;
         Ok(Self { now_ns: kept.unwrap_or(clock_ns), at: Instant::now(), kept_ns: kept.unwrap_or(0) })
     }
 
@@ -36,8 +37,7 @@ impl Age {
         let most = gone.saturating_mul(CATCHES_UP);
         self.now_ns = clock_ns.clamp(self.now_ns.saturating_sub(most), self.now_ns.saturating_add(most));
         if (self.now_ns - self.kept_ns).abs() > KEPT {
-            let keep = "INSERT INTO state (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-            connection.prepare_cached(keep)?.execute((AGE, self.now_ns))?;
+            keep_value(connection, AGE, self.now_ns)?;
             self.kept_ns = self.now_ns;
         }
         Ok(self.now_ns)

@@ -3,8 +3,12 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -13,6 +17,10 @@ use crate::confinement::programs;
 
 /// The group that may read the store. Packages make it; the underscore keeps it apart from groups of a directory.
 const GROUP: &str = "_observer";
+
+/// A recorder that was killed leaves a process that stores what it still has: it is waited for so long.
+const LAST: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(20);
 
 /// Why a place is none for a store.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +51,13 @@ pub(super) fn folder(path: &Path) -> &Path {
 
 /// Held while a recorder runs.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "the file is locked as long as it is open")] File);
+pub struct Lock(File);
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// Makes the folder and an empty store where there is none, and takes its lock. Whatever somebody else could have put there is refused.
 pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
@@ -77,15 +91,15 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
     };
     // Nothing is left beside what is refused.
     look()?;
-    let lock = lock(path)?;
+    let lock = lock(path, LAST)?;
     if !look()? {
         make(path).map_err(failed(path))?;
     }
     Ok(lock)
 }
 
-/// Takes the lock of a store, which one recorder alone has.
-pub(super) fn lock(path: &Path) -> Result<Lock, PlaceError> {
+/// Takes the lock of a store, which one recorder alone has; waits for it so long.
+pub(super) fn lock(path: &Path, patience: Duration) -> Result<Lock, PlaceError> {
     let named = beside(path, "-lock");
     let failed = |error| PlaceError::File { path: named.clone(), error };
     let open = |is_new: bool| {
@@ -99,11 +113,15 @@ pub(super) fn lock(path: &Path) -> Result<Lock, PlaceError> {
         opened => opened,
     };
     let lock = lock.map_err(failed)?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        rustix::io::Errno::WOULDBLOCK => PlaceError::Taken(path.to_owned()),
-        error => failed(error.into()),
-    })?;
-    Ok(Lock(lock))
+    let until = Instant::now() + patience;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Lock(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(STEP),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(PlaceError::Taken(path.to_owned())),
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
 }
 
 /// A file beside the store, which is named after it.

@@ -2,11 +2,11 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use rusqlite::{Connection, ToSql, params};
+use rusqlite::{Connection, params};
 
 use super::{
     query::Forget,
-    retention::{STEP, numbers, remove, remove_states, remove_story},
+    retention::{CONCERNED, STEP, numbers, remove, remove_states, remove_story},
     write::{Gap, note},
 };
 
@@ -27,30 +27,56 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     // What is removed is written over.
     connection.pragma_update(None, "secure_delete", true)?;
     connection.busy_timeout(Duration::from_secs(10))?;
-    let (condition, parameter) = (what.lines(), what.parameter());
-    let find = format!(
-        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l WHERE ({condition}) AND l.id > ?2 ORDER BY l.id LIMIT {STEP}"
-    );
+    let last = find(connection, what)?;
     let mut gap = Gap { from_ns: i64::MAX, until_ns: i64::MIN, lines: 0, packets: 0, why: what.words() };
-    let mut after = 0;
+    let (mut after, mut noted) = (0, None);
     in_steps(connection, || {
-        let next = forget_some(connection, &find, (&*parameter, after), &mut gap)?;
-        if next.is_none() && gap.lines > 0 {
-            let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
-            note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() })?;
+        let next = forget_some(connection, (after, last, what.before_ns()), &mut gap)?;
+        if gap.lines > 0 {
+            // Each step leaves word of all so far: it may be the last one.
+            noted = Some(leave_word(connection, noted, &gap, now_ns)?);
         }
         after = next.unwrap_or(after);
         Ok(next.is_some())
     })?;
-    let find = format!("SELECT s.id FROM states s WHERE {} LIMIT {STEP}", what.states());
+    let find = format!(
+        "SELECT s.id FROM states s WHERE s.share IN (SELECT id FROM temp.forgotten_shares)
+         OR NOT EXISTS (SELECT 1 FROM stories o WHERE {CONCERNED})
+         OR s.at_ns < ?1 AND EXISTS (SELECT 1 FROM states later WHERE later.kind = s.kind AND later.subject = s.subject
+                                     AND later.at_ns > s.at_ns AND later.at_ns <= ?1)
+         LIMIT {STEP}"
+    );
     in_steps(connection, || {
-        let states = numbers(connection, &find, &[&*parameter])?;
+        let states = numbers(connection, &find, &[&what.before_ns()])?;
         remove_states(connection, &states)?;
         Ok(states.len() >= STEP as usize)
     })?;
     // The log still has it as it was.
     let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
     Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
+}
+
+/// Finds whom it is about before anything is locked; the last line that is looked at. Numbers of what is removed may be given to others later.
+fn find(connection: &Connection, what: &Forget) -> rusqlite::Result<i64> {
+    let parameter = what.parameter();
+    for (table, condition) in [("processes", what.processes()), ("parts", what.parts()), ("shares", what.shares())] {
+        connection.execute_batch(&format!(
+            "DROP TABLE IF EXISTS temp.forgotten_{table}; CREATE TEMP TABLE forgotten_{table} (id INTEGER PRIMARY KEY)"
+        ))?;
+        let find = format!("INSERT INTO temp.forgotten_{table} SELECT id FROM {table} WHERE {condition}");
+        connection.execute(&find, [&*parameter])?;
+    }
+    connection.query_row("SELECT coalesce(max(id), 0) FROM lines", [], |row| row.get(0))
+}
+
+/// Leaves word of what was removed, in place of what was left before.
+fn leave_word(connection: &Connection, noted: Option<i64>, gap: &Gap, now_ns: i64) -> rusqlite::Result<i64> {
+    if let Some(id) = noted {
+        connection.execute("DELETE FROM gaps WHERE id = ?1", [id])?;
+    }
+    let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
+    note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() }, now_ns)?;
+    Ok(connection.last_insert_rowid())
 }
 
 /// Does something in transactions, between which others may write, as long as there is more of it.
@@ -71,12 +97,18 @@ fn in_steps(connection: &Connection, mut step: impl FnMut() -> rusqlite::Result<
 /// Removes the next lines; the last one's number, where there may be more.
 fn forget_some(
     connection: &Connection,
-    find: &str,
-    (parameter, after): (&dyn ToSql, i64),
+    (after, last, before_ns): (i64, i64, i64),
     gap: &mut Gap,
 ) -> rusqlite::Result<Option<i64>> {
-    let mut statement = connection.prepare_cached(find)?;
-    let rows = statement.query_map(params![parameter, after], |row| {
+    let find = format!(
+        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l
+         WHERE l.id > ?1 AND l.id <= ?2 AND (l.at_ns < ?3
+           OR l.process IN (SELECT id FROM temp.forgotten_processes) OR l.part IN (SELECT id FROM temp.forgotten_parts)
+           OR l.share IN (SELECT id FROM temp.forgotten_shares))
+         ORDER BY l.id LIMIT {STEP}"
+    );
+    let mut statement = connection.prepare_cached(&find)?;
+    let rows = statement.query_map(params![after, last, before_ns], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
     })?;
     let rows: Vec<_> = rows.collect::<Result<_, _>>()?;

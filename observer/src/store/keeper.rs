@@ -24,7 +24,7 @@ use super::{
     space::{self, Room},
     write::{Gap, Writer},
 };
-use crate::model::Document;
+use crate::model::{Account, Document};
 
 /// What is to be kept where.
 #[derive(Clone, Debug)]
@@ -65,6 +65,8 @@ const TIDY: Duration = Duration::from_secs(30);
 const TIDY_MORE: Duration = Duration::from_millis(100);
 /// And so often while lines come.
 const TIDY_BESIDE: Duration = Duration::from_secs(2);
+/// A store may have so much on a file system that is nearly full, too.
+const LEAST: u64 = 4 << 20;
 /// More than this part over the limit is too much; then room is made for so long before anything else.
 const CROWDED: u64 = 8;
 const CROWDED_TIME: Duration = Duration::from_millis(200);
@@ -189,9 +191,13 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
                     continue;
                 }
                 Request::End(account, ended_ns) => {
-                    let said = keeper.end(&account, ended_ns);
+                    let said = keeper.end(Some(&account), ended_ns);
                     said.iter().try_for_each(|said| send(socket, said))?;
                     return send(socket, &Reply::Ended);
+                }
+                Request::Abandon => {
+                    keeper.abandon();
+                    return Ok(());
                 }
             }
             due = due.or_else(|| Some(Instant::now() + GATHER));
@@ -297,20 +303,45 @@ impl Keeper<'_> {
         let bytes = weight(&entry);
         self.taken += 1;
         if self.waiting.len() >= MAX_WAITING || self.waiting_bytes + bytes > MAX_WAITING_BYTES {
-            self.lost.count(self.taken - 1, entry.packets);
-            let gap = self.lost.since.get_or_insert_with(|| Gap {
-                from_ns: entry.at_ns,
-                until_ns: entry.at_ns,
-                lines: 0,
-                packets: 0,
-                why: String::new(),
-            });
-            (gap.lines, gap.packets) = (gap.lines + 1, gap.packets + entry.packets);
-            (gap.from_ns, gap.until_ns) = (gap.from_ns.min(entry.at_ns), gap.until_ns.max(entry.at_ns));
+            self.lose(self.taken - 1, &entry);
             return;
         }
         self.waiting_bytes += bytes;
         self.waiting.push_back(entry);
+    }
+
+    /// Counts a line that is not stored.
+    fn lose(&mut self, number: u64, entry: &Entry) {
+        self.lost.count(number, entry.packets);
+        let gap = self.lost.since.get_or_insert_with(|| Gap {
+            from_ns: entry.at_ns,
+            until_ns: entry.at_ns,
+            lines: 0,
+            packets: 0,
+            why: String::new(),
+        });
+        (gap.lines, gap.packets) = (gap.lines + 1, gap.packets + entry.packets);
+        (gap.from_ns, gap.until_ns) = (gap.from_ns.min(entry.at_ns), gap.until_ns.max(entry.at_ns));
+    }
+
+    /// The account, JSON, with all that was lost here.
+    fn with_losses(&self, account: Option<&str>) -> Option<String> {
+        let account: Account = serde_json::from_str(account?).ok()?;
+        let more = self.lost.packets.saturating_sub(account.lost.store);
+        serde_json::to_string(&account.with_store_losses(more)).ok()
+    }
+
+    /// The end of a run that never began to observe, or that could not be told to its end.
+    fn abandon(&mut self) {
+        let has_lines = self.taken > 0;
+        match &self.writer {
+            Some(writer) if !has_lines => {
+                let _ = writer.withdraw();
+            }
+            _ => {
+                self.end(None, now_ns());
+            }
+        }
     }
 
     /// Takes what lines refer to, or leaves word that it is missing.
@@ -376,7 +407,7 @@ impl Keeper<'_> {
 
     /// Stores one batch.
     fn store_some(&mut self, said: &mut Vec<Reply>) -> Result<(), String> {
-        self.look_at_the_file(said);
+        self.look_at_the_file(said)?;
         let path = self.settings.path.display();
         if self.writer.is_none() {
             if inode(files::folder(&self.settings.path)) != self.folder {
@@ -393,20 +424,12 @@ impl Keeper<'_> {
         let gap = self.lost.since.as_ref().map(|gap| {
             let why = match &self.failing {
                 Some((why, _)) => why.clone(),
-                None if gap.lines == 0 => "a ruleset was not stored: others were waiting".to_owned(),
+                None if gap.lines == 0 => "a ruleset was not stored: the queue was full".to_owned(),
                 None => "the store was too slow".to_owned(),
             };
             Gap { why, ..gap.clone() }
         });
-        let log = fs::metadata(files::beside(&self.settings.path, "-wal")).map_or(0, |about| about.len());
-        if log > MAX_LOG + self.settings.reserve
-            && let emptied =
-                writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
-            && emptied != Ok(0)
-        {
-            if let Err(error) = emptied {
-                return Err(format!("cannot write to the store {path}: {}", words(&error)));
-            }
+        if is_log_full(self.settings) && !empty_log(writer) {
             return Err(format!(
                 "cannot write to the store {path}: a program that reads it keeps its log from being emptied"
             ));
@@ -449,20 +472,21 @@ impl Keeper<'_> {
         }
     }
 
-    /// Somebody may have moved or removed the file: what is written to it from then on nobody finds.
-    fn look_at_the_file(&mut self, said: &mut Vec<Reply>) {
+    /// Somebody may have moved or removed the file: lines that are written to it from then on are lost.
+    fn look_at_the_file(&mut self, said: &mut Vec<Reply>) -> Result<(), String> {
         let path = &self.settings.path;
         let now = Files::of(path);
         // It is there with the first transaction.
         self.files.log = self.files.log.or(now.log);
-        let Some(writer) = self.writer.as_ref().filter(|_| now != self.files) else { return };
+        let Some(writer) = self.writer.as_ref().filter(|_| now != self.files) else { return Ok(()) };
         // What is in the log belongs to the file that was open: a new store, or a new log, would throw it away.
-        if writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) != Ok(0) {
-            return;
+        if !empty_log(writer) {
+            let path = path.display();
+            return Err(format!("the store {path} or its log was moved or removed while another program uses it"));
         }
         self.writer = None;
         if inode(files::folder(path)) != self.folder {
-            return;
+            return Ok(());
         }
         let store = path.display();
         said.push(Reply::Notice(if now.store == self.files.store {
@@ -470,6 +494,7 @@ impl Keeper<'_> {
         } else {
             format!("the store {store} was moved or removed: a new one is begun")
         }));
+        Ok(())
     }
 
     /// Looks after what is kept, a little at a time.
@@ -483,6 +508,12 @@ impl Keeper<'_> {
             return None;
         }
         let was_crowded = std::mem::replace(&mut self.is_crowded, false);
+        let is_full = self.writer.as_ref().is_some_and(|writer| is_log_full(self.settings) && !empty_log(writer));
+        if is_full {
+            // Somebody reads: what is removed now would only make the log longer.
+            (self.tidied, self.has_more) = (Instant::now(), false);
+            return None;
+        }
         let writer = self.writer.as_mut()?;
         let limits = &self.limits;
         let mut notice = None;
@@ -494,14 +525,17 @@ impl Keeper<'_> {
             let Room { used, free } = Room::of(&writer.connection)?;
             let is_tight = available(&self.settings.path).is_some_and(|left| left < limits.rest);
             if is_tight && self.tight_at.is_none() {
+                let most = limit(limits, self.settings.reserve, Some((used + free).max(LEAST)));
                 notice = Some(format!(
-                    "the file system of {} has less than {} MiB left: the store grows no more, and what is oldest makes room",
+                    "the file system of {} has less than {} MiB left (--keep-free): the store grows to no more than {} MiB and removes \
+                     its oldest lines",
                     self.settings.path.display(),
-                    limits.rest >> 20
+                    limits.rest >> 20,
+                    most >> 20
                 ));
             }
-            // As much as there was when it began.
-            self.tight_at = is_tight.then(|| self.tight_at.unwrap_or(used));
+            // Pages that the file has already are used: those of the reserve.
+            self.tight_at = is_tight.then(|| self.tight_at.unwrap_or((used + free).max(LEAST)));
             let limit = limit(limits, self.settings.reserve, self.tight_at);
             let age = match &mut self.age {
                 Some(age) => age,
@@ -515,18 +549,22 @@ impl Keeper<'_> {
                     break has_more;
                 }
             };
-            writer.forget_numbers();
             // Where nothing can be removed, lines are stored all the same.
             self.is_crowded = was_crowded && has_more && Room::of(&writer.connection)?.used > limit;
             if !has_more {
                 space::shrink(&writer.connection, self.settings.reserve)?;
                 // New lines have taken its pages. While there is room, others take their place.
-                if !is_tight && free < self.settings.reserve / 2 {
-                    space::reserve(&writer.connection, self.settings.reserve)?;
+                let (path, reserve) = (&self.settings.path, self.settings.reserve);
+                if free.min(log(path)) < reserve / 2 && has_room_for(path, limits.rest + 2 * reserve) {
+                    space::reserve(&writer.connection, reserve, log(path))?;
                 }
             }
             Ok(has_more)
         })();
+        // Steps before one that failed are done: texts that were removed have no number any more.
+        if let Some(writer) = &mut self.writer {
+            writer.forget_numbers();
+        }
         self.tidied = Instant::now();
         self.has_more = match tidied {
             Ok(has_more) => has_more,
@@ -561,16 +599,22 @@ impl Keeper<'_> {
     fn reserve(&mut self) -> Option<String> {
         let writer = self.writer.as_ref()?;
         let Settings { path, limits, reserve, .. } = self.settings;
-        let failed = if available(path).is_some_and(|left| left < limits.rest + 2 * reserve) {
-            "the file system is nearly full".to_owned()
+        let free = Room::of(&writer.connection).map_or(0, |room| room.free);
+        // As much for the file as for its log, as far as they do not have it from before.
+        let missing = reserve.saturating_sub(free) + reserve.saturating_sub(log(path));
+        let failed = if missing > 0 && !has_room_for(path, limits.rest + missing) {
+            format!(
+                "the file system has less than {} MiB left, twice the reserve (--reserve) beside what is to stay free (--keep-free)",
+                (limits.rest + missing) >> 20
+            )
         } else {
-            space::reserve(&writer.connection, *reserve).err().map(|error| words(&error))?
+            space::reserve(&writer.connection, *reserve, log(path)).err().map(|error| words(&error))?
         };
         Some(format!("no room is held in reserve for the store {}: {failed}", path.display()))
     }
 
     /// The end of the run.
-    fn end(&mut self, account: &str, ended_ns: i64) -> Vec<Reply> {
+    fn end(&mut self, account: Option<&str>, ended_ns: i64) -> Vec<Reply> {
         let mut said = self.store();
         let deadline = Instant::now() + LAST;
         while !self.waiting.is_empty() && Instant::now() < deadline {
@@ -581,26 +625,50 @@ impl Keeper<'_> {
             }
             said.extend(self.store());
         }
-        if let Some(writer) = &mut self.writer
-            && let Err(error) = writer.end(account, ended_ns)
-        {
-            said.push(Reply::Notice(format!("the end of recording was not stored: {}", words(&error))));
-        }
-        // Which of them are lost does not matter: those on the disk came before.
+        // Lines are stored in order: those that are not are the last.
         let left = self.taken - u64::try_from(self.waiting.len()).unwrap_or(0);
         for (number, entry) in (left..).zip(std::mem::take(&mut self.waiting)) {
-            self.lost.count(number, entry.packets);
+            self.lose(number, &entry);
+        }
+        let account = self.with_losses(account);
+        while let Some(writer) = &mut self.writer {
+            let gap = self.lost.since.as_ref().map(|gap| {
+                let why = self.failing.as_ref().map_or("recording was ended", |(why, _)| why);
+                Gap { why: why.to_owned(), ..gap.clone() }
+            });
+            match writer.end(account.as_deref(), gap.as_ref(), ended_ns) {
+                Ok(()) => break,
+                Err(error) if Instant::now() >= deadline => {
+                    said.push(Reply::Notice(format!("the end of recording was not stored: {}", words(&error))));
+                    break;
+                }
+                Err(_) => std::thread::sleep(AGAIN),
+            }
         }
         said.push(self.counts());
         said
     }
 }
 
-/// Bytes that may be in use. The reserve counts: the file takes no more than was said. On a file system that is nearly full there are no more
-/// than when it came to that.
+/// Bytes that may be in use. The reserve counts: the file takes no more than was said. On a file system that is nearly full they are no more
+/// than the file had when it came to that.
 fn limit(limits: &Limits, reserve: u64, tight_at: Option<u64>) -> u64 {
     let whole = limits.bytes.saturating_sub(reserve);
     tight_at.map_or(whole, |used| whole.min(used))
+}
+
+/// Bytes of the log beside a store.
+fn log(path: &Path) -> u64 {
+    fs::metadata(files::beside(path, "-wal")).map_or(0, |about| about.len())
+}
+
+fn is_log_full(settings: &Settings) -> bool {
+    log(&settings.path) > MAX_LOG + settings.reserve
+}
+
+/// Empties the log: false where somebody reads the store as it was.
+fn empty_log(writer: &Writer) -> bool {
+    writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) == Ok(0)
 }
 
 /// Bytes that a line takes in memory, about.
@@ -608,9 +676,13 @@ fn weight(entry: &Entry) -> usize {
     size_of::<Entry>() + entry.body.len() + entry.who.as_ref().map_or(0, |who| who.body.len())
 }
 
+/// The file system of the store has so many bytes left for others than root.
+fn has_room_for(path: &Path, bytes: u64) -> bool {
+    available(path).is_none_or(|left| left >= bytes)
+}
+
 /// Bytes that the file system of the store has for others than root.
 fn available(path: &Path) -> Option<u64> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let about = rustix::fs::statvfs(folder).ok()?;
+    let about = rustix::fs::statvfs(files::folder(path)).ok()?;
     Some(about.f_bavail * about.f_frsize)
 }

@@ -104,7 +104,8 @@ impl Recorder {
             }
             ForkResult::Child => {
                 drop(ours);
-                sys::close_all_but(theirs.as_fd());
+                // Whoever comes next waits until this one has stored what it has.
+                sys::close_all_but(&[theirs.as_fd(), lock.as_fd()]);
                 let status = i32::from(keep(settings, &reporter, started_ns, &theirs).is_err());
                 std::process::exit(status);
             }
@@ -206,6 +207,14 @@ impl Recorder {
     }
 }
 
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            let _ = self.send(&Request::Abandon);
+        }
+    }
+}
+
 /// The keeper's whole life.
 fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStream) -> Result<()> {
     let _ = prctl::set_name(&CString::new(NAME)?);
@@ -221,11 +230,15 @@ fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStrea
 /// Removes what must not be kept, and leaves word of it.
 pub fn forget(path: &Path, what: &Forget) -> Result<Forgotten> {
     anyhow::ensure!(path.exists(), OpenError::Missing(path.to_owned()));
+    anyhow::ensure!(
+        rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok(),
+        OpenError::ReadOnly(path.to_owned())
+    );
     let connection = schema::open(path)?;
     let forgotten =
         forget::forget(&connection, what, nanoseconds(Timestamp::now())).context("cannot remove it from the store")?;
     // Nobody records: it is at rest again.
-    if let Ok(_lock) = files::lock(path) {
+    if let Ok(_lock) = files::lock(path, Duration::ZERO) {
         schema::rest(&connection);
     }
     Ok(forgotten)

@@ -52,16 +52,38 @@ impl Store {
         Ok(Self(schema::open_to_read(path)?))
     }
 
-    /// Gives lines in the order in which they were stored, one after the other.
+    /// Gives lines in the order in which they were stored, one after the other. Between them the store is not held: whoever reads slowly does not
+    /// keep its log from being emptied.
     pub fn lines(&self, range: Range, mut each: impl FnMut(Stored) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        /// Read at once.
+        const SOME: usize = 1000;
         let (since, until) = (range.since.map_or(i64::MIN, nanoseconds), range.until.map_or(i64::MAX, nanoseconds));
-        let sql = format!("SELECT {COLUMNS} FROM lines l {TEXTS} WHERE l.at_ns >= ?1 AND l.at_ns < ?2 ORDER BY l.id");
-        let mut statement = self.0.connection.prepare(&sql).map_err(QueryError::from)?;
-        let mut rows = statement.query([since, until]).map_err(QueryError::from)?;
-        while let Some(row) = rows.next().map_err(QueryError::from)? {
-            each(stored(row)?)?;
+        let last: i64 = self
+            .0
+            .connection
+            .query_row("SELECT coalesce(max(id), 0) FROM lines", [], |row| row.get(0))
+            .map_err(QueryError::from)?;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM lines l {TEXTS}
+             WHERE l.at_ns >= ?1 AND l.at_ns < ?2 AND l.id > ?3 AND l.id <= ?4 ORDER BY l.id LIMIT {SOME}"
+        );
+        let mut after = 0;
+        loop {
+            let mut some = Vec::new();
+            {
+                let mut statement = self.0.connection.prepare_cached(&sql).map_err(QueryError::from)?;
+                let mut rows = statement.query([since, until, after, last]).map_err(QueryError::from)?;
+                while let Some(row) = rows.next().map_err(QueryError::from)? {
+                    after = row.get(0).map_err(QueryError::from)?;
+                    some.push(stored(row)?);
+                }
+            }
+            let is_last = some.len() < SOME;
+            some.into_iter().try_for_each(&mut each)?;
+            if is_last {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// The last incidents, the newest first, without background. At most `of_a_share` are of the same user or namespace, so that one with
@@ -155,38 +177,42 @@ pub enum Forget {
 }
 
 impl Forget {
-    /// Which lines they are: SQL over `lines l`, with what is asked for as `?1`. Whoever changed rules is in the line's own text.
-    pub(super) fn lines(&self) -> &'static str {
+    /// Which senders they are of: SQL over `processes`, with what is asked for as `?1`.
+    pub(super) fn processes(&self) -> &'static str {
         match self {
-            Self::User(_) => {
-                "l.process IN (SELECT id FROM processes WHERE uid = ?1 OR json_extract(body, '$.namespaces.user_owner') = ?1)
-                 OR l.part IN (SELECT id FROM parts WHERE json_extract(body, '$.RulesetChanged.sender.user.id') = ?1
-                               OR json_extract(body, '$.RulesetChanged.sender.namespaces.user_owner') = ?1)
-                 OR ?1 <> 0 AND l.share IN (SELECT id FROM shares WHERE name = 'user ' || ?1)"
-            }
-            Self::Container(_) => {
-                "l.process IN (SELECT id FROM processes WHERE substr(container, 1, length(?1)) = ?1)
-                 OR l.part IN (SELECT id FROM parts
-                               WHERE substr(json_extract(body, '$.RulesetChanged.sender.container.id'), 1, length(?1)) = ?1)"
-            }
-            Self::Before(_) => "l.at_ns < ?1",
+            Self::User(_) => "uid = ?1 OR json_extract(body, '$.namespaces.user_owner') = ?1",
+            Self::Container(_) => "substr(container, 1, length(?1)) = ?1",
+            Self::Before(_) => "?1 IS NULL",
         }
     }
 
-    /// Which texts go with them: SQL over `states s`. What was so in a user's namespaces, what others came after, and what belongs to
-    /// nothing that is left.
-    pub(super) fn states(&self) -> &'static str {
+    /// Which texts of lines name them: SQL over `parts`. Whoever changed rules is in the line's own text.
+    pub(super) fn parts(&self) -> &'static str {
         match self {
             Self::User(_) => {
-                "?1 <> 0 AND s.share IN (SELECT id FROM shares WHERE name = 'user ' || ?1)
-                 OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share)"
+                "json_extract(body, '$.RulesetChanged.sender.user.id') = ?1
+                 OR json_extract(body, '$.RulesetChanged.sender.namespaces.user_owner') = ?1"
             }
-            Self::Container(_) => "?1 IS NULL OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share)",
-            Self::Before(_) => {
-                "s.at_ns < ?1 AND (NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share)
-                   OR EXISTS (SELECT 1 FROM states later WHERE later.kind = s.kind AND later.subject = s.subject
-                              AND later.at_ns > s.at_ns AND later.at_ns <= ?1))"
+            Self::Container(_) => {
+                "substr(json_extract(body, '$.RulesetChanged.sender.container.id'), 1, length(?1)) = ?1"
             }
+            Self::Before(_) => "?1 IS NULL",
+        }
+    }
+
+    /// Which shares are theirs alone: SQL over `shares`.
+    pub(super) fn shares(&self) -> &'static str {
+        match self {
+            Self::User(0) | Self::Container(_) | Self::Before(_) => "?1 IS NULL",
+            Self::User(_) => "name = 'user ' || ?1",
+        }
+    }
+
+    /// Before which time everything is removed, in nanoseconds since 1970.
+    pub(super) fn before_ns(&self) -> i64 {
+        match self {
+            Self::Before(time) => nanoseconds(*time),
+            Self::User(_) | Self::Container(_) => i64::MIN,
         }
     }
 

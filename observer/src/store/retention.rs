@@ -81,40 +81,60 @@ impl Fold {
     /// Folds the next lines that are old enough, of some spans.
     fn step(&self, connection: &Connection, now_ns: i64) -> rusqlite::Result<bool> {
         let until = (now_ns - self.after).div_euclid(self.span) * self.span;
-        let sql = "SELECT value FROM state WHERE name = ?1";
-        let done: i64 =
-            connection.prepare_cached(sql)?.query_row([self.name], |row| row.get(0)).optional()?.unwrap_or(0);
+        let done = value(connection, self.name)?.unwrap_or(0);
         // The clock may have been set back since.
         let done = done.min(until);
         let next = "SELECT min(at_ns) FROM lines WHERE at_ns >= ?1 AND at_ns < ?2";
         let next: Option<i64> = connection.prepare_cached(next)?.query_row([done, until], |row| row.get(0))?;
-        // Where there is nothing to fold nothing is written: an idle host's disk may sleep.
+        // Where there is nothing to fold nothing is written.
         let Some(first) = next else { return Ok(false) };
         let start = first.div_euclid(self.span) * self.span;
         let end = start + self.span;
-        self.fold(connection, start, end)?;
-        let sql =
-            "INSERT INTO state (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-        connection.prepare_cached(sql)?.execute((self.name, end))?;
+        // One with many stories takes several steps.
+        let story = format!("{}_story", self.name);
+        let begun = value(connection, &story)?.unwrap_or(0);
+        match Self::fold(connection, (start, end), begun)? {
+            Some(last) => keep_value(connection, &story, last)?,
+            None => {
+                keep_value(connection, &story, 0)?;
+                keep_value(connection, self.name, end)?;
+            }
+        }
         Ok(true)
     }
 
-    /// Makes the lines of each story in this span one, with their sums.
-    fn fold(&self, connection: &Connection, start: i64, end: i64) -> rusqlite::Result<()> {
-        let mut statement = connection.prepare_cached(
-            "SELECT l.id, l.story FROM lines l JOIN stories s ON s.id = l.story
-             WHERE l.at_ns >= ?1 AND l.at_ns < ?2 AND l.action IN ('egress-blocked', 'egress-dropped')
-               AND l.id NOT IN (s.first_line, s.last_line)
-             ORDER BY l.story, l.id",
-        )?;
-        let rows = statement.query_map([start, end], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
-        let rows: Vec<(i64, i64)> = rows.collect::<Result<_, _>>()?;
-        for of_one in rows.chunk_by(|one, other| one.1 == other.1).filter(|of_one| of_one.len() > 1) {
-            let ids: Vec<i64> = of_one.iter().map(|(id, _)| *id).collect();
-            fold_into_one(connection, &ids)?;
+    /// Makes the lines of each story in this span one, with their sums. Begins behind a story's number; gives that of the last one, where there
+    /// are more.
+    fn fold(connection: &Connection, (start, end): (i64, i64), begun: i64) -> rusqlite::Result<Option<i64>> {
+        /// In one step.
+        const STORIES: usize = 100;
+        let stories = format!(
+            "SELECT id FROM stories WHERE id > ?1 AND first_ns < ?3 AND last_ns >= ?2 ORDER BY id LIMIT {STORIES}"
+        );
+        let stories = numbers(connection, &stories, &[&begun, &start, &end])?;
+        for story in &stories {
+            let lines = "SELECT l.id FROM lines l JOIN stories s ON s.id = l.story
+                         WHERE l.story = ?1 AND l.at_ns >= ?2 AND l.at_ns < ?3 AND l.action IN ('egress-blocked', 'egress-dropped')
+                           AND l.id NOT IN (s.first_line, s.last_line)
+                         ORDER BY l.id";
+            let lines = numbers(connection, lines, &[story, &start, &end])?;
+            for some in lines.chunks(STEP as usize).filter(|some| some.len() > 1) {
+                fold_into_one(connection, some)?;
+            }
         }
-        Ok(())
+        Ok(stories.last().copied().filter(|_| stories.len() >= STORIES))
     }
+}
+
+/// A number that the store keeps by name.
+pub(super) fn value(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
+    connection.prepare_cached("SELECT value FROM state WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()
+}
+
+/// Has the store keep a number.
+pub(super) fn keep_value(connection: &Connection, name: &str, value: i64) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO state (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    connection.prepare_cached(sql)?.execute((name, value)).map(drop)
 }
 
 /// Adds the numbers of all these lines up in the first, and removes the others.
@@ -193,6 +213,9 @@ pub(super) fn numbers(connection: &Connection, sql: &str, parameters: &[&dyn ToS
     statement.query_map(parameters, |row| row.get(0))?.collect()
 }
 
+/// SQL: what was so in `states s` may have to do with the story `o`. Any user of the host meets the rules of the host.
+pub(super) const CONCERNED: &str = "(o.share = s.share OR s.share IN (SELECT id FROM shares WHERE name = 'root'))";
+
 /// Removes what has happened before that: true when there may be more.
 fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
     let stories = "SELECT id FROM stories WHERE last_ns < ?1 ORDER BY last_ns LIMIT 20";
@@ -211,14 +234,16 @@ fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
                   AND at_ns < min(?1, (SELECT coalesce(min(first_ns), ?1) FROM stories)) LIMIT ?2";
     let others = numbers(connection, others, &[&before_ns, &STEP])?;
     remove(connection, &others)?;
-    connection.prepare_cached("DELETE FROM gaps WHERE until_ns < ?1")?.execute([before_ns])?;
+    connection.prepare_cached("DELETE FROM gaps WHERE noted_ns < ?1")?.execute([before_ns])?;
     // What was so when the oldest story began is still of use.
-    let over_states = "SELECT s.id FROM states s WHERE s.at_ns < ?1 AND (
+    let over_states = format!(
+        "SELECT s.id FROM states s WHERE s.at_ns < ?1 AND (
                          EXISTS (SELECT 1 FROM states later
                                  WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
                                  AND later.at_ns <= min(?1, (SELECT coalesce(min(first_ns), ?1) FROM stories)))
-                         OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share AND last_ns >= s.at_ns)) LIMIT ?2";
-    let over_states = numbers(connection, over_states, &[&before_ns, &STEP])?;
+                         OR NOT EXISTS (SELECT 1 FROM stories o WHERE {CONCERNED} AND o.last_ns >= s.at_ns)) LIMIT ?2"
+    );
+    let over_states = numbers(connection, &over_states, &[&before_ns, &STEP])?;
     remove_states(connection, &over_states)?;
     let runs = "DELETE FROM runs WHERE alive_ns < ?1 AND id < (SELECT max(id) FROM runs)
                 AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id)
@@ -288,9 +313,9 @@ fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite:
     // What is neither the first nor the last of its story, the oldest first; then whole stories.
     let middle = "SELECT l.id FROM stories s JOIN lines l ON l.story = s.id
                   WHERE s.share = ?1 AND s.lines > 2 AND l.id NOT IN (s.first_line, s.last_line) ORDER BY s.last_ns, l.id LIMIT ?2";
-    // What belongs to no story goes before stories in which something has happened since.
+    // What belongs to no story stays as long as one that it may have to do with.
     let others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
-                  AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
+                  AND at_ns < (SELECT coalesce(min(first_ns), 9223372036854775807) FROM stories WHERE share = ?1)
                   ORDER BY at_ns LIMIT ?2";
     for lines in [middle, others] {
         let lines = numbers(connection, lines, &[&share, &most])?;
@@ -299,10 +324,15 @@ fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite:
             return Ok(true);
         }
     }
-    let states = "SELECT id FROM states WHERE share = ?1
-                  AND at_ns < (SELECT coalesce(min(last_ns), 9223372036854775807) FROM stories WHERE share = ?1)
-                  ORDER BY at_ns LIMIT ?2";
-    let states = numbers(connection, states, &[&share, &most])?;
+    // What was so when the oldest of those stories began is still of use.
+    let states = format!(
+        "SELECT s.id FROM states s WHERE s.share = ?1 AND (
+           NOT EXISTS (SELECT 1 FROM stories o WHERE {CONCERNED})
+           OR EXISTS (SELECT 1 FROM states later WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
+                      AND later.at_ns <= (SELECT min(o.first_ns) FROM stories o WHERE {CONCERNED})))
+         ORDER BY s.at_ns LIMIT ?2"
+    );
+    let states = numbers(connection, &states, &[&share, &most])?;
     if !states.is_empty() {
         remove_states(connection, &states)?;
         return Ok(true);

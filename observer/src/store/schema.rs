@@ -32,7 +32,8 @@ CREATE TABLE runs (
 CREATE TABLE gaps (
   id          INTEGER PRIMARY KEY,
   run         INTEGER NOT NULL REFERENCES runs,
-  from_ns     INTEGER NOT NULL,
+  noted_ns    INTEGER NOT NULL,          -- when this was written
+  from_ns     INTEGER NOT NULL,          -- the first and the last of what is missing
   until_ns    INTEGER NOT NULL,
   lines       INTEGER NOT NULL,
   packets     INTEGER NOT NULL,
@@ -161,6 +162,19 @@ CREATE TABLE state (
   name        TEXT PRIMARY KEY,
   value       INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE VIEW blocked AS SELECT
+    l.id, datetime(l.at_ns / 1000000000, 'unixepoch') AS time, l.packets, w.name AS program, w.pid, w.uid, w.unit, w.container,
+    p.destination, p.port, p.protocol,
+    json_extract(p.body, '$.Blocked.finding') AS finding, json_extract(p.body, '$.Blocked.rule.text') AS rule
+  FROM lines l JOIN parts p ON p.id = l.part LEFT JOIN processes w ON w.id = l.process
+  WHERE l.action = 'egress-blocked';
+CREATE VIEW not_recorded AS SELECT
+    datetime(coalesce(a.ended_ns, a.alive_ns) / 1000000000, 'unixepoch') AS since,
+    (SELECT datetime(b.started_ns / 1000000000, 'unixepoch') FROM runs b WHERE b.id > a.id ORDER BY b.id LIMIT 1) AS until,
+    CASE WHEN a.ended_ns IS NULL THEN 'ended by force, at most five minutes later' ELSE 'stopped' END AS why, NULL AS lines
+  FROM runs a WHERE a.ended_ns IS NOT NULL OR EXISTS (SELECT 1 FROM runs b WHERE b.id > a.id)
+  UNION ALL SELECT datetime(from_ns / 1000000000, 'unixepoch'), datetime(until_ns / 1000000000, 'unixepoch'), why, lines FROM gaps
+  ORDER BY 1;
 ";
 
 /// A lock that somebody else holds is waited for so long; then lines wait, and it is tried again.
@@ -186,8 +200,11 @@ pub enum OpenError {
     #[error("there is no store at {}: `observer record` makes one, `--store` names another", .0.display())]
     Missing(PathBuf),
     /// The reader is in neither root nor the group.
-    #[error("{} may not be read by this user: join its group, or use sudo", .0.display())]
+    #[error("{} may not be read by this user: use sudo, or join the group `_observer` if the package made it", .0.display())]
     Forbidden(PathBuf),
+    /// It is to be written by somebody else than root.
+    #[error("only root can change {}: use sudo", .0.display())]
+    ReadOnly(PathBuf),
     /// SQLite's own words.
     #[error("cannot open {}: {}", .path.display(), words(.error))]
     Database {
@@ -280,7 +297,6 @@ pub(super) fn rest(connection: &Connection) {
 /// A store that is open to be read.
 pub(super) struct Readable {
     pub(super) connection: Connection,
-    _copy: Option<Copy>,
 }
 
 /// Opens a store to read, whether or not it is being written.
@@ -301,9 +317,10 @@ pub(super) fn open_to_read(path: &Path) -> Result<Readable, OpenError> {
         {
             let copy = Copy::of(path).map_err(|error| OpenError::Copy { path: path.to_owned(), error })?;
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            Ok(Readable { connection: readable(&copy.path, flags)?, _copy: Some(copy) })
+            // SQLite has its files open by now: what is removed at once is not left by Ctrl-C.
+            Ok(Readable { connection: readable(&copy.path, flags)? })
         }
-        opened => Ok(Readable { connection: opened?, _copy: None }),
+        opened => Ok(Readable { connection: opened? }),
     }
 }
 
@@ -317,7 +334,7 @@ fn readable(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     }
 }
 
-/// A store and its log in a folder of the reader's own, removed with this.
+/// A store and its log in a folder of the reader's own, which this removes when it is dropped.
 struct Copy {
     folder: PathBuf,
     path: PathBuf,
@@ -370,12 +387,20 @@ fn copy(connection: &Connection, path: &Path, version: usize) -> Result<(), Open
     if kept.exists() {
         return Ok(());
     }
-    connection
-        .execute("VACUUM INTO ?1", [kept.to_string_lossy()])
-        .map_err(|error| OpenError::Database { path: path.to_owned(), error })?;
     let failed = |error| OpenError::Copy { path: path.to_owned(), error };
+    // What an interrupted one left is no copy.
+    let begun = beside(&kept, ".new");
+    match fs::remove_file(&begun) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    connection
+        .execute("VACUUM INTO ?1", [begun.to_string_lossy()])
+        .map_err(|error| OpenError::Database { path: path.to_owned(), error })?;
     let permissions = fs::metadata(path).map_err(failed)?.permissions();
-    fs::set_permissions(&kept, permissions).map_err(failed)
+    fs::set_permissions(&begun, permissions).map_err(failed)?;
+    fs::File::open(&begun).and_then(|file| file.sync_all()).map_err(failed)?;
+    fs::rename(&begun, &kept).map_err(failed)
 }
 
 /// Takes all steps that it has not taken yet, each whole or not at all.

@@ -42,10 +42,13 @@ pub(super) fn shrink(connection: &Connection, reserve: u64) -> rusqlite::Result<
 }
 
 /// Has so many bytes in the database's file without anything in them, and as many in its log: what is stored later takes their place,
-/// where the file system has no room for anybody any more.
-pub(super) fn reserve(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
-    let free = Room::of(connection)?.free;
-    let Some(missing) = bytes.checked_sub(free).filter(|missing| *missing > 0) else { return Ok(()) };
+/// where the file system has no room for anybody any more. `log` is how many bytes the log has.
+pub(super) fn reserve(connection: &Connection, bytes: u64, log: u64) -> rusqlite::Result<()> {
+    // Free pages of the file are written first, and everything goes through the log.
+    let missing = bytes.saturating_sub(Room::of(connection)?.free.min(log));
+    if missing == 0 {
+        return Ok(());
+    }
     // Written, and only then given up: pages that are new and free at once would be a hole in the file.
     let filled = connection
         .execute_batch("BEGIN IMMEDIATE; DROP TABLE IF EXISTS reserve; CREATE TABLE reserve (bytes BLOB)")
@@ -73,7 +76,7 @@ mod tests {
     #[test]
     fn a_reserve_is_taken_in_place_of_new_pages() {
         let mut lab = Lab::new();
-        reserve(&lab.writer.connection, 1 << 20).unwrap();
+        reserve(&lab.writer.connection, 1 << 20, 0).unwrap();
         let before = Room::of(&lab.writer.connection).unwrap();
         assert!(before.free >= 1 << 20, "{before:?}");
         lab.store(&(0..500).map(|story| packet(story, 0, 0)).collect::<Vec<_>>());
@@ -81,7 +84,7 @@ mod tests {
         assert!(after.used > before.used && after.used + after.free == before.used + before.free, "{after:?}");
         shrink(&lab.writer.connection, 1 << 20).unwrap();
         assert_eq!(Room::of(&lab.writer.connection).unwrap(), after, "it is kept");
-        reserve(&lab.writer.connection, 16 << 20).unwrap();
+        reserve(&lab.writer.connection, 16 << 20, 0).unwrap();
         shrink(&lab.writer.connection, 1 << 20).unwrap();
         assert!(Room::of(&lab.writer.connection).unwrap().free < 2 << 20, "what is beyond it is given back");
     }

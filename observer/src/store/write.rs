@@ -103,7 +103,7 @@ impl Writer {
             self.keep(document, now_ns)?;
         }
         if let Some(gap) = gap {
-            note(&self.connection, self.run, gap)?;
+            note(&self.connection, self.run, gap, now_ns)?;
         }
         self.live(now_ns)
     }
@@ -275,10 +275,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the run: `account` is JSON.
-    pub(super) fn end(&mut self, account: &str, ended_ns: i64) -> rusqlite::Result<()> {
+    /// Ends the run: `account` is JSON, `gap` what was not stored.
+    pub(super) fn end(&mut self, account: Option<&str>, gap: Option<&Gap>, ended_ns: i64) -> rusqlite::Result<()> {
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let end = "UPDATE runs SET ended_ns = ?1, alive_ns = max(alive_ns, ?1), account = ?2 WHERE id = ?3";
-        self.connection.execute(end, (ended_ns, account, self.run))?;
+        let ended = self
+            .connection
+            .execute(end, (ended_ns, account, self.run))
+            .and_then(|_| gap.map_or(Ok(()), |gap| note(&self.connection, self.run, gap, ended_ns)))
+            .and_then(|()| self.connection.execute_batch("COMMIT"));
+        if ended.is_err() {
+            let _ = self.connection.execute_batch("ROLLBACK");
+            return ended;
+        }
         schema::rest(&self.connection);
         Ok(())
     }
@@ -299,10 +308,11 @@ fn begin(connection: &Connection, reporter: &str, started_ns: i64) -> rusqlite::
 }
 
 /// Leaves word of what is missing.
-pub(super) fn note(connection: &Connection, run: i64, gap: &Gap) -> rusqlite::Result<()> {
+pub(super) fn note(connection: &Connection, run: i64, gap: &Gap, noted_ns: i64) -> rusqlite::Result<()> {
     let Gap { from_ns, until_ns, lines, packets, why } = gap;
-    let sql = "INSERT INTO gaps (run, from_ns, until_ns, lines, packets, why) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    connection.execute(sql, params![run, from_ns, until_ns, signed(*lines), signed(*packets), why]).map(drop)
+    let sql =
+        "INSERT INTO gaps (run, noted_ns, from_ns, until_ns, lines, packets, why) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    connection.execute(sql, params![run, noted_ns, from_ns, until_ns, signed(*lines), signed(*packets), why]).map(drop)
 }
 
 /// SQLite's numbers have a sign.

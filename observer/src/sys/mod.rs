@@ -34,11 +34,14 @@ pub fn fork_single_threaded() -> io::Result<ForkResult> {
     unsafe { nix::unistd::fork() }.map_err(io::Error::from)
 }
 
-/// Closes everything that this process has open but its standard streams and one descriptor. Only in a child that was just forked and
+/// Closes everything that this process has open but its standard streams and these descriptors. Only in a child that was just forked and
 /// never returns: whatever owned the others is not used any more.
-pub fn close_all_but(kept: BorrowedFd<'_>) {
-    let kept = kept.as_raw_fd().unsigned_abs();
-    for (first, last) in [(3, kept - 1), (kept + 1, u32::MAX)] {
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let firsts = std::iter::once(3).chain(kept.iter().map(|fd| fd + 1));
+    let lasts = kept.iter().map(|fd| fd - 1).chain([u32::MAX]);
+    for (first, last) in firsts.zip(lasts) {
         if first <= last {
             // SAFETY: takes numbers; see above. Before Linux 5.9 nothing is closed.
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };

@@ -83,7 +83,10 @@ pub(super) fn read_again() -> Result<Outcome> {
         said.contains("nothing was changed: ") && said.contains("observer.toml:1: `keep`: write for example"),
         "{said}"
     );
-    ensure!(said.contains("was read again; these keys take effect after a restart: prove"), "{said}");
+    ensure!(
+        said.contains("was read again: keep 1d,") && said.contains("these keys take effect after a restart: prove"),
+        "{said}"
+    );
     // All that was blocked was seen, whatever happened meanwhile.
     let seen: u64 = sqlite(&store, "SELECT sum(packets) FROM stories")?.parse()?;
     ensure!(seen == lab.client.counted()?, "{seen} packets were stored");
