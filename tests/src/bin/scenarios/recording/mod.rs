@@ -29,6 +29,7 @@ use crate::{Outcome, Scenario};
 pub(crate) const ALL: &[Scenario] = &[
     ("what_is_stored_is_read", read_back),
     ("killed_again_and_again", killed),
+    ("a_reader_that_has_had_enough", closed_pipe),
     ("one_recorder_for_a_store", only_one),
     ("the_process_that_keeps_it_is_killed", keeper_killed),
     ("a_full_file_system", faults::full),
@@ -136,6 +137,10 @@ fn read_back() -> Result<Outcome> {
     ensure!(sent == lab.client.counted()?, "{sent} packets are stored");
     ensure!(sqlite(&store, "SELECT sum(packets) FROM lines")? == sent.to_string());
     ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NOT NULL AND account IS NOT NULL")? == "1");
+    let blocked = sqlite(&store, "SELECT DISTINCT program, destination, port, rule FROM blocked")?;
+    ensure!(blocked == format!("python3|{FAR_V4}|53|udp dport {{ 9, 53 }} counter drop"), "{blocked}");
+    let not_recorded = sqlite(&store, "SELECT since IS NOT NULL, until IS NULL, why FROM not_recorded")?;
+    ensure!(not_recorded == "1|1|stopped", "{not_recorded}");
     // The ruleset as it stood then, by the digest that the lines have.
     let digest = stored.iter().find_map(|line| line["egress"]["rule"]["ruleset_sha256"].as_str());
     let of = |kind: &str| format!("FROM documents JOIN states USING (sha256) WHERE kind = '{kind}'");
@@ -194,6 +199,30 @@ fn killed() -> Result<Outcome> {
     ensure!(missing.is_empty(), "of {} acknowledged lines {} are missing", acknowledged.len(), missing.len());
     ensure!(sqlite(&store, "PRAGMA integrity_check")? == "ok");
     ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NULL")? == rounds.to_string());
+    Ok(Outcome::Passed)
+}
+
+/// That the reader of the output is gone is no kill: the run has its end, and the store is at rest.
+fn closed_pipe() -> Result<Outcome> {
+    let lab = blocked()?;
+    let folder = folder()?;
+    let store = folder.path().join("s.db");
+    let record = format!(
+        "{} record -o json --reserve 0 --netns {} --store {} | head -n 1",
+        observer::program().display(),
+        lab.client.path().display(),
+        store.display()
+    );
+    let mut shell = Command::new("sh").args(["-c", &record]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    wait_for("the end of recording", || {
+        send(&lab)?;
+        Ok(shell.try_wait()?)
+    })?;
+    wait_for("the end of the run", || {
+        let ended = sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NOT NULL")?;
+        Ok((ended == "1").then_some(()))
+    })?;
+    wait_for("a store at rest", || Ok((!folder.path().join("s.db-wal").exists()).then_some(())))?;
     Ok(Outcome::Passed)
 }
 
