@@ -243,7 +243,8 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         Ended::Clean(account, _) => {
             let of_the_store = lost.load(Ordering::Relaxed);
             let account = account.with_store_losses(of_the_store);
-            note(&format!("observer: {} packets recorded, {} lost", account.reported, account.lost.total()));
+            let packets = if account.reported == 1 { "packet" } else { "packets" };
+            note(&format!("observer: {} {packets} recorded, {} lost", account.reported, account.lost.total()));
             Ok(if strict && anything_lost(&account) { Exit::Lost } else { Exit::Done })
         }
         Ended::ClosedPipe => Ok(Exit::Done),
