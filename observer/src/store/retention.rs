@@ -466,6 +466,42 @@ mod tests {
     }
 
     #[test]
+    fn texts_of_the_host_stay_as_long_as_anybodys_incident() {
+        let mut lab = Lab::new();
+        lab.keep(1, "of the host", Share::Host);
+        lab.store(&[packet(1, 5, 33), packet(1, 39 * DAY, 33)]);
+        lab.tidy(&limits(1 << 30), 40 * DAY);
+        assert_eq!(lab.number("SELECT count(*) FROM states"), 1, "the rules were those when it began");
+        lab.tidy(&limits(1 << 30), 80 * DAY);
+        assert_eq!(lab.number("SELECT (SELECT count(*) FROM states) + (SELECT count(*) FROM stories)"), 0);
+    }
+
+    #[test]
+    fn changes_of_rules_within_an_incident_stay_with_it() {
+        let mut lab = Lab::new();
+        let of_the_namespace = |story: u128, second| {
+            let mut entry = packet(story, second, 0);
+            entry.share = "network namespace 7".to_owned();
+            entry
+        };
+        lab.store(&[of_the_namespace(1, 0), change(5, 7, 0), of_the_namespace(1, 100)]);
+        for round in 0..10 {
+            lab.store(&(0..500).map(|at| of_the_namespace(2 + round * 500 + at, 200)).collect::<Vec<_>>());
+        }
+        let all = |lab: &Lab| {
+            (
+                lab.number("SELECT count(*) FROM stories WHERE first_ns = 0"),
+                lab.number("SELECT count(*) FROM lines WHERE at_ns = 5000000000"),
+            )
+        };
+        assert_eq!(all(&lab), (1, 1));
+        lab.tidy(&limits(4 << 20), 300);
+        assert!(lab.number("SELECT count(*) FROM stories") < 5001, "nothing had to go");
+        let (stories, changes) = all(&lab);
+        assert!(changes >= stories, "the change went, and its incident stays");
+    }
+
+    #[test]
     fn the_weight_of_a_share_is_that_of_its_rows() {
         let mut lab = Lab::new();
         lab.store(&(0..2 * HOUR).step_by(60).map(|second| packet(1, second, 1000)).collect::<Vec<_>>());
