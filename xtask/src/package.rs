@@ -220,8 +220,15 @@ fn files(observer: &Path, tree: &Path, layout: Layout) -> Result<()> {
         (document("prove-always.conf"), copied("packaging/prove-always.conf")?),
         (document("README.md"), copied("README.md")?),
         (document("SECURITY.md"), copied("SECURITY.md")?),
-        (document("copyright"), copied("packaging/debian/copyright")?),
     ];
+    // Debian has the Apache license's text itself.
+    let licenses: &[(&str, &str)] = match layout {
+        Layout::Debian => &[("copyright", "packaging/debian/copyright")],
+        Layout::RedHat => &[("LICENSE-APACHE", "LICENSE-APACHE"), ("LICENSE-MIT", "LICENSE-MIT")],
+    };
+    for (name, from) in licenses {
+        texts.push((document(name), copied(from)?));
+    }
     for (folder, kept) in [("docs", ""), ("observer/profiles", "profiles/")] {
         for entry in fs::read_dir(root().join(folder))? {
             let name = entry?.file_name().to_string_lossy().into_owned();

@@ -170,8 +170,7 @@ fn destination(text: &str) -> Result<DestinationFilter> {
     }
     let addresses = resolve::addresses(text).map_err(|error| UsageError {
         sentence: format!("cannot resolve `{text}` to filter by it: {error:#}"),
-        hint: "filter by address or network instead, or watch without this filter: a blocked resolver is shown too"
-            .into(),
+        hint: "filter by address or network instead, or leave this filter out: a blocked resolver is shown too".into(),
     })?;
     Ok(DestinationFilter::Name { name: text.to_owned(), addresses })
 }

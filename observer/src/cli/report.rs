@@ -12,6 +12,7 @@ use super::{Exit, exit::UsageError, filters, times};
 use crate::{
     model::Filter,
     render::ecs,
+    sink::notice::note,
     store::{self, OpenError, QueryError, Range, Store, Stored},
 };
 
@@ -65,10 +66,12 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     })?;
     let mut writer = BufWriter::new(io::stdout().lock());
     let every = Filter::default();
+    let mut count = 0;
     let printed = opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
         // Accounts and changes of rules are about nobody: they are left out only where somebody is asked for.
         if filter.matches(&line) || line.attempt().is_none() && filter == every {
             ecs::write(&mut writer, &line, &reporter)?;
+            count += 1;
         }
         Ok(())
     });
@@ -80,6 +83,11 @@ pub(super) fn run(args: Args) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Err(error) => Err(error),
-        Ok(()) => Ok(Exit::Done),
+        Ok(()) => {
+            if count == 0 {
+                note(&format!("observer: {} has no line of that time and kind", store.display()));
+            }
+            Ok(Exit::Done)
+        }
     }
 }

@@ -83,6 +83,8 @@ pub struct Helper {
     descriptors: Vec<OwnedFd>,
     /// The first time it did not answer.
     failure: Option<HelperError>,
+    /// That was said, and not yet that it answers again.
+    is_silent: bool,
     /// What nobody waits for.
     polled: Polled,
 }
@@ -119,6 +121,7 @@ impl Helper {
             begun: false,
             descriptors: Vec::new(),
             failure: None,
+            is_silent: false,
             polled: Polled::default(),
         };
         helper.set_limit()?;
@@ -137,12 +140,16 @@ impl Helper {
         if answer.as_ref().is_err_and(anyhow::Error::is::<Gone>) {
             answer = self.start_again().and_then(|()| self.exchange::<Q>(&request, &[]));
         }
+        if answer.is_ok() && std::mem::take(&mut self.is_silent) {
+            log::error!("the helper answers again");
+        }
         answer.map_err(|error| {
             let is_late = matches!(error.downcast_ref(), Some(nix::Error::EAGAIN));
             let error = if is_late { format!("no answer within {} s", self.limit) } else { format!("{error:#}") };
             let error = HelperError(error);
             if self.failure.is_none() && self.deaths.is_empty() {
                 self.failure = Some(error.clone());
+                self.is_silent = true;
                 log::error!("{error}; names, rules and fixes are missing until it does");
             }
             error
