@@ -1,14 +1,16 @@
 //! `observer report`
 
 use std::{
-    io::{self, BufWriter, Write},
+    env,
+    fs::{self, File},
+    io::{self, BufWriter, Seek},
     path::PathBuf,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 
-use super::{Exit, exit::UsageError, filters, times};
+use super::{Exit, exit::UsageError, filters, times, written};
 use crate::{
     model::Filter,
     render::ecs,
@@ -64,30 +66,32 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         }
         other => other.into(),
     })?;
-    let mut writer = BufWriter::new(io::stdout().lock());
+    // Whoever reads it may take hours, and the store must not be held as long.
+    let mut spool = BufWriter::new(spool().context("cannot make a temporary file")?);
     let every = Filter::default();
     let mut count = 0;
-    let printed = opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
+    opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
         // Accounts and changes of rules are about nobody: they are left out only where somebody is asked for.
         if filter.matches(&line) || line.attempt().is_none() && filter == every {
-            ecs::write(&mut writer, &line, &reporter)?;
+            ecs::write(&mut spool, &line, &reporter).context("cannot write to a temporary file")?;
             count += 1;
         }
         Ok(())
-    });
-    let printed = printed.and_then(|()| writer.flush().map_err(Into::into));
-    match printed {
-        Err(error)
-            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) =>
-        {
-            Ok(Exit::Done)
-        }
-        Err(error) => Err(error),
-        Ok(()) => {
-            if count == 0 {
-                note(&format!("observer: {} has no line of that time and kind", store.display()));
-            }
-            Ok(Exit::Done)
-        }
+    })?;
+    drop(opened);
+    let mut spool = spool.into_inner().context("cannot write to a temporary file")?;
+    spool.rewind()?;
+    let printed = io::copy(&mut spool, &mut io::stdout().lock());
+    written(printed.map(drop))?;
+    if count == 0 {
+        note(&format!("observer: {} has no line of that time and kind", store.display()));
     }
+    Ok(Exit::Done)
+}
+
+/// A file of this user alone, without a name.
+fn spool() -> io::Result<File> {
+    let (file, path) = nix::unistd::mkstemp(&env::temp_dir().join("observer-XXXXXX"))?;
+    fs::remove_file(path)?;
+    Ok(file.into())
 }

@@ -1,8 +1,13 @@
 //! Listening to changes of a namespace's rules, as long as a process or a path keeps it.
 
-use std::{fs::File, os::fd::OwnedFd};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::{
     fs::inotify::{self, CreateFlags, WatchFlags},
     process::{Pid, PidfdFlags, pidfd_open},
@@ -50,10 +55,23 @@ fn of_a_process(pid: u32, number: u32) -> Result<(OwnedFd, File)> {
     Ok((resident, namespace))
 }
 
+/// Namespaces that are watched by their paths. The kernel lets a user have few watches of this kind (`fs.inotify.max_user_instances`).
+static WATCHED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+const MOST: usize = 16;
+
 /// A namespace that is bound to a path (`ip netns add`) and in which nobody lives: that some file was removed from that folder is heard of.
 fn of_a_path(number: u32) -> Result<(OwnedFd, File)> {
     let bound = || netns::bound(number).next().context("the network namespace has neither a process nor a path");
     let (path, _) = bound()?;
+    {
+        let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|number| netns::bound(*number).next().is_some());
+        ensure!(
+            watched.len() < MOST || watched.contains(&number),
+            "{MOST} namespaces in which nobody lives are listened to"
+        );
+        watched.insert(number);
+    }
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let folder = path.parent().context("a namespace is bound to no file")?;
     inotify::add_watch(&watch, folder, WatchFlags::DELETE | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)

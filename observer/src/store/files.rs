@@ -32,7 +32,7 @@ pub enum PlaceError {
     #[error("{} is not a plain file of this user: name another one with --store", .0.display())]
     Foreign(PathBuf),
     /// It has a recorder.
-    #[error("{} is being recorded to by another observer: stop that one, or name another file with --store", .0.display())]
+    #[error("{} is being recorded to by another observer: stop that one (a killed one takes some seconds to end), or name another file with --store", .0.display())]
     Taken(PathBuf),
     /// A file operation.
     #[error("cannot use {}: {error}", .path.display())]

@@ -6,7 +6,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     query::Forget,
-    retention::{CONCERNED, STEP, numbers, remove, remove_states, remove_story},
+    retention::{STEP, UNCONCERNED, numbers, remove, remove_states, remove_story},
     write::{Gap, note},
 };
 
@@ -41,7 +41,7 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     })?;
     let find = format!(
         "SELECT s.id FROM states s WHERE s.share IN (SELECT id FROM temp.forgotten_shares)
-         OR NOT EXISTS (SELECT 1 FROM stories o WHERE {CONCERNED})
+         OR {UNCONCERNED}
          OR s.at_ns < ?1 AND EXISTS (SELECT 1 FROM states later WHERE later.kind = s.kind AND later.subject = s.subject
                                      AND later.at_ns > s.at_ns AND later.at_ns <= ?1)
          LIMIT {STEP}"

@@ -204,7 +204,12 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         }
         if !is_open {
             // Nobody hears what comes of it.
+            let deadline = Instant::now() + LAST;
             keeper.store();
+            while !keeper.waiting.is_empty() && keeper.failing.is_none() && Instant::now() < deadline {
+                keeper.tidy();
+                keeper.store();
+            }
             return Ok(());
         }
         let is_due = due.is_some_and(|due| due <= Instant::now());
@@ -618,7 +623,7 @@ impl Keeper<'_> {
         let mut said = self.store();
         let deadline = Instant::now() + LAST;
         while !self.waiting.is_empty() && Instant::now() < deadline {
-            if self.is_crowded {
+            if self.is_crowded && self.failing.is_none() {
                 self.tidy();
             } else {
                 std::thread::sleep(AGAIN);
@@ -631,6 +636,9 @@ impl Keeper<'_> {
             self.lose(number, &entry);
         }
         let account = self.with_losses(account);
+        if self.writer.is_none() {
+            said.push(Reply::Notice("the end of recording was not stored: the store cannot be opened".to_owned()));
+        }
         while let Some(writer) = &mut self.writer {
             let gap = self.lost.since.as_ref().map(|gap| {
                 let why = self.failing.as_ref().map_or("recording was ended", |(why, _)| why);

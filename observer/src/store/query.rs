@@ -52,38 +52,17 @@ impl Store {
         Ok(Self(schema::open_to_read(path)?))
     }
 
-    /// Gives lines in the order in which they were stored, one after the other. Between them the store is not held: whoever reads slowly does not
-    /// keep its log from being emptied.
+    /// Gives lines in the order in which they were stored, one after the other, all as the store is when this is called. Until it returns the
+    /// store's log cannot be emptied: `each` must not wait for anybody.
     pub fn lines(&self, range: Range, mut each: impl FnMut(Stored) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        /// Read at once.
-        const SOME: usize = 1000;
         let (since, until) = (range.since.map_or(i64::MIN, nanoseconds), range.until.map_or(i64::MAX, nanoseconds));
-        let last: i64 = self
-            .0
-            .connection
-            .query_row("SELECT coalesce(max(id), 0) FROM lines", [], |row| row.get(0))
-            .map_err(QueryError::from)?;
-        let sql = format!(
-            "SELECT {COLUMNS} FROM lines l {TEXTS}
-             WHERE l.at_ns >= ?1 AND l.at_ns < ?2 AND l.id > ?3 AND l.id <= ?4 ORDER BY l.id LIMIT {SOME}"
-        );
-        let mut after = 0;
-        loop {
-            let mut some = Vec::new();
-            {
-                let mut statement = self.0.connection.prepare_cached(&sql).map_err(QueryError::from)?;
-                let mut rows = statement.query([since, until, after, last]).map_err(QueryError::from)?;
-                while let Some(row) = rows.next().map_err(QueryError::from)? {
-                    after = row.get(0).map_err(QueryError::from)?;
-                    some.push(stored(row)?);
-                }
-            }
-            let is_last = some.len() < SOME;
-            some.into_iter().try_for_each(&mut each)?;
-            if is_last {
-                return Ok(());
-            }
+        let sql = format!("SELECT {COLUMNS} FROM lines l {TEXTS} WHERE l.at_ns >= ?1 AND l.at_ns < ?2 ORDER BY l.id");
+        let mut statement = self.0.connection.prepare(&sql).map_err(QueryError::from)?;
+        let mut rows = statement.query([since, until]).map_err(QueryError::from)?;
+        while let Some(row) = rows.next().map_err(QueryError::from)? {
+            each(stored(row)?)?;
         }
+        Ok(())
     }
 
     /// The last incidents, the newest first, without background. At most `of_a_share` are of the same user or namespace, so that one with

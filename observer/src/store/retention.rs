@@ -24,6 +24,8 @@ pub struct Limits {
 /// Bytes that a line takes at least, and a story with its first line and texts; about.
 const ROW: i64 = 400;
 const STORY: i64 = 2000;
+/// Bytes that a line of no story takes with its texts, about.
+const OTHER: i64 = 1000;
 /// Rows that are removed in one step.
 pub(super) const STEP: i64 = 500;
 /// Lines of one story within a minute become one after an hour, and within an hour after a day.
@@ -91,10 +93,14 @@ impl Fold {
         let start = first.div_euclid(self.span) * self.span;
         let end = start + self.span;
         // One with many stories takes several steps.
-        let story = format!("{}_story", self.name);
-        let begun = value(connection, &story)?.unwrap_or(0);
+        let (of, story) = (format!("{}_span", self.name), format!("{}_story", self.name));
+        let is_begun = value(connection, &of)? == Some(start);
+        let begun = if is_begun { value(connection, &story)?.unwrap_or(0) } else { 0 };
         match Self::fold(connection, (start, end), begun)? {
-            Some(last) => keep_value(connection, &story, last)?,
+            Some(last) => {
+                keep_value(connection, &of, start)?;
+                keep_value(connection, &story, last)?;
+            }
             None => {
                 keep_value(connection, &story, 0)?;
                 keep_value(connection, self.name, end)?;
@@ -118,8 +124,8 @@ impl Fold {
                            AND l.id NOT IN (s.first_line, s.last_line)
                          ORDER BY l.id";
             let lines = numbers(connection, lines, &[story, &start, &end])?;
-            for some in lines.chunks(STEP as usize).filter(|some| some.len() > 1) {
-                fold_into_one(connection, some)?;
+            if lines.len() > 1 {
+                fold_into_one(connection, &lines)?;
             }
         }
         Ok(stories.last().copied().filter(|_| stories.len() >= STORIES))
@@ -213,8 +219,10 @@ pub(super) fn numbers(connection: &Connection, sql: &str, parameters: &[&dyn ToS
     statement.query_map(parameters, |row| row.get(0))?.collect()
 }
 
-/// SQL: what was so in `states s` may have to do with the story `o`. Any user of the host meets the rules of the host.
-pub(super) const CONCERNED: &str = "(o.share = s.share OR s.share IN (SELECT id FROM shares WHERE name = 'root'))";
+/// SQL over `states s`: no story is left that it may have to do with. Any user of the host meets the rules of the host. It is in two parts so
+/// that each is found by an index.
+pub(super) const UNCONCERNED: &str = "(NOT EXISTS (SELECT 1 FROM stories o WHERE o.share = s.share)
+    AND (s.share NOT IN (SELECT id FROM shares WHERE name = 'root') OR NOT EXISTS (SELECT 1 FROM stories)))";
 
 /// Removes what has happened before that: true when there may be more.
 fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
@@ -236,14 +244,14 @@ fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
     remove(connection, &others)?;
     connection.prepare_cached("DELETE FROM gaps WHERE noted_ns < ?1")?.execute([before_ns])?;
     // What was so when the oldest story began is still of use.
-    let over_states = format!(
-        "SELECT s.id FROM states s WHERE s.at_ns < ?1 AND (
+    let over_states = "SELECT s.id FROM states s WHERE s.at_ns < ?1 AND (
                          EXISTS (SELECT 1 FROM states later
                                  WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
                                  AND later.at_ns <= min(?1, (SELECT coalesce(min(first_ns), ?1) FROM stories)))
-                         OR NOT EXISTS (SELECT 1 FROM stories o WHERE {CONCERNED} AND o.last_ns >= s.at_ns)) LIMIT ?2"
-    );
-    let over_states = numbers(connection, &over_states, &[&before_ns, &STEP])?;
+                         OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share AND last_ns >= s.at_ns)
+                            AND (s.share NOT IN (SELECT id FROM shares WHERE name = 'root')
+                                 OR NOT EXISTS (SELECT 1 FROM stories WHERE last_ns >= s.at_ns))) LIMIT ?2";
+    let over_states = numbers(connection, over_states, &[&before_ns, &STEP])?;
     remove_states(connection, &over_states)?;
     let runs = "DELETE FROM runs WHERE alive_ns < ?1 AND id < (SELECT max(id) FROM runs)
                 AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id)
@@ -317,8 +325,16 @@ fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite:
     let others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
                   AND at_ns < (SELECT coalesce(min(first_ns), 9223372036854775807) FROM stories WHERE share = ?1)
                   ORDER BY at_ns LIMIT ?2";
-    for lines in [middle, others] {
-        let lines = numbers(connection, lines, &[&share, &most])?;
+    // One that goes on for months must not have changes of rules push out all others.
+    let oldest_others = "SELECT id FROM lines WHERE story IS NULL AND share = ?1
+                         AND ?3 * (SELECT count(*) FROM lines WHERE story IS NULL AND share = ?1)
+                             > (SELECT weight FROM shares WHERE id = ?1)
+                         ORDER BY at_ns LIMIT ?2";
+    for (lines, weight) in [(middle, None), (others, None), (oldest_others, Some(2 * OTHER))] {
+        let lines = match &weight {
+            None => numbers(connection, lines, &[&share, &most])?,
+            Some(weight) => numbers(connection, lines, &[&share, &most, weight])?,
+        };
         if !lines.is_empty() {
             remove(connection, &lines)?;
             return Ok(true);
@@ -326,10 +342,11 @@ fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite:
     }
     // What was so when the oldest of those stories began is still of use.
     let states = format!(
-        "SELECT s.id FROM states s WHERE s.share = ?1 AND (
-           NOT EXISTS (SELECT 1 FROM stories o WHERE {CONCERNED})
+        "SELECT s.id FROM states s WHERE s.share = ?1 AND ({UNCONCERNED}
            OR EXISTS (SELECT 1 FROM states later WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
-                      AND later.at_ns <= (SELECT min(o.first_ns) FROM stories o WHERE {CONCERNED})))
+                      AND later.at_ns <= CASE WHEN ?1 IN (SELECT id FROM shares WHERE name = 'root')
+                                         THEN (SELECT min(first_ns) FROM stories)
+                                         ELSE (SELECT min(first_ns) FROM stories WHERE share = ?1) END))
          ORDER BY s.at_ns LIMIT ?2"
     );
     let states = numbers(connection, &states, &[&share, &most])?;

@@ -60,6 +60,7 @@ CREATE TABLE stories (
 );
 CREATE INDEX stories_by_time ON stories(last_ns);
 CREATE INDEX stories_by_share ON stories(share, last_ns);
+CREATE INDEX stories_by_first ON stories(share, first_ns);
 CREATE INDEX stories_with_more ON stories(share, last_ns) WHERE lines > 2;
 CREATE INDEX stories_by_start ON stories(first_ns);
 CREATE INDEX stories_by_incident ON stories(incident);
@@ -171,7 +172,7 @@ CREATE VIEW blocked AS SELECT
 CREATE VIEW not_recorded AS SELECT
     datetime(coalesce(a.ended_ns, a.alive_ns) / 1000000000, 'unixepoch') AS since,
     (SELECT datetime(b.started_ns / 1000000000, 'unixepoch') FROM runs b WHERE b.id > a.id ORDER BY b.id LIMIT 1) AS until,
-    CASE WHEN a.ended_ns IS NULL THEN 'ended by force, at most five minutes later' ELSE 'stopped' END AS why, NULL AS lines
+    CASE WHEN a.ended_ns IS NULL THEN 'ended by force: this is the last commit' ELSE 'stopped' END AS why, NULL AS lines
   FROM runs a WHERE a.ended_ns IS NOT NULL OR EXISTS (SELECT 1 FROM runs b WHERE b.id > a.id)
   UNION ALL SELECT datetime(from_ns / 1000000000, 'unixepoch'), datetime(until_ns / 1000000000, 'unixepoch'), why, lines FROM gaps
   ORDER BY 1;

@@ -44,17 +44,16 @@ pub(super) fn shrink(connection: &Connection, reserve: u64) -> rusqlite::Result<
 /// Has so many bytes in the database's file without anything in them, and as many in its log: what is stored later takes their place,
 /// where the file system has no room for anybody any more. `log` is how many bytes the log has.
 pub(super) fn reserve(connection: &Connection, bytes: u64, log: u64) -> rusqlite::Result<()> {
-    // Free pages of the file are written first, and everything goes through the log.
-    let missing = bytes.saturating_sub(Room::of(connection)?.free.min(log));
-    if missing == 0 {
+    if Room::of(connection)?.free.min(log) >= bytes {
         return Ok(());
     }
     // Written, and only then given up: pages that are new and free at once would be a hole in the file.
     let filled = connection
         .execute_batch("BEGIN IMMEDIATE; DROP TABLE IF EXISTS reserve; CREATE TABLE reserve (bytes BLOB)")
         .and_then(|()| {
-            let missing = i64::try_from(missing).unwrap_or(0);
-            connection.execute("INSERT INTO reserve VALUES (zeroblob(?1))", params![missing])
+            // All of it goes through the log. In the file it takes free pages first, and new ones beside them.
+            let bytes = i64::try_from(bytes).unwrap_or(0);
+            connection.execute("INSERT INTO reserve VALUES (zeroblob(?1))", params![bytes])
         })
         .and_then(|_| {
             connection.execute_batch(

@@ -121,7 +121,7 @@ fn recorded() -> Result<Outcome> {
         observer.stdin(Stdio::null());
         observer
     };
-    let recorder = Observer::start_command(&mut inside("record -o json --reserve 0"))?;
+    let recorder = Observer::start_command(&mut inside("record -o json --reserve 0 --netns /proc/self/ns/net"))?;
     wait_for("a beginning", || Ok((recorder.told() > 0).then_some(())))?;
     recorder.tells(|| traffic::run(&lab.client, &["udp", FAR_V4, "53"]))?;
     recorder.tells(|| traffic::run(&lab.client, &["udp", "224.0.0.251", "5353"]))?;

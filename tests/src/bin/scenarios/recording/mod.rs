@@ -275,7 +275,7 @@ fn nested() -> Result<Outcome> {
     let store = folder.path().join("s.db");
     // Observer's own network namespace is the one: elsewhere the namespace has the share.
     let mut command = observer::command_in_network_of(&lab.client);
-    command.args(["record", "-o", "json", "--reserve", "0", "--store"]).arg(&store);
+    command.args(["record", "-o", "json", "--reserve", "0", "--netns", "/proc/self/ns/net", "--store"]).arg(&store);
     let recorder = Observer::start_command(&mut command)?;
     let maker = MAKER.to_string();
     let args = ["--reuid", &maker, "--regid", &maker, "--clear-groups", "unshare", "--user", "sleep", "1000"];
