@@ -157,7 +157,7 @@ pub(super) fn too_many() -> Result<Outcome> {
     let lab = blocked()?;
     let folder = folder()?;
     let store = folder.path().join("s.db");
-    let recorder = record_with(&lab.client, &store, &["--reserve", "0", "--strict"])?;
+    let recorder = record_with(&lab.client, &store, &["--reserve", "0", "--strict", "--max-size", "2GiB"])?;
     recorder.tells(|| send(&lab))?;
     let holder = Holder::begin(&store)?;
     let client = std::env::current_exe()?.with_file_name("client");
