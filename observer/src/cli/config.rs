@@ -215,7 +215,7 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
     let known = keys();
     let mut found = Vec::new();
     let mut take = |table: &DeTable<'_>, prefix: &str| -> Result<()> {
-        // The first mistake of the file is told.
+        // The first mistake of the file is reported.
         let mut entries: Vec<_> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in entries {

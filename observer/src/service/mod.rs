@@ -125,7 +125,7 @@ pub struct Run<E> {
     pub hanging: Vec<Hanging>,
     /// Hears that observing goes on.
     pub manager: Manager,
-    /// What is told is kept: beginning and end have lines, and the sinks get texts that lines refer to.
+    /// The output is recorded: start and end get lines, and the sinks get texts that lines refer to.
     pub is_recorded: bool,
 }
 

@@ -24,7 +24,8 @@ pub(super) enum Request {
     Limits(Limits),
     /// The end of the run: its account, JSON, and when it was.
     End(String, i64),
-    /// Nothing more comes, and there is no account: it did not begin, or could not be told to its end. Without this or an end it was killed.
+    /// The run ends without an account: it never began to observe, or its output failed. A socket that closes without this and without an end
+    /// belongs to a process that was killed.
     Abandon,
 }
 

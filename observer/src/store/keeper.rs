@@ -336,7 +336,7 @@ impl Keeper<'_> {
         serde_json::to_string(&account.with_store_losses(more)).ok()
     }
 
-    /// The end of a run that never began to observe, or that could not be told to its end.
+    /// Ends a run that never began to observe, or whose output failed.
     fn abandon(&mut self) {
         let has_lines = self.taken > 0;
         match &self.writer {
