@@ -153,9 +153,9 @@ impl Explainer {
         if place.is_none()
             && let Poll::Ready(known) = places.of(dropped.netns, cookie, &mut asking)
         {
-            // In a copy nobody sends but the kernel, and the helper.
-            let is_an_observers =
-                known.is_an_observers || known.may_be_an_observers && attempt.sender.process.is_none();
+            // In a copy only the kernel sends, and the helper. What has a user is somebody's, and is reported.
+            let is_of_nobody = attempt.sender.process.is_none() && attempt.sender.user.is_none();
+            let is_an_observers = known.is_an_observers || known.may_be_an_observers && is_of_nobody;
             (attempt.entering, attempt.is_elsewhere) = (known.entering.clone(), known.is_other);
             *place = Some(known);
             if is_an_observers {
