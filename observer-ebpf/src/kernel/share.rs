@@ -15,8 +15,8 @@ use super::{
     tally::WAKE_INTERVAL_NS,
 };
 
-/// User namespaces in each other; the kernel allows no more.
-const MAX_LEVELS: u32 = 32;
+/// One more than the deepest user namespace that the kernel allows.
+const MAX_LEVELS: u32 = 34;
 /// An account may have so many times as many keys as are free: a single one has three quarters at most.
 const TIMES_WHAT_IS_FREE: u32 = 3;
 /// A part of the room that is kept for accounts with few keys: one in so many keys.
@@ -106,21 +106,23 @@ unsafe fn account(scratch: *mut Packet) -> (Account, u32) {
     }
 }
 
-/// How deep a user namespace is, 0 or 1, once those in between are left out; and who made the outermost one below the initial one. Whoever
+/// 0 for the initial user namespace and 1 for those below it; and who made the outermost one below the initial one. Whoever
 /// made that has more users inside, who may make more.
 #[inline(always)]
 pub fn maker(user_namespace: u64) -> (u32, Option<u32>) {
+    let level: u32 = Probe::field(user_namespace, field!(user_ns_level)).unwrap_or(0);
+    if level == 0 {
+        return (0, None);
+    }
     let mut user_ns = user_namespace;
-    let mut level: u32 = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
-    for _ in 0..MAX_LEVELS {
-        if level <= 1 {
+    // One reading a level: the verifier walks every turn in each program that starts a process record.
+    for above in 1..MAX_LEVELS {
+        if above >= level {
             break;
         }
         user_ns = Probe::field(user_ns, field!(user_ns_parent)).unwrap_or(0);
-        level = Probe::field(user_ns, field!(user_ns_level)).unwrap_or(0);
     }
-    let owner = if level == 1 { Probe::field(user_ns, field!(user_ns_owner)) } else { None };
-    (level, owner)
+    (1, Probe::field(user_ns, field!(user_ns_owner)))
 }
 
 /// Number of a source of forwarded packets. There are few of them, so that whoever makes source addresses up has few accounts.
