@@ -20,6 +20,7 @@ use clap::{
 use toml::de::{DeTable, DeValue};
 
 use super::{Cli, did_you_mean, exit::UsageError, record};
+use crate::store;
 
 /// Read where nobody names another file, if it is there.
 pub(super) const DEFAULT: &str = "/etc/observer/observer.toml";
@@ -30,6 +31,31 @@ const NOT_KEYS: [&str; 10] =
     ["config", "print-config", "output", "for", "strict", "no-redact", "help", "verbose", "quiet", "version"];
 /// The table in which filters are.
 const FILTERS: &str = "filter";
+
+/// Which store is read.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct OfTheStore {
+    /// Use this store [default: that of /etc/observer/observer.toml, else /var/lib/observer/observer.db]
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
+}
+
+impl OfTheStore {
+    /// Where it is. A mistake elsewhere in the configuration keeps nobody from reading.
+    pub(super) fn path(&self) -> PathBuf {
+        if let Some(path) = &self.store {
+            return path.clone();
+        }
+        let configured = read(Path::new(DEFAULT)).ok().and_then(|text| store_in(&text));
+        configured.unwrap_or_else(|| PathBuf::from(store::DEFAULT))
+    }
+}
+
+/// The store that a configuration names.
+fn store_in(text: &str) -> Option<PathBuf> {
+    let table = DeTable::parse(text).ok()?;
+    Some(PathBuf::from(table.get_ref().get("store")?.get_ref().as_str()?))
+}
 
 /// Options that are in force: what was typed, what the file says, and defaults.
 pub(super) struct InForce {
@@ -340,6 +366,12 @@ mod tests {
         assert_eq!(found.values["reserve"], ["16MiB"]);
         let other = in_force(text, &["--keep", "1d", "--port", "53"]).unwrap();
         assert_eq!(found.differs_in(&other), ["filter.port"]);
+    }
+
+    #[test]
+    fn whoever_reads_reads_the_configured_store() {
+        assert_eq!(store_in("kep = 3\nstore = \"/srv/o.db\"\n[filter]\nport = 1"), Some(PathBuf::from("/srv/o.db")));
+        assert_eq!((store_in("store = 3"), store_in("keep = \"7d\""), store_in("store = ")), (None, None, None));
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! `observer forget`
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Exit, exit::UsageError, filters, times};
+use super::{Exit, config, exit::UsageError, filters, times};
 use crate::{
     sink::notice::note,
     store::{self, Forget, Forgotten, OpenError},
@@ -26,9 +24,11 @@ pub(super) struct Args {
     /// Remove what happened before this time: 2024-01-22, 30d
     #[arg(long, value_name = "TIME", value_parser = times::parse)]
     before: Option<Timestamp>,
-    /// Use this store
-    #[arg(long, value_name = "PATH", default_value = store::DEFAULT)]
-    store: PathBuf,
+    /// Count the lines that would be removed, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    store: config::OfTheStore,
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit> {
@@ -47,21 +47,26 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         let sentence = format!("--before {time} is in the future: everything would be removed");
         return Err(UsageError { sentence, hint: "`--before 0s` removes all until now".to_owned() }.into());
     }
-    let forgotten = store::forget(&args.store, &what).map_err(|error| match error.downcast_ref::<OpenError>() {
-        Some(error @ (OpenError::Missing(_) | OpenError::Foreign(_) | OpenError::ReadOnly(_))) => {
-            UsageError { sentence: error.to_string(), hint: "`--store` names another one".to_owned() }.into()
-        }
+    let path = args.store.path();
+    let wrong = |error: anyhow::Error| match error.downcast_ref::<OpenError>() {
+        Some(
+            error @ (OpenError::Missing(_) | OpenError::Foreign(_) | OpenError::ReadOnly(_) | OpenError::Forbidden(_)),
+        ) => UsageError { sentence: error.to_string(), hint: "`--store` names another one".to_owned() }.into(),
         _ => error,
-    });
-    let Forgotten { lines, are_in_the_log } = forgotten?;
-    let store = args.store.display();
-    note(&format!("observer: {lines} lines were removed from {store}"));
+    };
+    if args.dry_run {
+        let lines = store::count_forgotten(&path, &what).map_err(wrong)?;
+        note(&format!("observer: {lines} lines would be removed from {}", path.display()));
+        return Ok(Exit::Done);
+    }
+    let Forgotten { lines, are_in_the_log } = store::forget(&path, &what).map_err(wrong)?;
+    note(&format!("observer: {lines} lines were removed from {}", path.display()));
     if are_in_the_log {
         note(
             "observer: another program reads the store: the removed lines stay in the log until it ends; then run this command again",
         );
     }
-    for copy in store::copies(&args.store) {
+    for copy in store::copies(&path) {
         note(&format!("observer: {} is a copy and was not searched", copy.display()));
     }
     Ok(Exit::Done)

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, BufWriter, Write},
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +14,7 @@ use clap::CommandFactory;
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cli, Exit, Format, exit, session::Session};
+use super::{Cli, Exit, Format, config, exit, session::Session};
 use crate::{
     attribute::{CommandLines, host::Identity},
     explain::rules::Allowed,
@@ -29,7 +28,7 @@ use crate::{
     },
     service::{Ended, LATE, Limits},
     sink::{Sink, fan::Outlet, jsonl::JsonLines, ordered::Ordered, terminal::Terminal},
-    store::{self, OpenError, QueryError, Store},
+    store::{OpenError, QueryError, Store},
 };
 
 /// How long it looks for what is blocked, and how long a fix is waited for then.
@@ -107,7 +106,7 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
 fn recorded() -> Option<Result<Vec<Recorded>, String>> {
     const SHOWN: usize = 5;
     const OF_A_SHARE: usize = 3;
-    match Store::open(Path::new(store::DEFAULT)).and_then(|store| store.last_incidents(SHOWN, OF_A_SHARE)) {
+    match Store::open(&config::OfTheStore::default().path()).and_then(|store| store.last_incidents(SHOWN, OF_A_SHARE)) {
         Err(QueryError::Open(OpenError::Missing(_))) => None,
         other => Some(other.map_err(|error| error.to_string())),
     }

@@ -4,18 +4,17 @@ use std::{
     env,
     fs::{self, File},
     io::{self, BufWriter, Seek},
-    path::PathBuf,
 };
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 
-use super::{Exit, exit::UsageError, filters, times, written};
+use super::{Exit, config, exit::UsageError, filters, times, written};
 use crate::{
     model::Filter,
     render::ecs,
     sink::notice::note,
-    store::{self, OpenError, QueryError, Range, Store, Stored},
+    store::{OpenError, QueryError, Range, Store, Stored},
 };
 
 #[derive(Debug, clap::Args)]
@@ -35,9 +34,8 @@ pub(super) struct Args {
     /// Print what was reported before this time
     #[arg(long, value_name = "TIME", value_parser = times::parse)]
     until: Option<Timestamp>,
-    /// Read this store
-    #[arg(long, value_name = "PATH", default_value = store::DEFAULT)]
-    store: PathBuf,
+    #[command(flatten)]
+    store: config::OfTheStore,
     #[command(flatten)]
     filters: filters::Filters,
 }
@@ -56,6 +54,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         return Err(UsageError { sentence, hint: "a time of day without a date is today's".to_owned() }.into());
     }
     let filter = filters.of_the_past()?;
+    let store = store.path();
     let opened = Store::open(&store).map_err(|error| match error {
         // A file that cannot be read is wrong input.
         QueryError::Open(error @ (OpenError::Missing(_) | OpenError::Forbidden(_) | OpenError::Foreign(_))) => {

@@ -6,12 +6,20 @@ use rusqlite::{Connection, params};
 
 use super::{
     query::Forget,
-    retention::{STEP, UNCONCERNED, numbers, remove, remove_states, remove_story},
+    retention::{
+        STEP, UNCONCERNED, numbers,
+        remove::{remove, remove_states, remove_story},
+    },
     write::{Gap, note},
 };
 
 /// Between two steps of [`forget`] others may write.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// SQL over `lines l`: behind line ?1 and up to line ?2, what was before ?3 or is about whom [`find`] has found.
+const FORGOTTEN: &str = "l.id > ?1 AND l.id <= ?2 AND (l.at_ns < ?3
+    OR l.process IN (SELECT id FROM temp.forgotten_processes) OR l.part IN (SELECT id FROM temp.forgotten_parts)
+    OR l.share IN (SELECT id FROM temp.forgotten_shares))";
 
 /// What [`forget`] has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +62,13 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     // The log still has it as it was.
     let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
     Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
+}
+
+/// Counts the lines that [`forget`] would remove. Nothing is changed.
+pub(super) fn count(connection: &Connection, what: &Forget) -> rusqlite::Result<i64> {
+    let last = find(connection, what)?;
+    let count = format!("SELECT count(*) FROM lines l WHERE {FORGOTTEN}");
+    connection.query_row(&count, [0, last, what.before_ns()], |row| row.get(0))
 }
 
 /// Finds whom it is about before anything is locked; the last line that is looked at. Numbers of what is removed may be given to others later.
@@ -102,10 +117,7 @@ fn forget_some(
 ) -> rusqlite::Result<Option<i64>> {
     let find = format!(
         "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l
-         WHERE l.id > ?1 AND l.id <= ?2 AND (l.at_ns < ?3
-           OR l.process IN (SELECT id FROM temp.forgotten_processes) OR l.part IN (SELECT id FROM temp.forgotten_parts)
-           OR l.share IN (SELECT id FROM temp.forgotten_shares))
-         ORDER BY l.id LIMIT {STEP}"
+         WHERE {FORGOTTEN} ORDER BY l.id LIMIT {STEP}"
     );
     let mut statement = connection.prepare_cached(&find)?;
     let rows = statement.query_map(params![after, last, before_ns], |row| {
@@ -155,6 +167,11 @@ mod tests {
         let texts =
             |lab: &Lab| lab.number("SELECT (SELECT count(*) FROM states) * 10 + (SELECT count(*) FROM documents)");
         assert_eq!(texts(&lab), 22);
+        assert_eq!(
+            (count(&lab.writer.connection, &Forget::User(1000)), lab.lines().len()),
+            (Ok(2), 4),
+            "nothing is changed"
+        );
         forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
         assert_eq!((texts(&lab), lab.lines().len()), (11, 2));
         let before = |second| Forget::Before(Timestamp::from_second(second).unwrap());

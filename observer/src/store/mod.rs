@@ -227,6 +227,12 @@ fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStrea
     Ok(())
 }
 
+/// Counts the lines that [`forget`] would remove.
+pub fn count_forgotten(path: &Path, what: &Forget) -> Result<i64> {
+    let store = schema::open_to_read(path)?;
+    forget::count(&store.connection, what).context("cannot read the store")
+}
+
 /// Removes what must not be kept, and leaves word of it.
 pub fn forget(path: &Path, what: &Forget) -> Result<Forgotten> {
     anyhow::ensure!(path.exists(), OpenError::Missing(path.to_owned()));
