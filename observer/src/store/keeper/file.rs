@@ -35,7 +35,7 @@ pub(super) fn open(
             if !schema::has_been_one(path) {
                 return Err(OpenError::Foreign(path.clone()));
             }
-            let said = set_aside(path, &error).map_err(|failed| OpenError::Aside(failed))?;
+            let said = set_aside(path, &error).map_err(OpenError::Aside)?;
             files::make(path).map_err(|error| OpenError::Make { path: path.clone(), error })?;
             let writer = Writer::open(path, reporter, started_ns)?;
             Ok((writer, Some(said)))
