@@ -165,7 +165,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     check_privilege().map_err(|error| exit::with_hint(&error))?;
-    if Path::new(DISABLED).exists() {
+    if Path::new(DISABLED).symlink_metadata().is_ok() {
         note(&format!("observer: nothing is recorded: remove {DISABLED} to record again"));
         return Ok(Exit::Done);
     }
@@ -269,9 +269,9 @@ fn held_down(error: anyhow::Error) -> anyhow::Error {
 async fn disabled() {
     let mut is_known = true;
     loop {
-        match Path::new(DISABLED).try_exists() {
-            Ok(true) => return,
-            Ok(false) => {}
+        match Path::new(DISABLED).symlink_metadata() {
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // By now this process is an unprivileged user's.
             Err(error) if is_known => {
                 note(&format!("observer: cannot look for {DISABLED} while recording: {error}"));

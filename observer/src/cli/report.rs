@@ -69,19 +69,24 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let mut spool = BufWriter::new(spool().context("cannot make a temporary file")?);
     let every = Filter::default();
     let mut count = 0;
-    opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
+    let read = opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
         // Accounts and changes of rules are about nobody: they are left out only where somebody is asked for.
         if filter.matches(&line) || line.attempt().is_none() && filter == every {
             ecs::write(&mut spool, &line, &reporter).context("cannot write to a temporary file")?;
             count += 1;
         }
         Ok(())
-    })?;
+    });
     drop(opened);
     let mut spool = spool.into_inner().context("cannot write to a temporary file")?;
     spool.rewind()?;
     let printed = io::copy(&mut spool, &mut io::stdout().lock());
     written(printed.map(drop))?;
+    // What was read before a damaged page is printed.
+    if let Some((lines, error)) = read? {
+        note(&format!("observer: {lines} lines of {} cannot be read: {error}", store.display()));
+        return Ok(Exit::Usage);
+    }
     if count == 0 {
         note(&format!("observer: {} has no line of that time and kind", store.display()));
     }

@@ -31,6 +31,9 @@ pub enum PlaceError {
     /// Not a file of this user's.
     #[error("{} is not a plain file of this user: name another one with --store", .0.display())]
     Foreign(PathBuf),
+    /// Another name would have a lock and a log of its own.
+    #[error("{} has another name (a hard link): remove one of them, or name another file with --store", .0.display())]
+    Linked(PathBuf),
     /// It has a recorder.
     #[error("{} is being recorded to by another observer: stop that one (a killed one takes some seconds to end), or name another file with --store", .0.display())]
     Taken(PathBuf),
@@ -78,24 +81,65 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o2750)).map_err(failed(folder))?;
         }
     }
-    let about = fs::metadata(folder).map_err(failed(folder))?;
-    let own = rustix::process::geteuid().as_raw();
-    if about.mode() & 0o022 != 0 || ![0, own].contains(&about.uid()) {
-        return Err(PlaceError::Open(folder.to_owned()));
-    }
-    let look = || match fs::symlink_metadata(path) {
-        Ok(about) if !about.is_file() || about.uid() != own => Err(PlaceError::Foreign(path.to_owned())),
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed(path)(error)),
-    };
     // Nothing is left beside what is refused.
-    look()?;
+    is_there(path)?;
     let lock = lock(path, LAST)?;
-    if !look()? {
+    if !is_there(path)? {
         make(path).map_err(failed(path))?;
     }
     Ok(lock)
+}
+
+/// Looks whether there is a file that may be a store. Whatever somebody else could have put there is refused.
+pub(super) fn is_there(path: &Path) -> Result<bool, PlaceError> {
+    let (folder, own) = (folder(path), rustix::process::geteuid().as_raw());
+    let failed = |path: &Path, error| PlaceError::File { path: path.to_owned(), error };
+    if !folder.is_dir() {
+        return match folder.try_exists() {
+            Ok(false) => Ok(false),
+            Ok(true) => Err(failed(folder, io::ErrorKind::NotADirectory.into())),
+            Err(error) => Err(failed(folder, error)),
+        };
+    }
+    let absolute = std::path::absolute(folder).map_err(|error| failed(folder, error))?;
+    if let Some(open) = open_to_others(&absolute, own, 0).map_err(|error| failed(folder, error))? {
+        return Err(PlaceError::Open(open));
+    }
+    match fs::symlink_metadata(path) {
+        Ok(about) if !about.is_file() || about.uid() != own => Err(PlaceError::Foreign(path.to_owned())),
+        Ok(about) if about.nlink() > 1 => Err(PlaceError::Linked(path.to_owned())),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(path, error)),
+    }
+}
+
+/// The folder on the way to this one, links included, in which others than root and `own` can replace what is there. In a sticky one they
+/// cannot, but they can put files there.
+fn open_to_others(folder: &Path, own: u32, links: usize) -> io::Result<Option<PathBuf>> {
+    /// As many as the kernel follows.
+    const MOST: usize = 40;
+    if links > MOST {
+        return Err(io::Error::other("too many symbolic links"));
+    }
+    let mut way: Vec<&Path> = folder.ancestors().collect();
+    way.reverse();
+    for part in way {
+        let about = fs::symlink_metadata(part)?;
+        let is_foreign = ![0, own].contains(&about.uid());
+        if about.is_symlink() {
+            let target = part.parent().unwrap_or(part).join(fs::read_link(part)?);
+            if let Some(open) = open_to_others(&target, own, links + 1)? {
+                return Ok(Some(open));
+            }
+            continue;
+        }
+        let is_sticky = about.mode() & 0o1000 != 0 && part != folder;
+        if is_foreign || about.mode() & 0o022 != 0 && !is_sticky {
+            return Ok(Some(part.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Takes the lock of a store, which one recorder alone has; waits for it so long.
@@ -173,5 +217,24 @@ mod tests {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", folder.path().join("s.db")).unwrap();
         assert!(matches!(prepare(&folder.path().join("s.db")), Err(PlaceError::Foreign(_))));
+        fs::write(folder.path().join("a.db"), "").unwrap();
+        fs::hard_link(folder.path().join("a.db"), folder.path().join("b.db")).unwrap();
+        assert!(matches!(prepare(&folder.path().join("b.db")), Err(PlaceError::Linked(_))));
+    }
+
+    #[test]
+    fn nobody_else_can_move_the_folder_or_a_link_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str| folder.path().join(name);
+        fs::create_dir_all(of("open/inner")).unwrap();
+        std::os::unix::fs::symlink(of("open/inner"), of("link")).unwrap();
+        let places = [of("open/inner/s.db"), of("link/s.db")];
+        fs::set_permissions(of("open"), fs::Permissions::from_mode(0o777)).unwrap();
+        for place in &places {
+            let error = is_there(place).unwrap_err();
+            assert!(matches!(&error, PlaceError::Open(open) if *open == of("open")), "{error}");
+        }
+        fs::set_permissions(of("open"), fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(places.iter().all(|place| matches!(is_there(place), Ok(false))));
     }
 }

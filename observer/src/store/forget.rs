@@ -1,6 +1,6 @@
 //! Removes what must not be kept.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use rusqlite::{Connection, params};
 
@@ -8,7 +8,7 @@ use super::{
     query::Forget,
     retention::{
         STEP, UNCONCERNED, numbers,
-        remove::{remove, remove_states, remove_story},
+        remove::{Removed, remove, remove_states, remove_story},
     },
     write::{Gap, note},
 };
@@ -36,12 +36,14 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     connection.pragma_update(None, "secure_delete", true)?;
     connection.busy_timeout(Duration::from_secs(10))?;
     let last = find(connection, what)?;
-    let mut gap = Gap { from_ns: i64::MAX, until_ns: i64::MIN, lines: 0, packets: 0, why: what.words() };
+    let mut removed = Removed::NONE;
     let (mut after, mut noted) = (0, None);
     in_steps(connection, || {
-        let next = forget_some(connection, (after, last, what.before_ns()), &mut gap)?;
-        if gap.lines > 0 {
+        let next = forget_some(connection, (after, last, what.before_ns()), &mut removed)?;
+        if removed.lines > 0 {
             // Each step leaves word of all so far: it may be the last one.
+            let Removed { lines, packets, from_ns, until_ns } = removed;
+            let gap = Gap { from_ns, until_ns: until_ns.min(now_ns), lines, packets, why: what.words() };
             noted = Some(leave_word(connection, noted, &gap, now_ns)?);
         }
         after = next.unwrap_or(after);
@@ -61,13 +63,13 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     })?;
     // The log still has it as it was.
     let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-    Ok(Forgotten { lines: gap.lines, are_in_the_log: busy != Ok(0) })
+    Ok(Forgotten { lines: removed.lines, are_in_the_log: busy != Ok(0) })
 }
 
 /// Counts the lines that [`forget`] would remove. Nothing is changed.
 pub(super) fn count(connection: &Connection, what: &Forget) -> rusqlite::Result<i64> {
     let last = find(connection, what)?;
-    let count = format!("SELECT count(*) FROM lines l WHERE {FORGOTTEN}");
+    let count = format!("SELECT coalesce(sum(l.folded), 0) FROM lines l WHERE {FORGOTTEN}");
     connection.query_row(&count, [0, last, what.before_ns()], |row| row.get(0))
 }
 
@@ -90,7 +92,7 @@ fn leave_word(connection: &Connection, noted: Option<i64>, gap: &Gap, now_ns: i6
         connection.execute("DELETE FROM gaps WHERE id = ?1", [id])?;
     }
     let run = connection.query_row("SELECT max(id) FROM runs", [], |row| row.get(0))?;
-    note(connection, run, &Gap { until_ns: gap.until_ns.min(now_ns), ..gap.clone() }, now_ns)?;
+    note(connection, run, gap, now_ns)?;
     Ok(connection.last_insert_rowid())
 }
 
@@ -113,32 +115,33 @@ fn in_steps(connection: &Connection, mut step: impl FnMut() -> rusqlite::Result<
 fn forget_some(
     connection: &Connection,
     (after, last, before_ns): (i64, i64, i64),
-    gap: &mut Gap,
+    removed: &mut Removed,
 ) -> rusqlite::Result<Option<i64>> {
-    let find = format!(
-        "SELECT l.id, l.story, l.packets, l.at_ns FROM lines l
-         WHERE {FORGOTTEN} ORDER BY l.id LIMIT {STEP}"
-    );
+    let find =
+        format!("SELECT l.id, l.story, l.packets, l.bytes FROM lines l WHERE {FORGOTTEN} ORDER BY l.id LIMIT {STEP}");
     let mut statement = connection.prepare_cached(&find)?;
     let rows = statement.query_map(params![after, last, before_ns], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
     })?;
     let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
     let ids: Vec<i64> = rows.iter().map(|(id, ..)| *id).collect();
-    remove(connection, &ids)?;
-    for (_, _, packets, at_ns) in &rows {
-        gap.lines += 1;
-        gap.packets += u64::try_from(*packets).unwrap_or(0);
-        (gap.from_ns, gap.until_ns) = (gap.from_ns.min(*at_ns), gap.until_ns.max(*at_ns));
+    removed.add(remove(connection, &ids)?);
+    let mut stories: HashMap<i64, (i64, i64)> = HashMap::new();
+    for (_, story, packets, bytes) in &rows {
+        let Some(story) = story else { continue };
+        let of_story = stories.entry(*story).or_default();
+        *of_story = (of_story.0 + packets, of_story.1 + bytes);
     }
-    let stories: HashSet<i64> = rows.iter().filter_map(|(_, story, ..)| *story).collect();
-    for story in stories {
-        // One that is left has another first or last line.
+    for (story, (packets, bytes)) in stories {
+        // One that is left begins with another line, and has no sums of what is gone.
         let left = "UPDATE stories SET
                       first_line = (SELECT min(id) FROM lines WHERE story = ?1),
-                      last_line = (SELECT max(id) FROM lines WHERE story = ?1)
+                      last_line = (SELECT max(id) FROM lines WHERE story = ?1),
+                      first_ns = (SELECT min(coalesce(start_ns, at_ns)) FROM lines WHERE story = ?1),
+                      last_ns = (SELECT max(max(coalesce(end_ns, at_ns), at_ns)) FROM lines WHERE story = ?1),
+                      packets = packets - ?2, bytes = bytes - ?3
                     WHERE id = ?1 AND EXISTS (SELECT 1 FROM lines WHERE story = ?1)";
-        if connection.prepare_cached(left)?.execute([story])? == 0 {
+        if connection.prepare_cached(left)?.execute([story, packets, bytes])? == 0 {
             remove_story(connection, story)?;
         }
     }
@@ -180,6 +183,15 @@ mod tests {
         assert_eq!((texts(&lab), lab.lines().len()), (11, 2), "what was in force then is still of use");
         forget(&lab.writer.connection, &before(9), nanoseconds(Timestamp::now())).unwrap();
         assert_eq!((texts(&lab), lab.lines().len()), (0, 0));
+    }
+
+    #[test]
+    fn of_what_is_forgotten_no_time_and_no_sum_is_left() {
+        let mut lab = Lab::new();
+        lab.store(&[packet(1, 5, 1000), packet(1, 7, 1000), packet(1, 9, 1000)]);
+        let before = Forget::Before(Timestamp::from_second(6).unwrap());
+        forget(&lab.writer.connection, &before, nanoseconds(Timestamp::now())).unwrap();
+        assert_eq!(lab.number("SELECT first_ns / 1000000000 * 100 + packets * 10 + lines FROM stories"), 742);
     }
 
     #[test]

@@ -240,6 +240,9 @@ pub fn forget(path: &Path, what: &Forget) -> Result<Forgotten> {
         rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok(),
         OpenError::ReadOnly(path.to_owned())
     );
+    // One that is empty, or no store, stays as it is.
+    drop(schema::open_to_read(path)?);
+    files::is_there(path)?;
     let connection = schema::open(path)?;
     let forgotten =
         forget::forget(&connection, what, nanoseconds(Timestamp::now())).context("cannot remove it from the store")?;

@@ -53,16 +53,25 @@ impl Store {
     }
 
     /// Gives lines in the order in which they were stored, one after the other, all as the store is when this is called. Until it returns the
-    /// store's log cannot be emptied: `each` must not wait for anybody.
-    pub fn lines(&self, range: Range, mut each: impl FnMut(Stored) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// store's log cannot be emptied: `each` must not wait for anybody. Lines that cannot be understood are left out: their number, and
+    /// why the first one cannot.
+    pub fn lines(
+        &self,
+        range: Range,
+        mut each: impl FnMut(Stored) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Option<(u64, QueryError)>> {
+        let mut left_out: Option<(u64, QueryError)> = None;
         let (since, until) = (range.since.map_or(i64::MIN, nanoseconds), range.until.map_or(i64::MAX, nanoseconds));
         let sql = format!("SELECT {COLUMNS} FROM lines l {TEXTS} WHERE l.at_ns >= ?1 AND l.at_ns < ?2 ORDER BY l.id");
         let mut statement = self.0.connection.prepare(&sql).map_err(QueryError::from)?;
         let mut rows = statement.query([since, until]).map_err(QueryError::from)?;
         while let Some(row) = rows.next().map_err(QueryError::from)? {
-            each(stored(row)?)?;
+            match stored(row) {
+                Ok(stored) => each(stored)?,
+                Err(error) => left_out.get_or_insert((0, error)).0 += 1,
+            }
         }
-        Ok(())
+        Ok(left_out)
     }
 
     /// The last incidents, the newest first, without background. At most `of_a_share` are of the same user or namespace, so that one with
@@ -85,8 +94,9 @@ impl Store {
             && found.len() < count
         {
             let share = of_share.entry(row.get(13)?).or_default();
-            let Some(attempt) = stored(row)?.line.attempt().filter(|attempt| attempt.background.is_none()).cloned()
-            else {
+            // One that cannot be understood hides no other.
+            let Ok(stored) = stored(row) else { continue };
+            let Some(attempt) = stored.line.attempt().filter(|attempt| attempt.background.is_none()).cloned() else {
                 continue;
             };
             *share += 1;
@@ -211,5 +221,28 @@ impl Forget {
             Self::Container(id) => format!("removed on request: container {id}"),
             Self::Before(time) => format!("removed on request: before {time}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::lab::{Lab, packet};
+
+    #[test]
+    fn a_line_that_cannot_be_understood_hides_no_other() {
+        let mut lab = Lab::new();
+        lab.store(&[packet(1, 0, 0), packet(2, 1, 0), packet(3, 2, 0)]);
+        lab.writer.connection.execute("UPDATE parts SET body = '{' WHERE id = 2", []).unwrap();
+        let store = Store::open(&lab.path).unwrap();
+        let mut read = 0;
+        let left_out = store.lines(Range::default(), |_| {
+            read += 1;
+            Ok(())
+        });
+        let (lines, error) = left_out.unwrap().unwrap();
+        assert_eq!((read, lines), (2, 1));
+        assert!(matches!(error, QueryError::Line(2, _)), "{error}");
+        assert_eq!(store.last_incidents(5, 5).unwrap().len(), 2);
     }
 }

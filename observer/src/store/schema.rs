@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,7 +38,7 @@ pub enum OpenError {
         found: i64,
     },
     /// Some other database.
-    #[error("{} is a file of another program: name another one with --store", .0.display())]
+    #[error("{} is no store: name another one with --store", .0.display())]
     Foreign(PathBuf),
     /// It is not there.
     #[error("there is no store at {}: `observer record` makes one, `--store` names another", .0.display())]
@@ -102,11 +102,21 @@ pub(super) fn passes(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull))
 }
 
+/// Opens a file whatever its name is: some relative names mean something else to SQLite.
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+    let absolute = std::path::absolute(path).map_err(|error| OpenError::Make { path: path.to_owned(), error })?;
+    let failed = |error| OpenError::Database { path: path.to_owned(), error };
+    let connection = Connection::open_with_flags(absolute, flags).map_err(failed)?;
+    // What a stranger wrote into a file does nothing but give rows.
+    connection.pragma_update(None, "trusted_schema", false).map_err(failed)?;
+    Ok(connection)
+}
+
 /// Opens a store to write, makes it where there is none, and brings an older one to this version.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let connection = connect(path, flags)?;
     connection.busy_timeout(PATIENCE).map_err(failed)?;
     let found = version(&connection, path)?;
     // Takes effect before the first table alone, and gives space back later without a rewrite of everything.
@@ -146,7 +156,9 @@ pub(super) struct Readable {
 ///
 /// After a kill the log has to be read anew, for which SQLite wants to write an index beside it. Whoever may not do that reads a copy.
 pub(super) fn open_to_read(path: &Path) -> Result<Readable, OpenError> {
-    match fs::File::open(path) {
+    let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    match opened.and_then(|file| file.metadata()) {
+        Ok(about) if !about.is_file() => return Err(OpenError::Foreign(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(OpenError::Missing(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(OpenError::Forbidden(path.to_owned()));
@@ -169,7 +181,7 @@ pub(super) fn open_to_read(path: &Path) -> Result<Readable, OpenError> {
 
 fn readable(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     let failed = |error| OpenError::Database { path: path.to_owned(), error };
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let connection = connect(path, flags)?;
     connection.busy_timeout(10 * PATIENCE).map_err(failed)?;
     match version(&connection, path)? {
         0 => Err(OpenError::Missing(path.to_owned())),

@@ -111,24 +111,32 @@ impl Writer {
     /// Stores a text once, and that it is so from then on where it was otherwise before.
     fn keep(&mut self, document: &Document, now_ns: i64) -> rusqlite::Result<()> {
         let share = self.share(&share_name(document.share, None))?;
-        let insert =
-            "INSERT OR IGNORE INTO documents (sha256, share, stored_ns, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let insert = "INSERT OR IGNORE INTO documents (sha256, share, stored_ns, bytes, body, weight) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         self.connection.prepare_cached(insert)?.execute(params![
             document.sha256,
             share,
             now_ns,
             signed(document.bytes),
-            document.packed
+            document.packed,
+            // Its digest is in an index too.
+            weight(document.packed.len() + 2 * document.sha256.len()),
         ])?;
         let (kind, at_ns): (&str, i64) = (document.kind.into(), nanoseconds(document.at));
         let last = "SELECT sha256 FROM states WHERE kind = ?1 AND subject = ?2 ORDER BY at_ns DESC, id DESC LIMIT 1";
         let last: Option<String> =
             self.connection.prepare_cached(last)?.query_row((kind, &document.subject), |row| row.get(0)).optional()?;
         if last.as_ref() != Some(&document.sha256) {
-            let insert =
-                "INSERT INTO states (run, share, kind, subject, at_ns, sha256) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let insert = "INSERT INTO states (run, share, kind, subject, at_ns, sha256, line) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
             let mut insert = self.connection.prepare_cached(insert)?;
-            insert.execute(params![self.run, share, kind, document.subject, at_ns, document.sha256])?;
+            insert.execute(params![
+                self.run,
+                share,
+                kind,
+                document.subject,
+                at_ns,
+                document.sha256,
+                self.next_line - 1
+            ])?;
         }
         Ok(())
     }
@@ -197,10 +205,12 @@ impl Writer {
         } else {
             let Who { pid, name, executable, uid, unit, container, body } = who;
             let mut insert = self.connection.prepare_cached(
-                "INSERT INTO processes (hash, share, pid, name, executable, uid, unit, container, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO processes (hash, share, pid, name, executable, uid, unit, container, body, weight)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?;
-            insert.insert(params![key, share, pid, name, executable, uid, unit, container, body])?
+            let texts = [name, executable, unit, container].into_iter().flatten().map(String::len).sum::<usize>();
+            let weight = weight(body.len() + texts);
+            insert.insert(params![key, share, pid, name, executable, uid, unit, container, body, weight])?
         };
         self.processes.insert(key, number);
         Ok(number)
@@ -218,10 +228,13 @@ impl Writer {
             number
         } else {
             let Entry { destination, port, protocol, ruleset, body, .. } = entry;
-            let insert = "INSERT INTO parts (hash, share, destination, port, protocol, ruleset, body)
-                          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let insert = "INSERT INTO parts (hash, share, destination, port, protocol, ruleset, body, weight)
+                          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
             let mut insert = self.connection.prepare_cached(insert)?;
-            insert.insert(params![key, share, destination, port, protocol, ruleset, body])?
+            // They are in an index too.
+            let texts = [destination, ruleset].into_iter().flatten().map(String::len).sum::<usize>();
+            let weight = weight(body.len() + 2 * texts);
+            insert.insert(params![key, share, destination, port, protocol, ruleset, body, weight])?
         };
         self.parts.insert(key, number);
         Ok(number)
@@ -299,20 +312,55 @@ fn begin(connection: &Connection, reporter: &str, started_ns: i64) -> rusqlite::
     let run = match connection.query_row(same, (started_ns, reporter), |row| row.get(0)).optional()? {
         Some(run) => run,
         None => {
-            let begin = "INSERT INTO runs (reporter, started_ns, alive_ns) VALUES (?1, ?2, ?2)";
+            let begin = "INSERT INTO runs (reporter, started_ns, alive_ns, line)
+                         VALUES (?1, ?2, ?2, (SELECT coalesce(max(id), 0) FROM lines))";
             connection.prepare(begin)?.insert((reporter, started_ns))?
         }
     };
-    let next = connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM lines", [], |row| row.get(0))?;
+    // A number is not given again to a line that is younger than it says.
+    let next = "SELECT 1 + max((SELECT coalesce(max(id), 0) FROM lines), (SELECT coalesce(max(line), 0) FROM ages))";
+    let next = connection.query_row(next, [], |row| row.get(0))?;
     Ok((run, next))
 }
 
 /// Leaves word of what is missing.
 pub(super) fn note(connection: &Connection, run: i64, gap: &Gap, noted_ns: i64) -> rusqlite::Result<()> {
     let Gap { from_ns, until_ns, lines, packets, why } = gap;
-    let sql =
-        "INSERT INTO gaps (run, noted_ns, from_ns, until_ns, lines, packets, why) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    let sql = "INSERT INTO gaps (run, noted_ns, from_ns, until_ns, lines, packets, why, line)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, (SELECT coalesce(max(id), 0) FROM lines))";
     connection.execute(sql, params![run, noted_ns, from_ns, until_ns, signed(*lines), signed(*packets), why]).map(drop)
+}
+
+/// Adds what was removed to what was noted of the same kind today, so that a flood is one row.
+pub(super) fn sum_up(connection: &Connection, gap: &Gap, now_ns: i64) -> rusqlite::Result<()> {
+    const DAY: i64 = 86_400_000_000_000;
+    let run = connection.prepare_cached("SELECT max(id) FROM runs")?.query_row([], |row| row.get(0))?;
+    let Gap { from_ns, until_ns, lines, packets, why } = gap;
+    let add = "UPDATE gaps SET from_ns = min(from_ns, ?1), until_ns = max(until_ns, ?2), lines = lines + ?3, packets = packets + ?4
+               WHERE id = (SELECT max(id) FROM gaps WHERE why = ?5 AND run = ?6) AND noted_ns BETWEEN ?7 AND ?8";
+    let mut add = connection.prepare_cached(add)?;
+    let added =
+        add.execute(params![from_ns, until_ns, signed(*lines), signed(*packets), why, run, now_ns - DAY, now_ns])?;
+    if added == 0 { note(connection, run, gap, now_ns) } else { Ok(()) }
+}
+
+/// Bytes of a row with so many in its texts: its part of a page, and pages of its own for what does not fit in there
+/// (<https://sqlite.org/fileformat.html>, "B-tree Pages").
+fn weight(bytes: usize) -> i64 {
+    /// Numbers, a hash and what the indexes have.
+    const REST: usize = 120;
+    const PAGE: usize = 4096;
+    /// The most and the least of a row that is not on pages of its own, and what such a page has of it.
+    const MOST: usize = PAGE - 35;
+    const LEAST: usize = (PAGE - 12) * 32 / 255 - 23;
+    const OVERFLOW: usize = PAGE - 4;
+    let bytes = bytes + REST;
+    let local = match bytes {
+        ..=MOST => bytes,
+        _ => Some(LEAST + (bytes - LEAST) % OVERFLOW).filter(|local| *local <= MOST).unwrap_or(LEAST),
+    };
+    let whole = PAGE / (MOST / local) + (bytes - local).div_ceil(OVERFLOW) * PAGE;
+    i64::try_from(whole).unwrap_or(i64::MAX)
 }
 
 /// SQLite's numbers have a sign.

@@ -44,7 +44,7 @@ impl Keeper<'_> {
         let limit = self.limit();
         // Nor may one share be over its part for long.
         self.has_more |= used > limit || self.tidied.elapsed() > TIDY_BESIDE;
-        self.is_crowded = used > limit + limit / CROWDED;
+        self.is_crowded = used > limit.saturating_add(limit / CROWDED);
     }
 
     /// Looks after what is kept, a little at a time; what is to be said of it.
@@ -92,10 +92,10 @@ impl Keeper<'_> {
             Some(age) => age,
             None => self.age.insert(Age::read(connection, now_ns())?),
         };
-        let now_ns = age.now(connection, now_ns())?;
+        let now = age.now(connection, now_ns())?;
         let until = Instant::now() + if was_crowded { CROWDED_TIME } else { Duration::ZERO };
         let has_more = loop {
-            let has_more = retention::step(connection, limits, limit, now_ns)?;
+            let has_more = retention::step(connection, limits, limit, now)?;
             if !has_more || Instant::now() >= until {
                 break has_more;
             }
@@ -106,7 +106,7 @@ impl Keeper<'_> {
             let (path, reserve) = (&self.settings.path, self.settings.reserve);
             space::shrink(connection, reserve)?;
             // New lines have taken its pages. While there is room, others take their place.
-            if free.min(log(path)) < reserve / 2 && has_room_for(path, limits.rest + 2 * reserve) {
+            if free.min(log(path)) < reserve / 2 && has_room_for(path, limits.rest.saturating_add(2 * reserve)) {
                 space::reserve(connection, reserve, log(path))?;
             }
         }
@@ -145,10 +145,10 @@ impl Keeper<'_> {
         let free = Room::of(&writer.connection).map_or(0, |room| room.free);
         // As much for the file as for its log, as far as they do not have it from before.
         let missing = reserve.saturating_sub(free) + reserve.saturating_sub(log(path));
-        let failed = if missing > 0 && !has_room_for(path, limits.rest + missing) {
+        let failed = if missing > 0 && !has_room_for(path, limits.rest.saturating_add(missing)) {
             format!(
                 "the file system has less than {} MiB left, twice the reserve (--reserve) beside what is to stay free (--keep-free)",
-                (limits.rest + missing) >> 20
+                limits.rest.saturating_add(missing) >> 20
             )
         } else {
             space::reserve(&writer.connection, *reserve, log(path)).err().map(|error| words(&error))?

@@ -1,8 +1,9 @@
 //! Lines of one story that are close to each other become one with their sums, once they are old.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::{keep_value, numbers, remove::remove, value};
+use crate::store::age::Now;
 
 /// Lines of one story within a minute become one after an hour, and within an hour after a day.
 pub(super) const FOLDS: [Fold; 2] = [
@@ -22,17 +23,23 @@ pub(super) struct Fold {
 
 impl Fold {
     /// Folds the next lines that are old enough, of some spans.
-    pub(super) fn step(&self, connection: &Connection, now_ns: i64) -> rusqlite::Result<bool> {
-        let until = (now_ns - self.after).div_euclid(self.span) * self.span;
+    pub(super) fn step(&self, connection: &Connection, now: Now) -> rusqlite::Result<bool> {
+        let old = now.old(connection, self.after)?;
+        let until = old.before_ns.div_euclid(self.span) * self.span;
         let done = value(connection, self.name)?.unwrap_or(0);
         // The clock may have been set back since.
         let done = done.min(until);
-        let next = "SELECT min(at_ns) FROM lines WHERE at_ns >= ?1 AND at_ns < ?2";
-        let next: Option<i64> = connection.prepare_cached(next)?.query_row([done, until], |row| row.get(0))?;
+        let next = "SELECT at_ns FROM lines WHERE at_ns >= ?1 AND at_ns < ?2 ORDER BY at_ns LIMIT 1";
+        let next: Option<i64> =
+            connection.prepare_cached(next)?.query_row([done, until], |row| row.get(0)).optional()?;
         // Where there is nothing to fold nothing is written.
         let Some(first) = next else { return Ok(false) };
         let start = first.div_euclid(self.span) * self.span;
         let end = start + self.span;
+        let is_new = "SELECT EXISTS (SELECT 1 FROM lines WHERE at_ns >= ?1 AND at_ns < ?2 AND id >= ?3)";
+        if connection.prepare_cached(is_new)?.query_row([start, end, old.line], |row| row.get(0))? {
+            return Ok(false);
+        }
         // One with many stories takes several steps.
         let (of, story) = (format!("{}_span", self.name), format!("{}_story", self.name));
         let is_begun = value(connection, &of)? == Some(start);
@@ -87,5 +94,5 @@ fn fold_into_one(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
             )?
             .execute([first, other])?;
     }
-    remove(connection, others)
+    remove(connection, others).map(drop)
 }

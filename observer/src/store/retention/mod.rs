@@ -13,7 +13,10 @@ use self::{
     remove::{remove, remove_states, remove_story},
     room::make_room,
 };
-use super::space::Room;
+use super::{
+    age::{self, Now, Old},
+    space::Room,
+};
 
 mod fold;
 pub(super) mod remove;
@@ -32,10 +35,11 @@ pub struct Limits {
 
 /// Rows that are removed in one step.
 pub(super) const STEP: i64 = 500;
+
 /// Does a part of what is to be done: true when there may be more. `limit` is how many bytes may be in use.
-pub(super) fn step(connection: &Connection, limits: &Limits, limit: u64, now_ns: i64) -> rusqlite::Result<bool> {
+pub(super) fn step(connection: &Connection, limits: &Limits, limit: u64, now: Now) -> rusqlite::Result<bool> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
-    let done = in_transaction(connection, limits, limit, now_ns);
+    let done = in_transaction(connection, limits, limit, now);
     match &done {
         Ok(_) => connection.execute_batch("COMMIT")?,
         Err(_) => {
@@ -45,21 +49,21 @@ pub(super) fn step(connection: &Connection, limits: &Limits, limit: u64, now_ns:
     done
 }
 
-fn in_transaction(connection: &Connection, limits: &Limits, limit: u64, now_ns: i64) -> rusqlite::Result<bool> {
+fn in_transaction(connection: &Connection, limits: &Limits, limit: u64, now: Now) -> rusqlite::Result<bool> {
+    now.mark(connection, limits.age)?;
     // Folding a long past must not keep a full store from having room.
-    if Room::of(connection)?.used > limit && make_room(connection, limits.bytes, limit)? {
+    if Room::of(connection)?.used > limit && make_room(connection, limits.bytes, limit, now.clock_ns)? {
         return Ok(true);
     }
     for fold in &FOLDS {
-        if fold.step(connection, now_ns)? {
+        if fold.step(connection, now)? {
             return Ok(true);
         }
     }
-    let age = i64::try_from(limits.age.as_nanos()).unwrap_or(i64::MAX);
-    if expire(connection, now_ns.saturating_sub(age))? {
+    if expire(connection, now.old(connection, age::nanoseconds(limits.age))?)? {
         return Ok(true);
     }
-    make_room(connection, limits.bytes, limit)
+    make_room(connection, limits.bytes, limit, now.clock_ns)
 }
 
 /// A number that the store keeps by name.
@@ -84,39 +88,54 @@ pub(super) fn numbers(connection: &Connection, sql: &str, parameters: &[&dyn ToS
 pub(super) const UNCONCERNED: &str = "(NOT EXISTS (SELECT 1 FROM stories o WHERE o.share = s.share)
     AND (s.share NOT IN (SELECT id FROM shares WHERE name = 'root') OR NOT EXISTS (SELECT 1 FROM stories)))";
 
-/// Removes what has happened before that: true when there may be more.
-fn expire(connection: &Connection, before_ns: i64) -> rusqlite::Result<bool> {
-    let stories = "SELECT id FROM stories WHERE last_ns < ?1 ORDER BY last_ns LIMIT 20";
-    let over = numbers(connection, stories, &[&before_ns])?;
+/// Removes what is old: true when there may be more.
+fn expire(connection: &Connection, old: Old) -> rusqlite::Result<bool> {
+    let Old { line, before_ns, clock_ns } = old;
+    let is_old = |time: &str| format!("({time} < ?2 OR {time} > ?3)");
+    let last_ns = is_old("last_ns");
+    let stories = format!("SELECT id FROM stories WHERE last_line < ?1 AND {last_ns} ORDER BY last_line LIMIT 20");
+    let over = numbers(connection, &stories, &[&line, &before_ns, &clock_ns])?;
     for story in &over {
-        if remove_story(connection, *story)? {
+        if remove_story(connection, *story)?.1 {
             return Ok(true);
         }
     }
-    let lines = "SELECT l.id FROM lines l JOIN stories s ON s.id = l.story
-                 WHERE l.at_ns < ?1 AND l.id NOT IN (s.first_line, s.last_line) LIMIT ?2";
-    let middle = numbers(connection, lines, &[&before_ns, &STEP])?;
+    let lines = format!(
+        "SELECT l.id FROM lines l JOIN stories s ON s.id = l.story
+         WHERE l.id < ?1 AND {} AND l.id NOT IN (s.first_line, s.last_line) LIMIT {STEP}",
+        is_old("l.at_ns")
+    );
+    let middle = numbers(connection, &lines, &[&line, &before_ns, &clock_ns])?;
     remove(connection, &middle)?;
     // What belongs to no story stays as long as one that it may have to do with.
-    let others = "SELECT id FROM lines WHERE story IS NULL
-                  AND at_ns < min(?1, (SELECT coalesce(min(first_ns), ?1) FROM stories)) LIMIT ?2";
-    let others = numbers(connection, others, &[&before_ns, &STEP])?;
+    let others = format!(
+        "SELECT id FROM lines WHERE story IS NULL AND id < ?1 AND {}
+         AND at_ns < (SELECT coalesce(min(first_ns), 9223372036854775807) FROM stories) LIMIT {STEP}",
+        is_old("at_ns")
+    );
+    let others = numbers(connection, &others, &[&line, &before_ns, &clock_ns])?;
     remove(connection, &others)?;
-    connection.prepare_cached("DELETE FROM gaps WHERE noted_ns < ?1")?.execute([before_ns])?;
+    let gaps = format!("DELETE FROM gaps WHERE line < ?1 AND {}", is_old("noted_ns"));
+    connection.prepare_cached(&gaps)?.execute([line, before_ns, clock_ns])?;
     // What was so when the oldest story began is still of use.
-    let over_states = "SELECT s.id FROM states s WHERE s.at_ns < ?1 AND (
-                         EXISTS (SELECT 1 FROM states later
-                                 WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
-                                 AND later.at_ns <= min(?1, (SELECT coalesce(min(first_ns), ?1) FROM stories)))
-                         OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share AND last_ns >= s.at_ns)
-                            AND (s.share NOT IN (SELECT id FROM shares WHERE name = 'root')
-                                 OR NOT EXISTS (SELECT 1 FROM stories WHERE last_ns >= s.at_ns))) LIMIT ?2";
-    let over_states = numbers(connection, over_states, &[&before_ns, &STEP])?;
+    let over_states = format!(
+        "SELECT s.id FROM states s WHERE s.line < ?1 AND s.at_ns < ?2 AND (
+           EXISTS (SELECT 1 FROM states later
+                   WHERE later.kind = s.kind AND later.subject = s.subject AND later.at_ns > s.at_ns
+                   AND later.at_ns <= min(?2, (SELECT coalesce(min(first_ns), ?2) FROM stories)))
+           OR NOT EXISTS (SELECT 1 FROM stories WHERE share = s.share AND last_ns >= s.at_ns)
+              AND (s.share NOT IN (SELECT id FROM shares WHERE name = 'root')
+                   OR NOT EXISTS (SELECT 1 FROM stories WHERE last_ns >= s.at_ns))) LIMIT {STEP}"
+    );
+    let over_states = numbers(connection, &over_states, &[&line, &before_ns])?;
     remove_states(connection, &over_states)?;
-    let runs = "DELETE FROM runs WHERE alive_ns < ?1 AND id < (SELECT max(id) FROM runs)
-                AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id)
-                AND NOT EXISTS (SELECT 1 FROM gaps WHERE run = runs.id)";
-    connection.prepare_cached(runs)?.execute([before_ns])?;
+    let runs = format!(
+        "DELETE FROM runs WHERE line < ?1 AND {} AND id < (SELECT max(id) FROM runs)
+         AND NOT EXISTS (SELECT 1 FROM lines WHERE run = runs.id) AND NOT EXISTS (SELECT 1 FROM gaps WHERE run = runs.id)
+         AND NOT EXISTS (SELECT 1 FROM states WHERE run = runs.id)",
+        is_old("alive_ns")
+    );
+    connection.prepare_cached(&runs)?.execute([line, before_ns, clock_ns])?;
     // What has no weight has nothing in the store.
     connection.prepare_cached("DELETE FROM shares WHERE weight <= 0")?.execute([])?;
     Ok(!over.is_empty() || !middle.is_empty() || !others.is_empty() || !over_states.is_empty())

@@ -6,17 +6,42 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{STEP, numbers};
 
+/// Lines that were removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Removed {
+    /// As they were recorded: a folded one is several.
+    pub(in crate::store) lines: u64,
+    pub(in crate::store) packets: u64,
+    /// When the first and the last of them were, nanoseconds since 1970.
+    pub(in crate::store) from_ns: i64,
+    pub(in crate::store) until_ns: i64,
+}
+
+impl Removed {
+    pub(in crate::store) const NONE: Self = Self { lines: 0, packets: 0, from_ns: i64::MAX, until_ns: i64::MIN };
+
+    pub(in crate::store) fn add(&mut self, other: Self) {
+        (self.lines, self.packets) = (self.lines + other.lines, self.packets + other.packets);
+        (self.from_ns, self.until_ns) = (self.from_ns.min(other.from_ns), self.until_ns.max(other.until_ns));
+    }
+}
+
 /// Removes lines, and texts that no other line has.
-pub(in crate::store) fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+pub(in crate::store) fn remove(connection: &Connection, ids: &[i64]) -> rusqlite::Result<Removed> {
+    let mut all = Removed::NONE;
     let (mut parts, mut processes) = (HashSet::new(), HashSet::new());
     for id in ids {
         let removed = connection
-            .prepare_cached("DELETE FROM lines WHERE id = ?1 RETURNING story, part, process")?
+            .prepare_cached("DELETE FROM lines WHERE id = ?1 RETURNING story, part, process, folded, packets, at_ns")?
             .query_row([id], |row| {
-                Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?))
+                let unsigned = |at: usize| row.get::<_, i64>(at).map(|number| u64::try_from(number).unwrap_or(0));
+                let (lines, packets, at_ns) = (unsigned(3)?, unsigned(4)?, row.get(5)?);
+                let one = Removed { lines, packets, from_ns: at_ns, until_ns: at_ns };
+                Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?, one))
             })
             .optional()?;
-        let Some((story, part, process)) = removed else { continue };
+        let Some((story, part, process, one)) = removed else { continue };
+        all.add(one);
         parts.insert(part);
         processes.extend(process);
         if let Some(story) = story {
@@ -37,7 +62,7 @@ pub(in crate::store) fn remove(connection: &Connection, ids: &[i64]) -> rusqlite
     for process in processes {
         connection.prepare_cached(unused)?.execute([process])?;
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Removes states, and texts that nothing refers to any more.
@@ -59,13 +84,13 @@ fn remove_document(connection: &Connection, sha256: &str) -> rusqlite::Result<()
     connection.prepare_cached(unused)?.execute([sha256]).map(drop)
 }
 
-/// Removes a story with all its lines, the last line last: true when it has more of them than one step removes.
-pub(in crate::store) fn remove_story(connection: &Connection, story: i64) -> rusqlite::Result<bool> {
+/// Removes a story with all its lines, the last line last; what was removed, and true when it has more lines than one step removes.
+pub(in crate::store) fn remove_story(connection: &Connection, story: i64) -> rusqlite::Result<(Removed, bool)> {
     let lines = numbers(connection, "SELECT id FROM lines WHERE story = ?1 ORDER BY id LIMIT ?2", &[&story, &STEP])?;
-    remove(connection, &lines)?;
+    let removed = remove(connection, &lines)?;
     if lines.len() >= STEP as usize {
-        return Ok(true);
+        return Ok((removed, true));
     }
     connection.prepare_cached("DELETE FROM stories WHERE id = ?1")?.execute([story])?;
-    Ok(false)
+    Ok((removed, false))
 }

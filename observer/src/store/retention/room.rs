@@ -4,9 +4,12 @@ use rusqlite::Connection;
 
 use super::{
     STEP, UNCONCERNED, numbers,
-    remove::{remove, remove_states, remove_story},
+    remove::{Removed, remove, remove_states, remove_story},
 };
-use crate::store::space::Room;
+use crate::store::{
+    space::Room,
+    write::{Gap, sum_up},
+};
 
 /// Bytes that a line takes at least, and a story with its first line and texts; about.
 const ROW: i64 = 400;
@@ -22,27 +25,42 @@ const HOST: &str = "root";
 /// A user's or a namespace's part of the store.
 struct Part {
     share: i64,
-    is_host: bool,
+    name: String,
     weight: i64,
 }
 
+impl Part {
+    fn is_host(&self) -> bool {
+        self.name == HOST
+    }
+
+    /// Leaves word of what was removed of it.
+    fn note(&self, connection: &Connection, removed: Removed, now_ns: i64) -> rusqlite::Result<()> {
+        // Of namespaces there may be very many.
+        let name = if self.name.starts_with("network namespace ") { "network namespaces" } else { &self.name };
+        let Removed { lines, packets, from_ns, until_ns } = removed;
+        let gap = Gap { from_ns, until_ns, lines, packets, why: format!("removed to make room: lines of {name}") };
+        sum_up(connection, &gap, now_ns)
+    }
+}
+
 /// Removes a little of whoever has more than is due to it: true when there may be more. With less in use than `limit` only who is over its
-/// own part of `whole` loses anything.
-pub(super) fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusqlite::Result<bool> {
-    let mut statement = connection.prepare_cached("SELECT id, name = ?1, weight FROM shares ORDER BY weight DESC")?;
-    let parts = statement
-        .query_map([HOST], |row| Ok(Part { share: row.get(0)?, is_host: row.get(1)?, weight: row.get(2)? }))?;
+/// own part of `whole` loses anything. What was removed is summed up in `gaps`.
+pub(super) fn make_room(connection: &Connection, whole: u64, limit: u64, now_ns: i64) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare_cached("SELECT id, name, weight FROM shares ORDER BY weight DESC")?;
+    let parts =
+        statement.query_map([], |row| Ok(Part { share: row.get(0)?, name: row.get(1)?, weight: row.get(2)? }))?;
     let parts: Vec<Part> = parts.collect::<Result<_, _>>()?;
     let whole = i64::try_from(whole).unwrap_or(i64::MAX);
-    let of_strangers: i64 = parts.iter().filter(|part| !part.is_host).map(|part| part.weight).sum();
-    let largest_stranger = parts.iter().find(|part| !part.is_host);
+    let of_strangers: i64 = parts.iter().filter(|part| !part.is_host()).map(|part| part.weight).sum();
+    let largest_stranger = parts.iter().find(|part| !part.is_host());
     let too_full = i64::try_from(Room::of(connection)?.used.saturating_sub(limit)).unwrap_or(i64::MAX);
     let from = match largest_stranger {
         Some(part) if part.weight > whole / OF_ONE || of_strangers > whole / OF_ALL => {
             Some((part, (part.weight - whole / OF_ONE).max(of_strangers - whole / OF_ALL)))
         }
         _ if too_full > 0 => {
-            let host = parts.iter().find(|part| part.is_host);
+            let host = parts.iter().find(|part| part.is_host());
             let from = host.filter(|host| host.weight >= of_strangers).or(largest_stranger).or(host);
             from.map(|from| (from, too_full))
         }
@@ -53,15 +71,18 @@ pub(super) fn make_room(connection: &Connection, whole: u64, limit: u64) -> rusq
     // While the store has room, nobody else loses anything for that.
     let others = parts.iter().filter(|part| too_full > 0 && part.share != from.share);
     for part in std::iter::once(from).chain(others) {
-        if make_room_of(connection, part.share, too_much)? {
+        if let Some(removed) = make_room_of(connection, part.share, too_much)? {
+            if removed.lines > 0 {
+                part.note(connection, removed, now_ns)?;
+            }
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Removes about so many bytes of a share: false where it has nothing.
-fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite::Result<bool> {
+/// Removes about so many bytes of a share: `None` where it has nothing.
+fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite::Result<Option<Removed>> {
     // No more than is needed, about.
     let most = (too_much / ROW + 1).min(STEP);
     // What is neither the first nor the last of its story, the oldest first; then whole stories.
@@ -82,8 +103,7 @@ fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite:
             Some(weight) => numbers(connection, lines, &[&share, &most, weight])?,
         };
         if !lines.is_empty() {
-            remove(connection, &lines)?;
-            return Ok(true);
+            return remove(connection, &lines).map(Some);
         }
     }
     // What was so when the oldest of those stories began is still of use.
@@ -97,14 +117,14 @@ fn make_room_of(connection: &Connection, share: i64, too_much: i64) -> rusqlite:
     );
     let states = numbers(connection, &states, &[&share, &most])?;
     if !states.is_empty() {
-        remove_states(connection, &states)?;
-        return Ok(true);
+        return remove_states(connection, &states).map(|()| Some(Removed::NONE));
     }
     let stories = (too_much / STORY + 1).min(STEP);
     let oldest = "SELECT id FROM stories WHERE share = ?1 ORDER BY last_ns LIMIT ?2";
     let oldest = numbers(connection, oldest, &[&share, &stories])?;
+    let mut all = Removed::NONE;
     for story in &oldest {
-        remove_story(connection, *story)?;
+        all.add(remove_story(connection, *story)?.0);
     }
-    Ok(!oldest.is_empty())
+    Ok((!oldest.is_empty()).then_some(all))
 }

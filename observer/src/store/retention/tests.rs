@@ -7,11 +7,13 @@ use super::*;
 use crate::{
     model::{Line, Share},
     store::{
+        age::Now,
         entry::Entry,
         lab::{Lab, change, packet},
     },
 };
 
+const SECOND: i64 = 1_000_000_000;
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 
@@ -162,10 +164,10 @@ fn the_weight_of_a_share_is_that_of_its_rows() {
     }
     assert_eq!(lab.number("SELECT 10 * (SELECT count(*) FROM states) + (SELECT count(*) FROM documents)"), 32);
     let differ = "SELECT count(*) FROM shares s WHERE weight <>
-           (SELECT 200 * count(*) FROM lines WHERE share = s.id) + (SELECT 300 * count(*) FROM stories WHERE share = s.id)
-         + (SELECT coalesce(sum(200 + length(body)), 0) FROM parts WHERE share = s.id)
-         + (SELECT coalesce(sum(200 + length(body)), 0) FROM processes WHERE share = s.id)
-         + (SELECT coalesce(sum(200 + length(body)), 0) FROM documents WHERE share = s.id)
+           (SELECT 280 * count(*) FROM lines WHERE share = s.id) + (SELECT 450 * count(*) FROM stories WHERE share = s.id)
+         + (SELECT coalesce(sum(weight), 0) FROM parts WHERE share = s.id)
+         + (SELECT coalesce(sum(weight), 0) FROM processes WHERE share = s.id)
+         + (SELECT coalesce(sum(weight), 0) FROM documents WHERE share = s.id)
          + (SELECT 300 * count(*) FROM states WHERE share = s.id)";
     assert_eq!(lab.number(differ), 0);
     lab.tidy(&limits(1 << 30), 3 * DAY);
@@ -173,4 +175,86 @@ fn the_weight_of_a_share_is_that_of_its_rows() {
     lab.tidy(&limits(1 << 30), 40 * DAY);
     assert_eq!(lab.number("SELECT count(*) FROM shares"), 0);
     assert_eq!(lab.number("SELECT (SELECT count(*) FROM states) + (SELECT count(*) FROM documents)"), 0);
+}
+
+/// Of a kind of line each, whose texts a stranger may choose.
+#[test]
+fn the_weight_of_a_share_is_what_it_takes() {
+    let long = "\u{20000}".repeat(900);
+    let kinds: [(&str, &dyn Fn(u32) -> Entry); 4] = [
+        ("many stories", &|at| packet(u128::from(at), 1, 1000)),
+        ("one story", &|at| packet(1, i64::from(at), 1000)),
+        ("long arguments", &|at| {
+            let mut entry = packet(1, i64::from(at), 1000);
+            let who = entry.who.as_mut().unwrap();
+            who.body = format!("{} {at} {long}", who.body);
+            entry
+        }),
+        ("long paths", &|at| {
+            let mut entry = packet(u128::from(at), i64::from(at), 1000);
+            let who = entry.who.as_mut().unwrap();
+            who.body = format!("{} {at}", who.body);
+            who.executable = Some(long.clone());
+            entry
+        }),
+    ];
+    for (kind, entry) in kinds {
+        let mut lab = Lab::new();
+        let before = Room::of(&lab.writer.connection).unwrap().used;
+        lab.store(&(0..3000).map(entry).collect::<Vec<_>>());
+        let used = Room::of(&lab.writer.connection).unwrap().used - before;
+        let weight = u64::try_from(lab.number("SELECT sum(weight) FROM shares")).unwrap();
+        assert!((used * 80..used * 160).contains(&(weight * 100)), "{kind}: {weight} of {used} bytes");
+    }
+}
+
+#[test]
+fn a_clock_that_was_wrong_makes_nothing_old() {
+    const YEAR: i64 = 365 * DAY;
+    let mut lab = Lab::new();
+    let now = |clock: i64, age: i64| Now { clock_ns: clock * SECOND, age_ns: age * SECOND };
+    // In 1970, and in a year to come; then the clock is right, and was it all the time by the store's own time.
+    lab.writer.store(&[packet(1, 0, 0), packet(2, 50 * YEAR, 0)], &[], None, 0).unwrap();
+    lab.tidy_by(&limits(1 << 30), now(0, 40 * YEAR));
+    lab.tidy_by(&limits(1 << 30), now(40 * YEAR + DAY, 40 * YEAR + DAY));
+    assert_eq!(lab.lines().len(), 2);
+    // A clock that is wrong just now.
+    lab.writer.store(&[packet(3, 40 * YEAR + DAY, 0)], &[], None, 0).unwrap();
+    lab.tidy_by(&limits(1 << 30), now(40 * YEAR + DAY, 40 * YEAR + DAY + 600));
+    lab.tidy_by(&limits(1 << 30), now(60 * YEAR, 40 * YEAR + 2 * DAY));
+    lab.tidy_by(&limits(1 << 30), now(0, 40 * YEAR + 3 * DAY));
+    assert_eq!(lab.lines().len(), 3);
+    lab.tidy_by(&limits(1 << 30), now(40 * YEAR + 31 * DAY + 1200, 40 * YEAR + 31 * DAY + 1200));
+    assert!(lab.lines().is_empty(), "a month later they go, whatever their times are");
+}
+
+#[test]
+fn a_run_goes_once_nothing_is_left_of_it() {
+    let mut lab = Lab::new();
+    lab.store(&[packet(1, 0, 0)]);
+    lab.keep(1, "of the host", Share::Host);
+    lab.writer.end(None, None, 10 * SECOND).unwrap();
+    let reporter = serde_json::to_string(&crate::model::Reporter::example()).unwrap();
+    lab.writer = crate::store::write::Writer::open(&lab.path, &reporter, 20 * DAY * SECOND).unwrap();
+    lab.store(&[packet(2, 35 * DAY, 0)]);
+    lab.tidy(&limits(1 << 30), 40 * DAY);
+    assert_eq!((lab.lines().len(), lab.number("SELECT count(*) FROM runs")), (1, 2), "its rules are still in force");
+    lab.keep(41 * DAY, "other", Share::Host);
+    lab.store(&[packet(3, 42 * DAY, 0)]);
+    lab.tidy(&limits(1 << 30), 80 * DAY);
+    assert_eq!(lab.number("SELECT count(*) FROM runs"), 1);
+}
+
+#[test]
+fn what_was_removed_to_make_room_is_noted() {
+    let mut lab = Lab::new();
+    for round in 0..4_u128 {
+        lab.store(&(0..500).map(|at| packet(round * 500 + at, 1, 1000)).collect::<Vec<_>>());
+        lab.store(&(0..50).map(|at| change(1, 100 + at, 0)).collect::<Vec<_>>());
+        lab.tidy(&limits(1 << 20), 2);
+    }
+    assert_eq!(lab.number("SELECT (SELECT sum(folded) FROM lines) + (SELECT sum(lines) FROM gaps)"), 2200);
+    assert_eq!(lab.number("SELECT (SELECT sum(packets) FROM lines) + (SELECT sum(packets) FROM gaps)"), 4000);
+    assert_eq!(lab.number("SELECT count(*) FROM gaps WHERE why = 'removed to make room: lines of user 1000'"), 1);
+    assert!(lab.number("SELECT count(*) FROM gaps") <= 2);
 }

@@ -6,6 +6,7 @@ CREATE TABLE runs (
   started_ns  INTEGER NOT NULL,
   alive_ns    INTEGER NOT NULL,          -- the last time that lines were stored
   ended_ns    INTEGER,                   -- NULL: it runs, or it was ended by force
+  line        INTEGER NOT NULL,          -- the last line before it
   account     TEXT                       -- JSON
 );
 CREATE TABLE gaps (
@@ -16,7 +17,13 @@ CREATE TABLE gaps (
   until_ns    INTEGER NOT NULL,
   lines       INTEGER NOT NULL,
   packets     INTEGER NOT NULL,
-  why         TEXT    NOT NULL           -- what could not be stored, or was removed
+  why         TEXT    NOT NULL,          -- what could not be stored, or was removed
+  line        INTEGER NOT NULL           -- the last line before this was written
+);
+CREATE INDEX gaps_by_reason ON gaps(why, run);
+CREATE TABLE ages (
+  at_ns       INTEGER PRIMARY KEY,       -- of the store's own time, which no wrong clock moves far
+  line        INTEGER NOT NULL           -- the last line that was stored before
 );
 CREATE TABLE shares (
   id          INTEGER PRIMARY KEY,
@@ -38,6 +45,7 @@ CREATE TABLE stories (
   bytes       INTEGER NOT NULL
 );
 CREATE INDEX stories_by_time ON stories(last_ns);
+CREATE INDEX stories_by_last ON stories(last_line);
 CREATE INDEX stories_by_share ON stories(share, last_ns);
 CREATE INDEX stories_by_first ON stories(share, first_ns);
 CREATE INDEX stories_with_more ON stories(share, last_ns) WHERE lines > 2;
@@ -54,7 +62,8 @@ CREATE TABLE processes (
   uid         INTEGER,
   unit        TEXT,
   container   TEXT,
-  body        TEXT    NOT NULL           -- the sender, JSON
+  body        TEXT    NOT NULL,          -- the sender, JSON
+  weight      INTEGER NOT NULL           -- bytes that it takes, about
 );
 CREATE INDEX processes_by_pid ON processes(pid);
 CREATE INDEX processes_by_user ON processes(uid);
@@ -64,7 +73,8 @@ CREATE TABLE documents (
   share       INTEGER NOT NULL,          -- of the first who had it
   stored_ns   INTEGER NOT NULL,
   bytes       INTEGER NOT NULL,          -- of the text
-  body        BLOB    NOT NULL           -- compressed: sqlar_uncompress(body, bytes)
+  body        BLOB    NOT NULL,          -- compressed: sqlar_uncompress(body, bytes)
+  weight      INTEGER NOT NULL           -- bytes that it takes, about
 );
 CREATE TABLE states (
   id          INTEGER PRIMARY KEY,
@@ -73,7 +83,8 @@ CREATE TABLE states (
   kind        TEXT    NOT NULL,          -- ruleset, routes, unit
   subject     TEXT    NOT NULL,          -- a network namespace, or a unit
   at_ns       INTEGER NOT NULL,          -- from this time on it was seen to be so
-  sha256      TEXT    NOT NULL           -- its text, in `documents`
+  sha256      TEXT    NOT NULL,          -- its text, in `documents`
+  line        INTEGER NOT NULL           -- the last line before it was stored
 );
 CREATE INDEX states_by_subject ON states(kind, subject, at_ns);
 CREATE INDEX states_by_document ON states(sha256);
@@ -86,7 +97,8 @@ CREATE TABLE parts (
   port        INTEGER,
   protocol    INTEGER,
   ruleset     TEXT,                      -- SHA-256: it may be in `documents`
-  body        TEXT    NOT NULL           -- what a line says beside its sender, times and numbers, JSON
+  body        TEXT    NOT NULL,          -- what a line says beside its sender, times and numbers, JSON
+  weight      INTEGER NOT NULL           -- bytes that it takes, about
 );
 CREATE INDEX parts_by_destination ON parts(destination, port);
 CREATE INDEX parts_by_ruleset ON parts(ruleset) WHERE ruleset IS NOT NULL;
@@ -115,25 +127,25 @@ CREATE INDEX lines_by_process ON lines(process) WHERE process IS NOT NULL;
 CREATE INDEX lines_by_part ON lines(part);
 CREATE INDEX lines_by_run ON lines(run);
 CREATE TRIGGER line_stored AFTER INSERT ON lines BEGIN
-  UPDATE shares SET weight = weight + 200 WHERE id = NEW.share; END;
+  UPDATE shares SET weight = weight + 280 WHERE id = NEW.share; END;
 CREATE TRIGGER line_removed AFTER DELETE ON lines BEGIN
-  UPDATE shares SET weight = weight - 200 WHERE id = OLD.share; END;
+  UPDATE shares SET weight = weight - 280 WHERE id = OLD.share; END;
 CREATE TRIGGER story_stored AFTER INSERT ON stories BEGIN
-  UPDATE shares SET weight = weight + 300 WHERE id = NEW.share; END;
+  UPDATE shares SET weight = weight + 450 WHERE id = NEW.share; END;
 CREATE TRIGGER story_removed AFTER DELETE ON stories BEGIN
-  UPDATE shares SET weight = weight - 300 WHERE id = OLD.share; END;
+  UPDATE shares SET weight = weight - 450 WHERE id = OLD.share; END;
 CREATE TRIGGER process_stored AFTER INSERT ON processes BEGIN
-  UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
+  UPDATE shares SET weight = weight + NEW.weight WHERE id = NEW.share; END;
 CREATE TRIGGER process_removed AFTER DELETE ON processes BEGIN
-  UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
+  UPDATE shares SET weight = weight - OLD.weight WHERE id = OLD.share; END;
 CREATE TRIGGER part_stored AFTER INSERT ON parts BEGIN
-  UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
+  UPDATE shares SET weight = weight + NEW.weight WHERE id = NEW.share; END;
 CREATE TRIGGER part_removed AFTER DELETE ON parts BEGIN
-  UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
+  UPDATE shares SET weight = weight - OLD.weight WHERE id = OLD.share; END;
 CREATE TRIGGER document_stored AFTER INSERT ON documents BEGIN
-  UPDATE shares SET weight = weight + 200 + length(NEW.body) WHERE id = NEW.share; END;
+  UPDATE shares SET weight = weight + NEW.weight WHERE id = NEW.share; END;
 CREATE TRIGGER document_removed AFTER DELETE ON documents BEGIN
-  UPDATE shares SET weight = weight - 200 - length(OLD.body) WHERE id = OLD.share; END;
+  UPDATE shares SET weight = weight - OLD.weight WHERE id = OLD.share; END;
 CREATE TRIGGER state_stored AFTER INSERT ON states BEGIN
   UPDATE shares SET weight = weight + 300 WHERE id = NEW.share; END;
 CREATE TRIGGER state_removed AFTER DELETE ON states BEGIN

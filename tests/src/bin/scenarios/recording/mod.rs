@@ -387,8 +387,8 @@ fn refused() -> Result<Outcome> {
     let text = folder.path().join("text");
     fs::write(&text, "no store: ".repeat(100))?;
     for (store, words) in [
-        (&foreign, "is a file of another program"),
-        (&text, "is a file of another program"),
+        (&foreign, "is no store"),
+        (&text, "is no store"),
         (&later, "use the newer observer"),
         (&open.join("s.db"), "other users can write to"),
     ] {
@@ -398,8 +398,24 @@ fn refused() -> Result<Outcome> {
         ensure!(output.status.code() == Some(3) && said.contains(words), "{said}");
         ensure!(fs::read(store).ok() == before, "{} was changed", store.display());
     }
-    let missing = observer(&["report", "--events"], &folder.path().join("none.db"))?;
-    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
-    ensure!(missing.status.code() == Some(2) && said.contains("there is no store at"), "{said}");
+    let empty = folder.path().join("empty.db");
+    fs::write(&empty, "")?;
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
+    let forget: &[&str] = &["forget", "--user", "1"];
+    let report: &[&str] = &["report", "--events"];
+    for (command, store, words) in [
+        (report, &folder.path().join("none.db"), "there is no store at"),
+        (report, &empty, "there is no store at"),
+        (forget, &empty, "there is no store at"),
+        (report, &fifo, "is no store"),
+        (forget, &fifo, "is no store"),
+        (forget, &foreign, "is no store"),
+    ] {
+        let output = observer(command, store)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(2) && said.contains(words), "{command:?} {}: {said}", store.display());
+    }
+    ensure!(fs::read(&empty)?.is_empty(), "an empty file was written to");
     Ok(Outcome::Passed)
 }
