@@ -41,20 +41,27 @@ pub(super) struct OfTheStore {
 }
 
 impl OfTheStore {
-    /// Where it is. A mistake elsewhere in the configuration keeps nobody from reading.
-    pub(super) fn path(&self) -> PathBuf {
+    /// Where it is. A mistake in another key keeps nobody from reading; where the key itself cannot be read, no other store is taken for it.
+    pub(super) fn path(&self) -> Result<PathBuf> {
         if let Some(path) = &self.store {
-            return path.clone();
+            return Ok(path.clone());
         }
-        let configured = read(Path::new(DEFAULT)).ok().and_then(|text| store_in(&text));
-        configured.unwrap_or_else(|| PathBuf::from(store::DEFAULT))
+        let configured = match read(Path::new(DEFAULT)) {
+            Ok(text) => store_in(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
+        let hint = "name the store with --store";
+        let configured = configured.map_err(|why| wrong(format!("cannot read `store` in {DEFAULT}: {why}"), hint))?;
+        Ok(configured.unwrap_or_else(|| PathBuf::from(store::DEFAULT)))
     }
 }
 
 /// The store that a configuration names.
-fn store_in(text: &str) -> Option<PathBuf> {
-    let table = DeTable::parse(text).ok()?;
-    Some(PathBuf::from(table.get_ref().get("store")?.get_ref().as_str()?))
+fn store_in(text: &str) -> Result<Option<PathBuf>, String> {
+    let table = DeTable::parse(text).map_err(|error| error.message().trim_end().to_owned())?;
+    let Some(value) = table.get_ref().get("store") else { return Ok(None) };
+    value.get_ref().as_str().map(|path| Some(PathBuf::from(path))).ok_or_else(|| "it takes a text".to_owned())
 }
 
 /// Options that are in force: what was typed, what the file says, and defaults.
@@ -370,8 +377,9 @@ mod tests {
 
     #[test]
     fn whoever_reads_reads_the_configured_store() {
-        assert_eq!(store_in("kep = 3\nstore = \"/srv/o.db\"\n[filter]\nport = 1"), Some(PathBuf::from("/srv/o.db")));
-        assert_eq!((store_in("store = 3"), store_in("keep = \"7d\""), store_in("store = ")), (None, None, None));
+        let named = store_in("kep = 3\nstore = \"/srv/o.db\"\n[filter]\nport = 1");
+        assert_eq!((named, store_in("keep = \"7d\"")), (Ok(Some(PathBuf::from("/srv/o.db"))), Ok(None)));
+        assert!(store_in("store = 3").is_err() && store_in("store = ").is_err());
     }
 
     #[test]

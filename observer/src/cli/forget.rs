@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
         let sentence = format!("--before {time} is in the future: everything would be removed");
         return Err(UsageError { sentence, hint: "`--before 0s` removes all until now".to_owned() }.into());
     }
-    let path = args.store.path();
+    let path = args.store.path()?;
     let wrong = |error: anyhow::Error| match error.downcast_ref::<OpenError>() {
         Some(
             error @ (OpenError::Missing(_) | OpenError::Foreign(_) | OpenError::ReadOnly(_) | OpenError::Forbidden(_)),

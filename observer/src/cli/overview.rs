@@ -106,7 +106,11 @@ pub(super) fn run(output: Format, verbose: u8) -> Result<Exit> {
 fn recorded() -> Option<Result<Vec<Recorded>, String>> {
     const SHOWN: usize = 5;
     const OF_A_SHARE: usize = 3;
-    match Store::open(&config::OfTheStore::default().path()).and_then(|store| store.last_incidents(SHOWN, OF_A_SHARE)) {
+    let path = match config::OfTheStore::default().path() {
+        Ok(path) => path,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    match Store::open(&path).and_then(|store| store.last_incidents(SHOWN, OF_A_SHARE)) {
         Err(QueryError::Open(OpenError::Missing(_))) => None,
         other => Some(other.map_err(|error| error.to_string())),
     }

@@ -11,7 +11,6 @@ use jiff::Timestamp;
 
 use super::{Exit, config, exit::UsageError, filters, times, written};
 use crate::{
-    model::Filter,
     render::ecs,
     sink::notice::note,
     store::{OpenError, QueryError, Range, Store, Stored},
@@ -54,7 +53,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         return Err(UsageError { sentence, hint: "a time of day without a date is today's".to_owned() }.into());
     }
     let filter = filters.of_the_past()?;
-    let store = store.path();
+    let store = store.path()?;
     let opened = Store::open(&store).map_err(|error| match error {
         // A file that cannot be read is wrong input.
         QueryError::Open(error @ (OpenError::Missing(_) | OpenError::Forbidden(_) | OpenError::Foreign(_))) => {
@@ -67,11 +66,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     })?;
     // Whoever reads it may take hours, and the store must not be held as long.
     let mut spool = BufWriter::new(spool().context("cannot make a temporary file")?);
-    let every = Filter::default();
     let mut count = 0;
     let read = opened.lines(Range { since, until }, |Stored { line, reporter, .. }| {
-        // Accounts and changes of rules are about nobody: they are left out only where somebody is asked for.
-        if filter.matches(&line) || line.attempt().is_none() && filter == every {
+        if filter.matches(&line) {
             ecs::write(&mut spool, &line, &reporter).context("cannot write to a temporary file")?;
             count += 1;
         }

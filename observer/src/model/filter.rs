@@ -8,8 +8,9 @@ use observer_ebpf::abi::{FILTER_VALUES, FilterNetwork, KernelFilter};
 use super::{
     attempt::Attempt,
     dropped::{transport_name, transport_number},
-    line::Line,
+    line::{Kind, Line},
     names::{Action, Cause},
+    sender::Sender,
 };
 
 /// A filter that cannot be understood, with what would be.
@@ -163,23 +164,53 @@ impl Filter {
             && any(&self.actions, |wanted| *wanted == Action::RulesetChanged)
     }
 
-    /// Whether a line about something that was tried is reported.
+    /// Whether a line is reported. A change of rules matches by who made it, and by its namespace; what is about nobody matches only where
+    /// nothing but actions is asked for.
     pub fn matches(&self, line: &Line) -> bool {
-        line.attempt()
-            .is_some_and(|attempt| self.concerns(attempt) && any(&self.causes, |wanted| attempt.cause == Some(*wanted)))
-            && any(&self.actions, |wanted| line.action() == *wanted)
+        let is_about = match (&line.kind, line.attempt()) {
+            (_, Some(attempt)) => self.concerns(attempt) && any(&self.causes, |wanted| attempt.cause == Some(*wanted)),
+            (Kind::RulesetChanged(change), _) => {
+                let of_senders = Self {
+                    destinations: Vec::new(),
+                    ports: Vec::new(),
+                    protocols: Vec::new(),
+                    causes: Vec::new(),
+                    ..self.clone()
+                };
+                of_senders == *self
+                    && self.is_by(&change.sender)
+                    && self.netns.is_none_or(|wanted| wanted == change.netns)
+            }
+            _ => *self == Self { actions: self.actions.clone(), follow: self.follow, ..Self::default() },
+        };
+        is_about && any(&self.actions, |wanted| line.action() == *wanted)
     }
 
     /// The same as far as it is known before anything is looked up: what will be reported of it later may match where this is so.
     pub fn concerns(&self, attempt: &Attempt) -> bool {
-        let sender = &attempt.sender;
+        // Ports and destinations of what was counted together matched before it was (`in_kernel_wholly`).
+        let coarse = attempt.coarse;
+        self.is_by(&attempt.sender)
+            && (coarse
+                || any(&self.destinations, |wanted| {
+                    attempt
+                        .destination
+                        .is_some_and(|to| wanted.contains(to.ip) || to.nat.is_some_and(|(ip, _)| wanted.contains(ip)))
+                }))
+            && (coarse || any(&self.ports, |wanted| attempt.destination.is_some_and(|to| to.port == Some(*wanted))))
+            && any(&self.protocols, |wanted| attempt.protocol == Some(*wanted))
+            && self.netns.is_none_or(|wanted| attempt.netns == Some(wanted) || attempt.origin_netns == Some(wanted))
+    }
+
+    /// Whether it is a sender that is asked for.
+    fn is_by(&self, sender: &Sender) -> bool {
         let process = sender.process.as_ref();
-        let name = process.map(|process| process.name.as_str());
+        // Of whoever changed rules and is gone only the ancestry is known.
+        let first = sender.ancestry.first().map(|ancestor| ancestor.name.as_str());
+        let name = process.map(|process| process.name.as_str()).or(first);
         // A program that was replaced while it runs has a mark behind its path.
         let executable = process.and_then(|process| process.executable.as_deref());
         let executable = executable.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
-        // Ports and destinations of what was counted together matched before it was (`in_kernel_wholly`).
-        let coarse = attempt.coarse;
         any(&self.pids, |pid| sender.descends_from(*pid))
             && any(&self.comms, |wanted| name == Some(wanted))
             && any(&self.executables, |wanted| executable == Some(wanted))
@@ -192,15 +223,6 @@ impl Filter {
             && any(&self.containers, |wanted| {
                 sender.container.as_ref().is_some_and(|container| container.id.starts_with(wanted.as_str()))
             })
-            && (coarse
-                || any(&self.destinations, |wanted| {
-                    attempt
-                        .destination
-                        .is_some_and(|to| wanted.contains(to.ip) || to.nat.is_some_and(|(ip, _)| wanted.contains(ip)))
-                }))
-            && (coarse || any(&self.ports, |wanted| attempt.destination.is_some_and(|to| to.port == Some(*wanted))))
-            && any(&self.protocols, |wanted| attempt.protocol == Some(*wanted))
-            && self.netns.is_none_or(|wanted| attempt.netns == Some(wanted) || attempt.origin_netns == Some(wanted))
     }
 }
 
@@ -300,6 +322,46 @@ mod tests {
         assert!(parse_cause("weather").is_err() && parse_cause("route").is_err());
         assert_eq!(parse_action("egress-fix"), Ok(Action::EgressFix));
         assert!(parse_action("egress-allowed").is_err(), "only `check` says that");
+    }
+
+    #[test]
+    fn a_change_of_rules_matches_by_its_namespace_and_who_made_it() {
+        let ancestor = |pid, name: &str| crate::model::Ancestor { pid, name: name.to_owned() };
+        let sender = Sender { ancestry: vec![ancestor(12, "nft"), ancestor(11, "bash")], ..Sender::default() };
+        let ruleset = crate::model::ChangedRuleset {
+            backend: crate::model::Backend::Nft,
+            generation: None,
+            changed_by: None,
+            changes: 1,
+            difference: None,
+        };
+        let share = crate::model::Share::Host;
+        let change =
+            crate::model::RulesetChange { netns: 7, entering: None, is_elsewhere: true, ruleset, sender, share };
+        let line = |kind| Line { id: None, sequence: None, at: jiff::Timestamp::UNIX_EPOCH, kind };
+        let (change, stopped) = (line(Kind::RulesetChanged(Box::new(change))), line(Kind::Stopped));
+        let every = Filter::default;
+        for filter in [
+            every(),
+            Filter { actions: vec![Action::RulesetChanged], ..every() },
+            Filter { netns: Some(7), ..every() },
+            Filter { comms: vec!["nft".to_owned()], ..every() },
+            Filter { pids: vec![11], ..every() },
+        ] {
+            assert!(filter.matches(&change), "{filter:?}");
+        }
+        for filter in [
+            Filter { actions: vec![Action::EgressBlocked], ..every() },
+            Filter { netns: Some(8), ..every() },
+            Filter { comms: vec!["bash".to_owned()], ..every() },
+            Filter { pids: vec![13], ..every() },
+            Filter { users: vec![0], ..every() },
+            Filter { ports: vec![443], ..every() },
+            Filter { causes: vec![Cause::Netfilter], ..every() },
+        ] {
+            assert!(!filter.matches(&change) && !filter.matches(&stopped), "{filter:?}");
+        }
+        assert!(Filter { actions: vec![Action::ObserverStopped], ..every() }.matches(&stopped));
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
         let path = path.to_owned();
         move |error| PlaceError::File { path, error }
     };
+    // Nothing is made, and nothing left, beside what is refused.
+    is_there(path)?;
     if !folder.exists() {
         let group = group();
         DirBuilder::new().mode(0o750).create(folder).map_err(failed(folder))?;
@@ -81,7 +83,6 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o2750)).map_err(failed(folder))?;
         }
     }
-    // Nothing is left beside what is refused.
     is_there(path)?;
     let lock = lock(path, LAST)?;
     if !is_there(path)? {
@@ -94,16 +95,19 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
 pub(super) fn is_there(path: &Path) -> Result<bool, PlaceError> {
     let (folder, own) = (folder(path), rustix::process::geteuid().as_raw());
     let failed = |path: &Path, error| PlaceError::File { path: path.to_owned(), error };
-    if !folder.is_dir() {
-        return match folder.try_exists() {
-            Ok(false) => Ok(false),
-            Ok(true) => Err(failed(folder, io::ErrorKind::NotADirectory.into())),
-            Err(error) => Err(failed(folder, error)),
-        };
-    }
     let absolute = std::path::absolute(folder).map_err(|error| failed(folder, error))?;
-    if let Some(open) = open_to_others(&absolute, own, 0).map_err(|error| failed(folder, error))? {
+    let is_made = fs::symlink_metadata(folder).is_ok();
+    // Where the folder is to be made, nobody can take it away from a sticky one.
+    let (way, may_be_sticky) =
+        if is_made { (absolute.as_path(), false) } else { (absolute.parent().unwrap_or(&absolute), true) };
+    if let Some(open) = open_to_others(way, own, may_be_sticky, 0).map_err(|error| failed(folder, error))? {
         return Err(PlaceError::Open(open));
+    }
+    if !is_made {
+        return Ok(false);
+    }
+    if !folder.is_dir() {
+        return Err(failed(folder, io::ErrorKind::NotADirectory.into()));
     }
     match fs::symlink_metadata(path) {
         Ok(about) if !about.is_file() || about.uid() != own => Err(PlaceError::Foreign(path.to_owned())),
@@ -115,8 +119,8 @@ pub(super) fn is_there(path: &Path) -> Result<bool, PlaceError> {
 }
 
 /// The folder on the way to this one, links included, in which others than root and `own` can replace what is there. In a sticky one they
-/// cannot, but they can put files there.
-fn open_to_others(folder: &Path, own: u32, links: usize) -> io::Result<Option<PathBuf>> {
+/// cannot, but they can put files there: the last one is refused unless it `may_be_sticky`.
+fn open_to_others(folder: &Path, own: u32, may_be_sticky: bool, links: usize) -> io::Result<Option<PathBuf>> {
     /// As many as the kernel follows.
     const MOST: usize = 40;
     if links > MOST {
@@ -127,14 +131,15 @@ fn open_to_others(folder: &Path, own: u32, links: usize) -> io::Result<Option<Pa
     for part in way {
         let about = fs::symlink_metadata(part)?;
         let is_foreign = ![0, own].contains(&about.uid());
-        if about.is_symlink() {
+        if about.is_symlink() && !is_foreign {
             let target = part.parent().unwrap_or(part).join(fs::read_link(part)?);
-            if let Some(open) = open_to_others(&target, own, links + 1)? {
+            let may_be_sticky = may_be_sticky || part != folder;
+            if let Some(open) = open_to_others(&target, own, may_be_sticky, links + 1)? {
                 return Ok(Some(open));
             }
             continue;
         }
-        let is_sticky = about.mode() & 0o1000 != 0 && part != folder;
+        let is_sticky = about.mode() & 0o1000 != 0 && (may_be_sticky || part != folder);
         if is_foreign || about.mode() & 0o022 != 0 && !is_sticky {
             return Ok(Some(part.to_owned()));
         }
@@ -236,5 +241,16 @@ mod tests {
         }
         fs::set_permissions(of("open"), fs::Permissions::from_mode(0o1777)).unwrap();
         assert!(places.iter().all(|place| matches!(is_there(place), Ok(false))));
+        assert!(matches!(is_there(&of("open/s.db")), Err(PlaceError::Open(_))), "others can put files there");
+        assert!(matches!(is_there(&of("open/new/s.db")), Ok(false)), "nobody else can move what is made there");
+        nix::unistd::fchownat(
+            nix::fcntl::AT_FDCWD,
+            &of("link"),
+            Some(1234.into()),
+            None,
+            nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .unwrap();
+        assert!(matches!(is_there(&of("link/s.db")), Err(PlaceError::Open(_))), "its owner can replace the link");
     }
 }

@@ -130,7 +130,11 @@ impl Recorder {
     fn wait(&mut self, deadline: Instant) -> Result<bool> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.socket.set_read_timeout(Some(left))?;
-        self.inbox.read(&self.socket).context("the store does not answer")
+        match self.inbox.read(&self.socket) {
+            // A machine that was suspended: the deadline is looked at again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && Instant::now() < deadline => Ok(true),
+            read => read.context("the store does not answer"),
+        }
     }
 
     /// Hands a line over. It waits where the keeper is behind, and fails where it is gone.
@@ -235,13 +239,12 @@ pub fn count_forgotten(path: &Path, what: &Forget) -> Result<i64> {
 
 /// Removes what must not be kept, and leaves word of it.
 pub fn forget(path: &Path, what: &Forget) -> Result<Forgotten> {
-    anyhow::ensure!(path.exists(), OpenError::Missing(path.to_owned()));
+    // One that is empty, or no store, stays as it is.
+    drop(schema::open_to_read(path)?);
     anyhow::ensure!(
         rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok(),
         OpenError::ReadOnly(path.to_owned())
     );
-    // One that is empty, or no store, stays as it is.
-    drop(schema::open_to_read(path)?);
     files::is_there(path)?;
     let connection = schema::open(path)?;
     let forgotten =

@@ -56,7 +56,7 @@ pub(super) fn set_aside(path: &Path, error: &rusqlite::Error) -> Result<String, 
 }
 
 /// Looks through it after a run that was ended by force: the machine may have lost power.
-pub(super) fn is_whole(writer: &Writer) -> rusqlite::Result<()> {
+fn is_whole(writer: &Writer) -> rusqlite::Result<()> {
     let sql =
         "SELECT count(*) FROM (SELECT ended_ns FROM runs ORDER BY id DESC LIMIT 1 OFFSET 1) WHERE ended_ns IS NULL";
     let by_force: i64 = writer.connection.query_row(sql, [], |row| row.get(0))?;

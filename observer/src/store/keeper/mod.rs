@@ -167,7 +167,8 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         let is_due = due.is_some_and(|due| due <= Instant::now());
         let may_try = keeper.failing.as_ref().is_none_or(|_| is_due);
         if !keeper.is_crowded && (is_due || keeper.waiting.lines() >= BATCH && may_try) {
-            keeper.store().iter().try_for_each(|said| send(socket, said))?;
+            // Whoever does not hear this is gone: what waits is stored once the socket says so.
+            let _ = keeper.store().iter().try_for_each(|said| send(socket, said));
             due = match (&keeper.failing, keeper.is_crowded) {
                 (Some(_), _) => Some(Instant::now() + AGAIN),
                 (None, true) => Some(Instant::now()),
@@ -175,7 +176,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
             };
         }
         if let Some(notice) = keeper.tidy() {
-            send(socket, &Reply::Notice(notice))?;
+            let _ = send(socket, &Reply::Notice(notice));
         }
     }
 }
@@ -195,13 +196,10 @@ impl Keeper<'_> {
     /// Ends a run that never began to observe, or whose output failed.
     fn abandon(&mut self) {
         let has_lines = self.waiting.had_lines();
-        match &self.writer {
-            Some(writer) if !has_lines => {
-                let _ = writer.withdraw();
-            }
-            _ => {
-                self.end(None, now_ns());
-            }
+        // Something may refer to the run already: what was removed meanwhile is noted in it.
+        let is_withdrawn = !has_lines && self.writer.as_ref().is_some_and(|writer| writer.withdraw().is_ok());
+        if !is_withdrawn {
+            self.end(None, now_ns());
         }
     }
 

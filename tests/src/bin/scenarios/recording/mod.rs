@@ -120,6 +120,8 @@ fn read_back() -> Result<Outcome> {
     for _ in 0..3 {
         recorder.tells(|| send(&lab))?;
     }
+    lab.client.nft("add table inet more")?;
+    wait_for("a change of rules", || Ok(recorder.so_far().contains("\"ruleset-changed\"").then_some(())))?;
     let live = report(&store)?;
     ensure!(!live.is_empty(), "a store that is being written is not read");
     let (status, stdout, _) = recorder.end(Signal::SIGTERM)?;
@@ -160,6 +162,13 @@ fn read_back() -> Result<Outcome> {
         Ok(String::from_utf8(output.stdout)?.lines().count())
     };
     ensure!(only(&["--user", "0", "--port", "53"])? > 0 && only(&["--port", "99"])? == 0);
+    for action in actions.iter().filter(|action| !action.starts_with("observer-") && **action != "summary") {
+        let count = actions.iter().filter(|other| *other == action).count();
+        ensure!(only(&["--action", action])? == count, "{action}: {count} are stored");
+    }
+    ensure!(actions.contains(&"ruleset-changed") && only(&["--action", "ruleset-changed", "--comm", "nft"])? > 0);
+    let here = lab.client.path().display().to_string();
+    ensure!(only(&["--action", "ruleset-changed", "--netns", &here])? > 0, "{actions:?}");
     ensure!(only(&["--until", "2020-01-01"])? == 0 && only(&["--since", "1h"])? == stored.len());
     Ok(Outcome::Passed)
 }
