@@ -62,6 +62,62 @@ impl fmt::Display for Count {
     }
 }
 
+/// What begins the line of a scenario that failed beside others and runs a second time, alone.
+const AGAIN: &str = "run again alone: ";
+/// Characters of a line of a failure that are shown at the end.
+const SHOWN: usize = 1500;
+
+/// Why tests failed: shown once more at the end, since what is read of a long run is its end.
+#[derive(Default)]
+pub(crate) struct Failures {
+    /// Names and first failures of scenarios that failed beside others and ran again alone.
+    again: Vec<String>,
+    /// Lines of test runners about what failed.
+    lines: Vec<String>,
+    /// Between a runner's first and second `failures:`, where it says why.
+    is_inside: bool,
+}
+
+impl Failures {
+    /// Takes in a line of a test runner, with `prefix` in front of what is kept.
+    pub(crate) fn take(&mut self, prefix: &str, line: &str) {
+        let kept = |text: &str| format!("{prefix}{}", text.chars().take(SHOWN).collect::<String>());
+        if let Some(first) = line.strip_prefix(AGAIN) {
+            self.again.push(kept(first));
+        } else if line == "failures:" {
+            self.is_inside = !self.is_inside;
+        } else if line.starts_with("test result:") {
+            self.is_inside = false;
+        } else if self.is_inside && !line.is_empty() {
+            self.lines.push(kept(line));
+        }
+    }
+
+    /// Adds another's.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.again.extend(other.again);
+        self.lines.extend(other.lines);
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.again.is_empty() {
+            writeln!(formatter, "\nfailed beside others, then ran again alone ({}):", self.again.len())?;
+        }
+        for first in &self.again {
+            writeln!(formatter, "  {first}")?;
+        }
+        if !self.lines.is_empty() {
+            writeln!(formatter, "\nfailed:")?;
+        }
+        for line in &self.lines {
+            writeln!(formatter, "  {line}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Unit and property tests, then the scenarios on this kernel, then, unless tests are named, on others.
 pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     setup::test_tools()?;
@@ -71,11 +127,12 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     setup::package_tools()?;
     package::rpm(&observer, "0.0.1", &packages)?;
     let mut total = Count::default();
+    let mut failures = Failures::default();
     let mut clean = true;
 
     let mut units = command::cargo();
     units.args(["test", "--quiet", "--workspace", "--no-fail-fast"]).args(filter);
-    clean &= count(&mut units, &mut total)?;
+    clean &= count(&mut units, &mut total, &mut failures)?;
 
     let scenarios = build::test_program("scenarios")?;
     let mut scenarios = command::new(scenarios);
@@ -90,14 +147,15 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     let slowness = speed::slowness();
     println!("this machine is {slowness:.1} times slower than the one on which limits were chosen");
     scenarios.env("OBSERVER_PATIENCE_FACTOR", slowness.to_string());
-    clean &= count(&mut scenarios, &mut total)?;
+    clean &= count(&mut scenarios, &mut total, &mut failures)?;
 
     if filter.is_none() {
         println!("\non this kernel: {total}; now on others");
-        let (others, well) = vm::every_run()?;
+        let (others, well) = vm::every_run(&mut failures)?;
         total.add(others);
         clean &= well;
     }
+    print!("{failures}");
     println!("{total}");
     if !clean && total.failed == 0 {
         bail!("a test program or a machine failed without naming a test: see above");
@@ -110,7 +168,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
 
 /// Runs a test program, shows what it prints, and adds up its closing lines (`test result: ok. 3 passed; 0 failed; …`).
 /// True when it ended well.
-pub(crate) fn count(program: &mut Command, total: &mut Count) -> Result<bool> {
+pub(crate) fn count(program: &mut Command, total: &mut Count, failures: &mut Failures) -> Result<bool> {
     let text = command::text(program);
     let mut child = program.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{text}`"))?;
     let stdout = child.stdout.take().context("the test program has no stdout")?;
@@ -118,6 +176,7 @@ pub(crate) fn count(program: &mut Command, total: &mut Count) -> Result<bool> {
         let line = line.with_context(|| format!("cannot read what `{text}` prints"))?;
         println!("{line}");
         total.take(&line);
+        failures.take("", &line);
     }
     Ok(child.wait().with_context(|| format!("cannot wait for `{text}`"))?.success())
 }

@@ -15,7 +15,10 @@ use super::{
     kernels::{Init, Kernel},
     packages::Unpacked,
 };
-use crate::{command, speed, test::Count};
+use crate::{
+    command, speed,
+    test::{Count, Failures},
+};
 
 /// Seconds after which a kernel has said something, where KVM works.
 const SPEAKS: f64 = 10.0;
@@ -35,8 +38,6 @@ const BROKEN: [&str; 9] = [
 ];
 /// What the guest's last line begins with.
 const ENDED: &str = "observer-vm: ended with ";
-/// What begins the line of a scenario that failed beside others and gets a second run, alone.
-const AGAIN: &str = "run again alone: ";
 
 /// Lines of the console that are shown of a kernel that is broken.
 const SHOWN: usize = 60;
@@ -48,8 +49,8 @@ pub(crate) struct Ended {
     pub(crate) done: Vec<String>,
     /// Names of those that failed.
     pub(crate) failed: Vec<String>,
-    /// Names and first failures of those that failed beside others.
-    pub(crate) again: Vec<String>,
+    /// Why they failed, and which ones failed at first.
+    pub(crate) failures: Failures,
     /// What is wrong with the machine itself.
     pub(crate) broken: Option<Broken>,
     pub(crate) took: Duration,
@@ -166,7 +167,7 @@ pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Res
         .stderr(File::create(unpacked.folder.join("emulator.log"))?)
         .spawn()
         .with_context(|| format!("cannot run `{text}`"))?;
-    let Read { count, done, failed, again, status } = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
+    let Read { count, done, failed, failures, status } = read(&mut child, kernel, &unpacked.folder.join("job.log"))?;
     child.wait().with_context(|| format!("cannot wait for `{text}`"))?;
     let console = fs::read(console).unwrap_or_default();
     let console = String::from_utf8_lossy(&console);
@@ -183,7 +184,7 @@ pub(crate) fn run(kernel: &Kernel, unpacked: &Unpacked, initramfs: &Path) -> Res
         why: format!("{why}: see console.log, emulator.log and job.log in {}", unpacked.folder.display()),
         console: complaint.iter().map(|line| (*line).to_owned()).collect(),
     });
-    Ok(Ended { count, done, failed, again, broken, took: began.elapsed() })
+    Ok(Ended { count, done, failed, failures, broken, took: began.elapsed() })
 }
 
 /// What a machine's job said.
@@ -192,7 +193,7 @@ struct Read {
     count: Count,
     done: Vec<String>,
     failed: Vec<String>,
-    again: Vec<String>,
+    failures: Failures,
     status: Option<i32>,
 }
 
@@ -212,9 +213,7 @@ fn read(child: &mut Child, kernel: &Kernel, log: &Path) -> Result<Read> {
             }
             read.done.push(name);
         }
-        if let Some(first) = line.strip_prefix(AGAIN) {
-            read.again.push(first.to_owned());
-        }
+        read.failures.take(&format!("[{}] ", kernel.name), &line);
         match line.strip_prefix(ENDED) {
             Some(code) => read.status = code.parse().ok(),
             None => println!("[{}] {line}", kernel.name),

@@ -23,7 +23,7 @@ use packages::{Fetched, Unpacked};
 
 use crate::{
     build, command, package, root, setup, speed,
-    test::{self, Count},
+    test::{self, Count, Failures},
 };
 
 /// How many times longer an emulated machine may take for everything, on a machine as fast as [`speed::slowness`] takes for one.
@@ -92,22 +92,24 @@ pub(crate) fn run(wanted: &Wanted) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let only = if wanted.short { catalogue.in_every_run } else { wanted.scenarios.clone() };
-    let (count, clean) = scenarios(&chosen, &only, wanted.short)?;
+    let mut failures = Failures::default();
+    let (count, clean) = scenarios(&chosen, &only, wanted.short, &mut failures)?;
+    print!("{failures}");
     println!("{count}");
     ensure!(count.passed + count.failed > 0, "nothing ran");
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The kernels of every test run.
-pub(crate) fn every_run() -> Result<(Count, bool)> {
+pub(crate) fn every_run(failures: &mut Failures) -> Result<(Count, bool)> {
     let catalogue = kernels::catalogue()?;
     let chosen: Vec<Kernel> = catalogue.kernels.into_iter().filter(|kernel| kernel.every_run).collect();
-    scenarios(&chosen, &catalogue.in_every_run, true)
+    scenarios(&chosen, &catalogue.in_every_run, true, failures)
 }
 
 /// Runs scenarios on kernels, two machines at a time, and prints a table; the sum, and whether all is well. `only`: parts of
 /// their names; all when there is none. `is_short`: of a table of rulesets a sample is enough.
-fn scenarios(chosen: &[Kernel], only: &[String], is_short: bool) -> Result<(Count, bool)> {
+fn scenarios(chosen: &[Kernel], only: &[String], is_short: bool, failures: &mut Failures) -> Result<(Count, bool)> {
     let built = Built { is_short, ..Built::new()? };
     built.knows(only)?;
     let mut clean = true;
@@ -130,7 +132,7 @@ fn scenarios(chosen: &[Kernel], only: &[String], is_short: bool) -> Result<(Coun
     }
     for kernel in chosen.iter().filter(|kernel| kernel.job == Job::Load) {
         let mut count = Count::default();
-        clean &= test::count(&mut build::foreign(&kernel.arch)?.tests, &mut count)?;
+        clean &= test::count(&mut build::foreign(&kernel.arch)?.tests, &mut count, failures)?;
         lines.push(format!("unit tests for {}, emulated: {count}", kernel.arch));
         total.add(count);
     }
@@ -151,6 +153,7 @@ fn scenarios(chosen: &[Kernel], only: &[String], is_short: bool) -> Result<(Coun
                         clean &= ended.count.failed == 0;
                         lines.extend(told(kernel, unpacked, &ended));
                         total.add(ended.count);
+                        failures.add(ended.failures);
                     }
                 }
                 Err(error) => {
@@ -175,9 +178,6 @@ fn told(kernel: &Kernel, unpacked: &Unpacked, ended: &Ended) -> Vec<String> {
         ended.count,
         ended.took.as_secs()
     )];
-    lines.extend(
-        ended.again.iter().map(|first| format!("kernel {name}: failed beside others, then run alone: {first}")),
-    );
     lines.extend(ended.failed.iter().map(|scenario| format!("kernel {name}: failed: {scenario}")));
     if let Some(broken) = &ended.broken {
         lines.push(format!("kernel {name}: BROKEN: {}", broken.why));

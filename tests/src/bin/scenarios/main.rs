@@ -88,8 +88,8 @@ fn at_its_time<T>(is_alone: bool, run: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Runs a scenario at its time. In a virtual machine a scenario that fails runs once more, alone, and its first failure is printed:
-/// emulated processors slow down with what the others do, and time limits pass. On the host a failure is final.
+/// Runs a scenario at its time. One that fails beside others runs once more, alone, and its first failure is printed, here and at
+/// the end of the whole test run: a busy machine slows down with what the others do, and time limits pass.
 fn run(name: &str, is_alone: bool, scenario: fn() -> anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
     let attempt = |is_alone| {
         let ended = catch_unwind(|| at_its_time(is_alone, || timed(name, scenario)));
@@ -99,7 +99,7 @@ fn run(name: &str, is_alone: bool, scenario: fn() -> anyhow::Result<Outcome>) ->
         })
     };
     match attempt(is_alone) {
-        Err(error) if !is_alone && without_a_machine().is_none() => {
+        Err(error) if !is_alone => {
             println!("run again alone: {name}: {error:#}");
             attempt(true)
         }
