@@ -72,6 +72,8 @@ pub(super) struct InForce {
     pub(super) file: Option<PathBuf>,
     /// Values by key, as they would be typed.
     values: BTreeMap<String, Vec<String>>,
+    /// Lines of the file, by the long names of the options that it decides.
+    lines: BTreeMap<String, usize>,
 }
 
 /// A value of the file, and the line in which it stands.
@@ -100,10 +102,13 @@ impl InForce {
             }
         };
         let mut words = typed.to_vec();
-        for Value { key, text, .. } in text.as_deref().map(|text| values(&path, text)).transpose()?.unwrap_or_default()
+        let mut lines = BTreeMap::new();
+        for Value { key, text, line } in
+            text.as_deref().map(|text| values(&path, text)).transpose()?.unwrap_or_default()
         {
             if matches.value_source(&id(&key)) != Some(ValueSource::CommandLine) {
                 words.push(format!("--{key}={text}").into());
+                lines.insert(key, line);
             }
         }
         let matches = of_record(words)?;
@@ -111,11 +116,23 @@ impl InForce {
             let raw = matches.get_raw(&id(key.get_long().unwrap_or_default())).into_iter().flatten();
             (name(&key), raw.map(|value| value.to_string_lossy().into_owned()).collect())
         });
-        Ok(Self {
-            values: values.collect(),
-            args: record::Args::from_arg_matches(&matches)?,
-            file: text.is_some().then_some(path),
-        })
+        let mut values: BTreeMap<String, Vec<String>> = values.collect();
+        let args = record::Args::from_arg_matches(&matches)?;
+        // What is printed means the same wherever it is read.
+        let store = std::path::absolute(&args.store).with_context(|| format!("cannot use {}", args.store.display()))?;
+        values.insert("store".to_owned(), vec![store.to_string_lossy().into_owned()]);
+        Ok(Self { values, args, file: text.is_some().then_some(path), lines })
+    }
+
+    /// The error of one of these options, with the file and the line that decide one of them.
+    pub(super) fn at_fault(&self, options: &[&str], error: UsageError) -> UsageError {
+        let line = options.iter().find_map(|option| self.lines.get(*option));
+        match self.file.as_ref().zip(line) {
+            Some((file, line)) => {
+                UsageError { sentence: format!("{}:{line}: {}", file.display(), error.sentence), ..error }
+            }
+            None => error,
+        }
     }
 
     /// Keys whose values are others than those of `other`.
@@ -243,8 +260,11 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
     let hint = "`observer record --help` has all keys: its options, with `_` for `-`";
     let line = |at: usize| 1 + text.get(..at).unwrap_or(text).matches('\n').count();
     let at = |line: usize, what: &str| wrong(format!("{}:{line}: {what}", path.display()), hint);
-    let table = DeTable::parse(text)
-        .map_err(|error| at(line(error.span().map_or(0, |span| span.start)), error.message().trim_end()))?;
+    let table = DeTable::parse(text).map_err(|error| {
+        let number = line(error.span().map_or(0, |span| span.start));
+        let without_quotes = text.lines().nth(number - 1).and_then(without_quotes);
+        at(number, without_quotes.as_deref().unwrap_or_else(|| error.message().trim_end()))
+    })?;
     let known = keys();
     let mut found = Vec::new();
     let mut take = |table: &DeTable<'_>, prefix: &str| -> Result<()> {
@@ -266,7 +286,11 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
             let texts = texts(value.get_ref(), is_list(arg)).map_err(|what| at(line, &format!("`{full}` {what}")))?;
             for text in texts {
                 let long = arg.get_long().unwrap_or_default().to_owned();
-                refused(&long, &text).map_or(Ok(()), |why| Err(at(line, &format!("`{full}`: {why}"))))?;
+                let relative = (long == "store" && !text.is_empty() && Path::new(&text).is_relative())
+                    .then(|| format!("write an absolute path: `{text}` depends on where observer is started"));
+                relative
+                    .or_else(|| refused(&long, &text))
+                    .map_or(Ok(()), |why| Err(at(line, &format!("`{full}`: {why}"))))?;
                 found.push(Value { key: long, text, line });
             }
         }
@@ -278,6 +302,14 @@ fn values(path: &Path, text: &str) -> Result<Vec<Value>> {
     }
     found.sort_by_key(|value| value.line);
     Ok(found)
+}
+
+/// The sentence for a line whose text has no quotes, which is what people forget most.
+fn without_quotes(line: &str) -> Option<String> {
+    let (key, value) = line.split_once('=')?;
+    let (key, value) = (key.trim(), value.split('#').next().unwrap_or_default().trim());
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:".contains(&byte);
+    (!value.is_empty() && value.bytes().all(is_plain)).then(|| format!("write a text in quotes: {key} = \"{value}\""))
 }
 
 /// That there is no such key, and which one was meant.
@@ -314,6 +346,7 @@ fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, &'static str
             let of_each: Result<Vec<_>, _> = array.iter().map(|value| texts(value.get_ref(), false)).collect();
             Ok(of_each?.concat())
         }
+        DeValue::Array(_) => Err("takes one text, not a list"),
         _ if is_list => Err("takes a list of texts"),
         _ => Err("takes a text"),
     }
@@ -333,7 +366,7 @@ fn refused(long: &str, text: &str) -> Option<String> {
             if !nix::unistd::geteuid().is_root() {
                 return None;
             }
-            return filters.of_the_past().err().map(|error| error.to_string());
+            return filters.verify().err().map(|error| error.to_string());
         }
         Err(error) => error,
     };
@@ -397,8 +430,15 @@ mod tests {
         assert_eq!(sentence("prove = \"never\""), ":1: `prove`: `never` is none of on-demand, always");
         assert_eq!(sentence("[filter]\nport = [\"no\"]").split(':').nth(2), Some(" `filter.port`"));
         assert_eq!(sentence("keep = true"), ":1: `keep` takes a text");
+        assert_eq!(sentence("keep = \"7d\"\nargs = none # why"), ":2: write a text in quotes: args = \"none\"");
+        assert_eq!(sentence("keep = 7d"), ":1: write a text in quotes: keep = \"7d\"");
+        assert_eq!(sentence("[filter]\nnetns = [\"a\"]"), ":2: `filter.netns` takes one text, not a list");
         assert_eq!(sentence("store = \"\""), ":1: `store`: must not be empty");
-        assert_eq!(sentence("keep = \"0s\""), ":1: `keep`: must be longer than 0");
+        assert_eq!(sentence("keep = \"0s\""), ":1: `keep`: the shortest time is 1h; `m` is minutes");
+        assert!(sentence("store = \"o.db\"").starts_with(":1: `store`: write an absolute path"));
+        let small = in_force("keep = \"7d\"\nmax_size = \"1MiB\"\n", &[]).unwrap();
+        let small = small.limits().unwrap_err().to_string();
+        assert!(small.contains(".toml:2: max_size (--max-size) is too small"), "{small}");
         assert_eq!(sentence("[filters]\nport = 3"), ":1: there is no table `[filters]`; the only one is `[filter]`");
         assert!(sentence("filter = 3").starts_with(":1: `filter` is a table"));
         assert!(sentence("netns = \"a\"").ends_with("did you mean `netns` in the table `[filter]`?"));

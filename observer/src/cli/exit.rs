@@ -1,6 +1,9 @@
 //! Exit statuses, in one place.
 
-use crate::probe::AttachError;
+use crate::{
+    probe::AttachError,
+    store::{DEFAULT, OpenError, PlaceError, QueryError},
+};
 
 /// The program's exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,30 @@ pub struct UsageError {
 /// Status of an error.
 pub fn of(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() { Exit::Usage } else { Exit::CannotObserve }
+}
+
+/// The error of a store that cannot be used as it is: its name, or this user, is wrong input.
+pub fn wrong_store(error: anyhow::Error) -> anyhow::Error {
+    let open = match error.downcast_ref::<QueryError>() {
+        Some(QueryError::Open(open)) => Some(open),
+        _ => error.downcast_ref::<OpenError>(),
+    };
+    let is_input = match (open, error.downcast_ref::<PlaceError>()) {
+        (Some(open), _) => matches!(
+            open,
+            OpenError::Missing(_) | OpenError::Forbidden(_) | OpenError::Foreign(_) | OpenError::ReadOnly(_)
+        ),
+        (None, Some(place)) => !matches!(place, PlaceError::File { .. }),
+        (None, None) => false,
+    };
+    if !is_input {
+        return error;
+    }
+    UsageError {
+        sentence: error.to_string(),
+        hint: format!("name one with --store; the default is {DEFAULT}, or `store` in the configuration file"),
+    }
+    .into()
 }
 
 /// An attach error with its remedy on a line of its own.

@@ -2,12 +2,14 @@
 
 use std::{
     collections::HashSet,
+    io,
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
 
 use super::{did_you_mean, exit::UsageError};
@@ -27,7 +29,7 @@ const NAMED: &str = "/run/netns";
 #[command(next_help_heading = "Filters (repeat one: any matches; use several: all must match)")]
 pub struct Filters {
     /// Report this process and its children
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = pid)]
     pid: Vec<u32>,
     /// Report processes with this name
     #[arg(long, value_name = "NAME")]
@@ -35,7 +37,7 @@ pub struct Filters {
     /// Report processes that run this executable
     #[arg(long, value_name = "PATH")]
     exe: Vec<String>,
-    /// Report sockets of this user, by name or number
+    /// Report what this user sends, by name or number
     #[arg(long, value_name = "USER")]
     user: Vec<String>,
     /// Report processes of this systemd unit
@@ -69,6 +71,10 @@ pub struct Filters {
     netns: String,
 }
 
+fn pid(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("write the number of a process: `{text}` is none"))
+}
+
 fn protocol(text: &str) -> Result<u8, String> {
     parse_protocol(text).map_err(|error| suggested(&error))
 }
@@ -88,6 +94,13 @@ fn suggested(error: &FilterError) -> String {
 }
 
 impl Filters {
+    /// The namespace's file and its number, where one was named that can go away or be made again under the same name.
+    pub fn named_namespace(&self) -> Option<(PathBuf, u32)> {
+        let path = namespace_path(&self.netns)?;
+        let number = namespace(&self.netns).ok()??;
+        (!path.starts_with("/proc")).then_some((path, number))
+    }
+
     /// What is meant of what happens from now on. Resolves names by the host's resolver, before anything is observed.
     pub fn plan(self) -> Result<Filter> {
         for words in absent(&self.pid, &self.exe, &self.unit, &self.container) {
@@ -98,6 +111,23 @@ impl Filters {
 
     /// The same of what was recorded: whom it is about may be gone.
     pub fn of_the_past(self) -> Result<Filter> {
+        self.resolved_by(|name| {
+            resolve::addresses(name).map_err(|error| {
+                // Nothing is wrong with the command line: another time the name may resolve.
+                anyhow!(
+                    "cannot resolve `{name}` to filter by it: {error:#}\nhint: filter by address or network instead, or leave \
+                     this filter out: a blocked resolver is shown too"
+                )
+            })
+        })
+    }
+
+    /// Fails where of_the_past would, except that no name is resolved.
+    pub fn verify(self) -> Result<()> {
+        self.resolved_by(|_| Ok(Vec::new())).map(drop)
+    }
+
+    fn resolved_by(self, resolve: impl Fn(&str) -> Result<Vec<IpAddr>>) -> Result<Filter> {
         let Self { pid, comm, exe, user, unit, container, dst, port, proto, cause, action, netns } = self;
         Ok(Filter {
             pids: pid,
@@ -106,12 +136,13 @@ impl Filters {
             users: user.iter().map(|text| user_id(text)).collect::<Result<_>>()?,
             units: unit,
             containers: container,
-            destinations: dst.iter().map(|text| destination(text)).collect::<Result<_>>()?,
+            destinations: dst.iter().map(|text| destination(text, &resolve)).collect::<Result<_>>()?,
             ports: port,
             protocols: proto,
             causes: cause,
             actions: action,
             netns: namespace(&netns)?,
+            netns_name: (netns != "all" && !netns.contains('/')).then_some(netns),
             follow: None,
         })
     }
@@ -155,24 +186,21 @@ fn groups() -> HashSet<String> {
     paths.flat_map(|path| path.split('/').map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-fn destination(text: &str) -> Result<DestinationFilter> {
+fn destination(text: &str, resolve: impl Fn(&str) -> Result<Vec<IpAddr>>) -> Result<DestinationFilter> {
     if let Ok(network) = text.parse::<IpNet>() {
         return Ok(DestinationFilter::Network(network));
     }
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(DestinationFilter::Network(address.into()));
     }
-    if text.contains('/') || text.is_empty() {
+    let is_numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    if text.contains(['/', ':']) || is_numeric {
         let sentence = format!("`{text}` is neither an address, a network nor a host name");
         return Err(
             UsageError { sentence, hint: "write 203.0.113.10, 203.0.113.0/24 or install.example.com".into() }.into()
         );
     }
-    let addresses = resolve::addresses(text).map_err(|error| UsageError {
-        sentence: format!("cannot resolve `{text}` to filter by it: {error:#}"),
-        hint: "filter by address or network instead, or leave this filter out: a blocked resolver is shown too".into(),
-    })?;
-    Ok(DestinationFilter::Name { name: text.to_owned(), addresses })
+    Ok(DestinationFilter::Name { name: text.to_owned(), addresses: resolve(text)? })
 }
 
 /// The kernel keeps 15 bytes of a name.
@@ -201,25 +229,47 @@ pub(super) fn user_id(text: &str) -> Result<u32> {
     })
 }
 
-/// Number of a group by its name or number; asks `getent`, which knows groups of directories too.
+/// Number of a group by its name or number.
 pub(super) fn group(text: &str) -> Result<u32> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
-    let output = programs::command("getent")?.args(["group", "--", text]).output().context("cannot run getent")?;
-    let entry = String::from_utf8_lossy(&output.stdout);
-    let number = entry.trim().split(':').nth(2).and_then(|number| number.parse().ok());
-    number.ok_or_else(|| {
+    programs::group_number(text)?.ok_or_else(|| {
         UsageError { sentence: format!("there is no group `{text}`"), hint: "`getent group` lists them".into() }.into()
     })
 }
 
+/// The file of a network namespace; `None` for all.
+fn namespace_path(text: &str) -> Option<PathBuf> {
+    let path = if text.contains('/') { PathBuf::from(text) } else { Path::new(NAMED).join(text) };
+    (text != "all").then_some(path)
+}
+
+/// Says once that a namespace that was named is gone, or was made again; never returns.
+pub(super) async fn watch_namespace(named: Option<(PathBuf, u32)>) {
+    /// It is looked for so often.
+    const LOOK: Duration = Duration::from_secs(10);
+    let Some((path, number)) = named else { return std::future::pending().await };
+    let said = loop {
+        tokio::time::sleep(LOOK).await;
+        match std::fs::metadata(&path) {
+            Ok(about) if about.ino() == u64::from(number) => {}
+            Ok(_) => break "was made again",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break "was removed",
+            // By now this process is an unprivileged user's.
+            Err(_) => return std::future::pending().await,
+        }
+    };
+    note(&format!(
+        "observer: warning: the network namespace {} {said}: nothing more of it is observed until observer is restarted",
+        path.display()
+    ));
+    std::future::pending().await
+}
+
 /// Inode number of a network namespace; `None` for all.
 pub(super) fn namespace(text: &str) -> Result<Option<u32>> {
-    if text == "all" {
-        return Ok(None);
-    }
-    let path = if text.contains('/') { PathBuf::from(text) } else { Path::new(NAMED).join(text) };
+    let Some(path) = namespace_path(text) else { return Ok(None) };
     let metadata = std::fs::metadata(&path).map_err(|error| UsageError {
         sentence: format!("there is no network namespace `{text}`: {}: {error}", path.display()),
         hint: "`ip netns` lists the names; a process's own is /proc/PID/ns/net".into(),

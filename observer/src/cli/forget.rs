@@ -3,10 +3,14 @@
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::{Exit, config, exit::UsageError, filters, times};
+use super::{
+    Exit, config,
+    exit::{self, UsageError},
+    filters, times,
+};
 use crate::{
     sink::notice::note,
-    store::{self, Forget, Forgotten, OpenError},
+    store::{self, Forget, Forgotten},
 };
 
 #[derive(Debug, clap::Args)]
@@ -15,7 +19,7 @@ use crate::{
 pub(super) struct Args {
     /// Remove lines of this user, by name or number
     ///
-    /// Lines of the user's rootless containers are removed too, whatever user they are of in there.
+    /// Lines of the user's rootless containers are removed too, also those of other users inside them.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// Remove lines of this container, by id or the beginning of it
@@ -45,22 +49,21 @@ pub(super) fn run(args: &Args) -> Result<Exit> {
     };
     if let Some(time) = args.before.filter(|time| *time > Timestamp::now()) {
         let sentence = format!("--before {time} is in the future: everything would be removed");
-        return Err(UsageError { sentence, hint: "`--before 0s` removes all until now".to_owned() }.into());
+        return Err(UsageError { sentence, hint: "`--before now` removes everything until now".to_owned() }.into());
     }
     let path = args.store.path()?;
-    let wrong = |error: anyhow::Error| match error.downcast_ref::<OpenError>() {
-        Some(
-            error @ (OpenError::Missing(_) | OpenError::Foreign(_) | OpenError::ReadOnly(_) | OpenError::Forbidden(_)),
-        ) => UsageError { sentence: error.to_string(), hint: "`--store` names another one".to_owned() }.into(),
-        _ => error,
+    let counted = |lines: u64, one: &str, more: &str| match lines {
+        1 => format!("observer: 1 line {one} removed from {}", path.display()),
+        _ => format!("observer: {lines} lines {more} removed from {}", path.display()),
     };
     if args.dry_run {
-        let lines = store::count_forgotten(&path, &what).map_err(wrong)?;
-        note(&format!("observer: {lines} lines would be removed from {}", path.display()));
+        let lines = store::count_forgotten(&path, &what).map_err(exit::wrong_store)?;
+        note(&counted(lines.unsigned_abs(), "would be", "would be"));
         return Ok(Exit::Done);
     }
-    let Forgotten { lines, are_in_the_log } = store::forget(&path, &what).map_err(wrong)?;
-    note(&format!("observer: {lines} lines were removed from {}", path.display()));
+    let Forgotten { lines, is_empty, are_in_the_log } = store::forget(&path, &what).map_err(exit::wrong_store)?;
+    let left = if lines > 0 && is_empty { ": it has no line any more" } else { "" };
+    note(&format!("{}{left}", counted(lines, "was", "were")));
     if are_in_the_log {
         note(
             "observer: another program reads the store: the removed lines stay in the log until it ends; then run this command again",

@@ -85,15 +85,15 @@ enum Command {
     Check(Box<check::Args>),
     /// Record every block in a store, as a service does
     ///
-    /// Every line is on the disk before it is acknowledged. Rules are reported as the eBPF programs see them; `--prove always` also copies
+    /// A line counts as recorded once it is on the disk. The rule in it is the one that the kernel applied; `--prove always` also copies
     /// rulesets and tests fixes. `observer report` prints what was recorded.
     Record(Box<record::Args>),
     /// Print what was recorded
     Report(Box<report::Args>),
     /// Remove something from the store for good
     ///
-    /// What is removed is written over in the file. A note stays that something was removed: when, of whom, how many lines. Copies of the
-    /// file are not reached.
+    /// What is removed is overwritten in the file. A note stays: when, of whom and how many lines were removed. Copies of the file are not
+    /// searched.
     Forget(forget::Args),
     /// Check system support and run a self-test
     Doctor(doctor::Args),

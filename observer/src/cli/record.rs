@@ -60,23 +60,23 @@ pub(super) struct Args {
     ///
     /// Its folder must be one that only root can write to. It is made if it is missing.
     #[arg(long, value_name = "PATH", default_value = store::DEFAULT)]
-    store: PathBuf,
+    pub(super) store: PathBuf,
     /// Remove lines that are older than this: 30d, 12w
     #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = age)]
     keep: Duration,
     /// Keep the file below this size: 256MiB, 1GiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     max_size: u64,
-    /// Allocate this much at the start, so that recording goes on where others fill the disk
+    /// Reserve this much disk space at the start, so that recording goes on when the disk is full
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
     reserve: u64,
-    /// Stop growing when the file system has less than this left
+    /// Let the file grow only while its file system has more than this free
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     keep_free: u64,
     /// What to record of command lines
     #[arg(long, value_enum, default_value = "redacted")]
     args: RecordedArgs,
-    /// When to copy rulesets and test fixes
+    /// When to test fixes, in copies of the rulesets
     #[arg(long, value_enum, default_value = "on-demand")]
     prove: Prove,
     /// Print each line once it is stored: json is one object a line
@@ -114,7 +114,7 @@ enum RecordedArgs {
 /// `--prove`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Prove {
-    /// Only for `check` and `run`: recording writes no audit records
+    /// When `check` or `run` asks: recording itself causes no audit records
     OnDemand,
     /// For each incident, as `watch` does
     Always,
@@ -122,17 +122,17 @@ enum Prove {
 
 impl Args {
     /// What is kept, beside a reserve.
-    fn limits(&self, reserve: u64) -> Result<store::Limits> {
+    fn limits(&self, reserve: u64) -> Result<store::Limits, UsageError> {
         if reserve > store::MAX_RESERVE {
             let sentence = format!("reserve (--reserve) is too large: {} MiB are the most", store::MAX_RESERVE >> 20);
-            return Err(UsageError { sentence, hint: "the default is 16 MiB".to_owned() }.into());
+            return Err(UsageError { sentence, hint: "the default is 16 MiB".to_owned() });
         }
         if self.max_size < MIN_SIZE.saturating_add(reserve) {
             let sentence = format!(
                 "max_size (--max-size) is too small for reserve (--reserve): it must be at least {} MiB larger",
                 MIN_SIZE >> 20
             );
-            return Err(UsageError { sentence, hint: "the defaults are 256 MiB and 16 MiB".to_owned() }.into());
+            return Err(UsageError { sentence, hint: "the defaults are 256 MiB and 16 MiB".to_owned() });
         }
         Ok(store::Limits { age: self.keep, bytes: self.max_size, rest: self.keep_free })
     }
@@ -153,13 +153,29 @@ impl Args {
     }
 }
 
+impl InForce {
+    /// What is kept, beside a reserve that was allocated already, or this one's.
+    fn limits_beside(&self, reserve: u64) -> Result<store::Limits, UsageError> {
+        self.args.limits(reserve).map_err(|error| self.at_fault(&["max-size", "reserve"], error))
+    }
+
+    /// What is kept.
+    pub(super) fn limits(&self) -> Result<store::Limits, UsageError> {
+        self.limits_beside(self.args.reserve)
+    }
+}
+
 pub(super) fn run(verbose: u8) -> Result<Exit> {
     let typed: Vec<OsString> = env::args_os().collect();
     let in_force = InForce::of(&typed)?;
     if in_force.args.print_config {
         // What would be refused at a start is refused here too.
-        in_force.args.limits(in_force.args.reserve)?;
-        in_force.args.filters.clone().of_the_past()?;
+        in_force.limits()?;
+        in_force.args.filters.clone().verify()?;
+        // Of other users' folders an unprivileged user knows little.
+        if nix::unistd::geteuid().is_root() {
+            store::verify_place(&in_force.args.store)?;
+        }
         let text = in_force.toml()?;
         written(io::Write::write_all(&mut io::stdout(), text.as_bytes()))?;
         return Ok(Exit::Done);
@@ -175,8 +191,9 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
     }
     let args = &in_force.args;
     let service = Manager::of_environment();
+    let named = args.filters.named_namespace();
     let filter = args.filters.clone().plan()?;
-    let limits = args.limits(args.reserve)?;
+    let limits = in_force.limits()?;
     // Both are forked, and that takes a process with one thread.
     let settings = Settings { path: args.store.clone(), limits, reserve: args.reserve, has_brake: service.is_there() };
     let recorder = Recorder::start(&settings, &Identity::read().reporter).map_err(held_down)?;
@@ -204,6 +221,7 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
         let ends = async {
             tokio::select! {
                 () = after(duration) => {}
+                () = filters::watch_namespace(named) => {}
                 () = disabled() => note(&format!("observer: recording ends: {DISABLED} is there")),
             }
         };
@@ -291,7 +309,7 @@ fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Lim
     };
     let file = file.display();
     // The reserve that was allocated stays until a restart.
-    let wanted = now.args.limits(before.args.reserve)?;
+    let wanted = now.limits_beside(before.args.reserve)?;
     if let Ok(mut limits) = limits.lock() {
         *limits = Some(wanted);
     }
@@ -308,14 +326,18 @@ fn reload(typed: &[OsString], before: &InForce, limits: &Mutex<Option<store::Lim
 /// Room for a day of a busy host.
 const MIN_SIZE: u64 = 8 << 20;
 
+/// Lines are kept for so long at least.
+const SHORTEST: Duration = Duration::from_secs(3600);
+
 /// How old lines may become.
 fn age(text: &str) -> Result<Duration, String> {
     match super::duration(text) {
-        Ok(Duration::ZERO) => Err("must be longer than 0".to_owned()),
         // Days are meant as often as seconds.
         Ok(_) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
             Err(format!("write a unit: {text}d, {text}w or {text}h"))
         }
+        // `1m` is no month.
+        Ok(short) if short < SHORTEST => Err("the shortest time is 1h; `m` is minutes".to_owned()),
         other => other.map_err(|_| "write for example 30d, 12w or 36h".to_owned()),
     }
 }

@@ -6,22 +6,26 @@ use std::{
     io::{self, BufWriter, Seek},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use jiff::Timestamp;
 
-use super::{Exit, config, exit::UsageError, filters, times, written};
+use super::{
+    Exit, config,
+    exit::{self, UsageError},
+    filters, times, written,
+};
 use crate::{
     render::ecs,
     sink::notice::note,
-    store::{OpenError, QueryError, Range, Store, Stored},
+    store::{Range, Store, Stored},
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Print the recorded events, one JSON object a line, as they were
+    /// Print the recorded events, one JSON object a line
     ///
-    /// Where older lines were folded, one stands for several of the same incident: its counts are their sums, and `event.start` and
-    /// `event.end` are the first packet's time and the last one's.
+    /// Repeated blocks of one incident are summed up after an hour. Such a line has the sum of their counts; `event.start` and `event.end`
+    /// are the times of the first and the last packet.
     #[arg(long, required = true)]
     events: bool,
     /// Choose the output format
@@ -50,20 +54,16 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let Args { filters, events: _, output: Format::Json, since, until, store } = args;
     if since.zip(until).is_some_and(|(since, until)| since >= until) {
         let sentence = "--since is not before --until: no line can be between them".to_owned();
+        let hint = "`--since 2h --until 10m` is from two hours ago to ten minutes ago; a time of day is today's";
+        return Err(UsageError { sentence, hint: hint.to_owned() }.into());
+    }
+    if let Some(since) = since.filter(|since| *since > Timestamp::now()) {
+        let sentence = format!("--since {since} is in the future: nothing was recorded then");
         return Err(UsageError { sentence, hint: "a time of day without a date is today's".to_owned() }.into());
     }
     let filter = filters.of_the_past()?;
     let store = store.path()?;
-    let opened = Store::open(&store).map_err(|error| match error {
-        // A file that cannot be read is wrong input.
-        QueryError::Open(error @ (OpenError::Missing(_) | OpenError::Forbidden(_) | OpenError::Foreign(_))) => {
-            anyhow!(UsageError {
-                sentence: error.to_string(),
-                hint: "`observer report --help` has the options".to_owned()
-            })
-        }
-        other => other.into(),
-    })?;
+    let opened = Store::open(&store).map_err(|error| exit::wrong_store(error.into()))?;
     // Whoever reads it may take hours, and the store must not be held as long.
     let mut spool = BufWriter::new(spool().context("cannot make a temporary file")?);
     let mut count = 0;
@@ -81,7 +81,8 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     written(printed.map(drop))?;
     // What was read before a damaged page is printed.
     if let Some((lines, error)) = read? {
-        note(&format!("observer: {lines} lines of {} cannot be read: {error}", store.display()));
+        let lines = if lines == 1 { "1 line".to_owned() } else { format!("{lines} lines") };
+        note(&format!("observer: cannot read {lines} of {}: {error}", store.display()));
         return Ok(Exit::Usage);
     }
     if count == 0 {

@@ -247,9 +247,11 @@ impl Session {
     pub(super) fn ready_line(&self) -> String {
         let (filter, probes) = (&self.filter, &self.probes);
         let mut parts = vec!["observer: ready".to_owned()];
-        parts.push(
-            filter.netns.map_or_else(|| "all namespaces".to_owned(), |number| format!("namespace net:[{number}]")),
-        );
+        parts.push(match (&filter.netns_name, filter.netns) {
+            (Some(name), _) => format!("namespace {name}"),
+            (None, Some(number)) => format!("namespace net:[{number}]"),
+            (None, None) => "all namespaces".to_owned(),
+        });
         let hanging = if self.hanging.is_empty() { String::new() } else { format!(", {} hanging", self.hanging.len()) };
         let open =
             if probes.seeded == 1 { "1 socket was".to_owned() } else { format!("{} sockets were", probes.seeded) };

@@ -32,6 +32,10 @@ fn meant(text: &str, now: &Zoned) -> Result<Timestamp, String> {
         return in_zone(time);
     }
     let span: jiff::Span = text.parse().map_err(|_| wrong())?;
+    // `2h ago` is negative too.
+    if text.starts_with('-') {
+        return Err(format!("write {} for a time that long ago: `{text}` is negative", text.trim_start_matches('-')));
+    }
     let ago = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     now.timestamp().checked_sub(ago.abs()).map_err(|_| wrong())
 }
@@ -52,6 +56,7 @@ mod tests {
             ("14:30Z", "2024-01-22T14:30:00Z"),
             ("14:30:05Z", "2024-01-22T14:30:05Z"),
             ("2h", "2024-01-22T12:45:00Z"),
+            ("1h ago", "2024-01-22T13:45:00Z"),
             ("1d", "2024-01-21T14:45:00Z"),
             ("today", "2024-01-21T23:00:00Z"),
             ("yesterday", "2024-01-20T23:00:00Z"),
@@ -59,7 +64,7 @@ mod tests {
         ] {
             assert_eq!(meant(typed, &now).unwrap().to_string(), wanted, "{typed}");
         }
-        for typed in ["soon", "", "25:00", "14", "Z"] {
+        for typed in ["soon", "", "25:00", "14", "Z", "-5m"] {
             assert!(meant(typed, &now).is_err(), "{typed}");
         }
     }

@@ -66,6 +66,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
     // The helper first: it is forked, and that takes a process with one thread.
     let helper = Helper::start()?;
+    let named = args.filters.named_namespace();
     let filter = args.filters.plan()?;
     let allowed = Allowed {
         replays: !args.no_replay,
@@ -117,6 +118,7 @@ pub(super) fn run(args: Args, verbose: u8) -> Result<Exit> {
             // The terminal is gone, and what was observed is not lost.
             _ = hangup.recv(), if !ignores_hangups => {}
             () = after(args.duration) => {}
+            () = filters::watch_namespace(named) => {}
         }
         Ok(())
     };

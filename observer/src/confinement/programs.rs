@@ -24,6 +24,14 @@ pub fn find(name: &str) -> Option<PathBuf> {
     FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(is_program)
 }
 
+/// Number of a group by its name; `None` where there is no such group. Asks `getent`, which knows groups of directories too.
+pub fn group_number(name: &str) -> Result<Option<u32>> {
+    let output = command("getent")?.args(["group", "--", name]).output().context("cannot run getent")?;
+    // name:password:number:members
+    let entry = String::from_utf8_lossy(&output.stdout);
+    Ok(entry.trim().split(':').nth(2).and_then(|number| number.parse().ok()))
+}
+
 /// A command with an empty environment, a fixed `PATH` and working directory, and no standard input.
 pub fn command(name: &str) -> Result<Command> {
     let path = find(name).with_context(|| format!("there is no {name} in {}: install it there", FOLDERS.join(", ")))?;

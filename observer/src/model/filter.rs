@@ -75,6 +75,8 @@ pub struct Filter {
     pub actions: Vec<Action>,
     /// Inode number of the network namespace.
     pub netns: Option<u32>,
+    /// Its name, where it was typed.
+    pub netns_name: Option<String>,
     /// A process whose tree the eBPF side keeps track of; it leaves out nothing.
     pub follow: Option<u32>,
 }
@@ -128,6 +130,7 @@ impl Filter {
             causes,
             actions,
             netns: _,
+            netns_name: _,
             follow: _,
         } = self;
         let numbers = |all: &[u32]| all.iter().map(ToString::to_string).collect();

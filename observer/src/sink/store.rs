@@ -26,17 +26,14 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Writes to the store.
 pub struct StoreSink {
     recorder: Recorder,
-    /// Lines that are not on the disk yet, for `next`.
-    waiting: VecDeque<(Line, Option<Snapshot>)>,
+    /// Lines for `next` that are not on the disk yet, with their numbers: as many as the keeper has, since those it lost go at once.
+    waiting: VecDeque<(u64, Line, Option<Snapshot>)>,
     next: Option<Box<dyn Sink>>,
     sent: u64,
     /// Lines that were stored or lost.
     decided: u64,
-    /// Lines for `next` that were looked at, and those of them that were passed on.
-    looked_at: u64,
+    /// Lines that `next` has.
     passed_on: u64,
-    /// Lines that are not to be passed on: the number of the first, and how many.
-    lost_lines: VecDeque<(u64, u64)>,
     /// Packets that the store has lost.
     lost: Arc<AtomicU64>,
     /// Limits that are to hold from now on.
@@ -51,18 +48,7 @@ impl StoreSink {
         lost: Arc<AtomicU64>,
         limits: Arc<Mutex<Option<Limits>>>,
     ) -> Self {
-        Self {
-            recorder,
-            waiting: VecDeque::new(),
-            next,
-            sent: 0,
-            decided: 0,
-            looked_at: 0,
-            passed_on: 0,
-            lost_lines: VecDeque::new(),
-            lost,
-            limits,
-        }
+        Self { recorder, waiting: VecDeque::new(), next, sent: 0, decided: 0, passed_on: 0, lost, limits }
     }
 
     fn send(&mut self, line: &Line, story: Option<Snapshot>) -> io::Result<()> {
@@ -75,10 +61,10 @@ impl StoreSink {
             (None, _) => (None, Share::Host),
         };
         self.recorder.put(Entry::of(line, of, share)?)?;
-        self.sent += 1;
         if self.next.is_some() {
-            self.waiting.push_back((line.clone(), story));
+            self.waiting.push_back((self.sent, line.clone(), story));
         }
+        self.sent += 1;
         Ok(())
     }
 
@@ -96,18 +82,16 @@ impl StoreSink {
         self.lost.store(progress.lost_packets, Ordering::Relaxed);
         self.decided = progress.stored + progress.lost;
         if let Some(next) = &mut self.next {
-            self.lost_lines.extend(&progress.newly_lost);
-            while let Some((line, story)) = self.waiting.pop_front() {
-                let is_lost = is_lost(&mut self.lost_lines, self.looked_at);
-                if !is_lost && self.passed_on == progress.stored {
-                    self.waiting.push_front((line, story));
-                    break;
-                }
-                self.looked_at += 1;
-                if !is_lost {
-                    self.passed_on += 1;
-                    next.take(&line, story)?;
-                }
+            let mut lost = VecDeque::from(progress.newly_lost.clone());
+            if !lost.is_empty() {
+                self.waiting.retain(|(number, ..)| !is_lost(&mut lost, *number));
+            }
+            // Lines are stored in their order.
+            while self.passed_on < progress.stored
+                && let Some((_, line, story)) = self.waiting.pop_front()
+            {
+                self.passed_on += 1;
+                next.take(&line, story)?;
             }
             next.tick()?;
         }
@@ -153,7 +137,7 @@ impl Sink for StoreSink {
     }
 }
 
-/// A line is one of those that were lost. Each is asked for once, in order.
+/// A line is one of those that were lost. Both are in order, and each line is asked for once.
 fn is_lost(lost: &mut VecDeque<(u64, u64)>, number: u64) -> bool {
     while lost.front().is_some_and(|(first, lines)| first + lines <= number) {
         lost.pop_front();

@@ -69,7 +69,7 @@ impl Age {
 impl Now {
     /// Marks which lines have been stored by now, where that is not known from a moment ago.
     pub(super) fn mark(self, connection: &Connection, kept: Duration) -> rusqlite::Result<()> {
-        let apart = (nanoseconds(kept) / MARKS).clamp(NEAREST, FARTHEST);
+        let apart = (span_ns(kept) / MARKS).clamp(NEAREST, FARTHEST);
         let last = "SELECT at_ns, line FROM ages ORDER BY at_ns DESC LIMIT 1";
         let last: Option<(i64, i64)> =
             connection.prepare_cached(last)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
@@ -80,7 +80,7 @@ impl Now {
         }
         connection.prepare_cached("INSERT INTO ages (at_ns, line) VALUES (?1, ?2)")?.execute((self.age_ns, stored))?;
         let over = "DELETE FROM ages WHERE at_ns < (SELECT max(at_ns) FROM ages WHERE at_ns <= ?1)";
-        connection.prepare_cached(over)?.execute([self.age_ns.saturating_sub(nanoseconds(kept))]).map(drop)
+        connection.prepare_cached(over)?.execute([self.age_ns.saturating_sub(span_ns(kept))]).map(drop)
     }
 
     /// What has been in the store for longer than so many nanoseconds.
@@ -96,7 +96,8 @@ impl Now {
     }
 }
 
-pub(super) fn nanoseconds(span: Duration) -> i64 {
+/// Nanoseconds of a span of time.
+pub(super) fn span_ns(span: Duration) -> i64 {
     i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)
 }
 

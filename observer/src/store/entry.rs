@@ -39,6 +39,8 @@ pub struct Of {
     pub(super) incident: Uuid,
     /// Hash of the rule's statement.
     pub(super) rule: Option<Uuid>,
+    /// Nobody misses what was blocked.
+    pub(super) is_background: bool,
 }
 
 /// A line, ready to be stored.
@@ -76,6 +78,7 @@ impl Entry {
             story,
             incident: attempt.incident,
             rule: attempt.rule_name.as_ref().map(|name| name.id),
+            is_background: attempt.background.is_some(),
         });
         let destination = attempt.as_ref().and_then(|attempt| attempt.destination);
         Ok(Self {

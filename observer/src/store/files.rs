@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::schema;
 use crate::confinement::programs;
 
 /// The group that may read the store. Packages make it; the underscore keeps it apart from groups of a directory.
@@ -31,6 +32,18 @@ pub enum PlaceError {
     /// Not a file of this user's.
     #[error("{} is not a plain file of this user: name another one with --store", .0.display())]
     Foreign(PathBuf),
+    /// A link, which could lead elsewhere the next time.
+    #[error("{} is a symbolic link: name the file that it leads to with --store", .0.display())]
+    Symlink(PathBuf),
+    /// A folder.
+    #[error("{} is a folder: name a file in it with --store", .0.display())]
+    Folder(PathBuf),
+    /// Its folder could only be made in a folder that is missing.
+    #[error("there is no folder {}: make it, or name another file with --store", .0.display())]
+    NoFolder(PathBuf),
+    /// A file of another kind, which stays as it is.
+    #[error("{} is no store of observer's: name another file with --store", .0.display())]
+    NoStore(PathBuf),
     /// Another name would have a lock and a log of its own.
     #[error("{} has another name (a hard link): remove one of them, or name another file with --store", .0.display())]
     Linked(PathBuf),
@@ -72,15 +85,10 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
     // Nothing is made, and nothing left, beside what is refused.
     is_there(path)?;
     if !folder.exists() {
-        let group = group();
+        let group = programs::group_number(GROUP).ok().flatten();
         DirBuilder::new().mode(0o750).create(folder).map_err(failed(folder))?;
-        // Below a folder of the group's it is the group's already.
-        let is_the_groups =
-            |group| fs::metadata(folder).is_ok_and(|about| about.gid() == group && about.mode() & 0o2000 != 0);
-        if let Some(group) = group.filter(|group| !is_the_groups(*group)) {
-            chown(folder, None, Some(group)).map_err(failed(folder))?;
-            // What is made in it later is of the group too.
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o2750)).map_err(failed(folder))?;
+        if let Some(group) = group {
+            give_to(folder, group).map_err(failed(folder))?;
         }
     }
     is_there(path)?;
@@ -89,6 +97,19 @@ pub(super) fn prepare(path: &Path) -> Result<Lock, PlaceError> {
         make(path).map_err(failed(path))?;
     }
     Ok(lock)
+}
+
+/// Gives a folder that was just made to a group: what is made in it later is of the group too. The path is not followed again.
+fn give_to(folder: &Path, group: u32) -> io::Result<()> {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let folder = OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
+    let about = folder.metadata()?;
+    // Below a folder of the group's it is the group's already.
+    if about.gid() != group || about.mode() & 0o2000 == 0 {
+        fchown(&folder, None, Some(group))?;
+        folder.set_permissions(fs::Permissions::from_mode(0o2750))?;
+    }
+    Ok(())
 }
 
 /// Looks whether there is a file that may be a store. Whatever somebody else could have put there is refused.
@@ -100,6 +121,9 @@ pub(super) fn is_there(path: &Path) -> Result<bool, PlaceError> {
     // Where the folder is to be made, nobody can take it away from a sticky one.
     let (way, may_be_sticky) =
         if is_made { (absolute.as_path(), false) } else { (absolute.parent().unwrap_or(&absolute), true) };
+    if !is_made && !way.exists() {
+        return Err(PlaceError::NoFolder(way.to_owned()));
+    }
     if let Some(open) = open_to_others(way, own, may_be_sticky, 0).map_err(|error| failed(folder, error))? {
         return Err(PlaceError::Open(open));
     }
@@ -110,8 +134,11 @@ pub(super) fn is_there(path: &Path) -> Result<bool, PlaceError> {
         return Err(failed(folder, io::ErrorKind::NotADirectory.into()));
     }
     match fs::symlink_metadata(path) {
+        Ok(about) if about.is_symlink() => Err(PlaceError::Symlink(path.to_owned())),
+        Ok(about) if about.is_dir() => Err(PlaceError::Folder(path.to_owned())),
         Ok(about) if !about.is_file() || about.uid() != own => Err(PlaceError::Foreign(path.to_owned())),
         Ok(about) if about.nlink() > 1 => Err(PlaceError::Linked(path.to_owned())),
+        Ok(about) if about.len() > 0 && !schema::has_been_one(path) => Err(PlaceError::NoStore(path.to_owned())),
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(failed(path, error)),
@@ -191,13 +218,6 @@ pub(super) fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Number of the group, where there is one. `getent` knows groups of directories too.
-fn group() -> Option<u32> {
-    let output = programs::command("getent").ok()?.args(["group", "--", GROUP]).output().ok()?;
-    // name:password:id:members
-    String::from_utf8(output.stdout).ok()?.split(':').nth(2)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +241,13 @@ mod tests {
         assert!(matches!(prepare(&folder.path().join("s.db")), Err(PlaceError::Open(_))));
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", folder.path().join("s.db")).unwrap();
-        assert!(matches!(prepare(&folder.path().join("s.db")), Err(PlaceError::Foreign(_))));
+        assert!(matches!(prepare(&folder.path().join("s.db")), Err(PlaceError::Symlink(_))));
+        fs::write(folder.path().join("notes"), "no store").unwrap();
+        assert!(matches!(prepare(&folder.path().join("notes")), Err(PlaceError::NoStore(_))));
+        assert!(!folder.path().join("notes-lock").exists());
+        assert!(matches!(is_there(&folder.path().join("a/b/s.db")), Err(PlaceError::NoFolder(_))));
+        fs::create_dir(folder.path().join("inner")).unwrap();
+        assert!(matches!(is_there(&folder.path().join("inner")), Err(PlaceError::Folder(_))));
         fs::write(folder.path().join("a.db"), "").unwrap();
         fs::hard_link(folder.path().join("a.db"), folder.path().join("b.db")).unwrap();
         assert!(matches!(prepare(&folder.path().join("b.db")), Err(PlaceError::Linked(_))));

@@ -10,6 +10,7 @@ use super::{
         STEP, UNCONCERNED, numbers,
         remove::{Removed, remove, remove_states, remove_story},
     },
+    schema,
     write::{Gap, note},
 };
 
@@ -26,6 +27,8 @@ const FORGOTTEN: &str = "l.id > ?1 AND l.id <= ?2 AND (l.at_ns < ?3
 pub struct Forgotten {
     /// So many lines were removed.
     pub lines: u64,
+    /// No line is left.
+    pub is_empty: bool,
     /// They are still in the log: somebody reads the store as it was.
     pub are_in_the_log: bool,
 }
@@ -63,7 +66,8 @@ pub(super) fn forget(connection: &Connection, what: &Forget, now_ns: i64) -> rus
     })?;
     // The log still has it as it was.
     let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-    Ok(Forgotten { lines: removed.lines, are_in_the_log: busy != Ok(0) })
+    let is_empty = connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM lines)", [], |row| row.get(0))?;
+    Ok(Forgotten { lines: removed.lines, is_empty, are_in_the_log: busy != Ok(0) })
 }
 
 /// Counts the lines that [`forget`] would remove. Nothing is changed.
@@ -99,12 +103,8 @@ fn leave_word(connection: &Connection, noted: Option<i64>, gap: &Gap, now_ns: i6
 /// Does something in transactions, between which others may write, as long as there is more of it.
 fn in_steps(connection: &Connection, mut step: impl FnMut() -> rusqlite::Result<bool>) -> rusqlite::Result<()> {
     loop {
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        let has_more = step().and_then(|has_more| connection.execute_batch("COMMIT").map(|()| has_more));
-        if has_more.is_err() {
-            let _ = connection.execute_batch("ROLLBACK");
-        }
-        if !has_more? {
+        schema::begin(connection)?;
+        if !schema::commit(connection, step())? {
             return Ok(());
         }
         std::thread::sleep(PAUSE);
@@ -217,7 +217,7 @@ mod tests {
         }
         lab.store(&[secret, packet(2, 0, 0)]);
         let forgotten = forget(&lab.writer.connection, &Forget::User(1000), nanoseconds(Timestamp::now())).unwrap();
-        assert_eq!(forgotten, Forgotten { lines: 1, are_in_the_log: false });
+        assert_eq!(forgotten, Forgotten { lines: 1, is_empty: false, are_in_the_log: false });
         assert_eq!(lab.lines().len(), 1);
         assert_eq!(lab.number("SELECT lines FROM gaps"), 1);
         assert_eq!(lab.number("SELECT count(*) FROM gaps WHERE why = 'removed on request: user 1000'"), 1);

@@ -41,7 +41,7 @@ use rustix::{fd::AsFd, net::RecvFlags};
 pub use self::{
     channel::Progress,
     entry::Entry,
-    files::Lock,
+    files::{Lock, PlaceError},
     forget::Forgotten,
     keeper::Settings,
     query::{Forget, QueryError, Range, Store, Stored},
@@ -106,8 +106,13 @@ impl Recorder {
                 drop(ours);
                 // Whoever comes next waits until this one has stored what it has.
                 sys::close_all_but(&[theirs.as_fd(), lock.as_fd()]);
-                let status = i32::from(keep(settings, &reporter, started_ns, &theirs).is_err());
-                std::process::exit(status);
+                let kept = keep(settings, &reporter, started_ns, &theirs);
+                if let Err(error) = &kept {
+                    // It is heard where the store is not open yet.
+                    let _ =
+                        channel::send(&theirs, &Reply::Failed(format!("the process that keeps the store: {error:#}")));
+                }
+                std::process::exit(i32::from(kept.is_err()));
             }
         }
     }
@@ -229,6 +234,11 @@ fn keep(settings: &Settings, reporter: &str, started_ns: i64, socket: &UnixStrea
     confinement::store::confine(files::folder(&settings.path))?;
     keeper::serve(settings, reporter, started_ns, socket)?;
     Ok(())
+}
+
+/// Why no store can be at this place, if it cannot: what [`Recorder::start`] would say of it.
+pub fn verify_place(path: &Path) -> Result<(), PlaceError> {
+    files::is_there(path).map(drop)
 }
 
 /// Counts the lines that [`forget`] would remove.

@@ -82,7 +82,7 @@ impl Store {
         let sql = format!(
             "SELECT {COLUMNS}, s.share, s.packets, s.first_ns, s.last_ns
              FROM shares h JOIN stories s ON s.id IN
-                    (SELECT id FROM stories WHERE share = h.id ORDER BY last_ns DESC LIMIT {NEWEST})
+                    (SELECT id FROM stories WHERE share = h.id AND NOT background ORDER BY last_ns DESC LIMIT {NEWEST})
                   JOIN lines l ON l.id = s.last_line {TEXTS}
              ORDER BY s.last_ns DESC"
         );
@@ -96,9 +96,7 @@ impl Store {
             let share = of_share.entry(row.get(13)?).or_default();
             // One that cannot be understood hides no other.
             let Ok(stored) = stored(row) else { continue };
-            let Some(attempt) = stored.line.attempt().filter(|attempt| attempt.background.is_none()).cloned() else {
-                continue;
-            };
+            let Some(attempt) = stored.line.attempt().cloned() else { continue };
             *share += 1;
             if *share <= of_a_share {
                 let packets = u64::try_from(row.get::<_, i64>(14)?).unwrap_or(0);
@@ -244,5 +242,17 @@ mod tests {
         assert_eq!((read, lines), (2, 1));
         assert!(matches!(error, QueryError::Line(2, _)), "{error}");
         assert_eq!(store.last_incidents(5, 5).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn background_hides_no_incident() {
+        let mut lab = Lab::new();
+        lab.store(&[packet(1, 0, 0)]);
+        for story in 2..60 {
+            let mut background = packet(story, i64::try_from(story).unwrap(), 0);
+            background.of.as_mut().unwrap().is_background = true;
+            lab.store(&[background]);
+        }
+        assert_eq!(Store::open(&lab.path).unwrap().last_incidents(5, 5).unwrap().len(), 1);
     }
 }

@@ -38,10 +38,10 @@ pub enum OpenError {
         found: i64,
     },
     /// Some other database.
-    #[error("{} is no store: name another one with --store", .0.display())]
+    #[error("{} is no store of observer's", .0.display())]
     Foreign(PathBuf),
     /// It is not there.
-    #[error("there is no store at {}: `observer record` makes one, `--store` names another", .0.display())]
+    #[error("there is no store at {}: `observer record` makes one", .0.display())]
     Missing(PathBuf),
     /// The reader is in neither root nor the group.
     #[error("{} may not be read by this user: use sudo, or join the group `_observer` if the package made it", .0.display())]
@@ -256,6 +256,21 @@ fn copy(connection: &Connection, path: &Path, version: usize) -> Result<(), Open
     fs::set_permissions(&begun, permissions).map_err(failed)?;
     fs::File::open(&begun).and_then(|file| file.sync_all()).map_err(failed)?;
     fs::rename(&begun, &kept).map_err(failed)
+}
+
+/// Begins a transaction that writes. [`commit`] ends it.
+pub(super) fn begin(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE")
+}
+
+/// Ends a transaction: what was done in it is on the disk when this returns, or none of it where something failed.
+pub(super) fn commit<T>(connection: &Connection, done: rusqlite::Result<T>) -> rusqlite::Result<T> {
+    let ended = done.and_then(|done| connection.execute_batch("COMMIT").map(|()| done));
+    if ended.is_err() {
+        // Some errors have done that already.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    ended
 }
 
 /// Takes all steps that it has not taken yet, each whole or not at all.

@@ -62,17 +62,15 @@ impl Writer {
         now_ns: i64,
     ) -> rusqlite::Result<()> {
         let next_line = self.next_line;
-        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        schema::begin(&self.connection)?;
         // Somebody else may have removed texts, and given their numbers to others.
         let version = self.connection.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap_or(0);
         if std::mem::replace(&mut self.version, version) != version {
             self.forget_numbers();
         }
-        let stored =
-            self.put_all(entries, documents, gap, now_ns).and_then(|()| self.connection.execute_batch("COMMIT"));
+        let put = self.put_all(entries, documents, gap, now_ns);
+        let stored = schema::commit(&self.connection, put);
         if stored.is_err() {
-            // Some errors have done that already.
-            let _ = self.connection.execute_batch("ROLLBACK");
             self.forget_numbers();
             self.next_line = next_line;
         }
@@ -245,8 +243,8 @@ impl Writer {
         let (first, last) = entry.span_ns.unwrap_or((entry.at_ns, entry.at_ns));
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO stories
-               (story, incident, share, rule, first_ns, last_ns, first_line, last_line, lines, packets, bytes)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, 1, ?8, ?9)
+               (story, incident, share, rule, first_ns, last_ns, first_line, last_line, lines, packets, bytes, background)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, 1, ?8, ?9, ?10)
              ON CONFLICT (story) DO UPDATE SET
                rule = coalesce(rule, excluded.rule), first_ns = min(first_ns, excluded.first_ns),
                last_ns = max(last_ns, excluded.last_ns), last_line = excluded.last_line, lines = lines + 1,
@@ -264,6 +262,7 @@ impl Writer {
                 line,
                 signed(entry.packets),
                 signed(entry.bytes),
+                of.is_background,
             ],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )
@@ -281,6 +280,13 @@ impl Writer {
         self.connection.query_row(sql, (self.run, since_ns, until_ns), |row| row.get(0))
     }
 
+    /// When the run before this one was alive last, where it was ended by force.
+    pub(super) fn killed_before(&self) -> rusqlite::Result<Option<i64>> {
+        let sql = "SELECT alive_ns FROM (SELECT alive_ns, ended_ns FROM runs WHERE id < ?1 ORDER BY id DESC LIMIT 1)
+                   WHERE ended_ns IS NULL";
+        self.connection.query_row(sql, [self.run], |row| row.get(0)).optional()
+    }
+
     /// Takes the run back: nothing is recorded in it.
     pub(super) fn withdraw(&self) -> rusqlite::Result<()> {
         self.connection.execute("DELETE FROM runs WHERE id = ?1", [self.run])?;
@@ -290,17 +296,13 @@ impl Writer {
 
     /// Ends the run: `account` is JSON, `gap` what was not stored.
     pub(super) fn end(&mut self, account: Option<&str>, gap: Option<&Gap>, ended_ns: i64) -> rusqlite::Result<()> {
-        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        schema::begin(&self.connection)?;
         let end = "UPDATE runs SET ended_ns = ?1, alive_ns = max(alive_ns, ?1), account = ?2 WHERE id = ?3";
         let ended = self
             .connection
             .execute(end, (ended_ns, account, self.run))
-            .and_then(|_| gap.map_or(Ok(()), |gap| note(&self.connection, self.run, gap, ended_ns)))
-            .and_then(|()| self.connection.execute_batch("COMMIT"));
-        if ended.is_err() {
-            let _ = self.connection.execute_batch("ROLLBACK");
-            return ended;
-        }
+            .and_then(|_| gap.map_or(Ok(()), |gap| note(&self.connection, self.run, gap, ended_ns)));
+        schema::commit(&self.connection, ended)?;
         schema::rest(&self.connection);
         Ok(())
     }
@@ -393,5 +395,27 @@ mod tests {
         };
         assert_eq!((count(103 * MINUTE), count(111 * MINUTE), count(200 * MINUTE)), (3, 2, 0));
         assert_eq!(count(MINUTE), 0, "the clock was set back");
+    }
+
+    #[test]
+    fn an_end_by_force_is_known_to_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.db");
+        let mut first = Writer::open(&path, "{}", 1).unwrap();
+        assert_eq!(first.killed_before(), Ok(None));
+        first.end(None, None, 5).unwrap();
+        let second = Writer::open(&path, "{}", 7).unwrap();
+        assert_eq!(second.killed_before(), Ok(None));
+        second.live(9).unwrap();
+        let third = Writer::open(&path, "{}", 20).unwrap();
+        assert_eq!(third.killed_before(), Ok(Some(9)));
+        // A view says so, and of the one that still seems to run, too.
+        let count = |why: &str| -> i64 {
+            let sql = "SELECT count(*) FROM not_recorded WHERE why LIKE ?1";
+            third.connection.query_row(sql, [why], |row| row.get(0)).unwrap()
+        };
+        assert_eq!((count("stopped"), count("ended by force%"), count("no sign%")), (1, 1, 1));
+        third.live(crate::store::entry::nanoseconds(jiff::Timestamp::now())).unwrap();
+        assert_eq!(count("no sign%"), 0);
     }
 }

@@ -9,7 +9,7 @@ use super::{Keeper, Settings};
 use crate::store::{
     channel::Reply,
     files,
-    schema::{self, OpenError},
+    schema::{self, OpenError, words},
     write::Writer,
 };
 
@@ -101,15 +101,20 @@ impl Keeper<'_> {
         self.files.log = self.files.log.or(now.log);
         let Some(writer) = self.writer.as_ref().filter(|_| now != self.files) else { return Ok(()) };
         // What is in the log belongs to the file that was open: a new store, or a new log, would throw it away.
-        if !empty_log(writer) {
-            let path = path.display();
-            return Err(format!("the store {path} or its log was moved or removed while another program uses it"));
+        let store = path.display();
+        match empty_log(writer) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(format!("the store {store} or its log was moved or removed while another program uses it"));
+            }
+            Err(error) => {
+                return Err(format!("the store {store} or its log was moved or removed: {}", words(&error)));
+            }
         }
         self.writer = None;
         if inode(files::folder(path)) != self.folder {
             return Ok(());
         }
-        let store = path.display();
         said.push(Reply::Notice(if now.store == self.files.store {
             format!("the log of the store {store} was removed; what was in it is in the store")
         } else {
@@ -129,8 +134,8 @@ pub(super) fn is_log_full(settings: &Settings) -> bool {
 }
 
 /// Empties the log: false where somebody reads the store as it was.
-pub(super) fn empty_log(writer: &Writer) -> bool {
-    writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) == Ok(0)
+pub(super) fn empty_log(writer: &Writer) -> rusqlite::Result<bool> {
+    writer.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).map(|busy| busy == 0)
 }
 
 /// The file system of the store has so many bytes left for others than root.

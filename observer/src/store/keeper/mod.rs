@@ -19,7 +19,7 @@ use self::{
 use super::{
     age::Age,
     channel::{Inbox, Reply, Request, send},
-    entry::nanoseconds,
+    entry::{nanoseconds, time},
     files,
     retention::Limits,
     schema::{passes, words},
@@ -51,7 +51,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// At the end it is tried again for so long.
 const LAST: Duration = Duration::from_secs(20);
 /// What is said beside a failure.
-const GOES_ON: &str = "observing goes on, and it is tried again every second";
+const GOES_ON: &str = "observer keeps running and retries every second";
 /// So many ends by force within this time, nanoseconds, are too many.
 const BRAKE: i64 = 3;
 const BRAKE_TIME: i64 = 600_000_000_000;
@@ -119,7 +119,7 @@ pub(super) fn serve(settings: &Settings, reporter: &str, started_ns: i64, socket
         tight_at: None,
     };
     send(socket, &Reply::Open)?;
-    for notice in notice.into_iter().chain(keeper.reserve()) {
+    for notice in notice.into_iter().chain(keeper.killed_before()).chain(keeper.reserve()) {
         send(socket, &Reply::Notice(notice))?;
     }
     let mut inbox = Inbox::default();
@@ -186,6 +186,15 @@ fn now_ns() -> i64 {
 }
 
 impl Keeper<'_> {
+    /// What is to be said of a recorder before this one that was ended by force.
+    fn killed_before(&self) -> Option<String> {
+        let alive_ns = self.writer.as_ref()?.killed_before().ok()??;
+        let alive = time(alive_ns).strftime("%Y-%m-%d %H:%M:%S UTC");
+        Some(format!(
+            "the last recorder was ended by force: nothing is recorded of the time from {alive}, its last commit, until now"
+        ))
+    }
+
     /// The account, JSON, with all that was lost here.
     fn with_losses(&self, account: Option<&str>) -> Option<String> {
         let account: Account = serde_json::from_str(account?).ok()?;
@@ -251,10 +260,17 @@ impl Keeper<'_> {
         }
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let gap = self.waiting.gap(self.failing.as_ref().map(|(why, _)| why.as_str()));
-        if is_log_full(self.settings) && !empty_log(writer) {
-            return Err(format!(
-                "cannot write to the store {path}: a program that reads it keeps its log from being emptied"
-            ));
+        if is_log_full(self.settings) {
+            match empty_log(writer) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(format!(
+                        "cannot write to the store {path}: a program that reads it keeps its log from being emptied"
+                    ));
+                }
+                // What the next write says of it is done about it.
+                Err(_) => {}
+            }
         }
         let (lines, documents) = self.waiting.batch();
         let result = writer.store(lines, documents, gap.as_ref(), now_ns());

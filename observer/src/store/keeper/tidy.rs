@@ -23,6 +23,8 @@ const TIDY_MORE: Duration = Duration::from_millis(100);
 const TIDY_BESIDE: Duration = Duration::from_secs(2);
 /// A store may have so much on a file system that is nearly full, too.
 const LEAST: u64 = 4 << 20;
+/// It is not nearly full any more when this part more than the rest is left.
+const EASED: u64 = 4;
 /// More than this part over the limit is too much; then room is made for so long before anything else.
 const CROWDED: u64 = 8;
 const CROWDED_TIME: Duration = Duration::from_millis(200);
@@ -53,7 +55,8 @@ impl Keeper<'_> {
             return None;
         }
         let was_crowded = std::mem::replace(&mut self.is_crowded, false);
-        let is_full = is_log_full(self.settings) && self.writer.as_ref().is_some_and(|writer| !empty_log(writer));
+        let is_full =
+            is_log_full(self.settings) && self.writer.as_ref().is_some_and(|writer| empty_log(writer) == Ok(false));
         if is_full {
             // Somebody reads: what is removed now would only make the log longer.
             (self.tidied, self.has_more) = (Instant::now(), false);
@@ -70,11 +73,15 @@ impl Keeper<'_> {
                 Some(set_aside(&self.settings.path, &error).unwrap_or_else(|failed| failed))
             }
             Err(error) if !passes(&error) && !std::mem::replace(&mut self.is_untidy, true) => Some(format!(
-                "cannot remove old lines from the store {}: {}; it is tried again",
+                "cannot remove old lines from the store {}: {}; observer retries every 30 seconds",
                 self.settings.path.display(),
                 words(&error)
             )),
-            _ => tightness,
+            Err(_) => tightness,
+            Ok(_) => {
+                self.is_untidy = false;
+                tightness
+            }
         }
     }
 
@@ -113,22 +120,33 @@ impl Keeper<'_> {
         Ok(has_more)
     }
 
-    /// Notes whether the file system is nearly full; what is to be said when it has become so.
+    /// Notes whether the file system is nearly full; what is to be said when that changes.
     fn watch_file_system(&mut self) -> Option<String> {
         let room = Room::of(&self.writer.as_ref()?.connection).ok()?;
-        let is_tight = available(&self.settings.path).is_some_and(|left| left < self.limits.rest);
-        let was_tight = self.tight_at.is_some();
-        // Pages that the file has already are used: those of the reserve.
-        self.tight_at = is_tight.then(|| self.tight_at.unwrap_or((room.used + room.free).max(LEAST)));
-        (is_tight && !was_tight).then(|| {
-            format!(
-                "the file system of {} has less than {} MiB left (--keep-free): the store grows to no more than {} MiB and removes its \
-                 oldest lines",
-                self.settings.path.display(),
-                self.limits.rest >> 20,
-                self.limit() >> 20
-            )
-        })
+        let (path, rest) = (self.settings.path.display(), self.limits.rest);
+        let left = available(&self.settings.path)?;
+        match self.tight_at {
+            None if left < rest => {
+                // Pages that the file has already are used: those of the reserve.
+                self.tight_at = Some((room.used + room.free).max(LEAST));
+                Some(format!(
+                    "the file system of {path} has less than {} MiB left (--keep-free): the store grows to no more than {} MiB and \
+                     removes its oldest lines",
+                    rest >> 20,
+                    self.limit() >> 20
+                ))
+            }
+            // Where it is near the border, one word is enough.
+            Some(_) if left >= rest.saturating_add(rest / EASED) => {
+                self.tight_at = None;
+                Some(format!(
+                    "the file system of {path} has more than {} MiB left again: the store may grow to {} MiB",
+                    rest >> 20,
+                    self.limit() >> 20
+                ))
+            }
+            _ => None,
+        }
     }
 
     /// Bytes that may be in use. The reserve counts: the file takes no more than was said. On a file system that is nearly full they are no
@@ -153,6 +171,6 @@ impl Keeper<'_> {
         } else {
             space::reserve(&writer.connection, *reserve, log(path)).err().map(|error| words(&error))?
         };
-        Some(format!("no room is held in reserve for the store {}: {failed}", path.display()))
+        Some(format!("cannot allocate the reserve for the store {}: {failed}", path.display()))
     }
 }

@@ -23,6 +23,8 @@ const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 #[derive(Default)]
 pub(super) struct Waiting {
     lines: VecDeque<Entry>,
+    /// The number of each of them: lines between them may be lost.
+    numbers: VecDeque<u64>,
     bytes: usize,
     documents: Vec<Document>,
     /// Lines that were handed over.
@@ -47,6 +49,7 @@ impl Waiting {
         }
         self.bytes += bytes;
         self.lines.push_back(entry);
+        self.numbers.push_back(self.taken - 1);
     }
 
     /// Takes what lines refer to, or notes that it is missing.
@@ -94,6 +97,7 @@ impl Waiting {
     /// What [`Self::batch`] and [`Self::gap`] gave is in the store.
     pub(super) fn is_stored(&mut self) {
         let count = self.lines.len().min(BATCH);
+        self.numbers.drain(..count);
         let bytes: usize = self.lines.drain(..count).map(|entry| weight(&entry)).sum();
         self.bytes -= bytes;
         self.stored += count as u64;
@@ -103,14 +107,13 @@ impl Waiting {
 
     /// Counts all lines that wait as lost.
     pub(super) fn lose_all(&mut self) {
-        // Lines are stored in order: those that are not are the last.
-        let first = self.taken - self.lines.len() as u64;
-        for (number, entry) in (first..).zip(std::mem::take(&mut self.lines)) {
+        for (number, entry) in std::mem::take(&mut self.numbers).into_iter().zip(std::mem::take(&mut self.lines)) {
             self.lose(number, &entry);
         }
         self.bytes = 0;
     }
 
+    /// Counts one line as lost. What was lost is told in order, also where it waited behind others that were lost before.
     fn lose(&mut self, number: u64, entry: &Entry) {
         (self.lost_lines, self.lost_packets) = (self.lost_lines + 1, self.lost_packets + entry.packets);
         match self.newly_lost.last_mut() {
@@ -124,6 +127,7 @@ impl Waiting {
 
     /// How far it is, with what was lost since the last answer.
     pub(super) fn progress(&mut self) -> Reply {
+        self.newly_lost.sort_unstable();
         Reply::Stored(Progress {
             stored: self.stored,
             lost: self.lost_lines,
@@ -140,4 +144,32 @@ fn nothing_at(at_ns: i64) -> Gap {
 /// Bytes that a line takes in memory, about.
 fn weight(entry: &Entry) -> usize {
     size_of::<Entry>() + entry.body.len() + entry.who.as_ref().map_or(0, |who| who.body.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::lab::packet;
+
+    #[test]
+    fn lines_that_are_lost_keep_their_numbers() {
+        let mut waiting = Waiting::default();
+        let entry = packet(1, 0, 0);
+        while waiting.lost_lines == 0 {
+            waiting.take(entry.clone());
+        }
+        let full = waiting.taken - 1;
+        let lost = |waiting: &mut Waiting| match waiting.progress() {
+            Reply::Stored(progress) => progress.newly_lost,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(lost(&mut waiting), [(full, 1)]);
+        waiting.is_stored();
+        waiting.take(entry.clone());
+        waiting.take(entry);
+        waiting.lose_all();
+        let batch = BATCH as u64;
+        assert_eq!(lost(&mut waiting), [(batch, full - batch), (full + 1, 2)]);
+        assert_eq!((waiting.lost_lines, waiting.lost_packets), (full + 3 - batch, 2 * (full + 3 - batch)));
+    }
 }

@@ -15,6 +15,7 @@ use self::{
 };
 use super::{
     age::{self, Now, Old},
+    schema,
     space::Room,
 };
 
@@ -38,15 +39,8 @@ pub(super) const STEP: i64 = 500;
 
 /// Does a part of what is to be done: true when there may be more. `limit` is how many bytes may be in use.
 pub(super) fn step(connection: &Connection, limits: &Limits, limit: u64, now: Now) -> rusqlite::Result<bool> {
-    connection.execute_batch("BEGIN IMMEDIATE")?;
-    let done = in_transaction(connection, limits, limit, now);
-    match &done {
-        Ok(_) => connection.execute_batch("COMMIT")?,
-        Err(_) => {
-            let _ = connection.execute_batch("ROLLBACK");
-        }
-    }
-    done
+    schema::begin(connection)?;
+    schema::commit(connection, in_transaction(connection, limits, limit, now))
 }
 
 fn in_transaction(connection: &Connection, limits: &Limits, limit: u64, now: Now) -> rusqlite::Result<bool> {
@@ -60,7 +54,7 @@ fn in_transaction(connection: &Connection, limits: &Limits, limit: u64, now: Now
             return Ok(true);
         }
     }
-    if expire(connection, now.old(connection, age::nanoseconds(limits.age))?)? {
+    if expire(connection, now.old(connection, age::span_ns(limits.age))?)? {
         return Ok(true);
     }
     make_room(connection, limits.bytes, limit, now.clock_ns)

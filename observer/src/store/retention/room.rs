@@ -23,13 +23,13 @@ const OF_ALL: i64 = 2;
 const HOST: &str = "root";
 
 /// A user's or a namespace's part of the store.
-struct Part {
+struct ShareRow {
     share: i64,
     name: String,
     weight: i64,
 }
 
-impl Part {
+impl ShareRow {
     fn is_host(&self) -> bool {
         self.name == HOST
     }
@@ -49,8 +49,8 @@ impl Part {
 pub(super) fn make_room(connection: &Connection, whole: u64, limit: u64, now_ns: i64) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare_cached("SELECT id, name, weight FROM shares ORDER BY weight DESC")?;
     let parts =
-        statement.query_map([], |row| Ok(Part { share: row.get(0)?, name: row.get(1)?, weight: row.get(2)? }))?;
-    let parts: Vec<Part> = parts.collect::<Result<_, _>>()?;
+        statement.query_map([], |row| Ok(ShareRow { share: row.get(0)?, name: row.get(1)?, weight: row.get(2)? }))?;
+    let parts: Vec<ShareRow> = parts.collect::<Result<_, _>>()?;
     let whole = i64::try_from(whole).unwrap_or(i64::MAX);
     let of_strangers: i64 = parts.iter().filter(|part| !part.is_host()).map(|part| part.weight).sum();
     let largest_stranger = parts.iter().find(|part| !part.is_host());

@@ -164,7 +164,7 @@ fn the_weight_of_a_share_is_that_of_its_rows() {
     }
     assert_eq!(lab.number("SELECT 10 * (SELECT count(*) FROM states) + (SELECT count(*) FROM documents)"), 32);
     let differ = "SELECT count(*) FROM shares s WHERE weight <>
-           (SELECT 280 * count(*) FROM lines WHERE share = s.id) + (SELECT 450 * count(*) FROM stories WHERE share = s.id)
+           (SELECT 280 * count(*) FROM lines WHERE share = s.id) + (SELECT 480 * count(*) FROM stories WHERE share = s.id)
          + (SELECT coalesce(sum(weight), 0) FROM parts WHERE share = s.id)
          + (SELECT coalesce(sum(weight), 0) FROM processes WHERE share = s.id)
          + (SELECT coalesce(sum(weight), 0) FROM documents WHERE share = s.id)

@@ -42,11 +42,13 @@ CREATE TABLE stories (
   last_line   INTEGER NOT NULL,
   lines       INTEGER NOT NULL,          -- rows of `lines`
   packets     INTEGER NOT NULL,          -- of all lines, those that were folded or removed too
-  bytes       INTEGER NOT NULL
+  bytes       INTEGER NOT NULL,
+  background  INTEGER NOT NULL           -- 1: nobody misses it, such as multicast DNS
 );
 CREATE INDEX stories_by_time ON stories(last_ns);
 CREATE INDEX stories_by_last ON stories(last_line);
 CREATE INDEX stories_by_share ON stories(share, last_ns);
+CREATE INDEX stories_that_matter ON stories(share, last_ns) WHERE NOT background;
 CREATE INDEX stories_by_first ON stories(share, first_ns);
 CREATE INDEX stories_with_more ON stories(share, last_ns) WHERE lines > 2;
 CREATE INDEX stories_by_start ON stories(first_ns);
@@ -131,9 +133,9 @@ CREATE TRIGGER line_stored AFTER INSERT ON lines BEGIN
 CREATE TRIGGER line_removed AFTER DELETE ON lines BEGIN
   UPDATE shares SET weight = weight - 280 WHERE id = OLD.share; END;
 CREATE TRIGGER story_stored AFTER INSERT ON stories BEGIN
-  UPDATE shares SET weight = weight + 450 WHERE id = NEW.share; END;
+  UPDATE shares SET weight = weight + 480 WHERE id = NEW.share; END;
 CREATE TRIGGER story_removed AFTER DELETE ON stories BEGIN
-  UPDATE shares SET weight = weight - 450 WHERE id = OLD.share; END;
+  UPDATE shares SET weight = weight - 480 WHERE id = OLD.share; END;
 CREATE TRIGGER process_stored AFTER INSERT ON processes BEGIN
   UPDATE shares SET weight = weight + NEW.weight WHERE id = NEW.share; END;
 CREATE TRIGGER process_removed AFTER DELETE ON processes BEGIN
@@ -155,15 +157,25 @@ CREATE TABLE state (
   value       INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE VIEW blocked AS SELECT
-    l.id, datetime(l.at_ns / 1000000000, 'unixepoch') AS time, l.packets, w.name AS program, w.pid, w.uid, w.unit, w.container,
-    p.destination, p.port, p.protocol,
+    l.id, datetime(l.at_ns / 1000000000, 'unixepoch') AS time, l.packets, w.name AS program, w.executable, w.pid, w.uid,
+    json_extract(w.body, '$.user.name') AS user, w.unit, w.container, json_extract(p.body, '$.Blocked.netns') AS netns,
+    json_extract(l.source, '$.ip') AS source, p.destination, p.port, p.protocol,
     json_extract(p.body, '$.Blocked.finding') AS finding, json_extract(p.body, '$.Blocked.rule.text') AS rule
   FROM lines l JOIN parts p ON p.id = l.part LEFT JOIN processes w ON w.id = l.process
   WHERE l.action = 'egress-blocked';
+-- A recorder leaves word every five minutes at least.
 CREATE VIEW not_recorded AS SELECT
     datetime(coalesce(a.ended_ns, a.alive_ns) / 1000000000, 'unixepoch') AS since,
     (SELECT datetime(b.started_ns / 1000000000, 'unixepoch') FROM runs b WHERE b.id > a.id ORDER BY b.id LIMIT 1) AS until,
-    CASE WHEN a.ended_ns IS NULL THEN 'ended by force: this is the last commit' ELSE 'stopped' END AS why, NULL AS lines
+    CASE WHEN a.ended_ns IS NOT NULL THEN 'stopped'
+         WHEN EXISTS (SELECT 1 FROM runs b WHERE b.id > a.id) THEN 'ended by force: this is the last commit'
+         ELSE 'no sign of the recorder: it was ended by force, or hangs' END AS why, NULL AS lines
   FROM runs a WHERE a.ended_ns IS NOT NULL OR EXISTS (SELECT 1 FROM runs b WHERE b.id > a.id)
-  UNION ALL SELECT datetime(from_ns / 1000000000, 'unixepoch'), datetime(until_ns / 1000000000, 'unixepoch'), why, lines FROM gaps
+    OR a.alive_ns / 1000000000 < strftime('%s', 'now') - 600
+  UNION ALL SELECT datetime(from_ns / 1000000000, 'unixepoch'), datetime(until_ns / 1000000000, 'unixepoch'), why, lines
+    FROM gaps WHERE why NOT LIKE 'removed %'
   ORDER BY 1;
+CREATE VIEW removed AS SELECT
+    datetime(noted_ns / 1000000000, 'unixepoch') AS time, datetime(from_ns / 1000000000, 'unixepoch') AS since,
+    datetime(until_ns / 1000000000, 'unixepoch') AS until, why, lines, packets
+  FROM gaps WHERE why LIKE 'removed %' ORDER BY 1;

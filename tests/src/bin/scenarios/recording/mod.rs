@@ -45,6 +45,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("a_users_nested_namespaces", nested),
     ("the_group_reads_it", by_the_group),
     ("what_must_not_be_kept", forgotten),
+    ("what_must_not_be_kept_while_it_goes_on", forgotten_meanwhile),
     ("other_files_are_refused", refused),
     ("a_configuration_file", configuration::file),
     ("a_configuration_that_is_read_again", configuration::read_again),
@@ -141,6 +142,8 @@ fn read_back() -> Result<Outcome> {
     ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NOT NULL AND account IS NOT NULL")? == "1");
     let blocked = sqlite(&store, "SELECT DISTINCT program, destination, port, rule FROM blocked")?;
     ensure!(blocked == format!("python3|{FAR_V4}|53|udp dport {{ 9, 53 }} counter drop"), "{blocked}");
+    let whose = sqlite(&store, "SELECT DISTINCT user, executable LIKE '/%', netns > 0, source FROM blocked")?;
+    ensure!(whose == "root|1|1|10.9.0.1", "{whose}");
     let not_recorded = sqlite(&store, "SELECT since IS NOT NULL, until IS NULL, why FROM not_recorded")?;
     ensure!(not_recorded == "1|1|stopped", "{not_recorded}");
     // The ruleset as it stood then, by the digest that the lines have.
@@ -192,9 +195,11 @@ fn killed() -> Result<Outcome> {
             // The process that writes, in the middle of it.
             kill(keeper(&recorder)?, Signal::SIGKILL)?;
         }
-        let (_, stdout, _) = recorder.end(Signal::SIGKILL)?;
+        let (_, stdout, stderr) = recorder.end(Signal::SIGKILL)?;
         let _ = sender.kill();
         let _ = sender.wait();
+        let is_said = stderr.contains("the last recorder was ended by force");
+        ensure!(is_said == (round > 0), "round {round}: {stderr}");
         // The last line may be cut.
         for line in stdout.split(|byte| *byte == b'\n') {
             let line: Option<Value> = serde_json::from_slice(line).ok();
@@ -208,6 +213,8 @@ fn killed() -> Result<Outcome> {
     ensure!(missing.is_empty(), "of {} acknowledged lines {} are missing", acknowledged.len(), missing.len());
     ensure!(sqlite(&store, "PRAGMA integrity_check")? == "ok");
     ensure!(sqlite(&store, "SELECT count(*) FROM runs WHERE ended_ns IS NULL")? == rounds.to_string());
+    let by_force = sqlite(&store, "SELECT count(*) FROM not_recorded WHERE why LIKE 'ended by force%'")?;
+    ensure!(by_force == (rounds - 1).to_string(), "{by_force}");
     Ok(Outcome::Passed)
 }
 
@@ -372,7 +379,7 @@ fn forgotten() -> Result<Outcome> {
     recorder.tells(|| send(&lab))?;
     let output = observer(&["forget", "--user", "0"], &store)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success() && said.contains("lines were removed"), "{said}");
+    ensure!(output.status.success() && said.contains("was removed from"), "{said}");
     ensure!(!report(&store)?.iter().any(|line| line["event"]["action"] == "egress-blocked"), "they are still there");
     recorder.tells(|| send(&lab)).context("it does not go on")?;
     recorder.end(Signal::SIGTERM)?;
@@ -380,6 +387,50 @@ fn forgotten() -> Result<Outcome> {
     ensure!(sqlite(&store, "SELECT why FROM gaps")? == "removed on request: user 0");
     let wrong = observer(&["forget", "--container", "abc"], &store)?;
     ensure!(wrong.status.code() == Some(2), "{wrong:?}");
+    Ok(Outcome::Passed)
+}
+
+/// Lines are removed again and again while others come: what was removed and what is left are all packets that were blocked.
+fn forgotten_meanwhile() -> Result<Outcome> {
+    const ROUNDS: u32 = 8;
+    let lab = blocked()?;
+    lab.client.nft("add rule inet t c tcp dport 81 counter drop")?;
+    let folder = folder()?;
+    let stores = ["a.db", "b.db"].map(|name| folder.path().join(name));
+    let recorders = [record(&lab.client, &stores[0])?, record(&lab.client, &stores[1])?];
+    let mut senders = Vec::new();
+    for _ in 0..ROUNDS {
+        // Each sends a SYN at once, after one second, and after three.
+        let url = format!("http://{FAR_V4}:81/");
+        let mut curl = lab.client.command("curl");
+        senders.push(curl.args(["-s", "--max-time", "4", &url]).stdin(Stdio::null()).spawn()?);
+        senders.push(traffic::command(&lab.client, &["flood", FAR_V4, "9", "2000"])?.stdout(Stdio::null()).spawn()?);
+        recorders[0].tells(|| send(&lab))?;
+        let output = observer(&["forget", "--before", "now"], &stores[0])?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    for mut sender in senders {
+        sender.wait()?;
+    }
+    let counted = lab.client.counted()?;
+    for (recorder, store) in recorders.into_iter().zip(&stores) {
+        let (status, stdout, said) = recorder.end(Signal::SIGTERM)?;
+        ensure!(status.success(), "{said}");
+        let printed: u64 = String::from_utf8(stdout)?
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["egress"]["count"].as_u64())
+            .sum();
+        let sum = |of: &str| -> Result<u64> {
+            Ok(sqlite(store, &format!("SELECT coalesce(sum(packets), 0) FROM {of}"))?.parse()?)
+        };
+        let (left, removed) = (sum("lines")?, sum("gaps")?);
+        ensure!(
+            left + removed == counted && printed == counted,
+            "{}: {left} are left, {removed} were removed, {printed} were printed, of {counted}: {said} {}",
+            store.display(),
+            sqlite(store, "SELECT account FROM runs")?
+        );
+    }
     Ok(Outcome::Passed)
 }
 
