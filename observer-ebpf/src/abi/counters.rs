@@ -18,9 +18,11 @@ pub enum Counter {
     MapFull = 5,
     /// Of the packets seen, those that the filters in the kernel left out.
     Filtered = 6,
+    /// Packets of any kind for which another program was run than the first one, which they had interrupted.
+    Inner = 7,
 }
 
 impl Counter {
     /// Number of counters, the length of the array.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }

@@ -7,7 +7,7 @@ pub mod program {
     /// The same as a raw tracepoint, for kernels that refuse the BTF one.
     pub const DROP_RAW: &str = "rdrop_kfree_skb";
     /// Raw tracepoint `kfree_skb` again, which does nothing: the stack lies deeper where a tracepoint has several programs.
-    pub const SECOND: &str = "rule_second";
+    pub const INNER: &str = "inner_kfree_skb";
     /// Kprobes on functions that give a rule's verdict, and on their return.
     pub const VERDICT: [&str; 2] = ["verdict_begin", "verdict_end"];
     /// Kprobe on `__udp_enqueue_schedule_skb`: a datagram has come in.

@@ -45,7 +45,7 @@ pub fn drop_kfree_skb(context: BtfTracePointContext) -> i32 {
     let location: u64 = context.arg(1);
     let cause = drop_cause(reason as u32, location);
     if cause != 0 {
-        dropped::<Direct>(&context, context.arg(0), location, reason as u32, cause);
+        look_at::<Direct>(&context, context.arg(0), location, reason as u32, cause);
     }
     0
 }
@@ -59,15 +59,45 @@ pub fn rdrop_kfree_skb(context: RawTracePointContext) -> i32 {
     let location: u64 = context.arg(1);
     let cause = drop_cause(reason as u32, location);
     if cause != 0 {
-        dropped::<Probe>(&context, context.arg(0), location, reason as u32, cause);
+        look_at::<Probe>(&context, context.arg(0), location, reason as u32, cause);
     }
     0
 }
 
-/// One more program at the tracepoint, so that it always has several: their stack lies deeper than a single one's.
+/// Looks at packets that interrupt a run of the program above, which the kernel then does not run: what a timer sends again, and what
+/// is forwarded, on a CPU on which much is dropped.
+///
+/// It is there always: a tracepoint with several programs calls them by way of a list, and the stack below a drop is always as deep.
 #[raw_tracepoint(tracepoint = "kfree_skb")]
-pub fn rule_second(_context: RawTracePointContext) -> i32 {
+pub fn inner_kfree_skb(context: RawTracePointContext) -> i32 {
+    let address: u64 = context.arg(0);
+    if !scratch::enter_inner(address) {
+        return 0;
+    }
+    count(Counter::Inner);
+    let reason: u64 = match field!(reason_arg) {
+        2 => context.arg(2),
+        _ => u64::from(NOT_NAMED),
+    };
+    let location: u64 = context.arg(1);
+    let cause = drop_cause(reason as u32, location);
+    if cause != 0 {
+        dropped::<Probe>(&context, address, location, reason as u32, cause);
+    }
+    scratch::leave();
     0
+}
+
+#[inline(always)]
+fn look_at<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, reason: u32, cause: u64) {
+    if !scratch::enter(address) {
+        count(Counter::Seen);
+        count(Counter::MapFull);
+        verdict::forget(address);
+        return;
+    }
+    dropped::<R>(context, address, location, reason, cause);
+    scratch::leave();
 }
 
 /// What stands for the reason on a kernel that gives none.
@@ -144,15 +174,8 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         return;
     }
     let Some(scratch) = scratch::packet() else { return };
-    // SAFETY: the scratch space is this CPU's, and nobody's until it is given back below.
+    // SAFETY: the scratch space is this CPU's, and nobody else's until `leave`.
     unsafe {
-        if get!(scratch.taken) != 0 {
-            count(Counter::Seen);
-            count(Counter::MapFull);
-            verdict::forget(address);
-            return;
-        }
-        put!(scratch.taken, 1);
         scratch::begin(scratch);
         put!(scratch.record.time_ns, boot_ns());
         put!(scratch.record.location, location);
@@ -187,7 +210,6 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
         drop::interface(scratch, device);
         drop::decided_by(scratch, device, direction);
         if own::is_own(get!(scratch.record.key.netns)) {
-            put!(scratch.taken, 0);
             return;
         }
         let (start, bytes) = skb.linear::<R>(scratch);
@@ -214,6 +236,5 @@ fn dropped<R: Reader>(context: &impl EbpfContext, address: u64, location: u64, r
                 count(Counter::Filtered);
             }
         }
-        put!(scratch.taken, 0);
     }
 }

@@ -9,13 +9,24 @@ use observer_ebpf::abi::{ARGS_BYTES, DropKey, DropRecord, NAME_BYTES, PATH_BYTES
 /// Bytes of a `struct nf_conntrack_tuple`.
 pub const TUPLE_BYTES: usize = 40;
 
-/// This CPU's room for one packet. Programs of one hook do not nest on a CPU: the kernel skips the inner one, and says so.
-/// Kernels before about 6.1 do not: there the room is taken, and the inner packet is counted as lost.
+/// Packets of this CPU. While one is looked at, an interrupt may bring another: a timer's retransmit, or what is forwarded.
+#[repr(C)]
+struct Rooms {
+    /// How many are looked at.
+    depth: u32,
+    reserved: u32,
+    /// Address of the inner packet, where the outer one's program itself was run for it.
+    inner: u64,
+    rooms: [Packet; DEEPEST as usize],
+}
+
+/// Packets that are looked at on a CPU at once, at most.
+const DEEPEST: u32 = 2;
+
+/// Room for one packet.
 #[repr(C)]
 pub struct Packet {
     pub record: DropRecord,
-    /// Not 0 while a packet is looked at.
-    pub taken: u32,
     /// The connection's original tuple, as the kernel keeps it.
     pub tuple: [u8; TUPLE_BYTES],
     /// Address of the tracepoint's arguments: on the stack, below every frame that led to the drop.
@@ -47,7 +58,7 @@ pub struct Packet {
 }
 
 #[btf_map]
-static PACKET: PerCpuArray<Packet, 1> = PerCpuArray::new();
+static ROOMS: PerCpuArray<Rooms, 1> = PerCpuArray::new();
 
 /// Writes one field of the scratch space: volatile, so that it is there and nowhere else.
 macro_rules! put {
@@ -65,10 +76,66 @@ macro_rules! get {
 }
 pub(crate) use get;
 
-/// This CPU's room.
+/// Room of the packet that this CPU looks at; between [`enter`] and [`leave`].
 #[inline(always)]
 pub fn packet() -> Option<*mut Packet> {
-    PACKET.get_ptr_mut(0)
+    let rooms = ROOMS.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's slot, and the mask keeps it inside. Volatile: a branch for each room would have the verifier
+    // walk everything twice.
+    unsafe {
+        let at = (&raw const (*rooms).depth).read_volatile().wrapping_sub(1) & (DEEPEST - 1);
+        Some((&raw mut (*rooms).rooms).cast::<Packet>().add(at as usize))
+    }
+}
+
+/// Takes room for a packet, in the program that looks at all of them: false where there is none. Since about Linux 6.1 the kernel does not run it for a packet that
+/// interrupts it, and counts that; [`enter_inner`] is for those. Before, it does.
+#[inline(always)]
+pub fn enter(address: u64) -> bool {
+    let Some(rooms) = ROOMS.get_ptr_mut(0) else { return false };
+    // SAFETY: the pointer is to this CPU's slot, which nobody else writes but what interrupts this and puts everything back.
+    unsafe {
+        let depth = (&raw const (*rooms).depth).read_volatile();
+        if depth >= DEEPEST {
+            return false;
+        }
+        if depth > 0 {
+            (*rooms).inner = address;
+        }
+        (&raw mut (*rooms).depth).write_volatile(depth + 1);
+    }
+    true
+}
+
+/// Takes room for a packet for which the first program was not run, because the packet interrupted it; false where it was run. In the
+/// program that comes after it.
+#[inline(always)]
+pub fn enter_inner(address: u64) -> bool {
+    let Some(rooms) = ROOMS.get_ptr_mut(0) else { return false };
+    // SAFETY: as in `enter`.
+    unsafe {
+        let depth = (&raw const (*rooms).depth).read_volatile();
+        if depth != 1 {
+            return false;
+        }
+        if (*rooms).inner == address {
+            (*rooms).inner = 0;
+            return false;
+        }
+        (&raw mut (*rooms).depth).write_volatile(DEEPEST);
+    }
+    true
+}
+
+/// Gives the room back.
+#[inline(always)]
+pub fn leave() {
+    let Some(rooms) = ROOMS.get_ptr_mut(0) else { return };
+    // SAFETY: as in `enter`.
+    unsafe {
+        let depth = (&raw const (*rooms).depth).read_volatile();
+        (&raw mut (*rooms).depth).write_volatile(depth.wrapping_sub(1));
+    }
 }
 
 /// Begins with a new packet: the key is empty.

@@ -262,7 +262,11 @@ pub(super) fn run(verbose: u8) -> Result<Exit> {
             let of_the_store = lost.load(Ordering::Relaxed);
             let account = account.with_store_losses(of_the_store);
             let packets = if account.reported == 1 { "packet" } else { "packets" };
-            note(&format!("observer: {} {packets} recorded, {} lost", account.reported, account.lost.total()));
+            let unseen = match account.missed_max {
+                0 => String::new(),
+                most => format!(", up to {most} not seen"),
+            };
+            note(&format!("observer: {} {packets} recorded, {} lost{unseen}", account.reported, account.lost.total()));
             Ok(if strict && anything_lost(&account) { Exit::Lost } else { Exit::Done })
         }
         Ended::ClosedPipe => Ok(Exit::Done),

@@ -216,7 +216,7 @@ impl Probes {
             probes.states.push(HookState { hook, result });
         }
         if !is_avoided(RULES)
-            && let Err(error) = probes.attach_second()
+            && let Err(error) = probes.attach_inner()
         {
             log::debug!("rules will be told only as long as nobody else looks at drops: {error:#}");
         }
@@ -314,10 +314,10 @@ impl Probes {
             .map_or(0, |owners| owners.keys().filter(Result::is_ok).count())
     }
 
-    /// One more program at the drops' tracepoint, which does nothing. A tracepoint with one program calls it directly, one
-    /// with several by way of a list: so the stack below a drop is always as deep, whoever else looks at drops or ceases to.
-    fn attach_second(&mut self) -> anyhow::Result<()> {
-        let program = self.ebpf.program_mut(program::SECOND).context("the BPF object has no second program")?;
+    /// The program for packets that interrupt the one at the drops' tracepoint, behind that. Also, a tracepoint with one program calls it
+    /// directly, one with several by way of a list: so the stack below a drop is always as deep, whoever else looks at drops or ceases to.
+    fn attach_inner(&mut self) -> anyhow::Result<()> {
+        let program = self.ebpf.program_mut(program::INNER).context("the BPF object has no inner program")?;
         let program: &mut RawTracePoint = program.try_into()?;
         program.load()?;
         let id = program.attach("kfree_skb")?;
@@ -342,7 +342,8 @@ impl Probes {
 
     /// Upper bound of the drops that no program saw because the kernel skipped the run; `None` where it does not say.
     pub fn missed_max(&self) -> Option<u64> {
-        self.skipped_runs(|hook| hook.required)
+        let skipped = self.skipped_runs(|hook| hook.required)?;
+        Some(skipped.saturating_sub(self.totals().map_or(0, |totals| totals.inner)))
     }
 
     /// Upper bound of the processes' beginnings and programs that were not told because the kernel skipped the run; `None`

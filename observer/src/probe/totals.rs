@@ -14,6 +14,8 @@ pub struct Totals {
     pub filtered: u64,
     /// Of these, without room for their count.
     pub map: u64,
+    /// Packets that interrupted the program for all, and that the one for those was run for.
+    pub inner: u64,
     /// First packets of a key that were counted but not handed over.
     pub records_skipped: u64,
     /// Sockets whose owner could not be kept, in sockets.
@@ -29,6 +31,7 @@ pub fn read(counters: &PerCpuArray<MapData, u64>) -> Result<Totals, aya::maps::M
         seen: sum(Counter::Seen)?,
         filtered: sum(Counter::Filtered)?,
         map: sum(Counter::MapFull)?,
+        inner: sum(Counter::Inner)?,
         records_skipped: sum(Counter::RecordSkipped)?,
         owner_map_full: sum(Counter::OwnerMapFull)?,
         process_ring_full: sum(Counter::ProcessRingFull)?,

@@ -275,7 +275,7 @@ impl Conclusion {
         }
         parts.push(format!("lost {}", self.account.lost.total()));
         if self.account.missed_max > 0 {
-            parts.push(format!("up to {} runs skipped by the kernel", self.account.missed_max));
+            parts.push(format!("up to {} not seen", self.account.missed_max));
         }
         if self.account.degraded.is_empty() {
             parts.push("all probes attached".to_owned());

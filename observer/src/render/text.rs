@@ -233,7 +233,7 @@ pub(crate) fn account(writer: &mut impl Write, coverage: &Coverage, stories: u64
         write!(writer, " · lost 0")?;
     }
     if account.missed_max > 0 {
-        write!(writer, " · up to {} runs skipped by the kernel", account.missed_max)?;
+        write!(writer, " · up to {} not seen", account.missed_max)?;
     }
     writeln!(writer)?;
     for degraded in &account.degraded {

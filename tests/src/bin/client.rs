@@ -3,14 +3,14 @@
 //! COUNT IPV4 IPV6` starts so many to a port each, of which every fourth sends eight datagrams; `client forks COUNT` starts
 //! so many that do nothing; `client flood ADDRESS PORT COUNT THREADS`
 //! sends so many datagrams by each thread; `client connects ADDRESS PORT COUNT` begins so many connections, each from
-//! another port; `client scan IPV4 PORT COUNT` sends a datagram to so many addresses, from that one on; `client answer FILE` answers a
+//! another port; `client waits ADDRESS PORT COUNT SECONDS` begins so many and keeps them so long; `client scan IPV4 PORT COUNT` sends a datagram to so many addresses, from that one on; `client answer FILE` answers a
 //! datagram of a socket that systemd made for it; `client uring ADDRESS PORT` begins a connection and sends a datagram through io_uring, each by a worker
 //! thread of the kernel's; `client refuse QUEUE` says `listening` and refuses every packet that netfilter puts into that queue, until it
 //! is killed.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    os::fd::{AsRawFd, FromRawFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     process::{Child, Command, ExitCode},
     thread,
     time::{Duration, Instant},
@@ -65,6 +65,9 @@ fn run(words: &[&str]) -> Result<()> {
         ["connects", address, port, count] => {
             connects(SocketAddr::new(address.parse()?, port.parse()?), count.parse()?)
         }
+        ["waits", address, port, count, seconds] => {
+            waits(SocketAddr::new(address.parse()?, port.parse()?), count.parse()?, seconds.parse()?)
+        }
         ["scan", network, port, count] => scan(network.parse()?, port.parse()?, count.parse()?),
         ["answer", done] => answer(done),
         ["uring", address, port] => uring(SocketAddr::new(address.parse()?, port.parse()?)),
@@ -75,10 +78,22 @@ fn run(words: &[&str]) -> Result<()> {
 }
 
 fn once(address: SocketAddr) -> Result<()> {
+    begin(address).map(drop)
+}
+
+/// Connections that wait for so long: the kernel sends their first packets again.
+fn waits(address: SocketAddr, count: u32, seconds: u64) -> Result<()> {
+    let sockets: Vec<_> = (0..count).map(|_| begin(address)).collect::<Result<_>>()?;
+    thread::sleep(Duration::from_secs(seconds));
+    drop(sockets);
+    Ok(())
+}
+
+fn begin(address: SocketAddr) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let client = socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
     match connect(client.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(client),
         Err(error) => Err(error).context("connect"),
     }
 }

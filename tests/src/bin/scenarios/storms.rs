@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
-    process::Stdio,
+    process::{Child, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -24,6 +24,7 @@ use crate::{Outcome, Scenario};
 pub(crate) const ALL: &[Scenario] = &[
     ("ten_million_packets_on_one_cpu", || flood(FAR_V4, 10_000_000, 1)),
     ("ten_million_packets_on_two_cpus", || flood(FAR_V6, 5_000_000, 2)),
+    ("what_a_timer_sends_beside_a_flood", timers),
     ("fifty_thousand_connects", connects),
     ("ten_thousand_destinations", destinations),
     ("more_destinations_than_there_is_room_for", too_many_destinations),
@@ -61,6 +62,40 @@ fn exact(lab: &Lab, report: &Report, at_least: u64) -> Result<()> {
     let short = counted.checked_sub(reported).context("more is told than was counted")?;
     ensure!(short <= report.number("/missed_max"), "{counted} counted: {}", report.account);
     Ok(())
+}
+
+/// A flood keeps every CPU in the program that looks at drops, and timers send again meanwhile: what interrupts that program is seen too.
+fn timers() -> Result<Outcome> {
+    const CONNECTIONS: u64 = 600;
+    let lab = Lab::new()?;
+    lab.client.nft(RULES)?;
+    let observer = Observer::watch(&lab.client)?;
+    let start = |words: &[&str]| -> Result<Child> {
+        let program = std::env::current_exe()?.with_file_name("client");
+        lab.client.command(program).args(words).stdin(Stdio::null()).spawn().context("client")
+    };
+    let threads = thread::available_parallelism()?.get().to_string();
+    let mut flood = start(&["flood", FAR_V4, "443", "1000000000", &threads])?;
+    let mut waiting = start(&["waits", FAR_V6, "443", &CONNECTIONS.to_string(), "8"])?;
+    let is_well = waiting.wait()?.success();
+    flood.kill()?;
+    flood.wait()?;
+    ensure!(is_well, "the client failed");
+    let report = observer.stop()?;
+    let counted = lab.client.counted()?;
+    let (reported, unseen) = (report.number("/reported") + report.number("/lost/map"), report.number("/missed_max"));
+    let again: u64 = report
+        .events
+        .iter()
+        .filter(|event| event["destination"]["ip"] == FAR_V6)
+        .filter_map(|event| event["egress"]["count"].as_u64())
+        .sum();
+    ensure!(again > 2 * CONNECTIONS, "{again} packets of {CONNECTIONS} connections were seen");
+    // Each of them may have interrupted the program; the few that do so at its first instructions are not seen, and said.
+    ensure!(unseen <= again / 50, "{unseen} of {again} were skipped: {}", report.account);
+    // A kernel may run no program at all while a process of the host's own is interrupted.
+    ensure!(counted - reported <= unseen + again / 50, "{counted} were counted: {}", report.account);
+    Ok(Outcome::Passed)
 }
 
 fn flood(address: &str, count: u64, threads: u64) -> Result<Outcome> {
