@@ -245,6 +245,15 @@ fn namespace_path(text: &str) -> Option<PathBuf> {
     (text != "all").then_some(path)
 }
 
+/// What became of the file of a namespace, where it is not that of this number any more.
+fn fate(path: &Path, number: u32) -> io::Result<Option<&'static str>> {
+    match std::fs::metadata(path) {
+        Ok(about) => Ok((about.ino() != u64::from(number)).then_some("was made again")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some("was removed")),
+        Err(error) => Err(error),
+    }
+}
+
 /// Says once that a namespace that was named is gone, or was made again; never returns.
 pub(super) async fn watch_namespace(named: Option<(PathBuf, u32)>) {
     /// It is looked for so often.
@@ -252,10 +261,9 @@ pub(super) async fn watch_namespace(named: Option<(PathBuf, u32)>) {
     let Some((path, number)) = named else { return std::future::pending().await };
     let said = loop {
         tokio::time::sleep(LOOK).await;
-        match std::fs::metadata(&path) {
-            Ok(about) if about.ino() == u64::from(number) => {}
-            Ok(_) => break "was made again",
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break "was removed",
+        match fate(&path, number) {
+            Ok(None) => {}
+            Ok(Some(said)) => break said,
             // By now this process is an unprivileged user's.
             Err(_) => return std::future::pending().await,
         }
@@ -285,4 +293,33 @@ pub(super) fn namespace(text: &str) -> Result<Option<u32>> {
     }
     let number = u32::try_from(metadata.ino()).context("the namespace's number is too large")?;
     Ok(Some(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_is_gone_or_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("name"), folder.path().join("other"));
+        std::fs::write(&path, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        let number = u32::try_from(std::fs::metadata(&path).unwrap().ino()).unwrap();
+        assert_eq!(fate(&path, number).unwrap(), None);
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(fate(&path, number).unwrap(), Some("was made again"));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(fate(&path, number).unwrap(), Some("was removed"));
+    }
+
+    #[test]
+    fn a_destination_that_is_none_is_not_looked_up() {
+        let never = |name: &str| -> Result<Vec<IpAddr>> { panic!("{name} is looked up") };
+        for text in ["300.1.1.1", "1.2.3", "203.0.113.0/33", "fe80::g", ""] {
+            let error = destination(text, never).unwrap_err();
+            assert!(error.to_string().contains("neither an address, a network nor a host name"), "{text}: {error}");
+        }
+        assert!(destination("203.0.113.0/24", never).is_ok() && destination("::1", never).is_ok());
+    }
 }
