@@ -272,7 +272,7 @@ pub(super) async fn watch_namespace(named: Option<(PathBuf, u32)>) {
         "observer: warning: the network namespace {} {said}: nothing more of it is observed until observer is restarted",
         path.display()
     ));
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Inode number of a network namespace; `None` for all.

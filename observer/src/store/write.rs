@@ -415,7 +415,7 @@ mod tests {
             third.connection.query_row(sql, [why], |row| row.get(0)).unwrap()
         };
         assert_eq!((count("stopped"), count("ended by force%"), count("no sign%")), (1, 1, 1));
-        third.live(crate::store::entry::nanoseconds(jiff::Timestamp::now())).unwrap();
+        third.live(nanoseconds(jiff::Timestamp::now())).unwrap();
         assert_eq!(count("no sign%"), 0);
     }
 }
